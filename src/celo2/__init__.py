@@ -1,0 +1,54 @@
+"""Celo2: a learned optimizer that replaces AdamW in one line.
+
+`import celo2` loads neither JAX nor PyTorch; the names below are imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from celo2._version import __version__
+
+if TYPE_CHECKING:
+    from celo2.config import RuleConfig
+    from celo2.jax.routing import DimensionNumbers, label_table, param_labels
+    from celo2.jax.transform import celo2, celo2_base, scale_by_celo2
+    from celo2.weights import Weights, load_checkpoint
+
+_HOME = {
+    "RuleConfig": "celo2.config",
+    "Weights": "celo2.weights",
+    "load_checkpoint": "celo2.weights",
+    "DimensionNumbers": "celo2.jax.routing",
+    "label_table": "celo2.jax.routing",
+    "param_labels": "celo2.jax.routing",
+    "celo2": "celo2.jax.transform",
+    "celo2_base": "celo2.jax.transform",
+    "scale_by_celo2": "celo2.jax.transform",
+}
+
+__all__ = [
+    "DimensionNumbers",
+    "RuleConfig",
+    "Weights",
+    "__version__",
+    "celo2",
+    "celo2_base",
+    "label_table",
+    "load_checkpoint",
+    "param_labels",
+    "scale_by_celo2",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'celo2' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

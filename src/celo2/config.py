@@ -1,0 +1,278 @@
+"""The options of the Celo2 rule, and the table of its input features.
+
+Source: Celo2 (arXiv 2602.19142), section 3 and the options of its public implementation.
+Every backend (JAX, PyTorch, the weight files) reads this one table, so that a feature's place
+in the weight matrices `w0__0 … w0__13` has a single definition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+__all__ = ["CONTRACT_VERSION", "FEATURES", "NUM_OUTPUTS", "Feature", "RuleConfig", "nearest_name"]
+
+CONTRACT_VERSION = 1  # of the feature table and the network below; stored in every weight file
+NUM_OUTPUTS = 3  # direction, magnitude, and one that the rule never reads
+
+Activation = Literal["relu", "tanh"]
+ACTIVATIONS: tuple[str, ...] = ("relu", "tanh")
+
+
+class Feature(NamedTuple):
+    """One group of input channels of the network.
+
+    Attributes:
+        name: What the backends call it.
+        option: The `RuleConfig` switch that enables it.
+        channels: How many channels it has: `"one"`, or one for each decay of an accumulator family.
+        min_rank: The lowest tensor rank that has this feature (the factored ones need a matrix).
+    """
+
+    name: str
+    option: str
+    channels: Literal["one", "momentum", "rms", "adafactor"]
+    min_rank: int = 0
+
+
+FEATURES: tuple[Feature, ...] = (
+    Feature("grad", "with_g", "one"),
+    Feature("clipped_grad", "with_grad_clip_feat", "one"),
+    Feature("param", "with_p", "one"),
+    Feature("momentum", "with_m", "momentum"),
+    Feature("rms", "with_rms", "rms"),
+    Feature("normalized_momentum", "with_rms_norm_g", "momentum"),
+    Feature("rsqrt_rms", "with_rsqrt_rms", "rms"),
+    Feature("factored_grad", "with_fac_norm_g", "adafactor"),
+    Feature("normalized_grad", "with_rms_only_norm_g", "rms"),
+    Feature("row", "with_fac_rms", "adafactor", 2),
+    Feature("col", "with_fac_rms", "adafactor", 2),
+    Feature("rsqrt_row", "with_fac_rsqrt", "adafactor", 2),
+    Feature("rsqrt_col", "with_fac_rsqrt", "adafactor", 2),
+    Feature("factored_momentum", "with_fac_mom_mult", "adafactor", 2),
+)
+"""The 14 input groups in the order of the weight matrices (arXiv 2602.19142, section 3)."""
+
+
+def nearest_name(name: str, valid: Iterable[str]) -> str:
+    """Returns `"; did you mean 'x'?"` for the closest valid name, or an empty string."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleConfig:
+    """Every option of the rule; the defaults are the reference's (the Celo2 variant).
+
+    Attributes:
+        ff_hidden_size: Width of the hidden layers, ≥ 1.
+        ff_hidden_layers: Number of hidden layers, ≥ 1.
+        initial_momentum_decays: Decays β of the momentum accumulators `m ← β m + (1-β) g`, in [0, 1).
+        initial_rms_decays: Decays of the second-moment accumulators `v ← β v + (1-β) g²`: one,
+            or as many as there are momentum decays.
+        initial_adafactor_decays: Decays of the row and column accumulators; as many as there are
+            momentum decays when `with_fac_mom_mult` is on.
+        exp_mult: Factor in `step = direction · exp(exp_mult · magnitude)`; 0 ignores the magnitude.
+        rmsmult: Root mean square of a normalised step.
+        with_g: Feature: gradient.
+        with_m: Feature: momenta.
+        with_rms: Feature: second moment.
+        with_rms_norm_g: Feature: momenta over the root of the second moment.
+        with_rsqrt_rms: Feature: reciprocal root of the second moment.
+        with_p: Feature: parameter.
+        with_fac_norm_g: Feature: gradient over the factored second moment.
+        with_fac_rms: Features: row and column second moments (rank ≥ 2).
+        with_fac_rsqrt: Features: their reciprocal roots (rank ≥ 2).
+        with_grad_clip_feat: Feature: gradient clipped to ±0.1.
+        with_fac_mom_mult: Feature: momenta over the factored second moment (rank ≥ 2).
+        with_rms_only_norm_g: Feature: gradient over the root of the second moment.
+        param_scale_mult: Multiply the step by the parameter's root mean square.
+        precondition_output: Multiply the final step by the reciprocal root of the last second moment.
+        normalize_input: Divide each input channel by its own root mean square.
+        normalize_output: Divide the step by its root mean square.
+        aggregate_mag: Use the tensor's mean magnitude instead of one magnitude per element.
+        bias_correction: Divide the accumulators by `1 - β^t`.
+        mlp_activation: `"relu"` or `"tanh"`.
+        orthogonalize: Newton–Schulz on the last two axes of tensors of rank ≥ 2: on for Celo2,
+            off for Celo2-base.
+        ns_coeffs: The three coefficients of the Newton–Schulz polynomial.
+        ns_iters: Newton–Schulz iterations, ≥ 0.
+        ns_eps: Added to the Frobenius norm before Newton–Schulz.
+
+    Raises:
+        ValueError: An option is out of its range; the message says what to use instead.
+
+    Example:
+        >>> RuleConfig(orthogonalize=False).variant
+        'celo2-base'
+        >>> RuleConfig().num_parameters
+        347
+    """
+
+    ff_hidden_size: int = 8
+    ff_hidden_layers: int = 2
+    initial_momentum_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    initial_rms_decays: tuple[float, ...] = (0.95,)
+    initial_adafactor_decays: tuple[float, ...] = (0.9, 0.99, 0.999)
+    exp_mult: float = 0.0
+    rmsmult: float = 1.0
+    with_g: bool = True
+    with_m: bool = True
+    with_rms: bool = True
+    with_rms_norm_g: bool = True
+    with_rsqrt_rms: bool = True
+    with_p: bool = True
+    with_fac_norm_g: bool = True
+    with_fac_rms: bool = True
+    with_fac_rsqrt: bool = True
+    with_grad_clip_feat: bool = True
+    with_fac_mom_mult: bool = True
+    with_rms_only_norm_g: bool = True
+    param_scale_mult: bool = False
+    precondition_output: bool = False
+    normalize_input: bool = True
+    normalize_output: bool = True
+    aggregate_mag: bool = False
+    bias_correction: bool = False
+    mlp_activation: Activation = "relu"
+    orthogonalize: bool = True
+    ns_coeffs: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+    ns_iters: int = 5
+    ns_eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Normalises sequences to tuples of floats and checks every range."""
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, tuple):
+                object.__setattr__(self, field.name, _as_floats(field.name, getattr(self, field.name)))
+            else:
+                _check_type(field.name, getattr(self, field.name), field.default)
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        for name, least in (("ff_hidden_size", 1), ("ff_hidden_layers", 1), ("ns_iters", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for name in ("initial_momentum_decays", "initial_rms_decays", "initial_adafactor_decays"):
+            decays = getattr(self, name)
+            if not decays or not all(0.0 <= decay < 1.0 for decay in decays):
+                raise ValueError(f"{name} must be one or more decays in [0, 1), got {decays}.")
+        if len(self.initial_rms_decays) not in (1, len(self.initial_momentum_decays)):
+            raise ValueError(
+                "initial_rms_decays must have one decay or as many as initial_momentum_decays "
+                f"({len(self.initial_momentum_decays)}), got {len(self.initial_rms_decays)}."
+            )
+        if self.with_fac_mom_mult and len(self.initial_adafactor_decays) != len(self.initial_momentum_decays):
+            raise ValueError(
+                "with_fac_mom_mult pairs each momentum with a row and a column accumulator: "
+                f"initial_adafactor_decays has {len(self.initial_adafactor_decays)} decays, expected "
+                f"{len(self.initial_momentum_decays)}; give as many, or set with_fac_mom_mult=False."
+            )
+        if len(self.ns_coeffs) != 3:
+            raise ValueError(f"ns_coeffs must have three coefficients, got {self.ns_coeffs}.")
+        if self.mlp_activation not in ACTIVATIONS:
+            raise ValueError(f"mlp_activation must be one of {ACTIVATIONS}, got {self.mlp_activation!r}.")
+        if not self.ns_eps > 0 or not math.isfinite(self.ns_eps):
+            raise ValueError(f"ns_eps must be positive and finite, got {self.ns_eps}.")
+        if not self.feature_groups(0):
+            raise ValueError("every feature of vectors is switched off; enable one, with_g=True say.")
+
+    @property
+    def variant(self) -> str:
+        """`"celo2"` when the rule orthogonalises, `"celo2-base"` when it does not."""
+        return "celo2" if self.orthogonalize else "celo2-base"
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the network has (347 by default)."""
+        return sum(math.prod(shape) for shape in self.weight_shapes().values())
+
+    def num_channels(self, feature: Feature) -> int:
+        """Number of input channels of one feature group under these decays."""
+        return {
+            "one": 1,
+            "momentum": len(self.initial_momentum_decays),
+            "rms": len(self.initial_rms_decays),
+            "adafactor": len(self.initial_adafactor_decays),
+        }[feature.channels]
+
+    def feature_groups(self, rank: int) -> tuple[tuple[str, Feature], ...]:
+        """The enabled groups of a tensor of this rank, as `(weight name, feature)` in order.
+
+        The numbering counts the enabled groups of a matrix; a vector uses the first of them.
+        """
+        enabled = [feature for feature in FEATURES if getattr(self, feature.option)]
+        return tuple(
+            (f"w0__{index}", feature) for index, feature in enumerate(enabled) if rank >= feature.min_rank
+        )
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every array of the network: `w0__i`, `b0`, `w1`, `b1`, …"""
+        hidden = self.ff_hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            name: (self.num_channels(feature), hidden) for name, feature in self.feature_groups(2)
+        }
+        shapes["b0"] = (hidden,)
+        for layer in range(1, self.ff_hidden_layers + 1):
+            width = NUM_OUTPUTS if layer == self.ff_hidden_layers else hidden
+            shapes[f"w{layer}"] = (hidden, width)
+            shapes[f"b{layer}"] = (width,)
+        return shapes
+
+    def replace(self, **options: Any) -> RuleConfig:
+        """A copy with some options changed; an unknown name is refused with the nearest valid one."""
+        self.check_option_names(options)
+        return dataclasses.replace(self, **options)
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """The names of all options."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def check_option_names(cls, names: Iterable[str]) -> None:
+        """Raises a TypeError that suggests the nearest valid name for an unknown option."""
+        for name in names:
+            if name not in cls.option_names():
+                raise TypeError(
+                    f"unknown option {name!r}{nearest_name(name, cls.option_names())} "
+                    f"Options of the rule: {', '.join(cls.option_names())}."
+                )
+
+    def to_json(self) -> str:
+        """The options as a JSON object."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> RuleConfig:
+        """Reads what `to_json` wrote; unknown options are refused, absent ones take the default."""
+        options = json.loads(text)
+        if not isinstance(options, Mapping):
+            raise ValueError(f"a rule config must be a JSON object, got {type(options).__name__}.")
+        cls.check_option_names(options)
+        return cls(**options)
+
+
+def _as_floats(name: str, value: Any) -> tuple[float, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a sequence of numbers, got {value!r}.")
+    try:
+        numbers = tuple(float(number) for number in value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a sequence of numbers, got {value!r}.") from error
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"{name} must be finite, got {numbers}.")
+    return numbers
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    kind = type(default)
+    right = isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        right = math.isfinite(value)
+    if not right:
+        raise ValueError(f"{name} must be a {'finite number' if kind is float else kind.__name__}, got {value!r}.")

@@ -1,0 +1,1 @@
+"""Judging optimizers: train one task many ways, compare, report."""

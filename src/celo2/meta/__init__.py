@@ -1,0 +1,1 @@
+"""Meta-training: persistent evolution strategies over short pieces of inner training."""

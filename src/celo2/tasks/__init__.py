@@ -1,0 +1,1 @@
+"""The problems: what meta-training learns from and what a comparison trains."""

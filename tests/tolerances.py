@@ -1,0 +1,39 @@
+"""Every numerical tolerance of the parity tests, near three times the error measured, with its reason.
+
+An error is the largest difference over the largest magnitude expected (`relative_error`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+NEARLY_ZERO = 1e-3  # below this magnitude a whole step is compared absolutely, in units of this number
+
+# name: (tolerance, reason); the largest error measured in parentheses
+TOLERANCES = {
+    "oracle, reference": (2.5e-5, "the reference's float32 rounding (7.1e-6, no_normalize_input mlp/w_wide)"),
+    "oracle, reference, orthogonalized": (
+        1.2e-4,
+        "Newton–Schulz amplifies the reference's float32 rounding along small singular values "
+        "(3.8e-5, celo2_mixed square/w; 9.2e-6 elsewhere)",
+    ),
+    "oracle, golden": (3e-7, "golden files store float32 (6e-8), and matmul order differs between machines"),
+    "pes oracle, reference": (1e-6, "float32 sums over K steps in the reference (2.3e-7)"),
+}
+
+
+def tolerance(name: str) -> float:
+    """The tolerance of one comparison."""
+    return TOLERANCES[name][0]
+
+
+def relative_error(actual: ArrayLike, expected: ArrayLike) -> float:
+    """max |actual - expected| / max |expected|, the denominator at least `NEARLY_ZERO`; NaN is an error."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    if actual.shape != expected.shape:
+        raise ValueError(f"shapes differ: {actual.shape} and {expected.shape}.")
+    if actual.size == 0:
+        return 0.0
+    error = np.max(np.abs(actual - expected)) / max(np.max(np.abs(expected)), NEARLY_ZERO)
+    return float("inf") if np.isnan(error) else float(error)

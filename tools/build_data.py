@@ -1,0 +1,47 @@
+"""Builds the arrays shipped in `src/celo2/data` from the project's reference copies.
+
+    python tools/build_data.py [--source ../shared/data] [--out src/celo2/data]
+
+The source folder holds `images28.npz` and `images8.npz` (uint8, `<set>_{train,test}_{x,y}`). Each
+file written has two arrays, `image` (uint8) and `label` (uint8), examples in their published order;
+`celo2.tasks.datasets` splits them. NumPy stamps every member of an archive with the same date, so
+that the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+
+def main() -> None:
+    """Reads the command line and writes the three archives."""
+    root = Path(__file__).resolve().parents[1]
+    parser = argparse.ArgumentParser(description="Build the arrays shipped with celo2.")
+    parser.add_argument("--source", type=Path, default=root.parent / "shared" / "data")
+    parser.add_argument("--out", type=Path, default=root / "src" / "celo2" / "data")
+    arguments = parser.parse_args()
+    with np.load(arguments.source / "images28.npz", allow_pickle=False) as images28:
+        image, label = images28["fashion_mnist_test_x"], images28["fashion_mnist_test_y"]
+    write(arguments.out / "fashion_mnist_sample_10k.npz", image, label)
+    with np.load(arguments.source / "images8.npz", allow_pickle=False) as images8:
+        for name in ("mnist", "digits"):
+            image, label = (
+                np.concatenate([images8[f"{name}_{split}_{axis}"] for split in ("train", "test")])
+                for axis in "xy"
+            )
+            write(arguments.out / f"{name}_8x8.npz", image, label)
+
+
+def write(path: Path, image: np.ndarray, label: np.ndarray) -> None:
+    """Writes one archive and says how large it came out."""
+    if image.dtype != np.uint8 or label.dtype != np.uint8 or len(image) != len(label):
+        raise ValueError(f"{path.name}: expected uint8 images and as many uint8 labels.")
+    np.savez_compressed(path, image=image, label=label)
+    print(f"{path.name}: {image.shape}, {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The weight file of this package: safetensors with the options and the provenance as metadata.
+
+The metadata are four texts: `format`, `contract_version`, `config` and `provenance` (JSON objects).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import safetensors
+
+from celo2.config import CONTRACT_VERSION, RuleConfig
+
+__all__ = ["Contents", "check_version", "decode_safetensors", "encode_safetensors"]
+
+_FORMAT = "celo2-weights"
+
+
+class Contents(NamedTuple):
+    """What a weight file holds: float32 arrays by name, options, free text by field, version."""
+
+    arrays: Mapping[str, np.ndarray]
+    config: RuleConfig
+    provenance: Mapping[str, str]
+    contract_version: int
+
+
+def decode_safetensors(data: bytes) -> Contents:
+    """Reads a weight file.
+
+    Raises:
+        ValueError: The bytes are no weight file of this package; the message says what was
+            expected and found. Whether the arrays fit the options is not looked at.
+    """
+    try:
+        entries = safetensors.deserialize(data)  # checks the header, the offsets and the lengths
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"expected a safetensors file, found {error}.") from error
+    arrays = {}
+    for name, entry in entries:
+        if entry["dtype"] != "F32":
+            raise ValueError(
+                f"{name:.80} has dtype {entry['dtype']}, expected F32 (float32); convert it first."
+            )
+        arrays[name] = np.frombuffer(entry["data"], "<f4").reshape(entry["shape"]).astype(np.float32)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return Contents(arrays, *_decode_metadata(header.get("__metadata__") or {}))
+
+
+def encode_safetensors(contents: Contents) -> bytes:
+    """The bytes of a weight file.
+
+    The library writes the metadata in a random order, so its files have no lasting checksum; hence
+    the header is written here: its length in eight bytes, then JSON, padded to a multiple of eight.
+    """
+    metadata = {
+        "config": contents.config.to_json(),
+        "contract_version": str(contents.contract_version),
+        "format": _FORMAT,
+        "provenance": json.dumps(dict(contents.provenance), sort_keys=True),
+    }
+    header: dict[str, object] = {"__metadata__": metadata}
+    end = 0
+    for name, array in contents.arrays.items():
+        begin, end = end, end + 4 * array.size
+        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    body = b"".join(array.astype("<f4").tobytes() for array in contents.arrays.values())
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def check_version(version: int) -> None:
+    """Raises a ValueError for a version of the feature table that this release does not know."""
+    if version > CONTRACT_VERSION:
+        raise ValueError(
+            f"contract version {version} is newer than {CONTRACT_VERSION}, the last known; upgrade celo2."
+        )
+    if version < 1:
+        raise ValueError(f"contract version must be at least 1, found {version}.")
+
+
+def _decode_metadata(metadata: Mapping[str, str]) -> tuple[RuleConfig, dict[str, str], int]:
+    if metadata.get("format") != _FORMAT:
+        found = f"the metadata {metadata!r:.120}"
+        raise ValueError(
+            f"not a weight file of celo2: expected the metadata format={_FORMAT!r}, found {found}."
+        )
+    version = metadata.get("contract_version", "")
+    if not re.fullmatch(r"[0-9]{1,9}", version):
+        raise ValueError(f"expected a whole number as contract_version, found {version!r:.40}.")
+    check_version(int(version))  # before the options, of which a newer contract may have more
+    try:
+        config = RuleConfig.from_json(metadata["config"])
+        provenance = json.loads(metadata["provenance"])
+    except KeyError as error:
+        raise ValueError(f"the metadata lack {error}.") from error
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ValueError(f"bad metadata: {error!s:.300}") from error
+    if not isinstance(provenance, dict):
+        raise ValueError(f"provenance must be a JSON object, found {type(provenance).__name__}.")
+    return config, provenance, int(version)

@@ -1,0 +1,93 @@
+"""Weight files by name: those inside the package, and those on the Hugging Face hub (the `hub` extra)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path, PurePosixPath
+
+from celo2._extras import require
+from celo2._upstream import THETA_FILE
+
+__all__ = ["SHIPPED", "download", "shipped_file"]
+
+SHIPPED = ("celo2", "celo2-base")
+
+_REMEDY = "download the file and give its path, or use the shipped 'celo2' or 'celo2-base'"
+
+
+def shipped_file(name: str) -> Traversable:
+    """The file of shipped weights inside the package; `name` is one of `SHIPPED`.
+
+    Raises:
+        FileNotFoundError: This installation lacks it.
+    """
+    file = _pretrained() / f"{name}.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"no shipped weights {name!r} at {file}; reinstall celo2, or give a file.")
+    return file
+
+
+def download(repo_id: str, max_bytes: int) -> Path:
+    """The local path of a repository's weight file, downloaded unless the hub's cache has it.
+
+    Args:
+        repo_id: `"owner/name"`.
+        max_bytes: A larger file is not downloaded.
+
+    Raises:
+        ImportError: huggingface_hub is not installed.
+        FileNotFoundError: The hub knows no such repository.
+        ConnectionError: The hub cannot be reached and its cache does not hold the repository.
+        ValueError: The repository holds no weight file, several, or one that is too large.
+    """
+    try:
+        require("hub", "huggingface_hub")
+    except ImportError as error:
+        raise ImportError(
+            f"{repo_id!r} is no file here, so it is taken for a hub repository; {error}"
+        ) from None
+    import huggingface_hub as hub
+
+    try:
+        files = hub.model_info(repo_id, files_metadata=True).siblings or []
+    except hub.errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"{repo_id!r} is neither a file here nor a repository of the hub.") from error
+    except Exception as error:  # the hub's HTTP library differs between versions, and so do its errors
+        return _from_cache(repo_id, error)
+    sizes = {file.rfilename: file.size for file in files}
+    name = _pick(repo_id, sizes)
+    if (sizes[name] or 0) > max_bytes:
+        raise ValueError(f"{repo_id}/{name} has {sizes[name]} bytes, expected at most {max_bytes}.")
+    return Path(hub.hf_hub_download(repo_id, name))
+
+
+def _pretrained() -> Traversable:
+    return resources.files("celo2") / "pretrained"
+
+
+def _from_cache(repo_id: str, reason: Exception) -> Path:
+    """The weight file of a repository that was downloaded before, for offline use."""
+    import huggingface_hub as hub
+
+    try:
+        folder = Path(hub.snapshot_download(repo_id, local_files_only=True))
+    except Exception:
+        raise ConnectionError(
+            f"{repo_id!r} is no file here, and the Hugging Face hub cannot be reached ({reason}); {_REMEDY}."
+        ) from reason
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return folder / _pick(repo_id, names)
+
+
+def _pick(repo_id: str, names: Iterable[str]) -> str:
+    """The one weight file among the names: the top folder before others, ours before upstream's."""
+    paths = sorted(PurePosixPath(name) for name in names)
+    weights = [path for path in paths if path.suffix == ".safetensors" or path.name == THETA_FILE]
+    top = [path for path in weights if len(path.parts) == 1] or weights
+    best = [path for path in top if path.suffix == ".safetensors"] or top
+    if len(best) != 1:
+        found = ", ".join(map(str, best)) or "none"
+        raise ValueError(f"{repo_id} must hold one *.safetensors or {THETA_FILE}, found {found}; {_REMEDY}.")
+    return str(best[0])

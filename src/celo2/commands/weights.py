@@ -1,0 +1,223 @@
+"""`celo2 weights`: list, inspect, verify, convert and fetch weight files, with the base install alone."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from celo2.config import RuleConfig
+from celo2.weights import SHIPPED, Weights, fetch_checkpoint, load_checkpoint, save_weights, shipped_file
+
+__all__ = ["main"]
+
+_EXAMPLES = """\
+examples:
+  celo2 weights list
+  celo2 weights inspect celo2
+  celo2 weights verify theta.state --set orthogonalize=false
+  celo2 weights convert theta.state mine.safetensors --set orthogonalize=true
+  celo2 weights convert celo2-base theta.state
+  celo2 weights fetch owner/name --out weights --set orthogonalize=true
+
+SOURCE is celo2 or celo2-base (shipped), a *.safetensors file of this package, an upstream
+theta.state file or the folder that holds it, or a Hugging Face repository owner/name.
+An upstream file carries no options of the rule: name those that it was trained with by --set.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `celo2 weights` with these arguments.
+
+    Args:
+        argv: What follows `celo2 weights`, `["inspect", "celo2"]` say.
+
+    Returns:
+        0, or 1 when a file was refused; the reason is on the standard error stream.
+
+    Raises:
+        SystemExit: argparse's own, for `--help` and for wrong usage.
+    """
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except (OSError, ImportError, TypeError, ValueError) as error:
+        print(f"error: {_printable(str(error))}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="celo2 weights",
+        description="The weights of the learned rule: what is shipped, what is in a file, and other formats.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    _add(commands, "list", _list, "the shipped weights: variant, size, checksum, provenance")
+
+    inspect = _add(
+        commands, "inspect", _inspect, "options, arrays, norms and provenance of one set of weights"
+    )
+    inspect.add_argument("source", metavar="SOURCE")
+    _add_set(inspect)
+
+    verify = _add(
+        commands, "verify", _verify, "check weights; exit code 1 with the reason where one is refused"
+    )
+    verify.add_argument("sources", metavar="SOURCE", nargs="+")
+    _add_set(verify)
+
+    convert = _add(commands, "convert", _convert, "between *.safetensors and upstream's theta.state")
+    convert.add_argument("source", metavar="SOURCE")
+    convert.add_argument("destination", metavar="DESTINATION", type=Path, help="*.safetensors or *.state")
+    _add_set(convert)
+
+    fetch = _add(commands, "fetch", _fetch, "download from the Hugging Face hub into a *.safetensors file")
+    fetch.add_argument("repo_id", metavar="OWNER/NAME")
+    fetch.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="default: the current folder")
+    _add_set(fetch)
+    return parser
+
+
+def _add(commands: Any, name: str, run: Callable[..., int], help_text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=help_text,
+        description=help_text,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_set(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        metavar="OPTION=VALUE",
+        dest="options",
+        type=_parse_option,
+        action="append",
+        default=[],
+        help="an option of the rule that the file does not carry; repeatable; lists as [0.9,0.99]",
+    )
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    """`"name=value"` as a pair, the value read as JSON where it is that and as text otherwise."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected OPTION=VALUE, got {text!r}")
+    try:
+        RuleConfig.check_option_names([name])
+    except TypeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    try:
+        return name, json.loads(value.lower())
+    except ValueError:
+        return name, value
+
+
+def _list(arguments: argparse.Namespace) -> int:  # noqa: ARG001 (all commands have one signature)
+    missing = 0
+    for name in SHIPPED:
+        try:
+            weights = load_checkpoint(name)
+            digest = hashlib.sha256(shipped_file(name).read_bytes()).hexdigest()
+        except (OSError, ValueError) as error:
+            missing += 1
+            print(f"{name}\n  error       {_printable(str(error))}")
+            continue
+        origin = "; ".join(f"{field}: {text}" for field, text in weights.provenance.items())
+        print(f"{name}\n  variant     {_variant(weights)}")
+        print(f"  sha256      {digest}\n  provenance  {_printable(origin) or 'none'}")
+    return 1 if missing else 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    weights = load_checkpoint(arguments.source, **dict(arguments.options))
+    print(f"{_printable(arguments.source)}: {_variant(weights)}, contract version {weights.contract_version}")
+    print("\noptions (* not the default, ? assumed: the file does not carry it)")
+    defaults = dataclasses.asdict(RuleConfig())
+    for name, value in dataclasses.asdict(weights.config).items():
+        changed = "*" if value != defaults[name] else " "
+        assumed = " " if name in weights.stated else "?"
+        note = f"  (default {_text(defaults[name])})" if value != defaults[name] else ""
+        print(f"{changed}{assumed} {name:26}{_text(value)}{note}")
+    print(f"\n{'array':8}{'shape':>10}{'norm':>12}{'rms':>12}{'largest':>12}")
+    for name, array in weights.arrays.items():
+        exact = array.astype(np.float64)
+        norm, rms = np.linalg.norm(exact), np.sqrt(np.mean(exact**2))
+        shape = "×".join(map(str, array.shape))
+        print(f"{name:8}{shape:>10}{norm:>12.4g}{rms:>12.4g}{np.abs(exact).max():>12.4g}")
+    print("\nprovenance")
+    for field, text in weights.provenance.items() or [("none", "")]:
+        print(f"   {_printable(field):26}{_printable(text)}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    refused = 0
+    for source in arguments.sources:
+        try:
+            weights = load_checkpoint(source, **dict(arguments.options))
+        except (OSError, ImportError, ValueError) as error:
+            refused += 1
+            print(f"REFUSED {_printable(str(error))}")
+        else:
+            print(f"OK {_printable(source)}: {_variant(weights)}")
+    return 1 if refused else 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    weights = load_checkpoint(arguments.source, **dict(arguments.options))
+    _save(arguments.destination, weights)
+    if arguments.destination.suffix != ".safetensors":
+        print(f"this format carries no options; load it with {_set_flags(weights.config)}")
+    return 0
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    weights = fetch_checkpoint(arguments.repo_id, **dict(arguments.options))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    _save(arguments.out / f"{arguments.repo_id.rpartition('/')[2]}.safetensors", weights)
+    return 0
+
+
+def _save(path: Path, weights: Weights) -> None:
+    save_weights(path, weights)
+    print(f"wrote {path}: {_variant(weights)}")
+
+
+def _variant(weights: Weights) -> str:
+    known = weights.config.variant if "orthogonalize" in weights.stated else "celo2 or celo2-base"
+    return f"{known}, {weights.config.num_parameters} numbers"
+
+
+def _set_flags(config: RuleConfig) -> str:
+    """The `--set` flags that name the variant and every option that is not the default."""
+    defaults: Mapping[str, Any] = dataclasses.asdict(RuleConfig())
+    changed = {name: v for name, v in dataclasses.asdict(config).items() if v != defaults[name]}
+    named = {"orthogonalize": config.orthogonalize, **changed}
+    return " ".join(f"--set {shlex.quote(f'{name}={_text(value)}')}" for name, value in named.items())
+
+
+def _text(value: Any) -> str:
+    """An option's value as `--set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _printable(text: str) -> str:
+    """Text from a file without control characters, which could drive the terminal."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

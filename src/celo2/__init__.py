@@ -12,7 +12,8 @@ from celo2._version import __version__
 
 if TYPE_CHECKING:
     from celo2.config import RuleConfig
-    from celo2.jax.routing import DimensionNumbers, label_table, param_labels
+    from celo2.jax.dimensions import DimensionNumbers
+    from celo2.jax.routing import label_table, param_labels
     from celo2.jax.transform import celo2, celo2_base, scale_by_celo2
     from celo2.weights import Weights, load_checkpoint
 
@@ -20,7 +21,7 @@ _HOME = {
     "RuleConfig": "celo2.config",
     "Weights": "celo2.weights",
     "load_checkpoint": "celo2.weights",
-    "DimensionNumbers": "celo2.jax.routing",
+    "DimensionNumbers": "celo2.jax.dimensions",
     "label_table": "celo2.jax.routing",
     "param_labels": "celo2.jax.routing",
     "celo2": "celo2.jax.transform",

@@ -1,0 +1,114 @@
+"""Gradient → accumulators: three momenta, one second moment, factored second moments.
+
+Source: arXiv 2602.19142, section 3; the factored moments are Adafactor's (arXiv 1804.04235, eq. 4).
+
+With `g` the clipped gradient and `β` a decay, none of them bias-corrected unless asked for:
+
+    momentum  m ← β m + (1-β) g
+    rms       v ← β v + (1-β) g²
+    row       r ← β r + (1-β) mean(g² + 1e-30, axis = the largest)
+    col       c ← β c + (1-β) mean(g² + 1e-30, axis = the second largest)
+
+A tensor of rank < 2 is not factored: its `row` is the full second moment, its `col` stays zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from celo2.config import RuleConfig
+from celo2.jax.dimensions import Axes
+
+__all__ = ["GRAD_CLIP", "Accumulators", "init", "init_col", "init_row", "unbias", "update"]
+
+GRAD_CLIP = 1000.0  # of every gradient element, before anything else
+FACTORED_EPS = 1e-30  # added to g² before the row and column means
+
+
+class Accumulators(NamedTuple):
+    """The accumulators of one array, one entry for each decay.
+
+    Attributes:
+        momentum: Arrays of the parameter's shape.
+        rms: Arrays of the parameter's shape.
+        row: The parameter's shape with the largest axis reduced to 1; its full shape for rank < 2.
+        col: The parameter's shape with the second largest axis reduced to 1; a scalar for rank < 2.
+    """
+
+    momentum: tuple[Array, ...]
+    rms: tuple[Array, ...]
+    row: tuple[Array, ...]
+    col: tuple[Array, ...]
+
+
+def init_row(shape: tuple[int, ...], axes: Axes | None, dtype: jnp.dtype) -> Array:
+    """The initial row accumulator of an array of this shape."""
+    return jnp.zeros(shape if axes is None else _reduced(shape, axes.large), dtype)
+
+
+def init_col(shape: tuple[int, ...], axes: Axes | None, dtype: jnp.dtype) -> Array:
+    """The initial column accumulator of an array of this shape."""
+    return jnp.zeros(() if axes is None else _reduced(shape, axes.small), dtype)
+
+
+def init(shape: tuple[int, ...], axes: Axes | None, config: RuleConfig, dtype: jnp.dtype) -> Accumulators:
+    """All accumulators of an array of this shape, at zero."""
+    return Accumulators(
+        tuple(jnp.zeros(shape, dtype) for _ in config.initial_momentum_decays),
+        tuple(jnp.zeros(shape, dtype) for _ in config.initial_rms_decays),
+        tuple(init_row(shape, axes, dtype) for _ in config.initial_adafactor_decays),
+        tuple(init_col(shape, axes, dtype) for _ in config.initial_adafactor_decays),
+    )
+
+
+def update(accumulators: Accumulators, grad: Array, axes: Axes | None, config: RuleConfig) -> Accumulators:
+    """One step of every accumulator.
+
+    Args:
+        accumulators: Of the steps before.
+        grad: The clipped gradient, in the accumulators' dtype.
+        axes: The axes that are factored, None for rank < 2.
+        config: The decays.
+    """
+    square = grad * grad
+    if axes is None:
+        row_mean, col_mean = square + FACTORED_EPS, None
+    else:
+        row_mean = jnp.mean(square, axis=axes.large, keepdims=True) + FACTORED_EPS
+        col_mean = jnp.mean(square, axis=axes.small, keepdims=True) + FACTORED_EPS
+    decays = config.initial_adafactor_decays
+    return Accumulators(
+        _decay_all(accumulators.momentum, grad, config.initial_momentum_decays),
+        _decay_all(accumulators.rms, square, config.initial_rms_decays),
+        _decay_all(accumulators.row, row_mean, decays),
+        accumulators.col if col_mean is None else _decay_all(accumulators.col, col_mean, decays),
+    )
+
+
+def unbias(accumulators: Accumulators, count: ArrayLike, config: RuleConfig) -> Accumulators:
+    """Divides each accumulator by `1 - β^count`, `count` ≥ 1 being the updates it has seen."""
+
+    def divide(values: tuple[Array, ...], decays: tuple[float, ...]) -> tuple[Array, ...]:
+        return tuple(
+            value / (1.0 - decay ** jnp.asarray(count, value.dtype))
+            for value, decay in zip(values, decays, strict=True)
+        )
+
+    return Accumulators(
+        divide(accumulators.momentum, config.initial_momentum_decays),
+        divide(accumulators.rms, config.initial_rms_decays),
+        divide(accumulators.row, config.initial_adafactor_decays),
+        divide(accumulators.col, config.initial_adafactor_decays),
+    )
+
+
+def _decay_all(values: tuple[Array, ...], new: Array, decays: tuple[float, ...]) -> tuple[Array, ...]:
+    return tuple(decay * value + (1.0 - decay) * new for value, decay in zip(values, decays, strict=True))
+
+
+def _reduced(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], 1, *shape[axis + 1 :])

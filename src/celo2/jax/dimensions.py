@@ -1,0 +1,166 @@
+"""Which axes of an array are its matrix.
+
+Without a specification the reference's conventions hold (arXiv 2602.19142 and its code): the
+accumulators are factored over the two largest axes, while normalisation and Newton–Schulz act on
+the last two. With one, the array is viewed as `(batch, reduction, output)` matrices and both act on
+these, whatever the storage layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax import Array
+from optax.contrib import MuonDimensionNumbers
+
+__all__ = ["Axes", "DimensionNumbers", "Layout", "MatrixView", "make_axes", "make_layout", "make_view"]
+
+
+class DimensionNumbers(NamedTuple):
+    """The matrix inside a parameter, with the axes' names of `optax.contrib.MuonDimensionNumbers`.
+
+    Axes named in neither are batch axes: each of their entries is a matrix of its own.
+
+    Attributes:
+        reduction_axis: The axis or axes that the layer sums over (its input).
+        output_axis: The axis or axes of the layer's output.
+        output_splits: How many matrices lie side by side in the output, 3 for a fused query, key
+            and value kernel of shape `(d, 3 d)`; the output size must be a multiple of it.
+
+    Example:
+        >>> DimensionNumbers(0, 2)  # (d, heads, head_dim), one matrix for each head
+        DimensionNumbers(reduction_axis=0, output_axis=2, output_splits=1)
+        >>> DimensionNumbers((0, 1, 2), 3)  # an HWIO convolution
+        DimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3, output_splits=1)
+    """
+
+    reduction_axis: int | Sequence[int] = 0
+    output_axis: int | Sequence[int] = 1
+    output_splits: int = 1
+
+
+class Axes(NamedTuple):
+    """The axes that the accumulators are factored over: `row` is averaged over `large`, `col` over `small`."""
+
+    small: int
+    large: int
+
+
+def make_axes(shape: Sequence[int], *, first: int = 0) -> Axes | None:
+    """The two largest axes from axis `first` on, ties in index order; None where there are not two.
+
+    Example:
+        >>> make_axes((3, 3, 16, 32))
+        Axes(small=2, large=3)
+        >>> make_axes((24, 16))
+        Axes(small=1, large=0)
+    """
+    if len(shape) - first < 2:
+        return None
+    small, large = np.argsort(np.asarray(shape[first:]), kind="stable")[-2:]
+    return Axes(int(small) + first, int(large) + first)
+
+
+class MatrixView(NamedTuple):
+    """A parameter seen as matrices of shape `(batch, reduction, output)`."""
+
+    permutation: tuple[int, ...]
+    permuted_shape: tuple[int, ...]
+    split_shape: tuple[int, ...]  # (batch, reduction, splits, output / splits)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(batch · splits, reduction, output / splits)`."""
+        batch, reduction, splits, output = self.split_shape
+        return batch * splits, reduction, output
+
+    def to_matrices(self, array: Array) -> Array:
+        """From the parameter's own shape to `shape`."""
+        split = array.transpose(self.permutation).reshape(self.split_shape)
+        return split.transpose(0, 2, 1, 3).reshape(self.shape)
+
+    def from_matrices(self, matrices: Array) -> Array:
+        """The inverse of `to_matrices`."""
+        batch, reduction, splits, output = self.split_shape
+        split = matrices.reshape(batch, splits, reduction, output).transpose(0, 2, 1, 3)
+        return split.reshape(self.permuted_shape).transpose(np.argsort(self.permutation))
+
+
+def make_view(shape: Sequence[int], numbers: DimensionNumbers | MuonDimensionNumbers) -> MatrixView:
+    """Checks the dimension numbers against a shape.
+
+    Args:
+        shape: The parameter's shape, rank ≥ 2.
+        numbers: Which axes are the matrix.
+
+    Raises:
+        TypeError: `numbers` is not a specification.
+        ValueError: An axis is out of range or named twice, or the output cannot be split.
+    """
+    if not isinstance(numbers, DimensionNumbers | MuonDimensionNumbers):
+        raise TypeError(f"dimension numbers must be DimensionNumbers or None, got {numbers!r}.")
+    reduction = _as_axes(numbers.reduction_axis, shape, numbers)
+    output = _as_axes(numbers.output_axis, shape, numbers)
+    named = reduction + output
+    if not reduction or not output or len(set(named)) != len(named):
+        raise ValueError(
+            f"{numbers} must name each axis of its matrix once, for a parameter of shape {shape}."
+        )
+    batch = tuple(axis for axis in range(len(shape)) if axis not in named)
+    splits = getattr(numbers, "output_splits", 1)
+    output_size = _size(shape, output)
+    if splits < 1 or output_size % splits:
+        raise ValueError(f"{numbers}: an output of {output_size} cannot be cut into {splits} equal parts.")
+    permutation = batch + named
+    return MatrixView(
+        permutation,
+        tuple(shape[axis] for axis in permutation),
+        (_size(shape, batch), _size(shape, reduction), splits, output_size // splits),
+    )
+
+
+class Layout(NamedTuple):
+    """How the rule sees one parameter.
+
+    Attributes:
+        shape: Of the arrays that the rule works on.
+        axes: The axes that are factored, None for rank < 2.
+        view: None where the parameter is taken as stored.
+    """
+
+    shape: tuple[int, ...]
+    axes: Axes | None
+    view: MatrixView | None = None
+
+    def enter(self, array: Array) -> Array:
+        """From the parameter's own shape to `shape`."""
+        return array if self.view is None else self.view.to_matrices(array)
+
+    def leave(self, array: Array) -> Array:
+        """The inverse of `enter`."""
+        return array if self.view is None else self.view.from_matrices(array)
+
+
+def make_layout(
+    shape: Sequence[int], numbers: DimensionNumbers | MuonDimensionNumbers | None = None
+) -> Layout:
+    """The layout of a parameter of this shape; None takes it as stored, the reference's convention."""
+    if numbers is None:
+        return Layout(tuple(shape), make_axes(shape))
+    view = make_view(shape, numbers)
+    return Layout(view.shape, make_axes(view.shape, first=1), view)
+
+
+def _size(shape: Sequence[int], axes: Sequence[int]) -> int:
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _as_axes(axes: int | Sequence[int], shape: Sequence[int], numbers: Any) -> tuple[int, ...]:
+    rank = len(shape)
+    listed = (axes,) if isinstance(axes, int) else tuple(axes)
+    if any(not -rank <= axis < rank for axis in listed):
+        raise ValueError(f"{numbers} names an axis that a parameter of shape {tuple(shape)} does not have.")
+    return tuple(axis % rank for axis in listed)

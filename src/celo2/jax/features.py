@@ -1,0 +1,97 @@
+"""Gradient, parameter, accumulators → the 14 groups of input features.
+
+Source: arXiv 2602.19142, section 3; the order is `celo2.config.FEATURES`.
+
+A channel is an array that broadcasts to the parameter's shape: the row and column features stay
+vectors, and no array ever has a feature axis.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.config import RuleConfig
+from celo2.jax.accumulators import Accumulators
+from celo2.jax.dimensions import Axes
+
+__all__ = ["FeatureGroups", "compute"]
+
+FeatureGroups = dict[str, tuple[Array, ...]]  # weight name → channels
+
+CLIPPED_GRAD = 0.1  # bound of the clipped-gradient feature
+RSQRT_EPS = 1e-8  # under every reciprocal root of an accumulator
+FACTOR_FLOOR = 1e-9  # of the row factor's denominator, and of what the factors' roots are taken of
+
+
+def compute(
+    grad: Array,
+    param: Array,
+    accumulators: Accumulators,
+    axes: Axes | None,
+    config: RuleConfig,
+    *,
+    raw: Accumulators | None = None,
+) -> FeatureGroups:
+    """The enabled features of one array, each group under the name of its weight matrix.
+
+    Args:
+        grad: The clipped gradient, of any shape.
+        param: The parameter, of the same shape and dtype.
+        accumulators: Already updated with this gradient.
+        axes: The factored axes, None for rank < 2.
+        config: Which features are enabled.
+        raw: The accumulators before bias correction, where that is on: the reference leaves the
+            factored gradient uncorrected, and only that.
+    """
+    momentum, rms, row, col = accumulators
+    rsqrt_rms = tuple(jax.lax.rsqrt(v + RSQRT_EPS) for v in rms)
+    factors = _factors(row, col, axes)
+    raw_factors = factors if raw is None else _factors(raw.row, raw.col, axes)
+    channels = {
+        "grad": lambda: (grad,),
+        "clipped_grad": lambda: (jnp.clip(grad, -CLIPPED_GRAD, CLIPPED_GRAD),),
+        "param": lambda: (param,),
+        "momentum": lambda: momentum,
+        "rms": lambda: rms,
+        "normalized_momentum": lambda: tuple(
+            m * s for m, s in zip(momentum, _repeat(rsqrt_rms, len(momentum)), strict=True)
+        ),
+        "rsqrt_rms": lambda: rsqrt_rms,
+        "factored_grad": lambda: tuple(_scale(grad, factor) for factor in raw_factors),
+        "normalized_grad": lambda: tuple(grad * s for s in rsqrt_rms),
+        "row": lambda: row,
+        "col": lambda: col,
+        "rsqrt_row": lambda: tuple(jax.lax.rsqrt(r + RSQRT_EPS) for r in row),
+        "rsqrt_col": lambda: tuple(jax.lax.rsqrt(c + RSQRT_EPS) for c in col),
+        "factored_momentum": lambda: tuple(_scale(m, f) for m, f in zip(momentum, factors, strict=True)),
+    }
+    return {name: channels[feature.name]() for name, feature in config.feature_groups(grad.ndim)}
+
+
+def _factors(
+    row: tuple[Array, ...], col: tuple[Array, ...], axes: Axes | None
+) -> tuple[tuple[Array, ...], ...]:
+    """What a gradient is multiplied by to divide it by the root of its factored second moment."""
+    if axes is None:
+        return tuple((jax.lax.rsqrt(jnp.maximum(r + FACTOR_FLOOR, FACTOR_FLOOR)),) for r in row)
+    return tuple(
+        (
+            jax.lax.rsqrt(
+                jnp.maximum(r / (jnp.mean(r, axis=axes.small, keepdims=True) + FACTOR_FLOOR), FACTOR_FLOOR)
+            ),
+            jax.lax.rsqrt(jnp.maximum(c, FACTOR_FLOOR)),
+        )
+        for r, c in zip(row, col, strict=True)
+    )
+
+
+def _scale(array: Array, factors: tuple[Array, ...]) -> Array:
+    for factor in factors:
+        array = array * factor
+    return array
+
+
+def _repeat(values: tuple[Array, ...], count: int) -> tuple[Array, ...]:
+    return values * count if len(values) == 1 else values

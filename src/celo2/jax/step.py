@@ -1,0 +1,87 @@
+"""One update of one array: the algorithm box of Celo2.
+
+Source: arXiv 2602.19142, section 3.
+
+    g ← clip(g, ±1000)
+    m, v, r, c ← accumulators(g)
+    d ← network(features(g, p, m, v, r, c))
+    d ← NewtonSchulz(d)          Celo2 on matrices; Celo2-base leaves it out
+    step ← d / rms(d)
+
+The step is not negated and has root mean square 1: the learning rate is the change per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from celo2.config import RuleConfig
+from celo2.jax import accumulators as accumulators_lib
+from celo2.jax import features, mlp, orthogonalize
+from celo2.jax.accumulators import Accumulators
+from celo2.jax.dimensions import Axes
+
+__all__ = ["update"]
+
+PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
+
+
+def update(
+    weights: Mapping[str, Array],
+    grad: Array,
+    param: Array,
+    accumulators: Accumulators,
+    count: ArrayLike,
+    *,
+    axes: Axes | None,
+    config: RuleConfig,
+) -> tuple[Array, Accumulators]:
+    """The step for one array, and its new accumulators.
+
+    Args:
+        weights: The network's arrays by name.
+        grad: The gradient, of any shape.
+        param: The parameter, of the same shape and dtype (that of the accumulators).
+        accumulators: Of the steps before.
+        count: This step's number, from 1.
+        axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
+        config: The rule's options.
+
+    Returns:
+        The un-negated step, of the gradient's shape, and the accumulators.
+    """
+    if grad.size == 0:
+        return grad, accumulators
+    grad = jnp.clip(grad, -accumulators_lib.GRAD_CLIP, accumulators_lib.GRAD_CLIP)
+    accumulators = accumulators_lib.update(accumulators, grad, axes, config)
+    seen = accumulators_lib.unbias(accumulators, count, config) if config.bias_correction else accumulators
+    groups = features.compute(grad, param, seen, axes, config, raw=accumulators)
+    direction, magnitude = mlp.compute(groups, weights, config)
+    step = _scale_by_magnitude(direction, magnitude, config)
+    return _finish(step, param, seen, config), accumulators
+
+
+def _scale_by_magnitude(direction: Array, magnitude: Array | None, config: RuleConfig) -> Array:
+    if magnitude is None:
+        return direction
+    if config.aggregate_mag:
+        magnitude = jnp.mean(magnitude)
+    return direction * jnp.exp(config.exp_mult * magnitude)
+
+
+def _finish(step: Array, param: Array, accumulators: Accumulators, config: RuleConfig) -> Array:
+    if config.param_scale_mult:
+        step = step * jnp.sqrt(jnp.mean(param * param) + mlp.NORM_EPS)
+    if config.orthogonalize and step.ndim >= 2:
+        step = orthogonalize.compute(step, config)
+    if config.normalize_output:
+        step = step * jax.lax.rsqrt(mlp.mean_square(step) + mlp.NORM_EPS)
+    step = step * config.rmsmult
+    if config.precondition_output:
+        step = step * jax.lax.rsqrt(accumulators.rms[-1] + PRECONDITION_EPS)
+    return step

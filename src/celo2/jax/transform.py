@@ -1,0 +1,302 @@
+"""The rule as Optax transforms.
+
+Source: arXiv 2602.19142. `scale_by_celo2` is the direction alone; `celo2` and `celo2_base` are
+complete optimizers with weight decay and learning rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
+
+from celo2.config import RuleConfig
+from celo2.jax import accumulators as accumulators_lib
+from celo2.jax import step as step_lib
+from celo2.jax.accumulators import Accumulators
+from celo2.jax.dimensions import Layout, make_layout
+from celo2.jax.routing import param_labels
+from celo2.weights import Weights, resolve_theta
+
+__all__ = ["ADAMW_BETAS", "ADAMW_LR_SCALE", "ScaleByCelo2State", "celo2", "celo2_base", "scale_by_celo2"]
+
+ADAMW_LR_SCALE = 20.0  # `mult_1d` of the reference's meta-training
+ADAMW_BETAS = (0.9, 0.95)
+
+Theta = Weights | Mapping[str, Any] | None
+
+
+class ScaleByCelo2State(NamedTuple):
+    """State of `scale_by_celo2`: trees shaped like the parameters, one for each decay.
+
+    Attributes:
+        count: Updates so far, int32.
+        momentum: Trees of arrays of the parameters' shapes.
+        rms: Trees of arrays of the parameters' shapes.
+        row: Trees of row accumulators (`accumulators.Accumulators`).
+        col: Trees of column accumulators.
+    """
+
+    count: Array
+    momentum: tuple[optax.Params, ...]
+    rms: tuple[optax.Params, ...]
+    row: tuple[optax.Params, ...]
+    col: tuple[optax.Params, ...]
+
+
+def scale_by_celo2(
+    theta: Theta = None, *, dimension_numbers: Any = None, **config: Any
+) -> optax.GradientTransformation:
+    """Turns gradients into the rule's un-negated steps, each of root mean square 1.
+
+    It needs the parameters in `update`. Accumulators are float32 (float64 for float64 parameters)
+    from the first step; updates have the gradient's dtype.
+
+    Args:
+        theta: The network's weights: what `load_checkpoint` returns, the upstream tree
+            `{"ff_mod_stack": {"~": {"w0__0": …}}}`, or a dict of its arrays. None: the shipped
+            weights that fit the options.
+        dimension_numbers: Which axes of a parameter are its matrix: a tree like the parameters of
+            `DimensionNumbers` (or Optax's `MuonDimensionNumbers`, or None), or a callable that
+            makes one from the parameters. Without, the reference's conventions hold: factored over
+            the two largest axes, normalised and orthogonalised over the last two.
+        **config: Options of the rule, see `RuleConfig`.
+
+    Raises:
+        TypeError: An unknown option, or a parameter that is not a real floating-point array.
+        ValueError: Weights that do not fit the options.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> weights = {name: jnp.ones(shape) for name, shape in RuleConfig().weight_shapes().items()}
+        >>> tx = optax.chain(scale_by_celo2(weights), optax.scale_by_learning_rate(1e-3))
+        >>> params = {"kernel": jnp.ones((4, 3))}
+        >>> updates, state = tx.update(params, tx.init(params), params)
+        >>> updates["kernel"].shape
+        (4, 3)
+    """
+    arrays, rule = resolve_theta(theta, **config)
+
+    def init(params: optax.Params) -> ScaleByCelo2State:
+        layouts = _make_layouts(params, dimension_numbers)
+
+        def trees(make: Callable[[Array, Layout], Array], decays: Sequence[float]) -> tuple[Any, ...]:
+            return tuple(jax.tree.map(make, params, layouts) for _ in decays)
+
+        return ScaleByCelo2State(
+            jnp.zeros((), jnp.int32),
+            trees(_init_full, rule.initial_momentum_decays),
+            trees(_init_full, rule.initial_rms_decays),
+            trees(_init_row, rule.initial_adafactor_decays),
+            trees(_init_col, rule.initial_adafactor_decays),
+        )
+
+    def update(
+        updates: optax.Updates, state: ScaleByCelo2State, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, ScaleByCelo2State]:
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        count = optax.safe_increment(state.count)
+        layouts = _make_layouts(updates, dimension_numbers)
+        grads, treedef = jax.tree.flatten(updates)
+        steps, new = [], []
+        for grad, param, layout, accumulators in zip(
+            grads,
+            treedef.flatten_up_to(params),
+            treedef.flatten_up_to(layouts),
+            _accumulators_of_leaves(state, treedef),
+            strict=True,
+        ):
+            step, accumulators = _update_leaf(arrays, grad, param, accumulators, count, layout, rule)
+            steps.append(step)
+            new.append(accumulators)
+        return treedef.unflatten(steps), _state_of_leaves(state, count, new, treedef)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def celo2(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weights: Theta = None,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    adamw_lr_scale: float = ADAMW_LR_SCALE,
+    adamw_betas: tuple[float, float] = ADAMW_BETAS,
+    overrides: Any = None,
+    dimension_numbers: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Celo2: hidden matrices by the rule with Newton–Schulz, everything else by AdamW.
+
+    The step of a matrix has root mean square 1, so the learning rate is its change per step; try
+    1e-4 to 1e-2. Embeddings, positional tables, output heads, routers and everything of rank ≤ 1
+    get AdamW at `adamw_lr_scale` times the learning rate (arXiv 2602.19142, section 3.4).
+
+    Args:
+        learning_rate: A float or a schedule.
+        weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2".
+        weight_decay: Decoupled, multiplied by each branch's learning rate.
+        mask: Which parameters decay, as in `optax.adamw`.
+        adamw_lr_scale: Learning rate of the AdamW branch over `learning_rate`.
+        adamw_betas: Decays of the AdamW branch.
+        overrides: Corrections of the routing, as in `param_labels`.
+        dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
+
+    Example:
+        >>> tx = celo2(3e-4, weight_decay=0.1)  # doctest: +SKIP
+    """
+    scaled = _scale_learning_rate(learning_rate, adamw_lr_scale)
+    branches = {
+        "celo2": _complete(
+            scale_by_celo2(weights, orthogonalize=True, dimension_numbers=dimension_numbers),
+            learning_rate,
+            weight_decay,
+            mask,
+        ),
+        "adamw": optax.adamw(scaled, *adamw_betas, weight_decay=weight_decay, mask=mask),
+    }
+
+    def init(params: optax.Params) -> optax.OptState:
+        return optax.partition(branches, param_labels(params, overrides=overrides)).init(params)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        labels = param_labels(params, overrides=overrides, undecided="allow")  # init has shown them
+        return optax.partition(branches, labels).update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def celo2_base(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weights: Theta = None,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+    dimension_numbers: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Celo2-base: the rule, without Newton–Schulz, on every parameter.
+
+    Args:
+        learning_rate: A float or a schedule; the root mean square of every tensor's change per step.
+        weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2-base".
+        weight_decay: Decoupled, multiplied by the learning rate.
+        mask: Which parameters decay, as in `optax.adamw`.
+        dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
+
+    Example:
+        >>> tx = celo2_base(3e-4)  # doctest: +SKIP
+    """
+    direction = scale_by_celo2(weights, orthogonalize=False, dimension_numbers=dimension_numbers)
+    return _complete(direction, learning_rate, weight_decay, mask)
+
+
+def _complete(
+    direction: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: float,
+    mask: Any,
+) -> optax.GradientTransformationExtraArgs:
+    return optax.chain(
+        direction,
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _scale_learning_rate(learning_rate: optax.ScalarOrSchedule, scale: float) -> optax.ScalarOrSchedule:
+    if callable(learning_rate):
+        return lambda count: scale * learning_rate(count)
+    return scale * learning_rate
+
+
+def _make_layouts(params: optax.Params, dimension_numbers: Any) -> Any:
+    """A tree like the parameters with a `Layout` for each array."""
+    if dimension_numbers is None:
+        return jax.tree.map(_layout_of, params)
+    numbers = dimension_numbers(params) if callable(dimension_numbers) else dimension_numbers
+
+    def masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    return jax.tree.map(
+        lambda param, leaf: param if masked(param) else _layout_of(param, leaf),
+        params,
+        numbers,
+        is_leaf=masked,
+    )
+
+
+def _layout_of(param: Array, numbers: Any = None) -> Layout:
+    if not jnp.issubdtype(param.dtype, jnp.floating):
+        raise TypeError(
+            f"the rule updates real floating-point arrays, got one of dtype {param.dtype} and shape "
+            f"{param.shape}; keep it away with optax.partition or optax.masked."
+        )
+    return make_layout(param.shape, numbers)
+
+
+def _accumulator_dtype(param: Array) -> jnp.dtype:
+    return jnp.promote_types(param.dtype, jnp.float32)
+
+
+def _init_full(param: Array, layout: Layout) -> Array:  # noqa: ARG001
+    return jnp.zeros_like(param, dtype=_accumulator_dtype(param))
+
+
+def _init_row(param: Array, layout: Layout) -> Array:
+    return accumulators_lib.init_row(layout.shape, layout.axes, _accumulator_dtype(param))
+
+
+def _init_col(param: Array, layout: Layout) -> Array:
+    return accumulators_lib.init_col(layout.shape, layout.axes, _accumulator_dtype(param))
+
+
+def _update_leaf(
+    arrays: Mapping[str, Any],
+    grad: Array,
+    param: Array,
+    accumulators: Accumulators,
+    count: Array,
+    layout: Layout,
+    rule: RuleConfig,
+) -> tuple[Array, Accumulators]:
+    """`step.update` in the layout's shape and the accumulators' dtype."""
+    dtype = accumulators.momentum[0].dtype
+    momentum, rms = (tuple(map(layout.enter, full)) for full in accumulators[:2])
+    step, accumulators = step_lib.update(
+        {name: jnp.asarray(array, dtype) for name, array in arrays.items()},
+        layout.enter(grad.astype(dtype)),
+        layout.enter(param.astype(dtype)),
+        accumulators._replace(momentum=momentum, rms=rms),
+        count,
+        axes=layout.axes,
+        config=rule,
+    )
+    momentum, rms = (tuple(map(layout.leave, full)) for full in accumulators[:2])
+    return layout.leave(step).astype(grad.dtype), accumulators._replace(momentum=momentum, rms=rms)
+
+
+def _accumulators_of_leaves(state: ScaleByCelo2State, treedef: Any) -> list[Accumulators]:
+    """From one tree for each decay to one `Accumulators` for each leaf."""
+    families = [zip(*map(treedef.flatten_up_to, trees), strict=True) for trees in state[1:]]
+    return [Accumulators(*leaf) for leaf in zip(*families, strict=True)]
+
+
+def _state_of_leaves(
+    state: ScaleByCelo2State, count: Array, leaves: list[Accumulators], treedef: Any
+) -> ScaleByCelo2State:
+    """The inverse of `_accumulators_of_leaves`."""
+    families = [
+        tuple(treedef.unflatten([leaf[family][index] for leaf in leaves]) for index in range(len(trees)))
+        for family, trees in enumerate(state[1:])
+    ]
+    return ScaleByCelo2State(count, *families)

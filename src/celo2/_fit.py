@@ -147,10 +147,11 @@ def _group_rows(shapes: Shapes) -> tuple[int, ...]:
 def _feature_choices(rows: tuple[int, ...], config: RuleConfig, limit: int = 3) -> list[str]:
     """Switches of features that give these rows under the config's decays, nearest to the config first."""
     options = tuple(dict.fromkeys(feature.option for feature in FEATURES))
+    channels = [(feature.option, config.num_channels(feature)) for feature in FEATURES]
     fitting = []
     for values in itertools.product((True, False), repeat=len(options)):
         enabled = dict(zip(options, values, strict=True))
-        if rows == tuple(config.num_channels(feature) for feature in FEATURES if enabled[feature.option]):
+        if rows == tuple(count for option, count in channels if enabled[option]):
             changes = [f"{name}={value}" for name, value in enabled.items() if value != getattr(config, name)]
             fitting.append(changes)
     return [", ".join(changes) for changes in sorted(fitting, key=len)[:limit]]

@@ -86,7 +86,7 @@ def check_version(version: int) -> None:
 
 def _decode_metadata(metadata: Mapping[str, str]) -> tuple[RuleConfig, dict[str, str], int]:
     if metadata.get("format") != _FORMAT:
-        found = f"the metadata {metadata!r:.120}"
+        found = repr(metadata["format"])[:40] if "format" in metadata else "none"
         raise ValueError(
             f"not a weight file of celo2: expected the metadata format={_FORMAT!r}, found {found}."
         )

@@ -18,6 +18,7 @@ from celo2.jax._names import (
     gate_index,
     has_experts,
     is_body,
+    is_mlp,
     is_query,
     weak_head,
 )
@@ -34,6 +35,7 @@ class Tree:
         leaves: In the tree's order.
         found: The findings so far.
         depth: How many names all paths begin with.
+        under: The leaves in each module, at any depth.
     """
 
     def __init__(self, leaves: Sequence[Leaf]):
@@ -41,9 +43,12 @@ class Tree:
         self.found: dict[Leaf, Finding] = {}
         self.depth = _common_depth(leaves)
         self._alike = Counter(_pattern(leaf) for leaf in leaves)
-        self._modules: dict[str, list[Leaf]] = defaultdict(list)
+        self.under: dict[str, list[Leaf]] = defaultdict(list)
+        self._beside: dict[str, list[Leaf]] = defaultdict(list)
         for leaf in leaves:
-            self._modules[leaf.module].append(leaf)
+            self._beside[leaf.module].append(leaf)
+            for module in leaf.modules:
+                self.under[module].append(leaf)
 
     def open(self) -> list[Leaf]:
         """Leaves without a finding."""
@@ -60,12 +65,12 @@ class Tree:
     def fan(self, leaf: Leaf) -> tuple[int, int]:
         """Input and output size of a matrix.
 
-        In a module of one matrix and one bias the bias tells which is which. Elsewhere a leaf called
-        `weight` is (out, in, …) as in Equinox and PyTorch, any other (…, in, out).
+        In a module of one matrix and one bias the bias tells which is which. Elsewhere a `weight` is
+        (out, in, …) as in Equinox and PyTorch, and any other matrix (…, in, out).
         """
-        transposed = leaf.parts[-1].text == "weight"
-        if leaf.rank == 2 and sorted(other.rank for other in self._modules[leaf.module]) == [1, 2]:
-            (bias,) = (other.shape[0] for other in self._modules[leaf.module] if other.rank == 1)
+        transposed = "weight" in leaf.parts[-1].words
+        if leaf.rank == 2 and sorted(other.rank for other in self._beside[leaf.module]) == [1, 2]:
+            (bias,) = (other.shape[0] for other in self._beside[leaf.module] if other.rank == 1)
             if leaf.shape.count(bias) == 1:
                 transposed = leaf.shape[0] == bias
         return (leaf.shape[1], leaf.shape[0]) if transposed else (leaf.shape[-2], leaf.shape[-1])
@@ -76,8 +81,7 @@ def find_roles(leaves: Sequence[Leaf]) -> list[Finding]:
     tree = Tree(leaves)
     for rule in RULES:
         tree.found.update(list(rule(tree)))
-    hidden = Finding("hidden", "hidden matrix")
-    return [tree.found.get(leaf, hidden) for leaf in leaves]
+    return [tree.found.get(leaf) or _hidden(leaf) for leaf in leaves]
 
 
 def by_rank(tree: Tree) -> Findings:
@@ -103,7 +107,7 @@ def by_gate(tree: Tree) -> Findings:
     for leaf in tree.open():
         if (index := gate_index(leaf)) is None:
             continue
-        beside = [other for other in tree.leaves if other.parts[:index] == leaf.parts[:index]]
+        beside = tree.under[leaf.modules[index]]
         if any(map(has_experts, beside)) and sum(other.shape == leaf.shape for other in beside) == 1:
             yield leaf, Finding("router", f"router, name {leaf.parts[index].text!r} beside experts")
 
@@ -118,24 +122,11 @@ def by_tie(tree: Tree) -> Findings:
 
 def by_stack(tree: Tree) -> Findings:
     """Rank 2, but perhaps one vector for each layer: everything beside it has the same leading size."""
-    groups: dict[str, list[Leaf]] = defaultdict(list)
-    for leaf in tree.leaves:
-        names = leaf.path.split("/")
-        for end in range(len(names)):
-            groups["/".join(names[:end])].append(leaf)
-    stacks = {
-        module: group[0].shape[0]
-        for module, group in groups.items()
-        if all(leaf.rank > 1 for leaf in group)
-        and len({leaf.shape[0] for leaf in group}) == 1
-        and any(leaf.rank > 2 for leaf in group)
-    }
+    stacked = {module for module, leaves in tree.under.items() if _is_stack(leaves)}
     for leaf in tree.open():
         layers, *rest = leaf.shape
-        names = leaf.path.split("/")
-        inside = any("/".join(names[:end]) in stacks for end in range(len(names)))
         called_weight = leaf.parts[-1].words & {"kernel", "weight", "weights", "w"}
-        if inside and len(rest) == 1 and layers < rest[0] and not called_weight:
+        if len(rest) == 1 and layers < rest[0] and not called_weight and not stacked.isdisjoint(leaf.modules):
             reason = f"everything beside it has leading size {layers}: a vector for each layer?"
             yield leaf, Finding("vector", reason, decided=False)
 
@@ -152,7 +143,7 @@ def by_vocabulary(tree: Tree) -> Findings:
                 continue
             if len(users) == 1:
                 yield leaf, Finding("head", f"output head, {size} is the vocabulary")
-            else:
+            elif not is_mlp(leaf):
                 reason = f"{size} is the vocabulary, but a hidden size too: an output head?"
                 yield leaf, Finding("head", reason, decided=False)
 
@@ -191,6 +182,10 @@ RULES: tuple[Callable[[Tree], Findings], ...] = (
 )
 
 
+def _hidden(leaf: Leaf) -> Finding:
+    return Finding("hidden", "hidden matrix" if leaf.rank == 2 else f"hidden, rank {leaf.rank}")
+
+
 def _common_depth(leaves: Sequence[Leaf]) -> int:
     modules = [leaf.path.split("/")[:-1] for leaf in leaves]
     levels = list(zip(*modules, strict=False))
@@ -208,6 +203,11 @@ def _natural_order(leaf: Leaf) -> list[tuple[int, str]]:
 def _is_lookup(leaf: Leaf) -> bool:
     """Whether an embedding is a table (entries, width) rather than a projection of patches, say."""
     return leaf.rank == 2 and leaf.shape[0] > leaf.shape[1] and leaf.parts[-1].text != "kernel"
+
+
+def _is_stack(leaves: Sequence[Leaf]) -> bool:
+    ranks = [leaf.rank for leaf in leaves]
+    return min(ranks) > 1 and max(ranks) > 2 and len({leaf.shape[0] for leaf in leaves}) == 1
 
 
 def _is_attention(matrices: Sequence[Leaf], depth: int) -> bool:

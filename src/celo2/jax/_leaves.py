@@ -53,7 +53,13 @@ class Leaf:
     @property
     def module(self) -> str:
         """The path of what holds it."""
-        return self.path.rpartition("/")[0]
+        return self.modules[-1]
+
+    @property
+    def modules(self) -> list[str]:
+        """The paths of all that hold it, from the root (the empty path) down."""
+        names = self.path.split("/")
+        return ["/".join(names[:depth]) for depth in range(len(names))]
 
     @property
     def rank(self) -> int:

@@ -12,7 +12,17 @@ from typing import Literal, NamedTuple
 
 from celo2.jax._leaves import Leaf, Part
 
-__all__ = ["Finding", "Role", "find_by_name", "gate_index", "has_experts", "is_body", "is_query", "weak_head"]
+__all__ = [
+    "Finding",
+    "Role",
+    "find_by_name",
+    "gate_index",
+    "has_experts",
+    "is_body",
+    "is_mlp",
+    "is_query",
+    "weak_head",
+]
 
 Role = Literal["vector", "embedding", "position", "router", "head", "hidden"]
 
@@ -27,9 +37,11 @@ ROUTERS = {"router", "routers"}
 GATES = {"gate", "gating"}
 EXPERTS = {"expert", "experts"}
 HEADS = {"head", "heads", "lmhead", "logit", "logits", "classifier", "unembed", "unembedding", "readout"}
-WEAK_HEADS = {"out", "output", "outputs", "final", "last", "decoder", "prediction", "predictions"}
+HEADS |= {"final"}
+WEAK_HEADS = {"out", "output", "outputs", "last", "decoder", "prediction", "predictions"}
 ATTENTION = {"attention", "attn", "mha", "mhsa", "multihead"}
 BODY = ATTENTION | {"block", "blocks", "transformer"}
+MLPS = {"mlp", "ffn", "ff", "feed", "feedforward"}
 QUERIES = {"q", "k", "v", "query", "key", "value", "qkv", "kv", "wq", "wk", "wv", "wqkv"}
 
 
@@ -62,7 +74,7 @@ def weak_head(leaf: Leaf) -> Part | None:
 
 
 def gate_index(leaf: Leaf) -> int | None:
-    """Where on the path a gate is named, outside of any expert, or None."""
+    """Place on the path of a name that speaks of a gate, outside of any expert, or None."""
     for index, part in enumerate(leaf.parts):
         if GATES & part.words:
             return index
@@ -74,6 +86,11 @@ def gate_index(leaf: Leaf) -> int | None:
 def has_experts(leaf: Leaf) -> bool:
     """Whether a name on the path speaks of a mixture of experts."""
     return any((EXPERTS | {"moe"}) & part.words for part in leaf.parts)
+
+
+def is_mlp(leaf: Leaf) -> bool:
+    """Whether the MLP of a layer holds it."""
+    return any(MLPS & part.words for part in leaf.parts)
 
 
 def is_query(part: Part) -> bool:

@@ -67,7 +67,7 @@ def param_labels(params: Any, *, overrides: Overrides = None, undecided: Undecid
     3. a `gate` beside experts, unless a matrix of its shape stands beside it, as in a gated MLP;
     4. the very array of an embedding in a second place (a tied head). Tracers do not show this;
     5. the one matrix besides an embedding that has the vocabulary as an axis;
-    6. a matrix near the root named `out`, `final` or the like whose output size no other matrix has.
+    6. a matrix near the root named `out`, `decoder` or the like whose output size no other matrix has.
 
     The rest is hidden and gets `"celo2"`. Three cases are *undecided*: they get `"celo2"` with
     `decided=False`, and `undecided` says what happens.
@@ -77,7 +77,7 @@ def param_labels(params: Any, *, overrides: Overrides = None, undecided: Undecid
       (unless it is the last in natural order): the last matrix of an MLP. The published recipe sends
       an output head to AdamW, yet in its meta-training both matrices of the MLP got the rule. A lone
       matrix is hidden.
-    * A nameless matrix has the vocabulary as an axis, but so have others.
+    * A matrix outside of the body and of a layer's MLP has the vocabulary as an axis, but so have others.
     * A leaf of rank 2 without a telling name lies in a module in which everything has the same, small
       leading size and something has rank 3 or more: perhaps one vector for each layer.
 
@@ -94,7 +94,9 @@ def param_labels(params: Any, *, overrides: Overrides = None, undecided: Undecid
             does. `"allow"`: silence; `label_table` still marks them.
 
     Returns:
-        A tree of exactly the structure of `params` with a `Label` for each leaf.
+        A tree of exactly the structure of `params` with a `Label` for each leaf. Compute it once, and
+        give it to `optax.partition` rather than this function, which Optax would call on the gradients
+        too; where the tree is a module that can be called itself (an `eqx.nn.MLP`), as `lambda _: labels`.
 
     Raises:
         TypeError: For a leaf that is not an array of floating-point numbers.

@@ -1,0 +1,124 @@
+"""Files of a meta-training run: checkpoints, metrics, recipe, weights.
+
+    OUT/config.json                  the recipe
+    OUT/metrics.jsonl                one line for each outer iteration
+    OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first
+    OUT/weights/VARIANT-STEP.safetensors   theta alone, a few kB, one for each checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from celo2._files import write_atomic
+from celo2.meta import outer
+from celo2.meta.config import MetaConfig
+from celo2.meta.outer import OuterState
+from celo2.weights import Weights, save_weights
+
+__all__ = ["RunFiles"]
+
+KEPT = 3  # checkpoints; older ones are removed, their weights stay
+
+
+class RunFiles:
+    """The folder of one run.
+
+    Args:
+        folder: Made if it does not exist.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(
+            self.folder / "checkpoints",
+            options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False),
+        )
+        self._metrics = self.folder / "metrics.jsonl"
+
+    def close(self) -> None:
+        """Waits for pending writes."""
+        self._manager.close()
+
+    def start(self, config: MetaConfig, *, resume: bool) -> None:
+        """Writes the recipe of a new run, or checks that a resumed one has the same.
+
+        Raises:
+            FileExistsError: A new run in a folder that holds one.
+            FileNotFoundError: Nothing to resume.
+            ValueError: The resumed run has another recipe.
+        """
+        path = self.folder / "config.json"
+        if not resume:
+            if path.exists():
+                raise FileExistsError(
+                    f"{self.folder} already holds a run; continue it with --resume or choose another --out."
+                )
+            write_atomic(path, config.to_json().encode())
+            return
+        if not path.exists():
+            raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume.")
+        saved = json.loads(path.read_text())
+        given = json.loads(config.to_json())
+        differing = {name: (saved.get(name), given[name]) for name in given if saved.get(name) != given[name]}
+        if differing:
+            listed = ", ".join(f"{name}: {old!r} before, {new!r} now" for name, (old, new) in differing.items())
+            raise ValueError(f"{self.folder} was started with another recipe ({listed}); use the same options.")
+
+    def restore(self, config: MetaConfig, mesh: Mesh) -> OuterState | None:
+        """The newest readable state, its arrays placed as `outer.init` places them; None without one.
+
+        The metrics written after that checkpoint are dropped, since their iterations run again.
+        """
+        like = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
+            outer.init(config, mesh),
+        )
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
+            except (ValueError, OSError, KeyError) as error:
+                print(f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying the one before")
+                self._manager.delete(step)
+                continue
+            self._drop_metrics_after(step)
+            return state
+        return None
+
+    def save(self, state: OuterState, config: MetaConfig, provenance: Mapping[str, str]) -> Path:
+        """Writes the state and its weights; returns the weights' path."""
+        step = int(state.count)
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(state))  # type: ignore[call-arg]
+            self._manager.wait_until_finished()
+        path = self.folder / "weights" / f"{config.variant}-{step:06d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        arrays = {name: np.asarray(array) for name, array in state.theta.items()}
+        save_weights(path, Weights(arrays, config.rule, provenance={**provenance, "outer_steps": str(step)}))
+        return path
+
+    def append_metrics(self, records: list[dict[str, Any]]) -> None:
+        """Adds one JSON line for each record."""
+        with self._metrics.open("a") as stream:
+            stream.writelines(json.dumps(record) + "\n" for record in records)
+
+    def _drop_metrics_after(self, step: int) -> None:
+        kept = []
+        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:  # the last line of a killed run
+                continue
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        write_atomic(self._metrics, "".join(kept).encode())

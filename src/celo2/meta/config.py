@@ -1,0 +1,110 @@
+"""What a meta-training run is: everything that decides its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any, Literal, get_args
+
+from celo2.config import RuleConfig, nearest_name
+from celo2.tasks.augmentation import LEVELS, Level
+
+__all__ = ["MetaConfig", "Variant"]
+
+Variant = Literal["celo2", "celo2-base"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaConfig:
+    """The recipe of one run; the defaults are the published one except where said.
+
+    Source: arXiv 2602.19142, section 4 and its public meta-training command.
+
+    Attributes:
+        variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors) or "celo2-base".
+        outer_learning_rate: Of the outer AdamW. The published runs take 5e-5 (Celo2) and 1e-4
+            (Celo2-base) for 100,000 iterations; the default is for a few thousand.
+        outer_warmup: Outer iterations over which the rate rises from zero.
+        outer_decay_steps: Outer iterations over which the rate falls to a tenth by a cosine; 0: never.
+        outer_clip: Global norm to which the meta-gradient is clipped; 0: not clipped.
+        datasets: The image sets; each gets `tasks_per_set` pairs.
+        tasks_per_set: Antithetic pairs of each set.
+        sigma: Standard deviation of the perturbations of theta.
+        truncation_length: Inner steps K of one outer iteration.
+        min_unroll: Least length of an inner run, at least `truncation_length`.
+        max_unroll: Greatest length of an inner run.
+        inner_learning_rate: Of the networks that are trained, constant.
+        adamw_lr_scale: Learning rate of Celo2's AdamW branch over the inner one.
+        level: What the augmentation scales.
+        scale_range: Least and greatest scale of the augmentation.
+        batch_size: Images in an inner batch.
+        seed: Of everything random.
+    """
+
+    variant: Variant = "celo2"
+    outer_learning_rate: float = 4e-4
+    outer_warmup: int = 0
+    outer_decay_steps: int = 0
+    outer_clip: float = 0.0
+    datasets: tuple[str, ...] = ("fashion-mnist", "mnist", "digits", "patches")
+    tasks_per_set: int = 8
+    sigma: float = 0.01
+    truncation_length: int = 50
+    min_unroll: int = 100
+    max_unroll: int = 2000
+    inner_learning_rate: float = 1e-3
+    adamw_lr_scale: float = 20.0
+    level: Level = "global"
+    scale_range: tuple[float, float] = (1e-3, 1e3)
+    batch_size: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every range."""
+        object.__setattr__(self, "datasets", tuple(self.datasets))
+        object.__setattr__(self, "scale_range", tuple(self.scale_range))
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant must be one of {get_args(Variant)}, got {self.variant!r}.")
+        if self.level not in LEVELS:
+            raise ValueError(f"level must be one of {LEVELS}, got {self.level!r}.")
+        for name in ("tasks_per_set", "truncation_length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("outer_learning_rate", "sigma", "inner_learning_rate", "adamw_lr_scale"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"{name} must be positive and finite, got {value}.")
+        if not self.truncation_length <= self.min_unroll <= self.max_unroll:
+            raise ValueError(
+                "an inner run is reset at most once in a truncation: expected truncation_length ≤ "
+                f"min_unroll ≤ max_unroll, got {self.truncation_length}, {self.min_unroll}, {self.max_unroll}."
+            )
+        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(f"scale_range must be two rising positive numbers, got {self.scale_range}.")
+        if not self.datasets:
+            raise ValueError("datasets must name at least one image set.")
+
+    @property
+    def num_pairs(self) -> int:
+        """Antithetic pairs in one outer iteration."""
+        return len(self.datasets) * self.tasks_per_set
+
+    @property
+    def rule(self) -> RuleConfig:
+        """The options of the rule that is trained."""
+        return RuleConfig(orthogonalize=self.variant == "celo2")
+
+    def to_json(self) -> str:
+        """The recipe as a JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> MetaConfig:
+        """Reads what `to_json` wrote; unknown names are refused."""
+        options: dict[str, Any] = json.loads(text)
+        valid = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in valid:
+                raise ValueError(f"unknown name {name!r} in a meta-training config{nearest_name(name, valid)}")
+        return cls(**options)

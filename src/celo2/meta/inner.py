@@ -1,0 +1,76 @@
+"""The optimizer inside meta-training: the rule with weights that are being learned."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from celo2.jax.transform import ADAMW_BETAS, scale_by_celo2
+from celo2.meta.config import MetaConfig
+from celo2.meta.pes import Theta
+
+__all__ = ["init_theta", "make_inner_optimizer"]
+
+ADAMW_EPS = 1e-8  # under the root of the second moment in the meta-training's AdamW branch
+
+
+def init_theta(key: Array, config: MetaConfig) -> Theta:
+    """Initial weights of the rule: truncated normal of scale 1/√fan_in, zero biases.
+
+    The first layer's fan-in is its number of channels over all groups (30 by default).
+    """
+    shapes = config.rule.weight_shapes()
+    first_fan_in = sum(shape[0] for name, shape in shapes.items() if name.startswith("w0__"))
+    keys = jax.random.split(key, len(shapes))
+    theta = {}
+    for leaf_key, (name, shape) in zip(keys, shapes.items(), strict=True):
+        fan_in = first_fan_in if name.startswith("w0__") else shape[0]
+        normal = jax.random.truncated_normal(leaf_key, -2.0, 2.0, shape) / jnp.sqrt(float(fan_in))
+        theta[name] = jnp.zeros(shape) if name.startswith("b") else normal
+    return theta
+
+
+def make_inner_optimizer(theta: Theta, config: MetaConfig) -> optax.GradientTransformation:
+    """The optimizer of the inner runs at a constant learning rate, without weight decay.
+
+    Celo2-base: the rule on every parameter. Celo2: the rule on matrices; vectors get Adam's
+    direction without bias correction at `adamw_lr_scale` times the rate, as in the published
+    meta-training.
+    """
+    rule = scale_by_celo2(theta, orthogonalize=config.rule.orthogonalize)
+    rate = config.inner_learning_rate
+    if config.variant == "celo2-base":
+        return optax.chain(rule, optax.scale(-rate))
+    return optax.partition(
+        {
+            "celo2": optax.chain(rule, optax.scale(-rate)),
+            "adamw": optax.chain(_scale_by_uncorrected_adam(), optax.scale(-rate * config.adamw_lr_scale)),
+        },
+        lambda params: jax.tree.map(lambda leaf: "celo2" if leaf.ndim >= 2 else "adamw", params),
+    )
+
+
+class _AdamState(NamedTuple):
+    momentum: Any
+    rms: Any
+
+
+def _scale_by_uncorrected_adam() -> optax.GradientTransformation:
+    """`m · rsqrt(v + 1e-8)` with Adam's accumulators and no bias correction."""
+    beta1, beta2 = ADAMW_BETAS
+
+    def init(params: Any) -> _AdamState:
+        return _AdamState(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads: Any, state: _AdamState, params: Any = None) -> tuple[Any, _AdamState]:
+        del params
+        momentum = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.momentum, grads)
+        rms = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.rms, grads)
+        steps = jax.tree.map(lambda m, v: m * jax.lax.rsqrt(v + ADAMW_EPS), momentum, rms)
+        return steps, _AdamState(momentum, rms)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,165 @@
+"""One outer iteration: perturb theta, unroll every pair, estimate, update theta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from celo2.meta import pes
+from celo2.meta.config import MetaConfig
+from celo2.meta.inner import init_theta
+from celo2.meta.pes import Theta
+from celo2.meta.truncation import InnerState, init_pairs, unroll
+from celo2.tasks.family import FamilyData
+
+__all__ = ["OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_optimizer", "make_outer_step"]
+
+PAIRS = "pairs"  # name of the mesh axis
+FINAL_RATE = 0.1  # share of the outer learning rate that a cosine ends at
+
+
+class OuterState(NamedTuple):
+    """Everything that a resumed run needs.
+
+    Attributes:
+        theta: The rule's weights.
+        opt_state: State of the outer optimizer.
+        inner: The inner runs.
+        accumulator: PES's sum of perturbations of each pair.
+        count: Outer iterations so far; with the seed it decides every random number to come.
+    """
+
+    theta: Theta
+    opt_state: Any
+    inner: InnerState
+    accumulator: Theta
+    count: Array
+
+
+class OuterMetrics(NamedTuple):
+    """What one outer iteration reports, scalars except the first.
+
+    Attributes:
+        loss_per_set: Mean meta-loss of each image set.
+        meta_loss: Mean meta-loss.
+        grad_norm: Norm of the meta-gradient.
+        diverged: Share of inner losses that were not finite.
+        resets: Inner runs that ended.
+        skipped: 1 if the meta-gradient was not finite and theta was left alone.
+    """
+
+    loss_per_set: Array
+    meta_loss: Array
+    grad_norm: Array
+    diverged: Array
+    resets: Array
+    skipped: Array
+
+
+def make_outer_optimizer(config: MetaConfig) -> optax.GradientTransformation:
+    """AdamW without weight decay, with the recipe's schedule and clipping."""
+    peak = config.outer_learning_rate
+    schedule: optax.ScalarOrSchedule = peak
+    if config.outer_decay_steps:
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, peak, config.outer_warmup, config.outer_decay_steps, FINAL_RATE * peak
+        )
+    elif config.outer_warmup:
+        schedule = optax.linear_schedule(0.0, peak, config.outer_warmup)
+    adamw = optax.adamw(schedule, weight_decay=0.0)
+    return optax.chain(optax.clip_by_global_norm(config.outer_clip), adamw) if config.outer_clip else adamw
+
+
+def make_mesh() -> Mesh:
+    """All local devices along one axis, the pairs'."""
+    return jax.make_mesh((jax.local_device_count(),), (PAIRS,), axis_types=(AxisType.Auto,))
+
+
+def init(config: MetaConfig, mesh: Mesh) -> OuterState:
+    """The state before the first iteration, the pairs sharded over the mesh."""
+    num_devices = mesh.shape[PAIRS]
+    if config.num_pairs % num_devices:
+        raise ValueError(
+            f"{config.num_pairs} pairs cannot be shared equally by {num_devices} devices; "
+            "choose tasks_per_set so that they can, or use fewer devices."
+        )
+    split = NamedSharding(mesh, PartitionSpec(PAIRS))
+    whole = NamedSharding(mesh, PartitionSpec())
+    shardings = OuterState(whole, whole, split, split, whole)
+
+    def make() -> OuterState:
+        theta_key, pairs_key = jax.random.split(jax.random.key(config.seed))
+        theta = init_theta(theta_key, config)
+        accumulator = {
+            name: jnp.zeros((config.num_pairs, *array.shape), array.dtype) for name, array in theta.items()
+        }
+        inner = init_pairs(jax.random.split(pairs_key, config.num_pairs), theta, config)
+        opt_state = make_outer_optimizer(config).init(theta)
+        return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32))
+
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def make_outer_step(
+    config: MetaConfig, mesh: Mesh
+) -> Callable[[OuterState, FamilyData], tuple[OuterState, OuterMetrics]]:
+    """The compiled outer iteration; the state given to it is consumed."""
+    optimizer = make_outer_optimizer(config)
+    set_index = jnp.repeat(jnp.arange(len(config.datasets)), config.tasks_per_set)
+    split, whole = PartitionSpec(PAIRS), PartitionSpec()
+    unroll_sharded = jax.shard_map(
+        lambda *arrays: unroll(*arrays, config),
+        mesh=mesh,
+        in_specs=(split, split, split, split, whole),
+        out_specs=(split, PartitionSpec(None, PAIRS)),
+        check_vma=False,
+    )
+
+    def outer_step(state: OuterState, data: FamilyData) -> tuple[OuterState, OuterMetrics]:
+        run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
+        noise_key, pairs_key = jax.random.split(run_key)
+        perturbation = pes.sample_perturbations(noise_key, state.theta, config.sigma, config.num_pairs)
+        inner, losses = unroll_sharded(
+            pes.antithetic(state.theta, perturbation),
+            state.inner,
+            jax.random.split(pairs_key, config.num_pairs),
+            set_index,
+            data,
+        )
+        found = pes.estimate(
+            losses.positive, losses.negative, losses.is_done, perturbation, state.accumulator, sigma=config.sigma
+        )
+        theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient)
+        per_pair = jnp.mean(losses.positive + losses.negative, axis=0) / 2.0
+        metrics = OuterMetrics(
+            loss_per_set=jnp.mean(per_pair.reshape(len(config.datasets), -1), axis=1),
+            meta_loss=found.mean_loss,
+            grad_norm=optax.tree.norm(found.gradient),
+            diverged=jnp.mean(losses.diverged / 2.0),
+            resets=jnp.sum(losses.is_done),
+            skipped=skipped,
+        )
+        return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1), metrics
+
+    return jax.jit(outer_step, donate_argnums=0)
+
+
+def _update_theta(
+    optimizer: optax.GradientTransformation, state: OuterState, gradient: Theta
+) -> tuple[Theta, Any, Array]:
+    """Applies the meta-gradient unless it is not finite; says whether it was skipped."""
+    finite = jnp.isfinite(optax.tree.norm(gradient))
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.theta)
+    theta = optax.apply_updates(state.theta, updates)
+
+    def keep(new: Array, old: Array) -> Array:
+        return jnp.where(finite, new, old)
+
+    new_theta, new_opt_state = jax.tree.map(keep, (theta, opt_state), (state.theta, state.opt_state))
+    return new_theta, new_opt_state, (~finite).astype(jnp.int32)

@@ -1,0 +1,108 @@
+"""Persistent evolution strategies: losses of antithetic pairs → meta-gradient.
+
+Source: Vicol, Metz, Sohl-Dickstein, "Unbiased gradient estimation in unrolled computation graphs
+with persistent evolution strategies" (arXiv 2112.13835), algorithm 1, with resets inside a
+truncation as in learned_optimization's trainer.
+
+With perturbations ε of standard deviation σ, and ξ their sum since a run began,
+
+    g = 1/(2σ²) · mean over pairs ( ξ Σ_before (L⁺ - L⁻)/K + ε Σ_after (L⁺ - L⁻)/K )
+
+where "after" begins with the step at which the run was reset: its losses have seen only this
+truncation's ε. From there ξ restarts at ε.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+__all__ = ["Estimate", "Theta", "antithetic", "estimate", "sample_perturbations"]
+
+Theta = dict[str, Array]
+
+
+class Estimate(NamedTuple):
+    """Outcome of one truncation.
+
+    Attributes:
+        gradient: Meta-gradient of the mean loss, a tree like theta.
+        accumulator: New sum of perturbations of each pair, leading axis `pairs`.
+        mean_loss: Mean meta-loss of both signs, a scalar.
+    """
+
+    gradient: Theta
+    accumulator: Theta
+    mean_loss: Array
+
+
+def sample_perturbations(key: Array, theta: Theta, sigma: float, num_pairs: int) -> Theta:
+    """Draws ε ~ N(0, σ²) for every pair: a tree like theta with a leading axis `num_pairs`."""
+    keys = jax.random.split(key, len(theta))
+    return {
+        name: sigma * jax.random.normal(leaf_key, (num_pairs, *array.shape), array.dtype)
+        for leaf_key, (name, array) in zip(keys, sorted(theta.items()), strict=True)
+    }
+
+
+def antithetic(theta: Theta, perturbation: Theta) -> Theta:
+    """`[θ + ε, θ - ε]` on a new axis 1 behind `pairs`."""
+
+    def pair(array: Array, noise: Array) -> Array:
+        return jnp.stack([array[None] + noise, array[None] - noise], axis=1)
+
+    return {name: pair(array, perturbation[name]) for name, array in theta.items()}
+
+
+def estimate(
+    loss_pos: Array,
+    loss_neg: Array,
+    is_done: Array,
+    perturbation: Theta,
+    accumulator: Theta,
+    *,
+    sigma: float,
+    mask: Array | None = None,
+    sign_scale: float = 0.0,
+) -> Estimate:
+    """The meta-gradient of one truncation.
+
+    Args:
+        loss_pos: Meta-losses under θ + ε, `(K, pairs)`.
+        loss_neg: Meta-losses under θ - ε, `(K, pairs)`.
+        is_done: Whether the run was reset just before the step, `(K, pairs)` bool.
+        perturbation: This truncation's ε, leading axis `pairs`.
+        accumulator: Sum of the run's earlier perturbations, leading axis `pairs`.
+        sigma: Standard deviation of the perturbations.
+        mask: Which losses count, `(K, pairs)`; all by default.
+        sign_scale: If not zero, each pair's loss difference is replaced by `sign_scale` times the
+            sign of its mean.
+    """
+    count = jnp.ones_like(loss_pos) if mask is None else mask.astype(loss_pos.dtype)
+    share = count / jnp.sum(count, axis=0, keepdims=True)
+    delta = loss_pos - loss_neg
+    if sign_scale:
+        delta = sign_scale * jnp.sign(jnp.sum(delta * share, axis=0, keepdims=True))
+    fresh = jnp.cumsum(is_done, axis=0) > 0
+    before = jnp.sum(jnp.where(fresh, 0.0, delta * share), axis=0)
+    after = jnp.sum(jnp.where(fresh, delta * share, 0.0), axis=0)
+    was_reset = jnp.any(is_done, axis=0)
+    total = {name: accumulator[name] + noise for name, noise in perturbation.items()}
+
+    def gradient_of(name: str) -> Array:
+        noise = perturbation[name]
+        weighted = _per_pair(before, noise) * total[name] + _per_pair(after, noise) * noise
+        return jnp.mean(weighted, axis=0) / (2.0 * sigma**2)
+
+    return Estimate(
+        {name: gradient_of(name) for name in perturbation},
+        {name: jnp.where(_per_pair(was_reset, noise), noise, total[name]) for name, noise in perturbation.items()},
+        jnp.mean(jnp.sum(share * (loss_pos + loss_neg) / 2.0, axis=0)),
+    )
+
+
+def _per_pair(values: Array, like: Array) -> Array:
+    return values.reshape(values.shape + (1,) * (like.ndim - 1))

@@ -1,0 +1,77 @@
+"""What a meta-training run shows while it runs."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+__all__ = ["Progress"]
+
+SMOOTHING = 0.98  # of the meta-loss that is shown
+PLAIN_EVERY = 30.0  # seconds between lines where the output is not a terminal
+
+
+class Progress:
+    """A bar with the smoothed meta-loss and the time left; plain lines where there is no terminal.
+
+    Args:
+        title: Shown before the bar.
+        first: Iterations already done.
+        total: Iterations in all.
+    """
+
+    def __init__(self, title: str, first: int, total: int) -> None:
+        self._console = Console()
+        self._first, self._total = first, total
+        self._started = self._last_line = time.monotonic()
+        self._weighted = self._weight = 0.0
+        self._skipped = 0
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("meta-loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=first, loss="(compiling)")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        if not self._console.is_terminal:
+            print(f"iterations {self._first + 1} to {self._total}; compiling", flush=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, record: dict[str, Any]) -> None:
+        """Takes one iteration's record, with `step`, `meta_loss`, `diverged` and `skipped`."""
+        if record["skipped"]:
+            self._skipped += 1
+        else:
+            self._weighted = SMOOTHING * self._weighted + (1 - SMOOTHING) * record["meta_loss"]
+            self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+        smoothed = self._weighted / self._weight if self._weight else float("nan")
+        shown = f"{smoothed:.4f}" + (f", {self._skipped} skipped" if self._skipped else "")
+        self._bar.update(self._task, completed=record["step"], loss=shown)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._last_line > PLAIN_EVERY or record["step"] == self._total):
+            self._last_line = now
+            per_step = (now - self._started) / max(record["step"] - self._first, 1)
+            left = per_step * (self._total - record["step"])
+            print(
+                f"iteration {record['step']}/{self._total}  meta-loss {shown}  "
+                f"diverged {100 * record['diverged']:.1f} %  {per_step:.3f} s each  {left / 60:.1f} min left",
+                flush=True,
+            )

@@ -1,0 +1,151 @@
+"""The meta-training loop: resume, iterate, report, save."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from celo2._version import __version__
+from celo2.meta import outer
+from celo2.meta.checkpoint import RunFiles
+from celo2.meta.config import MetaConfig
+from celo2.meta.progress import Progress
+from celo2.tasks.base import Dataset
+from celo2.tasks.datasets import load_image_sets
+from celo2.tasks.family import stack_datasets
+
+__all__ = ["TrainOptions", "meta_train"]
+
+METRICS_EVERY = 10  # outer iterations between writes of the metrics file
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How a recipe is run; nothing here changes the result.
+
+    Attributes:
+        out: Folder of the run.
+        outer_steps: Outer iterations in all; a resumed run continues up to it.
+        resume: Continue the run in `out`.
+        checkpoint_every: Outer iterations between checkpoints.
+    """
+
+    out: Path
+    outer_steps: int
+    resume: bool = False
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        """Checks every range."""
+        for name in ("outer_steps", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+def meta_train(config: MetaConfig, options: TrainOptions) -> Path:
+    """Meta-trains a rule; Ctrl-C and SIGTERM save a checkpoint and end the run.
+
+    Args:
+        config: The recipe.
+        options: Where and how far.
+
+    Returns:
+        The path of the last weights written.
+
+    Raises:
+        FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
+    """
+    datasets = load_image_sets(config.datasets)
+    files = RunFiles(options.out)
+    try:
+        files.start(config, resume=options.resume)
+        return _run(config, options, files, datasets)
+    finally:
+        files.close()
+
+
+def _run(config: MetaConfig, options: TrainOptions, files: RunFiles, datasets: dict[str, Dataset]) -> Path:
+    mesh = outer.make_mesh()
+    provenance = _provenance(config, options, datasets)
+    state = (files.restore(config, mesh) if options.resume else None) or outer.init(config, mesh)
+    outer_step = outer.make_outer_step(config, mesh)
+    data = stack_datasets(list(datasets.values()))
+    first = int(state.count)
+    pending: list[dict[str, Any]] = []
+    with Progress(config.variant, first, options.outer_steps) as progress, _stop_requests() as stop:
+        started = time.monotonic()
+        for step in range(first + 1, options.outer_steps + 1):
+            state, metrics = outer_step(state, data)
+            record = _as_record(step, metrics, config, time.monotonic() - started)
+            progress.update(record)
+            pending.append(record)
+            ends = step == options.outer_steps or bool(stop)
+            if ends or len(pending) >= METRICS_EVERY or step % options.checkpoint_every == 0:
+                files.append_metrics(pending)
+                pending.clear()
+            if ends or step % options.checkpoint_every == 0:
+                files.save(state, config, provenance)
+            if ends:
+                break
+    weights = files.save(state, config, provenance)
+    if int(state.count) < options.outer_steps:
+        print(f"stopped after {int(state.count)} iterations; continue with --resume --out {options.out}")
+    return weights
+
+
+def _as_record(step: int, metrics: outer.OuterMetrics, config: MetaConfig, seconds: float) -> dict[str, Any]:
+    host = jax.tree.map(np.asarray, metrics)
+    return {
+        "step": step,
+        "seconds": round(seconds, 3),
+        "meta_loss": float(host.meta_loss),
+        "loss_per_set": dict(zip(config.datasets, host.loss_per_set.tolist(), strict=True)),
+        "grad_norm": float(host.grad_norm),
+        "diverged": float(host.diverged),
+        "resets": int(host.resets),
+        "skipped": int(host.skipped),
+    }
+
+
+def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, str]:
+    changed = [
+        f"--{field.name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default and field.name != "variant"
+    ]
+    command = f"celo2 meta-train --variant {config.variant} --outer-steps {options.outer_steps}"
+    return {
+        "made_by": f"celo2 {__version__}",
+        "command": " ".join([command, *changed]),
+        "data": ", ".join(f"{d.name} ({d.size('train')} images)" for d in datasets.values()),
+        "seed": str(config.seed),
+        "recipe": " ".join(config.to_json().split()),
+    }
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying in the middle of an iteration; a second one kills."""
+    received: list[int] = []
+    previous = {}
+
+    def note(number: int, frame: Any) -> None:  # noqa: ARG001
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,159 @@
+"""K inner steps of every antithetic pair, with resets.
+
+A pair is one task trained twice, under θ + ε and under θ - ε, from the same start, on the same
+batches and for the same number of steps. Runs have log-uniform lengths and begin at a random place of
+their first run, so that they do not reset together; a run that has ended starts over on a new task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.meta.config import MetaConfig
+from celo2.meta.inner import make_inner_optimizer
+from celo2.meta.pes import Theta
+from celo2.tasks.base import Batch, Params
+from celo2.tasks.family import FamilyData, ImageMLPFamily
+
+__all__ = ["InnerState", "Losses", "init_pairs", "make_family", "unroll"]
+
+NUM_SIGNS = 2  # θ + ε and θ - ε
+
+
+class InnerState(NamedTuple):
+    """One inner run of each pair; every array has the leading axis `pairs`.
+
+    Attributes:
+        params: Stored parameters of both signs, `(pairs, 2, …)`.
+        opt_state: The inner optimizer's state, `(pairs, 2, …)`.
+        scales: The task's scales, `(pairs, …)`.
+        step: Steps taken, `(pairs,)` int32.
+        length: Steps after which the run ends, `(pairs,)` int32.
+    """
+
+    params: Params
+    opt_state: Any
+    scales: Params
+    step: Array
+    length: Array
+
+
+class Losses(NamedTuple):
+    """What a truncation measured, each `(K, pairs)`.
+
+    Attributes:
+        positive: Meta-loss under θ + ε, in [0, ceiling].
+        negative: Meta-loss under θ - ε, in [0, ceiling].
+        is_done: The run was reset just before this step.
+        diverged: Runs of the pair (0, 1 or 2) whose loss was not finite.
+    """
+
+    positive: Array
+    negative: Array
+    is_done: Array
+    diverged: Array
+
+
+def make_family(config: MetaConfig) -> ImageMLPFamily:
+    """The task family of a recipe."""
+    return ImageMLPFamily(batch_size=config.batch_size, level=config.level, scale_range=config.scale_range)
+
+
+def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig) -> InnerState:
+    """The runs of the first truncation, each somewhere inside its length.
+
+    Args:
+        pair_keys: A key for each pair, `(pairs,)`.
+        theta: The rule's weights; only shapes matter.
+        config: The recipe.
+    """
+
+    def init(key: Array) -> InnerState:
+        start_key, offset_key = jax.random.split(key)
+        state = _sample_start(start_key, theta, config)
+        return state._replace(step=jax.random.randint(offset_key, (), 0, state.length))
+
+    return jax.vmap(init)(pair_keys)
+
+
+def unroll(
+    thetas: Theta,
+    state: InnerState,
+    pair_keys: Array,
+    set_index: Array,
+    data: FamilyData,
+    config: MetaConfig,
+) -> tuple[InnerState, Losses]:
+    """Runs K inner steps of every pair.
+
+    Args:
+        thetas: Weights of each run, `(pairs, 2, …)`.
+        state: Where the runs stand.
+        pair_keys: A key for each pair, `(pairs,)`.
+        set_index: Image set of each pair, `(pairs,)` int32.
+        data: The image sets.
+        config: The recipe.
+    """
+    family = make_family(config)
+    start_keys, batch_keys = jnp.moveaxis(jax.vmap(jax.random.split)(pair_keys), 1, 0)
+    theta = jax.tree.map(lambda array: array[0, 0], thetas)
+    fresh = jax.vmap(lambda key: _sample_start(key, theta, config))(start_keys)
+    step_pairs = jax.vmap(_make_step(family, config))
+
+    def body(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
+        is_done = state.step >= state.length
+        state = jax.lax.cond(
+            jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state
+        )
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(batch_keys, step_index)
+        batches = jax.vmap(family.sample_batch, in_axes=(0, None, 0))(keys, data, set_index)
+        params, opt_state, losses = step_pairs(thetas, state, batches)
+        finite = jnp.isfinite(losses)
+        clipped = jnp.clip(jnp.where(finite, losses, family.loss_ceiling), 0.0, family.loss_ceiling)
+        state = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+        return state, Losses(clipped[:, 0], clipped[:, 1], is_done, jnp.sum(~finite, axis=1))
+
+    return jax.lax.scan(body, state, jnp.arange(config.truncation_length))
+
+
+def _sample_start(key: Array, theta: Theta, config: MetaConfig) -> InnerState:
+    """A new task for one pair, at step 0."""
+    task_key, length_key = jax.random.split(key)
+    stored, scales = make_family(config).init(task_key)
+    opt_state = make_inner_optimizer(theta, config).init(stored)
+
+    def both(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_SIGNS, *leaf.shape)), tree)
+
+    low, high = jnp.log(jnp.float32(config.min_unroll)), jnp.log(jnp.float32(config.max_unroll))
+    length = jnp.exp(jax.random.uniform(length_key, (), minval=low, maxval=high)).astype(jnp.int32)
+    return InnerState(both(stored), both(opt_state), scales, jnp.zeros((), jnp.int32), length)
+
+
+def _make_step(family: ImageMLPFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
+    """One step of one pair: `(thetas, state, batch) → (params, opt_state, losses of both signs)`."""
+
+    def step_one(
+        theta: Theta, params: Params, opt_state: Any, scales: Params, batch: Batch
+    ) -> tuple[Params, Any, Array]:
+        loss, grads = jax.value_and_grad(family.loss)(params, scales, batch)
+        updates, opt_state = make_inner_optimizer(theta, config).update(grads, opt_state, params)
+        return jax.tree.map(jnp.add, params, updates), opt_state, loss
+
+    def step_pair(thetas: Theta, state: InnerState, batch: Batch) -> tuple[Params, Any, Array]:
+        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None))
+        return signs(thetas, state.params, state.opt_state, state.scales, batch)
+
+    return step_pair
+
+
+def _select(mask: Array, new: InnerState, old: InnerState) -> InnerState:
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)

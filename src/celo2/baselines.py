@@ -1,0 +1,204 @@
+"""Optimizers by name, each with the range of learning rates that it is tuned over.
+
+Every entry is an Optax transform that an outsider would recognise: the hand-designed ones are Optax's
+own, at settings that make them strong, since a comparison is worth what its weakest baseline is.
+A learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other ones.
+
+References:
+    AdamW: arXiv 1711.05101. Muon: Jordan, 2024 (kellerjordan.github.io/posts/muon), and arXiv
+    2502.16982 for its step size. Celo2: arXiv 2602.19142.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from celo2.config import nearest_name
+from celo2.jax.routing import param_labels
+from celo2.jax.transform import celo2, celo2_base
+from celo2.weights import load_checkpoint
+
+__all__ = [
+    "OPTIMIZERS",
+    "MakeOptimizer",
+    "OptimizerSpec",
+    "check_optimizer_name",
+    "find_optimizer",
+    "make_optimizer",
+]
+
+MakeOptimizer = Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation]
+
+ADAM_BETAS = (0.9, 0.95)  # as in the AdamW branch of Celo2; on our tasks no worse than (0.9, 0.999)
+MUON_BETA = 0.95  # Nesterov momentum, Muon's published setting
+MUON_ADAM_FACTOR = 1.0
+MUON_RMS = 0.2  # arXiv 2502.16982: the RMS of Muon's step, so that AdamW's learning rates fit
+SGD_MOMENTUM = 0.9
+LEARNED = {"celo2": celo2, "celo2-base": celo2_base}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer that can be tuned.
+
+    Attributes:
+        name: For the command line and the reports.
+        description: One line for the reports: what it is, and its fixed settings.
+        make: `(learning rate or schedule, weight decay) → Optax transform`.
+        learning_rate_range: The lowest and the highest learning rate of the default grid, chosen
+            so that the best lies inside on the tasks of this package.
+    """
+
+    name: str
+    description: str
+    make: MakeOptimizer
+    learning_rate_range: tuple[float, float]
+
+    def learning_rates(self, count: int) -> tuple[float, ...]:
+        """The default grid: `count` ≥ 1 values, log-uniform over the range; one value is its middle."""
+        if count < 1:
+            raise ValueError(f"a grid needs at least one learning rate, got {count}.")
+        low, high = self.learning_rate_range
+        exact = np.geomspace(low, high, count) if count > 1 else [(low * high) ** 0.5]
+        return tuple(float(f"{value:.3g}") for value in exact)
+
+
+def _make_adamw(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    b1, b2 = ADAM_BETAS
+    return optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
+
+
+def _make_muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    b1, b2 = ADAM_BETAS
+    return optax.contrib.muon(
+        learning_rate,
+        beta=MUON_BETA,
+        nesterov=True,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        adam_weight_decay=weight_decay,
+        adam_learning_rate=_scaled(learning_rate, MUON_ADAM_FACTOR),
+        muon_weight_dimension_numbers=_muon_dimension_numbers,
+        consistent_rms=MUON_RMS,
+    )
+
+
+def _make_sgd(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    return optax.chain(
+        optax.trace(SGD_MOMENTUM),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _muon_dimension_numbers(params: optax.Params) -> Any:
+    """Newton–Schulz for exactly the arrays that Celo2 orthogonalises; None sends the rest to AdamW.
+
+    A kernel of rank 4 is a convolution (HWIO) and one matrix; of rank 3, a stack of matrices.
+    """
+
+    def choose(label: str, param: jax.Array) -> MuonDimensionNumbers | None:
+        if label != "celo2":
+            return None
+        return MuonDimensionNumbers(reduction_axis=(0, 1, 2) if param.ndim == 4 else -2, output_axis=-1)
+
+    return jax.tree.map(choose, param_labels(params), params)
+
+
+def _scaled(learning_rate: optax.ScalarOrSchedule, factor: float) -> optax.ScalarOrSchedule:
+    if callable(learning_rate):
+        return lambda count: factor * learning_rate(count)
+    return factor * learning_rate
+
+
+def _learned(variant: str, weights: Any = None) -> MakeOptimizer:
+    transform = LEARNED[variant]
+    return lambda learning_rate, weight_decay: transform(
+        learning_rate, weights=weights, weight_decay=weight_decay
+    )
+
+
+_CELO2_RANGE = (1e-4, 3e-2)
+_SPECS = (
+    OptimizerSpec(
+        "celo2",
+        "Celo2: the learned rule and Newton–Schulz on hidden matrices, AdamW at 20 × the rate on the rest",
+        _learned("celo2"),
+        _CELO2_RANGE,
+    ),
+    OptimizerSpec(
+        "celo2-base", "Celo2-base: the learned rule on every parameter", _learned("celo2-base"), _CELO2_RANGE
+    ),
+    OptimizerSpec("adamw", "AdamW, betas 0.9 and 0.95", _make_adamw, (3e-4, 1e-1)),
+    OptimizerSpec(
+        "muon",
+        "Muon on the matrices that Celo2 orthogonalises (Nesterov momentum 0.95, step RMS 0.2), "
+        "AdamW at the same rate on the rest",
+        _make_muon,
+        (3e-4, 1e-1),
+    ),
+    OptimizerSpec("sgd", "SGD with momentum 0.9", _make_sgd, (1e-3, 1.0)),
+)
+
+OPTIMIZERS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
+"""The optimizers by name."""
+
+
+def check_optimizer_name(name: str) -> None:
+    """Raises a ValueError, with the nearest name, for a name that `find_optimizer` cannot know."""
+    variant, colon, source = name.partition(":")
+    if name not in OPTIMIZERS and not (colon and source and variant in LEARNED):
+        raise ValueError(
+            f"unknown optimizer {name!r}{nearest_name(name, OPTIMIZERS)} "
+            f"There are {', '.join(OPTIMIZERS)}, celo2:PATH and celo2-base:PATH."
+        )
+
+
+def find_optimizer(name: str) -> OptimizerSpec:
+    """The optimizer of this name.
+
+    Args:
+        name: A key of `OPTIMIZERS`, or `celo2:SOURCE` / `celo2-base:SOURCE`, where the source is
+            anything that `celo2.load_checkpoint` takes (a path, say).
+
+    Raises:
+        ValueError: The name is unknown (the message has the nearest), or the weights are unfit.
+        OSError: The file of weights cannot be read.
+
+    Example:
+        >>> find_optimizer("adamw").learning_rates(3)
+        (0.0003, 0.00548, 0.1)
+    """
+    check_optimizer_name(name)
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    variant, _, source = name.partition(":")
+    weights = load_checkpoint(source, orthogonalize=variant == "celo2")
+    shipped = OPTIMIZERS[variant]
+    return dataclasses.replace(
+        shipped,
+        name=name,
+        description=f"{shipped.description}; weights from {source}",
+        make=_learned(variant, weights),
+    )
+
+
+def make_optimizer(
+    name: str, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Builds an optimizer by name; the arguments and errors are those of `find_optimizer`.
+
+    Example:
+        >>> make_optimizer("adam", 1e-3)
+        Traceback (most recent call last):
+        ValueError: unknown optimizer 'adam'; did you mean 'adamw'? There are ...
+    """
+    return find_optimizer(name).make(learning_rate, weight_decay)

@@ -1,0 +1,163 @@
+"""`celo2 compare`: trains one task with several optimizers, side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+from rich.console import Console
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from celo2.baselines import OPTIMIZERS, find_optimizer
+from celo2.evaluate.compare import ALL, CompareConfig, CompareResult, compare
+from celo2.evaluate.progress import ProgressDisplay
+from celo2.evaluate.store import save_result
+from celo2.evaluate.summary import caveats
+from celo2.evaluate.tables import make_table
+from celo2.tasks.registry import TASKS
+
+__all__ = ["CompareOptions", "main"]
+
+PLAIN_WIDTH = 160  # columns, where the output is no terminal
+INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
+
+_DESCRIPTION = """\
+Trains one task with several optimizers, each tuned over as many learning rates as the others, and
+reports what came out: a table, a figure and an HTML page. Ctrl-C keeps what is finished.
+
+examples:
+  celo2 compare --quick
+  celo2 compare --task tiny-lm --optimizers celo2,adamw,muon --steps 1000 --seeds 3
+  celo2 compare --optimizers celo2:mine.safetensors,adamw --learning-rates 1e-3,3e-3,1e-2
+  celo2 compare --learning-rates adamw=1e-3,1e-2 muon=1e-3,3e-3
+
+tasks:
+{tasks}
+
+optimizers (and celo2:PATH, celo2-base:PATH for other weights of the rule):
+{optimizers}
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareOptions(CompareConfig):
+    """What `celo2 compare` takes: a comparison, and where its files go.
+
+    Attributes:
+        out: Folder for the report, the figure and the data; None: runs/compare-TASK-TIME.
+    """
+
+    out: Path | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `celo2 compare` with these arguments.
+
+    Args:
+        argv: What follows `celo2 compare`, `["--quick"]` say.
+
+    Returns:
+        0; 1 when weights cannot be read; 130 when it was interrupted.
+
+    Raises:
+        SystemExit: The parser's own, for `--help` and for wrong usage.
+    """
+    options = tyro.cli(
+        CompareOptions, prog="celo2 compare", description=_describe(), args=list(argv), registry=_registry()
+    )
+    try:
+        for name in options.optimizers:
+            find_optimizer(name)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    _use_cpu_devices(options.devices)
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    try:
+        with ProgressDisplay(console) as display:
+            result = compare(options, display)
+    except KeyboardInterrupt:
+        print("interrupted before the first optimizer was finished: nothing to report.", file=sys.stderr)
+        return INTERRUPTED
+    _show(console, result)
+    paths = save_result(result, options.out or _default_folder(options.task))
+    for kind, path in paths.items():
+        console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True)
+    return INTERRUPTED if result.unfinished else 0
+
+
+def _show(console: Console, result: CompareResult) -> None:
+    console.print(make_table(result))
+    console.print(f"data: {result.task.dataset} ({result.task.origin})", highlight=False, markup=False)
+    for caveat in caveats(result):
+        console.print(f"note: {caveat}", highlight=False, markup=False)
+
+
+def _default_folder(task: str) -> Path:
+    return Path("runs") / f"compare-{task}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _use_cpu_devices(count: int) -> None:
+    """Makes JAX see the processor as `count` devices (0: one for each core), if it is not running yet."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return  # the user has said how many; JAX refuses to be told twice
+    try:
+        jax.config.update("jax_num_cpu_devices", count or len(os.sched_getaffinity(0)))
+    except RuntimeError:
+        return  # JAX is running, with the devices it has
+
+
+def _describe() -> str:
+    return _DESCRIPTION.format(
+        tasks="\n".join(f"  {name:13} {spec.summary}" for name, spec in TASKS.items()),
+        optimizers="\n".join(f"  {name:13} {spec.description}" for name, spec in OPTIMIZERS.items()),
+    )
+
+
+def _registry() -> ConstructorRegistry:
+    """How the command line writes lists: names with commas, learning rates as `[NAME=]RATE,RATE`."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _names(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type != tuple[str, ...]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="NAME,NAME",
+            instance_from_str=lambda words: tuple(name.strip() for name in words[0].split(",")),
+            is_instance=lambda value: isinstance(value, tuple),
+            str_from_instance=lambda names: [",".join(names)],
+        )
+
+    @registry.primitive_rule
+    def _rates(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+        if info.type != Mapping[str, tuple[float, ...]]:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[NAME=]RATE,RATE",
+            instance_from_str=lambda words: dict(map(_parse_rates, words)),
+            is_instance=lambda value: isinstance(value, Mapping),
+            str_from_instance=lambda rates: [
+                f"{name}={','.join(map(str, values))}" for name, values in rates.items()
+            ],
+        )
+
+    return registry
+
+
+def _parse_rates(text: str) -> tuple[str, tuple[float, ...]]:
+    """`"adamw=1e-3,3e-3"` as a pair; without a name it is for all optimizers."""
+    name, _, numbers = text.rpartition("=")
+    try:
+        return name or ALL, tuple(float(number) for number in numbers.split(","))
+    except ValueError as error:
+        raise ValueError(f"expected learning rates such as adamw=1e-3,3e-3, got {text!r}.") from error

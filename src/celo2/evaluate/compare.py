@@ -1,0 +1,253 @@
+"""Trains one task with several optimizers, each tuned over as many learning rates as the others.
+
+Every optimizer gets the same schedule, seeds, initial parameters, batches and number of learning
+rates; the one with the lowest final training loss (mean over the seeds) stands for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import optax
+
+from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer
+from celo2.config import nearest_name
+from celo2.evaluate.environment import describe_environment
+from celo2.evaluate.grid import RunGrid
+from celo2.evaluate.runner import Progress, run_grid
+from celo2.evaluate.timing import StepCost, measure_costs
+from celo2.tasks.base import Task
+from celo2.tasks.registry import TASKS, make_task
+
+__all__ = ["ALL", "CompareConfig", "CompareProgress", "CompareResult", "Entry", "TaskFacts", "compare"]
+
+ALL = "all"  # in place of an optimizer's name: learning rates for each of them
+
+FULL = {"num_learning_rates": 7, "seeds": 2, "steps": 500}
+QUICK = {"num_learning_rates": 5, "seeds": 1, "steps": 150}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """What to compare, and how.
+
+    Attributes:
+        task: Name of the task (`celo2.tasks.registry.TASKS`).
+        optimizers: Names (`celo2.baselines.OPTIMIZERS`), or `celo2:PATH` for other weights of the rule.
+        learning_rates: Peak learning rates by optimizer, or for `"all"` of them; the others get
+            their default grid.
+        num_learning_rates: Values in each default grid; 0 means 7, or 5 when quick.
+        seeds: Runs of each learning rate; 0 means 2, or 1 when quick.
+        steps: Length of a run; 0 means 500, or 150 when quick.
+        first_seed: The seeds are this one and the ones after it.
+        weight_decay: Decoupled, multiplied by the learning rate; the same for every optimizer.
+        quick: Fewer learning rates, seeds and steps, for a first look.
+        devices: How many of the local devices to use; 0 is all of them.
+        max_memory: GiB that the runs trained together may take.
+
+    Raises:
+        ValueError: A setting is out of its range, or a name is unknown or appears twice.
+    """
+
+    task: str = "fashion-mlp"
+    optimizers: tuple[str, ...] = ("celo2", "celo2-base", "adamw", "muon")
+    learning_rates: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    num_learning_rates: int = 0
+    seeds: int = 0
+    steps: int = 0
+    first_seed: int = 0
+    weight_decay: float = 0.0
+    quick: bool = False
+    devices: int = 0
+    max_memory: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges, and fills in what is left to `quick`."""
+        for name in ("num_learning_rates", "seeds", "steps", "first_seed", "weight_decay", "devices"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name, value in (QUICK if self.quick else FULL).items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        if not self.max_memory > 0:
+            raise ValueError(f"max_memory must be positive (GiB), got {self.max_memory}.")
+        if not self.optimizers or len(set(self.optimizers)) != len(self.optimizers):
+            raise ValueError(f"optimizers must be one or more different names, got {list(self.optimizers)}.")
+        if self.task not in TASKS:
+            raise ValueError(
+                f"unknown task {self.task!r}{nearest_name(self.task, TASKS)} There are {', '.join(TASKS)}."
+            )
+        for name in self.optimizers:
+            check_optimizer_name(name)
+        for name in self.learning_rates:
+            if name not in (*self.optimizers, ALL):
+                raise ValueError(
+                    f"there are learning rates for {name!r}, which is not among the optimizers "
+                    f"({', '.join(self.optimizers)}){nearest_name(name, self.optimizers)}"
+                )
+
+    @property
+    def seed_range(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def learning_rates_of(self, spec: OptimizerSpec) -> tuple[float, ...]:
+        """The learning rates that an optimizer is tuned over, in ascending order."""
+        default = spec.learning_rates(self.num_learning_rates)
+        return tuple(sorted(self.learning_rates.get(spec.name, self.learning_rates.get(ALL, default))))
+
+
+class CompareProgress(NamedTuple):
+    """Where a comparison stands.
+
+    Attributes:
+        optimizer: The one being trained.
+        grid: Where its runs stand.
+        done: Share of the whole comparison's work done, in [0, 1], by the measured step times.
+    """
+
+    optimizer: str
+    grid: Progress
+    done: float
+
+
+class TaskFacts(NamedTuple):
+    """What a report says about the task."""
+
+    name: str
+    dataset: str
+    origin: str
+    train_examples: int
+    valid_examples: int
+    batch_size: int
+    num_parameters: int
+    initial_loss: float
+
+
+class Entry(NamedTuple):
+    """One optimizer's part of a comparison."""
+
+    name: str
+    description: str
+    grid: RunGrid
+    cost: StepCost
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareResult:
+    """What a comparison found.
+
+    Attributes:
+        config: What was asked for.
+        task: What it was trained on.
+        entries: The optimizers that were finished, in the order asked for.
+        unfinished: Names of those that an interrupt left out.
+        created: When it began, ISO 8601 with the offset from UTC.
+        seconds: How long it took, compilation included.
+        environment: Software and machine (`describe_environment`).
+    """
+
+    config: CompareConfig
+    task: TaskFacts
+    entries: tuple[Entry, ...]
+    unfinished: tuple[str, ...]
+    created: str
+    seconds: float
+    environment: Mapping[str, str]
+
+
+def compare(
+    config: CompareConfig, on_progress: Callable[[CompareProgress], None] | None = None
+) -> CompareResult:
+    """Runs a comparison.
+
+    An interrupt (Ctrl-C) keeps the optimizers that are finished; with none of them it goes on up.
+
+    Args:
+        config: What to compare.
+        on_progress: Called before each optimizer and after each piece of its training.
+
+    Raises:
+        ValueError: The task or an optimizer is unknown.
+        KeyboardInterrupt: Interrupted before the first optimizer was finished.
+    """
+    begin, created = time.monotonic(), datetime.datetime.now().astimezone()
+    task = make_task(config.task)
+    specs = [find_optimizer(name) for name in config.optimizers]
+    costs = measure_costs(task, {spec.name: _make_for_timing(spec, config) for spec in specs})
+    entries: list[Entry] = []
+    try:
+        for spec, report in zip(specs, _reporters(config, specs, costs, on_progress), strict=True):
+            grid = _train(task, spec, config, report)
+            entries.append(Entry(spec.name, spec.description, grid, costs[spec.name]))
+    except KeyboardInterrupt:
+        if not entries:
+            raise
+    return CompareResult(
+        config=config,
+        task=_describe_task(task),
+        entries=tuple(entries),
+        unfinished=config.optimizers[len(entries) :],
+        created=created.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - begin,
+        environment=describe_environment(),
+    )
+
+
+def _train(
+    task: Task, spec: OptimizerSpec, config: CompareConfig, report: Callable[[Progress], None] | None
+) -> RunGrid:
+    return run_grid(
+        task,
+        lambda schedule: spec.make(schedule, config.weight_decay),
+        config.learning_rates_of(spec),
+        seeds=config.seed_range,
+        steps=config.steps,
+        devices=config.devices,
+        max_memory=config.max_memory * 2**30,
+        on_progress=report,
+    )
+
+
+def _make_for_timing(spec: OptimizerSpec, config: CompareConfig) -> optax.GradientTransformation:
+    """The optimizer at the lowest of its learning rates, where no run can break down."""
+    return spec.make(config.learning_rates_of(spec)[0], config.weight_decay)
+
+
+def _reporters(
+    config: CompareConfig,
+    specs: Sequence[OptimizerSpec],
+    costs: Mapping[str, StepCost],
+    on_progress: Callable[[CompareProgress], None] | None,
+) -> list[Callable[[Progress], None] | None]:
+    """For each optimizer, what turns its own progress into that of the comparison."""
+    if on_progress is None:
+        return [None] * len(specs)
+    work = [costs[spec.name].seconds * len(config.learning_rates_of(spec)) for spec in specs]
+
+    def report(index: int, progress: Progress) -> None:
+        done = (sum(work[:index]) + progress.done * work[index]) / sum(work)
+        on_progress(CompareProgress(specs[index].name, progress, done))
+
+    return [functools.partial(report, index) for index in range(len(specs))]
+
+
+def _describe_task(task: Task) -> TaskFacts:
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return TaskFacts(
+        name=task.name,
+        dataset=task.dataset.name,
+        origin=task.dataset.origin,
+        train_examples=task.dataset.size("train"),
+        valid_examples=task.dataset.size("valid"),
+        batch_size=task.batch_size,
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        initial_loss=task.initial_loss,
+    )

@@ -1,0 +1,56 @@
+"""Where a result came from: software, machine, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import jax
+
+from celo2._version import __version__
+
+__all__ = ["describe_environment"]
+
+PACKAGES = ("jax", "jaxlib", "optax", "numpy")
+
+
+def describe_environment() -> dict[str, str]:
+    """Versions, machine and commit, as text by name; the commit is "unknown" outside a checkout."""
+    devices = jax.local_devices()
+    versions = {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {
+        "celo2": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **versions,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "devices": f"{len(devices)} × {devices[0].device_kind}",
+    }
+
+
+def _commit() -> str:
+    """The commit of the checkout that this package lies in, with "-dirty" where files were changed."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    folder = Path(__file__).resolve().parent
+    if "site-packages" in folder.parts:
+        return "unknown"
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    """The processor's name, from Linux's own list where there is one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,189 @@
+"""The compiled program that trains many runs of one task and one optimizer.
+
+A run is (learning rate, seed). Runs are spread over the devices of a mesh and vmapped on each; one
+call takes all of them through a piece of the steps and validates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
+
+from celo2.evaluate.protocol import NUM_EVALS, VALID_EXAMPLES, cosine_schedule, seed_keys
+from celo2.tasks.base import Batch, Task
+
+__all__ = ["MakeFromSchedule", "Program", "Record", "Runs", "TrainState", "make_step"]
+
+RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
+VALID_SEED = 0x5EED  # of the validation examples, the same in every run
+
+MakeFromSchedule = Callable[[optax.Schedule], optax.GradientTransformation]
+TrainState = Any  # (params, optimizer state)
+
+
+class Runs(NamedTuple):
+    """Runs: a peak learning rate and a seed each, `(R,)`."""
+
+    learning_rate: ArrayLike
+    seed: ArrayLike
+
+
+class Record(NamedTuple):
+    """What runs leave behind: the losses of their steps `(R, steps)`, their validations `(R, V)`."""
+
+    train_loss: Any
+    valid_loss: Any
+    valid_accuracy: Any
+
+
+def make_step(
+    task: Task, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Array]]:
+    """One training step: `((params, state), batch) → ((params, state), loss before the step)`.
+
+    Optimizers that want the loss get it as Optax's extra argument `value`.
+    """
+    extended = optax.with_extra_args_support(optimizer)
+
+    def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
+        params, state = train_state
+        loss, grads = jax.value_and_grad(task.loss)(params, batch)
+        updates, state = extended.update(grads, state, params, value=loss)
+        return (optax.apply_updates(params, updates), state), loss
+
+    return step
+
+
+class Program:
+    """The compiled program, and the task's data on the devices.
+
+    Args:
+        task: The problem.
+        make_optimizer: Schedule → Optax transform; called under tracing.
+        steps: Length of a run.
+        devices: JAX devices to run on.
+    """
+
+    def __init__(
+        self, task: Task, make_optimizer: MakeFromSchedule, steps: int, devices: Sequence[Any]
+    ) -> None:
+        self.task = task
+        self.make_optimizer = make_optimizer
+        self.steps = steps
+        self.piece = math.ceil(steps / NUM_EVALS)
+        self.bounds = [(start, min(start + self.piece, steps)) for start in range(0, steps, self.piece)]
+        self.mesh = Mesh(np.asarray(devices), ("runs",))
+        self.data = jax.device_put(
+            (dict(task.dataset.train), _valid_batches(task)), NamedSharding(self.mesh, EVERYWHERE)
+        )
+
+    def fit(self, num_runs: int, max_memory: float) -> int:
+        """Compiles for as many runs at once as the memory holds; returns how many.
+
+        What a number of runs takes is the compiler's own figure; it is halved until it fits. The
+        result is a multiple of the devices, and never less than one run on each.
+        """
+        devices = self.mesh.size
+        width = math.ceil(num_runs / devices) * devices
+        while True:
+            self._compile(width)
+            if width == devices or self._bytes_needed() <= max_memory:
+                return width
+            width = math.ceil(width / 2 / devices) * devices
+
+    def train(self, runs: Runs) -> Iterator[tuple[int, Record]]:
+        """Takes runs, as many as `fit` said, to the end; yields the steps taken and a piece's record."""
+        placed = jax.device_put(_as_arrays(runs), NamedSharding(self.mesh, RUNS))
+        train_state = self._init(placed)
+        for start, stop in self.bounds:
+            bounds = np.asarray([start, stop], np.int32)
+            train_state, record = self._advance(train_state, placed, bounds, *self.data)
+            record = jax.tree.map(np.asarray, record)
+            yield stop, record._replace(train_loss=record.train_loss[:, : stop - start])
+
+    def _compile(self, width: int) -> None:
+        def shard(function: Callable[..., Any], *in_specs: PartitionSpec) -> Callable[..., Any]:
+            return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=RUNS, check_vma=False)
+
+        def shapes(tree: Any, spec: PartitionSpec) -> Any:
+            sharding = NamedSharding(self.mesh, spec)
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+        runs = shapes(_as_arrays(Runs(np.zeros(width), np.zeros(width))), RUNS)
+        bounds = shapes(np.zeros(2, np.int32), EVERYWHERE)
+        init = jax.jit(shard(jax.vmap(self._init_one), RUNS))
+        advance_all = jax.vmap(self._advance_one, in_axes=(0, 0, None, None, None))
+        advance = jax.jit(
+            shard(advance_all, RUNS, RUNS, EVERYWHERE, EVERYWHERE, EVERYWHERE), donate_argnums=0
+        )
+        train_state = shapes(jax.eval_shape(init, runs), RUNS)
+        self._init = init.lower(runs).compile()
+        self._advance = advance.lower(train_state, runs, bounds, *shapes(self.data, EVERYWHERE)).compile()
+
+    def _bytes_needed(self) -> float:
+        """What the compiled program takes on all devices; 0 where the backend does not say."""
+        memory: Any = self._advance.memory_analysis()
+        if memory is None:
+            return 0.0
+        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        return (needed - memory.alias_size_in_bytes) * self.mesh.size
+
+    def _optimizer(self, run: Runs) -> optax.GradientTransformation:
+        return self.make_optimizer(cosine_schedule(run.learning_rate, self.steps))
+
+    def _init_one(self, run: Runs) -> TrainState:
+        init_key, _ = seed_keys(run.seed)
+        params = self.task.init(init_key)
+        return params, self._optimizer(run).init(params)
+
+    def _advance_one(
+        self, train_state: TrainState, run: Runs, bounds: Array, train: Any, valid: Batch
+    ) -> tuple[TrainState, Record]:
+        step = make_step(self.task, self._optimizer(run))
+        _, loop_key = seed_keys(run.seed)
+        start, stop = bounds
+
+        def body(count: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+            train_state, losses = carry
+            batch = self.task.sample_batch(jax.random.fold_in(loop_key, count), train)
+            train_state, loss = step(train_state, batch)
+            return train_state, losses.at[count - start].set(loss)
+
+        losses = jnp.zeros(self.piece, jnp.float32)
+        train_state, losses = jax.lax.fori_loop(start, stop, body, (train_state, losses))
+        return train_state, Record(losses, *_validate(self.task, train_state[0], valid))
+
+
+def _validate(task: Task, params: Any, batches: Batch) -> tuple[Array, Array]:
+    """Mean loss and accuracy (NaN where the task has none) over the validation batches, each `(1,)`."""
+
+    def measure(batch: Batch) -> tuple[Array, Array]:
+        accuracy = task.accuracy(params, batch) if task.accuracy else jnp.asarray(jnp.nan, jnp.float32)
+        return task.loss(params, batch), accuracy
+
+    losses, accuracies = jax.lax.map(measure, batches)
+    return losses.mean(keepdims=True), accuracies.mean(keepdims=True)
+
+
+def _valid_batches(task: Task) -> Batch:
+    """The batches that every validation uses, stacked."""
+    numbers = np.arange(math.ceil(VALID_EXAMPLES / task.batch_size), dtype=np.uint32)
+
+    def sample(arrays: Any) -> Batch:
+        key = jax.random.key(VALID_SEED)
+        return jax.lax.map(lambda number: task.sample_batch(jax.random.fold_in(key, number), arrays), numbers)
+
+    return jax.jit(sample)(dict(task.dataset.valid))
+
+
+def _as_arrays(runs: Runs) -> Runs:
+    return Runs(np.asarray(runs.learning_rate, np.float32), np.asarray(runs.seed, np.uint32))

@@ -1,0 +1,121 @@
+"""Trains one task with one optimizer, all learning rates and seeds together.
+
+The runs of a grid are trained side by side, as many at once as the memory holds, piece by piece so
+that progress can be shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from celo2.evaluate.grid import RunGrid
+from celo2.evaluate.program import MakeFromSchedule, Program, Record, Runs
+from celo2.tasks.base import Task
+
+__all__ = ["DEFAULT_MAX_MEMORY", "Progress", "run_grid"]
+
+DEFAULT_MAX_MEMORY = 4 * 2**30  # bytes
+
+
+class Progress(NamedTuple):
+    """Where a grid of runs stands.
+
+    Attributes:
+        done: Share of the work done, in [0, 1].
+        step: Steps taken by the runs at hand.
+        steps: Steps of a run.
+        loss: The lowest mean training loss of the last piece among them; NaN before the first.
+    """
+
+    done: float
+    step: int
+    steps: int
+    loss: float
+
+
+def run_grid(
+    task: Task,
+    make_optimizer: MakeFromSchedule,
+    learning_rates: Sequence[float],
+    *,
+    seeds: Sequence[int] = (0,),
+    steps: int = 1000,
+    devices: int = 0,
+    max_memory: float = DEFAULT_MAX_MEMORY,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> RunGrid:
+    """Trains a task with every learning rate and seed, under the protocol's schedule.
+
+    The initial parameters and the batches depend on the seed alone: runs of the same seed see the
+    same ones whatever the optimizer, the learning rate and the number of devices.
+
+    Args:
+        task: The problem.
+        make_optimizer: Schedule of the learning rate → Optax transform; called under tracing.
+        learning_rates: Peak learning rates, positive.
+        seeds: Seeds, non-negative.
+        steps: Length of a run, ≥ 2.
+        devices: How many of the local devices to use; 0 is all of them.
+        max_memory: Bytes that the runs trained together may take, all devices counted.
+        on_progress: Called before compilation and after each piece.
+
+    Raises:
+        ValueError: There is no learning rate or seed, or one is out of range, or a run is too short.
+    """
+    _check(learning_rates, seeds, steps)
+    if on_progress:
+        on_progress(Progress(0.0, 0, steps, math.nan))
+    pairs = np.asarray([(rate, seed) for rate in learning_rates for seed in seeds])
+    used = jax.local_devices()[: devices or None][: len(pairs)]
+    program = Program(task, make_optimizer, steps, used)
+    record = _train_in_chunks(program, pairs, program.fit(len(pairs), max_memory), on_progress)
+    shape = (len(learning_rates), len(seeds), -1)
+    return RunGrid(
+        learning_rates=np.asarray(learning_rates, np.float64),
+        seeds=np.asarray(seeds),
+        train_loss=record.train_loss.reshape(shape),
+        valid_steps=np.asarray([stop for _, stop in program.bounds]),
+        valid_loss=record.valid_loss.reshape(shape),
+        valid_accuracy=record.valid_accuracy.reshape(shape) if task.accuracy else None,
+        initial_loss=task.initial_loss,
+    )
+
+
+def _train_in_chunks(
+    program: Program, pairs: np.ndarray, width: int, on_progress: Callable[[Progress], None] | None
+) -> Record:
+    """Trains `(learning rate, seed)` pairs, `width` at a time; a last, shorter chunk repeats its last run."""
+    chunks = [pairs[np.arange(at, at + width).clip(max=len(pairs) - 1)] for at in range(0, len(pairs), width)]
+    records = []
+    for number, chunk in enumerate(chunks):
+        pieces = []
+        for stop, piece in program.train(Runs(chunk[:, 0], chunk[:, 1])):
+            pieces.append(piece)
+            if on_progress:
+                done = (number + stop / program.steps) / len(chunks)
+                on_progress(Progress(done, stop, program.steps, _lowest(piece.train_loss.mean(-1))))
+        records.append(_concatenate(pieces, axis=1))
+    return Record(*(array[: len(pairs)] for array in _concatenate(records, axis=0)))
+
+
+def _concatenate(records: Sequence[Record], axis: int) -> Record:
+    return Record(*(np.concatenate(arrays, axis) for arrays in zip(*records, strict=True)))
+
+
+def _lowest(losses: np.ndarray) -> float:
+    finite = losses[np.isfinite(losses)]
+    return float(finite.min()) if finite.size else math.nan
+
+
+def _check(learning_rates: Sequence[float], seeds: Sequence[int], steps: int) -> None:
+    if not len(learning_rates) or not all(rate > 0 and math.isfinite(rate) for rate in learning_rates):
+        raise ValueError(f"learning rates must be one or more positive numbers, got {list(learning_rates)}.")
+    if not len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise ValueError(f"seeds must be one or more whole numbers in [0, 2³²), got {list(seeds)}.")
+    if steps < 2:
+        raise ValueError(f"a run needs at least 2 steps (warm-up and decay), got {steps}.")

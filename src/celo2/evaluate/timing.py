@@ -1,0 +1,72 @@
+"""What one training step costs: time, and the optimizer's memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import optax
+
+from celo2.evaluate.program import TrainState, make_step
+from celo2.tasks.base import Batch, Task
+
+__all__ = ["StepCost", "measure_costs"]
+
+TIME_BUDGET = 3.0  # seconds, for all optimizers together
+MIN_ROUNDS, MAX_ROUNDS = 5, 300
+
+
+class StepCost(NamedTuple):
+    """The cost of one step of one run on one device.
+
+    Attributes:
+        seconds: Loss, gradient and update: the median over interleaved rounds.
+        state_bytes: Size of the optimizer's state.
+    """
+
+    seconds: float
+    state_bytes: int
+
+
+class _Candidate:
+    """A compiled step and what it works on."""
+
+    def __init__(self, task: Task, optimizer: optax.GradientTransformation, batch: Batch) -> None:
+        params = task.init(jax.random.key(0))
+        state = optimizer.init(params)
+        self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        self.batch = batch
+        self.train_state: TrainState = (params, state)
+        self.step = jax.jit(make_step(task, optimizer))
+
+    def run(self) -> float:
+        """Takes a step; returns the seconds."""
+        begin = time.perf_counter()
+        self.train_state, _ = jax.block_until_ready(self.step(self.train_state, self.batch))
+        return time.perf_counter() - begin
+
+
+def measure_costs(task: Task, optimizers: Mapping[str, optax.GradientTransformation]) -> dict[str, StepCost]:
+    """Measures a step of each optimizer, in turns so that a busy machine treats them alike.
+
+    Args:
+        task: The problem.
+        optimizers: Optax transforms by name, their learning rate a number.
+    """
+    batch = jax.jit(task.sample_batch)(jax.random.key(1), dict(task.dataset.train))
+    candidates = {name: _Candidate(task, optimizer, batch) for name, optimizer in optimizers.items()}
+    for candidate in candidates.values():
+        candidate.run()  # compiles
+    one_round = sum(candidate.run() for candidate in candidates.values())
+    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(TIME_BUDGET / one_round)))
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, candidate in candidates.items():
+            seconds[name].append(candidate.run())
+    return {
+        name: StepCost(statistics.median(seconds[name]), candidate.state_bytes)
+        for name, candidate in candidates.items()
+    }

@@ -1,0 +1,240 @@
+"""The runner: a vmapped, sharded grid is what training one run after the other gives."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from celo2.evaluate.grid import RunGrid
+from celo2.evaluate.program import make_step
+from celo2.evaluate.protocol import cosine_schedule, seed_keys, window_length
+from celo2.evaluate.runner import Progress, run_grid
+from celo2.tasks.base import Dataset, Task
+
+RATES = (0.01, 0.1, 0.3)
+SEEDS = (0, 3)
+STEPS = 23  # not a multiple of the number of validations: the last piece is shorter
+CURVATURE = np.float32([1.0, 0.5, 0.25])
+
+
+def make_bowl(noise: float = 0.0) -> Task:
+    """`½ Σ c (x - target)²`: SGD on it has a closed form when every target is the same."""
+    targets = 1.0 + noise * np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
+    arrays = {"target": np.float32(targets)}
+
+    def loss(params, batch):
+        squares = jnp.square(params["x"] - batch["target"].mean(0))
+        return 0.5 * jnp.sum(jnp.asarray(CURVATURE) * squares)
+
+    return Task(
+        name="bowl",
+        dataset=Dataset("bowl", arrays, arrays),
+        init=lambda key: {"x": 3.0 + jax.random.normal(key, (3,))},
+        loss=loss,
+        batch_size=4,
+        initial_loss=float(0.5 * CURVATURE.sum() * 5.0),
+    )
+
+
+def train_alone(task: Task, make_optimizer, rate: float, seed: int, steps: int) -> np.ndarray:
+    optimizer = make_optimizer(cosine_schedule(jnp.float32(rate), steps))
+    init_key, loop_key = seed_keys(seed)
+    params = task.init(init_key)
+    train_state, losses = (params, optimizer.init(params)), []
+    arrays = {name: jnp.asarray(array) for name, array in task.dataset.train.items()}
+    step = jax.jit(make_step(task, optimizer))
+    for count in range(steps):
+        batch = task.sample_batch(jax.random.fold_in(loop_key, count), arrays)
+        train_state, loss = step(train_state, batch)
+        losses.append(float(loss))
+    return np.asarray(losses)
+
+
+def test_run_grid_of_sgd_meets_the_closed_form():
+    task = make_bowl()
+    grid = run_grid(task, optax.sgd, RATES, seeds=(5,), steps=STEPS)
+    distance = np.asarray(task.init(seed_keys(5)[0])["x"], np.float64) - 1.0
+    for row, rate in enumerate(RATES):
+        shape = cosine_schedule(1.0, STEPS)
+        factors = np.stack(
+            [1.0 - rate * float(np.asarray(shape(count))) * CURVATURE for count in range(STEPS - 1)]
+        )
+        shrinkage = np.concatenate([np.ones((1, 3)), np.cumprod(factors, axis=0)])
+        expected = 0.5 * (CURVATURE * (distance * shrinkage) ** 2).sum(-1)
+        # float32 products of 23 factors: 23 × 6e-8, squared, with room for the different order
+        np.testing.assert_allclose(grid.train_loss[row, 0], expected, rtol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def progress() -> list[Progress]:
+    """What `grid` reported; filled by it."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def grid(progress: list[Progress]) -> RunGrid:
+    task = make_bowl(noise=0.5)
+    return run_grid(task, optax.sgd, RATES, seeds=SEEDS, steps=STEPS, on_progress=progress.append)
+
+
+def test_run_grid_equals_runs_one_by_one(grid):
+    assert grid.train_loss.shape == (len(RATES), len(SEEDS), STEPS)
+    for row, rate in enumerate(RATES):
+        for column, seed in enumerate(SEEDS):
+            alone = train_alone(make_bowl(noise=0.5), optax.sgd, rate, seed, STEPS)
+            # the same operations, fused differently: a few float32 roundings a step
+            np.testing.assert_allclose(grid.train_loss[row, column], alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"max_memory": 1}, {"devices": 1}], ids=["chunks", "one-device"])
+def test_run_grid_does_not_depend_on_chunks_or_devices(grid, options):
+    other = run_grid(make_bowl(noise=0.5), optax.sgd, RATES, seeds=SEEDS, steps=STEPS, **options)
+    np.testing.assert_allclose(other.train_loss, grid.train_loss, rtol=1e-5)
+    np.testing.assert_allclose(other.valid_loss, grid.valid_loss, rtol=1e-5)
+
+
+def test_run_grid_is_reproducible(grid):
+    again = run_grid(make_bowl(noise=0.5), optax.sgd, RATES, seeds=SEEDS, steps=STEPS)
+    np.testing.assert_array_equal(grid.train_loss, again.train_loss)
+    np.testing.assert_array_equal(grid.valid_loss, again.valid_loss)
+
+
+def test_run_grid_gives_every_optimizer_the_same_start(grid):
+    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam takes powers of a float with an int
+        other = run_grid(make_bowl(noise=0.5), optax.adamw, (0.1,), seeds=SEEDS[1:], steps=STEPS)
+    # the first loss is computed before any step: it shows the initial parameters and batch alone
+    np.testing.assert_allclose(other.train_loss[0, 0, 0], grid.train_loss[:, 1, 0], rtol=1e-6)
+    assert not np.allclose(grid.train_loss[:, 0, 0], grid.train_loss[:, 1, 0])
+
+
+def test_run_grid_reports_progress_to_the_end(grid, progress):
+    assert progress[0].done == 0.0
+    assert progress[-1].done == 1.0
+    assert progress[-1].step == STEPS
+    assert [report.done for report in progress] == sorted(report.done for report in progress)
+    last_piece = grid.train_loss[..., grid.valid_steps[-2] :].mean(-1)
+    assert progress[-1].loss == pytest.approx(last_piece.min(), rel=1e-5)
+
+
+def test_run_grid_validates_after_the_last_step_on_held_out_examples():
+    task = make_bowl()
+    shifted = {"target": task.dataset.train["target"] + np.float32(1.0)}
+    task = dataclasses.replace(task, dataset=dataclasses.replace(task.dataset, valid=shifted))
+    grid = run_grid(task, optax.sgd, (1.0,), steps=400)
+    assert grid.valid_steps[-1] == 400
+    assert grid.valid_accuracy is None
+    # trained to the optimum at 1, judged at 2: the loss is half the summed curvature
+    np.testing.assert_allclose(grid.final_valid_loss, 0.5 * CURVATURE.sum(), rtol=1e-3)
+
+
+def test_run_grid_records_accuracy():
+    def accuracy(params, batch):
+        return jnp.mean(batch["target"]) / 4.0
+
+    task = dataclasses.replace(make_bowl(), accuracy=accuracy)
+    grid = run_grid(task, optax.sgd, (0.1,), seeds=(0, 1), steps=12)
+    assert grid.final_valid_accuracy is not None
+    np.testing.assert_allclose(grid.final_valid_accuracy, [[0.25, 0.25]])
+
+
+def test_run_grid_hands_the_loss_to_optimizers_that_want_it():
+    def init(params):
+        return jnp.zeros(())
+
+    def update(updates, state, params=None, *, value, **extra):
+        return jax.tree.map(lambda grad: -0.1 * grad / (1.0 + value), updates), value
+
+    wants_loss = optax.GradientTransformationExtraArgs(init, update)
+    grid = run_grid(make_bowl(), lambda _: wants_loss, (1.0,), steps=30)
+    assert grid.train_loss[0, 0, -1] < grid.train_loss[0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("rates", "options", "message"),
+    [
+        ((), {}, "one or more positive"),
+        ((-1.0,), {}, "one or more positive"),
+        ((float("nan"),), {}, "one or more positive"),
+        ((0.1,), {"seeds": ()}, "one or more whole numbers"),
+        ((0.1,), {"seeds": (-1,)}, "one or more whole numbers"),
+        ((0.1,), {"steps": 1}, "at least 2 steps"),
+    ],
+    ids=["no-rate", "negative-rate", "nan-rate", "no-seed", "negative-seed", "short"],
+)
+def test_run_grid_refuses(rates, options, message):
+    with pytest.raises(ValueError, match=message):
+        run_grid(make_bowl(), optax.sgd, rates, **options)
+
+
+def test_diverged_runs_are_marked_and_their_curves_kept_to_that_point():
+    grid = run_grid(make_bowl(), optax.sgd, (0.1, 1e8), seeds=(0, 1), steps=40)
+    np.testing.assert_array_equal(grid.diverged, [[False, False], [True, True]])
+    stopped = grid.diverged_at[1, 0]
+    assert 0 < stopped < 40
+    assert np.isfinite(grid.train_loss[1, 0, :stopped]).all()
+    steps, curve = grid.curve(20)
+    assert np.isfinite(curve[1, 0, steps <= stopped]).all()
+    assert np.isnan(curve[1, 0, steps > stopped]).all()
+    assert grid.best == 0
+
+
+def make_grid(final: list[list[float]], steps: int = 100) -> RunGrid:
+    """Constant curves at these losses."""
+    losses = np.float32(final)
+    return RunGrid(
+        learning_rates=np.geomspace(1e-3, 1e-1, len(final)),
+        seeds=np.arange(losses.shape[1]),
+        train_loss=np.repeat(losses[..., None], steps, -1),
+        valid_steps=np.array([steps // 2, steps]),
+        valid_loss=np.repeat(losses[..., None], 2, -1),
+        valid_accuracy=None,
+        initial_loss=2.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("final", "best", "at_edge"),
+    [
+        ([[0.5, 0.5], [0.2, 0.3], [0.4, 0.4]], 1, False),
+        ([[0.5, 0.5], [0.1, np.nan], [0.4, 0.4]], 2, True),
+        ([[0.5, 0.5], [0.1, 2.5], [0.45, 0.6]], 0, True),
+        ([[np.nan, 0.5], [np.inf, 0.1], [0.4, 3.0]], None, False),
+        ([[0.5, 0.5]], 0, True),
+    ],
+    ids=["mean-over-seeds", "a-seed-not-finite", "a-seed-above-initial", "all-diverged", "single"],
+)
+def test_best_learning_rate(final, best, at_edge):
+    grid = make_grid(final)
+    assert grid.best == best
+    assert grid.best_at_edge == at_edge
+
+
+def test_final_and_best_losses_are_means_over_windows():
+    steps = 100
+    falling = np.concatenate([np.linspace(2, 1, 80), np.full(20, 1.5)]).astype(np.float32)
+    grid = dataclasses.replace(make_grid([[1.0]]), train_loss=falling[None, None])
+    assert window_length(steps) == 5
+    np.testing.assert_allclose(grid.final_train_loss, [[1.5]])
+    np.testing.assert_allclose(grid.best_train_loss, [[falling[75:80].mean()]], rtol=1e-6)
+
+
+def test_curve_is_the_mean_of_the_steps_before_each_point():
+    counting = np.arange(40, dtype=np.float32)[None, None]
+    grid = dataclasses.replace(make_grid([[1.0]]), train_loss=counting)
+    steps, curve = grid.curve(3)
+    np.testing.assert_array_equal(steps, [2, 21, 40])
+    np.testing.assert_allclose(curve[0, 0], [0.5, 19.5, 38.5])
+    assert grid.curve(100)[0].shape == (39,)
+
+
+def test_cosine_schedule_warms_up_and_ends_at_zero():
+    schedule = cosine_schedule(2.0, 100)
+    values = np.array([float(np.asarray(schedule(count))) for count in range(101)])
+    np.testing.assert_allclose(values[:6], [0.4, 0.8, 1.2, 1.6, 2.0, 2.0], rtol=1e-6)
+    assert values[100] == pytest.approx(0.0, abs=1e-6)
+    assert (np.diff(values[5:]) < 0).all()

@@ -43,8 +43,9 @@ class Task:
     """One training problem.
 
     `loss` maps (params, batch) to the mean loss of the batch, a float32 scalar; `accuracy`, where
-    it means something, maps the same to the share of right answers in [0, 1]. `batch_of` turns
-    example indices into a batch; the default picks rows.
+    it means something, maps the same to the share of right answers in [0, 1]. All are pure: they can
+    be jitted, and vmapped over parameters, batches and keys. A batch has the names of the data set's
+    arrays, in the types of the memory (uint8 images, say): the functions convert.
 
     Attributes:
         name: For the command line and the reports.

@@ -196,7 +196,7 @@ def load_image_sets(names: Sequence[str] | None = None, size: int = 8) -> dict[s
     for name in names:
         if name not in IMAGE_SETS:
             raise ValueError(
-                f"unknown image set {name!r}{nearest_name(name, IMAGE_SETS)} Sets: {', '.join(IMAGE_SETS)}."
+                f"unknown image set {name!r}{nearest_name(name, IMAGE_SETS)} (sets: {', '.join(IMAGE_SETS)})"
             )
     sets = {name: IMAGE_SETS[name]() for name in names}
     if size == 8:

@@ -1,0 +1,48 @@
+"""Image classification: from a network to a `Task`, whatever the network is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.tasks.base import Batch, Dataset, Params, Task
+from celo2.tasks.layers import accuracy, cross_entropy
+
+__all__ = ["NUM_CLASSES", "make_classifier"]
+
+NUM_CLASSES = 10  # of every image set of this package
+
+
+def make_classifier(
+    name: str,
+    dataset: Dataset,
+    init: Callable[[Array], Params],
+    compute_logits: Callable[[Params, Array], Array],
+    *,
+    batch_size: int,
+) -> Task:
+    """A ten-class image task: cross-entropy in nats on images in [0, 1], neither centred nor scaled.
+
+    Args:
+        name: The task's name.
+        dataset: `image` uint8 `(N, H, W)` and `label` in each split.
+        init: `key → params`.
+        compute_logits: `(params, images (N, H, W) float32 in [0, 1]) → (N, 10)`.
+        batch_size: Images in a training batch.
+    """
+
+    def logits_of(params: Params, batch: Batch) -> Array:
+        return compute_logits(params, batch["image"].astype(jnp.float32) / 255.0)
+
+    return Task(
+        name=name,
+        dataset=dataset,
+        init=init,
+        loss=lambda params, batch: cross_entropy(logits_of(params, batch), batch["label"]),
+        accuracy=lambda params, batch: accuracy(logits_of(params, batch), batch["label"]),
+        batch_size=batch_size,
+        initial_loss=math.log(NUM_CLASSES),
+    )

@@ -1,0 +1,61 @@
+"""A small convolutional network on Fashion-MNIST: another kind of task than meta-training's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.tasks.base import Params, Task
+from celo2.tasks.classifier import NUM_CLASSES, make_classifier
+from celo2.tasks.datasets import Prefer, load_fashion_mnist
+from celo2.tasks.layers import conv, init_conv, init_linear, linear
+
+__all__ = ["compute_conv_net", "init_conv_net", "make_fashion_conv"]
+
+
+def init_conv_net(key: Array, channels: Sequence[int]) -> Params:
+    """Parameters `conv_0`, `conv_1`, … and `head`, each with `kernel` and `bias`.
+
+    Args:
+        key: Random key.
+        channels: Output channels of each convolution; the input has one channel.
+    """
+    head_key, *keys = jax.random.split(key, len(channels) + 1)
+    pairs = zip(keys, (1, *channels[:-1]), channels, strict=True)
+    convolutions = {f"conv_{index}": init_conv(*layer) for index, layer in enumerate(pairs)}
+    return {**convolutions, "head": init_linear(head_key, channels[-1], NUM_CLASSES)}
+
+
+def compute_conv_net(params: Params, images: Array) -> Array:
+    """3 × 3 convolutions of stride 2, each with ReLU, the mean over positions, then the head.
+
+    Args:
+        params: From `init_conv_net`.
+        images: `(N, H, W)` float32.
+
+    Returns:
+        `(N, 10)` float32.
+    """
+    hidden = images[..., None]
+    for index in range(len(params) - 1):
+        hidden = jax.nn.relu(conv(params[f"conv_{index}"], hidden, stride=2))
+    return linear(params["head"], jnp.mean(hidden, axis=(1, 2)))
+
+
+def make_fashion_conv(
+    *, prefer: Prefer = "auto", channels: Sequence[int] = (8, 16, 32), batch_size: int = 64
+) -> Task:
+    """Fashion-MNIST 28 × 28 with three strided convolutions, 6,218 parameters.
+
+    Args:
+        prefer: Full set or shipped sample, see `load_fashion_mnist`.
+        channels: Output channels of each convolution.
+        batch_size: Images in a training batch.
+    """
+    init = partial(init_conv_net, channels=tuple(channels))
+    dataset = load_fashion_mnist(prefer)
+    return make_classifier("fashion-conv", dataset, init, compute_conv_net, batch_size=batch_size)

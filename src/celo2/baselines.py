@@ -38,8 +38,7 @@ MakeOptimizer = Callable[[optax.ScalarOrSchedule, float], optax.GradientTransfor
 
 ADAM_BETAS = (0.9, 0.95)  # as in the AdamW branch of Celo2; on our tasks no worse than (0.9, 0.999)
 MUON_BETA = 0.95  # Nesterov momentum, Muon's published setting
-MUON_ADAM_FACTOR = 1.0
-MUON_RMS = 0.2  # arXiv 2502.16982: the RMS of Muon's step, so that AdamW's learning rates fit
+MUON_ADAMW_SCALE = 20.0  # as in Celo2
 SGD_MOMENTUM = 0.9
 LEARNED = {"celo2": celo2, "celo2-base": celo2_base}
 
@@ -76,19 +75,16 @@ def _make_adamw(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> o
 
 
 def _make_muon(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
-    b1, b2 = ADAM_BETAS
-    return optax.contrib.muon(
+    matrices = optax.contrib.muon(
         learning_rate,
         beta=MUON_BETA,
         nesterov=True,
         weight_decay=weight_decay,
-        adam_b1=b1,
-        adam_b2=b2,
-        adam_weight_decay=weight_decay,
-        adam_learning_rate=_scaled(learning_rate, MUON_ADAM_FACTOR),
-        muon_weight_dimension_numbers=_muon_dimension_numbers,
-        consistent_rms=MUON_RMS,
+        muon_weight_dimension_numbers=_matrix_axes,
+        consistent_rms=1.0,
     )
+    rest = _make_adamw(_scaled(learning_rate, MUON_ADAMW_SCALE), weight_decay)
+    return optax.partition({"celo2": matrices, "adamw": rest}, param_labels)
 
 
 def _make_sgd(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
@@ -99,18 +95,14 @@ def _make_sgd(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> opt
     )
 
 
-def _muon_dimension_numbers(params: optax.Params) -> Any:
-    """Newton–Schulz for exactly the arrays that Celo2 orthogonalises; None sends the rest to AdamW.
-
-    A kernel of rank 4 is a convolution (HWIO) and one matrix; of rank 3, a stack of matrices.
-    """
-
-    def choose(label: str, param: jax.Array) -> MuonDimensionNumbers | None:
-        if label != "celo2":
-            return None
-        return MuonDimensionNumbers(reduction_axis=(0, 1, 2) if param.ndim == 4 else -2, output_axis=-1)
-
-    return jax.tree.map(choose, param_labels(params), params)
+def _matrix_axes(params: optax.Params) -> Any:
+    """A kernel of rank 4 is a convolution (HWIO) and one matrix, one of rank 3 a stack of matrices."""
+    return jax.tree.map(
+        lambda param: MuonDimensionNumbers(
+            reduction_axis=(0, 1, 2) if param.ndim == 4 else -2, output_axis=-1
+        ),
+        params,
+    )
 
 
 def _scaled(learning_rate: optax.ScalarOrSchedule, factor: float) -> optax.ScalarOrSchedule:

@@ -128,10 +128,12 @@ def _draw_seeds(axes: Axes, index: int, entry: Entry, x: np.ndarray, losses: np.
     alive = np.isfinite(losses).all(axis=0)
     mean = losses[:, alive].mean(axis=0)
     axes.plot(x[alive], mean, DASHES[index % len(DASHES)], color=color, lw=1.6, label=label)
+    if not alive.any():
+        return  # the legend names it all the same
     if len(losses) > 1:
         low, high = losses[:, alive].min(axis=0), losses[:, alive].max(axis=0)
         axes.fill_between(x[alive], low, high, color=color, alpha=0.18, lw=0)
-    if not alive.all() and alive.any():
+    if not alive.all():
         axes.plot(x[alive][-1], mean[-1], "x", color=color)
 
 
@@ -146,5 +148,7 @@ def _shown(entry: Entry) -> int:
 
 def _limit(axes: Axes, result: CompareResult) -> None:
     """Keeps a diverging curve from squeezing the others: nothing is shown above 2 × the initial loss."""
+    top = 2.0 * result.task.initial_loss
     low, high = axes.get_ylim()
-    axes.set_ylim(low, min(high, 2.0 * result.task.initial_loss))
+    if low < top < high and axes.get_lines():
+        axes.set_ylim(top=top)

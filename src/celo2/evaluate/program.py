@@ -18,7 +18,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from celo2.evaluate.protocol import NUM_EVALS, VALID_EXAMPLES, cosine_schedule, seed_keys
+from celo2.evaluate.protocol import NUM_EVALS, VALID_BATCHES, cosine_schedule, seed_keys
 from celo2.tasks.base import Batch, Task
 
 __all__ = ["MakeFromSchedule", "Program", "Record", "Runs", "TrainState", "make_step"]
@@ -103,7 +103,7 @@ class Program:
     def train(self, runs: Runs) -> Iterator[tuple[int, Record]]:
         """Takes runs, as many as `fit` said, to the end; yields the steps taken and a piece's record."""
         placed = jax.device_put(_as_arrays(runs), NamedSharding(self.mesh, RUNS))
-        train_state = self._init(placed)
+        train_state = self._init(jax.device_put(self._params(runs), NamedSharding(self.mesh, RUNS)), placed)
         for start, stop in self.bounds:
             bounds = np.asarray([start, stop], np.int32)
             train_state, record = self._advance(train_state, placed, bounds, *self.data)
@@ -118,15 +118,19 @@ class Program:
             sharding = NamedSharding(self.mesh, spec)
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
+        def stacked(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((width, *x.shape), x.dtype)
+
+        params = shapes(jax.tree.map(stacked, jax.eval_shape(self.task.init, jax.random.key(0))), RUNS)
         runs = shapes(_as_arrays(Runs(np.zeros(width), np.zeros(width))), RUNS)
         bounds = shapes(np.zeros(2, np.int32), EVERYWHERE)
-        init = jax.jit(shard(jax.vmap(self._init_one), RUNS))
+        init = jax.jit(shard(jax.vmap(self._init_one), RUNS, RUNS), donate_argnums=0)
         advance_all = jax.vmap(self._advance_one, in_axes=(0, 0, None, None, None))
         advance = jax.jit(
             shard(advance_all, RUNS, RUNS, EVERYWHERE, EVERYWHERE, EVERYWHERE), donate_argnums=0
         )
-        train_state = shapes(jax.eval_shape(init, runs), RUNS)
-        self._init = init.lower(runs).compile()
+        train_state = shapes(jax.eval_shape(init, params, runs), RUNS)
+        self._init = init.lower(params, runs).compile()
         self._advance = advance.lower(train_state, runs, bounds, *shapes(self.data, EVERYWHERE)).compile()
 
     def _bytes_needed(self) -> float:
@@ -140,9 +144,13 @@ class Program:
     def _optimizer(self, run: Runs) -> optax.GradientTransformation:
         return self.make_optimizer(cosine_schedule(run.learning_rate, self.steps))
 
-    def _init_one(self, run: Runs) -> TrainState:
-        init_key, _ = seed_keys(run.seed)
-        params = self.task.init(init_key)
+    def _params(self, runs: Runs) -> Any:
+        """Initial parameters of each run, stacked; the same for the runs of one seed."""
+        seeds, index = np.unique(np.asarray(runs.seed), return_inverse=True)
+        params = [self.task.init(seed_keys(int(seed))[0]) for seed in seeds]
+        return jax.tree.map(lambda *leaves: np.stack(leaves)[index], *params)
+
+    def _init_one(self, params: Any, run: Runs) -> TrainState:
         return params, self._optimizer(run).init(params)
 
     def _advance_one(
@@ -176,13 +184,9 @@ def _validate(task: Task, params: Any, batches: Batch) -> tuple[Array, Array]:
 
 def _valid_batches(task: Task) -> Batch:
     """The batches that every validation uses, stacked."""
-    numbers = np.arange(math.ceil(VALID_EXAMPLES / task.batch_size), dtype=np.uint32)
-
-    def sample(arrays: Any) -> Batch:
-        key = jax.random.key(VALID_SEED)
-        return jax.lax.map(lambda number: task.sample_batch(jax.random.fold_in(key, number), arrays), numbers)
-
-    return jax.jit(sample)(dict(task.dataset.valid))
+    keys = jax.random.split(jax.random.key(VALID_SEED), VALID_BATCHES)
+    batches = [task.sample_batch(key, dict(task.dataset.valid)) for key in keys]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
 def _as_arrays(runs: Runs) -> Runs:

@@ -16,7 +16,7 @@ __all__ = [
     "DIVERGENCE_MARGIN",
     "NUM_EVALS",
     "SELECTION",
-    "VALID_EXAMPLES",
+    "VALID_BATCHES",
     "WINDOW",
     "cosine_schedule",
     "seed_keys",
@@ -26,7 +26,7 @@ __all__ = [
 WARMUP = 0.05  # share of the steps
 WINDOW = 0.05  # share of the steps that a training loss is averaged over
 NUM_EVALS = 10  # validations of a run, the last one after its last step
-VALID_EXAMPLES = 2048  # of each validation, the same ones every time
+VALID_BATCHES = 16  # of each validation, the same ones every time
 DIVERGENCE_MARGIN = 1.05  # a run that ends above this multiple of an untrained network's loss diverged
 SELECTION = "lowest final training loss, mean over the seeds"
 

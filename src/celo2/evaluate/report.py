@@ -9,7 +9,7 @@ import jinja2
 from markupsafe import Markup
 
 from celo2.evaluate.compare import CompareResult, Entry
-from celo2.evaluate.protocol import DIVERGENCE_MARGIN, SELECTION, VALID_EXAMPLES
+from celo2.evaluate.protocol import DIVERGENCE_MARGIN, SELECTION, VALID_BATCHES
 from celo2.evaluate.summary import MeanStd, caveats, summarize
 from celo2.evaluate.tables import COLUMNS, make_rows
 
@@ -91,7 +91,7 @@ def _settings(result: CompareResult) -> dict[str, Any]:
         "best learning rate": SELECTION,
         "final training loss": "mean batch loss over the last 5 % of the steps",
         "best training loss": "lowest mean batch loss over any 5 % of consecutive steps",
-        "validation": f"{VALID_EXAMPLES:,} held-out examples drawn once, the same for every run",
+        "validation": f"{VALID_BATCHES} batches of held-out examples, drawn once: the same for every run",
         "diverged": f"a loss that is not finite, or ends above {DIVERGENCE_MARGIN} × an untrained network's "
         f"({task.initial_loss:.4g})",
         "time per step": "loss, gradient and update of one run alone, median of interleaved rounds",

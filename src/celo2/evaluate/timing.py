@@ -56,7 +56,7 @@ def measure_costs(task: Task, optimizers: Mapping[str, optax.GradientTransformat
         task: The problem.
         optimizers: Optax transforms by name, their learning rate a number.
     """
-    batch = jax.jit(task.sample_batch)(jax.random.key(1), dict(task.dataset.train))
+    batch = task.sample_batch(jax.random.key(1), dict(task.dataset.train))
     candidates = {name: _Candidate(task, optimizer, batch) for name, optimizer in optimizers.items()}
     for candidate in candidates.values():
         candidate.run()  # compiles

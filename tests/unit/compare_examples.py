@@ -1,0 +1,52 @@
+"""Comparisons made up for tests, without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from celo2.evaluate.compare import CompareConfig, CompareResult, Entry, TaskFacts
+from celo2.evaluate.grid import RunGrid
+from celo2.evaluate.timing import StepCost
+
+
+def make_fake_grid(
+    final: Sequence[Sequence[float]] | np.ndarray,
+    *,
+    steps: int = 100,
+    learning_rates: Sequence[float] | None = None,
+    accuracy: bool = False,
+) -> RunGrid:
+    """Runs whose losses are constant at these values, learning rates × seeds; an untrained network has 2."""
+    losses = np.asarray(final, np.float32)
+    rates = np.geomspace(1e-3, 1e-1, len(losses)) if learning_rates is None else np.asarray(learning_rates)
+    return RunGrid(
+        learning_rates=rates,
+        seeds=np.arange(losses.shape[1]),
+        train_loss=np.repeat(losses[..., None], steps, -1),
+        valid_steps=np.array([steps // 2, steps]),
+        valid_loss=np.repeat(losses[..., None], 2, -1),
+        valid_accuracy=np.full((*losses.shape, 2), 0.5, np.float32) if accuracy else None,
+        initial_loss=2.0,
+    )
+
+
+def make_entry(name: str, final: Sequence[Sequence[float]], *, seconds: float = 1e-3) -> Entry:
+    """One optimizer's part of a comparison, with these constant losses."""
+    return Entry(name, f"{name} as described", make_fake_grid(final, accuracy=True), StepCost(seconds, 4000))
+
+
+def make_result(*entries: Entry, seeds: int = 2) -> CompareResult:
+    """A comparison of these optimizers on a task with 1,000 parameters."""
+    return CompareResult(
+        config=CompareConfig(
+            task="quadratic", optimizers=tuple(e.name for e in entries), seeds=seeds, steps=100
+        ),
+        task=TaskFacts("a-task", "a-data-set-sample", "made up & <escaped>", 90, 10, 4, 1000, 2.0),
+        entries=entries,
+        unfinished=(),
+        created="2026-01-02T03:04:05+00:00",
+        seconds=12.5,
+        environment={"celo2": "0.0", "commit": "abc123", "devices": "2 × cpu"},
+    )

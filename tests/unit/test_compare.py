@@ -1,0 +1,263 @@
+"""A comparison: its settings, its bookkeeping, its table."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+from compare_examples import make_entry, make_fake_grid, make_result
+from rich.console import Console
+
+from celo2.baselines import OPTIMIZERS, find_optimizer, make_optimizer
+from celo2.config import RuleConfig
+from celo2.evaluate import compare as compare_lib
+from celo2.evaluate.compare import CompareConfig, CompareProgress, compare
+from celo2.evaluate.runner import Progress
+from celo2.evaluate.summary import MeanStd, caveats, summarize
+from celo2.evaluate.tables import COLUMNS, make_rows, make_table
+from celo2.evaluate.timing import StepCost, measure_costs
+from celo2.tasks.registry import make_task
+from celo2.weights import Weights, save_weights
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's Adam takes powers of a float with an int count."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_default_grid_is_log_uniform_and_as_large_for_every_optimizer(name):
+    rates = np.asarray(find_optimizer(name).learning_rates(7))
+    assert len(rates) == 7
+    ratios = rates[1:] / rates[:-1]
+    np.testing.assert_allclose(ratios, ratios[0], rtol=0.02)  # the rates have three digits
+    assert find_optimizer(name).learning_rates(1) == pytest.approx((rates[3],), rel=0.01)
+
+
+def test_grid_of_no_learning_rate_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        find_optimizer("adamw").learning_rates(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("adam", "adamw"), ("mun", "muon"), ("celo2:", "celo2"), ("adamw:x", "adamw")]
+)
+def test_unknown_optimizer_is_refused_with_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
+        make_optimizer(name, 1e-3)
+
+
+@pytest.mark.parametrize("variant", ["celo2", "celo2-base"])
+def test_rule_with_weights_from_a_file(tmp_path, variant):
+    config = RuleConfig(orthogonalize=variant == "celo2")
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.normal(size=shape).astype(np.float32) for name, shape in config.weight_shapes().items()
+    }
+    path = tmp_path / "theta.safetensors"
+    save_weights(path, Weights(arrays, config))
+    spec = find_optimizer(f"{variant}:{path}")
+    assert str(path) in spec.description
+    other = "celo2" if variant == "celo2-base" else "celo2-base"
+    with pytest.raises(ValueError, match="orthogonalize"):
+        find_optimizer(f"{other}:{path}")
+
+
+def test_muon_orthogonalises_hidden_matrices_only():
+    rng = np.random.default_rng(0)
+    params = {
+        "layer_0": {"kernel": np.float32(rng.normal(size=(12, 8)))},
+        "layer_1": {"kernel": np.float32(rng.normal(size=(8, 8)))},
+        "head": {"kernel": np.float32(rng.normal(size=(8, 5)))},
+    }
+    optimizer = make_optimizer("muon", 1.0)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    spread = {name: np.linalg.cond(np.asarray(layer["kernel"])) for name, layer in updates.items()}
+    # five Newton–Schulz iterations leave singular values within about 0.7 to 1.2 of each other
+    assert spread["layer_0"] < 2.5
+    assert spread["layer_1"] < 2.5
+    np.testing.assert_allclose(
+        np.abs(updates["head"]["kernel"]), np.abs(updates["head"]["kernel"]).max(), rtol=1e-2
+    )
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
+def test_weight_decay_shrinks_parameters_by_its_multiple_of_the_learning_rate(name):
+    params = {"head": {"kernel": np.ones((4, 3), np.float32)}}
+    zeros = {"head": {"kernel": np.zeros((4, 3), np.float32)}}
+    plain, decayed = (make_optimizer(name, 0.1, weight_decay=decay) for decay in (0.0, 0.5))
+    without, _ = plain.update(zeros, plain.init(params), params)
+    updates, _ = decayed.update(zeros, decayed.init(params), params)
+    np.testing.assert_array_equal(without["head"]["kernel"], 0.0)
+    factor = np.asarray(updates["head"]["kernel"]) / -0.05
+    assert (factor > 0).all()
+
+
+def test_quick_settings_yield_to_explicit_ones():
+    config = CompareConfig(quick=True, steps=77)
+    assert config.steps == 77
+    assert config.seeds < CompareConfig().seeds
+    assert config.num_learning_rates < CompareConfig().num_learning_rates
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "fashion-mpl"}, "did you mean 'fashion-mlp'"),
+        ({"optimizers": ("adam",)}, "did you mean 'adamw'"),
+        ({"optimizers": ()}, "one or more different"),
+        ({"optimizers": ("sgd", "sgd")}, "one or more different"),
+        ({"seeds": -1}, "seeds must not be negative"),
+        ({"weight_decay": math.nan}, "weight_decay must not be negative"),
+        ({"max_memory": 0.0}, "max_memory must be positive"),
+        ({"learning_rates": {"sgdd": (0.1,)}, "optimizers": ("sgd",)}, "did you mean 'sgd'"),
+    ],
+    ids=["task", "optimizer", "none", "twice", "seeds", "decay", "memory", "rates-of-none"],
+)
+def test_config_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CompareConfig(**settings)
+
+
+def test_learning_rates_of_one_optimizer_go_before_those_of_all():
+    config = CompareConfig(
+        optimizers=("sgd", "adamw", "muon"), learning_rates={"sgd": (0.3, 0.1), "all": (0.5,)}
+    )
+    assert config.learning_rates_of(find_optimizer("sgd")) == (0.1, 0.3)
+    assert config.learning_rates_of(find_optimizer("adamw")) == (0.5,)
+
+
+@pytest.fixture
+def fake_training(monkeypatch):
+    """Replaces training and timing by instant stand-ins; returns what `run_grid` was asked."""
+    calls = []
+
+    def run_grid(task, make_optimizer, learning_rates, *, seeds, steps, on_progress=None, **options):
+        calls.append((learning_rates, tuple(seeds), steps))
+        if on_progress:
+            on_progress(Progress(0.0, 0, steps, math.nan))
+            on_progress(Progress(1.0, steps, steps, 0.5))
+        return make_fake_grid(np.full((len(learning_rates), len(seeds)), 0.5), learning_rates=learning_rates)
+
+    def measure(task, optimizers):
+        return {name: StepCost(1e-3 * (index + 1), 100) for index, name in enumerate(optimizers)}
+
+    monkeypatch.setattr(compare_lib, "run_grid", run_grid)
+    monkeypatch.setattr(compare_lib, "measure_costs", measure)
+    return calls
+
+
+def test_compare_treats_optimizers_alike(fake_training):
+    result = compare(
+        CompareConfig(task="quadratic", optimizers=("sgd", "adamw"), steps=9, seeds=3, first_seed=4)
+    )
+    assert [entry.name for entry in result.entries] == ["sgd", "adamw"]
+    (rates_a, *rest_a), (rates_b, *rest_b) = fake_training
+    assert len(rates_a) == len(rates_b) == 7
+    assert rest_a == rest_b == [(4, 5, 6), 9]
+    assert result.task.num_parameters == 64 * 32
+    assert result.unfinished == ()
+
+
+def test_compare_progress_counts_work_by_step_time(fake_training):
+    seen: list[CompareProgress] = []
+    compare(CompareConfig(task="quadratic", optimizers=("sgd", "adamw")), seen.append)
+    # the second optimizer's steps take twice as long as the first's
+    assert [report.done for report in seen] == pytest.approx([0.0, 1 / 3, 1 / 3, 1.0])
+    assert [report.optimizer for report in seen] == ["sgd", "sgd", "adamw", "adamw"]
+
+
+def interrupt_at(number: int, monkeypatch) -> None:
+    train = compare_lib.run_grid
+    calls = []
+
+    def run_grid(*args, **options):
+        calls.append(None)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return train(*args, **options)
+
+    monkeypatch.setattr(compare_lib, "run_grid", run_grid)
+
+
+def test_interrupt_keeps_what_is_finished(fake_training, monkeypatch):
+    interrupt_at(2, monkeypatch)
+    result = compare(CompareConfig(task="quadratic", optimizers=("sgd", "adamw", "muon")))
+    assert [entry.name for entry in result.entries] == ["sgd"]
+    assert result.unfinished == ("adamw", "muon")
+    assert any("interrupted before adamw, muon" in caveat for caveat in caveats(result))
+
+
+def test_interrupt_with_nothing_finished_goes_up(fake_training, monkeypatch):
+    interrupt_at(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        compare(CompareConfig(task="quadratic", optimizers=("sgd",)))
+
+
+def test_summary_is_over_the_seeds_at_the_best_learning_rate():
+    result = make_result(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]], seconds=2e-3))
+    (summary,) = summarize(result)
+    assert summary.learning_rate == pytest.approx(1e-2)
+    assert summary.final_train_loss == pytest.approx((0.3, math.sqrt(0.02)))
+    assert summary.time_ratio == 1.0
+    assert str(summary.final_train_loss) == "0.3000 ±0.1414"
+
+
+def test_mean_of_one_seed_has_no_deviation():
+    assert str(MeanStd.over(np.array([0.25]))) == "0.2500"
+    assert MeanStd.over(np.array([])) is None
+
+
+def test_diverged_optimizer_stays_in_the_table():
+    bad = make_entry("sgd", [[np.nan, 0.5], [9.0, 9.0]])
+    result = make_result(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]]), bad)
+    row = dict(zip(COLUMNS, make_rows(result)[1], strict=True))
+    assert row["optimizer"] == "sgd"
+    assert row["final train loss"] == "diverged"
+    assert row["diverged"] == "3/4"
+    assert any("sgd diverged at every learning rate" in caveat for caveat in caveats(result))
+
+
+@pytest.mark.parametrize(
+    ("final", "caveat"),
+    [
+        ([[0.2, 0.2], [0.3, 0.3]], "adamw: the best learning rate, 0.001, is the lowest tried"),
+        ([[0.3, 0.3], [0.2, 0.2]], "adamw: the best learning rate, 0.1, is the highest tried"),
+        ([[0.3, 0.3]], "one learning rate only"),
+        ([[0.3, 0.3], [0.2, 0.2], [0.3, np.nan]], "diverged at learning rate 0.1 in 1 of 2 runs"),
+        ([[0.3], [0.2], [0.3]], "There is one seed"),
+    ],
+    ids=["lowest", "highest", "untuned", "diverged", "one-seed"],
+)
+def test_caveats(final, caveat):
+    result = make_result(make_entry("adamw", final), seeds=len(final[0]))
+    assert any(caveat in found for found in caveats(result)), caveats(result)
+
+
+def test_no_caveat_where_there_is_none():
+    assert caveats(make_result(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]]))) == []
+
+
+def test_table_shows_every_optimizer():
+    result = make_result(
+        make_entry("adamw", [[0.9, 0.9], [0.2, 0.4]]), make_entry("sgd", [[0.9, 0.9], [0.3, 0.3]])
+    )
+    console = Console(width=200, file=io.StringIO())
+    console.print(make_table(result))
+    text = console.file.getvalue()
+    assert "0.3000 ±0.1414" in text
+    assert "sgd" in text
+    assert "a-data-set" in text
+
+
+def test_measured_costs_have_the_state_of_each_optimizer():
+    task = make_task("quadratic")
+    costs = measure_costs(task, {"sgd": optax.sgd(0.1), "momentum": optax.sgd(0.1, momentum=0.9)})
+    assert costs["momentum"].state_bytes - costs["sgd"].state_bytes == 4 * 64 * 32
+    assert all(cost.seconds > 0 for cost in costs.values())

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
@@ -245,7 +246,7 @@ def _layout_of(param: Array, numbers: Any = None) -> Layout:
 
 
 def _accumulator_dtype(param: Array) -> jnp.dtype:
-    return jnp.promote_types(param.dtype, jnp.float32)
+    return np.promote_types(param.dtype, np.float32)  # jnp.promote_types obeys strict promotion
 
 
 def _init_full(param: Array, layout: Layout) -> Array:  # noqa: ARG001
@@ -273,7 +274,7 @@ def _update_leaf(
     dtype = accumulators.momentum[0].dtype
     momentum, rms = (tuple(map(layout.enter, full)) for full in accumulators[:2])
     step, accumulators = step_lib.update(
-        {name: jnp.asarray(array, dtype) for name, array in arrays.items()},
+        {name: array.astype(dtype) for name, array in arrays.items()},
         layout.enter(grad.astype(dtype)),
         layout.enter(param.astype(dtype)),
         accumulators._replace(momentum=momentum, rms=rms),

@@ -23,11 +23,9 @@ STEPS = 3
 LEARNING_RATE = 0.01
 SHAPES = {
     "scalar": (),
-    "one": (1,),
     "vector": (7,),
-    "tall": (6, 4),
     "wide": (4, 6),
-    "square": (5, 5),
+    "square": (4, 4),
     "stack": (2, 5, 3),
     "conv": (3, 3, 2, 4),
     "rank5": (2, 2, 1, 3, 4),

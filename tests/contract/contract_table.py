@@ -1,0 +1,97 @@
+"""Every optimizer of the package, one row each; the contract tests run over all rows.
+
+A new optimizer is one new row: nothing in the tests names an optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import celo2
+
+# The contract does not depend on the network's size or features, but the time to compile it does.
+SMALL = celo2.RuleConfig(
+    with_grad_clip_feat=False,
+    with_rms=False,
+    with_rms_norm_g=False,
+    with_rsqrt_rms=False,
+    with_rms_only_norm_g=False,
+    with_fac_rsqrt=False,
+    with_fac_mom_mult=False,
+    ff_hidden_size=1,
+    ff_hidden_layers=1,
+    initial_momentum_decays=(0.9,),
+    initial_adafactor_decays=(0.9,),
+    ns_iters=1,
+)
+
+
+def make_weights(config: celo2.RuleConfig) -> celo2.Weights:
+    """Dense random weights."""
+    rng = np.random.default_rng(0)
+    arrays = {n: rng.standard_normal(s).astype(np.float32) for n, s in config.weight_shapes().items()}
+    return celo2.Weights(arrays, config)
+
+
+CELO2 = make_weights(SMALL)
+CELO2_BASE = make_weights(SMALL.replace(orthogonalize=False))
+
+
+def direction(learning_rate: optax.ScalarOrSchedule, weights: celo2.Weights) -> optax.GradientTransformation:
+    """`scale_by_celo2`, which has no learning rate, with one behind it."""
+    return optax.chain(celo2.scale_by_celo2(weights), optax.scale_by_learning_rate(learning_rate))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer.
+
+    Attributes:
+        name: The test's id.
+        factory: Takes `learning_rate` as its first argument.
+        options: Further keywords.
+        needs_params: Whether `update` refuses `params=None`.
+        extra: What the optimizer takes as Optax's extra arguments, `value` say.
+    """
+
+    name: str
+    factory: Callable[..., optax.GradientTransformation]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs_params: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, learning_rate: optax.ScalarOrSchedule = 0.01) -> optax.GradientTransformationExtraArgs:
+        return optax.with_extra_args_support(self.factory(learning_rate, **self.options))
+
+
+ROWS = (
+    Row("celo2", celo2.celo2, {"weights": CELO2, "weight_decay": 0.1}),
+    Row("celo2_base", celo2.celo2_base, {"weights": CELO2_BASE, "weight_decay": 0.1}),
+    Row("scale_by_celo2", direction, {"weights": CELO2}),
+)
+
+
+def make_params(dtype: Any = jnp.float32) -> dict[str, Any]:
+    """A small tree whose leaves every routing knows: a hidden matrix, its bias, an embedding."""
+    rng = np.random.default_rng(1)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(0.1 * rng.standard_normal(shape), dtype)
+
+    return {
+        "embedding": normal(5, 3),
+        "block": {"up": {"kernel": normal(3, 4), "bias": normal(4)}},
+    }
+
+
+def make_grads(params: Any, seed: int = 2) -> Any:
+    """Gradients of the parameters' shapes and dtypes."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params)

@@ -5,16 +5,35 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from celo2._extras import require
 from celo2._version import __version__
 from celo2.config import nearest_name
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "Command", "main"]
+
+
+class Command(NamedTuple):
+    """Where a command lives, the extra that it needs (empty: none), and its line in the help."""
+
+    module: str
+    extra: str
+    line: str
+
 
 COMMANDS = {
-    "compare": ("celo2.commands.compare", "train one task with several optimizers, side by side"),
-    "meta-train": ("celo2.commands.meta_train", "make a rule; stops and resumes"),
-    "weights": ("celo2.commands.weights", "list, inspect, convert, verify and fetch weights"),
+    "compare": Command(
+        "celo2.commands.compare", "eval", "train one task with several optimizers, side by side"
+    ),
+    "meta-train": Command("celo2.commands.meta_train", "meta", "make a rule; stops and resumes"),
+    "weights": Command("celo2.commands.weights", "", "list, inspect, convert, verify and fetch weights"),
+}
+
+EXTRA_MODULES = {
+    "": (),
+    "meta": ("jax", "optax", "orbax", "rich", "tyro"),
+    "eval": ("jax", "optax", "rich", "tyro", "matplotlib", "jinja2"),
 }
 
 
@@ -35,17 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"celo2 {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"celo2: unknown command {words[0]!r}{nearest_name(words[0], COMMANDS)}\n\n{_help()}", file=sys.stderr)
+        print(
+            f"celo2: unknown command {words[0]!r}{nearest_name(words[0], COMMANDS)}\n\n{_help()}",
+            file=sys.stderr,
+        )
         return 2
+    command = COMMANDS[words[0]]
     try:
-        command = importlib.import_module(COMMANDS[words[0]][0])
+        require(command.extra, *EXTRA_MODULES[command.extra])
     except ImportError as error:
         print(f"celo2 {words[0]}: {error}", file=sys.stderr)
         return 2
-    return command.main(words[1:])
+    return importlib.import_module(command.module).main(words[1:])
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    listed = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+    listed = "\n".join(f"  {name:<{width}}  {line}" for name, (_, _, line) in COMMANDS.items())
     return f"usage: celo2 COMMAND …\n\n{listed}\n\ncelo2 COMMAND --help says more."

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -69,8 +70,8 @@ class RuleConfig:
     """Every option of the rule; the defaults are the reference's (the Celo2 variant).
 
     Attributes:
-        ff_hidden_size: Width of the hidden layers, ≥ 1.
-        ff_hidden_layers: Number of hidden layers, ≥ 1.
+        ff_hidden_size: Width of the hidden layers, 1 to 1024.
+        ff_hidden_layers: Number of hidden layers, 1 to 16.
         initial_momentum_decays: Decays β of the momentum accumulators `m ← β m + (1-β) g`, in [0, 1).
         initial_rms_decays: Decays of the second-moment accumulators `v ← β v + (1-β) g²`: one,
             or as many as there are momentum decays.
@@ -100,7 +101,7 @@ class RuleConfig:
         orthogonalize: Newton–Schulz on the last two axes of tensors of rank ≥ 2: on for Celo2,
             off for Celo2-base.
         ns_coeffs: The three coefficients of the Newton–Schulz polynomial.
-        ns_iters: Newton–Schulz iterations, ≥ 0.
+        ns_iters: Newton–Schulz iterations, 0 to 100.
         ns_eps: Added to the Frobenius norm before Newton–Schulz.
 
     Raises:
@@ -154,9 +155,13 @@ class RuleConfig:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        for name, least in (("ff_hidden_size", 1), ("ff_hidden_layers", 1), ("ns_iters", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for name, least, most in (
+            ("ff_hidden_size", 1, 1024),
+            ("ff_hidden_layers", 1, 16),
+            ("ns_iters", 0, 100),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from {least} to {most}, got {getattr(self, name)}.")
         for name in ("initial_momentum_decays", "initial_rms_decays", "initial_adafactor_decays"):
             decays = getattr(self, name)
             if not decays or not all(0.0 <= decay < 1.0 for decay in decays):
@@ -211,7 +216,7 @@ class RuleConfig:
         )
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every array of the network: `w0__i`, `b0`, `w1`, `b1`, …"""
+        """Name and shape of every array of the network: `w0__i`, `b0`, `w1`, `b1` and so on."""
         hidden = self.ff_hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             name: (self.num_channels(feature), hidden) for name, feature in self.feature_groups(2)
@@ -273,6 +278,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     kind = type(default)
     right = isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        right = math.isfinite(value)
+        right = abs(value) <= sys.float_info.max  # refuses nan, infinities and integers beyond floats
     if not right:
-        raise ValueError(f"{name} must be a {'finite number' if kind is float else kind.__name__}, got {value!r}.")
+        wanted = "finite number" if kind is float else kind.__name__
+        raise ValueError(f"{name} must be a {wanted}, got {value!r}.")

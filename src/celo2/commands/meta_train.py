@@ -8,10 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from celo2._extras import require
-
-require("meta", "jax", "optax", "orbax", "rich", "tyro")
-
 import jax
 import tyro
 

@@ -70,7 +70,7 @@ class ProgressDisplay:
         return due
 
     def _time_left(self, done: float) -> str:
-        if not 0.05 < done < 1.0:
+        if not 0.1 < done < 1.0:
             return ""
         seconds = (time.monotonic() - self._begin) * (1.0 - done) / done
         return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"

@@ -114,18 +114,18 @@ def _caveats_of(entry: Entry) -> Iterator[str]:
     grid = entry.grid
     if grid.best is None:
         yield f"{entry.name} diverged at every learning rate with at least one seed."
-    elif grid.best_at_edge and len(grid.learning_rates) > 1:
-        rate = grid.learning_rates[grid.best]
-        edge, other = ("highest", "higher") if rate == grid.learning_rates.max() else ("lowest", "lower")
-        yield (
-            f"{entry.name}: the best learning rate, {rate:g}, is the {edge} tried; "
-            f"a {other} one may be better."
-        )
+        return
+    rate = f"{grid.learning_rates[grid.best]:g}"
+    if len(grid.learning_rates) == 1:
+        yield f"{entry.name} had one learning rate only, {rate}: it is not tuned."
     elif grid.best_at_edge:
-        yield f"{entry.name} had one learning rate only: it is not tuned."
-    for rate, diverged in zip(grid.learning_rates, grid.diverged, strict=True):
-        if diverged.any():
-            yield (
-                f"{entry.name} diverged at learning rate {rate:g} "
-                f"in {diverged.sum()} of {diverged.size} run{'s' if diverged.size > 1 else ''}."
-            )
+        highest = grid.learning_rates[grid.best] == grid.learning_rates.max()
+        edge, other = ("highest", "higher") if highest else ("lowest", "lower")
+        yield f"{entry.name}: the best learning rate, {rate}, is the {edge} tried; a {other} one may be better."
+    lost = [
+        f"{rate:g} ({diverged.sum()} of {diverged.size})"
+        for rate, diverged in zip(grid.learning_rates, grid.diverged, strict=True)
+        if diverged.any()
+    ]
+    if lost:
+        yield f"{entry.name} diverged at learning rate {', '.join(lost)}."

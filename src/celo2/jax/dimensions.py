@@ -43,7 +43,7 @@ class DimensionNumbers(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """The axes that the accumulators are factored over: `row` is averaged over `large`, `col` over `small`."""
+    """The factored axes: `row` accumulators are averaged over `large`, `col` over `small`."""
 
     small: int
     large: int

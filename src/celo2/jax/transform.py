@@ -163,15 +163,16 @@ def celo2(
     }
 
     def init(params: optax.Params) -> optax.OptState:
-        return optax.partition(branches, param_labels(params, overrides=overrides)).init(params)
+        labels = param_labels(params, overrides=overrides)
+        return optax.partition(branches, lambda _: labels).init(params)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
-        labels = param_labels(params, overrides=overrides, undecided="allow")  # init has shown them
-        return optax.partition(branches, labels).update(updates, state, params, **extra)
+        labels = _labels_of_state(params, state)
+        return optax.partition(branches, lambda _: labels).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -211,6 +212,19 @@ def _complete(
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def _labels_of_state(params: optax.Params, state: Any) -> Any:
+    """The routing that `init` chose: the rule's state has no arrays for what AdamW updates.
+
+    Arrays shared by two leaves are distinct in gradients and tracers, so it cannot be found again.
+    """
+    momentum = state.inner_states["celo2"].inner_state[0].momentum[0]
+
+    def label(_: Any, leaf: Any) -> str:
+        return "adamw" if isinstance(leaf, optax.MaskedNode) else "celo2"
+
+    return jax.tree.map(label, params, momentum)
 
 
 def _scale_learning_rate(learning_rate: optax.ScalarOrSchedule, scale: float) -> optax.ScalarOrSchedule:

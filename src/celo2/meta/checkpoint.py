@@ -1,9 +1,9 @@
 """Files of a meta-training run: checkpoints, metrics, recipe, weights.
 
-    OUT/config.json                  the recipe
-    OUT/metrics.jsonl                one line for each outer iteration
-    OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first
-    OUT/weights/VARIANT-STEP.safetensors   theta alone, a few kB, one for each checkpoint
+OUT/config.json                  the recipe
+OUT/metrics.jsonl                one line for each outer iteration
+OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first
+OUT/weights/VARIANT-STEP.safetensors   theta alone, a few kB, one for each checkpoint
 """
 
 from __future__ import annotations
@@ -72,8 +72,12 @@ class RunFiles:
         given = json.loads(config.to_json())
         differing = {name: (saved.get(name), given[name]) for name in given if saved.get(name) != given[name]}
         if differing:
-            listed = ", ".join(f"{name}: {old!r} before, {new!r} now" for name, (old, new) in differing.items())
-            raise ValueError(f"{self.folder} was started with another recipe ({listed}); use the same options.")
+            listed = ", ".join(
+                f"{name}: {old!r} before, {new!r} now" for name, (old, new) in differing.items()
+            )
+            raise ValueError(
+                f"{self.folder} was started with another recipe ({listed}); use the same options."
+            )
 
     def restore(self, config: MetaConfig, mesh: Mesh) -> OuterState | None:
         """The newest readable state, its arrays placed as `outer.init` places them; None without one.
@@ -88,7 +92,9 @@ class RunFiles:
             try:
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
             except (ValueError, OSError, KeyError) as error:
-                print(f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying the one before")
+                print(
+                    f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying an older one"
+                )
                 self._manager.delete(step)
                 continue
             self._drop_metrics_after(step)

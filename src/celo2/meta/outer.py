@@ -133,7 +133,12 @@ def make_outer_step(
             data,
         )
         found = pes.estimate(
-            losses.positive, losses.negative, losses.is_done, perturbation, state.accumulator, sigma=config.sigma
+            losses.positive,
+            losses.negative,
+            losses.is_done,
+            perturbation,
+            state.accumulator,
+            sigma=config.sigma,
         )
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient)
         per_pair = jnp.mean(losses.positive + losses.negative, axis=0) / 2.0

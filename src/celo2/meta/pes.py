@@ -99,7 +99,10 @@ def estimate(
 
     return Estimate(
         {name: gradient_of(name) for name in perturbation},
-        {name: jnp.where(_per_pair(was_reset, noise), noise, total[name]) for name, noise in perturbation.items()},
+        {
+            name: jnp.where(_per_pair(was_reset, noise), noise, total[name])
+            for name, noise in perturbation.items()
+        },
         jnp.mean(jnp.sum(share * (loss_pos + loss_neg) / 2.0, axis=0)),
     )
 

@@ -66,7 +66,9 @@ class Progress:
         shown = f"{smoothed:.4f}" + (f", {self._skipped} skipped" if self._skipped else "")
         self._bar.update(self._task, completed=record["step"], loss=shown)
         now = time.monotonic()
-        if not self._console.is_terminal and (now - self._last_line > PLAIN_EVERY or record["step"] == self._total):
+        if not self._console.is_terminal and (
+            now - self._last_line > PLAIN_EVERY or record["step"] == self._total
+        ):
             self._last_line = now
             per_step = (now - self._started) / max(record["step"] - self._first, 1)
             left = per_step * (self._total - record["step"])

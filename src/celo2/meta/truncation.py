@@ -107,9 +107,7 @@ def unroll(
 
     def body(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
         is_done = state.step >= state.length
-        state = jax.lax.cond(
-            jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state
-        )
+        state = jax.lax.cond(jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state)
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(batch_keys, step_index)
         batches = jax.vmap(family.sample_batch, in_axes=(0, None, 0))(keys, data, set_index)
         params, opt_state, losses = step_pairs(thetas, state, batches)

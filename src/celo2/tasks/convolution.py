@@ -12,7 +12,7 @@ from jax import Array
 from celo2.tasks.base import Params, Task
 from celo2.tasks.classifier import NUM_CLASSES, make_classifier
 from celo2.tasks.datasets import Prefer, load_fashion_mnist
-from celo2.tasks.layers import conv, init_conv, init_linear, linear
+from celo2.tasks.layers import conv, conv_template, linear, linear_template, sample_params
 
 __all__ = ["compute_conv_net", "init_conv_net", "make_fashion_conv"]
 
@@ -24,10 +24,9 @@ def init_conv_net(key: Array, channels: Sequence[int]) -> Params:
         key: Random key.
         channels: Output channels of each convolution; the input has one channel.
     """
-    head_key, *keys = jax.random.split(key, len(channels) + 1)
-    pairs = zip(keys, (1, *channels[:-1]), channels, strict=True)
-    convolutions = {f"conv_{index}": init_conv(*layer) for index, layer in enumerate(pairs)}
-    return {**convolutions, "head": init_linear(head_key, channels[-1], NUM_CLASSES)}
+    layers = enumerate(zip((1, *channels[:-1]), channels, strict=True))
+    convolutions = {f"conv_{index}": conv_template(num_in, num_out) for index, (num_in, num_out) in layers}
+    return sample_params(key, {**convolutions, "head": linear_template(channels[-1], NUM_CLASSES)})
 
 
 def compute_conv_net(params: Params, images: Array) -> Array:

@@ -21,7 +21,7 @@ import numpy as np
 from celo2.config import nearest_name
 from celo2.tasks.base import Dataset
 from celo2.tasks.formats import read_cifar10_binary, read_idx, read_svhn_mat
-from celo2.tasks.images import block_mean, photograph_crops, resize_bilinear, to_grey
+from celo2.tasks.images import photograph_crops, resize_bilinear, to_grey
 
 __all__ = [
     "DEFAULT_IMAGE_SETS",
@@ -174,37 +174,28 @@ DEFAULT_IMAGE_SETS = ("fashion-mnist", "mnist", "digits", "patches")
 """The four that need no download."""
 
 
-def load_image_sets(names: Sequence[str] | None = None, size: int = 8) -> dict[str, Dataset]:
+def load_image_sets(names: Sequence[str] | None = None) -> dict[str, Dataset]:
     """Grey image sets for meta-training, by their names in `IMAGE_SETS`.
 
     Args:
         names: Which; `DEFAULT_IMAGE_SETS` if None.
-        size: Side in pixels: 8 (the published recipe), or 4, 2 or 1, the means of blocks of it.
 
     Returns:
-        One data set for each name, in the order asked for: `image` uint8 `(N, size, size)` and
+        One data set for each name, in the order asked for: `image` uint8 `(N, 8, 8)` and
         `label` uint8 `(N,)` with 0 to 9 in each split.
 
     Raises:
-        ValueError: An unknown name, or a size that does not divide 8.
+        ValueError: An unknown name.
         FileNotFoundError: A published set has no local copy.
         ImportError: A set needs a package that is not installed.
     """
-    if size not in (1, 2, 4, 8):
-        raise ValueError(f"size must be 8, 4, 2 or 1 pixels, got {size}.")
     names = DEFAULT_IMAGE_SETS if names is None else names
     for name in names:
         if name not in IMAGE_SETS:
             raise ValueError(
                 f"unknown image set {name!r}{nearest_name(name, IMAGE_SETS)} (sets: {', '.join(IMAGE_SETS)})"
             )
-    sets = {name: IMAGE_SETS[name]() for name in names}
-    if size == 8:
-        return sets
-    return {
-        name: _map_images(dataset, f"to-{size}x{size}", lambda images: block_mean(images, 8 // size))
-        for name, dataset in sets.items()
-    }
+    return {name: IMAGE_SETS[name]() for name in names}
 
 
 def _idx_split(folder: Path, prefix: str) -> dict[str, np.ndarray]:

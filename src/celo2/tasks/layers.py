@@ -6,49 +6,99 @@ standard deviations, then multiplied by 1/√fan_in without correcting for the t
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from celo2.tasks.base import Params
+
 __all__ = [
     "TRUNCATED_STD",
+    "Initial",
     "accuracy",
     "conv",
+    "conv_template",
     "cross_entropy",
-    "init_conv",
-    "init_layer_norm",
-    "init_linear",
     "layer_norm",
+    "layer_norm_template",
     "linear",
-    "truncated_normal",
+    "linear_template",
+    "sample_params",
 ]
 
 TRUNCATED_STD = 0.8796  # standard deviation of a standard normal truncated at ±2
 LAYER_NORM_EPS = 1e-5  # Haiku's
 
 
-def truncated_normal(key: Array, shape: tuple[int, ...], scale: float) -> Array:
-    """A normal truncated at ±2, times `scale`: its standard deviation is `0.8796 · scale`."""
-    return scale * jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """How one array starts: `mean + scale · (normal truncated at ±2)`.
+
+    Attributes:
+        shape: Of the array.
+        mean: Its mean.
+        scale: Its standard deviation is `0.8796 · scale`; 0 makes a constant.
+    """
+
+    shape: tuple[int, ...]
+    mean: float = 0.0
+    scale: float = 0.0
 
 
-def init_linear(key: Array, num_in: int, num_out: int, *, scale: float | None = None) -> dict[str, Array]:
-    """Kernel `(num_in, num_out)`, truncated normal of scale 1/√num_in unless given, and a zero bias."""
-    kernel = truncated_normal(key, (num_in, num_out), 1 / math.sqrt(num_in) if scale is None else scale)
-    return {"kernel": kernel, "bias": jnp.zeros(num_out, jnp.float32)}
+def sample_params(key: Array, template: Any) -> Params:
+    """Draws a tree of float32 arrays from a tree of `Initial`.
+
+    All random numbers come from one draw, cut into arrays: in a compiled program every further draw
+    brings the code of the generator once more, and a network of ten matrices takes ten times as long
+    to compile.
+
+    Args:
+        key: Random key.
+        template: A tree with `Initial` leaves.
+
+    Returns:
+        The same tree with arrays.
+    """
+    initials, structure = jax.tree.flatten(template)
+    sizes = [math.prod(initial.shape) if initial.scale else 0 for initial in initials]
+    normals = jax.random.truncated_normal(key, -2.0, 2.0, (sum(sizes),), jnp.float32)
+    parts = jnp.split(normals, list(itertools.accumulate(sizes))[:-1])
+    return jax.tree.unflatten(
+        structure,
+        [
+            initial.mean + initial.scale * part.reshape(initial.shape)
+            if initial.scale
+            else jnp.full(initial.shape, initial.mean, jnp.float32)
+            for initial, part in zip(initials, parts, strict=True)
+        ],
+    )
+
+
+def linear_template(num_in: int, num_out: int, *, scale: float | None = None) -> dict[str, Initial]:
+    """Kernel `(num_in, num_out)` of scale 1/√num_in unless given, and a zero bias."""
+    scale = 1 / math.sqrt(num_in) if scale is None else scale
+    return {"kernel": Initial((num_in, num_out), scale=scale), "bias": Initial((num_out,))}
+
+
+def conv_template(num_in: int, num_out: int) -> dict[str, Initial]:
+    """Kernel `(3, 3, num_in, num_out)` of scale 1/√(9 num_in), and a zero bias."""
+    kernel = Initial((3, 3, num_in, num_out), scale=1 / math.sqrt(9 * num_in))
+    return {"kernel": kernel, "bias": Initial((num_out,))}
+
+
+def layer_norm_template(size: int) -> dict[str, Initial]:
+    """Scale one and bias zero, of shape `(size,)`."""
+    return {"scale": Initial((size,), mean=1.0), "bias": Initial((size,))}
 
 
 def linear(params: dict[str, Array], inputs: Array) -> Array:
     """`inputs @ kernel + bias`: `(..., num_in)` → `(..., num_out)`."""
     return inputs @ params["kernel"] + _as_last_axis(params["bias"], inputs.ndim)
-
-
-def init_conv(key: Array, num_in: int, num_out: int) -> dict[str, Array]:
-    """Kernel `(3, 3, num_in, num_out)`, truncated normal of scale 1/√(9 num_in), and a zero bias."""
-    kernel = truncated_normal(key, (3, 3, num_in, num_out), 1 / math.sqrt(9 * num_in))
-    return {"kernel": kernel, "bias": jnp.zeros(num_out, jnp.float32)}
 
 
 def conv(params: dict[str, Array], inputs: Array, stride: int) -> Array:
@@ -77,11 +127,6 @@ def _same_padding(size: int, stride: int) -> tuple[int, tuple[int, int]]:
     length = -(-size // stride)
     before = max((length - 1) * stride + 3 - size, 0) // 2
     return length, (before, length * stride + 2 - size - before)
-
-
-def init_layer_norm(size: int) -> dict[str, Array]:
-    """Scale one and bias zero, of shape `(size,)`."""
-    return {"scale": jnp.ones(size, jnp.float32), "bias": jnp.zeros(size, jnp.float32)}
 
 
 def layer_norm(params: dict[str, Array], inputs: Array) -> Array:

@@ -12,7 +12,7 @@ from jax import Array
 from celo2.tasks.base import Dataset, Params, Task
 from celo2.tasks.classifier import NUM_CLASSES, make_classifier
 from celo2.tasks.datasets import Prefer, load_digits_8x8, load_fashion_mnist
-from celo2.tasks.layers import init_linear, linear
+from celo2.tasks.layers import linear, linear_template, sample_params
 
 __all__ = ["compute_mlp", "init_mlp", "make_digits_mlp", "make_fashion_mlp"]
 
@@ -25,9 +25,8 @@ def init_mlp(key: Array, sizes: Sequence[int]) -> Params:
         sizes: Number of inputs, hidden widths, number of outputs: `(784, 128, 128, 10)` say.
     """
     names = [f"layer_{index}" for index in range(len(sizes) - 2)] + ["head"]
-    keys = jax.random.split(key, len(names))
-    pairs = zip(names, keys, sizes[:-1], sizes[1:], strict=True)
-    return {name: init_linear(layer_key, num_in, num_out) for name, layer_key, num_in, num_out in pairs}
+    layers = zip(names, sizes[:-1], sizes[1:], strict=True)
+    return sample_params(key, {name: linear_template(num_in, num_out) for name, num_in, num_out in layers})
 
 
 def compute_mlp(params: Params, inputs: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 
 from celo2.tasks.base import Batch, Dataset, Params, Task
-from celo2.tasks.layers import TRUNCATED_STD, truncated_normal
+from celo2.tasks.layers import TRUNCATED_STD, Initial, sample_params
 
 __all__ = ["make_quadratic"]
 
@@ -42,7 +42,7 @@ def make_quadratic(
     scale = 1 / math.sqrt(num_in)
 
     def init(key: Array) -> Params:
-        return {"matrix": {"kernel": truncated_normal(key, (num_in, num_out), scale)}}
+        return sample_params(key, {"matrix": {"kernel": Initial((num_in, num_out), scale=scale)}})
 
     def loss(params: Params, batch: Batch) -> Array:
         return 0.5 * jnp.square(batch["row"] @ params["matrix"]["kernel"] - batch["target"]).mean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,14 @@ from jax import Array
 
 from celo2.tasks.base import Batch, Params, Task
 from celo2.tasks.layers import (
+    Initial,
     accuracy,
     cross_entropy,
-    init_layer_norm,
-    init_linear,
     layer_norm,
+    layer_norm_template,
     linear,
-    truncated_normal,
+    linear_template,
+    sample_params,
 )
 from celo2.tasks.text import load_stdlib_text
 
@@ -63,36 +65,33 @@ def init_transformer(key: Array, config: TransformerConfig) -> Params:
     The head's scale is 1/width instead of 1/√width: the first logits are near zero, and the first
     loss is ln 256.
     """
-    embedding_key, positions_key, head_key, *block_keys = jax.random.split(key, 3 + config.num_layers)
     width = config.width
-    blocks = {f"block_{index}": _init_block(block_key, config) for index, block_key in enumerate(block_keys)}
-    return {
-        "embedding": {"table": truncated_normal(embedding_key, (VOCABULARY, width), 1 / math.sqrt(width))},
-        "positions": {
-            "table": truncated_normal(positions_key, (config.context, width), 1 / math.sqrt(width))
-        },
+    blocks = {f"block_{index}": _block_template(config) for index in range(config.num_layers)}
+    template = {
+        "embedding": {"table": Initial((VOCABULARY, width), scale=1 / math.sqrt(width))},
+        "positions": {"table": Initial((config.context, width), scale=1 / math.sqrt(width))},
         **blocks,
-        "final_norm": init_layer_norm(width),
-        "head": init_linear(head_key, width, VOCABULARY, scale=1 / width),
+        "final_norm": layer_norm_template(width),
+        "head": linear_template(width, VOCABULARY, scale=1 / width),
     }
+    return sample_params(key, template)
 
 
-def _init_block(key: Array, config: TransformerConfig) -> Params:
+def _block_template(config: TransformerConfig) -> dict[str, Any]:
     width, hidden = config.width, config.mlp_ratio * config.width
-    residual_scale = 1 / math.sqrt(2 * config.num_layers)  # so that the depth leaves the stream's size alone
-    query_key, key_key, value_key, output_key, up_key, down_key = jax.random.split(key, 6)
+    residual = 1 / math.sqrt(2 * config.num_layers)  # so that the depth leaves the stream's size alone
     return {
-        "attention_norm": init_layer_norm(width),
+        "attention_norm": layer_norm_template(width),
         "attention": {
-            "query": init_linear(query_key, width, width),
-            "key": init_linear(key_key, width, width),
-            "value": init_linear(value_key, width, width),
-            "output": init_linear(output_key, width, width, scale=residual_scale / math.sqrt(width)),
+            "query": linear_template(width, width),
+            "key": linear_template(width, width),
+            "value": linear_template(width, width),
+            "output": linear_template(width, width, scale=residual / math.sqrt(width)),
         },
-        "mlp_norm": init_layer_norm(width),
+        "mlp_norm": layer_norm_template(width),
         "mlp": {
-            "up": init_linear(up_key, width, hidden),
-            "down": init_linear(down_key, hidden, width, scale=residual_scale / math.sqrt(hidden)),
+            "up": linear_template(width, hidden),
+            "down": linear_template(hidden, width, scale=residual / math.sqrt(hidden)),
         },
     }
 

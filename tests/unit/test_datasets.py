@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from published_files import cifar_bytes, idx_bytes
 
 from celo2.tasks import datasets
 from celo2.tasks.datasets import find_folder, load_fashion_mnist, load_fashion_mnist_8x8, load_image_sets
-from celo2.tasks.formats import read_cifar10_binary, read_idx, read_svhn_mat
 from celo2.tasks.images import block_mean, resize_bilinear, to_grey
-from celo2.tasks.text import load_stdlib_text
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +22,6 @@ def no_local_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     monkeypatch.setattr(datasets, "_DEBIAN_FOLDER", tmp_path / "debian")
     return tmp_path / "data"
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
-    return header + array.astype(np.uint8).tobytes()
 
 
 def write_fashion_mnist(folder: Path, num_train: int = 30, num_test: int = 10) -> np.ndarray:
@@ -134,39 +126,6 @@ def test_find_folder_looks_in_the_cache_after_the_environment(no_local_copies: P
     assert find_folder("fashion-mnist") == own
 
 
-DAMAGES = {
-    "other magic number": (lambda content: b"\x00\x00\x0d\x03" + content[4:], "begins with"),
-    "other rank": (lambda content: b"\x00\x00\x08\x01" + content[4:], "begins with"),
-    "empty": (lambda _: b"", "begins with"),
-    "truncated header": (lambda content: content[:9], "truncated"),
-    "truncated data": (lambda content: content[:-1], "truncated or damaged"),
-    "trailing data": (lambda content: content + b"\x00", "truncated or damaged"),
-}
-
-
-@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=list(DAMAGES))
-def test_damaged_idx_file_is_refused(tmp_path: Path, damage, message: str) -> None:
-    path = tmp_path / "images"
-    path.write_bytes(damage(idx_bytes(np.ones((2, 3, 4)))))
-    with pytest.raises(ValueError, match=message):
-        read_idx(path, 3)
-
-
-@pytest.mark.parametrize("keep", [10, -4], ids=["inside the stream", "inside the check sum"])
-def test_truncated_gzip_is_refused(tmp_path: Path, keep: int) -> None:
-    path = tmp_path / "images.gz"
-    path.write_bytes(gzip.compress(idx_bytes(np.ones((2, 3, 4))))[:keep])
-    with pytest.raises(ValueError, match="truncated or damaged"):
-        read_idx(path, 3)
-
-
-def test_idx_file_that_is_no_gzip_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "images.gz"
-    path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(ValueError, match="truncated or damaged"):
-        read_idx(path, 3)
-
-
 # The 8 × 8 sets.
 
 
@@ -230,41 +189,12 @@ def test_patches_without_scikit_image_name_the_extra(monkeypatch: pytest.MonkeyP
         load_image_sets(["patches"])
 
 
-def test_smaller_image_sets_are_block_means() -> None:
-    large, small = (load_image_sets(["digits"], size)["digits"] for size in (8, 4))
-    assert small.train["image"].shape == (1_500, 4, 4)
-    difference = small.train["image"] - block_mean(large.train["image"], 2)
-    assert np.abs(difference).max() <= 0.5  # rounding
-    assert small.name != large.name
-
-
-@pytest.mark.parametrize("size", [0, 3, 16])
-def test_image_sets_refuse_a_size(size: int) -> None:
-    with pytest.raises(ValueError, match=f"got {size}"):
-        load_image_sets(["digits"], size)
-
-
 def test_unknown_image_set_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ValueError, match="did you mean 'cifar10'"):
         load_image_sets(["cifar-10"])
 
 
 # The published sets that cannot be shipped.
-
-
-def cifar_bytes(seed: int) -> tuple[bytes, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    records = rng.integers(0, 256, (10_000, 3073), dtype=np.uint8)
-    records[:, 0] %= 10
-    return records.tobytes(), records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
-
-
-def test_cifar10_binary_file_has_its_planes_in_order(tmp_path: Path) -> None:
-    content, planes, labels = cifar_bytes(0)
-    (tmp_path / "test_batch.bin").write_bytes(content)
-    images, found = read_cifar10_binary(tmp_path / "test_batch.bin")
-    assert_array_equal(images[7, 3, 5], planes[7, :, 3, 5])
-    assert_array_equal(found, labels)
 
 
 def test_cifar10_grey_8x8_from_a_local_copy(no_local_copies: Path) -> None:
@@ -279,21 +209,6 @@ def test_cifar10_grey_8x8_from_a_local_copy(no_local_copies: Path) -> None:
     middle = planes[0].mean(axis=0).reshape(8, 4, 8, 4)[:, 1:3, :, 1:3].mean(axis=(1, 3))
     assert np.abs(dataset.valid["image"][0] - middle).max() <= 0.5 + 1e-3  # rounding, of float32 means
     assert_array_equal(dataset.valid["label"], labels)
-
-
-def test_cifar10_file_of_another_size_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "data_batch_1"
-    path.write_bytes(b"a pickle, perhaps")
-    with pytest.raises(ValueError, match="binary version"):
-        read_cifar10_binary(path)
-
-
-def test_cifar10_label_above_nine_is_refused(tmp_path: Path) -> None:
-    content, *_ = cifar_bytes(2)
-    path = tmp_path / "data_batch_1.bin"
-    path.write_bytes(b"\xff" + content[1:])
-    with pytest.raises(ValueError, match="label 255"):
-        read_cifar10_binary(path)
 
 
 def test_svhn_grey_8x8_from_a_local_copy(no_local_copies: Path) -> None:
@@ -312,50 +227,7 @@ def test_svhn_grey_8x8_from_a_local_copy(no_local_copies: Path) -> None:
     assert abs(dataset.train["image"][4, 0, 0] - middle) <= 0.5 + 1e-3  # rounding, of float32 means
 
 
-def test_svhn_file_that_is_no_matlab_file_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("scipy.io", reason="SVHN's files are read with SciPy")
-    path = tmp_path / "train_32x32.mat"
-    path.write_bytes(b"nothing of the kind" * 100)
-    with pytest.raises(ValueError, match="not a readable MATLAB file"):
-        read_svhn_mat(path)
-
-
 @pytest.mark.parametrize(("name", "folder"), [("cifar10", "cifar-10-batches-bin"), ("svhn", "svhn")])
 def test_published_set_without_a_local_copy_says_where_to_put_it(name: str, folder: str) -> None:
     with pytest.raises(FileNotFoundError, match=folder):
         load_image_sets([name])
-
-
-# Text.
-
-
-def test_stdlib_text_is_rows_of_python_source() -> None:
-    dataset = load_stdlib_text(65, max_bytes=1_000_000)
-    assert dataset.name == f"python-{sys.version_info.major}.{sys.version_info.minor}-stdlib"
-    for split in (dataset.train, dataset.valid):
-        assert split["text"].dtype == np.uint8
-        assert split["text"].shape[1] == 65
-    total = 65 * (dataset.size("train") + dataset.size("valid"))
-    assert 500_000 < total <= 1_000_000
-    assert b"import " in dataset.train["text"].tobytes()
-
-
-def test_stdlib_text_leaves_out_tests_and_keeps_the_last_files_for_validation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for index in range(20):
-        (tmp_path / f"m{index:02d}.py").write_text(f"{index:02d}" * 5)
-    for skipped in ("test", "site-packages"):
-        (tmp_path / skipped).mkdir()
-        (tmp_path / skipped / "a.py").write_text("skipped" * 10)
-    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
-    dataset = load_stdlib_text(10)
-    assert dataset.train["text"].tobytes().decode() == "".join(f"{index:02d}" * 5 for index in range(19))
-    assert dataset.valid["text"].tobytes().decode() == "19" * 5
-    assert load_stdlib_text(10, max_bytes=59).size("train") == 4  # five files fit, the last is held out
-
-
-def test_stdlib_text_without_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="standard library"):
-        load_stdlib_text()

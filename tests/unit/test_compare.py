@@ -230,7 +230,7 @@ def test_diverged_optimizer_stays_in_the_table():
         ([[0.2, 0.2], [0.3, 0.3]], "adamw: the best learning rate, 0.001, is the lowest tried"),
         ([[0.3, 0.3], [0.2, 0.2]], "adamw: the best learning rate, 0.1, is the highest tried"),
         ([[0.3, 0.3]], "one learning rate only"),
-        ([[0.3, 0.3], [0.2, 0.2], [0.3, np.nan]], "diverged at learning rate 0.1 in 1 of 2 runs"),
+        ([[0.3, 0.3], [0.2, 0.2], [0.3, np.nan]], "adamw diverged at learning rate 0.1 (1 of 2)."),
         ([[0.3], [0.2], [0.3]], "There is one seed"),
     ],
     ids=["lowest", "highest", "untuned", "diverged", "one-seed"],

@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from celo2.evaluate.compare import CompareResult, Entry
 
@@ -81,7 +82,7 @@ def _draw_training(axes: Axes, result: CompareResult, *, against_time: bool) -> 
         steps, curve = entry.grid.curve()
         x = steps * entry.cost.seconds if against_time else steps
         _draw_seeds(axes, index, entry, x, curve[_shown(entry)])
-    axes.set_yscale("log")
+    _scale_losses(axes)
     axes.set_xlabel("seconds of one run alone (steps × time per step)" if against_time else "steps")
     axes.set_ylabel("training loss")
     axes.set_title(f"Training loss against {'time' if against_time else 'steps'}")
@@ -91,7 +92,7 @@ def _draw_training(axes: Axes, result: CompareResult, *, against_time: bool) -> 
 def _draw_validation(axes: Axes, result: CompareResult) -> None:
     for index, entry in enumerate(result.entries):
         _draw_seeds(axes, index, entry, entry.grid.valid_steps, entry.grid.valid_loss[_shown(entry)])
-    axes.set_yscale("log")
+    _scale_losses(axes)
     axes.set_xlabel("steps")
     axes.set_ylabel("validation loss")
     axes.set_title("Validation loss")
@@ -99,7 +100,7 @@ def _draw_validation(axes: Axes, result: CompareResult) -> None:
 
 
 def _draw_sensitivity(axes: Axes, result: CompareResult) -> None:
-    """Final training loss of each run; a diverged one is a cross on the upper edge."""
+    """Final training loss of each run; a diverged one is a cross at the upper edge."""
     for index, entry in enumerate(result.entries):
         grid, color = entry.grid, COLORS[index % len(COLORS)]
         finite = np.isfinite(grid.scores)
@@ -112,9 +113,10 @@ def _draw_sensitivity(axes: Axes, result: CompareResult) -> None:
                 grid.learning_rates[grid.best], grid.scores[grid.best], "o", ms=9, mfc="none", mec=color
             )
         lost = rates[grid.diverged]
-        axes.plot(lost, np.full(lost.shape, 0.98), "x", color=color, transform=axes.get_xaxis_transform())
+        height = 0.99 - 0.03 * index  # so that none hides another
+        axes.plot(lost, np.full(lost.shape, height), "x", color=color, transform=axes.get_xaxis_transform())
     axes.set_xscale("log")
-    axes.set_yscale("log")
+    _scale_losses(axes)
     axes.set_xlabel("peak learning rate (crosses: diverged; circles: best)")
     axes.set_ylabel("final training loss")
     axes.set_title("Learning-rate sensitivity")
@@ -144,6 +146,14 @@ def _shown(entry: Entry) -> int:
         return grid.best
     reached = np.where(grid.diverged_at < 0, grid.steps, grid.diverged_at)
     return int(reached.min(axis=-1).argmax())
+
+
+def _scale_losses(axes: Axes) -> None:
+    """A log scale whose ticks are plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _limit(axes: Axes, result: CompareResult) -> None:

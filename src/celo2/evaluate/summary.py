@@ -121,7 +121,9 @@ def _caveats_of(entry: Entry) -> Iterator[str]:
     elif grid.best_at_edge:
         highest = grid.learning_rates[grid.best] == grid.learning_rates.max()
         edge, other = ("highest", "higher") if highest else ("lowest", "lower")
-        yield f"{entry.name}: the best learning rate, {rate}, is the {edge} tried; a {other} one may be better."
+        yield (
+            f"{entry.name}: the best learning rate, {rate}, is the {edge} tried; a {other} one may be better."
+        )
     lost = [
         f"{rate:g} ({diverged.sum()} of {diverged.size})"
         for rate, diverged in zip(grid.learning_rates, grid.diverged, strict=True)

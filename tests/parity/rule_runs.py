@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ class Run:
     params: list[Leaves]
     grads: list[Leaves]
     updates: list[Leaves]
+
+    def select(self, names: Collection[str]) -> Run:
+        """The same run with some of the leaves only."""
+
+        def chosen(record: list[Leaves]) -> list[Leaves]:
+            return [{name: leaves[name] for name in names} for leaves in record]
+
+        return Run(self.options, self.theta, *map(chosen, (self.params, self.grads, self.updates)))
 
 
 def load_run(path: Path) -> Run:

@@ -244,16 +244,16 @@ def test_no_caveat_where_there_is_none():
     assert caveats(make_result(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]]))) == []
 
 
-def test_table_shows_every_optimizer():
+@pytest.mark.parametrize("width", [60, 200])
+def test_table_shows_every_figure_whole(width):
     result = make_result(
-        make_entry("adamw", [[0.9, 0.9], [0.2, 0.4]]), make_entry("sgd", [[0.9, 0.9], [0.3, 0.3]])
+        make_entry("adamw", [[0.9, 0.9], [0.2, 0.4]]), make_entry("celo2-base", [[0.9, 0.9], [0.3, 0.3]])
     )
-    console = Console(width=200, file=io.StringIO())
-    console.print(make_table(result))
-    text = console.file.getvalue()
-    assert "0.3000 ±0.1414" in text
-    assert "sgd" in text
-    assert "a-data-set" in text
+    console = Console(width=width, file=io.StringIO())
+    console.print(make_table(result, width))
+    words = console.file.getvalue().split()
+    for text in ("0.3000", "±0.1414", "adamw", "celo2-base", "a-data-set-sample,", "(1×)"):
+        assert text in words
 
 
 def test_measured_costs_have_the_state_of_each_optimizer():

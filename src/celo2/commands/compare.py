@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(console: Console, result: CompareResult) -> None:
-    console.print(make_table(result))
+    console.print(make_table(result, console.width))
     console.print(f"data: {result.task.dataset} ({result.task.origin})", highlight=False, markup=False)
     for caveat in caveats(result):
         console.print(f"note: {caveat}", highlight=False, markup=False)

@@ -21,9 +21,10 @@ COLUMNS = (
     "accuracy",
     "diverged",
     "ms/step",
-    "state bytes/param",
+    "state B/param",
 )
 DIVERGED, NONE = "diverged", "–"
+WIDE = 130  # characters that a line for each optimizer needs
 
 
 def make_rows(result: CompareResult) -> list[tuple[str, ...]]:
@@ -31,22 +32,37 @@ def make_rows(result: CompareResult) -> list[tuple[str, ...]]:
     return [_make_row(summary) for summary in summarize(result)]
 
 
-def make_table(result: CompareResult) -> Table:
-    """The table for a terminal, the lowest final training loss in bold."""
-    summaries = summarize(result)
-    losses = {s.name: s.final_train_loss.mean for s in summaries if s.final_train_loss}
-    winner = min(losses, key=losses.__getitem__) if losses else None
-    task, config = result.task, result.config
+def make_table(result: CompareResult, width: int = WIDE) -> Table:
+    """The table for a terminal of this width: a line for each optimizer, or a column on a narrow one.
+
+    The optimizer with the lowest final training loss is in bold.
+    """
+    task, config, rows = result.task, result.config, make_rows(result)
     table = Table(
         title=f"{task.name} on {task.dataset}, {config.steps} steps",
-        caption=f"learning rate with the {SELECTION}; mean ± standard deviation over {config.seeds} seed(s)",
+        caption=f"at the learning rate with the {SELECTION} ({config.seeds}), ± their standard deviation",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "optimizer" else "right", overflow="fold")
-    for summary in summaries:
-        table.add_row(*_make_row(summary), style="bold" if summary.name == winner else "")
+    styles = ["bold" if name == _winner(result) else "" for name, *_ in rows]
+    if width >= WIDE:
+        for index, column in enumerate(COLUMNS):
+            table.add_column(column.replace(" ", "\n"), justify="right" if index else "left", overflow="fold")
+        for row, style in zip(rows, styles, strict=True):
+            table.add_row(*row, style=style)
+    else:
+        table.add_column(COLUMNS[0])
+        for row, style in zip(rows, styles, strict=True):
+            table.add_column(row[0], justify="right", overflow="fold", style=style)
+        for cells in zip(COLUMNS[1:], *(row[1:] for row in rows), strict=True):
+            table.add_row(*cells)
     return table
+
+
+def _winner(result: CompareResult) -> str | None:
+    losses = {s.name: s.final_train_loss.mean for s in summarize(result) if s.final_train_loss}
+    return min(losses, key=losses.__getitem__) if losses else None
 
 
 def _make_row(summary: Summary) -> tuple[str, ...]:

@@ -10,9 +10,11 @@ that are vectors are summed as vectors before they are broadcast.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from celo2.config import RuleConfig
@@ -46,20 +48,24 @@ def compute(
         output that is not used is not computed.
     """
     activation = _ACTIVATIONS[config.mlp_activation]
-    hidden = [activation(unit) for unit in _first_layer(groups, weights, config)]
+    entries = {name: _entries(array) for name, array in weights.items()}
+    hidden = [activation(unit) for unit in _first_layer(groups, entries, config)]
     for layer in range(1, config.ff_hidden_layers):
-        units = range(config.ff_hidden_size)
-        hidden = [activation(_unit(hidden, weights[f"w{layer}"], weights[f"b{layer}"], j)) for j in units]
-    last = config.ff_hidden_layers
-    outputs = [
-        _unit(hidden, weights[f"w{last}"], weights[f"b{last}"], j) for j in range(2 if config.exp_mult else 1)
-    ]
-    return outputs[0], outputs[1] if config.exp_mult else None
+        hidden = [activation(unit) for unit in _layer(hidden, entries, layer, config.ff_hidden_size)]
+    direction, *magnitude = _layer(hidden, entries, config.ff_hidden_layers, 2 if config.exp_mult else 1)
+    return direction, magnitude[0] if magnitude else None
 
 
-def _first_layer(groups: FeatureGroups, weights: Mapping[str, Array], config: RuleConfig) -> list[Array]:
+def _entries(array: Array | np.ndarray) -> Any:
+    """Nested lists of scalars: numbers for finished weights, traced ones while theta is being learned."""
+    if isinstance(array, np.ndarray):
+        return array.tolist()
+    return [_entries(part) for part in jnp.unstack(array)] if array.ndim else array
+
+
+def _first_layer(groups: FeatureGroups, entries: Mapping[str, Any], config: RuleConfig) -> list[Array]:
     channels = [
-        (channel, weights[name][index], _input_scale(channel, config))
+        (channel, entries[name][index], _input_scale(channel, config))
         for name, group in groups.items()
         for index, channel in enumerate(group)
     ]
@@ -71,7 +77,7 @@ def _first_layer(groups: FeatureGroups, weights: Mapping[str, Array], config: Ru
             term = channel * (row[j] if scale is None else row[j] * scale)
             sums[channel.shape] = sums[channel.shape] + term if channel.shape in sums else term
         vectors, *full = sums.values()
-        units.append(sum(full, start=vectors + weights["b0"][j]))
+        units.append(sum(full, start=vectors + entries["b0"][j]))
     return units
 
 
@@ -79,5 +85,6 @@ def _input_scale(channel: Array, config: RuleConfig) -> Array | None:
     return jax.lax.rsqrt(mean_square(channel) + NORM_EPS) if config.normalize_input else None
 
 
-def _unit(inputs: list[Array], weight: Array, bias: Array, j: int) -> Array:
-    return sum((x * weight[i, j] for i, x in enumerate(inputs)), start=bias[j])  # type: ignore[return-value]
+def _layer(inputs: list[Array], entries: Mapping[str, Any], layer: int, num_units: int) -> list[Array]:
+    weight, bias = entries[f"w{layer}"], entries[f"b{layer}"]
+    return [sum((x * weight[i][j] for i, x in enumerate(inputs)), start=bias[j]) for j in range(num_units)]

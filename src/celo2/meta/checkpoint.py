@@ -93,7 +93,7 @@ class RunFiles:
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
             except (ValueError, OSError, KeyError) as error:
                 print(
-                    f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying an older one"
+                    f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying an older"
                 )
                 self._manager.delete(step)
                 continue

@@ -77,8 +77,9 @@ class MetaConfig:
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:
             raise ValueError(
-                "an inner run is reset at most once in a truncation: expected truncation_length "
-                f"≤ min_unroll ≤ max_unroll, got {self.truncation_length}, {self.min_unroll}, {self.max_unroll}."
+                "an inner run is reset at most once in a truncation: expected "
+                f"truncation_length ≤ min_unroll ≤ max_unroll, got {self.truncation_length}, "
+                f"{self.min_unroll}, {self.max_unroll}."
             )
         if not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"scale_range must be two rising positive numbers, got {self.scale_range}.")

@@ -1,0 +1,40 @@
+# make install   a .venv with everything, test tools included
+# make demo      train a network with learned and hand-designed optimizers, side by side
+# make test      lint, type-check, test
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: install demo test lint types unit wheel clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'celo2 needs Python 3.11 or newer, found ' + sys.version)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/celo2 compare $(ARGS)
+
+test: lint types unit
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/pyright
+
+unit: install
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+wheel: install
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

@@ -95,3 +95,15 @@ def make_grads(params: Any, seed: int = 2) -> Any:
     """Gradients of the parameters' shapes and dtypes."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params)
+
+
+def signature(tree: Any) -> Any:
+    """Structure, shapes, dtypes and weak types: what must not change from step to step."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), jax.tree.map(jnp.asarray, tree))
+
+
+def assert_trees_close(actual: Any, expected: Any, rtol: float = 1e-5) -> None:
+    """Equal up to rounding: XLA fuses differently inside other transformations."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=1e-7)

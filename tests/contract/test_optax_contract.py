@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contract_table import CELO2, ROWS, Row, make_grads, make_params
+from contract_table import CELO2, ROWS, Row, assert_trees_close, make_grads, make_params, signature
 from optax._src.base import NO_PARAMS_MSG
 
 import celo2
@@ -36,18 +36,6 @@ def jitted_update(row: Row, tx: optax.GradientTransformationExtraArgs) -> Update
 
 def eager_update(row: Row, tx: optax.GradientTransformationExtraArgs) -> Update:
     return lambda grads, state, params: tx.update(grads, state, params, **row.extra)
-
-
-def signature(tree: Any) -> Any:
-    """Structure, shapes, dtypes and weak types: what must not change from step to step."""
-    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), jax.tree.map(jnp.asarray, tree))
-
-
-def assert_trees_close(actual: Any, expected: Any, rtol: float = 1e-5) -> None:
-    """Equal up to rounding: XLA fuses differently inside other transformations."""
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=1e-7)
 
 
 def one_step(row: Row, tx: optax.GradientTransformationExtraArgs, params: Any) -> tuple[Any, Any]:

@@ -31,7 +31,7 @@ __all__ = ["ALL", "CompareConfig", "CompareProgress", "CompareResult", "Entry", 
 ALL = "all"  # in place of an optimizer's name: learning rates for each of them
 
 FULL = {"num_learning_rates": 7, "seeds": 2, "steps": 500}
-QUICK = {"num_learning_rates": 6, "seeds": 1, "steps": 120}
+QUICK = {"num_learning_rates": 6, "seeds": 1, "steps": 100}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class CompareConfig:
             their default grid.
         num_learning_rates: Values in each default grid; 0 means 7, or 6 when quick.
         seeds: Runs of each learning rate; 0 means 2, or 1 when quick.
-        steps: Length of a run; 0 means 500, or 120 when quick.
+        steps: Length of a run; 0 means 500, or 100 when quick.
         first_seed: The seeds are this one and the ones after it.
         weight_decay: Decoupled, multiplied by the learning rate; the same for every optimizer.
         quick: Fewer learning rates, seeds and steps, for a first look.

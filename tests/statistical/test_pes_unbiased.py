@@ -49,9 +49,7 @@ def _estimate_run(key: Array, *, persistent: bool) -> Array:
         positions, ages, losses, is_done = unroll(thetas, positions, ages)
         if not persistent:
             accumulator = jax.tree.map(jnp.zeros_like, accumulator)
-        found = pes.estimate(
-            losses[:, 0].T, losses[:, 1].T, is_done[:, 0].T, noise, accumulator, sigma=SIGMA
-        )
+        found = pes.estimate(losses[:, 0].T, losses[:, 1].T, is_done[:, 0].T, noise, accumulator, sigma=SIGMA)
         accumulator = found.accumulator
         total = total + TRUNCATION * found.gradient["v"]
     return total

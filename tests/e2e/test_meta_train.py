@@ -1,0 +1,125 @@
+"""`celo2 meta-train` as a user runs it: progress, files, `kill -9`, `--resume`, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from celo2 import load_checkpoint
+
+STEPS, EVERY = 200, 20
+SETS = ["--datasets", "digits", "mnist", "--tasks-per-set", "1", "--batch-size", "8"]
+UNROLL = ["--truncation-length", "5", "--min-unroll", "5", "--max-unroll", "12"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Processes of this module share what they compile."""
+    cache = tmp_path_factory.mktemp("compiled")
+    return {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def _command(out: Path, *more: str, steps: int = STEPS) -> list[str]:
+    words = ["--outer-steps", str(steps), "--checkpoint-every", str(EVERY), "--out", str(out)]
+    return [sys.executable, "-m", "celo2", "meta-train", *SETS, *UNROLL, *words, *more]
+
+
+def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def _records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = _run(_command(out), environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"iteration {STEPS}/{STEPS}" in done.stdout
+    return out
+
+
+def _final_weights(out: Path) -> Path:
+    return out / "weights" / f"celo2-{STEPS:06d}.safetensors"
+
+
+def test_run_leaves_weights_metrics_and_recipe(whole_run: Path) -> None:
+    weights = load_checkpoint(_final_weights(whole_run))
+    assert weights.config.variant == "celo2"
+    assert weights.provenance["outer_steps"] == str(STEPS)
+    assert "--datasets digits mnist" in weights.provenance["command"]
+    records = _records(whole_run)
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert all(0.0 < record["meta_loss"] < 3.46 for record in records)
+    assert sum(record["resets"] for record in records) > 0
+    assert json.loads((whole_run / "config.json").read_text())["truncation_length"] == 5
+
+
+def test_killed_run_resumes_to_the_same_weights(
+    whole_run: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        _command(out), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (out / "weights").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not _final_weights(out).exists(), "the run was over before it could be killed"
+    done = _run(_command(out, "--resume"), environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _final_weights(out).read_bytes() == _final_weights(whole_run).read_bytes()
+    for resumed, whole in zip(_records(out), _records(whole_run), strict=True):
+        assert (resumed["step"], resumed["meta_loss"]) == (whole["step"], whole["meta_loss"])
+
+
+def test_damaged_last_checkpoint_falls_back_to_the_one_before(
+    whole_run: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    out = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(whole_run), str(out)], check=True)
+    for file in (out / "checkpoints" / str(STEPS)).rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    done = _run(_command(out, "--resume", steps=STEPS + EVERY), environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"checkpoint {STEPS} is not readable" in done.stdout
+    assert f"iterations {STEPS - EVERY + 1} to {STEPS + EVERY}" in done.stdout
+    assert _final_weights(out).read_bytes() == _final_weights(whole_run).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "already holds a run"),
+        (("--resume", "--sigma", "0.5"), "another recipe (sigma: 0.01 before, 0.5 now)"),
+    ],
+    ids=["no resume", "other recipe"],
+)
+def test_folder_of_another_run_is_refused(
+    whole_run: Path, environment: dict[str, str], words: tuple[str, ...], message: str
+) -> None:
+    done = _run(_command(whole_run, *words), environment)
+    assert done.returncode == 2
+    assert message in done.stdout
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = _run(_command(tmp_path / "none", "--resume"), environment)
+    assert done.returncode == 2
+    assert "nothing to resume" in done.stdout

@@ -1,0 +1,45 @@
+"""The recipe of a meta-training run."""
+
+from __future__ import annotations
+
+import pytest
+
+from celo2.meta.config import MetaConfig
+
+
+def test_recipe_survives_json() -> None:
+    config = MetaConfig(variant="celo2-base", datasets=("mnist",), scale_range=(0.1, 10.0), seed=7)
+    assert MetaConfig.from_json(config.to_json()) == config
+
+
+def test_variant_decides_orthogonalization() -> None:
+    assert MetaConfig(variant="celo2").rule.orthogonalize
+    assert not MetaConfig(variant="celo2-base").rule.orthogonalize
+
+
+def test_published_setting_has_32_pairs() -> None:
+    assert MetaConfig().num_pairs == 32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "celo3"}, "celo3"),
+        ({"level": "layer"}, "layer"),
+        ({"sigma": 0.0}, "sigma must be positive"),
+        ({"tasks_per_set": 0}, "tasks_per_set must be at least 1"),
+        ({"truncation_length": 200}, "truncation_length"),
+        ({"min_unroll": 3000}, "3000"),
+        ({"scale_range": (2.0, 1.0)}, "scale_range"),
+        ({"datasets": ()}, "at least one image set"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_refuses_what_cannot_work(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MetaConfig(**options)
+
+
+def test_unknown_name_in_a_file_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'sigma'"):
+        MetaConfig.from_json('{"sigme": 0.1}')

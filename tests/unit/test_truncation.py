@@ -1,0 +1,115 @@
+"""Inner runs of antithetic pairs: resets, clipping, what both signs share."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from celo2.meta import pes
+from celo2.meta.config import MetaConfig
+from celo2.meta.inner import init_theta, make_inner_optimizer
+from celo2.meta.truncation import InnerState, Losses, init_pairs, make_family, unroll
+from celo2.tasks.datasets import load_image_sets
+from celo2.tasks.family import FamilyData, stack_datasets
+
+CONFIG = MetaConfig(
+    datasets=("digits", "mnist"),
+    tasks_per_set=3,
+    truncation_length=8,
+    min_unroll=8,
+    max_unroll=20,
+    batch_size=16,
+)
+SETS = jnp.repeat(jnp.arange(2), CONFIG.tasks_per_set)
+
+
+@pytest.fixture(scope="module")
+def data() -> FamilyData:
+    return stack_datasets(list(load_image_sets(CONFIG.datasets).values()))
+
+
+@pytest.fixture(scope="module")
+def theta() -> pes.Theta:
+    return init_theta(jax.random.key(0), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def compiled_unroll():
+    return jax.jit(lambda thetas, state, keys, data: unroll(thetas, state, keys, SETS, data, CONFIG))
+
+
+@pytest.fixture(scope="module")
+def start(theta: pes.Theta) -> InnerState:
+    return init_pairs(jax.random.split(jax.random.key(1), CONFIG.num_pairs), theta, CONFIG)
+
+
+def _keys(seed: int) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), CONFIG.num_pairs)
+
+
+def _thetas(theta: pes.Theta, sigma: float) -> pes.Theta:
+    return pes.antithetic(theta, pes.sample_perturbations(jax.random.key(2), theta, sigma, CONFIG.num_pairs))
+
+
+def test_first_runs_are_staggered(theta: pes.Theta) -> None:
+    keys = jax.random.split(jax.random.key(3), 64)
+    state = jax.vmap(lambda key: init_pairs(key[None], theta, CONFIG))(keys)
+    step, length = np.asarray(state.step).ravel(), np.asarray(state.length).ravel()
+    assert length.min() >= CONFIG.min_unroll
+    assert length.max() <= CONFIG.max_unroll
+    assert (step < length).all()
+    assert len(np.unique(step)) > 5
+
+
+def test_run_is_reset_when_its_length_is_reached(theta, data, compiled_unroll, start) -> None:
+    state, losses = compiled_unroll(_thetas(theta, 0.01), start, _keys(4), data)
+    for pair in range(CONFIG.num_pairs):
+        left = int(start.length[pair] - start.step[pair])
+        expected = np.zeros(CONFIG.truncation_length, bool)
+        if left < CONFIG.truncation_length:
+            expected[left] = True
+        np.testing.assert_array_equal(losses.is_done[:, pair], expected)
+        taken = CONFIG.truncation_length - left if expected.any() else int(start.step[pair]) + len(expected)
+        assert int(state.step[pair]) == taken
+    assert losses.is_done.any()
+    assert not losses.is_done.any(axis=0).all()
+
+
+def test_both_signs_see_the_same_task_and_batches(theta, data, compiled_unroll, start) -> None:
+    _, losses = compiled_unroll(_thetas(theta, 0.0), start, _keys(5), data)
+    np.testing.assert_array_equal(losses.positive, losses.negative)
+    _, losses = compiled_unroll(_thetas(theta, 0.1), start, _keys(5), data)
+    assert (np.asarray(losses.positive) != np.asarray(losses.negative)).any(axis=0).all()
+
+
+def test_losses_of_broken_weights_are_clipped_and_counted(theta, data, compiled_unroll, start) -> None:
+    broken = jax.tree.map(lambda array: jnp.full_like(array, jnp.nan), _thetas(theta, 0.01))
+    _, losses = compiled_unroll(broken, start, _keys(6), data)
+    ceiling = make_family(CONFIG).loss_ceiling
+    assert ceiling == pytest.approx(1.5 * np.log(10))
+    last = Losses(*(np.asarray(array)[-1] for array in losses))
+    still_running = ~np.asarray(losses.is_done)[-1]  # a run that has just been reset has seen no update
+    assert still_running.any()
+    np.testing.assert_allclose(last.positive[still_running], ceiling)
+    np.testing.assert_array_equal(last.diverged[still_running], 2)
+
+
+def test_celo2_trains_vectors_by_uncorrected_adam(theta: pes.Theta) -> None:
+    params = {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}
+    grads = {"kernel": jnp.ones((4, 3)), "bias": jnp.array([0.1, -0.2, 0.0])}
+    optimizer = make_inner_optimizer(theta, CONFIG)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    momentum, rms = 0.1 * np.asarray(grads["bias"]), 0.05 * np.asarray(grads["bias"]) ** 2
+    expected = -CONFIG.inner_learning_rate * CONFIG.adamw_lr_scale * momentum / np.sqrt(rms + 1e-8)
+    np.testing.assert_allclose(updates["bias"], expected, rtol=1e-5)  # float32 roundings
+    assert float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2))) == pytest.approx(
+        CONFIG.inner_learning_rate, rel=1e-4
+    )
+
+
+def test_initial_theta_has_the_rules_shapes(theta: pes.Theta) -> None:
+    assert {name: array.shape for name, array in theta.items()} == CONFIG.rule.weight_shapes()
+    assert all(not theta[name].any() for name in ("b0", "b1", "b2"))
+    assert float(jnp.abs(theta["w0__3"]).max()) <= 2 / np.sqrt(30) + 1e-6

@@ -59,8 +59,8 @@ def compute(
 def _entries(array: Array | np.ndarray) -> Any:
     """What `[i][j]` picks scalars from: plain numbers for finished weights, rows while theta is learned.
 
-    Numbers become constants of the compiled loop, which then runs about twice as fast. Traced weights
-    are picked from inside the loop: as separate arrays they would be hundreds of its arguments.
+    Numbers become constants of the compiled loop, which then runs faster. Traced weights are picked
+    from inside the loop: as separate arrays they would be hundreds of its arguments.
     """
     if isinstance(array, np.ndarray):
         return array.tolist()
@@ -91,4 +91,5 @@ def _input_scale(channel: Array, config: RuleConfig) -> Array | None:
 
 def _layer(inputs: list[Array], entries: Mapping[str, Any], layer: int, num_units: int) -> list[Array]:
     weight, bias = entries[f"w{layer}"], entries[f"b{layer}"]
-    return [sum((x * weight[i][j] for i, x in enumerate(inputs)), start=bias[j]) for j in range(num_units)]
+    terms = [[x * weight[i][j] for i, x in enumerate(inputs)] for j in range(num_units)]
+    return [sum(of_unit, start=bias[j]) for j, of_unit in enumerate(terms)]

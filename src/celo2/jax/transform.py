@@ -6,22 +6,27 @@ complete optimizers with weight decay and learning rate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
 
 from celo2.config import RuleConfig
-from celo2.jax import accumulators as accumulators_lib
 from celo2.jax import step as step_lib
 from celo2.jax.accumulators import Accumulators
-from celo2.jax.dimensions import Layout, make_layout
+from celo2.jax.dimensions import Layout
 from celo2.jax.routing import param_labels
+from celo2.jax.state import (
+    ScaleByCelo2State,
+    init_state,
+    leaves_to_state,
+    make_layouts,
+    state_to_leaves,
+)
 from celo2.weights import Weights, resolve_theta
 
 __all__ = ["ADAMW_BETAS", "ADAMW_LR_SCALE", "ScaleByCelo2State", "celo2", "celo2_base", "scale_by_celo2"]
@@ -30,24 +35,6 @@ ADAMW_LR_SCALE = 20.0  # `mult_1d` of the reference's meta-training
 ADAMW_BETAS = (0.9, 0.95)
 
 Theta = Weights | Mapping[str, Any] | None
-
-
-class ScaleByCelo2State(NamedTuple):
-    """State of `scale_by_celo2`: trees shaped like the parameters, one for each decay.
-
-    Attributes:
-        count: Updates so far, int32.
-        momentum: Trees of arrays of the parameters' shapes.
-        rms: Trees of arrays of the parameters' shapes.
-        row: Trees of row accumulators (`accumulators.Accumulators`).
-        col: Trees of column accumulators.
-    """
-
-    count: Array
-    momentum: tuple[optax.Params, ...]
-    rms: tuple[optax.Params, ...]
-    row: tuple[optax.Params, ...]
-    col: tuple[optax.Params, ...]
 
 
 def scale_by_celo2(
@@ -84,39 +71,28 @@ def scale_by_celo2(
     arrays, rule = resolve_theta(theta, **config)
 
     def init(params: optax.Params) -> ScaleByCelo2State:
-        layouts = _make_layouts(params, dimension_numbers)
-
-        def trees(make: Callable[[Array, Layout], Array], decays: Sequence[float]) -> tuple[Any, ...]:
-            return tuple(jax.tree.map(make, params, layouts) for _ in decays)
-
-        return ScaleByCelo2State(
-            jnp.zeros((), jnp.int32),
-            trees(_init_full, rule.initial_momentum_decays),
-            trees(_init_full, rule.initial_rms_decays),
-            trees(_init_row, rule.initial_adafactor_decays),
-            trees(_init_col, rule.initial_adafactor_decays),
-        )
+        return init_state(params, make_layouts(params, dimension_numbers), rule)
 
     def update(
         updates: optax.Updates, state: ScaleByCelo2State, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByCelo2State]:
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
-        count = optax.safe_increment(state.count)
-        layouts = _make_layouts(updates, dimension_numbers)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        layouts = make_layouts(updates, dimension_numbers)
         grads, treedef = jax.tree.flatten(updates)
         steps, new = [], []
         for grad, param, layout, accumulators in zip(
             grads,
             treedef.flatten_up_to(params),
             treedef.flatten_up_to(layouts),
-            _accumulators_of_leaves(state, treedef),
+            state_to_leaves(state, treedef),
             strict=True,
         ):
             step, accumulators = _update_leaf(arrays, grad, param, accumulators, count, layout, rule)
             steps.append(step)
             new.append(accumulators)
-        return treedef.unflatten(steps), _state_of_leaves(state, count, new, treedef)
+        return treedef.unflatten(steps), leaves_to_state(new, count, treedef, state)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
@@ -152,7 +128,7 @@ def celo2(
         >>> tx = celo2(3e-4, weight_decay=0.1)  # doctest: +SKIP
     """
     scaled = _scale_learning_rate(learning_rate, adamw_lr_scale)
-    branches = {
+    branches: dict[Hashable, optax.GradientTransformation] = {
         "celo2": _complete(
             scale_by_celo2(weights, orthogonalize=True, dimension_numbers=dimension_numbers),
             learning_rate,
@@ -233,48 +209,6 @@ def _scale_learning_rate(learning_rate: optax.ScalarOrSchedule, scale: float) ->
     return scale * learning_rate
 
 
-def _make_layouts(params: optax.Params, dimension_numbers: Any) -> Any:
-    """A tree like the parameters with a `Layout` for each array."""
-    if dimension_numbers is None:
-        return jax.tree.map(_layout_of, params)
-    numbers = dimension_numbers(params) if callable(dimension_numbers) else dimension_numbers
-
-    def masked(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode)
-
-    return jax.tree.map(
-        lambda param, leaf: param if masked(param) else _layout_of(param, leaf),
-        params,
-        numbers,
-        is_leaf=masked,
-    )
-
-
-def _layout_of(param: Array, numbers: Any = None) -> Layout:
-    if not jnp.issubdtype(param.dtype, jnp.floating):
-        raise TypeError(
-            f"the rule updates real floating-point arrays, got one of dtype {param.dtype} and shape "
-            f"{param.shape}; keep it away with optax.partition or optax.masked."
-        )
-    return make_layout(param.shape, numbers)
-
-
-def _accumulator_dtype(param: Array) -> jnp.dtype:
-    return np.promote_types(param.dtype, np.float32)  # jnp.promote_types obeys strict promotion
-
-
-def _init_full(param: Array, layout: Layout) -> Array:  # noqa: ARG001
-    return jnp.zeros_like(param, dtype=_accumulator_dtype(param))
-
-
-def _init_row(param: Array, layout: Layout) -> Array:
-    return accumulators_lib.init_row(layout.shape, layout.axes, _accumulator_dtype(param))
-
-
-def _init_col(param: Array, layout: Layout) -> Array:
-    return accumulators_lib.init_col(layout.shape, layout.axes, _accumulator_dtype(param))
-
-
 def _update_leaf(
     arrays: Mapping[str, Any],
     grad: Array,
@@ -298,20 +232,3 @@ def _update_leaf(
     )
     momentum, rms = (tuple(map(layout.leave, full)) for full in accumulators[:2])
     return layout.leave(step).astype(grad.dtype), accumulators._replace(momentum=momentum, rms=rms)
-
-
-def _accumulators_of_leaves(state: ScaleByCelo2State, treedef: Any) -> list[Accumulators]:
-    """From one tree for each decay to one `Accumulators` for each leaf."""
-    families = [zip(*map(treedef.flatten_up_to, trees), strict=True) for trees in state[1:]]
-    return [Accumulators(*leaf) for leaf in zip(*families, strict=True)]
-
-
-def _state_of_leaves(
-    state: ScaleByCelo2State, count: Array, leaves: list[Accumulators], treedef: Any
-) -> ScaleByCelo2State:
-    """The inverse of `_accumulators_of_leaves`."""
-    families = [
-        tuple(treedef.unflatten([leaf[family][index] for leaf in leaves]) for index in range(len(trees)))
-        for family, trees in enumerate(state[1:])
-    ]
-    return ScaleByCelo2State(count, *families)

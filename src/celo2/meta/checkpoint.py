@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -92,13 +92,11 @@ class RunFiles:
             try:
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
             except (ValueError, OSError, KeyError) as error:
-                print(
-                    f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying an older"
-                )
+                print(f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying an older")
                 self._manager.delete(step)
                 continue
             self._drop_metrics_after(step)
-            return state
+            return cast(OuterState, state)
         return None
 
     def save(self, state: OuterState, config: MetaConfig, provenance: Mapping[str, str]) -> Path:

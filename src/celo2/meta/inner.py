@@ -73,4 +73,4 @@ def _scale_by_uncorrected_adam() -> optax.GradientTransformation:
         steps = jax.tree.map(lambda m, v: m * jax.lax.rsqrt(v + ADAMW_EPS), momentum, rms)
         return steps, _AdamState(momentum, rms)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]

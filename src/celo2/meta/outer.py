@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ class OuterState(NamedTuple):
     opt_state: Any
     inner: InnerState
     accumulator: Theta
-    count: Array
+    count: Array  # type: ignore[assignment]  # tuple.count is not meant
 
 
 class OuterMetrics(NamedTuple):
@@ -91,7 +92,7 @@ def init(config: MetaConfig, mesh: Mesh) -> OuterState:
         )
     split = NamedSharding(mesh, PartitionSpec(PAIRS))
     whole = NamedSharding(mesh, PartitionSpec())
-    shardings = OuterState(whole, whole, split, split, whole)
+    shardings: Any = (whole, whole, split, split, whole)
 
     def make() -> OuterState:
         theta_key, pairs_key = jax.random.split(jax.random.key(config.seed))
@@ -103,7 +104,7 @@ def init(config: MetaConfig, mesh: Mesh) -> OuterState:
         opt_state = make_outer_optimizer(config).init(theta)
         return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32))
 
-    return jax.jit(make, out_shardings=shardings)()
+    return jax.jit(make, out_shardings=OuterState(*shardings))()
 
 
 def make_outer_step(
@@ -114,7 +115,7 @@ def make_outer_step(
     set_index = jnp.repeat(jnp.arange(len(config.datasets)), config.tasks_per_set)
     split, whole = PartitionSpec(PAIRS), PartitionSpec()
     unroll_sharded = jax.shard_map(
-        lambda *arrays: unroll(*arrays, config),
+        partial(unroll, config=config),
         mesh=mesh,
         in_specs=(split, split, split, split, whole),
         out_specs=(split, PartitionSpec(None, PAIRS)),

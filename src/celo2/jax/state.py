@@ -1,0 +1,111 @@
+"""The transform's state: trees shaped like the parameters, and the rule's view of each leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from celo2.config import RuleConfig
+from celo2.jax import accumulators as accumulators_lib
+from celo2.jax.accumulators import Accumulators
+from celo2.jax.dimensions import Layout, make_layout
+
+__all__ = ["ScaleByCelo2State", "init_state", "leaves_to_state", "make_layouts", "state_to_leaves"]
+
+
+class ScaleByCelo2State(NamedTuple):
+    """State of `scale_by_celo2`: trees shaped like the parameters, one for each decay.
+
+    Attributes:
+        count: Updates so far, int32.
+        momentum: Trees of arrays of the parameters' shapes.
+        rms: Trees of arrays of the parameters' shapes.
+        row: Trees of row accumulators (`accumulators.Accumulators`).
+        col: Trees of column accumulators.
+    """
+
+    count: Array  # type: ignore[assignment]  # Optax's own name, tuple.count is not meant
+    momentum: tuple[optax.Params, ...]
+    rms: tuple[optax.Params, ...]
+    row: tuple[optax.Params, ...]
+    col: tuple[optax.Params, ...]
+
+
+def init_state(params: optax.Params, layouts: Any, rule: RuleConfig) -> ScaleByCelo2State:
+    """Every accumulator of every parameter, at zero."""
+
+    def trees(make: Callable[[Array, Layout], Array], decays: Sequence[float]) -> tuple[Any, ...]:
+        return tuple(jax.tree.map(make, params, layouts) for _ in decays)
+
+    return ScaleByCelo2State(
+        jnp.zeros((), jnp.int32),
+        trees(_init_full, rule.initial_momentum_decays),
+        trees(_init_full, rule.initial_rms_decays),
+        trees(_init_row, rule.initial_adafactor_decays),
+        trees(_init_col, rule.initial_adafactor_decays),
+    )
+
+
+def state_to_leaves(state: ScaleByCelo2State, treedef: Any) -> list[Accumulators]:
+    """From one tree for each decay to one `Accumulators` for each leaf."""
+    families = [zip(*map(treedef.flatten_up_to, trees), strict=True) for trees in state[1:]]
+    return [Accumulators(*leaf) for leaf in zip(*families, strict=True)]
+
+
+def leaves_to_state(
+    leaves: Sequence[Accumulators], count: Array, treedef: Any, like: ScaleByCelo2State
+) -> ScaleByCelo2State:
+    """The inverse of `state_to_leaves`; `like` says how many decays there are."""
+    families = [
+        tuple(treedef.unflatten([leaf[family][index] for leaf in leaves]) for index in range(len(trees)))
+        for family, trees in enumerate(like[1:])
+    ]
+    return ScaleByCelo2State(count, *families)
+
+
+def make_layouts(params: optax.Params, dimension_numbers: Any) -> Any:
+    """A tree like the parameters with a `Layout` for each array."""
+    if dimension_numbers is None:
+        return jax.tree.map(_layout_of, params)
+    numbers = dimension_numbers(params) if callable(dimension_numbers) else dimension_numbers
+
+    def masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    return jax.tree.map(
+        lambda param, leaf: param if masked(param) else _layout_of(param, leaf),
+        params,
+        numbers,
+        is_leaf=masked,
+    )
+
+
+def _layout_of(param: Array, numbers: Any = None) -> Layout:
+    if not jnp.issubdtype(param.dtype, jnp.floating):
+        raise TypeError(
+            f"the rule updates real floating-point arrays, got one of dtype {param.dtype} and shape "
+            f"{param.shape}; keep it away with optax.partition or optax.masked."
+        )
+    return make_layout(param.shape, numbers)
+
+
+def _accumulator_dtype(param: Array) -> jnp.dtype:
+    return np.promote_types(param.dtype, np.float32)  # jnp.promote_types obeys strict promotion
+
+
+def _init_full(param: Array, layout: Layout) -> Array:  # noqa: ARG001
+    return jnp.zeros_like(param, dtype=_accumulator_dtype(param))
+
+
+def _init_row(param: Array, layout: Layout) -> Array:
+    return accumulators_lib.init_row(layout.shape, layout.axes, _accumulator_dtype(param))
+
+
+def _init_col(param: Array, layout: Layout) -> Array:
+    return accumulators_lib.init_col(layout.shape, layout.axes, _accumulator_dtype(param))

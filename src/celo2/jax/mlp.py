@@ -91,5 +91,10 @@ def _input_scale(channel: Array, config: RuleConfig) -> Array | None:
 
 def _layer(inputs: list[Array], entries: Mapping[str, Any], layer: int, num_units: int) -> list[Array]:
     weight, bias = entries[f"w{layer}"], entries[f"b{layer}"]
-    terms = [[x * weight[i][j] for i, x in enumerate(inputs)] for j in range(num_units)]
-    return [sum(of_unit, start=bias[j]) for j, of_unit in enumerate(terms)]
+    units = []
+    for j in range(num_units):
+        total: Array = bias[j]
+        for i, x in enumerate(inputs):
+            total = total + x * weight[i][j]
+        units.append(total)
+    return units

@@ -116,10 +116,10 @@ def test_folder_of_another_run_is_refused(
 ) -> None:
     done = _run(_command(whole_run, *words), environment)
     assert done.returncode == 2
-    assert message in done.stdout
+    assert message in done.stderr
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path, environment: dict[str, str]) -> None:
     done = _run(_command(tmp_path / "none", "--resume"), environment)
     assert done.returncode == 2
-    assert "nothing to resume" in done.stdout
+    assert "nothing to resume" in done.stderr

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import tyro
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from celo2.baselines import OPTIMIZERS, find_optimizer
+from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.evaluate.compare import ALL, CompareConfig, CompareResult, compare
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.store import save_result
@@ -78,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    _use_cpu_devices(options.devices)
+    use_cpu_devices(options.devices or num_cores())
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
         with ProgressDisplay(console) as display:
@@ -102,16 +101,6 @@ def _show(console: Console, result: CompareResult) -> None:
 
 def _default_folder(task: str) -> Path:
     return Path("runs") / f"compare-{task}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-
-def _use_cpu_devices(count: int) -> None:
-    """Makes JAX see the processor as `count` devices (0: one for each core), if it is not running yet."""
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return  # the user has said how many; JAX refuses to be told twice
-    try:
-        jax.config.update("jax_num_cpu_devices", count or len(os.sched_getaffinity(0)))
-    except RuntimeError:
-        return  # JAX is running, with the devices it has
 
 
 def _describe() -> str:

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import tyro
 
+from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.meta.config import MetaConfig
 from celo2.meta.train import TrainOptions, meta_train
 
 __all__ = ["main"]
 
-EPILOG = """
-A quarter of an hour on two idle cores:
+_DESCRIPTION = """\
+Meta-trains the Celo2 rule with persistent evolution strategies on small image classifiers. Ctrl-C
+saves a checkpoint and ends the run; the same command with --resume continues it, to the same result.
+
+examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
-Stop it with Ctrl-C; go on with the same command and --resume.
-The weights are in OUT/weights; try them with
-  celo2 compare --optimizers celo2:OUT/weights/celo2-003600.safetensors,adamw
+  celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
+  celo2 compare --optimizers celo2:runs/celo2/weights/celo2-003600.safetensors,adamw
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaTrainCommand:
-    """Meta-trains the Celo2 rule with persistent evolution strategies on small image classifiers."""
+    """What `celo2 meta-train` takes: a recipe, and how it is run."""
 
     recipe: Annotated[MetaConfig, tyro.conf.arg(name="")]
     out: Path
@@ -44,8 +46,8 @@ class MetaTrainCommand:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
-    command = tyro.cli(MetaTrainCommand, args=list(argv), prog="celo2 meta-train", description=None)
-    jax.config.update("jax_num_cpu_devices", command.devices or _default_devices(command.recipe.num_pairs))
+    command = tyro.cli(MetaTrainCommand, args=list(argv), prog="celo2 meta-train", description=_DESCRIPTION)
+    use_cpu_devices(command.devices or _default_devices(command.recipe.num_pairs))
     options = TrainOptions(
         out=command.out,
         outer_steps=command.outer_steps,
@@ -55,12 +57,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         path = meta_train(command.recipe, options)
     except (ValueError, OSError, ImportError) as error:
-        print(f"celo2 meta-train: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"weights: {path}")
     return 0
 
 
 def _default_devices(num_pairs: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return next(count for count in range(min(cores, num_pairs), 0, -1) if num_pairs % count == 0)
+    return next(count for count in range(min(num_cores(), num_pairs), 0, -1) if num_pairs % count == 0)

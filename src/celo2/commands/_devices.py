@@ -15,7 +15,7 @@ def num_cores() -> int:
 
 
 def use_cpu_devices(count: int) -> None:
-    """Makes JAX see the processor as `count` devices, unless it runs already or the user has said how many."""
+    """Makes JAX see the processor as `count` devices, unless it runs or the user has said how many."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return  # JAX refuses to be told twice
     try:

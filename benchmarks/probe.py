@@ -2,9 +2,9 @@
 
     python benchmarks/probe.py runs/celo2/weights/celo2-00*.safetensors adamw muon
 
-Each file (or optimizer of `celo2 compare`, for a standard to hold them to) trains each probe over a grid of
-learning rates, with a seed that `celo2 compare` does not use by default; printed is the final training loss at
-the best one. Lower is better; the last column is the mean of the logarithms, by which files are ranked.
+Each file (or optimizer of `celo2 compare`, as a standard) trains each probe over a grid of learning
+rates, with a seed that `celo2 compare` does not use by default; printed is the final training loss at the
+best one. Lower is better; the last column is the mean of the logarithms, by which files are ranked.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from celo2 import load_checkpoint
@@ -100,7 +101,9 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"checkpoint {STEPS} is not readable" in done.stdout
     assert f"iterations {STEPS - EVERY + 1} to {STEPS + EVERY}" in done.stdout
-    assert _final_weights(out).read_bytes() == _final_weights(whole_run).read_bytes()
+    again, before = (load_checkpoint(_final_weights(folder)).arrays for folder in (out, whole_run))
+    for name, array in before.items():
+        np.testing.assert_array_equal(again[name], array)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ __all__ = [
 
 MakeOptimizer = Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation]
 
-ADAM_BETAS = (0.9, 0.95)  # as in Celo2's AdamW branch; trains our tasks lower than (0.9, 0.999)
+ADAM_BETAS = (0.9, 0.95)  # as in Celo2's AdamW branch, and usual for language models
 MUON_BETA = 0.95  # Nesterov momentum, Muon's published setting
-MUON_ADAMW_SCALE = 20.0  # as in Celo2; trains our tasks lower than 1 and 5
+MUON_ADAMW_SCALE = 20.0  # as in Celo2, so that the two differ in their matrices alone
 SGD_MOMENTUM = 0.9
 LEARNED = {"celo2": celo2, "celo2-base": celo2_base}
 

@@ -3,14 +3,14 @@
 Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, element by element.
 
 Each channel `x` enters divided by its root mean square over the last two axes. Instead of dividing
-the arrays, `rsqrt(mean(x²) + 1e-9)` multiplies the channel's row of the first layer, and channels
-that are vectors are summed as vectors before they are broadcast.
+the arrays, `rsqrt(mean(x²) + 1e-9)` multiplies the channel's row of the first layer, so that the
+network is one pass over the array. Channels that are vectors go through the first layer as vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,21 @@ from jax import Array
 from celo2.config import RuleConfig
 from celo2.jax.features import FeatureGroups
 
-__all__ = ["NORM_EPS", "compute", "mean_square"]
+__all__ = ["NORM_EPS", "InputScales", "compute", "input_scales", "mean_square"]
 
 NORM_EPS = 1e-9  # under the root of both normalisers, of the input channels and of the step
 
+InputScales = dict[str, tuple[Array, ...]]  # weight name → scale of each channel
+
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+
+
+class _Channel(NamedTuple):
+    """An input of the first layer: values, its row of the weights, what normalises it (None: nothing)."""
+
+    values: Array
+    row: Any
+    scale: Array | None
 
 
 def mean_square(array: Array) -> Array:
@@ -33,15 +43,32 @@ def mean_square(array: Array) -> Array:
     return jnp.mean(array * array, axis=axes, keepdims=True)
 
 
+def input_scales(groups: FeatureGroups) -> InputScales:
+    """`rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes.
+
+    The channels of one shape are reduced together: one pass over what they are computed from.
+    """
+    by_shape: dict[tuple[int, ...], list[Array]] = {}
+    for group in groups.values():
+        for channel in group:
+            by_shape.setdefault(channel.shape, []).append(channel)
+    scales = {
+        shape: iter([jax.lax.rsqrt(mean + NORM_EPS) for mean in _mean_squares(channels)])
+        for shape, channels in by_shape.items()
+    }
+    return {name: tuple(next(scales[channel.shape]) for channel in group) for name, group in groups.items()}
+
+
 def compute(
-    groups: FeatureGroups, weights: Mapping[str, Array], config: RuleConfig
+    groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array], config: RuleConfig
 ) -> tuple[Array, Array | None]:
     """Direction and magnitude of every element.
 
     Args:
         groups: Weight name → channels, each of a shape that broadcasts to the parameter's.
+        scales: Of `input_scales`; None: the channels enter as they are.
         weights: The network's arrays by name, of the shapes of `RuleConfig.weight_shapes`.
-        config: Sizes, activation, input normalisation.
+        config: Sizes, activation.
 
     Returns:
         The direction, of the parameter's shape, and the magnitude, None when `exp_mult` is 0: an
@@ -49,11 +76,29 @@ def compute(
     """
     activation = _ACTIVATIONS[config.mlp_activation]
     entries = {name: _entries(array) for name, array in weights.items()}
-    hidden = [activation(unit) for unit in _first_layer(groups, entries, config)]
+    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, entries)]
     for layer in range(1, config.ff_hidden_layers):
         hidden = [activation(unit) for unit in _layer(hidden, entries, layer, config.ff_hidden_size)]
     direction, *magnitude = _layer(hidden, entries, config.ff_hidden_layers, 2 if config.exp_mult else 1)
     return direction, magnitude[0] if magnitude else None
+
+
+def _mean_squares(channels: Sequence[Array]) -> list[Array]:
+    """`mean_square` of arrays of one shape, in one reduction of many operands."""
+    shape = channels[0].shape
+    if not shape:
+        return [channel * channel for channel in channels]
+    squares = tuple(channel * channel for channel in channels)
+    zeros = tuple(jnp.zeros((), square.dtype) for square in squares)
+    sums = jax.lax.reduce(squares, zeros, _add_each, (len(shape) - 1,))
+    rows = range(max(len(shape) - 2, 0), len(shape) - 1)
+    count = np.prod(shape[-2:])
+    kept = shape[: max(len(shape) - 2, 0)] + (1,) * len(shape[-2:])
+    return [jnp.sum(total, axis=tuple(rows)).reshape(kept) / count.astype(total.dtype) for total in sums]
+
+
+def _add_each(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(map(jnp.add, left, right))
 
 
 def _entries(array: Array | np.ndarray) -> Any:
@@ -67,26 +112,38 @@ def _entries(array: Array | np.ndarray) -> Any:
     return [array[i] for i in range(len(array))] if array.ndim == 2 else array
 
 
-def _first_layer(groups: FeatureGroups, entries: Mapping[str, Any], config: RuleConfig) -> list[Array]:
-    channels = [
-        (channel, entries[name][index], _input_scale(channel, config))
-        for name, group in groups.items()
-        for index, channel in enumerate(group)
-    ]
-    channels.sort(key=lambda item: item[0].size)  # vectors first: they are added before broadcasting
+def _first_layer(
+    groups: FeatureGroups,
+    scales: InputScales | None,
+    weights: Mapping[str, Array],
+    entries: Mapping[str, Any],
+) -> list[Array]:
+    by_shape: dict[tuple[int, ...], list[_Channel]] = {}
+    for name, group in groups.items():
+        for index, values in enumerate(group):
+            scale = None if scales is None else scales[name][index]
+            by_shape.setdefault(values.shape, []).append(_Channel(values, weights[name][index], scale))
+    full = by_shape.pop(max(by_shape, key=np.prod))
+    vectors = [_vector_units(channels) for channels in by_shape.values()]
     units = []
-    for j in range(config.ff_hidden_size):
-        sums: dict[tuple[int, ...], Array] = {}
-        for channel, row, scale in channels:
-            term = channel * (row[j] if scale is None else row[j] * scale)
-            sums[channel.shape] = sums[channel.shape] + term if channel.shape in sums else term
-        vectors, *full = sums.values()
-        units.append(sum(full, start=vectors + entries["b0"][j]))
+    for j in range(len(weights["b0"])):
+        total: Array = sum((vector[j] for vector in vectors), start=entries["b0"][j])
+        for channel in full:
+            weight = channel.row[j] if channel.scale is None else channel.row[j] * channel.scale
+            total = total + channel.values * weight
+        units.append(total)
     return units
 
 
-def _input_scale(channel: Array, config: RuleConfig) -> Array | None:
-    return jax.lax.rsqrt(mean_square(channel) + NORM_EPS) if config.normalize_input else None
+def _vector_units(channels: Sequence[_Channel]) -> Array:
+    """What channels of one shape that are vectors add to each hidden unit: `(units, *shape)`.
+
+    A product of matrices, since a compiler that fused these sums into the pass over the array would
+    repeat them for each element.
+    """
+    values = jnp.stack([c.values if c.scale is None else c.values * c.scale for c in channels])
+    rows = jnp.stack([jnp.asarray(c.row, values.dtype) for c in channels])
+    return jnp.tensordot(rows, values, axes=(0, 0), precision=jax.lax.Precision.HIGHEST)
 
 
 def _layer(inputs: list[Array], entries: Mapping[str, Any], layer: int, num_units: int) -> list[Array]:

@@ -28,6 +28,8 @@ from celo2.jax.dimensions import Axes
 
 __all__ = ["update"]
 
+_Inputs = tuple[Array, Array, Accumulators, Accumulators]  # gradient, parameter, accumulators seen and raw
+
 PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
 
 
@@ -60,10 +62,22 @@ def update(
     grad = jnp.clip(grad, -accumulators_lib.GRAD_CLIP, accumulators_lib.GRAD_CLIP)
     accumulators = accumulators_lib.update(accumulators, grad, axes, config)
     seen = accumulators_lib.unbias(accumulators, count, config) if config.bias_correction else accumulators
-    groups = features.compute(grad, param, seen, axes, config, raw=accumulators)
-    direction, magnitude = mlp.compute(groups, weights, config)
+    inputs = (grad, param, seen, accumulators)
+    scales = _input_scales(inputs, axes, config) if config.normalize_input else None
+    groups = _features(inputs, axes, config)
+    direction, magnitude = mlp.compute(groups, scales, weights, config)
     step = _scale_by_magnitude(direction, magnitude, config)
     return _finish(step, param, seen, config), accumulators
+
+
+def _features(inputs: _Inputs, axes: Axes | None, config: RuleConfig) -> features.FeatureGroups:
+    grad, param, seen, raw = inputs
+    return features.compute(grad, param, seen, axes, config, raw=raw)
+
+
+def _input_scales(inputs: _Inputs, axes: Axes | None, config: RuleConfig) -> mlp.InputScales:
+    """The barrier keeps the features of this pass apart from the network's: computed twice, never stored."""
+    return mlp.input_scales(_features(jax.lax.optimization_barrier(inputs), axes, config))
 
 
 def _scale_by_magnitude(direction: Array, magnitude: Array | None, config: RuleConfig) -> Array:

@@ -12,13 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax import Array
 from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
 
-from celo2.config import RuleConfig
-from celo2.jax import step as step_lib
-from celo2.jax.accumulators import Accumulators
-from celo2.jax.dimensions import Layout
+from celo2.jax.leaves import Leaf, update_leaves
 from celo2.jax.routing import param_labels
 from celo2.jax.state import (
     ScaleByCelo2State,
@@ -61,6 +57,7 @@ def scale_by_celo2(
 
     Example:
         >>> import jax.numpy as jnp, optax
+        >>> from celo2.config import RuleConfig
         >>> weights = {name: jnp.ones(shape) for name, shape in RuleConfig().weight_shapes().items()}
         >>> tx = optax.chain(scale_by_celo2(weights), optax.scale_by_learning_rate(1e-3))
         >>> params = {"kernel": jnp.ones((4, 3))}
@@ -79,19 +76,12 @@ def scale_by_celo2(
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
         count = jnp.asarray(optax.safe_increment(state.count))
-        layouts = make_layouts(updates, dimension_numbers)
         grads, treedef = jax.tree.flatten(updates)
-        steps, new = [], []
-        for grad, param, layout, accumulators in zip(
-            grads,
-            treedef.flatten_up_to(params),
-            treedef.flatten_up_to(layouts),
-            state_to_leaves(state, treedef),
-            strict=True,
-        ):
-            step, accumulators = _update_leaf(arrays, grad, param, accumulators, count, layout, rule)
-            steps.append(step)
-            new.append(accumulators)
+        params_and_states = zip(treedef.flatten_up_to(params), state_to_leaves(state, treedef), strict=True)
+        leaves = [Leaf(grad, *rest) for grad, rest in zip(grads, params_and_states, strict=True)]
+        layouts = treedef.flatten_up_to(make_layouts(updates, dimension_numbers))
+        results = update_leaves(arrays, leaves, layouts, count, rule)
+        steps, new = zip(*results, strict=True) if results else ((), ())
         return treedef.unflatten(steps), leaves_to_state(new, count, treedef, state)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
@@ -207,28 +197,3 @@ def _scale_learning_rate(learning_rate: optax.ScalarOrSchedule, scale: float) ->
     if callable(learning_rate):
         return lambda count: scale * learning_rate(count)
     return scale * learning_rate
-
-
-def _update_leaf(
-    arrays: Mapping[str, Any],
-    grad: Array,
-    param: Array,
-    accumulators: Accumulators,
-    count: Array,
-    layout: Layout,
-    rule: RuleConfig,
-) -> tuple[Array, Accumulators]:
-    """`step.update` in the layout's shape and the accumulators' dtype."""
-    dtype = accumulators.momentum[0].dtype
-    momentum, rms = (tuple(map(layout.enter, full)) for full in accumulators[:2])
-    step, accumulators = step_lib.update(
-        {name: array.astype(dtype) for name, array in arrays.items()},
-        layout.enter(grad.astype(dtype)),
-        layout.enter(param.astype(dtype)),
-        accumulators._replace(momentum=momentum, rms=rms),
-        count,
-        axes=layout.axes,
-        config=rule,
-    )
-    momentum, rms = (tuple(map(layout.leave, full)) for full in accumulators[:2])
-    return layout.leave(step).astype(grad.dtype), accumulators._replace(momentum=momentum, rms=rms)

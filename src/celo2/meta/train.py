@@ -80,6 +80,7 @@ def _run(config: MetaConfig, options: TrainOptions, files: RunFiles, datasets: d
     data = stack_datasets(list(datasets.values()))
     first = int(state.count)
     pending: list[dict[str, Any]] = []
+    weights: Path | None = None
     with Progress(config.variant, first, options.outer_steps) as progress, _stop_requests() as stop:
         started = time.monotonic()
         for step in range(first + 1, options.outer_steps + 1):
@@ -92,13 +93,12 @@ def _run(config: MetaConfig, options: TrainOptions, files: RunFiles, datasets: d
                 files.append_metrics(pending)
                 pending.clear()
             if ends or step % options.checkpoint_every == 0:
-                files.save(state, config, provenance)
+                weights = files.save(state, config, provenance)
             if ends:
                 break
-    weights = files.save(state, config, provenance)
     if int(state.count) < options.outer_steps:
         print(f"stopped after {int(state.count)} iterations; continue with --resume --out {options.out}")
-    return weights
+    return weights or files.save(state, config, provenance)  # nothing was left to do
 
 
 def _as_record(step: int, metrics: outer.OuterMetrics, config: MetaConfig, seconds: float) -> dict[str, Any]:

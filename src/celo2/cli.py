@@ -23,6 +23,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "bench": Command("celo2.commands.bench", "eval", "what a step of each optimizer costs: time and memory"),
     "compare": Command(
         "celo2.commands.compare", "eval", "train one task with several optimizers, side by side"
     ),

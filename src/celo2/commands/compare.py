@@ -14,6 +14,7 @@ from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from celo2.baselines import OPTIMIZERS, find_optimizer
+from celo2.commands._arguments import make_registry
 from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.evaluate.compare import ALL, CompareConfig, CompareResult, compare
 from celo2.evaluate.progress import ProgressDisplay
@@ -112,19 +113,7 @@ def _describe() -> str:
 
 def _registry() -> ConstructorRegistry:
     """How the command line writes lists: names with commas, learning rates as `[NAME=]RATE,RATE`."""
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _names(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if info.type != tuple[str, ...]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="NAME,NAME",
-            instance_from_str=lambda words: tuple(name.strip() for name in words[0].split(",")),
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda names: [",".join(names)],
-        )
+    registry = make_registry()
 
     @registry.primitive_rule
     def _rates(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:

@@ -1,0 +1,146 @@
+"""`celo2 bench`: what an optimizer step costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from celo2._files import write_atomic
+from celo2.baselines import OPTIMIZERS, find_optimizer
+from celo2.commands._arguments import make_registry
+from celo2.evaluate.bench import BenchRow, bench_tree, bench_whole_step
+from celo2.evaluate.environment import describe_environment
+from celo2.evaluate.trees import TREES, count_parameters
+
+__all__ = ["BenchCommand", "main"]
+
+MIB = 2**20
+
+_DESCRIPTION = """\
+Measures the step of several optimizers on one parameter tree, in turns in one process: time, its
+ratio to optax.adamw (the figure that carries over to other machines), compile time, bytes of state
+and of temporaries. Each step is the update and its application, donated, in float32.
+
+examples:
+  celo2 bench --tree gpt2-15m
+  celo2 bench --tree gpt2-124m --optimizers adamw,celo2-base --json bench.json
+  celo2 bench --whole-step
+
+trees:
+{trees}
+
+optimizers:
+{optimizers}
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchCommand:
+    """What `celo2 bench` takes."""
+
+    tree: str = "gpt2-15m"
+    """Parameter tree by name."""
+    optimizers: tuple[str, ...] = ("adamw", "muon", "celo2-base", "celo2")
+    """Optimizers by name; adamw always takes part."""
+    seconds: float = 20.0
+    """Time for the rounds, compilation not counted; five rounds are run in any case."""
+    whole_step: bool = False
+    """Time the training step of a small GPT, loss and gradient included, instead of the optimizer alone."""
+    json: Path | None = None
+    """Also write the figures, with machine and commit, to this file."""
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        if self.tree not in TREES:
+            raise ValueError(f"unknown tree {self.tree!r}; there are {', '.join(TREES)}.")
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be positive, got {self.seconds}.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `celo2 bench`; returns the exit status."""
+    try:
+        command = tyro.cli(
+            BenchCommand,
+            prog="celo2 bench",
+            description=_describe(),
+            args=list(argv),
+            registry=make_registry(),
+        )
+        for name in command.optimizers:
+            find_optimizer(name)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+    def show_progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    if command.whole_step:
+        rows = bench_whole_step(command.optimizers, budget=command.seconds, on_progress=show_progress)
+        what = "one training step of a small GPT"
+    else:
+        spec = TREES[command.tree]
+        tree = spec.make()
+        what = f"one optimizer step on {command.tree}, {count_parameters(tree):,} parameters"
+        rows = bench_tree(
+            tree, command.optimizers, timed=spec.timed, budget=command.seconds, on_progress=show_progress
+        )
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(_make_table(rows, what))
+    environment = describe_environment()
+    console.print(", ".join(f"{key} {value}" for key, value in environment.items()), highlight=False)
+    if command.json:
+        record = {"what": what, "environment": environment, "rows": [row._asdict() for row in rows]}
+        write_atomic(command.json, (json.dumps(record, indent=2) + "\n").encode())
+    return 0
+
+
+def _make_table(rows: Sequence[BenchRow], what: str) -> Table:
+    table = Table(title=what, box=box.SIMPLE_HEAD)
+    columns = (
+        "optimizer",
+        "ms/step",
+        "ns/param",
+        "× adamw",
+        "compile s",
+        "state B/param",
+        "temporaries B/param",
+    )
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: BenchRow) -> tuple[str, ...]:
+    def show(value: Any, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    count = row.num_parameters
+    return (
+        row.optimizer,
+        show(row.seconds and 1e3 * row.seconds, ".2f"),
+        show(row.seconds and 1e9 * row.seconds / count, ".2f"),
+        show(row.ratio, ".3g"),
+        show(row.compile_seconds, ".1f"),
+        show(row.state_bytes / count, ".2f"),
+        show(None if row.temp_bytes is None else row.temp_bytes / count, ".2f"),
+    )
+
+
+def _describe() -> str:
+    return _DESCRIPTION.format(
+        trees="\n".join(f"  {name:11} {spec.summary}" for name, spec in TREES.items()),
+        optimizers="\n".join(f"  {name:11} {spec.description}" for name, spec in OPTIMIZERS.items()),
+    )

@@ -1,0 +1,178 @@
+"""What an optimizer step costs on a parameter tree: time, compile time, memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from celo2.baselines import make_optimizer
+from celo2.evaluate.program import make_step
+from celo2.evaluate.trees import Tree, count_parameters
+from celo2.tasks.transformer import TransformerConfig, make_tiny_lm
+
+__all__ = ["REFERENCE", "BenchRow", "bench_tree", "bench_whole_step"]
+
+REFERENCE = "adamw"  # what every time is divided by
+LEARNING_RATE = 1e-3
+GRAD_SCALE, PARAM_SCALE = 1e-3, 0.02  # of the random arrays
+MIN_ROUNDS, MAX_ROUNDS = 5, 200
+WHOLE_STEP = TransformerConfig(width=256, num_layers=4, num_heads=4, context=128)  # 3.3 M parameters
+WHOLE_STEP_BATCH = 16  # rows, 2,048 tokens
+
+OnProgress = Callable[[str], None]
+_Step = Callable[[Any, Any], tuple[Any, Any]]  # ((params, state), inputs) → ((params, state), anything)
+_MakeStep = Callable[[optax.GradientTransformation], _Step]
+
+
+class BenchRow(NamedTuple):
+    """The cost of one optimizer on one tree.
+
+    Attributes:
+        optimizer: Its name.
+        num_parameters: Of the tree.
+        seconds: Of one step, the median over interleaved rounds; None where it was only compiled.
+        ratio: Median over the rounds of the step's time divided by AdamW's in the same round.
+        compile_seconds: Tracing, lowering and compiling the step.
+        state_bytes: Of the optimizer's state.
+        temp_bytes: Largest size of the temporaries at once, the compiler's figure; None where the
+            backend does not say.
+    """
+
+    optimizer: str
+    num_parameters: int
+    seconds: float | None
+    ratio: float | None
+    compile_seconds: float
+    state_bytes: int
+    temp_bytes: int | None
+
+
+class _Candidate:
+    """An optimizer's compiled step; what it returns is given back to it."""
+
+    def __init__(self, name: str, make_step: _MakeStep, params: Any, inputs: Any) -> None:
+        self.name = name
+        self.optimizer = make_optimizer(name, LEARNING_RATE)
+        state = jax.eval_shape(self.optimizer.init, params)
+        self.state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        step = jax.jit(make_step(self.optimizer), donate_argnums=0)
+        begin = time.perf_counter()
+        self.step = step.lower((params, state), inputs).compile()
+        self.compile_seconds = time.perf_counter() - begin
+        memory: Any = self.step.memory_analysis()
+        self.temp_bytes = None if memory is None else int(memory.temp_size_in_bytes)
+        self.seconds: list[float] = []
+
+    def start(self, params: Any) -> None:
+        """Makes the state; the parameters are consumed."""
+        self.carry = (params, jax.jit(self.optimizer.init)(params))
+
+    def run(self, inputs: Any) -> float:
+        """Takes a step; returns the seconds."""
+        begin = time.perf_counter()
+        self.carry, _ = jax.block_until_ready(self.step(self.carry, inputs))
+        return time.perf_counter() - begin
+
+
+def bench_tree(
+    tree: Tree,
+    optimizers: Sequence[str],
+    *,
+    timed: bool = True,
+    budget: float = 20.0,
+    on_progress: OnProgress = lambda _: None,
+) -> list[BenchRow]:
+    """Measures a step (update and application) of each optimizer on a tree.
+
+    Args:
+        tree: Shapes and dtypes of the parameters.
+        optimizers: Names as in `celo2.baselines`; `adamw` always takes part.
+        timed: Whether to run the steps; False only compiles them.
+        budget: Seconds for the timing of all optimizers together.
+        on_progress: Called with a line about what is being done.
+    """
+
+    def make_update(optimizer: optax.GradientTransformation) -> _Step:
+        def update(carry: tuple[Any, Any], grads: Any) -> tuple[tuple[Any, Any], None]:
+            params, state = carry
+            updates, state = optimizer.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return update
+
+    candidates = _compile(optimizers, make_update, tree, tree, on_progress)
+    if timed:
+        on_progress("timing")
+        _time(candidates, lambda: _random(tree, PARAM_SCALE), _random(tree, GRAD_SCALE), budget)
+    return _rows(candidates, count_parameters(tree))
+
+
+def bench_whole_step(
+    optimizers: Sequence[str], *, budget: float = 20.0, on_progress: OnProgress = lambda _: None
+) -> list[BenchRow]:
+    """Measures a training step of a small GPT (`WHOLE_STEP`) with each optimizer, as `bench_tree` does."""
+    task = make_tiny_lm(config=WHOLE_STEP, batch_size=WHOLE_STEP_BATCH)
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(task.init, key)
+    batch = task.sample_batch(key, dict(task.dataset.train))
+    candidates = _compile(
+        optimizers, lambda optimizer: make_step(task, optimizer), shapes, batch, on_progress
+    )
+    on_progress("timing")
+    _time(candidates, lambda: task.init(key), batch, budget)
+    return _rows(candidates, count_parameters(shapes))
+
+
+def _compile(
+    optimizers: Sequence[str], make_step: _MakeStep, params: Any, inputs: Any, on_progress: OnProgress
+) -> list[_Candidate]:
+    """The candidates, the reference first."""
+    candidates = []
+    for name in dict.fromkeys([REFERENCE, *optimizers]):
+        on_progress(f"compiling {name}")
+        candidates.append(_Candidate(name, make_step, params, inputs))
+    return candidates
+
+
+def _time(
+    candidates: Sequence[_Candidate], make_params: Callable[[], Any], inputs: Any, budget: float
+) -> None:
+    """Takes turns, so that a busy machine treats all candidates alike; the first steps do not count."""
+    for candidate in candidates:
+        candidate.start(make_params())
+        candidate.run(inputs)
+    one_round = sum(candidate.run(inputs) for candidate in candidates)
+    for _ in range(max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / one_round)))):
+        for candidate in candidates:
+            candidate.seconds.append(candidate.run(inputs))
+
+
+def _rows(candidates: Sequence[_Candidate], num_parameters: int) -> list[BenchRow]:
+    return [_row(candidate, candidates[0], num_parameters) for candidate in candidates]
+
+
+def _row(candidate: _Candidate, reference: _Candidate, num_parameters: int) -> BenchRow:
+    ratios = [own / other for own, other in zip(candidate.seconds, reference.seconds, strict=True)]
+    return BenchRow(
+        candidate.name,
+        num_parameters,
+        statistics.median(candidate.seconds) if ratios else None,
+        statistics.median(ratios) if ratios else None,
+        candidate.compile_seconds,
+        candidate.state_bytes,
+        candidate.temp_bytes,
+    )
+
+
+def _random(tree: Tree, scale: float) -> Tree:
+    """Normal arrays of a tree's shapes; the same ones each time."""
+
+    def make(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return (scale * jax.random.normal(jax.random.key(leaf.size), leaf.shape)).astype(leaf.dtype)
+
+    return jax.jit(lambda: jax.tree.map(make, tree))()

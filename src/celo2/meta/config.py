@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 from celo2.config import RuleConfig, nearest_name
 from celo2.tasks.augmentation import LEVELS, Level
 
-__all__ = ["MetaConfig", "Variant"]
+__all__ = ["MetaConfig", "Schedule", "Variant"]
 
 Variant = Literal["celo2", "celo2-base"]
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,9 @@ class MetaConfig:
         truncation_length: Inner steps K of one outer iteration.
         min_unroll: Least length of an inner run, at least `truncation_length`.
         max_unroll: Greatest length of an inner run.
-        inner_learning_rate: Of the networks that are trained, constant.
+        inner_learning_rate: Of the networks that are trained, at its peak.
+        inner_schedule: "constant", the published recipe, or "cosine": from the peak to zero over each
+            run, as in use. A rule that never sees a falling rate learns to average its own noise away.
         adamw_lr_scale: Learning rate of Celo2's AdamW branch over the inner one.
         level: What the augmentation scales.
         scale_range: Least and greatest scale of the augmentation.
@@ -54,6 +57,7 @@ class MetaConfig:
     min_unroll: int = 100
     max_unroll: int = 2000
     inner_learning_rate: float = 1e-3
+    inner_schedule: Schedule = "constant"
     adamw_lr_scale: float = 20.0
     level: Level = "global"
     scale_range: tuple[float, float] = (1e-3, 1e3)
@@ -64,10 +68,13 @@ class MetaConfig:
         """Checks every range."""
         object.__setattr__(self, "datasets", tuple(self.datasets))
         object.__setattr__(self, "scale_range", tuple(self.scale_range))
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant must be one of {get_args(Variant)}, got {self.variant!r}.")
-        if self.level not in LEVELS:
-            raise ValueError(f"level must be one of {LEVELS}, got {self.level!r}.")
+        for name, choices in (
+            ("variant", get_args(Variant)),
+            ("level", LEVELS),
+            ("inner_schedule", get_args(Schedule)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
         for name in ("tasks_per_set", "truncation_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

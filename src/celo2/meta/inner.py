@@ -35,7 +35,7 @@ def init_theta(key: Array, config: MetaConfig) -> Theta:
 
 
 def make_inner_optimizer(theta: Theta, config: MetaConfig) -> optax.GradientTransformation:
-    """The optimizer of the inner runs at a constant learning rate, without weight decay.
+    """The optimizer of the inner runs at the peak learning rate, without weight decay.
 
     Celo2-base: the rule on every parameter. Celo2: the rule on matrices; vectors get Adam's
     direction without bias correction at `adamw_lr_scale` times the rate, as in the published

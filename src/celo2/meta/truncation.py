@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from celo2.meta.config import MetaConfig
+from celo2.meta.config import MetaConfig, Schedule
 from celo2.meta.inner import make_inner_optimizer
 from celo2.meta.pes import Theta
 from celo2.tasks.base import Batch, Params
@@ -137,17 +137,26 @@ def _make_step(family: ImageMLPFamily, config: MetaConfig) -> Callable[..., tupl
     """One step of one pair: `(thetas, state, batch) → (params, opt_state, losses of both signs)`."""
 
     def step_one(
-        theta: Theta, params: Params, opt_state: Any, scales: Params, batch: Batch
+        theta: Theta, params: Params, opt_state: Any, scales: Params, batch: Batch, rate: Array
     ) -> tuple[Params, Any, Array]:
         loss, grads = jax.value_and_grad(family.loss)(params, scales, batch)
         updates, opt_state = make_inner_optimizer(theta, config).update(grads, opt_state, params)
-        return jax.tree.map(jnp.add, params, updates), opt_state, loss
+        return jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state, loss
 
     def step_pair(thetas: Theta, state: InnerState, batch: Batch) -> tuple[Params, Any, Array]:
-        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None))
-        return signs(thetas, state.params, state.opt_state, state.scales, batch)
+        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None))
+        rate = _rate_share(state.step, state.length, config.inner_schedule)
+        return signs(thetas, state.params, state.opt_state, state.scales, batch, rate)
 
     return step_pair
+
+
+def _rate_share(step: Array, length: Array, schedule: Schedule) -> Array:
+    """The learning rate at a step of a run over its peak, in [0, 1]."""
+    if schedule == "constant":
+        return jnp.ones((), jnp.float32)
+    progress = step.astype(jnp.float32) / length.astype(jnp.float32)
+    return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
 def _select(mask: Array, new: InnerState, old: InnerState) -> InnerState:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,6 +96,22 @@ def test_losses_of_broken_weights_are_clipped_and_counted(theta, data, compiled_
     assert still_running.any()
     np.testing.assert_allclose(last.positive[still_running], ceiling)
     np.testing.assert_array_equal(last.diverged[still_running], 2)
+
+
+def test_cosine_schedule_shrinks_the_steps_of_a_run(theta: pes.Theta, data) -> None:
+    config = dataclasses.replace(
+        CONFIG, variant="celo2-base", truncation_length=1, inner_schedule="cosine", datasets=("digits",)
+    )
+    state = init_pairs(jax.random.split(jax.random.key(1), 3), theta, config)
+    state = state._replace(step=jnp.array([0, 5, 9]), length=jnp.array([10, 10, 10]))
+    thetas = pes.antithetic(theta, pes.sample_perturbations(jax.random.key(2), theta, 0.0, 3))
+    after, _ = jax.jit(lambda *given: unroll(*given, config))(
+        thetas, state, _keys(7)[:3], jnp.zeros(3, int), data
+    )
+    kernel, moved = (jax.tree.leaves(tree)[1] for tree in (state.params, after.params))
+    rms = np.sqrt(np.mean(np.square(moved - kernel), axis=(2, 3)))
+    expected = CONFIG.inner_learning_rate * np.array([1.0, 0.5, 0.5 + 0.5 * np.cos(0.9 * np.pi)])
+    np.testing.assert_allclose(rms, np.stack([expected, expected], axis=1), rtol=5e-3)  # parameters round
 
 
 def test_celo2_trains_vectors_by_uncorrected_adam(theta: pes.Theta) -> None:

@@ -1,0 +1,54 @@
+"""`celo2 bench`: the figures of a small tree, and the trees it knows."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import pytest
+
+from celo2.commands.bench import main
+from celo2.evaluate.bench import bench_tree
+from celo2.evaluate.trees import TREES, count_parameters
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's Adam takes powers of a float with an int count."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("mlp", 0.118282), ("vit-s", 22.05), ("gpt2-15m", 14.9), ("gpt2-124m", 124.4), ("gpt3-xl", 1315.6)],
+)
+def test_trees_have_the_published_sizes(name: str, millions: float) -> None:
+    assert count_parameters(TREES[name].make()) / 1e6 == pytest.approx(millions, rel=2e-3)
+
+
+def test_bench_writes_every_figure(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bench.json"
+    words = ["--tree", "mlp", "--optimizers", "sgd", "--seconds", "0.01", "--json", str(path)]
+    assert main(words) == 0
+    record = json.loads(path.read_text())
+    by_name = {row["optimizer"]: row for row in record["rows"]}
+    assert list(by_name) == ["adamw", "sgd"]  # the reference takes part unasked
+    assert by_name["adamw"]["ratio"] == 1.0
+    assert by_name["adamw"]["state_bytes"] == 8 * by_name["adamw"]["num_parameters"] + 4  # and the count
+    assert by_name["sgd"]["state_bytes"] == 4 * by_name["sgd"]["num_parameters"]
+    assert all(row["seconds"] > 0 and row["compile_seconds"] > 0 for row in by_name.values())
+    assert "commit" in record["environment"]
+    assert "sgd" in capsys.readouterr().out
+
+
+def test_a_tree_too_large_to_run_is_compiled_only() -> None:
+    rows = bench_tree(TREES["mlp"].make(), ["sgd"], timed=False)
+    assert [row.seconds for row in rows] == [None, None]
+    assert all(row.compile_seconds > 0 for row in rows)
+
+
+def test_unknown_tree_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--tree", "gpt5"])
+    assert "gpt2-15m" in capsys.readouterr().err

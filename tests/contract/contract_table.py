@@ -74,6 +74,7 @@ class Row:
 ROWS = (
     Row("celo2", celo2.celo2, {"weights": CELO2, "weight_decay": 0.1}),
     Row("celo2_base", celo2.celo2_base, {"weights": CELO2_BASE, "weight_decay": 0.1}),
+    Row("celo2_bfloat16", celo2.celo2, {"weights": CELO2, "state_dtype": "bfloat16"}),
     Row("scale_by_celo2", direction, {"weights": CELO2}),
 )
 

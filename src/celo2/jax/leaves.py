@@ -18,9 +18,11 @@ from celo2.config import RuleConfig
 from celo2.jax import step as step_lib
 from celo2.jax.accumulators import Accumulators
 from celo2.jax.dimensions import Layout
+from celo2.jax.rounding import round_all
 
 __all__ = ["STACK_LIMIT", "Leaf", "update_leaves"]
 
+ROUNDING_SEED = 0  # of the stochastic rounding of a bfloat16 state
 STACK_LIMIT = 1 << 15  # elements of the largest array that is worth a copy
 
 
@@ -52,10 +54,10 @@ def update_leaves(
     for indices in _group(leaves, layouts):
         update = partial(_update_leaf, arrays=arrays, count=count, layout=layouts[indices[0]], rule=rule)
         if len(indices) == 1:
-            results[indices[0]] = update(leaves[indices[0]])
+            results[indices[0]] = update(leaves[indices[0]], indices[0])
             continue
         stacked = jax.tree.map(lambda *same: jnp.stack(same), *[leaves[index] for index in indices])
-        together = jax.vmap(update)(stacked)
+        together = jax.vmap(update)(stacked, jnp.asarray(indices))
         for place, index in enumerate(indices):
             results[index] = jax.tree.map(lambda array, place=place: array[place], together)
     return [results[index] for index in range(len(leaves))]
@@ -71,12 +73,21 @@ def _group(leaves: Sequence[Leaf], layouts: Sequence[Layout]) -> list[list[int]]
 
 
 def _update_leaf(
-    leaf: Leaf, *, arrays: Mapping[str, Any], count: Array, layout: Layout, rule: RuleConfig
+    leaf: Leaf,
+    index: int | Array,
+    *,
+    arrays: Mapping[str, Any],
+    count: Array,
+    layout: Layout,
+    rule: RuleConfig,
 ) -> tuple[Array, Accumulators]:
-    """`step.update` in the layout's shape and the accumulators' dtype."""
+    """`step.update` in the layout's shape and the row accumulators' dtype.
+
+    A state of a smaller dtype is rounded by a key made of the step's number and the leaf's index.
+    """
     grad, param, accumulators = leaf
-    dtype = accumulators.momentum[0].dtype
-    momentum, rms = (tuple(map(layout.enter, full)) for full in accumulators[:2])
+    dtype, stored = accumulators.row[0].dtype, accumulators.momentum[0].dtype
+    momentum, rms = (tuple(layout.enter(full.astype(dtype)) for full in fulls) for fulls in accumulators[:2])
     step, accumulators = step_lib.update(
         {name: array.astype(dtype) for name, array in arrays.items()},
         layout.enter(grad.astype(dtype)),
@@ -86,5 +97,9 @@ def _update_leaf(
         axes=layout.axes,
         config=rule,
     )
-    momentum, rms = (tuple(map(layout.leave, full)) for full in accumulators[:2])
+    momentum, rms = (tuple(map(layout.leave, fulls)) for fulls in accumulators[:2])
+    if stored != dtype:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ROUNDING_SEED), count), index)
+        rounded = round_all(key, (*momentum, *rms))
+        momentum, rms = rounded[: len(momentum)], rounded[len(momentum) :]
     return layout.leave(step).astype(grad.dtype), accumulators._replace(momentum=momentum, rms=rms)

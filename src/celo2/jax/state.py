@@ -16,7 +16,14 @@ from celo2.jax import accumulators as accumulators_lib
 from celo2.jax.accumulators import Accumulators
 from celo2.jax.dimensions import Layout, make_layout
 
-__all__ = ["ScaleByCelo2State", "init_state", "leaves_to_state", "make_layouts", "state_to_leaves"]
+__all__ = [
+    "ScaleByCelo2State",
+    "check_state_dtype",
+    "init_state",
+    "leaves_to_state",
+    "make_layouts",
+    "state_to_leaves",
+]
 
 
 class ScaleByCelo2State(NamedTuple):
@@ -37,16 +44,30 @@ class ScaleByCelo2State(NamedTuple):
     col: tuple[optax.Params, ...]
 
 
-def init_state(params: optax.Params, layouts: Any, rule: RuleConfig) -> ScaleByCelo2State:
-    """Every accumulator of every parameter, at zero."""
+def check_state_dtype(dtype: Any) -> jnp.dtype | None:
+    """The dtype of the large accumulators: None (the computation's own) or bfloat16."""
+    if dtype is None:
+        return None
+    if np.dtype(dtype) != jnp.bfloat16:
+        raise ValueError(f'state_dtype must be None (float32) or "bfloat16", got {dtype!r}.')
+    return np.dtype(jnp.bfloat16)
+
+
+def init_state(
+    params: optax.Params, layouts: Any, rule: RuleConfig, dtype: jnp.dtype | None = None
+) -> ScaleByCelo2State:
+    """Every accumulator of every parameter, at zero; `dtype` is that of the momenta and of the rms."""
 
     def trees(make: Callable[[Array, Layout], Array], decays: Sequence[float]) -> tuple[Any, ...]:
         return tuple(jax.tree.map(make, params, layouts) for _ in decays)
 
+    def init_full(param: Array, layout: Layout) -> Array:  # noqa: ARG001
+        return jnp.zeros_like(param, dtype=dtype or _accumulator_dtype(param))
+
     return ScaleByCelo2State(
         jnp.zeros((), jnp.int32),
-        trees(_init_full, rule.initial_momentum_decays),
-        trees(_init_full, rule.initial_rms_decays),
+        trees(init_full, rule.initial_momentum_decays),
+        trees(init_full, rule.initial_rms_decays),
         trees(_init_row, rule.initial_adafactor_decays),
         trees(_init_col, rule.initial_adafactor_decays),
     )
@@ -97,10 +118,6 @@ def _layout_of(param: Array, numbers: Any = None) -> Layout:
 
 def _accumulator_dtype(param: Array) -> jnp.dtype:
     return np.promote_types(param.dtype, np.float32)  # jnp.promote_types obeys strict promotion
-
-
-def _init_full(param: Array, layout: Layout) -> Array:  # noqa: ARG001
-    return jnp.zeros_like(param, dtype=_accumulator_dtype(param))
 
 
 def _init_row(param: Array, layout: Layout) -> Array:

@@ -18,6 +18,7 @@ from celo2.jax.leaves import Leaf, update_leaves
 from celo2.jax.routing import param_labels
 from celo2.jax.state import (
     ScaleByCelo2State,
+    check_state_dtype,
     init_state,
     leaves_to_state,
     make_layouts,
@@ -34,7 +35,7 @@ Theta = Weights | Mapping[str, Any] | None
 
 
 def scale_by_celo2(
-    theta: Theta = None, *, dimension_numbers: Any = None, **config: Any
+    theta: Theta = None, *, dimension_numbers: Any = None, state_dtype: Any = None, **config: Any
 ) -> optax.GradientTransformation:
     """Turns gradients into the rule's un-negated steps, each of root mean square 1.
 
@@ -49,6 +50,8 @@ def scale_by_celo2(
             `DimensionNumbers` (or Optax's `MuonDimensionNumbers`, or None), or a callable that
             makes one from the parameters. Without, the reference's conventions hold: factored over
             the two largest axes, normalised and orthogonalised over the last two.
+        state_dtype: None, or "bfloat16": momenta and rms in 8 bytes a parameter instead of 16,
+            rounded stochastically by a key made of the step's number, so that a run repeats exactly.
         **config: Options of the rule, see `RuleConfig`.
 
     Raises:
@@ -66,9 +69,10 @@ def scale_by_celo2(
         (4, 3)
     """
     arrays, rule = resolve_theta(theta, **config)
+    stored = check_state_dtype(state_dtype)
 
     def init(params: optax.Params) -> ScaleByCelo2State:
-        return init_state(params, make_layouts(params, dimension_numbers), rule)
+        return init_state(params, make_layouts(params, dimension_numbers), rule, stored)
 
     def update(
         updates: optax.Updates, state: ScaleByCelo2State, params: optax.Params | None = None
@@ -97,6 +101,7 @@ def celo2(
     adamw_betas: tuple[float, float] = ADAMW_BETAS,
     overrides: Any = None,
     dimension_numbers: Any = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2: hidden matrices by the rule with Newton–Schulz, everything else by AdamW.
 
@@ -113,6 +118,7 @@ def celo2(
         adamw_betas: Decays of the AdamW branch.
         overrides: Corrections of the routing, as in `param_labels`.
         dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
+        state_dtype: Of the rule's state, as in `scale_by_celo2`.
 
     Example:
         >>> tx = celo2(3e-4, weight_decay=0.1)  # doctest: +SKIP
@@ -120,7 +126,12 @@ def celo2(
     scaled = _scale_learning_rate(learning_rate, adamw_lr_scale)
     branches: dict[Hashable, optax.GradientTransformation] = {
         "celo2": _complete(
-            scale_by_celo2(weights, orthogonalize=True, dimension_numbers=dimension_numbers),
+            scale_by_celo2(
+                weights,
+                orthogonalize=True,
+                dimension_numbers=dimension_numbers,
+                state_dtype=state_dtype,
+            ),
             learning_rate,
             weight_decay,
             mask,
@@ -150,6 +161,7 @@ def celo2_base(
     weight_decay: float = 0.0,
     mask: Any = None,
     dimension_numbers: Any = None,
+    state_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2-base: the rule, without Newton–Schulz, on every parameter.
 
@@ -159,11 +171,14 @@ def celo2_base(
         weight_decay: Decoupled, multiplied by the learning rate.
         mask: Which parameters decay, as in `optax.adamw`.
         dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
+        state_dtype: Of the rule's state, as in `scale_by_celo2`.
 
     Example:
         >>> tx = celo2_base(3e-4)  # doctest: +SKIP
     """
-    direction = scale_by_celo2(weights, orthogonalize=False, dimension_numbers=dimension_numbers)
+    direction = scale_by_celo2(
+        weights, orthogonalize=False, dimension_numbers=dimension_numbers, state_dtype=state_dtype
+    )
     return _complete(direction, learning_rate, weight_decay, mask)
 
 

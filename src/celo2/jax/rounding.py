@@ -1,0 +1,41 @@
+"""float32 → bfloat16 by stochastic rounding, so that small changes are kept on average.
+
+A bfloat16 has eight bits of precision: an accumulator with decay 0.999 moves by a thousandth of its
+distance to the gradient, which rounding to nearest would drop for ever. Rounded up with the
+probability of what is cut off, the expectation is exact (Gupta et al., arXiv 1502.02551, section 3).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+__all__ = ["round_all"]
+
+_BITS_CUT = 16  # of a float32's significand
+
+
+def round_all(key: Array, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Rounds float32 arrays of one shape to bfloat16, each of the two neighbours by its nearness.
+
+    A value that bfloat16 holds is kept, and so are infinities and NaN.
+
+    Args:
+        key: Decides all roundings. One random word serves two arrays, sixteen bits each.
+        arrays: Of one shape, float32; float64 is rounded to float32 first.
+    """
+    shape = arrays[0].shape
+    words = jax.random.bits(key, ((len(arrays) + 1) // 2, *shape), jnp.uint32)
+    halves = [half for word in words for half in (word >> _BITS_CUT, word & ((1 << _BITS_CUT) - 1))]
+    return tuple(
+        _round(array.astype(jnp.float32), noise) for array, noise in zip(arrays, halves, strict=False)
+    )
+
+
+def _round(array: Array, noise: Array) -> Array:
+    """Adds noise in [0, 2¹⁶) to the bits and cuts the lower sixteen."""
+    bits = jax.lax.bitcast_convert_type(array, jnp.uint32) + noise
+    upper = jax.lax.convert_element_type(bits >> _BITS_CUT, jnp.uint16)
+    rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
+    return jnp.where(jnp.isfinite(array), rounded, array.astype(jnp.bfloat16))

@@ -1,0 +1,53 @@
+"""Eight devices against one: the same updates, state that stays where its parameter is, no gathered matrix."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LAYOUTS = ("data", "tensor", "fully-sharded")
+VARIANTS = ("celo2", "celo2-base")
+TOLERANCE = 1e-5  # relative to the largest entry: sums are taken in another order
+VECTOR_SUMS = 8 * 512  # elements: row, column and channel sums of the largest leaf, from each device
+LARGEST_MATRIX = 256 * 512  # elements
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, dict[str, Any]]:
+    script = Path(__file__).with_name("sharded_run.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sharded_steps_equal_those_of_one_device(found, variant: str, layout: str) -> None:
+    case = found[f"{variant} {layout}"]
+    assert case["update_error"] < TOLERANCE
+    assert case["state_error"] < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_state_and_updates_inherit_the_parameters_sharding(found, variant: str, layout: str) -> None:
+    case = found[f"{variant} {layout}"]
+    assert case["state_inherits"]
+    assert case["updates_inherit"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_base_rule_gathers_no_matrix(found, layout: str) -> None:
+    collectives = found[f"celo2-base {layout}"]["collectives"]
+    assert max(collectives.values(), default=0) <= VECTOR_SUMS
+    if layout != "data":
+        assert collectives  # the sums do cross the devices
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_newton_schulz_gathers_at_most_one_matrix_at_a_time(found, layout: str) -> None:
+    assert max(found[f"celo2 {layout}"]["collectives"].values(), default=0) <= LARGEST_MATRIX

@@ -1,4 +1,4 @@
-"""Eight devices against one: the same updates, state that stays where its parameter is, no gathered matrix."""
+"""Eight devices against one: the same updates, state beside its parameter, no gathered matrix."""
 
 from __future__ import annotations
 

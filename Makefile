@@ -1,13 +1,14 @@
 # make install   a .venv with everything, test tools included
 # make demo      train a network with learned and hand-designed optimizers, side by side
 # make test      lint, type-check, test
+# make bench     what a step costs; rewrites the tables of docs/performance.md
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: install demo test lint types unit wheel clean
+.PHONY: install demo bench test lint types unit wheel clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +21,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/celo2 compare $(ARGS)
+
+bench: install
+	$(BIN)/python benchmarks/performance.py $(ARGS)
 
 test: lint types unit
 

@@ -1,4 +1,4 @@
-"""What multiplying the loss by a constant does to the shipped weights, with and without `normalize_gradients`.
+"""What a factor on the loss does to the shipped weights, with and without `normalize_gradients`.
 
     python benchmarks/gradient_scale.py --tasks fashion-mlp,tiny-lm,fashion-conv
 

@@ -12,6 +12,7 @@ from jax import Array
 from celo2.jax.transform import ADAMW_BETAS, scale_by_celo2
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
+from celo2.weights import load_checkpoint
 
 __all__ = ["init_theta", "make_inner_optimizer"]
 
@@ -19,10 +20,13 @@ ADAMW_EPS = 1e-8  # under the root of the second moment in the meta-training's A
 
 
 def init_theta(key: Array, config: MetaConfig) -> Theta:
-    """Initial weights of the rule: truncated normal of scale 1/√fan_in, zero biases.
+    """Initial weights of the rule: `config.start`, or truncated normal of scale 1/√fan_in and zero biases.
 
     The first layer's fan-in is its number of channels over all groups (30 by default).
     """
+    if config.start:
+        weights = load_checkpoint(config.start, orthogonalize=config.rule.orthogonalize)
+        return {name: jnp.asarray(array, jnp.float32) for name, array in weights.arrays.items()}
     shapes = config.rule.weight_shapes()
     first_fan_in = sum(shape[0] for name, shape in shapes.items() if name.startswith("w0__"))
     keys = jax.random.split(key, len(shapes))

@@ -21,6 +21,7 @@ from celo2.meta.progress import Progress
 from celo2.tasks.base import Dataset
 from celo2.tasks.datasets import load_image_sets
 from celo2.tasks.family import stack_datasets
+from celo2.weights import load_checkpoint
 
 __all__ = ["TrainOptions", "meta_train"]
 
@@ -121,6 +122,7 @@ def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, D
         for field in dataclasses.fields(config)
         if (value := getattr(config, field.name)) != field.default and field.name != "variant"
     ]
+    start = load_checkpoint(config.start).provenance if config.start else {}
     command = f"celo2 meta-train --variant {config.variant} --outer-steps {options.outer_steps}"
     return {
         "made_by": f"celo2 {__version__}",
@@ -128,6 +130,7 @@ def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, D
         "data": ", ".join(f"{d.name} ({d.size('train')} images)" for d in datasets.values()),
         "seed": str(config.seed),
         "recipe": " ".join(config.to_json().split()),
+        **{f"start_{name}": text for name, text in start.items() if name in ("command", "outer_steps")},
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,6 +16,46 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def standard_promotion() -> Iterator[None]:
+    """Optax's own code (Adam takes powers of a float with an int count) does not obey strict promotion."""
+    jax.config.update("jax_numpy_dtype_promotion", "standard")  # not its context: threads would not see it
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def instant_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Makes comparisons instant; returns the list of what is asked: learning rates, seeds, steps."""
+    from celo2.evaluate import compare
+    from stand_ins import InstantRunner, InstantTimer
+
+    asked: list[tuple] = []
+    monkeypatch.setattr(InstantRunner, "asked", asked)
+    monkeypatch.setattr(compare, "GridRunner", InstantRunner)
+    monkeypatch.setattr(compare, "StepTimer", InstantTimer)
+    return asked
+
+
+@pytest.fixture
+def interrupt_training(instant_training, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function that lets Ctrl-C come after that many instant optimizers are finished."""
+    from stand_ins import InstantRunner
+
+    train, calls = InstantRunner.train, []
+
+    def interrupt_after(finished: int) -> None:
+        def interrupted(*args, **options):
+            calls.append(None)
+            if len(calls) > finished:
+                raise KeyboardInterrupt
+            return train(*args, **options)
+
+        monkeypatch.setattr(InstantRunner, "train", interrupted)
+
+    return interrupt_after
 
 
 @pytest.fixture(scope="session")

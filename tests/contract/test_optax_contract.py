@@ -5,7 +5,7 @@ Most tests run op by op, which shares its compilations; those about compiling, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.serialization
@@ -23,11 +23,7 @@ every_optimizer = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 Update = Callable[..., tuple[Any, Any]]
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion() -> Iterator[None]:
-    """Optax's own code (Adam's bias correction, MultiSteps) does not obey strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def jitted_update(row: Row, tx: optax.GradientTransformationExtraArgs) -> Update:

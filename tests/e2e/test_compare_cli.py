@@ -6,14 +6,10 @@ import contextlib
 import io
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from celo2.commands.compare import main
-from celo2.evaluate import compare as compare_lib
-from celo2.evaluate.grid import RunGrid
-from celo2.evaluate.timing import StepCost
 
 ARGUMENTS = (
     *("--task", "digits-mlp", "--optimizers", "sgd,adamw", "--steps", "30", "--seeds", "2"),
@@ -21,15 +17,11 @@ ARGUMENTS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def standard_promotion():
-    """Optax's Adam takes powers of a float with an int count."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(standard_promotion, tmp_path_factory):
     """The folder and the output of one comparison."""
     out = tmp_path_factory.mktemp("compare")
     with contextlib.redirect_stdout(io.StringIO()) as shown:
@@ -102,49 +94,15 @@ def test_shows_the_paths_of_the_files(run):
         assert str(path) in shown
 
 
-@pytest.fixture
-def instant(monkeypatch):
-    """Replaces training and timing by stand-ins that take no time."""
-
-    def run_grid(task, make_optimizer, learning_rates, *, seeds, steps, **options):
-        shape = (len(learning_rates), len(seeds), steps)
-        return RunGrid(
-            learning_rates=np.asarray(learning_rates),
-            seeds=np.asarray(seeds),
-            train_loss=np.full(shape, 0.5, np.float32),
-            valid_steps=np.asarray([steps]),
-            valid_loss=np.full((*shape[:2], 1), 0.5, np.float32),
-            valid_accuracy=None,
-            initial_loss=task.initial_loss,
-        )
-
-    monkeypatch.setattr(compare_lib, "run_grid", run_grid)
-    monkeypatch.setattr(
-        compare_lib, "measure_costs", lambda _, optimizers: dict.fromkeys(optimizers, StepCost(1e-3, 8))
-    )
-
-
-def test_default_folder_names_task_and_time(monkeypatch, tmp_path, instant):
+def test_default_folder_names_task_and_time(monkeypatch, tmp_path, instant_training):
     monkeypatch.chdir(tmp_path)
     assert main(["--task", "digits-mlp", "--optimizers", "sgd"]) == 0
     (made,) = (tmp_path / "runs").iterdir()
     assert made.name.startswith("compare-digits-mlp-")
 
 
-def interrupt_after(finished: int, monkeypatch) -> None:
-    train, calls = compare_lib.run_grid, []
-
-    def interrupted(*args, **options):
-        calls.append(None)
-        if len(calls) > finished:
-            raise KeyboardInterrupt
-        return train(*args, **options)
-
-    monkeypatch.setattr(compare_lib, "run_grid", interrupted)
-
-
-def test_interrupt_writes_and_shows_what_is_finished(monkeypatch, tmp_path, capsys, instant):
-    interrupt_after(1, monkeypatch)
+def test_interrupt_writes_and_shows_what_is_finished(interrupt_training, tmp_path, capsys):
+    interrupt_training(1)
     assert main(["--task", "digits-mlp", "--optimizers", "sgd,adamw", "--out", str(tmp_path)]) == 130
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert [entry["name"] for entry in found["optimizers"]] == ["sgd"]
@@ -152,8 +110,8 @@ def test_interrupt_writes_and_shows_what_is_finished(monkeypatch, tmp_path, caps
     assert "interrupted before adamw finished" in capsys.readouterr().out
 
 
-def test_interrupt_before_anything_is_finished_writes_nothing(monkeypatch, tmp_path, capsys, instant):
-    interrupt_after(0, monkeypatch)
+def test_interrupt_before_anything_is_finished_writes_nothing(interrupt_training, tmp_path, capsys):
+    interrupt_training(0)
     out = tmp_path / "out"
     assert main(["--task", "digits-mlp", "--optimizers", "sgd,adamw", "--out", str(out)]) == 130
     assert not out.exists()

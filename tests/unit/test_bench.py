@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 
-import jax
 import pytest
 
 from celo2.commands.bench import main
 from celo2.evaluate.bench import bench_tree
 from celo2.evaluate.trees import TREES, count_parameters
 
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax's Adam takes powers of a float with an int count."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.mark.parametrize(

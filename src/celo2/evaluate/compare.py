@@ -12,6 +12,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -21,8 +22,8 @@ from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer
 from celo2.config import nearest_name
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.grid import RunGrid
-from celo2.evaluate.runner import Progress, run_grid
-from celo2.evaluate.timing import StepCost, measure_costs
+from celo2.evaluate.runner import GridRunner, OnProgress, Progress
+from celo2.evaluate.timing import StepCost, StepTimer
 from celo2.tasks.base import Task
 from celo2.tasks.registry import TASKS, make_task
 
@@ -108,7 +109,7 @@ class CompareProgress(NamedTuple):
     """Where a comparison stands.
 
     Attributes:
-        optimizer: The one being trained.
+        optimizer: The one being trained; all of them while they are compiled.
         grid: Where its runs stand.
         done: Share of the whole comparison's work done, in [0, 1], by the measured step times.
     """
@@ -172,21 +173,27 @@ def compare(
 
     Args:
         config: What to compare.
-        on_progress: Called before each optimizer and after each piece of its training.
+        on_progress: Called before compilation and after each piece of training.
 
     Raises:
         ValueError: The task or an optimizer is unknown.
         KeyboardInterrupt: Interrupted before the first optimizer was finished.
     """
     begin, created = time.monotonic(), datetime.datetime.now().astimezone()
+    if on_progress:
+        start = Progress(0.0, 0, config.steps, math.nan)
+        on_progress(CompareProgress(", ".join(config.optimizers), start, 0.0))
     task = make_task(config.task)
     specs = [find_optimizer(name) for name in config.optimizers]
-    costs = measure_costs(task, {spec.name: _make_for_timing(spec, config) for spec in specs})
+    with ThreadPoolExecutor() as pool:  # all programs at once, which keeps every core busy
+        timer = pool.submit(StepTimer, task, {spec.name: _make_for_timing(spec, config) for spec in specs})
+        runners = list(pool.map(functools.partial(_prepare, task, config), specs))
+    costs = timer.result().measure()
     entries: list[Entry] = []
     try:
-        for spec, report in zip(specs, _reporters(config, specs, costs, on_progress), strict=True):
-            grid = _train(task, spec, config, report)
-            entries.append(Entry(spec.name, spec.description, grid, costs[spec.name]))
+        reporters = _reporters(config, specs, costs, on_progress)
+        for spec, runner, report in zip(specs, runners, reporters, strict=True):
+            entries.append(Entry(spec.name, spec.description, runner.train(report), costs[spec.name]))
     except KeyboardInterrupt:
         if not entries:
             raise
@@ -201,10 +208,8 @@ def compare(
     )
 
 
-def _train(
-    task: Task, spec: OptimizerSpec, config: CompareConfig, report: Callable[[Progress], None] | None
-) -> RunGrid:
-    return run_grid(
+def _prepare(task: Task, config: CompareConfig, spec: OptimizerSpec) -> GridRunner:
+    return GridRunner(
         task,
         lambda schedule: spec.make(schedule, config.weight_decay),
         config.learning_rates_of(spec),
@@ -212,7 +217,6 @@ def _train(
         steps=config.steps,
         devices=config.devices,
         max_memory=config.max_memory * 2**30,
-        on_progress=report,
     )
 
 
@@ -226,7 +230,7 @@ def _reporters(
     specs: Sequence[OptimizerSpec],
     costs: Mapping[str, StepCost],
     on_progress: Callable[[CompareProgress], None] | None,
-) -> list[Callable[[Progress], None] | None]:
+) -> list[OnProgress | None]:
     """For each optimizer, what turns its own progress into that of the comparison."""
     if on_progress is None:
         return [None] * len(specs)

@@ -38,7 +38,7 @@ class ProgressDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("compiling, timing one step of each", total=1.0, left="")
+        self._task = self._bar.add_task("loading the task", total=1.0, left="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -79,6 +79,6 @@ class ProgressDisplay:
 def _describe(progress: CompareProgress) -> str:
     grid = progress.grid
     if grid.step == 0:
-        return f"{progress.optimizer}: compiling"
+        return f"compiling {progress.optimizer}, then timing a step of each"
     loss = "no finite loss" if math.isnan(grid.loss) else f"best loss {grid.loss:.4f}"
     return f"{progress.optimizer}: step {grid.step}/{grid.steps}, {loss}"

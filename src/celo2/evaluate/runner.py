@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import MakeFromSchedule, Program, Record, Runs
 from celo2.tasks.base import Task
 
-__all__ = ["DEFAULT_MAX_MEMORY", "Progress", "run_grid"]
+__all__ = ["DEFAULT_MAX_MEMORY", "GridRunner", "OnProgress", "Progress", "run_grid"]
 
 DEFAULT_MAX_MEMORY = 4 * 2**30  # bytes
 
@@ -38,18 +38,11 @@ class Progress(NamedTuple):
     loss: float
 
 
-def run_grid(
-    task: Task,
-    make_optimizer: MakeFromSchedule,
-    learning_rates: Sequence[float],
-    *,
-    seeds: Sequence[int] = (0,),
-    steps: int = 1000,
-    devices: int = 0,
-    max_memory: float = DEFAULT_MAX_MEMORY,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> RunGrid:
-    """Trains a task with every learning rate and seed, under the protocol's schedule.
+OnProgress = Callable[[Progress], None]
+
+
+class GridRunner:
+    """A task with every learning rate and seed, compiled and ready to be trained.
 
     The initial parameters and the batches depend on the seed alone: runs of the same seed see the
     same ones whatever the optimizer, the learning rate and the number of devices.
@@ -62,32 +55,59 @@ def run_grid(
         steps: Length of a run, ≥ 2.
         devices: How many of the local devices to use; 0 is all of them.
         max_memory: Bytes that the runs trained together may take, all devices counted.
-        on_progress: Called before compilation and after each piece.
 
     Raises:
         ValueError: There is no learning rate or seed, or one is out of range, or a run is too short.
     """
-    _check(learning_rates, seeds, steps)
-    if on_progress:
-        on_progress(Progress(0.0, 0, steps, math.nan))
-    pairs = np.asarray([(rate, seed) for rate in learning_rates for seed in seeds])
-    used = jax.local_devices()[: devices or None][: len(pairs)]
-    program = Program(task, make_optimizer, steps, used)
-    record = _train_in_chunks(program, pairs, program.fit(len(pairs), max_memory), on_progress)
-    shape = (len(learning_rates), len(seeds), -1)
-    return RunGrid(
-        learning_rates=np.asarray(learning_rates, np.float64),
-        seeds=np.asarray(seeds),
-        train_loss=record.train_loss.reshape(shape),
-        valid_steps=np.asarray([stop for _, stop in program.bounds]),
-        valid_loss=record.valid_loss.reshape(shape),
-        valid_accuracy=record.valid_accuracy.reshape(shape) if task.accuracy else None,
-        initial_loss=task.initial_loss,
-    )
+
+    def __init__(
+        self,
+        task: Task,
+        make_optimizer: MakeFromSchedule,
+        learning_rates: Sequence[float],
+        *,
+        seeds: Sequence[int] = (0,),
+        steps: int = 1000,
+        devices: int = 0,
+        max_memory: float = DEFAULT_MAX_MEMORY,
+    ) -> None:
+        _check(learning_rates, seeds, steps)
+        self._learning_rates, self._seeds = learning_rates, seeds
+        self._pairs = np.asarray([(rate, seed) for rate in learning_rates for seed in seeds])
+        used = jax.local_devices()[: devices or None][: len(self._pairs)]
+        self._program = Program(task, make_optimizer, steps, used)
+        self._width = self._program.fit(len(self._pairs), max_memory)
+
+    def train(self, on_progress: OnProgress | None = None) -> RunGrid:
+        """Trains every run; `on_progress` is called after each piece."""
+        record = _train_in_chunks(self._program, self._pairs, self._width, on_progress)
+        shape = (len(self._learning_rates), len(self._seeds), -1)
+        task = self._program.task
+        return RunGrid(
+            learning_rates=np.asarray(self._learning_rates, np.float64),
+            seeds=np.asarray(self._seeds),
+            train_loss=record.train_loss.reshape(shape),
+            valid_steps=np.asarray([stop for _, stop in self._program.bounds]),
+            valid_loss=record.valid_loss.reshape(shape),
+            valid_accuracy=record.valid_accuracy.reshape(shape) if task.accuracy else None,
+            initial_loss=task.initial_loss,
+        )
+
+
+def run_grid(
+    task: Task,
+    make_optimizer: MakeFromSchedule,
+    learning_rates: Sequence[float],
+    *,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> RunGrid:
+    """Compiles and trains in one call; arguments and errors are those of `GridRunner`."""
+    return GridRunner(task, make_optimizer, learning_rates, **options).train(on_progress)
 
 
 def _train_in_chunks(
-    program: Program, pairs: np.ndarray, width: int, on_progress: Callable[[Progress], None] | None
+    program: Program, pairs: np.ndarray, width: int, on_progress: OnProgress | None
 ) -> Record:
     """Trains `(learning rate, seed)` pairs, `width` at a time; a last, shorter chunk repeats its last run."""
     chunks = [pairs[np.arange(at, at + width).clip(max=len(pairs) - 1)] for at in range(0, len(pairs), width)]

@@ -14,7 +14,7 @@ import optax
 from celo2.evaluate.program import TrainState, make_step
 from celo2.tasks.base import Batch, Task
 
-__all__ = ["StepCost", "measure_costs"]
+__all__ = ["StepCost", "StepTimer"]
 
 TIME_BUDGET = 3.0  # seconds, for all optimizers together
 MIN_ROUNDS, MAX_ROUNDS = 5, 300
@@ -54,26 +54,34 @@ class _Candidate:
         return time.perf_counter() - begin
 
 
-def measure_costs(task: Task, optimizers: Mapping[str, optax.GradientTransformation]) -> dict[str, StepCost]:
-    """Measures a step of each optimizer, in turns so that a busy machine treats them alike.
+class StepTimer:
+    """The compiled steps of several optimizers, ready to be measured.
 
     Args:
         task: The problem.
         optimizers: Optax transforms by name, their learning rate a number.
     """
-    batch = task.sample_batch(jax.random.key(1), dict(task.dataset.train))
-    candidates = {name: _Candidate(task, optimizer, batch) for name, optimizer in optimizers.items()}
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(_Candidate.compile, candidates.values()))
-    for candidate in candidates.values():
-        candidate.run()  # the first run is slower
-    one_round = sum(candidate.run() for candidate in candidates.values())
-    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(TIME_BUDGET / one_round)))
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
-        for name, candidate in candidates.items():
-            seconds[name].append(candidate.run())
-    return {
-        name: StepCost(statistics.median(seconds[name]), candidate.state_bytes)
-        for name, candidate in candidates.items()
-    }
+
+    def __init__(self, task: Task, optimizers: Mapping[str, optax.GradientTransformation]) -> None:
+        batch = task.sample_batch(jax.random.key(1), dict(task.dataset.train))
+        self._candidates = {
+            name: _Candidate(task, optimizer, batch) for name, optimizer in optimizers.items()
+        }
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(_Candidate.compile, self._candidates.values()))
+
+    def measure(self) -> dict[str, StepCost]:
+        """Measures a step of each optimizer, in turns so that a busy machine treats them alike."""
+        candidates = self._candidates
+        for candidate in candidates.values():
+            candidate.run()  # the first run is slower
+        one_round = sum(candidate.run() for candidate in candidates.values())
+        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(TIME_BUDGET / one_round)))
+        seconds: dict[str, list[float]] = {name: [] for name in candidates}
+        for _ in range(rounds):
+            for name, candidate in candidates.items():
+                seconds[name].append(candidate.run())
+        return {
+            name: StepCost(statistics.median(seconds[name]), candidate.state_bytes)
+            for name, candidate in candidates.items()
+        }

@@ -1,0 +1,50 @@
+"""Stand-ins for the training and the timing of a comparison that take no time."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from celo2.evaluate.grid import RunGrid
+from celo2.evaluate.runner import OnProgress, Progress
+from celo2.evaluate.timing import StepCost
+from celo2.tasks.base import Task
+
+__all__ = ["InstantRunner", "InstantTimer"]
+
+
+class InstantRunner:
+    """In place of `GridRunner`: every loss is a half; `asked` collects what runners were made for."""
+
+    asked: ClassVar[list[tuple]] = []
+
+    def __init__(self, task: Task, _: Any, learning_rates: Any, *, seeds: Any, steps: int, **__: Any) -> None:
+        self.asked.append((learning_rates, tuple(seeds), steps))
+        shape = (len(learning_rates), len(seeds), steps)
+        self.grid = RunGrid(
+            learning_rates=np.asarray(learning_rates),
+            seeds=np.asarray(seeds),
+            train_loss=np.full(shape, 0.5, np.float32),
+            valid_steps=np.asarray([steps]),
+            valid_loss=np.full((*shape[:2], 1), 0.5, np.float32),
+            valid_accuracy=None,
+            initial_loss=task.initial_loss,
+        )
+
+    def train(self, on_progress: OnProgress | None = None) -> RunGrid:
+        if on_progress:
+            steps = self.grid.steps
+            on_progress(Progress(0.5, steps // 2, steps, 0.7))
+            on_progress(Progress(1.0, steps, steps, 0.5))
+        return self.grid
+
+
+class InstantTimer:
+    """In place of `StepTimer`: each optimizer's step takes a millisecond longer than the one before."""
+
+    def __init__(self, _: Task, optimizers: Any) -> None:
+        self.names = list(optimizers)
+
+    def measure(self) -> dict[str, StepCost]:
+        return {name: StepCost(1e-3 * (index + 1), 100) for index, name in enumerate(self.names)}

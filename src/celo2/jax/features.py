@@ -76,15 +76,11 @@ def _factors(
     """What a gradient is multiplied by to divide it by the root of its factored second moment."""
     if axes is None:
         return tuple((jax.lax.rsqrt(jnp.maximum(r + FACTOR_FLOOR, FACTOR_FLOOR)),) for r in row)
-    return tuple(
-        (
-            jax.lax.rsqrt(
-                jnp.maximum(r / (jnp.mean(r, axis=axes.small, keepdims=True) + FACTOR_FLOOR), FACTOR_FLOOR)
-            ),
-            jax.lax.rsqrt(jnp.maximum(c, FACTOR_FLOOR)),
-        )
-        for r, c in zip(row, col, strict=True)
-    )
+    rows = jnp.stack(row)  # all decays at once: a handful of small kernels instead of one set for each
+    row_mean = jnp.mean(rows, axis=axes.small + 1, keepdims=True)
+    row_factors = jax.lax.rsqrt(jnp.maximum(rows / (row_mean + FACTOR_FLOOR), FACTOR_FLOOR))
+    col_factors = jax.lax.rsqrt(jnp.maximum(jnp.stack(col), FACTOR_FLOOR))
+    return tuple(zip(row_factors, col_factors, strict=True))
 
 
 def _scale(array: Array, factors: tuple[Array, ...]) -> Array:

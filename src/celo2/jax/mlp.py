@@ -9,6 +9,7 @@ network is one pass over the array. Channels that are vectors go through the fir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,8 +54,7 @@ def input_scales(groups: FeatureGroups) -> InputScales:
         for channel in group:
             by_shape.setdefault(channel.shape, []).append(channel)
     scales = {
-        shape: iter([jax.lax.rsqrt(mean + NORM_EPS) for mean in _mean_squares(channels)])
-        for shape, channels in by_shape.items()
+        shape: iter(jax.lax.rsqrt(_mean_squares(channels) + NORM_EPS)) for shape, channels in by_shape.items()
     }
     return {name: tuple(next(scales[channel.shape]) for channel in group) for name, group in groups.items()}
 
@@ -83,18 +83,19 @@ def compute(
     return direction, magnitude[0] if magnitude else None
 
 
-def _mean_squares(channels: Sequence[Array]) -> list[Array]:
-    """`mean_square` of arrays of one shape, in one reduction of many operands."""
+def _mean_squares(channels: Sequence[Array]) -> Array:
+    """`mean_square` of arrays of one shape, stacked, from one reduction with as many operands.
+
+    The operands are not stacked, so that each is computed inside the reduction and never stored.
+    """
     shape = channels[0].shape
     if not shape:
-        return [channel * channel for channel in channels]
+        return jnp.square(jnp.stack(channels))
     squares = tuple(channel * channel for channel in channels)
     zeros = tuple(jnp.zeros((), square.dtype) for square in squares)
-    sums = jax.lax.reduce(squares, zeros, _add_each, (len(shape) - 1,))
-    rows = range(max(len(shape) - 2, 0), len(shape) - 1)
-    count = np.prod(shape[-2:])
-    kept = shape[: max(len(shape) - 2, 0)] + (1,) * len(shape[-2:])
-    return [jnp.sum(total, axis=tuple(rows)).reshape(kept) / count.astype(total.dtype) for total in sums]
+    sums = jnp.stack(jax.lax.reduce(squares, zeros, _add_each, (len(shape) - 1,)))[..., None]
+    rows = (-2,) if len(shape) > 1 else ()
+    return jnp.sum(sums, axis=rows, keepdims=True) / math.prod(shape[-2:])
 
 
 def _add_each(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:

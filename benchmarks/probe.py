@@ -3,8 +3,8 @@
     python benchmarks/probe.py runs/celo2/weights/celo2-00*.safetensors adamw muon
 
 Each file (or optimizer of `celo2 compare`, as a standard) trains each probe over a grid of learning
-rates, with a seed that `celo2 compare` does not use by default; printed is the final training loss at the
-best one. Lower is better; the last column is the mean of the logarithms, by which files are ranked.
+rates, with seeds that `celo2 compare` does not use by default; printed is the mean final training loss at
+the best one. Lower is better; the last column is the mean of the logarithms, by which files are ranked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from celo2.baselines import OPTIMIZERS, find_optimizer
 from celo2.evaluate.runner import run_grid
 from celo2.tasks.registry import make_task
 
-SEEDS = (1000,)  # compare's are 0, 1, …
+FIRST_SEED = 1000  # compare's are 0, 1, …
 STEPS = {"fashion-mlp": 300, "tiny-lm": 150, "fashion-conv": 150, "digits-mlp": 300}
 
 
@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--tasks", default="fashion-mlp,tiny-lm", help="probes, by names of celo2 compare")
     parser.add_argument("--learning-rates", default="1e-3,3e-3,1e-2", help="tried for each file")
     parser.add_argument("--standard-rates", type=int, default=5, help="how many are tried for each name")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each learning rate")
     options = parser.parse_args()
+    seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     rates = [float(rate) for rate in options.learning_rates.split(",")]
     tasks = {name: make_task(name) for name in options.tasks.split(",")}
@@ -44,7 +46,7 @@ def main() -> None:
         cells, logs = [], []
         for name, task in tasks.items():
             grid = run_grid(
-                task, lambda rate, make=spec.make: make(rate, 0.0), tried, seeds=SEEDS, steps=STEPS[name]
+                task, lambda rate, make=spec.make: make(rate, 0.0), tried, seeds=seeds, steps=STEPS[name]
             )
             best = float(grid.scores[grid.best])
             cells.append(f"{best:.4f} at {grid.learning_rates[grid.best]:g}")

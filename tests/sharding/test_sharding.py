@@ -14,7 +14,7 @@ LAYOUTS = ("data", "tensor", "fully-sharded")
 VARIANTS = ("celo2", "celo2-base")
 TOLERANCE = 1e-5  # relative to the largest entry: sums are taken in another order
 VECTOR_SUMS = 8 * 512  # elements: row, column and channel sums of the largest leaf, from each device
-LARGEST_MATRIX = 256 * 512  # elements
+LARGEST_MATRIX = 256 * 512  # elements; the stack of four matrices has as many in all
 
 
 @pytest.fixture(scope="module")

@@ -55,6 +55,18 @@ def test_each_array_gets_the_target_and_keeps_its_changes() -> None:
             np.testing.assert_allclose(updates[name], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_one_broken_gradient_passes_through_and_is_forgotten(bad: float) -> None:
+    tx = normalize_gradients(1.0)
+    grads = {"kernel": jnp.full((2, 2), 3.0)}
+    _, state = tx.update(grads, tx.init(grads))
+    broken, state = tx.update({"kernel": grads["kernel"].at[0, 0].set(bad)}, state)
+    assert not abs(float(broken["kernel"][0, 0])) < 1e20
+    after, _ = tx.update(grads, state)
+    assert np.isfinite(after["kernel"]).all()
+    assert (np.asarray(after["kernel"]) > 0.5).all()
+
+
 def test_zero_gradients_stay_zero_and_dtypes_are_kept() -> None:
     tx = normalize_gradients(1.0)
     grads = {"zero": jnp.zeros(3), "half": jnp.ones(2, jnp.bfloat16), "empty": jnp.zeros((0, 2))}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 
 
@@ -43,3 +46,15 @@ def test_refuses_what_cannot_work(options: dict, message: str) -> None:
 def test_unknown_name_in_a_file_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'sigma'"):
         MetaConfig.from_json('{"sigme": 0.1}')
+
+
+def test_a_run_from_before_an_option_existed_can_be_resumed(tmp_path) -> None:
+    config = MetaConfig(seed=3)
+    recipe = json.loads(config.to_json())
+    del recipe["inner_schedule"]
+    (tmp_path / "config.json").write_text(json.dumps(recipe))
+    files = RunFiles(tmp_path)
+    files.start(config, resume=True)
+    with pytest.raises(ValueError, match="another recipe"):
+        files.start(MetaConfig(seed=3, inner_schedule="cosine"), resume=True)
+    files.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,7 @@ def test_exact_values_infinities_and_nan_are_kept() -> None:
         assert np.signbit(rounded[1])
 
 
-def _run(steps: int, state_dtype: str | None) -> tuple[jax.Array, celo2.RuleConfig]:
+def _run(steps: int, state_dtype: str | None) -> tuple[dict[str, jax.Array], Any]:
     rule = celo2.scale_by_celo2(orthogonalize=False, state_dtype=state_dtype)
     params = {"kernel": jnp.ones((6, 5)), "bias": jnp.zeros(5)}
     state = rule.init(params)
@@ -72,6 +74,18 @@ def test_state_takes_eight_bytes_a_parameter() -> None:
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < 8.2 * 256 * 256
 
 
-def test_other_dtypes_are_refused() -> None:
+@pytest.mark.parametrize("dtype", ["float16", "nonsense"])
+def test_other_dtypes_are_refused(dtype: str) -> None:
     with pytest.raises(ValueError, match="bfloat16"):
-        celo2.scale_by_celo2(state_dtype="float16")
+        celo2.scale_by_celo2(state_dtype=dtype)
+
+
+def test_equal_leaves_and_successive_steps_are_rounded_differently() -> None:
+    rule = celo2.scale_by_celo2(orthogonalize=False, state_dtype="bfloat16")
+    params = {"a": jnp.ones(512), "b": jnp.ones(512), "large": jnp.ones((256, 256))}
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 1.0 + 2.0**-8), params)
+    first = rule.update(grads, rule.init(params), params)[1]
+    second = rule.update(grads, first._replace(momentum=rule.init(params).momentum), params)[1]
+    for state, other in ((first, second), (second, first)):
+        assert (state.momentum[0]["a"] != state.momentum[0]["b"]).mean() > 0.1
+        assert (state.momentum[0]["large"] != other.momentum[0]["large"]).mean() > 0.1

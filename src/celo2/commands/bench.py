@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,8 +63,10 @@ class BenchCommand:
         """Checks names and ranges."""
         if self.tree not in TREES:
             raise ValueError(f"unknown tree {self.tree!r}; there are {', '.join(TREES)}.")
-        if not self.seconds > 0:
-            raise ValueError(f"seconds must be positive, got {self.seconds}.")
+        if not 0 < self.seconds < math.inf:
+            raise ValueError(f"seconds must be positive and finite, got {self.seconds}.")
+        if self.json and not self.json.absolute().parent.is_dir():
+            raise ValueError(f"there is no folder {self.json.parent} to write {self.json.name} into.")
 
 
 def main(argv: Sequence[str]) -> int:

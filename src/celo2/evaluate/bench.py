@@ -117,14 +117,14 @@ def bench_whole_step(
 ) -> list[BenchRow]:
     """Measures a training step of a small GPT (`WHOLE_STEP`) with each optimizer, as `bench_tree` does."""
     task = make_tiny_lm(config=WHOLE_STEP, batch_size=WHOLE_STEP_BATCH)
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(task.init, key)
-    batch = task.sample_batch(key, dict(task.dataset.train))
+    init_key, batch_key = jax.random.split(jax.random.key(0))
+    shapes = jax.eval_shape(task.init, init_key)
+    batch = task.sample_batch(batch_key, dict(task.dataset.train))
     candidates = _compile(
         optimizers, lambda optimizer: make_step(task, optimizer), shapes, batch, on_progress
     )
     on_progress("timing")
-    _time(candidates, lambda: task.init(key), batch, budget)
+    _time(candidates, lambda: task.init(init_key), batch, budget)
     return _rows(candidates, count_parameters(shapes))
 
 

@@ -35,6 +35,9 @@ class NormalizeGradientsState(NamedTuple):
 def normalize_gradients(target: float, *, decay: float = DECAY) -> optax.GradientTransformation:
     """Divides each array by the root of the running mean of its mean square, times `target`.
 
+    A gradient that is not finite goes through as it is and leaves the running mean alone. Squares
+    are taken in float32: root mean squares below 1e-19 count as zero, above 1e19 as not finite.
+
     Args:
         target: Root mean square that gradients get on average, positive.
         decay: Of the running mean, in [0, 1); the mean is corrected for its start at zero.
@@ -67,10 +70,11 @@ def normalize_gradients(target: float, *, decay: float = DECAY) -> optax.Gradien
         correction = 1.0 - decay ** count.astype(jnp.float32)
 
         def average(grad: Array, mean: Array) -> Array:
-            return decay * mean + (1.0 - decay) * _mean_square(grad)
+            new = _mean_square(grad)  # one step that is not finite must not stay in the mean for ever
+            return jnp.where(jnp.isfinite(new), decay * mean + (1.0 - decay) * new, mean)
 
         def scale(grad: Array, mean: Array) -> Array:
-            factor = jnp.where(mean > 0, target * jax.lax.rsqrt(mean / correction), 0.0)
+            factor = jnp.where(mean == 0, 0.0, target * jax.lax.rsqrt(mean / correction))
             return (grad.astype(jnp.float32) * factor).astype(grad.dtype)
 
         mean_square = jax.tree.map(average, updates, state.mean_square)

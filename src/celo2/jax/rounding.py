@@ -19,7 +19,8 @@ _BITS_CUT = 16  # of a float32's significand
 def round_all(key: Array, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
     """Rounds float32 arrays of one shape to bfloat16, each of the two neighbours by its nearness.
 
-    A value that bfloat16 holds is kept, and so are infinities and NaN.
+    A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest
+    bfloat16, the upper neighbour is infinity.
 
     Args:
         key: Decides all roundings. One random word serves two arrays, sixteen bits each.

@@ -31,8 +31,8 @@ class ScaleByCelo2State(NamedTuple):
 
     Attributes:
         count: Updates so far, int32.
-        momentum: Trees of arrays of the parameters' shapes.
-        rms: Trees of arrays of the parameters' shapes.
+        momentum: Trees of arrays of the parameters' shapes, float32 or `state_dtype`.
+        rms: Trees of arrays of the parameters' shapes, float32 or `state_dtype`.
         row: Trees of row accumulators (`accumulators.Accumulators`).
         col: Trees of column accumulators.
     """
@@ -48,7 +48,7 @@ def check_state_dtype(dtype: Any) -> jnp.dtype | None:
     """The dtype of the large accumulators: None (the computation's own) or bfloat16."""
     if dtype is None:
         return None
-    if np.dtype(dtype) != jnp.bfloat16:
+    if dtype not in ("bfloat16", jnp.bfloat16, np.dtype(jnp.bfloat16)):
         raise ValueError(f'state_dtype must be None (float32) or "bfloat16", got {dtype!r}.')
     return np.dtype(jnp.bfloat16)
 

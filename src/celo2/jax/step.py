@@ -28,7 +28,7 @@ from celo2.jax.dimensions import Axes
 
 __all__ = ["update"]
 
-_Inputs = tuple[Array, Array, Accumulators, Accumulators]  # gradient, parameter, accumulators seen and raw
+_Inputs = tuple[Array, Array, Accumulators, Accumulators | None]  # as `features.compute` takes them
 
 PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
 
@@ -62,7 +62,7 @@ def update(
     grad = jnp.clip(grad, -accumulators_lib.GRAD_CLIP, accumulators_lib.GRAD_CLIP)
     accumulators = accumulators_lib.update(accumulators, grad, axes, config)
     seen = accumulators_lib.unbias(accumulators, count, config) if config.bias_correction else accumulators
-    inputs = (grad, param, seen, accumulators)
+    inputs = (grad, param, seen, accumulators if config.bias_correction else None)
     scales = _input_scales(inputs, axes, config) if config.normalize_input else None
     groups = _features(inputs, axes, config)
     direction, magnitude = mlp.compute(groups, scales, weights, config)

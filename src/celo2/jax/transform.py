@@ -40,7 +40,7 @@ def scale_by_celo2(
     """Turns gradients into the rule's un-negated steps, each of root mean square 1.
 
     It needs the parameters in `update`. Accumulators are float32 (float64 for float64 parameters)
-    from the first step; updates have the gradient's dtype.
+    from the first step unless `state_dtype` says otherwise; updates have the gradient's dtype.
 
     Args:
         theta: The network's weights: what `load_checkpoint` returns, the upstream tree
@@ -56,7 +56,7 @@ def scale_by_celo2(
 
     Raises:
         TypeError: An unknown option, or a parameter that is not a real floating-point array.
-        ValueError: Weights that do not fit the options.
+        ValueError: Weights that do not fit the options, or another `state_dtype`.
 
     Example:
         >>> import jax.numpy as jnp, optax

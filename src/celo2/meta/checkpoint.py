@@ -68,7 +68,7 @@ class RunFiles:
             return
         if not path.exists():
             raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume.")
-        saved = json.loads(path.read_text())
+        saved = json.loads(MetaConfig.from_json(path.read_text()).to_json())  # newer options at their default
         given = json.loads(config.to_json())
         differing = {name: (saved.get(name), given[name]) for name in given if saved.get(name) != given[name]}
         if differing:

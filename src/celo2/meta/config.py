@@ -37,7 +37,7 @@ class MetaConfig:
         max_unroll: Greatest length of an inner run.
         inner_learning_rate: Of the networks that are trained, at its peak.
         inner_schedule: "constant", the published recipe, or "cosine": from the peak to zero over each
-            run, as in use. A rule that never sees a falling rate learns to average its own noise away.
+            run, as in use.
         adamw_lr_scale: Learning rate of Celo2's AdamW branch over the inner one.
         level: What the augmentation scales.
         scale_range: Least and greatest scale of the augmentation.

@@ -26,6 +26,8 @@ def init_theta(key: Array, config: MetaConfig) -> Theta:
     """
     if config.start:
         weights = load_checkpoint(config.start, orthogonalize=config.rule.orthogonalize)
+        if weights.config != config.rule:
+            raise ValueError(f"{config.start} has other options than the recipe: {weights.config}.")
         return {name: jnp.asarray(array, jnp.float32) for name, array in weights.arrays.items()}
     shapes = config.rule.weight_shapes()
     first_fan_in = sum(shape[0] for name, shape in shapes.items() if name.startswith("w0__"))

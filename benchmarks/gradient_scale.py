@@ -17,17 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from probe import STEPS
 
-import celo2
+from celo2.baselines import LEARNED
 from celo2.evaluate.runner import run_grid
 from celo2.jax.gradient_scale import normalize_gradients
 from celo2.tasks.base import Task
 from celo2.tasks.registry import make_task
 
-STEPS = {"fashion-mlp": 300, "tiny-lm": 150, "fashion-conv": 100, "digits-mlp": 300}
 FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 RATES = (1e-3, 2e-3, 5e-3)
-VARIANTS = {"celo2": celo2.celo2, "celo2-base": celo2.celo2_base}
 
 
 def main() -> None:
@@ -44,7 +43,7 @@ def main() -> None:
         task = make_task(name)
         low, high = _gradient_range(task, STEPS[name])
         print(f"{name:14}range of the gradients' rms: {low:.1e} to {high:.1e}")
-        for variant, make in VARIANTS.items():
+        for variant, make in LEARNED.items():
             for target in targets:
                 losses = [_final_loss(task, _scaled(make, factor, target), STEPS[name]) for factor in FACTORS]
                 shown = "none" if target is None else f"{target:g}"

@@ -14,14 +14,13 @@ import os
 
 import jax
 import numpy as np
+from probe import STEPS
 
-import celo2
+from celo2.baselines import LEARNED
 from celo2.evaluate.runner import run_grid
 from celo2.tasks.registry import make_task
 
-STEPS = {"fashion-mlp": 300, "tiny-lm": 150, "fashion-conv": 100, "digits-mlp": 300}
 RATES = (1e-3, 2e-3, 5e-3)
-VARIANTS = {"celo2": celo2.celo2, "celo2-base": celo2.celo2_base}
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
     print(f"{'task':14}{'optimizer':12}{'rate':>8}{'float32':>10}{'bfloat16':>10}{'difference':>20}")
     for name in options.tasks.split(","):
         task = make_task(name)
-        for variant, make in VARIANTS.items():
+        for variant, make in LEARNED.items():
             exact, rounded = (
                 run_grid(
                     task,

@@ -24,8 +24,6 @@ from celo2.evaluate.trees import TREES, count_parameters
 
 __all__ = ["BenchCommand", "main"]
 
-MIB = 2**20
-
 _DESCRIPTION = """\
 Measures the step of several optimizers on one parameter tree, in turns in one process: time, its
 ratio to optax.adamw (the figure that carries over to other machines), compile time, bytes of state

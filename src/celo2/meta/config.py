@@ -42,7 +42,8 @@ class MetaConfig:
         level: What the augmentation scales.
         scale_range: Least and greatest scale of the augmentation.
         batch_size: Images in an inner batch.
-        start: Weights to start from, anything that `celo2.load_checkpoint` takes; empty: random ones.
+        start: "random"; "adam", where the rule is Adam with Nesterov momentum until it learns better; or
+            weights, anything that `celo2.load_checkpoint` takes.
         seed: Of everything random.
     """
 
@@ -63,7 +64,7 @@ class MetaConfig:
     level: Level = "global"
     scale_range: tuple[float, float] = (1e-3, 1e3)
     batch_size: int = 64
-    start: str = ""
+    start: str = "random"
     seed: int = 0
 
     def __post_init__(self) -> None:

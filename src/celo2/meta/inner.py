@@ -5,39 +5,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
-from jax import Array
 
 from celo2.jax.transform import ADAMW_BETAS, scale_by_celo2
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
-from celo2.weights import load_checkpoint
 
-__all__ = ["init_theta", "make_inner_optimizer"]
+__all__ = ["make_inner_optimizer"]
 
 ADAMW_EPS = 1e-8  # under the root of the second moment in the meta-training's AdamW branch
-
-
-def init_theta(key: Array, config: MetaConfig) -> Theta:
-    """Initial weights of the rule: `config.start`, or truncated normal of scale 1/√fan_in and zero biases.
-
-    The first layer's fan-in is its number of channels over all groups (30 by default).
-    """
-    if config.start:
-        weights = load_checkpoint(config.start, orthogonalize=config.rule.orthogonalize)
-        if weights.config != config.rule:
-            raise ValueError(f"{config.start} has other options than the recipe: {weights.config}.")
-        return {name: jnp.asarray(array, jnp.float32) for name, array in weights.arrays.items()}
-    shapes = config.rule.weight_shapes()
-    first_fan_in = sum(shape[0] for name, shape in shapes.items() if name.startswith("w0__"))
-    keys = jax.random.split(key, len(shapes))
-    theta = {}
-    for leaf_key, (name, shape) in zip(keys, shapes.items(), strict=True):
-        fan_in = first_fan_in if name.startswith("w0__") else shape[0]
-        normal = jax.random.truncated_normal(leaf_key, -2.0, 2.0, shape) / jnp.sqrt(float(fan_in))
-        theta[name] = jnp.zeros(shape) if name.startswith("b") else normal
-    return theta
 
 
 def make_inner_optimizer(theta: Theta, config: MetaConfig) -> optax.GradientTransformation:

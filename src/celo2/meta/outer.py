@@ -14,8 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from celo2.meta import pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.inner import init_theta
 from celo2.meta.pes import Theta
+from celo2.meta.start import init_theta
 from celo2.meta.truncation import InnerState, init_pairs, unroll
 from celo2.tasks.family import FamilyData
 
@@ -94,9 +94,10 @@ def init(config: MetaConfig, mesh: Mesh) -> OuterState:
     whole = NamedSharding(mesh, PartitionSpec())
     shardings: Any = (whole, whole, split, split, whole)
 
-    def make() -> OuterState:
-        theta_key, pairs_key = jax.random.split(jax.random.key(config.seed))
-        theta = init_theta(theta_key, config)
+    theta_key, pairs_key = jax.random.split(jax.random.key(config.seed))
+    start = init_theta(theta_key, config)
+
+    def make(theta: Theta) -> OuterState:
         accumulator = {
             name: jnp.zeros((config.num_pairs, *array.shape), array.dtype) for name, array in theta.items()
         }
@@ -104,7 +105,7 @@ def init(config: MetaConfig, mesh: Mesh) -> OuterState:
         opt_state = make_outer_optimizer(config).init(theta)
         return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32))
 
-    return jax.jit(make, out_shardings=OuterState(*shardings))()
+    return jax.jit(make, out_shardings=OuterState(*shardings))(start)
 
 
 def make_outer_step(

@@ -18,6 +18,7 @@ from celo2.meta import outer
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 from celo2.meta.progress import Progress
+from celo2.meta.start import BUILT_IN
 from celo2.tasks.base import Dataset
 from celo2.tasks.datasets import load_image_sets
 from celo2.tasks.family import stack_datasets
@@ -122,7 +123,7 @@ def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, D
         for field in dataclasses.fields(config)
         if (value := getattr(config, field.name)) != field.default and field.name != "variant"
     ]
-    start = load_checkpoint(config.start).provenance if config.start else {}
+    start = {} if config.start in BUILT_IN else load_checkpoint(config.start).provenance
     command = f"celo2 meta-train --variant {config.variant} --outer-steps {options.outer_steps}"
     return {
         "made_by": f"celo2 {__version__}",

@@ -1,0 +1,69 @@
+"""Where meta-training starts: random weights, an Adam-like rule, or finished weights."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.meta.config import MetaConfig
+from celo2.meta.pes import Theta
+from celo2.weights import load_checkpoint
+
+__all__ = ["BUILT_IN", "init_theta"]
+
+BUILT_IN = ("random", "adam")  # what `MetaConfig.start` can name beside weights
+
+# The channels whose mean is the direction of the "adam" start: m₀.₉ · rsqrt(v) and g · rsqrt(v), each
+# normalised as every input is. The gradient beside its momentum is Nesterov's term, as in NAdam.
+_ADAM_CHANNELS = (("normalized_momentum", 0), ("normalized_grad", 0))
+
+
+def init_theta(key: Array, config: MetaConfig) -> Theta:
+    """The weights before the first outer iteration, float32 arrays of `config.rule.weight_shapes()`.
+
+    "random": truncated normal of scale 1/√fan_in and zero biases; the first layer's fan-in is its
+    number of channels over all groups (30 by default). "adam": the same, except that two units of each
+    hidden layer carry an Adam direction with Nesterov momentum to the first output, and no other unit
+    reaches it yet. Anything else: `celo2.load_checkpoint` reads it.
+
+    Raises:
+        ValueError: The weights to start from have other options than `config.rule`.
+    """
+    if config.start == "random":
+        return _random_theta(key, config)
+    if config.start == "adam":
+        return _adam_theta(_random_theta(key, config), config)
+    weights = load_checkpoint(config.start, orthogonalize=config.rule.orthogonalize)
+    if weights.config != config.rule:
+        raise ValueError(f"{config.start} has other options than the recipe: {weights.config}.")
+    return {name: jnp.asarray(array, jnp.float32) for name, array in weights.arrays.items()}
+
+
+def _random_theta(key: Array, config: MetaConfig) -> Theta:
+    shapes = config.rule.weight_shapes()
+    first_fan_in = sum(shape[0] for name, shape in shapes.items() if name.startswith("w0__"))
+    keys = jax.random.split(key, len(shapes))
+    theta = {}
+    for leaf_key, (name, shape) in zip(keys, shapes.items(), strict=True):
+        fan_in = first_fan_in if name.startswith("w0__") else shape[0]
+        normal = jax.random.truncated_normal(leaf_key, -2.0, 2.0, shape) / jnp.sqrt(float(fan_in))
+        theta[name] = jnp.zeros(shape) if name.startswith("b") else normal
+    return theta
+
+
+def _adam_theta(theta: Theta, config: MetaConfig) -> Theta:
+    """Lets units 0 and 1 of each hidden layer be `relu(x)` and `relu(-x)`, and output 0 their difference."""
+    theta = dict(theta)
+    names = {feature.name: name for name, feature in config.rule.feature_groups(2)}
+    for name in names.values():
+        theta[name] = theta[name].at[:, :2].set(0.0)
+    share = 1.0 / len(_ADAM_CHANNELS)
+    for feature, channel in _ADAM_CHANNELS:
+        theta[names[feature]] = theta[names[feature]].at[channel, :2].set(jnp.array([share, -share]))
+    signs = jnp.array([1.0, -1.0])
+    last = config.rule.ff_hidden_layers
+    for layer in range(1, last):
+        theta[f"w{layer}"] = theta[f"w{layer}"].at[:, :2].set(0.0).at[:2, :2].set(jnp.outer(signs, signs))
+    theta[f"w{last}"] = theta[f"w{last}"].at[:, 0].set(0.0).at[:2, 0].set(signs)
+    return theta

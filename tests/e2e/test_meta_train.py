@@ -126,3 +126,19 @@ def test_nothing_to_resume_is_said(tmp_path: Path, environment: dict[str, str]) 
     done = _run(_command(tmp_path / "none", "--resume"), environment)
     assert done.returncode == 2
     assert "nothing to resume" in done.stderr
+
+
+def test_run_keeps_the_weights_that_it_starts_from(
+    whole_run: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(_final_weights(whole_run).read_bytes())
+    command = _command(tmp_path / "run", "--start", str(start), steps=EVERY)
+    assert _run(command, environment).returncode == 0
+    start.unlink()
+    command[command.index("--outer-steps") + 1] = str(2 * EVERY)
+    done = _run([*command, "--resume"], environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = load_checkpoint(tmp_path / "run" / "weights" / f"celo2-{2 * EVERY:06d}.safetensors").provenance
+    assert made["start_outer_steps"] == str(STEPS)
+    assert len(made["start_sha256"]) == 64

@@ -16,7 +16,6 @@ from celo2.meta.start import init_theta
 from celo2.meta.truncation import InnerState, Losses, init_pairs, make_family, unroll
 from celo2.tasks.datasets import load_image_sets
 from celo2.tasks.family import FamilyData, stack_datasets
-from celo2.weights import Weights, save_weights
 
 CONFIG = MetaConfig(
     datasets=("digits", "mnist"),
@@ -127,26 +126,3 @@ def test_celo2_trains_vectors_by_uncorrected_adam(theta: pes.Theta) -> None:
     assert float(jnp.sqrt(jnp.mean(updates["kernel"] ** 2))) == pytest.approx(
         CONFIG.inner_learning_rate, rel=1e-4
     )
-
-
-def test_initial_theta_has_the_rules_shapes(theta: pes.Theta) -> None:
-    assert {name: array.shape for name, array in theta.items()} == CONFIG.rule.weight_shapes()
-    assert all(not theta[name].any() for name in ("b0", "b1", "b2"))
-    assert float(jnp.abs(theta["w0__3"]).max()) <= 2 / np.sqrt(30) + 1e-6
-
-
-def test_start_weights_are_taken_as_they_are(tmp_path, theta: pes.Theta) -> None:
-    path = tmp_path / "start.safetensors"
-    arrays = {name: np.asarray(array) for name, array in theta.items()}
-    save_weights(path, Weights(arrays, CONFIG.rule))
-    started = init_theta(jax.random.key(1), dataclasses.replace(CONFIG, start=str(path)))
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(started[name], array)
-
-
-def test_start_weights_of_other_options_are_refused(tmp_path, theta: pes.Theta) -> None:
-    path = tmp_path / "start.safetensors"
-    arrays = {name: np.asarray(array) for name, array in theta.items()}
-    save_weights(path, Weights(arrays, CONFIG.rule.replace(mlp_activation="tanh")))
-    with pytest.raises(ValueError, match="other options"):
-        init_theta(jax.random.key(1), dataclasses.replace(CONFIG, start=str(path)))

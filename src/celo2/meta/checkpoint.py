@@ -1,6 +1,7 @@
 """Files of a meta-training run: checkpoints, metrics, recipe, weights.
 
 OUT/config.json                  the recipe
+OUT/start.safetensors            the weights it starts from, if the recipe names some
 OUT/metrics.jsonl                one line for each outer iteration
 OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first
 OUT/weights/VARIANT-STEP.safetensors   theta alone, a few kB, one for each checkpoint
@@ -8,6 +9,7 @@ OUT/weights/VARIANT-STEP.safetensors   theta alone, a few kB, one for each check
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -23,6 +25,7 @@ from celo2._files import write_atomic
 from celo2.meta import outer
 from celo2.meta.config import MetaConfig
 from celo2.meta.outer import OuterState
+from celo2.meta.start import BUILT_IN, load_start
 from celo2.weights import Weights, save_weights
 
 __all__ = ["RunFiles"]
@@ -45,18 +48,19 @@ class RunFiles:
             options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False),
         )
         self._metrics = self.folder / "metrics.jsonl"
+        self._start = self.folder / "start.safetensors"
 
     def close(self) -> None:
         """Waits for pending writes."""
         self._manager.close()
 
     def start(self, config: MetaConfig, *, resume: bool) -> None:
-        """Writes the recipe of a new run, or checks that a resumed one has the same.
+        """Writes the recipe of a new run and what it starts from, or checks that a resumed one has the same.
 
         Raises:
             FileExistsError: A new run in a folder that holds one.
             FileNotFoundError: Nothing to resume.
-            ValueError: The resumed run has another recipe.
+            ValueError: The resumed run has another recipe, or the weights to start from have other options.
         """
         path = self.folder / "config.json"
         if not resume:
@@ -64,6 +68,8 @@ class RunFiles:
                 raise FileExistsError(
                     f"{self.folder} already holds a run; continue it with --resume or choose another --out."
                 )
+            if config.start not in BUILT_IN:
+                save_weights(self._start, load_start(config))
             write_atomic(path, config.to_json().encode())
             return
         if not path.exists():
@@ -78,6 +84,10 @@ class RunFiles:
             raise ValueError(
                 f"{self.folder} was started with another recipe ({listed}); use the same options."
             )
+
+    def with_own_start(self, config: MetaConfig) -> MetaConfig:
+        """The recipe with the run's own copy of the weights to start from, which nobody else changes."""
+        return config if config.start in BUILT_IN else dataclasses.replace(config, start=str(self._start))
 
     def restore(self, config: MetaConfig, mesh: Mesh) -> OuterState | None:
         """The newest readable state, its arrays placed as `outer.init` places them; None without one.

@@ -8,9 +8,9 @@ from jax import Array
 
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
-from celo2.weights import load_checkpoint
+from celo2.weights import Weights, load_checkpoint
 
-__all__ = ["BUILT_IN", "init_theta"]
+__all__ = ["BUILT_IN", "init_theta", "load_start"]
 
 BUILT_IN = ("random", "adam")  # what `MetaConfig.start` can name beside weights
 
@@ -25,19 +25,26 @@ def init_theta(key: Array, config: MetaConfig) -> Theta:
     "random": truncated normal of scale 1/√fan_in and zero biases; the first layer's fan-in is its
     number of channels over all groups (30 by default). "adam": the same, except that two units of each
     hidden layer carry an Adam direction with Nesterov momentum to the first output, and no other unit
-    reaches it yet. Anything else: `celo2.load_checkpoint` reads it.
-
-    Raises:
-        ValueError: The weights to start from have other options than `config.rule`.
+    reaches it yet. Anything else: see `load_start`.
     """
     if config.start == "random":
         return _random_theta(key, config)
     if config.start == "adam":
         return _adam_theta(_random_theta(key, config), config)
+    return {name: jnp.asarray(array, jnp.float32) for name, array in load_start(config).arrays.items()}
+
+
+def load_start(config: MetaConfig) -> Weights:
+    """The finished weights that `config.start` names.
+
+    Raises:
+        ValueError: They have other options than `config.rule`.
+        OSError: The file cannot be read.
+    """
     weights = load_checkpoint(config.start, orthogonalize=config.rule.orthogonalize)
     if weights.config != config.rule:
         raise ValueError(f"{config.start} has other options than the recipe: {weights.config}.")
-    return {name: jnp.asarray(array, jnp.float32) for name, array in weights.arrays.items()}
+    return weights
 
 
 def _random_theta(key: Array, config: MetaConfig) -> Theta:

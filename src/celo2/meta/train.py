@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import signal
 import time
 from collections.abc import Iterator
@@ -18,11 +19,10 @@ from celo2.meta import outer
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 from celo2.meta.progress import Progress
-from celo2.meta.start import BUILT_IN
+from celo2.meta.start import BUILT_IN, load_start
 from celo2.tasks.base import Dataset
 from celo2.tasks.datasets import load_image_sets
 from celo2.tasks.family import stack_datasets
-from celo2.weights import load_checkpoint
 
 __all__ = ["TrainOptions", "meta_train"]
 
@@ -77,6 +77,8 @@ def meta_train(config: MetaConfig, options: TrainOptions) -> Path:
 def _run(config: MetaConfig, options: TrainOptions, files: RunFiles, datasets: dict[str, Dataset]) -> Path:
     mesh = outer.make_mesh()
     provenance = _provenance(config, options, datasets)
+    config = files.with_own_start(config)
+    provenance.update(_start_provenance(config))
     state = (files.restore(config, mesh) if options.resume else None) or outer.init(config, mesh)
     outer_step = outer.make_outer_step(config, mesh)
     data = stack_datasets(list(datasets.values()))
@@ -123,7 +125,6 @@ def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, D
         for field in dataclasses.fields(config)
         if (value := getattr(config, field.name)) != field.default and field.name != "variant"
     ]
-    start = {} if config.start in BUILT_IN else load_checkpoint(config.start).provenance
     command = f"celo2 meta-train --variant {config.variant} --outer-steps {options.outer_steps}"
     return {
         "made_by": f"celo2 {__version__}",
@@ -131,8 +132,17 @@ def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, D
         "data": ", ".join(f"{d.name} ({d.size('train')} images)" for d in datasets.values()),
         "seed": str(config.seed),
         "recipe": " ".join(config.to_json().split()),
-        **{f"start_{name}": text for name, text in start.items() if name in ("command", "outer_steps")},
     }
+
+
+def _start_provenance(config: MetaConfig) -> dict[str, str]:
+    """Which weights the run starts from: how they were made, and the hash of their file."""
+    if config.start in BUILT_IN:
+        return {}
+    made = load_start(config).provenance
+    facts = {name: made[name] for name in ("command", "outer_steps") if name in made}
+    facts["sha256"] = hashlib.sha256(Path(config.start).read_bytes()).hexdigest()
+    return {f"start_{name}": fact for name, fact in facts.items()}
 
 
 @contextmanager

@@ -23,7 +23,17 @@ from jax.typing import ArrayLike
 from celo2.config import RuleConfig
 from celo2.jax.dimensions import Axes
 
-__all__ = ["GRAD_CLIP", "Accumulators", "init", "init_col", "init_row", "unbias", "update"]
+__all__ = [
+    "GRAD_CLIP",
+    "Accumulators",
+    "init",
+    "init_col",
+    "init_row",
+    "unbias",
+    "update",
+    "update_factored",
+    "update_full",
+]
 
 GRAD_CLIP = 1000.0  # of every gradient element, before anything else
 FACTORED_EPS = 1e-30  # added to g² before the row and column means
@@ -76,17 +86,37 @@ def update(accumulators: Accumulators, grad: Array, axes: Axes | None, config: R
     """
     square = grad * grad
     if axes is None:
-        row_mean, col_mean = square + FACTORED_EPS, None
+        row_mean, col_mean = square, None
     else:
-        row_mean = jnp.mean(square, axis=axes.large, keepdims=True) + FACTORED_EPS
-        col_mean = jnp.mean(square, axis=axes.small, keepdims=True) + FACTORED_EPS
-    decays = config.initial_adafactor_decays
-    return Accumulators(
-        _decay_all(accumulators.momentum, grad, config.initial_momentum_decays),
-        _decay_all(accumulators.rms, square, config.initial_rms_decays),
-        _decay_all(accumulators.row, row_mean, decays),
-        accumulators.col if col_mean is None else _decay_all(accumulators.col, col_mean, decays),
+        row_mean = jnp.mean(square, axis=axes.large, keepdims=True)
+        col_mean = jnp.mean(square, axis=axes.small, keepdims=True)
+    return update_factored(update_full(accumulators, grad, config), row_mean, col_mean, config)
+
+
+def update_full(accumulators: Accumulators, grad: Array, config: RuleConfig) -> Accumulators:
+    """One step of the accumulators of the gradient's own shape; element by element, so blocks will do."""
+    return accumulators._replace(
+        momentum=_decay_all(accumulators.momentum, grad, config.initial_momentum_decays),
+        rms=_decay_all(accumulators.rms, grad * grad, config.initial_rms_decays),
     )
+
+
+def update_factored(
+    accumulators: Accumulators, row_mean: Array, col_mean: Array | None, config: RuleConfig
+) -> Accumulators:
+    """One step of the row and column accumulators, from the means of the squared gradient.
+
+    Args:
+        accumulators: Of the steps before.
+        row_mean: Over the largest axis; the square itself for rank < 2.
+        col_mean: Over the second largest axis; None for rank < 2.
+        config: The decays.
+    """
+    decays = config.initial_adafactor_decays
+    row = _decay_all(accumulators.row, row_mean + FACTORED_EPS, decays)
+    if col_mean is None:
+        return accumulators._replace(row=row)
+    return accumulators._replace(row=row, col=_decay_all(accumulators.col, col_mean + FACTORED_EPS, decays))
 
 
 def unbias(accumulators: Accumulators, count: ArrayLike, config: RuleConfig) -> Accumulators:

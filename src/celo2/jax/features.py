@@ -16,9 +16,10 @@ from celo2.config import RuleConfig
 from celo2.jax.accumulators import Accumulators
 from celo2.jax.dimensions import Axes
 
-__all__ = ["FeatureGroups", "compute"]
+__all__ = ["Factors", "FeatureGroups", "compute", "compute_factors"]
 
 FeatureGroups = dict[str, tuple[Array, ...]]  # weight name → channels
+Factors = tuple[tuple[Array, ...], ...]  # for each decay, what a gradient is multiplied by
 
 CLIPPED_GRAD = 0.1  # bound of the clipped-gradient feature
 RSQRT_EPS = 1e-8  # under every reciprocal root of an accumulator
@@ -33,6 +34,7 @@ def compute(
     config: RuleConfig,
     *,
     raw: Accumulators | None = None,
+    factors: Factors | None = None,
 ) -> FeatureGroups:
     """The enabled features of one array, each group under the name of its weight matrix.
 
@@ -44,11 +46,13 @@ def compute(
         config: Which features are enabled.
         raw: The accumulators before bias correction, where that is on: the reference leaves the
             factored gradient uncorrected, and only that.
+        factors: Of `compute_factors`, where they are known already: a block of an array has not
+            all that they depend on.
     """
     momentum, rms, row, col = accumulators
     rsqrt_rms = tuple(jax.lax.rsqrt(v + RSQRT_EPS) for v in rms)
-    factors = _factors(row, col, axes)
-    raw_factors = factors if raw is None else _factors(raw.row, raw.col, axes)
+    factors = compute_factors(row, col, axes) if factors is None else factors
+    raw_factors = factors if raw is None else compute_factors(raw.row, raw.col, axes)
     channels = {
         "grad": lambda: (grad,),
         "clipped_grad": lambda: (jnp.clip(grad, -CLIPPED_GRAD, CLIPPED_GRAD),),
@@ -70,9 +74,7 @@ def compute(
     return {name: channels[feature.name]() for name, feature in config.feature_groups(grad.ndim)}
 
 
-def _factors(
-    row: tuple[Array, ...], col: tuple[Array, ...], axes: Axes | None
-) -> tuple[tuple[Array, ...], ...]:
+def compute_factors(row: tuple[Array, ...], col: tuple[Array, ...], axes: Axes | None) -> Factors:
     """What a gradient is multiplied by to divide it by the root of its factored second moment."""
     if axes is None:
         return tuple((jax.lax.rsqrt(jnp.maximum(r + FACTOR_FLOOR, FACTOR_FLOOR)),) for r in row)

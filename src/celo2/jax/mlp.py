@@ -21,7 +21,7 @@ from jax import Array
 from celo2.config import RuleConfig
 from celo2.jax.features import FeatureGroups
 
-__all__ = ["NORM_EPS", "InputScales", "compute", "input_scales", "mean_square"]
+__all__ = ["NORM_EPS", "InputScales", "compute", "input_scales", "mean_square", "normalizer", "vector_units"]
 
 NORM_EPS = 1e-9  # under the root of both normalisers, of the input channels and of the step
 
@@ -44,6 +44,11 @@ def mean_square(array: Array) -> Array:
     return jnp.mean(array * array, axis=axes, keepdims=True)
 
 
+def normalizer(mean_square: Array) -> Array:
+    """What an array of this mean square is multiplied by to have root mean square 1."""
+    return jax.lax.rsqrt(mean_square + NORM_EPS)
+
+
 def input_scales(groups: FeatureGroups) -> InputScales:
     """`rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes.
 
@@ -53,14 +58,17 @@ def input_scales(groups: FeatureGroups) -> InputScales:
     for group in groups.values():
         for channel in group:
             by_shape.setdefault(channel.shape, []).append(channel)
-    scales = {
-        shape: iter(jax.lax.rsqrt(_mean_squares(channels) + NORM_EPS)) for shape, channels in by_shape.items()
-    }
+    scales = {shape: iter(normalizer(_mean_squares(channels))) for shape, channels in by_shape.items()}
     return {name: tuple(next(scales[channel.shape]) for channel in group) for name, group in groups.items()}
 
 
 def compute(
-    groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array], config: RuleConfig
+    groups: FeatureGroups,
+    scales: InputScales | None,
+    weights: Mapping[str, Array],
+    config: RuleConfig,
+    *,
+    start: Sequence[Array] | None = None,
 ) -> tuple[Array, Array | None]:
     """Direction and magnitude of every element.
 
@@ -69,6 +77,7 @@ def compute(
         scales: Of `input_scales`; None: the channels enter as they are.
         weights: The network's arrays by name, of the shapes of `RuleConfig.weight_shapes`.
         config: Sizes, activation.
+        start: What each hidden unit's sum starts from in place of its bias.
 
     Returns:
         The direction, of the parameter's shape, and the magnitude, None when `exp_mult` is 0: an
@@ -76,11 +85,19 @@ def compute(
     """
     activation = _ACTIVATIONS[config.mlp_activation]
     entries = {name: _entries(array) for name, array in weights.items()}
-    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, entries)]
+    starts = entries["b0"] if start is None else start
+    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, starts)]
     for layer in range(1, config.ff_hidden_layers):
         hidden = [activation(unit) for unit in _layer(hidden, entries, layer, config.ff_hidden_size)]
     direction, *magnitude = _layer(hidden, entries, config.ff_hidden_layers, 2 if config.exp_mult else 1)
     return direction, magnitude[0] if magnitude else None
+
+
+def vector_units(
+    groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array]
+) -> list[Array]:
+    """What channels that are vectors add to each hidden unit: `(units, *shape)`, one array for each shape."""
+    return [_vector_units(channels) for channels in _by_shape(groups, scales, weights).values()]
 
 
 def _mean_squares(channels: Sequence[Array]) -> Array:
@@ -117,23 +134,30 @@ def _first_layer(
     groups: FeatureGroups,
     scales: InputScales | None,
     weights: Mapping[str, Array],
-    entries: Mapping[str, Any],
+    starts: Sequence[Any],
 ) -> list[Array]:
-    by_shape: dict[tuple[int, ...], list[_Channel]] = {}
-    for name, group in groups.items():
-        for index, values in enumerate(group):
-            scale = None if scales is None else scales[name][index]
-            by_shape.setdefault(values.shape, []).append(_Channel(values, weights[name][index], scale))
+    by_shape = _by_shape(groups, scales, weights)
     full = by_shape.pop(max(by_shape, key=np.prod))
     vectors = [_vector_units(channels) for channels in by_shape.values()]
     units = []
     for j in range(len(weights["b0"])):
-        total: Array = sum((vector[j] for vector in vectors), start=entries["b0"][j])
+        total: Array = sum((vector[j] for vector in vectors), start=starts[j])
         for channel in full:
             weight = channel.row[j] if channel.scale is None else channel.row[j] * channel.scale
             total = total + channel.values * weight
         units.append(total)
     return units
+
+
+def _by_shape(
+    groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array]
+) -> dict[tuple[int, ...], list[_Channel]]:
+    by_shape: dict[tuple[int, ...], list[_Channel]] = {}
+    for name, group in groups.items():
+        for index, values in enumerate(group):
+            scale = None if scales is None else scales[name][index]
+            by_shape.setdefault(values.shape, []).append(_Channel(values, weights[name][index], scale))
+    return by_shape
 
 
 def _vector_units(channels: Sequence[_Channel]) -> Array:

@@ -12,22 +12,13 @@ import argparse
 import re
 from pathlib import Path
 
-from celo2.evaluate.bench import BenchRow, bench_tree, bench_whole_step
+from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.trees import TREES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 OPTIMIZERS = ("adamw", "muon", "celo2-base", "celo2")
 WHOLE_STEP = "whole-step"
-COLUMNS = (
-    "optimizer",
-    "ms/step",
-    "ns/parameter",
-    "× adamw",
-    "compile, s",
-    "state, B/parameter",
-    "temporaries, floats/parameter",
-)
 NAMES = ("mlp", "vit-s", "gpt2-15m", "gpt2-124m", "gpt3-xl", WHOLE_STEP)
 
 
@@ -55,22 +46,7 @@ def main() -> None:
 
 def _markdown(rows: list[BenchRow]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |\n", "|---|" + "---:|" * (len(COLUMNS) - 1) + "\n"]
-    for row in rows:
-        count = row.num_parameters
-        timed = (
-            ("–", "–", "–")
-            if row.seconds is None
-            else (f"{1e3 * row.seconds:.2f}", f"{1e9 * row.seconds / count:.2f}", f"{row.ratio:.3g}")
-        )
-        temporaries = "–" if row.temp_bytes is None else f"{row.temp_bytes / 4 / count:.2f}"
-        cells = (
-            row.optimizer,
-            *timed,
-            f"{row.compile_seconds:.1f}",
-            f"{row.state_bytes / count:.2f}",
-            temporaries,
-        )
-        lines.append("| " + " | ".join(cells) + " |\n")
+    lines += ["| " + " | ".join(row.cells()) + " |\n" for row in rows]
     return "".join(lines)
 
 

@@ -7,8 +7,10 @@ import json
 import pytest
 
 from celo2.commands.bench import main
-from celo2.evaluate.bench import bench_tree
+from celo2.evaluate import bench
+from celo2.evaluate.bench import BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.trees import TREES, count_parameters
+from celo2.tasks.transformer import TransformerConfig
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -40,6 +42,23 @@ def test_a_tree_too_large_to_run_is_compiled_only() -> None:
     rows = bench_tree(TREES["mlp"].make(), ["sgd"], timed=False)
     assert [row.seconds for row in rows] == [None, None]
     assert all(row.compile_seconds > 0 for row in rows)
+
+
+def test_a_whole_training_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = TransformerConfig(width=8, num_layers=1, num_heads=2, context=8)
+    monkeypatch.setattr(bench, "WHOLE_STEP", tiny)
+    monkeypatch.setattr(bench, "WHOLE_STEP_BATCH", 2)
+    rows = bench_whole_step(["sgd"], budget=0.01)
+    assert [row.optimizer for row in rows] == ["adamw", "sgd"]
+    assert rows[0].state_bytes == 8 * rows[0].num_parameters + 4  # and the count
+    assert all(row.seconds and row.ratio for row in rows)
+
+
+def test_cells_of_a_row_are_in_the_units_of_the_columns() -> None:
+    row = BenchRow("rule", 1000, 2e-3, 4.0, 1.5, 16_000, 8_000)
+    assert row.cells() == ("rule", "2.00", "2000.00", "4", "1.5", "16.00", "2.00")
+    compiled_only = row._replace(seconds=None, ratio=None, temp_bytes=None)
+    assert compiled_only.cells() == ("rule", "–", "–", "–", "1.5", "16.00", "–")
 
 
 def test_unknown_tree_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich import box
@@ -18,7 +17,7 @@ from rich.table import Table
 from celo2._files import write_atomic
 from celo2.baselines import OPTIMIZERS, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.evaluate.bench import BenchRow, bench_tree, bench_whole_step
+from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.trees import TREES, count_parameters
 
@@ -108,36 +107,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _make_table(rows: Sequence[BenchRow], what: str) -> Table:
     table = Table(title=what, box=box.SIMPLE_HEAD)
-    columns = (
-        "optimizer",
-        "ms/step",
-        "ns/param",
-        "× adamw",
-        "compile s",
-        "state B/param",
-        "temporaries B/param",
-    )
-    for index, column in enumerate(columns):
+    for index, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*_cells(row))
+        table.add_row(*row.cells())
     return table
-
-
-def _cells(row: BenchRow) -> tuple[str, ...]:
-    def show(value: Any, form: str) -> str:
-        return "–" if value is None else format(value, form)
-
-    count = row.num_parameters
-    return (
-        row.optimizer,
-        show(row.seconds and 1e3 * row.seconds, ".2f"),
-        show(row.seconds and 1e9 * row.seconds / count, ".2f"),
-        show(row.ratio, ".3g"),
-        show(row.compile_seconds, ".1f"),
-        show(row.state_bytes / count, ".2f"),
-        show(None if row.temp_bytes is None else row.temp_bytes / count, ".2f"),
-    )
 
 
 def _describe() -> str:

@@ -15,9 +15,18 @@ from celo2.evaluate.program import make_step
 from celo2.evaluate.trees import Tree, count_parameters
 from celo2.tasks.transformer import TransformerConfig, make_tiny_lm
 
-__all__ = ["REFERENCE", "BenchRow", "bench_tree", "bench_whole_step"]
+__all__ = ["COLUMNS", "REFERENCE", "BenchRow", "bench_tree", "bench_whole_step"]
 
 REFERENCE = "adamw"  # what every time is divided by
+COLUMNS = (  # of a table of `BenchRow.cells`
+    "optimizer",
+    "ms/step",
+    "ns/param",
+    f"× {REFERENCE}",
+    "compile, s",
+    "state, B/param",
+    "temporaries, floats/param",
+)
 LEARNING_RATE = 1e-3
 GRAD_SCALE, PARAM_SCALE = 1e-3, 0.02  # of the random arrays
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
@@ -50,6 +59,23 @@ class BenchRow(NamedTuple):
     compile_seconds: float
     state_bytes: int
     temp_bytes: int | None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row of a table, a text for each of `COLUMNS`; what was not measured is a dash."""
+        count = self.num_parameters
+        return (
+            self.optimizer,
+            _show(self.seconds, ".2f", 1e3),
+            _show(self.seconds, ".2f", 1e9 / count),
+            _show(self.ratio, ".3g"),
+            _show(self.compile_seconds, ".1f"),
+            _show(self.state_bytes, ".2f", 1 / count),
+            _show(self.temp_bytes, ".2f", 1 / (4 * count)),
+        )
+
+
+def _show(value: float | None, form: str, scale: float = 1.0) -> str:
+    return "–" if value is None else format(scale * value, form)
 
 
 class _Candidate:

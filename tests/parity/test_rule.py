@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,23 @@ def rule_options(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def make_run(options: dict[str, Any], seed: int) -> Run:
-    """Two steps on a scalar, a vector and a stack of matrices, the expected updates from the oracle."""
+SHAPES = {"scalar": (), "vector": (24,), "stack": (3, 12, 10)}  # as in the golden runs: compiled once
+THIN_SHAPES = {
+    "row": (1, 7),
+    "column": (7, 1),
+    "one": (1, 1),
+    "one of a vector": (1,),
+    "stack of rows": (2, 1, 3),
+    "stack of columns": (3, 4, 1),
+    "stack of one": (1, 4, 3),
+    "outer ones": (1, 5, 1),
+}
+
+
+def make_run(options: dict[str, Any], seed: int, shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> Run:
+    """Two steps on leaves of these shapes, the expected updates from the oracle."""
     rng = np.random.default_rng(seed)
     parsed = rule.make_options(options)
-    shapes = {"scalar": (), "vector": (24,), "stack": (3, 12, 10)}  # as in the golden runs: compiled once
     theta = {
         name: rng.standard_normal(s).astype(np.float32) for name, s in rule.weight_shapes(parsed).items()
     }
@@ -137,3 +150,10 @@ def test_rule_matches_oracle_for_any_options(options: dict[str, Any], seed: int)
     with jax.enable_x64(True):
         assert_agree(replay_jax(run, dtype=jnp.float64), run.updates, "jax float64, oracle")
     assert_agree(replay_jax(run), run.updates, "jax float32, oracle")
+
+
+@pytest.mark.parametrize("orthogonalize", [False, True], ids=["celo2-base", "celo2"])
+def test_rule_matches_oracle_on_axes_of_length_one(orthogonalize: bool) -> None:
+    run = make_run({"orthogonalize": orthogonalize, "ff_hidden_size": 2}, seed=0, shapes=THIN_SHAPES)
+    with jax.enable_x64(True):
+        assert_agree(replay_jax(run, dtype=jnp.float64), run.updates, "jax float64, oracle")

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 import celo2
+from celo2.jax.gradient_scale import normalize_gradients
 
 # The contract does not depend on the network's size or features, but the time to compile it does.
 SMALL = celo2.RuleConfig(
@@ -49,6 +50,11 @@ def direction(learning_rate: optax.ScalarOrSchedule, weights: celo2.Weights) -> 
     return optax.chain(celo2.scale_by_celo2(weights), optax.scale_by_learning_rate(learning_rate))
 
 
+def normalized_sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Gradient descent behind `normalize_gradients`, which has no learning rate either."""
+    return optax.chain(normalize_gradients(1e-2), optax.scale_by_learning_rate(learning_rate))
+
+
 @dataclass(frozen=True)
 class Row:
     """One optimizer.
@@ -76,6 +82,7 @@ ROWS = (
     Row("celo2_base", celo2.celo2_base, {"weights": CELO2_BASE, "weight_decay": 0.1}),
     Row("celo2_bfloat16", celo2.celo2, {"weights": CELO2, "state_dtype": "bfloat16"}),
     Row("scale_by_celo2", direction, {"weights": CELO2}),
+    Row("normalize_gradients", normalized_sgd, needs_params=False),
 )
 
 

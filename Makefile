@@ -10,12 +10,15 @@ ARGS ?=
 
 .PHONY: install demo bench test lint types unit wheel clean
 
+# PyTorch comes first and pinned: the tests need its build for CPUs alone, and a bare requirement may bring
+# gigabytes of CUDA libraries.
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'celo2 needs Python 3.11 or newer, found ' + sys.version)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	touch $@
 

@@ -1,0 +1,11 @@
+"""The rule in PyTorch: `Celo2` and `Celo2Base`, for `torch.nn` modules or any parameters."""
+
+from celo2._extras import require
+
+require("torch", "torch")
+
+from celo2.torch.dimensions import DimensionNumbers  # noqa: E402
+from celo2.torch.optimizer import Celo2, Celo2Base  # noqa: E402
+from celo2.torch.routing import Route, find_routes, routing_table  # noqa: E402
+
+__all__ = ["Celo2", "Celo2Base", "DimensionNumbers", "Route", "find_routes", "routing_table"]

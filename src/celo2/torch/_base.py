@@ -1,0 +1,201 @@
+"""What `Celo2` and `Celo2Base` share: state, groups, hooks and checkpoints as in every torch optimizer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from celo2.torch import adamw
+from celo2.torch._groups import check_group, check_param, named_groups, route_stored
+from celo2.torch._state import check_state, check_state_dtype, init_adamw, init_rule, rule_accumulators
+from celo2.torch.adamw import AdamWLeaf
+from celo2.torch.dimensions import Layout, make_layout
+from celo2.torch.leaves import Leaf, update_leaves
+from celo2.torch.network import make_network
+from celo2.torch.routing import Route, find_routes, format_routes
+from celo2.weights import Weights
+
+__all__ = ["Params", "RuleOptimizer", "Theta"]
+
+Theta = Weights | Mapping[str, Any] | str | os.PathLike[str]
+Params = nn.Module | Iterable[Any]
+
+
+class RuleOptimizer(Optimizer):
+    """A `torch.optim.Optimizer` whose parameters go to the rule or to AdamW; see `Celo2`."""
+
+    _base: bool  # whether every parameter gets the rule
+
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        weights: Theta,
+        module: nn.Module | None,
+        state_dtype: torch.dtype | None,
+        **routing: Any,
+    ):
+        self._network = make_network(weights, orthogonalize=not self._base)
+        self._state_dtype = check_state_dtype(state_dtype)
+        self._routes: dict[Tensor, Route] = {}
+        if isinstance(params, nn.Module):
+            module, params = params, named_groups(params)
+        elif any(routing[option] for option in routing) and module is None:
+            given = [option for option in routing if routing[option]]
+            raise ValueError(f"{', '.join(given)} need the module: pass it as the parameters or as module=.")
+        if module is not None:
+            found = find_routes(module, base=self._base, **routing)
+            self._routes = {module.get_parameter(name): route for name, route in found.items()}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group as `torch.optim.Optimizer` does, and refuses what the rule cannot train."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_group(group)
+            for index, param in enumerate(group["params"]):
+                check_param(param, group.get("param_names", {index: f"parameter {index}"})[index])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        for param in group["params"]:
+            self._routes.setdefault(param, route_stored(param, base=self._base))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Groups saved by an older release get the new options' defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles; a state dict has neither the routing nor the weights."""
+        own = {name: getattr(self, name) for name in ("_network", "_state_dtype", "_routes")}
+        return {**super().__getstate__(), **own}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every parameter that has a gradient.
+
+        Args:
+            closure: Computes the loss anew and returns it.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: A sparse gradient.
+        """
+        self._check_capture()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        offset = 0
+        for group in self.param_groups:
+            by_rule, by_adamw = self._collect(group, offset)
+            self._step_rule(group, by_rule)
+            adamw.update(by_adamw, group)
+            offset += len(group["params"])
+        return loss
+
+    def _check_capture(self) -> None:
+        """Refuses the capture of a graph without `capturable`; PyTorch's check has had two names."""
+        check = getattr(self, "_accelerator_graph_capture_health_check", None)
+        (check or self._cuda_graph_capture_health_check)()
+
+    def _collect(self, group: dict[str, Any], offset: int) -> tuple[list[Leaf], list[AdamWLeaf]]:
+        """What the group's parameters need, each under its algorithm; state is made at the first gradient."""
+        by_rule: list[Leaf] = []
+        by_adamw: list[AdamWLeaf] = []
+        for place, param in enumerate(group["params"]):
+            grad = param.grad
+            if grad is None:
+                continue
+            if grad.is_sparse or grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"{type(self).__name__} does not take sparse gradients; construct the embedding with "
+                    "sparse=False, or give its parameters to torch.optim.SparseAdam."
+                )
+            state, route = self.state[param], self._route(param, group)
+            if not state:
+                state.update(self._init_state(param, route, group))
+            if route.algorithm == "adamw":
+                by_adamw.append(AdamWLeaf(grad, param, state["exp_avg"], state["exp_avg_sq"], state["step"]))
+                continue
+            state["step"] += 1
+            layout, index = self._layout(param, route), offset + place
+            signed = -grad if group["maximize"] else grad
+            by_rule.append(Leaf(signed, param, rule_accumulators(state), state["step"], layout, index))
+        return by_rule, by_adamw
+
+    def _step_rule(self, group: dict[str, Any], leaves: list[Leaf]) -> None:
+        """`p ← p - lr (step + weight_decay · p)`."""
+        steps = update_leaves(self._network, leaves, stack=group["foreach"] is not False)
+        lr, decay = group["lr"], group["weight_decay"]
+        for leaf, step in zip(leaves, steps, strict=True):
+            param = leaf.param.to(step.dtype)
+            if decay:
+                param = param * (1.0 - lr * decay) if param is leaf.param else param.mul_(1.0 - lr * decay)
+            leaf.param.copy_(
+                torch.sub(param, step * lr) if isinstance(lr, Tensor) else param.sub(step, alpha=lr)
+            )
+
+    def _init_state(self, param: Tensor, route: Route, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        if route.algorithm == "adamw":
+            return init_adamw(param, on_device=bool(group["capturable"] or group["fused"]))
+        layout = self._layout(param, route)
+        on_device = bool(group["capturable"])
+        return init_rule(param, layout, self._network.config, self._state_dtype, on_device=on_device)
+
+    def _route(self, param: Tensor, group: Mapping[str, Any]) -> Route:
+        route = self._routes[param]
+        if group["algorithm"] is None:
+            return route
+        return route._replace(algorithm=group["algorithm"], reason="the group's algorithm")
+
+    def _layout(self, param: Tensor, route: Route) -> Layout:
+        return make_layout(tuple(param.shape), route.numbers)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads what `state_dict` returned, and continues bit for bit.
+
+        State keeps its own dtypes, whatever the parameters'.
+
+        Raises:
+            ValueError: Other groups, or a state saved under another routing.
+        """
+        final: dict[str, Any] = {}
+        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
+        try:
+            super().load_state_dict(state_dict)  # type: ignore[arg-type]
+        finally:
+            handle.remove()
+        saved_ids = [index for group in final["param_groups"] for index in group["params"]]
+        for index, (name, param, group) in zip(saved_ids, self._named_params(), strict=True):
+            if index in final["state"]:
+                expected = self._init_state(param, self._route(param, group), group)
+                self.state[param] = check_state(name, final["state"][index], expected)
+
+    def _named_params(self) -> list[tuple[str, Tensor, dict[str, Any]]]:
+        entries = []
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
+            entries += [(name, p, group) for name, p in zip(names, group["params"], strict=True)]
+        return entries
+
+    def __repr__(self) -> str:
+        """The groups' options, and the routing as a table."""
+        lines = [f"{type(self).__name__} ("]
+        for number, group in enumerate(self.param_groups):
+            options = {k: v for k, v in sorted(group.items()) if k not in ("params", "param_names")}
+            lines.append(f"Parameter Group {number}")
+            lines += [f"    {option}: {value}" for option, value in options.items()]
+        table = format_routes([(name, p, self._route(p, group)) for name, p, group in self._named_params()])
+        return "\n".join([*lines, ")", table])

@@ -1,0 +1,67 @@
+"""Parameters and groups as the optimizers take them, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from celo2.torch.routing import Route, check_algorithm
+
+__all__ = ["check_group", "check_param", "named_groups", "route_stored"]
+
+
+def named_groups(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """The named parameters of a module, without frozen ones that no gradient can reach: quantised, say."""
+    return [
+        (name, param)
+        for name, param in module.named_parameters()
+        if param.requires_grad or (param.is_floating_point() and param.layout == torch.strided)
+    ]
+
+
+def route_stored(param: Tensor, *, base: bool) -> Route:
+    """The route of a parameter without a module: the rule for rank ≥ 2, as stored."""
+    if base:
+        return Route("celo2", "every parameter, as stored")
+    if sum(size > 1 for size in param.shape) > 1:
+        return Route("celo2", "no module: a matrix as stored")
+    return Route("adamw", f"rank {param.ndim}" if param.ndim < 2 else "no two axes longer than 1")
+
+
+def check_param(param: Tensor, name: str) -> None:
+    """Raises a TypeError for a parameter that the rule cannot train, with the remedy."""
+    if param.layout != torch.strided:
+        raise TypeError(
+            f"{name} is a sparse tensor ({param.layout}); make it dense with .to_dense(), or give it to "
+            "torch.optim.SparseAdam."
+        )
+    if param.is_complex():
+        raise TypeError(
+            f"{name} is complex ({param.dtype}); train torch.view_as_real(parameter), or give it to an "
+            "optimizer for complex numbers such as torch.optim.AdamW."
+        )
+    if not param.is_floating_point() or param.dtype.itemsize < 2:
+        raise TypeError(
+            f"{name} has dtype {param.dtype}, expected float16, bfloat16, float32 or float64; convert it, or "
+            "leave it out of the parameters."
+        )
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raises a ValueError for an option of a group that is out of its range."""
+    for option in ("lr", "weight_decay", "adamw_lr_scale"):
+        value = float(group[option])
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{option} must be finite and not negative, got {group[option]}.")
+    betas = group["adamw_betas"]
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"adamw_betas must be two decays in [0, 1), got {betas}.")
+    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+        raise ValueError(f"a tensor lr must have one element, got shape {tuple(group['lr'].shape)}.")
+    if group["foreach"] and group["fused"]:
+        raise ValueError("foreach and fused cannot both be True; leave one of them None.")
+    if group["algorithm"] is not None:
+        check_algorithm(group["algorithm"], "a group's algorithm")

@@ -1,0 +1,124 @@
+"""Gradient → accumulators: three momenta, one second moment, factored second moments.
+
+Source: arXiv 2602.19142, section 3; the factored moments are Adafactor's (arXiv 1804.04235, eq. 4).
+With `g` the clipped gradient and `β` a decay, none of them bias-corrected unless asked for:
+
+    momentum  m ← β m + (1-β) g
+    rms       v ← β v + (1-β) g²
+    row       r ← β r + (1-β) mean(g² + 1e-30, axis = the largest)
+    col       c ← β c + (1-β) mean(g² + 1e-30, axis = the second largest)
+
+A parameter of rank < 2 is not factored: its `row` is the full second moment, and it has no `col`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from celo2.config import RuleConfig
+from celo2.torch.dimensions import Axes, Layout
+
+__all__ = ["GRAD_CLIP", "Accumulators", "col_shape", "init", "row_shape", "unbias", "update"]
+
+GRAD_CLIP = 1000.0  # of every gradient element, before anything else
+FACTORED_EPS = 1e-30  # added to g² before the row and column means
+
+
+class Accumulators(NamedTuple):
+    """The accumulators of one tensor, or of several stacked in front; one entry for each decay.
+
+    Attributes:
+        momentum: Tensors of the layout's shape.
+        rms: Tensors of the layout's shape.
+        row: The layout's shape with the largest axis reduced to 1; the full shape for rank < 2.
+        col: The layout's shape with the second largest axis reduced to 1; none for rank < 2.
+    """
+
+    momentum: tuple[Tensor, ...]
+    rms: tuple[Tensor, ...]
+    row: tuple[Tensor, ...]
+    col: tuple[Tensor, ...]
+
+
+def row_shape(layout: Layout) -> tuple[int, ...]:
+    """The shape of a row accumulator."""
+    return layout.shape if layout.axes is None else _reduced(layout.shape, layout.axes.large)
+
+
+def col_shape(layout: Layout) -> tuple[int, ...] | None:
+    """The shape of a column accumulator, None for rank < 2."""
+    return None if layout.axes is None else _reduced(layout.shape, layout.axes.small)
+
+
+def init(layout: Layout, config: RuleConfig, dtype: torch.dtype) -> Accumulators:
+    """All accumulators of one tensor, at zero, on the CPU."""
+    full, row, col = layout.shape, row_shape(layout), col_shape(layout)
+
+    def zeros(shape: tuple[int, ...] | None, decays: Sequence[float]) -> tuple[Tensor, ...]:
+        return () if shape is None else tuple(torch.zeros(shape, dtype=dtype) for _ in decays)
+
+    factored = config.initial_adafactor_decays
+    return Accumulators(
+        zeros(full, config.initial_momentum_decays),
+        zeros(full, config.initial_rms_decays),
+        zeros(row, factored),
+        zeros(col, factored),
+    )
+
+
+def update(accumulators: Accumulators, grad: Tensor, axes: Axes | None, config: RuleConfig) -> None:
+    """One step of every accumulator, in place.
+
+    Args:
+        accumulators: Of the steps before; changed.
+        grad: The clipped gradient, in the accumulators' dtype.
+        axes: The axes that are factored, None for rank < 2.
+        config: The decays.
+    """
+    square = grad * grad
+    decays = config.initial_adafactor_decays
+    if axes is None:
+        _decay_all(accumulators.row, square + FACTORED_EPS, decays)
+    else:
+        _decay_all(accumulators.row, square.mean(axes.large, keepdim=True) + FACTORED_EPS, decays)
+        _decay_all(accumulators.col, square.mean(axes.small, keepdim=True) + FACTORED_EPS, decays)
+    _decay_all(accumulators.momentum, grad, config.initial_momentum_decays)
+    _decay_all(accumulators.rms, square, config.initial_rms_decays)
+
+
+def unbias(accumulators: Accumulators, count: Tensor, config: RuleConfig) -> Accumulators:
+    """Each accumulator over `1 - β^count`, as new tensors.
+
+    Args:
+        accumulators: Stacked or not.
+        count: The updates they have seen, ≥ 1, of a shape that broadcasts to theirs.
+        config: The decays.
+    """
+
+    def divide(values: Sequence[Tensor], decays: Sequence[float]) -> tuple[Tensor, ...]:
+        return tuple(
+            value / (1.0 - torch.pow(decay, count.to(value.dtype)))
+            for value, decay in zip(values, decays, strict=True)
+        )
+
+    factored = config.initial_adafactor_decays
+    return Accumulators(
+        divide(accumulators.momentum, config.initial_momentum_decays),
+        divide(accumulators.rms, config.initial_rms_decays),
+        divide(accumulators.row, factored),
+        divide(accumulators.col, factored) if accumulators.col else (),
+    )
+
+
+def _decay_all(values: Sequence[Tensor], new: Tensor, decays: Sequence[float]) -> None:
+    for value, decay in zip(values, decays, strict=True):
+        value.lerp_(new, 1.0 - decay)
+
+
+def _reduced(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    place = axis % len(shape)
+    return (*shape[:place], 1, *shape[place + 1 :])

@@ -1,0 +1,76 @@
+"""AdamW for what is no hidden matrix: PyTorch's own, on the parameters of one group.
+
+Parameters and gradients of float16 and bfloat16 are updated in float32, with moments in float32, so
+that the small second moments of an embedding are not lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+__all__ = ["ADAMW_BETAS", "ADAMW_EPS", "ADAMW_LR_SCALE", "AdamWLeaf", "update"]
+
+ADAMW_LR_SCALE = 20.0  # `mult_1d` of the reference's meta-training
+ADAMW_BETAS = (0.9, 0.95)
+ADAMW_EPS = 1e-8
+
+
+class AdamWLeaf(NamedTuple):
+    """One parameter with all that its step needs.
+
+    Attributes:
+        grad: The gradient.
+        param: The parameter; changed.
+        exp_avg: Running mean of the gradient, in the working dtype; changed.
+        exp_avg_sq: Running mean of its square; changed.
+        count: Steps taken before this one, a float32 scalar; changed.
+    """
+
+    grad: Tensor
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuple.count is not meant
+
+
+def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
+    """One step of AdamW at `adamw_lr_scale` times the group's learning rate.
+
+    Args:
+        leaves: What is updated.
+        group: A parameter group: lr, adamw_lr_scale, adamw_betas, weight_decay, maximize, foreach,
+            fused, capturable.
+    """
+    if not leaves:
+        return
+    params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
+    foreach, fused = group["foreach"], group["fused"]
+    if foreach is None and fused is None and all(param.device.type == "cpu" for param in params):
+        fused = not torch.compiler.is_compiling()
+    beta1, beta2 = group["adamw_betas"]
+    adamw(
+        params,
+        [leaf.grad.to(leaf.exp_avg.dtype) for leaf in leaves],
+        [leaf.exp_avg for leaf in leaves],
+        [leaf.exp_avg_sq for leaf in leaves],
+        [],
+        [leaf.count for leaf in leaves],
+        foreach=foreach,
+        capturable=group["capturable"],
+        fused=fused,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"] * group["adamw_lr_scale"],
+        weight_decay=group["weight_decay"],
+        eps=ADAMW_EPS,
+        maximize=group["maximize"],
+    )
+    for leaf, param in zip(leaves, params, strict=True):
+        if param is not leaf.param:
+            leaf.param.copy_(param)

@@ -1,0 +1,191 @@
+"""Which axes of a tensor are its matrix: the twin of `celo2.jax.dimensions`.
+
+Without a specification the reference's conventions hold (arXiv 2602.19142 and its code): the
+accumulators are factored over the two largest axes, while normalisation and Newton–Schulz act on
+the last two. With one, the tensor is viewed as matrices and both act on these, whatever the storage.
+
+Here matrices keep the order of storage: a linear layer's `(out, in)` is not transposed, its axes are
+named instead, so that entering and leaving copy nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Axes", "DimensionNumbers", "Layout", "MatrixView", "make_axes", "make_layout", "make_view"]
+
+
+class DimensionNumbers(NamedTuple):
+    """The matrix inside a parameter; axes named in neither field are batch axes.
+
+    Attributes:
+        reduction_axis: The axis or axes that the layer sums over (its input).
+        output_axis: The axis or axes of the layer's output.
+        output_splits: How many matrices lie side by side in the output, 3 for the in-projection of
+            `nn.MultiheadAttention`; the output size must be a multiple of it.
+
+    Example:
+        >>> DimensionNumbers(1, 0)  # nn.Linear
+        DimensionNumbers(reduction_axis=1, output_axis=0, output_splits=1)
+        >>> DimensionNumbers((1, 2, 3), 0)  # nn.Conv2d
+        DimensionNumbers(reduction_axis=(1, 2, 3), output_axis=0, output_splits=1)
+    """
+
+    reduction_axis: int | Sequence[int] = 0
+    output_axis: int | Sequence[int] = 1
+    output_splits: int = 1
+
+
+class Axes(NamedTuple):
+    """The factored axes, counted from the end: `row` is averaged over `large`, `col` over `small`."""
+
+    small: int
+    large: int
+
+
+def make_axes(shape: Sequence[int]) -> Axes | None:
+    """The two largest axes, ties in index order; None where there are not two.
+
+    Example:
+        >>> make_axes((3, 3, 16, 32))
+        Axes(small=-2, large=-1)
+        >>> make_axes((24, 16))
+        Axes(small=-1, large=-2)
+    """
+    if len(shape) < 2:
+        return None
+    small, large = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]  # a stable sort
+    return Axes(small - len(shape), large - len(shape))
+
+
+class MatrixView(NamedTuple):
+    """A parameter seen as matrices, `(batch, output, reduction)` or `(batch, reduction, output)`."""
+
+    permutation: tuple[int, ...]
+    permuted_shape: tuple[int, ...]
+    split_shape: tuple[int, ...]  # (batch, splits, rows, columns), or (batch, rows, splits, columns)
+    output_first: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(batch · splits, rows, columns)`."""
+        batch, first, second, columns = self.split_shape
+        splits, rows = (first, second) if self.output_first else (second, first)
+        return batch * splits, rows, columns
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the matrices of a contiguous tensor are a view of it."""
+        in_place = self.output_first or self.split_shape[2] == 1
+        return in_place and self.permutation == tuple(range(len(self.permutation)))
+
+    def to_matrices(self, tensor: Tensor) -> Tensor:
+        """From the parameter's own shape to `shape`."""
+        split = tensor.permute(self.permutation).reshape(self.split_shape)
+        return (split if self.output_first else split.transpose(1, 2)).reshape(self.shape)
+
+    def from_matrices(self, matrices: Tensor) -> Tensor:
+        """The inverse of `to_matrices`."""
+        batch, first, second, columns = self.split_shape
+        if not self.output_first:
+            matrices = matrices.reshape(batch, second, first, columns).transpose(1, 2)
+        permuted = matrices.reshape(self.permuted_shape)
+        order = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
+        return permuted.permute(order)
+
+
+def make_view(shape: Sequence[int], numbers: DimensionNumbers) -> MatrixView:
+    """Checks the dimension numbers against a shape.
+
+    Args:
+        shape: The parameter's shape, rank ≥ 2.
+        numbers: Which axes are the matrix.
+
+    Raises:
+        TypeError: `numbers` is not a specification.
+        ValueError: An axis is out of range or named twice, or the output cannot be split.
+    """
+    if not isinstance(numbers, DimensionNumbers):
+        raise TypeError(f"dimension numbers must be DimensionNumbers or None, got {numbers!r}.")
+    reduction = _as_axes(numbers.reduction_axis, shape, numbers)
+    output = _as_axes(numbers.output_axis, shape, numbers)
+    named = reduction + output
+    if not reduction or not output or len(set(named)) != len(named):
+        raise ValueError(
+            f"{numbers} must name each axis of its matrix once, for a parameter of shape {tuple(shape)}."
+        )
+    splits, output_size = numbers.output_splits, _size(shape, output)
+    if splits < 1 or output_size % splits:
+        raise ValueError(f"{numbers}: an output of {output_size} cannot be cut into {splits} equal parts.")
+    batch_axes = tuple(axis for axis in range(len(shape)) if axis not in named)
+    batch, inputs = _size(shape, batch_axes), _size(shape, reduction)
+    output_first = min(output) < min(reduction)
+    permutation = batch_axes + (output + reduction if output_first else reduction + output)
+    split = (
+        (batch, splits, output_size // splits, inputs)
+        if output_first
+        else (batch, inputs, splits, output_size // splits)
+    )
+    return MatrixView(permutation, tuple(shape[axis] for axis in permutation), split, output_first)
+
+
+class Layout(NamedTuple):
+    """How the rule sees one parameter.
+
+    Attributes:
+        shape: Of what the rule works on, rank ≥ 2: a vector of n numbers is `(n, 1)`.
+        axes: The axes that are factored, None for a parameter of rank < 2.
+        view: None where the parameter is taken as stored.
+    """
+
+    shape: tuple[int, ...]
+    axes: Axes | None
+    view: MatrixView | None = None
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether `enter` gives a view of a contiguous tensor."""
+        return self.view is None or self.view.keeps_order
+
+    @property
+    def by_matrix(self) -> bool:
+        """Whether one matrix of the last two axes has nothing to do with the others."""
+        return self.axes is None or set(self.axes) == {-1, -2}
+
+    def enter(self, tensor: Tensor) -> Tensor:
+        """From the parameter's own shape to `shape`."""
+        return tensor.reshape(self.shape) if self.view is None else self.view.to_matrices(tensor)
+
+    def leave(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of `enter`; `shape` is the parameter's."""
+        return tensor.reshape(tuple(shape)) if self.view is None else self.view.from_matrices(tensor)
+
+
+@functools.cache
+def make_layout(shape: tuple[int, ...], numbers: DimensionNumbers | None = None) -> Layout:
+    """The layout of a parameter of this shape; None takes it as stored, the reference's convention."""
+    if numbers is None:
+        axes = make_axes(shape)
+        return Layout(tuple(shape) if axes else (math.prod(shape), 1), axes)
+    view = make_view(shape, numbers)
+    rows, columns = view.shape[1:]
+    # The order of a tie is that of (reduction, output), so that a square matrix gives the same either way.
+    last_is_large = columns > rows or (columns == rows and not view.output_first)
+    return Layout(view.shape, Axes(-2, -1) if last_is_large else Axes(-1, -2), view)
+
+
+def _size(shape: Sequence[int], axes: Sequence[int]) -> int:
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _as_axes(axes: int | Sequence[int], shape: Sequence[int], numbers: Any) -> tuple[int, ...]:
+    rank = len(shape)
+    listed = (axes,) if isinstance(axes, int) else tuple(axes)
+    if any(not -rank <= axis < rank for axis in listed):
+        raise ValueError(f"{numbers} names an axis that a parameter of shape {tuple(shape)} does not have.")
+    return tuple(axis % rank for axis in listed)

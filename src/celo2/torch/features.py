@@ -1,0 +1,129 @@
+"""Gradient, parameter, accumulators → the 14 groups of input features.
+
+Source: arXiv 2602.19142, section 3; the order is `celo2.config.FEATURES`.
+
+A channel is a tensor that broadcasts to the parameter's shape: the row and column features stay
+vectors, and no tensor ever has a trailing axis of features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from celo2.config import RuleConfig
+from celo2.torch.accumulators import Accumulators
+from celo2.torch.dimensions import Axes
+
+__all__ = ["FeatureGroups", "Inputs", "compute", "full_names", "make_inputs", "vector_names"]
+
+FeatureGroups = dict[str, tuple[Tensor, ...]]  # weight name → channels
+Factors = tuple[tuple[Tensor, ...], ...]  # for each decay, what divides by the factored second moment
+
+CLIPPED_GRAD = 0.1  # bound of the clipped-gradient feature
+RSQRT_EPS = 1e-8  # under every reciprocal root of an accumulator
+FACTOR_FLOOR = 1e-9  # of the row factor's denominator, and of what the factors' roots are taken of
+
+_VECTORS = frozenset({"row", "col", "rsqrt_row", "rsqrt_col"})
+
+
+class Inputs(NamedTuple):
+    """What the features of one tensor, or of a part of it, are computed from.
+
+    Attributes:
+        grad: The clipped gradient.
+        param: The parameter, of the same shape and dtype.
+        accumulators: Already updated with this gradient, bias-corrected if that is on.
+        factors: Made of the accumulators' `row` and `col`.
+        raw_factors: The same without bias correction: the reference leaves the factored gradient
+            uncorrected, and only that.
+    """
+
+    grad: Tensor
+    param: Tensor
+    accumulators: Accumulators
+    factors: Factors
+    raw_factors: Factors
+
+
+def make_inputs(
+    grad: Tensor,
+    param: Tensor,
+    accumulators: Accumulators,
+    axes: Axes | None,
+    *,
+    raw: Accumulators | None = None,
+) -> Inputs:
+    """Adds the factors to gradient, parameter and accumulators; `raw` are those before bias correction."""
+    factors = _factors(accumulators, axes)
+    return Inputs(grad, param, accumulators, factors, factors if raw is None else _factors(raw, axes))
+
+
+def full_names(config: RuleConfig, *, factored: bool) -> list[str]:
+    """Weight names of the groups whose channels have the parameter's shape."""
+    return [name for name, feature in config.feature_groups(1 + factored) if feature.name not in _VECTORS]
+
+
+def vector_names(config: RuleConfig, *, factored: bool) -> list[str]:
+    """Weight names of the groups whose channels are rows or columns."""
+    return [name for name, feature in config.feature_groups(1 + factored) if feature.name in _VECTORS]
+
+
+def compute(inputs: Inputs, names: Sequence[str], config: RuleConfig) -> FeatureGroups:
+    """The channels of some groups, by the names of their weight matrices.
+
+    Args:
+        inputs: Of `make_inputs`.
+        names: Of `full_names` and `vector_names`.
+        config: Which features are enabled.
+    """
+    grad, param, (momentum, rms, row, col), factors, raw_factors = inputs
+    wanted = {name: feature.name for name, feature in config.feature_groups(2) if name in names}
+    rsqrt_rms: tuple[Tensor, ...] = ()
+    if any("rms" in feature or "normalized" in feature for feature in wanted.values()):
+        rsqrt_rms = tuple(torch.rsqrt(v + RSQRT_EPS) for v in rms)
+    channels = {
+        "grad": lambda: (grad,),
+        "clipped_grad": lambda: (grad.clamp(-CLIPPED_GRAD, CLIPPED_GRAD),),
+        "param": lambda: (param,),
+        "momentum": lambda: momentum,
+        "rms": lambda: rms,
+        "normalized_momentum": lambda: tuple(
+            m * s for m, s in zip(momentum, _repeat(rsqrt_rms, len(momentum)), strict=True)
+        ),
+        "rsqrt_rms": lambda: rsqrt_rms,
+        "factored_grad": lambda: tuple(_scale(grad, factor) for factor in raw_factors),
+        "normalized_grad": lambda: tuple(grad * s for s in rsqrt_rms),
+        "row": lambda: row,
+        "col": lambda: col,
+        "rsqrt_row": lambda: tuple(torch.rsqrt(r + RSQRT_EPS) for r in row),
+        "rsqrt_col": lambda: tuple(torch.rsqrt(c + RSQRT_EPS) for c in col),
+        "factored_momentum": lambda: tuple(_scale(m, f) for m, f in zip(momentum, factors, strict=True)),
+    }
+    return {name: tuple(channels[feature]()) for name, feature in wanted.items()}
+
+
+def _factors(accumulators: Accumulators, axes: Axes | None) -> Factors:
+    """What a gradient is multiplied by to divide it by the root of its factored second moment."""
+    if axes is None:
+        return tuple((torch.rsqrt((r + FACTOR_FLOOR).clamp_min(FACTOR_FLOOR)),) for r in accumulators.row)
+    return tuple(
+        (
+            torch.rsqrt((r / (r.mean(axes.small, keepdim=True) + FACTOR_FLOOR)).clamp_min(FACTOR_FLOOR)),
+            torch.rsqrt(c.clamp_min(FACTOR_FLOOR)),
+        )
+        for r, c in zip(accumulators.row, accumulators.col, strict=True)
+    )
+
+
+def _scale(tensor: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+    for factor in factors:
+        tensor = tensor * factor
+    return tensor
+
+
+def _repeat(values: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    return values * count if len(values) == 1 else values

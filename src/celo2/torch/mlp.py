@@ -1,0 +1,93 @@
+"""Features → direction: the network, applied to every element of a tensor.
+
+Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, element by element.
+
+Each channel `x` enters divided by its root mean square over the last two axes. Instead of dividing
+the tensors, `rsqrt(mean(x²) + 1e-9)` multiplies the channel's row of the first layer. This is the
+plain version, unit by unit, which a compiler makes one loop of; `blocks` is the fast one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from celo2.config import RuleConfig
+from celo2.torch.features import FeatureGroups
+
+__all__ = ["ACTIVATIONS", "NORM_EPS", "InputScales", "compute", "input_scales", "mean_square"]
+
+NORM_EPS = 1e-9  # under the root of both normalisers, of the input channels and of the step
+
+InputScales = dict[str, tuple[Tensor, ...]]  # weight name → scale of each channel
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
+
+
+def mean_square(tensor: Tensor) -> Tensor:
+    """Mean of squares over the last two axes, axes kept."""
+    return (tensor * tensor).mean((-2, -1), keepdim=True)
+
+
+def input_scales(groups: FeatureGroups) -> InputScales:
+    """`rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes."""
+    return {
+        name: tuple(torch.rsqrt(mean_square(channel) + NORM_EPS) for channel in group)
+        for name, group in groups.items()
+    }
+
+
+def compute(
+    groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Any], config: RuleConfig
+) -> tuple[Tensor, Tensor | None]:
+    """Direction and magnitude of every element.
+
+    Args:
+        groups: Weight name → channels, each of a shape that broadcasts to the parameter's.
+        scales: Of `input_scales`; None: the channels enter as they are.
+        weights: The network's arrays by name, as nested lists of numbers, of the shapes of
+            `RuleConfig.weight_shapes`.
+        config: Sizes, activation.
+
+    Returns:
+        The direction, of the parameter's shape, and the magnitude, None when `exp_mult` is 0: an
+        output that is not used is not computed.
+    """
+    activation = ACTIVATIONS[config.mlp_activation]
+    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights)]
+    for layer in range(1, config.ff_hidden_layers):
+        hidden = [activation(unit) for unit in _layer(hidden, weights, layer, config.ff_hidden_size)]
+    direction, *magnitude = _layer(hidden, weights, config.ff_hidden_layers, 2 if config.exp_mult else 1)
+    return direction, magnitude[0] if magnitude else None
+
+
+def _first_layer(
+    groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Any]
+) -> list[Tensor]:
+    channels = [
+        (channel, row, None if scales is None else scales[name][index])
+        for name, group in groups.items()
+        for index, (channel, row) in enumerate(zip(group, weights[name], strict=True))
+    ]
+    channels.sort(key=lambda entry: entry[0].numel())  # vectors are added up before they broadcast
+    units = []
+    for j, bias in enumerate(weights["b0"]):
+        total: Any = bias
+        for values, row, scale in channels:
+            total = total + values * (row[j] if scale is None else row[j] * scale)
+        units.append(total)
+    return units
+
+
+def _layer(inputs: list[Tensor], weights: Mapping[str, Any], layer: int, num_units: int) -> list[Tensor]:
+    weight, bias = weights[f"w{layer}"], weights[f"b{layer}"]
+    units = []
+    for j in range(num_units):
+        total: Any = bias[j]
+        for i, x in enumerate(inputs):
+            total = total + x * weight[i][j]
+        units.append(total)
+    return units

@@ -1,0 +1,64 @@
+"""The network's weights as the torch backend takes them: numbers, and small tensors by device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from celo2.config import RuleConfig
+from celo2.weights import Weights, load_checkpoint, weights_from_tree
+
+__all__ = ["Network", "make_network"]
+
+
+class Network:
+    """Weights and options of the rule, read-only.
+
+    Attributes:
+        weights: What it was made from.
+        config: The options in force.
+        numbers: The arrays by name, as nested lists.
+    """
+
+    def __init__(self, weights: Weights, config: RuleConfig):
+        self.weights = weights
+        self.config = config
+        self.numbers: Mapping[str, Any] = {name: a.tolist() for name, a in weights.arrays.items()}
+        self._tensors: dict[Any, Tensor] = {}
+
+    def tensor(self, *names: str, like: Tensor) -> Tensor:
+        """The arrays of these names, one below the other, with dtype and device of `like`."""
+        key = (*names, like.dtype, like.device)
+        if key not in self._tensors:
+            array = np.concatenate([self.weights.arrays[name] for name in names])
+            self._tensors[key] = torch.tensor(array, dtype=like.dtype, device=like.device)
+        return self._tensors[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles carry the weights alone."""
+        return type(self), (self.weights, self.config)
+
+
+def make_network(theta: Any, *, orthogonalize: bool) -> Network:
+    """The network of weights by name, from a file, or given; see `Celo2`.
+
+    Raises:
+        ValueError: Weights of another variant.
+        TypeError: Neither weights nor a tree of arrays.
+    """
+    if isinstance(theta, str | os.PathLike):
+        weights = load_checkpoint(theta, orthogonalize=orthogonalize)
+    elif isinstance(theta, Mapping):
+        weights = weights_from_tree(theta, orthogonalize=orthogonalize)
+    elif isinstance(theta, Weights):
+        weights = theta
+    else:
+        raise TypeError(
+            f"weights must be a name, a path, Weights or a tree of arrays, got {type(theta).__name__}."
+        )
+    return Network(weights, weights.resolve(orthogonalize=orthogonalize))

@@ -1,0 +1,122 @@
+"""`Celo2` and `Celo2Base`: the rule as PyTorch optimizers.
+
+Source: arXiv 2602.19142. State, groups, hooks and checkpoints are those of `torch.optim.Optimizer`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from celo2.torch._base import Params, RuleOptimizer, Theta
+from celo2.torch.adamw import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.torch.routing import Numbers, Overrides
+
+__all__ = ["Celo2", "Celo2Base"]
+
+
+class Celo2(RuleOptimizer):
+    """Celo2: hidden matrices by the rule with Newton–Schulz, everything else by AdamW.
+
+    The step of a matrix has root mean square 1, so the learning rate is its change per step; try 1e-4
+    to 1e-2. Embeddings, positional tables, output heads, routers and everything of rank ≤ 1 get AdamW
+    at `adamw_lr_scale` times the learning rate (arXiv 2602.19142, section 3.4).
+
+    Args:
+        params: A module, whose layers decide the routing (`celo2.torch.find_routes`), or what every
+            torch optimizer takes: parameters, named parameters, groups. Parameters without a module
+            are taken as stored, the reference's convention, and rank ≥ 2 gets the rule.
+        lr: Learning rate, a float or a scalar tensor, ≥ 0.
+        weights: The network's weights: `"celo2"`, a path or a hub repository as in
+            `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays.
+        weight_decay: Decoupled, multiplied by each algorithm's learning rate.
+        adamw_lr_scale: Learning rate of AdamW over `lr`.
+        adamw_betas: Decays of AdamW.
+        state_dtype: None, or `torch.bfloat16`: momenta and rms in 8 bytes a parameter instead of 16,
+            rounded stochastically by a hash of the step's number, so that a run repeats exactly.
+        foreach: AdamW's, and False updates small tensors one by one instead of together.
+        fused: AdamW's. On the CPU it is on unless `foreach` or `fused` is given.
+        capturable: Keeps the step's number on the device, for CUDA graphs.
+        maximize: Goes up instead of down.
+        algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also of a group.
+        module: The module that the parameters or groups belong to, for its routing.
+        overrides: Corrections of the routing, as in `find_routes`.
+        dimension_numbers: Which axes are a parameter's matrix, as in `find_routes`.
+        split_heads: As in `find_routes`.
+
+    Raises:
+        TypeError: A parameter that is not a dense tensor of real floating-point numbers.
+        ValueError: An option out of its range, or weights of another variant.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = Celo2(model, lr=1e-3)
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+    """
+
+    _base = False
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        *,
+        weights: Theta = "celo2",
+        weight_decay: float = 0.0,
+        adamw_lr_scale: float = ADAMW_LR_SCALE,
+        adamw_betas: tuple[float, float] = ADAMW_BETAS,
+        state_dtype: torch.dtype | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        maximize: bool = False,
+        algorithm: str | None = None,
+        module: nn.Module | None = None,
+        overrides: Overrides = None,
+        dimension_numbers: Numbers = None,
+        split_heads: bool = False,
+    ):
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "adamw_lr_scale": adamw_lr_scale,
+            "adamw_betas": adamw_betas,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "maximize": maximize,
+            "algorithm": algorithm,
+        }
+        routing = {
+            "overrides": overrides,
+            "dimension_numbers": dimension_numbers,
+            "split_heads": split_heads,
+        }
+        super().__init__(params, defaults, weights, module, state_dtype, **routing)
+
+
+class Celo2Base(Celo2):
+    """Celo2-base: the rule, without Newton–Schulz, on every parameter.
+
+    The root mean square of every tensor's change per step is the learning rate. AdamW updates only
+    what a group's `algorithm` or an override gives it.
+
+    Args:
+        params: As in `Celo2`; a module's layers decide which axes are a parameter's matrix.
+        lr: Learning rate, a float or a scalar tensor, ≥ 0.
+        weights: As in `Celo2`; the default is the shipped `"celo2-base"`.
+        **options: As in `Celo2`.
+
+    Example:
+        >>> optimizer = Celo2Base(nn.Linear(4, 2), lr=1e-3)
+    """
+
+    _base = True
+
+    def __init__(
+        self, params: Params, lr: float | Tensor = 1e-3, *, weights: Theta = "celo2-base", **options: Any
+    ):
+        super().__init__(params, lr, weights=weights, **options)

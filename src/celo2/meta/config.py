@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 from celo2.config import RuleConfig, nearest_name
 from celo2.tasks.augmentation import LEVELS, Level
 
-__all__ = ["MetaConfig", "Schedule", "Variant"]
+__all__ = ["MetaConfig", "RateUnits", "Schedule", "Variant"]
 
 Variant = Literal["celo2", "celo2-base"]
+RateUnits = Literal["stored", "network"]
 Schedule = Literal["constant", "cosine"]
 
 
@@ -36,6 +37,11 @@ class MetaConfig:
         min_unroll: Least length of an inner run, at least `truncation_length`.
         max_unroll: Greatest length of an inner run.
         inner_learning_rate: Of the networks that are trained, at its peak.
+        rate_spread: Each run's peak rate is drawn log-uniformly from the inner learning rate divided by
+            this factor to the rate times it; at least 1.
+        rate_units: What the rate is measured in. "stored", the published recipe: the parameters as the
+            augmentation stores them, so that a scale also multiplies the change of the network. "network":
+            the parameters as the network uses them, so that the scales leave its changes alone.
         inner_schedule: "constant", the published recipe, or "cosine": from the peak to zero over each
             run, as in use.
         adamw_lr_scale: Learning rate of Celo2's AdamW branch over the inner one.
@@ -59,6 +65,8 @@ class MetaConfig:
     min_unroll: int = 100
     max_unroll: int = 2000
     inner_learning_rate: float = 1e-3
+    rate_spread: float = 1.0
+    rate_units: RateUnits = "stored"
     inner_schedule: Schedule = "constant"
     adamw_lr_scale: float = 20.0
     level: Level = "global"
@@ -74,6 +82,7 @@ class MetaConfig:
         for name, choices in (
             ("variant", get_args(Variant)),
             ("level", LEVELS),
+            ("rate_units", get_args(RateUnits)),
             ("inner_schedule", get_args(Schedule)),
         ):
             if getattr(self, name) not in choices:
@@ -85,6 +94,8 @@ class MetaConfig:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
+        if not 1 <= self.rate_spread < math.inf:
+            raise ValueError(f"rate_spread is a factor of at least 1, got {self.rate_spread}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:
             raise ValueError(
                 "an inner run is reset at most once in a truncation: expected "

@@ -32,6 +32,7 @@ class InnerState(NamedTuple):
         params: Stored parameters of both signs, `(pairs, 2, …)`.
         opt_state: The inner optimizer's state, `(pairs, 2, …)`.
         scales: The task's scales, `(pairs, …)`.
+        rates: Peak learning rate of each stored array over `inner_learning_rate`, `(pairs, …)`.
         step: Steps taken, `(pairs,)` int32.
         length: Steps after which the run ends, `(pairs,)` int32.
     """
@@ -39,6 +40,7 @@ class InnerState(NamedTuple):
     params: Params
     opt_state: Any
     scales: Params
+    rates: Params
     step: Array
     length: Array
 
@@ -121,32 +123,44 @@ def unroll(
 
 def _sample_start(key: Array, theta: Theta, config: MetaConfig) -> InnerState:
     """A new task for one pair, at step 0."""
-    task_key, length_key = jax.random.split(key)
+    task_key, length_key, rate_key = jax.random.split(key, 3)
     stored, scales = make_family(config).init(task_key)
+    rates = _sample_rates(rate_key, scales, config)
     opt_state = make_inner_optimizer(theta, config).init(stored)
 
     def both(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_SIGNS, *leaf.shape)), tree)
 
-    low, high = jnp.log(jnp.float32(config.min_unroll)), jnp.log(jnp.float32(config.max_unroll))
-    length = jnp.exp(jax.random.uniform(length_key, (), minval=low, maxval=high)).astype(jnp.int32)
-    return InnerState(both(stored), both(opt_state), scales, jnp.zeros((), jnp.int32), length)
+    length = _log_uniform(length_key, config.min_unroll, config.max_unroll).astype(jnp.int32)
+    return InnerState(both(stored), both(opt_state), scales, rates, jnp.zeros((), jnp.int32), length)
+
+
+def _sample_rates(key: Array, scales: Params, config: MetaConfig) -> Params:
+    """One factor for the task; in the network's units the larger an array's scale, the less it moves."""
+    factor = _log_uniform(key, 1.0 / config.rate_spread, config.rate_spread)
+    return jax.tree.map(lambda scale: factor / scale if config.rate_units == "network" else factor, scales)
+
+
+def _log_uniform(key: Array, low: float, high: float) -> Array:
+    bounds = jnp.log(jnp.float32(low)), jnp.log(jnp.float32(high))
+    return jnp.exp(jax.random.uniform(key, (), minval=bounds[0], maxval=bounds[1]))
 
 
 def _make_step(family: ImageMLPFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
     """One step of one pair: `(thetas, state, batch) → (params, opt_state, losses of both signs)`."""
 
     def step_one(
-        theta: Theta, params: Params, opt_state: Any, scales: Params, batch: Batch, rate: Array
+        theta: Theta, params: Params, opt_state: Any, scales: Params, batch: Batch, rates: Params
     ) -> tuple[Params, Any, Array]:
         loss, grads = jax.value_and_grad(family.loss)(params, scales, batch)
         updates, opt_state = make_inner_optimizer(theta, config).update(grads, opt_state, params)
-        return jax.tree.map(lambda p, u: p + rate * u, params, updates), opt_state, loss
+        return jax.tree.map(lambda p, u, rate: p + rate * u, params, updates, rates), opt_state, loss
 
     def step_pair(thetas: Theta, state: InnerState, batch: Batch) -> tuple[Params, Any, Array]:
         signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None))
-        rate = _rate_share(state.step, state.length, config.inner_schedule)
-        return signs(thetas, state.params, state.opt_state, state.scales, batch, rate)
+        share = _rate_share(state.step, state.length, config.inner_schedule)
+        rates = jax.tree.map(lambda rate: share * rate, state.rates)
+        return signs(thetas, state.params, state.opt_state, state.scales, batch, rates)
 
     return step_pair
 

@@ -87,11 +87,11 @@ def _update_leaf(
     """
     grad, param, accumulators = leaf
     dtype, stored = accumulators.row[0].dtype, accumulators.momentum[0].dtype
-    momentum, rms = (tuple(layout.enter(full.astype(dtype)) for full in fulls) for fulls in accumulators[:2])
+    momentum, rms = (tuple(layout.enter(full) for full in fulls) for fulls in accumulators[:2])
     step, accumulators = step_lib.update(
         {name: array.astype(dtype) for name, array in arrays.items()},
-        layout.enter(grad.astype(dtype)),
-        layout.enter(param.astype(dtype)),
+        layout.enter(grad),
+        layout.enter(param),
         accumulators._replace(momentum=momentum, rms=rms),
         count,
         axes=layout.axes,

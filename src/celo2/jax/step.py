@@ -14,6 +14,8 @@ The step is not negated and has root mean square 1: the learning rate is the cha
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,7 @@ from jax.typing import ArrayLike
 
 from celo2.config import RuleConfig
 from celo2.jax import accumulators as accumulators_lib
-from celo2.jax import features, mlp, orthogonalize
+from celo2.jax import features, implementation, mlp, orthogonalize
 from celo2.jax.accumulators import Accumulators
 from celo2.jax.dimensions import Axes
 
@@ -34,7 +36,7 @@ PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
 
 
 def update(
-    weights: Mapping[str, Array],
+    weights: Mapping[str, Any],
     grad: Array,
     param: Array,
     accumulators: Accumulators,
@@ -47,9 +49,9 @@ def update(
 
     Args:
         weights: The network's arrays by name.
-        grad: The gradient, of any shape.
-        param: The parameter, of the same shape and dtype (that of the accumulators).
-        accumulators: Of the steps before.
+        grad: The gradient, of any shape and floating dtype.
+        param: The parameter, of the same shape; both are converted to the accumulators' dtype.
+        accumulators: Of the steps before; momenta and rms may be of a smaller dtype than row and col.
         count: This step's number, from 1.
         axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
         config: The rule's options.
@@ -58,7 +60,31 @@ def update(
         The un-negated step, of the gradient's shape, and the accumulators.
     """
     if grad.size == 0:
-        return grad, accumulators
+        return grad.astype(accumulators.row[0].dtype), accumulators
+    options: dict[str, Any] = {"axes": axes, "config": config}
+    return implementation.run(
+        implementation.choose(weights, grad, accumulators, axes, config),
+        partial(_update, weights, **options),
+        partial(_update_by_kernels, weights, **options),
+        grad,
+        param,
+        accumulators,
+        count,
+    )
+
+
+def _update(
+    weights: Mapping[str, Any],
+    grad: Array,
+    param: Array,
+    accumulators: Accumulators,
+    count: ArrayLike,
+    *,
+    axes: Axes | None,
+    config: RuleConfig,
+) -> tuple[Array, Accumulators]:
+    dtype = accumulators.row[0].dtype
+    grad, param, accumulators = jax.tree.map(lambda x: x.astype(dtype), (grad, param, accumulators))
     grad = jnp.clip(grad, -accumulators_lib.GRAD_CLIP, accumulators_lib.GRAD_CLIP)
     accumulators = accumulators_lib.update(accumulators, grad, axes, config)
     seen = accumulators_lib.unbias(accumulators, count, config) if config.bias_correction else accumulators
@@ -68,6 +94,26 @@ def update(
     direction, magnitude = mlp.compute(groups, scales, weights, config)
     step = _scale_by_magnitude(direction, magnitude, config)
     return _finish(step, param, seen, config), accumulators
+
+
+def _update_by_kernels(
+    weights: Mapping[str, Any],
+    grad: Array,
+    param: Array,
+    accumulators: Accumulators,
+    count: ArrayLike,  # noqa: ARG001  # what the kernels cover has no bias correction
+    interpret: bool,
+    *,
+    axes: Axes,
+    config: RuleConfig,
+) -> tuple[Array, Accumulators]:
+    from celo2.jax import pallas  # loads Pallas, which only GPUs need
+
+    direction, mean_square, accumulators = pallas.compute(
+        weights, grad, param, accumulators, axes=axes, config=config, interpret=interpret
+    )
+    param = param.astype(direction.dtype)
+    return _finish(direction, param, accumulators, config, mean_square), accumulators
 
 
 def _features(inputs: _Inputs, axes: Axes | None, config: RuleConfig) -> features.FeatureGroups:
@@ -88,13 +134,20 @@ def _scale_by_magnitude(direction: Array, magnitude: Array | None, config: RuleC
     return direction * jnp.exp(config.exp_mult * magnitude)
 
 
-def _finish(step: Array, param: Array, accumulators: Accumulators, config: RuleConfig) -> Array:
+def _finish(
+    step: Array,
+    param: Array,
+    accumulators: Accumulators,
+    config: RuleConfig,
+    mean_square: Array | None = None,
+) -> Array:
+    """From the direction to the step; `mean_square` is the direction's, if it is known."""
     if config.param_scale_mult:
-        step = step * jnp.sqrt(jnp.mean(param * param) + mlp.NORM_EPS)
+        step, mean_square = step * jnp.sqrt(jnp.mean(param * param) + mlp.NORM_EPS), None
     if config.orthogonalize and step.ndim >= 2:
-        step = orthogonalize.compute(step, config)
+        step, mean_square = orthogonalize.compute(step, config), None
     if config.normalize_output:
-        step = step * jax.lax.rsqrt(mlp.mean_square(step) + mlp.NORM_EPS)
+        step = step * mlp.normalizer(mlp.mean_square(step) if mean_square is None else mean_square)
     step = step * config.rmsmult
     if config.precondition_output:
         step = step * jax.lax.rsqrt(accumulators.rms[-1] + PRECONDITION_EPS)

@@ -1,0 +1,263 @@
+"""The GPU kernels: interpreted on the CPU, against the plain program; what they leave to it; lowered."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import celo2
+from celo2.config import RuleConfig
+from celo2.jax import accumulators, implementation, leaves, pallas, step
+from celo2.jax.dimensions import DimensionNumbers, make_axes
+from tolerances import relative_error
+
+KERNEL = "__gpu$xla.gpu.triton"  # what a lowered kernel is called
+NUM_KERNELS = 3  # for each array
+TOLERANCE = 3e-6  # sums in another order, in float32 (1.0e-6)
+ALL = RuleConfig(
+    ff_hidden_size=2,
+    ff_hidden_layers=1,
+    initial_momentum_decays=(0.9,),
+    initial_adafactor_decays=(0.9,),
+    orthogonalize=False,
+)
+FEATURES = ("with_g", "with_m", "with_fac_rms", "with_fac_mom_mult")  # a full one, a vector, a product
+SMALL = ALL.replace(
+    **{name: name in FEATURES for name in RuleConfig.option_names() if name.startswith("with_")}
+)  # compiles in half the time
+
+
+def make_weights(config: RuleConfig) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        name: (0.3 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in config.weight_shapes().items()
+    }
+
+
+def make_inputs(shape: tuple[int, ...], dtype: str, config: RuleConfig) -> tuple[Any, ...]:
+    """Gradient, parameter, accumulators of earlier steps, count."""
+    rng = np.random.default_rng(1)
+    grad, param = (jnp.asarray(scale * rng.standard_normal(shape), dtype) for scale in (0.1, 1.0))
+    zeros = accumulators.init(shape, make_axes(shape), config, jnp.dtype("float32"))
+    state = jax.tree.map(lambda x: jnp.asarray(1e-2 * rng.random(x.shape), jnp.float32), zeros)
+    return grad, param, state, jnp.int32(3)
+
+
+def jit(function: Any) -> Any:
+    """Compiles without optimising, which takes half the time."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def update(
+    name: Any, inputs: tuple[Any, ...], config: RuleConfig = SMALL, weights: Any = None
+) -> tuple[Any, Any]:
+    """`step.update` by one implementation."""
+    axes = make_axes(inputs[0].shape)
+    with implementation.use(name):
+        weights = make_weights(config) if weights is None else weights
+        return jit(partial(step.update, weights, axes=axes, config=config))(*inputs)
+
+
+def options(config: RuleConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in RuleConfig.option_names()}
+
+
+def lowered(function: Any, *arguments: Any) -> str:
+    """The program for CUDA; no CUDA library is needed."""
+    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for left, right in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (left.shape, left.dtype) == (right.shape, right.dtype)
+        assert relative_error(left, right) <= TOLERANCE
+
+
+CASES = {
+    "every channel": ((32, 64), "float32", ALL),
+    "masked, wide, batched": ((2, 37, 70), "float32", SMALL),
+    "masked, tall, two batch axes": ((2, 1, 80, 33), "float32", SMALL),
+    "bfloat16": ((40, 70), "bfloat16", SMALL),
+    "other options": (
+        (64, 64),
+        "float32",
+        SMALL.replace(
+            with_fac_rms=False, mlp_activation="tanh", param_scale_mult=True, precondition_output=True
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("shape", "dtype", "config"), CASES.values(), ids=CASES.keys())
+def test_kernels_equal_the_plain_program(shape: tuple[int, ...], dtype: str, config: RuleConfig) -> None:
+    inputs = make_inputs(shape, dtype, config)
+    assert implementation.fits(make_weights(config), *inputs[::2][:2], make_axes(shape), config)
+    assert_close(update("pallas_interpret", inputs, config), update("xla", inputs, config))
+
+
+def test_kernels_work_under_vmap() -> None:
+    inputs = make_inputs((32, 40), "float32", SMALL)
+    stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), inputs[:3])
+
+    def run(name: Any) -> Any:
+        with implementation.use(name):
+            one = partial(step.update, make_weights(SMALL), axes=make_axes((32, 40)), config=SMALL)
+            return jit(jax.vmap(one, in_axes=(0, 0, 0, None)))(*stacked, inputs[3])
+
+    assert_close(run("pallas_interpret"), run("xla"))
+
+
+def test_one_nan_makes_the_whole_step_nan() -> None:
+    """As in the plain program; Triton's maximum would drop it."""
+    config = SMALL.replace(with_p=True)
+    grad, param, state, count = make_inputs((32, 40), "float32", config)
+    bad = jnp.zeros((32, 40)).at[3, 5].set(jnp.nan)
+    momentum = state._replace(momentum=(state.momentum[0] + bad,))
+    cases = [(grad + bad, param, state), (grad, param + bad, state), (grad, param, momentum)]
+    inputs = jax.tree.map(lambda *x: jnp.stack(x), *cases)
+    for name in ("xla", "pallas_interpret"):
+        with implementation.use(name):
+            one = partial(step.update, make_weights(config), axes=make_axes(grad.shape), config=config)
+            steps, _ = jit(jax.vmap(one, in_axes=(0, 0, 0, None)))(*inputs, count)
+        assert np.isnan(steps).all(), name
+
+
+def test_kernels_serve_the_public_transform() -> None:
+    """By dimension numbers, and beside a vector that stays with the plain program."""
+    rng = np.random.default_rng(2)
+    shapes = {"heads": (33, 2, 32), "bias": (40,)}
+    grads, params = (
+        {name: jnp.asarray(rng.standard_normal(shape), jnp.float32) for name, shape in shapes.items()}
+        for _ in range(2)
+    )
+    numbers: dict[str, Any] = {"heads": DimensionNumbers(0, 2), "bias": None}
+    rule = celo2.scale_by_celo2(make_weights(SMALL), dimension_numbers=numbers, **options(SMALL))
+    state = rule.init(params)
+
+    def run(name: Any) -> Any:
+        with implementation.use(name):
+            return jit(lambda *arguments: rule.update(*arguments))(grads, state, params)
+
+    assert_close(run("pallas_interpret"), run("xla"))
+
+
+def test_derivatives_are_those_of_the_plain_program() -> None:
+    inputs = make_inputs((32, 32), "float32", SMALL)
+
+    def derivative(name: Any) -> str:
+        with implementation.use(name):
+            one = partial(step.update, make_weights(SMALL), axes=make_axes((32, 32)), config=SMALL)
+            return lowered(jax.grad(lambda *arguments: jnp.sum(one(*arguments)[0][:, 0])), *inputs)
+
+    assert derivative("pallas") == derivative("xla")
+
+
+NOT_COVERED = {
+    "bias correction": ((32, 32), SMALL.replace(bias_correction=True)),
+    "magnitudes": ((32, 32), SMALL.replace(exp_mult=0.1)),
+    "raw inputs": ((32, 32), SMALL.replace(normalize_input=False)),
+    "wide network": ((32, 32), SMALL.replace(ff_hidden_size=17)),
+    "vector": ((1024,), SMALL),
+    "narrow matrix": ((1024, 31), SMALL),
+    "convolution stored output first": ((64, 64, 32, 33), SMALL),
+}
+
+
+@pytest.mark.parametrize(("shape", "config"), NOT_COVERED.values(), ids=NOT_COVERED.keys())
+def test_what_the_kernels_do_not_cover_is_plain(shape: tuple[int, ...], config: RuleConfig) -> None:
+    assert choice("pallas", shape, config) == "xla"
+
+
+def choice(name: Any, shape: tuple[int, ...], config: RuleConfig = SMALL, weights: Any = None) -> str:
+    """What `implementation.choose` says about an array of this shape."""
+    axes = make_axes(shape)
+    state = jax.eval_shape(lambda: accumulators.init(shape, axes, config, jnp.dtype("float32")))
+    grad: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
+    with implementation.use(name):
+        return implementation.choose(weights or make_weights(config), grad, state, axes, config)
+
+
+def test_learned_weights_are_plain() -> None:
+    assert choice("pallas", (64, 64)) == "pallas"
+    assert choice("pallas", (64, 64), weights=jax.tree.map(jnp.asarray, make_weights(SMALL))) == "xla"
+
+
+def test_bfloat16_state_is_plain() -> None:
+    rule = celo2.scale_by_celo2(orthogonalize=False, state_dtype="bfloat16")
+    params = {"w": jnp.ones((32, 32))}
+    with implementation.use("pallas"):
+        assert KERNEL not in lowered(rule.update, params, rule.init(params), params)
+
+
+def test_automatic_choice_needs_a_gpu_one_device_and_a_large_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = (256, 256)
+    assert choice("auto", large) == "xla"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert jax.device_count() == 2
+    assert choice("auto", large) == "xla"
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert choice("auto", large) == "auto"
+    assert choice("auto", (64, 64)) == "xla"
+    assert choice("auto", large, SMALL.replace(bias_correction=True)) == "xla"
+
+
+def test_kernels_that_cannot_be_lowered_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise NotImplementedError("no such primitive")
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(pallas, "compute", refuse)
+    config = SMALL.replace(ff_hidden_size=3)  # another than is remembered
+    with pytest.warns(UserWarning, match="no such primitive"):
+        assert choice("auto", (256, 256), config) == "xla"
+
+
+def test_automatic_choice_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One traced program: kernels when lowered for CUDA, the plain operations on the CPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    inputs = make_inputs((256, 256), "float32", SMALL)
+    one = partial(step.update, make_weights(SMALL), axes=make_axes((256, 256)), config=SMALL)
+    assert lowered(one, *inputs).count(KERNEL) == NUM_KERNELS
+    assert_close(update("auto", inputs), update("xla", inputs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_of_the_default_network_lower_to_cuda(dtype: str) -> None:
+    params = {"w": jnp.ones((2, 100, 70), dtype), "bias": jnp.ones(70, dtype)}
+    rule = celo2.scale_by_celo2(orthogonalize=False)
+    with implementation.use("pallas"):
+        text = lowered(rule.update, params, rule.init(params), params)
+    assert text.count(KERNEL) == NUM_KERNELS
+
+
+def test_kernels_lower_to_cuda_under_vmap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal matrices of a deep network, stacked: still three kernels."""
+    monkeypatch.setattr(leaves, "STACK_LIMIT", 1 << 20)
+    params = {name: jnp.ones((40, 70)) for name in "abc"}
+    rule = celo2.scale_by_celo2(make_weights(SMALL), **options(SMALL))
+    with implementation.use("pallas"):
+        text = lowered(rule.update, params, rule.init(params), params)
+    assert text.count(KERNEL) == NUM_KERNELS
+
+
+def test_state_is_updated_in_place() -> None:
+    """The second kernel takes the memory of three momenta and one second moment: no copies of the state."""
+    params = {"w": jnp.ones((64, 64))}
+    rule = celo2.scale_by_celo2(orthogonalize=False)
+    with implementation.use("pallas"):
+        text = lowered(rule.update, params, rule.init(params), params)
+    assert text.count("output_operand_alias<") == 4
+
+
+def test_unknown_implementation_is_refused() -> None:
+    with pytest.raises(ValueError, match="pallas_interpret"), implementation.use("triton"):  # type: ignore[arg-type]
+        pass

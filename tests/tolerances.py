@@ -27,6 +27,14 @@ TOLERANCES = {
         1e-12,
         "float64 rounding, amplified by Newton–Schulz (3.7e-14 on the examples drawn)",
     ),
+    "torch, reference": (2.5e-5, "as in JAX (7.3e-6, no_normalize_input mlp/w_wide)"),
+    "torch, reference, orthogonalized": (1e-4, "as in JAX (3.8e-5, celo2_mixed square/w)"),
+    "torch, golden": (1e-5, "as in JAX (2.9e-6)"),
+    "torch float32, oracle": (3e-5, "float32 rounding over random options (9.8e-6)"),
+    "torch float64, oracle": (
+        1.5e-13,
+        "float64 rounding, amplified by Newton–Schulz (4.3e-14 on the examples drawn)",
+    ),
     "pes, reference": (1e-6, "float32 sums over K steps on both sides (2.3e-7, no_resets w)"),
     "pes oracle, reference": (1e-6, "float32 sums over K steps in the reference (2.3e-7)"),
 }

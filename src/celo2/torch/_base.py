@@ -79,6 +79,7 @@ class RuleOptimizer(Optimizer):
         own = {name: getattr(self, name) for name in ("_network", "_state_dtype", "_routes")}
         return {**super().__getstate__(), **own}
 
+    @torch.compiler.disable  # a compiled training step calls it as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of every parameter that has a gradient.

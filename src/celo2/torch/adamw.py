@@ -51,7 +51,7 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
     params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
     foreach, fused = group["foreach"], group["fused"]
     if foreach is None and fused is None and all(param.device.type == "cpu" for param in params):
-        fused = not torch.compiler.is_compiling()
+        fused = True
     beta1, beta2 = group["adamw_betas"]
     adamw(
         params,
@@ -61,7 +61,7 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
         [],
         [leaf.count for leaf in leaves],
         foreach=foreach,
-        capturable=group["capturable"],
+        capturable=group["capturable"] and params[0].device.type != "cpu",
         fused=fused,
         amsgrad=False,
         beta1=beta1,

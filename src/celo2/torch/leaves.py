@@ -116,7 +116,7 @@ def update_stack(
 
     Arguments and result are those of `step.update`. A backend for another device belongs here.
     """
-    in_blocks = grad.device.type == "cpu" and layout.by_matrix and not torch.compiler.is_compiling()
+    in_blocks = grad.device.type == "cpu" and layout.by_matrix
     direction = blocks.compute_direction if in_blocks else None
     return step.update(network, grad, param, accumulators, count, axes=layout.axes, direction=direction)
 

@@ -1,0 +1,357 @@
+"""What PyTorch and its users expect of an optimizer, of every PyTorch optimizer of the package."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch_contract_table import ROWS, Row, assert_same, assert_states_same, loss_of, make_model, train
+
+from celo2.torch import Celo2, Celo2Base
+
+every_optimizer = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+def sign(row: Row) -> float:
+    return -1.0 if row.options.get("maximize") else 1.0
+
+
+@every_optimizer
+def test_training_lowers_the_loss_and_changes_every_parameter(row: Row) -> None:
+    model = make_model()
+    before = copy.deepcopy(model)
+    losses = train(model, row.make(model), 6)
+    assert sign(row) * (losses[0] - losses[-1]) > 0.1
+    for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert not torch.equal(new, old), name
+        assert torch.isfinite(new).all(), name
+
+
+@every_optimizer
+def test_a_repeated_run_is_the_same_and_leaves_the_global_generator_alone(row: Row) -> None:
+    models = [make_model(), make_model()]
+    for model in models:
+        state = torch.get_rng_state()
+        train(model, row.make(model))
+        assert torch.equal(state, torch.get_rng_state())
+    assert_same(*models)
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dtypes_of_parameters_are_kept(row: Row, dtype: torch.dtype) -> None:
+    model = make_model(dtype=dtype)
+    optimizer = row.make(model)
+    train(model, optimizer, 2)
+    assert {param.dtype for param in model.parameters()} == {dtype}
+    assert all(torch.isfinite(param).all() for param in model.parameters())
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    allowed = {working, torch.float32, row.options.get("state_dtype", working)}
+    kinds = {value.dtype for state in optimizer.state.values() for value in state.values()}
+    assert kinds <= allowed
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_state_dict_continues_bit_for_bit_through_a_file(row: Row, dtype: torch.dtype) -> None:
+    model = make_model(dtype=dtype)
+    optimizer = row.make(model)
+    train(model, optimizer)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    restored_model = copy.deepcopy(model)
+    restored = row.make(restored_model, lr=7.0)
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    assert restored.param_groups[0]["lr"] == 0.01
+    assert_states_same(restored, optimizer)
+    assert train(restored_model, restored) == train(model, optimizer)
+    assert_same(restored_model, model)
+
+
+@every_optimizer
+def test_copies_and_pickles_continue_bit_for_bit(row: Row) -> None:
+    model = make_model()
+    optimizer = row.make(model)
+    train(model, optimizer)
+    others = [copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))]
+    train(model, optimizer)
+    for other_model, other in others:
+        assert repr(other).split("name ")[1] == repr(optimizer).split("name ")[1]
+        train(other_model, other)
+        assert_same(other_model, model)
+
+
+@every_optimizer
+def test_gradients_are_not_changed_and_the_network_is_not_differentiated(row: Row) -> None:
+    model = make_model()
+    optimizer = row.make(model)
+    loss_of(model).backward()
+    grads = [param.grad.clone() for param in model.parameters()]
+    optimizer.step()
+    for param, grad in zip(model.parameters(), grads, strict=True):
+        assert torch.equal(param.grad, grad)
+        assert param.is_leaf
+        assert param.requires_grad
+
+
+@every_optimizer
+def test_closure_is_called_once_with_gradients_on_and_its_loss_returned(row: Row) -> None:
+    model, twin = make_model(), make_model()
+    optimizer, calls = row.make(model), []
+
+    def closure() -> torch.Tensor:
+        calls.append(torch.is_grad_enabled())
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(2)]
+    assert calls == [True, True]
+    assert losses == train(twin, row.make(twin), 2)
+    assert_same(model, twin)
+
+
+@every_optimizer
+def test_parameters_without_a_gradient_stay_and_have_no_state(row: Row) -> None:
+    model = make_model()
+    optimizer = row.make(model)
+    before = copy.deepcopy(model)
+    loss_of(model).backward()
+    left_out = [model.up.weight, model.norm.bias]
+    for param in left_out:
+        param.grad = None
+    optimizer.step()
+    assert torch.equal(model.up.weight, before.up.weight)
+    assert not any(param in optimizer.state for param in left_out)
+    assert not torch.equal(model.down.weight, before.down.weight)
+    optimizer.zero_grad()
+    optimizer.step()  # nothing to do
+
+
+@every_optimizer
+def test_groups_have_their_own_options_and_can_be_added(row: Row) -> None:
+    model, twin = make_model(), make_model()
+    optimizer = row.make([{"params": [model.up.weight], "lr": 0.0}, {"params": [model.down.weight]}])
+    optimizer.add_param_group({"params": [model.head.weight], "lr": 0.02, "algorithm": "adamw"})
+    train(model, optimizer, 2)
+    assert torch.equal(model.up.weight, twin.up.weight)
+    assert not torch.equal(model.down.weight, twin.down.weight)
+    assert set(optimizer.state[model.head.weight]) == {"step", "exp_avg", "exp_avg_sq"}
+    assert "momentum_0" in optimizer.state[model.down.weight]
+
+
+@every_optimizer
+def test_schedulers_move_the_learning_rate(row: Row) -> None:
+    model, twin = make_model(), make_model()
+    optimizer = row.make(model, lr=0.02)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
+    train(model, optimizer, 1)
+    scheduler.step()
+    train(twin, row.make(twin, lr=0.01), 1)
+    assert_same(model, twin)
+    torch.optim.lr_scheduler.OneCycleLR(row.make(make_model()), 0.1, total_steps=4, cycle_momentum=False)
+
+
+@every_optimizer
+def test_a_tensor_learning_rate_equals_a_number(row: Row) -> None:
+    model, twin = make_model(), make_model()
+    train(model, row.make(model, lr=torch.tensor(0.01)), 1)  # later, rounding is all that some gradients are
+    train(twin, row.make(twin, lr=0.01), 1)
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@every_optimizer
+def test_hooks_run_around_step_and_loading(row: Row) -> None:
+    model = make_model()
+    optimizer, seen = row.make(model), []
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    optimizer.register_load_state_dict_pre_hook(lambda *_: seen.append("load"))
+    optimizer.register_state_dict_post_hook(lambda *_: seen.append("saved"))
+    train(model, optimizer, 1)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert seen == ["before", "after", "saved", "load"]
+
+
+def test_a_load_hook_may_replace_the_state_dict() -> None:
+    model = make_model()
+    optimizer = Celo2(model)
+    train(model, optimizer, 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for state in saved["state"].values():
+        state["step"] += 41
+    optimizer.register_load_state_dict_pre_hook(lambda *_: saved)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert {state["step"].item() for state in optimizer.state.values()} == {42.0}
+
+
+@every_optimizer
+@pytest.mark.parametrize("broken", [False, True], ids=["finite", "infinite"])
+def test_works_with_a_gradient_scaler_and_clipping(row: Row, broken: bool) -> None:
+    model, before = make_model(), make_model()
+    optimizer, scaler = row.make(model), torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(loss_of(model)).backward()
+    if broken:
+        model.up.weight.grad[0, 0] = float("inf")
+    scaler.unscale_(optimizer)
+    nn.utils.clip_grad_norm_(model.parameters(), 1e9)
+    scaler.step(optimizer)
+    scaler.update()
+    if broken:
+        assert scaler.get_scale() == 2.0
+        assert_same(model, before)
+    else:
+        train(before, row.make(before), 1)
+        assert_same(model, before)
+
+
+@every_optimizer
+def test_zero_and_enormous_gradients_give_finite_parameters(row: Row) -> None:
+    for scale in (0.0, 1e-30, 1e30):
+        model = make_model()
+        optimizer = row.make(model)
+        for _ in range(2):
+            for param in model.parameters():
+                param.grad = scale * param.detach().sign()
+            optimizer.step()
+        assert all(torch.isfinite(param).all() for param in model.parameters()), scale
+
+
+@every_optimizer
+def test_ranks_zero_to_five_and_empty_tensors(row: Row) -> None:
+    shapes = [(), (4,), (3, 4), (2, 3, 4), (3, 2, 1, 4), (2, 1, 3, 2, 2), (0, 3), (0,)]
+    params = [nn.Parameter(torch.full(shape, 0.5)) for shape in shapes]
+    optimizer = row.make(params)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.linspace(-1, 1, param.numel()).view(param.shape)
+        optimizer.step()
+    assert all(torch.isfinite(param).all() for param in params)
+    assert all(param.numel() == 0 or bool((param != 0.5).any()) for param in params)
+
+
+@every_optimizer
+def test_storage_order_of_the_memory_does_not_matter(row: Row) -> None:
+    param = nn.Parameter(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
+    other = nn.Parameter(param.detach().clone(memory_format=torch.channels_last))
+    for p in (param, other):
+        optimizer = row.make([p])
+        for seed in range(2):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).contiguous()
+            optimizer.step()
+    assert other.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(param, other, rtol=1e-5, atol=1e-6)
+
+
+@every_optimizer
+def test_a_compiled_step_equals_a_plain_one(row: Row) -> None:
+    model, twin = make_model(), make_model()
+    compiled, plain = row.make(model), row.make(twin)
+    step = torch.compile(compiled.step, backend="eager")
+    for _ in range(2):
+        for net, one_step in ((model, step), (twin, plain.step)):
+            net.zero_grad()
+            loss_of(net).backward()
+            one_step()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("factory", [Celo2, Celo2Base])
+@pytest.mark.parametrize(
+    ("param", "remedy"),
+    [
+        (torch.zeros(3, dtype=torch.complex64), "view_as_real"),
+        (torch.zeros(3, dtype=torch.int32), "convert"),
+        (torch.zeros(3, 3).to_sparse(), "to_dense"),
+        (torch.zeros(3).to(torch.float8_e4m3fn), "convert"),
+    ],
+    ids=["complex", "integer", "sparse", "float8"],
+)
+def test_unfit_parameters_are_refused_with_the_remedy(factory: Any, param: Any, remedy: str) -> None:
+    with pytest.raises(TypeError, match=remedy):
+        factory([param])
+    optimizer = factory([torch.zeros(3)])
+    with pytest.raises(TypeError, match=remedy):
+        optimizer.add_param_group({"params": [param]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_sparse_gradients_are_refused_with_the_remedy() -> None:
+    embedding = nn.Embedding(5, 3, sparse=True)
+    optimizer = Celo2(embedding)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr must be finite and not negative"),
+        ({"lr": float("nan")}, "lr must be finite"),
+        ({"weight_decay": -0.1}, "weight_decay must be"),
+        ({"adamw_lr_scale": float("inf")}, "adamw_lr_scale must be"),
+        ({"adamw_betas": (0.9, 1.0)}, "adamw_betas must be"),
+        ({"algorithm": "adam"}, "did you mean 'adamw'"),
+        ({"state_dtype": torch.float16}, "torch.bfloat16"),
+        ({"foreach": True, "fused": True}, "cannot both be True"),
+        ({"weights": "celo2-base"}, "wrong variant"),
+        ({"overrides": {"up": "adamw"}}, "need the module"),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, dict) else "",
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Celo2([torch.zeros(3)], **options)
+
+
+def test_a_state_of_another_routing_is_refused() -> None:
+    model = make_model()
+    optimizer = Celo2Base(model)
+    train(model, optimizer, 1)
+    with pytest.raises(ValueError, match="another routing"):
+        Celo2(model).load_state_dict(optimizer.state_dict())
+
+
+def test_an_empty_list_is_refused_as_torch_does() -> None:
+    with pytest.raises(ValueError, match="empty parameter list"):
+        Celo2([])
+
+
+def test_bfloat16_state_takes_eight_bytes_a_parameter() -> None:
+    layer = nn.Linear(256, 256, bias=False)
+    optimizer = Celo2(layer, state_dtype=torch.bfloat16, algorithm="celo2")
+    layer(torch.ones(1, 256)).sum().backward()
+    optimizer.step()
+    assert sum(value.nbytes for value in optimizer.state[layer.weight].values()) < 8.2 * 256 * 256
+
+
+def test_frozen_quantised_parameters_of_a_module_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].weight = nn.Parameter(torch.zeros(4, 3, dtype=torch.int8), requires_grad=False)
+    optimizer = Celo2(model)
+    assert len(optimizer.param_groups[0]["params"]) == 3
+
+
+def test_groups_are_routed_by_a_module_given_beside_them() -> None:
+    model = make_model()
+    decay = [param for param in model.parameters() if param.ndim > 1]
+    rest = [param for param in model.parameters() if param.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.1}]
+    grouped, whole, twin = Celo2(groups, module=model, lr=0.01), make_model(), make_model()
+    assert "embedding" in repr(grouped)
+    train(model, grouped, 2)
+    train(whole, Celo2(whole, lr=0.01, weight_decay=0.1), 2)
+    train(twin, Celo2(list(twin.parameters()), lr=0.01, weight_decay=0.1), 2)
+    assert torch.allclose(model.up.weight, whole.up.weight, atol=1e-3)
+    assert not torch.allclose(model.tokens.weight, twin.tokens.weight, atol=1e-3)

@@ -139,10 +139,23 @@ def bench_tree(
 
 
 def bench_whole_step(
-    optimizers: Sequence[str], *, budget: float = 20.0, on_progress: OnProgress = lambda _: None
+    optimizers: Sequence[str],
+    *,
+    config: TransformerConfig = WHOLE_STEP,
+    batch_size: int = WHOLE_STEP_BATCH,
+    budget: float = 20.0,
+    on_progress: OnProgress = lambda _: None,
 ) -> list[BenchRow]:
-    """Measures a training step of a small GPT (`WHOLE_STEP`) with each optimizer, as `bench_tree` does."""
-    task = make_tiny_lm(config=WHOLE_STEP, batch_size=WHOLE_STEP_BATCH)
+    """Measures a training step of a byte-level GPT with each optimizer, as `bench_tree` does.
+
+    Args:
+        optimizers: Names as in `celo2.baselines`; `adamw` always takes part.
+        config: The network's sizes.
+        batch_size: Rows of `config.context` tokens.
+        budget: Seconds for the timing of all optimizers together.
+        on_progress: Called with a line about what is being done.
+    """
+    task = make_tiny_lm(config=config, batch_size=batch_size)
     init_key, batch_key = jax.random.split(jax.random.key(0))
     shapes = jax.eval_shape(task.init, init_key)
     batch = task.sample_batch(batch_key, dict(task.dataset.train))

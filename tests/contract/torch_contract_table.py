@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from celo2.torch import Celo2, Celo2Base
 
+torch.set_num_threads(1)  # of a process that is one of several: two threads would wait for each other
+
 
 @dataclass(frozen=True)
 class Row:

@@ -18,6 +18,8 @@ from celo2.torch.leaves import Leaf, update_leaves
 from celo2.torch.network import Network
 from celo2.weights import Weights
 
+torch.set_num_threads(1)  # of a process that is one of several: two threads would wait for each other
+
 
 class Replay:
     """The rule on named parameters, one call for each step."""

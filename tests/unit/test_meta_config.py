@@ -35,6 +35,8 @@ def test_published_setting_has_32_pairs() -> None:
         ({"min_unroll": 3000}, "3000"),
         ({"scale_range": (2.0, 1.0)}, "scale_range"),
         ({"datasets": ()}, "at least one image set"),
+        ({"rate_spread": 0.5}, "rate_spread is a factor of at least 1"),
+        ({"rate_units": "pixels"}, "pixels"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

@@ -99,20 +99,43 @@ def test_losses_of_broken_weights_are_clipped_and_counted(theta, data, compiled_
     np.testing.assert_array_equal(last.diverged[still_running], 2)
 
 
-def test_cosine_schedule_shrinks_the_steps_of_a_run(theta: pes.Theta, data) -> None:
-    config = dataclasses.replace(
-        CONFIG, variant="celo2-base", truncation_length=1, inner_schedule="cosine", datasets=("digits",)
-    )
-    state = init_pairs(jax.random.split(jax.random.key(1), 3), theta, config)
-    state = state._replace(step=jnp.array([0, 5, 9]), length=jnp.array([10, 10, 10]))
-    thetas = pes.antithetic(theta, pes.sample_perturbations(jax.random.key(2), theta, 0.0, 3))
+ONE_STEP = dataclasses.replace(CONFIG, variant="celo2-base", truncation_length=1, datasets=("digits",))
+
+
+def _rms_of_one_step(theta: pes.Theta, data: FamilyData, config: MetaConfig, step: list[int]) -> np.ndarray:
+    """Change of the first kernel in the network's units by each run, at these steps of runs of ten."""
+    num_runs = len(step)
+    state = init_pairs(jax.random.split(jax.random.key(1), num_runs), theta, config)
+    state = state._replace(step=jnp.array(step), length=jnp.full(num_runs, 10))
+    thetas = pes.antithetic(theta, pes.sample_perturbations(jax.random.key(2), theta, 0.0, num_runs))
     after, _ = jax.jit(lambda *given: unroll(*given, config))(
-        thetas, state, _keys(7)[:3], jnp.zeros(3, int), data
+        thetas, state, _keys(7)[:num_runs], jnp.zeros(num_runs, int), data
     )
-    kernel, moved = (jax.tree.leaves(tree)[1] for tree in (state.params, after.params))
+    kernel, moved, scale = (jax.tree.leaves(tree)[1] for tree in (state.params, after.params, state.scales))
     rms = np.sqrt(np.mean(np.square(moved - kernel), axis=(2, 3)))
+    np.testing.assert_array_equal(rms[:, 0], rms[:, 1])
+    return rms[:, 0] * np.asarray(scale)
+
+
+def test_cosine_schedule_shrinks_the_steps_of_a_run(theta: pes.Theta, data) -> None:
+    config = dataclasses.replace(ONE_STEP, inner_schedule="cosine", level="none")
+    rms = _rms_of_one_step(theta, data, config, [0, 5, 9])
     expected = CONFIG.inner_learning_rate * np.array([1.0, 0.5, 0.5 + 0.5 * np.cos(0.9 * np.pi)])
-    np.testing.assert_allclose(rms, np.stack([expected, expected], axis=1), rtol=5e-3)  # parameters round
+    np.testing.assert_allclose(rms, expected, rtol=5e-3)  # parameters round
+
+
+def test_scales_leave_a_rate_in_the_networks_units_alone(theta: pes.Theta, data) -> None:
+    config = dataclasses.replace(ONE_STEP, rate_units="network", scale_range=(0.1, 10.0))
+    rms = _rms_of_one_step(theta, data, config, [0, 0, 0])
+    np.testing.assert_allclose(rms, CONFIG.inner_learning_rate, rtol=5e-3)  # parameters round
+
+
+def test_rates_are_spread_around_the_inner_one(theta: pes.Theta, data) -> None:
+    config = dataclasses.replace(ONE_STEP, rate_units="network", rate_spread=4.0)
+    factors = _rms_of_one_step(theta, data, config, [0, 0, 0]) / CONFIG.inner_learning_rate
+    assert factors.min() >= 0.25 * (1 - 5e-3)
+    assert factors.max() <= 4.0 * (1 + 5e-3)
+    assert np.ptp(np.log(factors)) > 0.1
 
 
 def test_celo2_trains_vectors_by_uncorrected_adam(theta: pes.Theta) -> None:

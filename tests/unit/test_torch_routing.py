@@ -1,0 +1,293 @@
+"""Routing of modules: every kind of layer, and the networks that people train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from celo2.torch import Celo2, Celo2Base, DimensionNumbers, find_routes, routing_table
+
+LINEAR = DimensionNumbers(1, 0)
+
+
+def algorithms(module: nn.Module) -> dict[str, str]:
+    return {name: route.algorithm for name, route in find_routes(module).items()}
+
+
+def by_rule(module: nn.Module) -> set[str]:
+    return {name for name, algorithm in algorithms(module).items() if algorithm == "celo2"}
+
+
+class Attention(nn.Module):
+    """Hand-written, with a fused projection."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.attn, self.norm = Attention(width), nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+
+class GPT(nn.Module):
+    """The head is tied to the embedding or not, and registered before the blocks or after them."""
+
+    def __init__(self, depth: int, *, tied: bool, head_first: bool = False, width: int = 8):
+        super().__init__()
+        if head_first:
+            self.lm_head = nn.Linear(width, 32, bias=False)
+        self.wte, self.wpe = nn.Embedding(32, width), nn.Embedding(16, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.norm = nn.RMSNorm(width)
+        if not head_first:
+            self.lm_head = nn.Linear(width, 32, bias=False)
+        if tied:
+            self.lm_head.weight = self.wte.weight
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("head_first", [False, True], ids=["head last", "head first"])
+def test_language_model(depth: int, tied: bool, head_first: bool) -> None:
+    model = GPT(depth, tied=tied, head_first=head_first)
+    hidden = ("attn.qkv.weight", "attn.out.weight", "mlp.0.weight", "mlp.2.weight")
+    assert by_rule(model) == {f"blocks.{i}.{name}" for i in range(depth) for name in hidden}
+    routes = find_routes(model)
+    assert all(routes[name].numbers == LINEAR for name in by_rule(model))
+    if tied and head_first:
+        assert routes["lm_head.weight"].reason == "tied to wte"
+
+
+class ViT(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 5, 8))
+        self.patch_embed = nn.Sequential()
+        self.patch_embed.proj = nn.Conv2d(3, 8, 4, 4)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+        )
+        self.head = nn.Linear(8, 10)
+
+
+def test_vision_transformer() -> None:
+    model = ViT()
+    hidden = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
+    assert by_rule(model) == {f"encoder.layers.{i}.{name}" for i in (0, 1) for name in hidden}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_an_encoder_without_a_head_has_no_head(depth: int) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    assert len(by_rule(nn.TransformerEncoder(layer, depth, enable_nested_tensor=False))) == 4 * depth
+
+
+@pytest.mark.parametrize(
+    ("sizes", "hidden"),
+    [
+        ((784, 128, 128, 10), {"0.weight", "1.weight"}),
+        ((6, 16, 16, 16, 10), {"0.weight", "1.weight", "2.weight"}),
+        ((32, 8, 32), {"0.weight"}),  # an autoencoder: its last layer gives its output
+        ((8, 8), {"0.weight"}),  # a lone matrix
+    ],
+    ids=str,
+)
+def test_mlp(sizes: tuple[int, ...], hidden: set[str]) -> None:
+    layers = [nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False)]
+    assert by_rule(nn.Sequential(*layers)) == hidden
+
+
+class Heads(nn.Module):
+    """Policy and value on one body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 64))
+        self.policy, self.value = nn.Linear(64, 6), nn.Linear(64, 1)
+
+
+def test_two_heads() -> None:
+    assert by_rule(Heads()) == {"body.0.weight", "body.2.weight"}
+
+
+class ConvNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3)
+        self.norm = nn.BatchNorm2d(16)
+        self.depthwise = nn.Conv2d(16, 16, 3, groups=16)
+        self.grouped = nn.Conv2d(16, 32, 3, groups=4)
+        self.fc1, self.fc2 = nn.Linear(32 * 4 * 4, 64), nn.Linear(64, 10)
+
+
+def test_convolutional_network() -> None:
+    model = ConvNet()
+    assert by_rule(model) == {"stem.weight", "grouped.weight", "fc1.weight"}
+    routes = find_routes(model)
+    assert routes["stem.weight"].numbers == DimensionNumbers((1, 2, 3), 0)
+    assert routes["grouped.weight"].numbers == DimensionNumbers((1, 2, 3), 0, 4)
+
+
+class Generator(nn.Module):
+    """Noise → a linear layer that is unflattened → transposed convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start = nn.Linear(10, 4 * 4 * 12)
+        self.up = nn.ConvTranspose2d(12, 6, 4)
+        self.last = nn.ConvTranspose2d(6, 3, 4)
+
+
+def test_generator() -> None:
+    model = Generator()
+    assert by_rule(model) == {"start.weight", "up.weight"}
+    assert find_routes(model)["up.weight"].numbers == DimensionNumbers((0, 2, 3), 1)
+
+
+class Expert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
+
+
+class Mixture(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(8, 4, bias=False)
+        self.experts = nn.ModuleList(Expert() for _ in range(4))
+        self.out = nn.Linear(8, 8)
+
+
+class StackedMixture(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.choose = nn.Linear(8, 4, bias=False)
+        self.up = nn.Parameter(torch.zeros(4, 8, 16))
+        self.out = nn.Linear(16, 8)
+
+
+def test_routers_of_experts() -> None:
+    listed = find_routes(nn.Sequential(Mixture(), Mixture()))
+    assert listed["0.gate.weight"].reason == "router of the 4 experts beside it"
+    assert listed["0.experts.1.gate_proj.weight"].algorithm == "celo2"
+    stacked = find_routes(nn.Sequential(StackedMixture(), StackedMixture()))
+    assert stacked["1.choose.weight"].algorithm == "adamw"
+    assert stacked["1.up"].algorithm == "celo2"
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "numbers"),
+    [
+        (nn.MultiheadAttention(8, 2), "in_proj_weight", DimensionNumbers(1, 0, 3)),
+        (nn.MultiheadAttention(8, 2, kdim=4), "k_proj_weight", LINEAR),
+        (nn.LSTM(4, 8), "weight_hh_l0", DimensionNumbers(1, 0, 4)),
+        (nn.LSTM(4, 8, proj_size=3), "weight_hr_l0", LINEAR),
+        (nn.GRUCell(4, 8), "weight_ih", DimensionNumbers(1, 0, 3)),
+        (nn.RNN(4, 8), "weight_ih_l0", LINEAR),
+        (nn.Bilinear(3, 4, 8), "weight", DimensionNumbers((1, 2), 0)),
+        (nn.Conv1d(4, 8, 3), "weight", DimensionNumbers((1, 2), 0)),
+        (nn.Conv3d(4, 8, 3), "weight", DimensionNumbers((1, 2, 3, 4), 0)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
+)
+def test_matrix_of_a_layer(layer: nn.Module, name: str, numbers: DimensionNumbers) -> None:
+    route = find_routes(layer)[name]
+    assert (route.algorithm, route.numbers) == ("celo2", numbers)
+
+
+def test_heads_of_attention_on_request() -> None:
+    routes = find_routes(nn.MultiheadAttention(8, 2), split_heads=True)
+    assert routes["in_proj_weight"].numbers == DimensionNumbers(1, 0, 6)
+
+
+class HandWritten(nn.Module):
+    """Layers of no known type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.zeros(4, 6)), nn.Parameter(torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("make", "algorithm", "numbers"),
+    [
+        (lambda: nn.ParameterDict({"w": torch.zeros(4, 6)}), "celo2", None),
+        (lambda: HandWritten(), "celo2", LINEAR),
+        (lambda: nn.ParameterDict({"pos_table": torch.zeros(4, 6)}), "adamw", None),
+        (lambda: nn.ParameterDict({"mask_token": torch.zeros(4, 6)}), "adamw", None),
+        (lambda: nn.ParameterDict({"anything": torch.zeros(1, 4, 6)}), "adamw", None),
+        (lambda: nn.ParameterDict({"column": torch.zeros(4, 1)}), "adamw", None),
+        (lambda: nn.LayerNorm((4, 6)), "adamw", None),
+    ],
+    ids=["matrix", "weight and bias", "position", "token", "leading one", "column", "norm of rank 2"],
+)
+def test_bare_parameters(make: Callable[[], nn.Module], algorithm: str, numbers: object) -> None:
+    name, route = next(item for item in find_routes(make()).items() if not item[0].endswith("bias"))
+    assert (route.algorithm, route.numbers) == (algorithm, numbers), name
+
+
+def test_overrides_and_dimension_numbers() -> None:
+    model = GPT(2, tied=False)
+    fused = DimensionNumbers(1, 0, 3)
+    routes = find_routes(
+        model, overrides={r"mlp\.0": "adamw", "mlp": "celo2"}, dimension_numbers={r"qkv\.weight": fused}
+    )
+    assert routes["blocks.1.mlp.0.weight"] == ("adamw", "override", LINEAR)
+    assert routes["blocks.1.mlp.2.weight"].algorithm == "celo2"
+    assert routes["blocks.0.attn.qkv.weight"].numbers == fused
+
+    def choose(name: str, param: Tensor) -> str | None:
+        return "adamw" if param.ndim > 1 and "blocks.0" in name else None
+
+    called = find_routes(model, overrides=choose)
+    assert called["blocks.0.attn.out.weight"].algorithm == "adamw"
+    assert called["blocks.1.attn.out.weight"].algorithm == "celo2"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overrides": {"layer": "adamw"}}, "matches no parameter"),
+        ({"overrides": {"weight": "adam"}}, "did you mean 'adamw'"),
+        ({"dimension_numbers": {"weight": DimensionNumbers(0, 0)}}, "each axis of its matrix once"),
+        ({"dimension_numbers": {"weight": DimensionNumbers(1, 0, 3)}}, "3 equal parts"),
+        ({"dimension_numbers": {"weight": DimensionNumbers(2, 0)}}, "does not have"),
+    ],
+    ids=["no match", "algorithm", "twice", "splits", "range"],
+)
+def test_bad_routing_options_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_routes(nn.Linear(4, 4, bias=False), **options)
+
+
+def test_base_gives_the_rule_to_every_parameter_along_the_same_axes() -> None:
+    model = GPT(1, tied=False)
+    routes, base = find_routes(model), find_routes(model, base=True)
+    assert {route.algorithm for route in base.values()} == {"celo2"}
+    assert {n: r.numbers for n, r in base.items()} == {n: r.numbers for n, r in routes.items()}
+
+
+def test_print_shows_the_routing() -> None:
+    model = GPT(1, tied=True)
+    table = routing_table(model)
+    assert table in repr(Celo2(model))
+    assert "wte.weight" in table
+    assert "celo2: 4 tensors" in table
+    assert "adamw: 0 tensors" in repr(Celo2Base(model))
+
+
+def test_a_groups_algorithm_shows_and_wins() -> None:
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = Celo2([{"params": model.parameters(), "algorithm": "adamw"}])
+    assert "the group's algorithm" in repr(optimizer)
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    assert "exp_avg" in optimizer.state[model.weight]

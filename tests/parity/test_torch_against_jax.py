@@ -124,5 +124,4 @@ def test_fifty_steps_of_training_agree(variant: str) -> None:
         for key in path:
             theirs, before = theirs[key.key], before[key.key]
         error = relative_error(value - before, np.asarray(theirs) - before)
-        print(variant, path, error)
         assert error <= tolerance("torch, jax after 50 steps"), path

@@ -136,6 +136,11 @@ def test_convolutional_network() -> None:
     assert routes["grouped.weight"].numbers == DimensionNumbers((1, 2, 3), 0, 4)
 
 
+def test_a_linear_layer_beside_a_convolution_of_its_size_is_no_router() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv1d(8, 8, 3), nn.Linear(8, 8)), nn.Linear(8, 5))
+    assert by_rule(model) == {"0.0.weight", "0.1.weight"}
+
+
 class Generator(nn.Module):
     """Noise → a linear layer that is unflattened → transposed convolutions."""
 

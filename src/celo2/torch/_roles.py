@@ -42,6 +42,8 @@ def _router_shapes(holder: nn.Module) -> Iterator[tuple[int, int]]:
             sizes = {layer.in_features for layer in child[0].modules() if isinstance(layer, nn.Linear)}
             yield from ((len(child), size) for size in sizes)
     for part in (holder, *holder.children()):
+        if isinstance(part, PROJECTIONS):
+            continue  # the kernel of a convolution has rank 3 too
         for param in part.parameters(recurse=False):
             if param.ndim == 3 and param.shape[0] > 1:
                 yield from ((param.shape[0], size) for size in param.shape[1:])

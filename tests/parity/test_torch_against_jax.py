@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,8 @@ from tolerances import relative_error, tolerance
 
 STEPS = 50
 WIDTH, CLASSES, LENGTH = 12, 7, 8
+
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 torch.set_num_threads(1)  # of a process that is one of several: two threads would wait for each other
@@ -79,7 +82,7 @@ def train_jax(tx: optax.GradientTransformationExtraArgs, start: Any, batches: np
         logits = apply_jax(params, tokens)
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.roll(tokens, 1, 1)).mean()
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICK)
     def step(params: Any, state: Any, tokens: jax.Array) -> tuple[Any, Any]:
         updates, state = tx.update(jax.grad(loss)(params, tokens), state, params)
         return optax.apply_updates(params, updates), state

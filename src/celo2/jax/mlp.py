@@ -21,7 +21,16 @@ from jax import Array
 from celo2.config import RuleConfig
 from celo2.jax.features import FeatureGroups
 
-__all__ = ["NORM_EPS", "InputScales", "compute", "input_scales", "mean_square", "normalizer", "vector_units"]
+__all__ = [
+    "NORM_EPS",
+    "InputScales",
+    "compute",
+    "input_scales",
+    "mean_square",
+    "multiply_add",
+    "normalizer",
+    "vector_units",
+]
 
 NORM_EPS = 1e-9  # under the root of both normalisers, of the input channels and of the step
 
@@ -42,6 +51,11 @@ def mean_square(array: Array) -> Array:
     """Mean of squares over the last two axes (one for a vector, none for a scalar), axes kept."""
     axes = tuple(range(max(array.ndim - 2, 0), array.ndim))
     return jnp.mean(array * array, axis=axes, keepdims=True)
+
+
+def multiply_add(values: Array, weight: Any, total: Any) -> Array:
+    """`total + values · weight`, the one operation of every layer."""
+    return total + values * weight
 
 
 def normalizer(mean_square: Array) -> Array:
@@ -69,6 +83,7 @@ def compute(
     config: RuleConfig,
     *,
     start: Sequence[Array] | None = None,
+    add: Callable[[Array, Any, Any], Array] = multiply_add,
 ) -> tuple[Array, Array | None]:
     """Direction and magnitude of every element.
 
@@ -78,6 +93,7 @@ def compute(
         weights: The network's arrays by name, of the shapes of `RuleConfig.weight_shapes`.
         config: Sizes, activation.
         start: What each hidden unit's sum starts from in place of its bias.
+        add: `multiply_add`, or what computes it in one instruction.
 
     Returns:
         The direction, of the parameter's shape, and the magnitude, None when `exp_mult` is 0: an
@@ -86,10 +102,11 @@ def compute(
     activation = _ACTIVATIONS[config.mlp_activation]
     entries = {name: _entries(array) for name, array in weights.items()}
     starts = entries["b0"] if start is None else start
-    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, starts)]
+    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, starts, add)]
     for layer in range(1, config.ff_hidden_layers):
-        hidden = [activation(unit) for unit in _layer(hidden, entries, layer, config.ff_hidden_size)]
-    direction, *magnitude = _layer(hidden, entries, config.ff_hidden_layers, 2 if config.exp_mult else 1)
+        hidden = [activation(unit) for unit in _layer(hidden, entries, layer, config.ff_hidden_size, add)]
+    num_outputs = 2 if config.exp_mult else 1
+    direction, *magnitude = _layer(hidden, entries, config.ff_hidden_layers, num_outputs, add)
     return direction, magnitude[0] if magnitude else None
 
 
@@ -135,6 +152,7 @@ def _first_layer(
     scales: InputScales | None,
     weights: Mapping[str, Array],
     starts: Sequence[Any],
+    add: Callable[[Array, Any, Any], Array],
 ) -> list[Array]:
     by_shape = _by_shape(groups, scales, weights)
     full = by_shape.pop(max(by_shape, key=np.prod))
@@ -144,7 +162,7 @@ def _first_layer(
         total: Array = sum((vector[j] for vector in vectors), start=starts[j])
         for channel in full:
             weight = channel.row[j] if channel.scale is None else channel.row[j] * channel.scale
-            total = total + channel.values * weight
+            total = add(channel.values, weight, total)
         units.append(total)
     return units
 
@@ -171,12 +189,18 @@ def _vector_units(channels: Sequence[_Channel]) -> Array:
     return jnp.tensordot(rows, values, axes=(0, 0), precision=jax.lax.Precision.HIGHEST)
 
 
-def _layer(inputs: list[Array], entries: Mapping[str, Any], layer: int, num_units: int) -> list[Array]:
+def _layer(
+    inputs: list[Array],
+    entries: Mapping[str, Any],
+    layer: int,
+    num_units: int,
+    add: Callable[[Array, Any, Any], Array],
+) -> list[Array]:
     weight, bias = entries[f"w{layer}"], entries[f"b{layer}"]
     units = []
     for j in range(num_units):
         total: Array = bias[j]
         for i, x in enumerate(inputs):
-            total = total + x * weight[i][j]
+            total = add(x, weight[i][j], total)
         units.append(total)
     return units

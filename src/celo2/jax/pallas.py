@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ from celo2.jax.blocks import (
     Ref,
     call,
     find_edges,
+    fused_multiply_add,
     make_partial_sums,
     make_spec,
     read,
@@ -114,7 +115,7 @@ def compute(
     return leave(direction), leave(mean_square), jax.tree.map(leave, new)
 
 
-def _square_means(run: Callable[..., Any], grad: Array) -> tuple[Array, Array]:
+def _square_means(run: partial[Any], grad: Array) -> tuple[Array, Array]:
     """Means of the squared, clipped gradient over the columns `(batch, rows, 1)` and the rows."""
     batch, rows, cols = grad.shape
     num_rows, num_cols = pl.cdiv(rows, SUMS_BLOCK.rows), pl.cdiv(cols, SUMS_BLOCK.cols)
@@ -139,7 +140,7 @@ def _square_means(run: Callable[..., Any], grad: Array) -> tuple[Array, Array]:
 
 
 def _accumulate(
-    run: Callable[..., Any], inputs: _Inputs, config: RuleConfig, block: Block
+    run: partial[Any], inputs: _Inputs, config: RuleConfig, block: Block
 ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
     """New momenta and second moments, in place; sums of squares of all channels `(batch, channels)`."""
     shape = inputs.grad.shape
@@ -169,7 +170,7 @@ def _accumulate(
 
 
 def _direct(
-    run: Callable[..., Any],
+    run: partial[Any],
     inputs: _Inputs,
     channel_scales: Array,
     units: list[Array],
@@ -179,6 +180,7 @@ def _direct(
 ) -> tuple[Array, Array]:
     """The direction, and the sum of its squares `(batch, 1)`."""
     shape = inputs.grad.shape
+    add = mlp.multiply_add if run.keywords["interpret"] else fused_multiply_add
 
     def kernel(refs: _Inputs, scales: Ref, unit_refs: list[Ref], direction_ref: Ref, square: Ref) -> None:
         edges = find_edges(shape[1], shape[2], block)
@@ -190,7 +192,7 @@ def _direct(
             sum((read(ref.at[np.int32(j)], edges) for ref in unit_refs), start=weights["b0"][j].item())
             for j in range(config.ff_hidden_size)
         ]
-        direction, _ = mlp.compute(groups, input_scales, weights, config, start=start)
+        direction, _ = mlp.compute(groups, input_scales, weights, config, start=start, add=add)
         direction = direction + _not_finite(known, config)
         write(direction_ref, direction, edges)
         square[0] = sum_of_squares(direction, edges)

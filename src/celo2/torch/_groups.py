@@ -52,6 +52,8 @@ def check_param(param: Tensor, name: str) -> None:
 
 def check_group(group: dict[str, Any]) -> None:
     """Raises a ValueError for an option of a group that is out of its range."""
+    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(group['lr'].shape)}.")
     for option in ("lr", "weight_decay", "adamw_lr_scale"):
         value = float(group[option])
         if not 0 <= value < math.inf:
@@ -59,8 +61,6 @@ def check_group(group: dict[str, Any]) -> None:
     betas = group["adamw_betas"]
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(f"adamw_betas must be two decays in [0, 1), got {betas}.")
-    if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
-        raise ValueError(f"a tensor lr must have one element, got shape {tuple(group['lr'].shape)}.")
     if group["foreach"] and group["fused"]:
         raise ValueError("foreach and fused cannot both be True; leave one of them None.")
     if group["algorithm"] is not None:

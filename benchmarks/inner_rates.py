@@ -72,9 +72,8 @@ def _train(config: MetaConfig, data: FamilyData) -> np.ndarray:
 
     keys = jax.random.split(jax.random.key(1), RUNS)
     each_run = jax.vmap(run, in_axes=(0, 0, None))
-    each_rate = jax.jit(
-        lambda rates: jax.lax.map(lambda rate: each_run(keys, jnp.arange(RUNS) % 4, rate), rates)
-    )
+    set_index = jnp.arange(RUNS) % len(config.datasets)
+    each_rate = jax.jit(lambda rates: jax.lax.map(lambda rate: each_run(keys, set_index, rate), rates))
     return np.asarray(each_rate(jnp.array(RATES))).mean(axis=1)
 
 

@@ -51,6 +51,13 @@ def _smooth(values: list[float]) -> np.ndarray:
     return np.convolve(values, np.ones(width) / width, mode="valid")
 
 
+def _total_seconds(records: list[dict]) -> float:
+    """Of all sessions of the run: the clock starts again when a run is resumed."""
+    seconds = [record["seconds"] for record in records]
+    ends = [before for before, after in zip(seconds, [*seconds[1:], 0.0], strict=True) if after < before]
+    return sum(ends)
+
+
 def _draw(records: list[dict], variant: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
@@ -74,7 +81,7 @@ def _facts(records: list[dict], provenance: dict[str, str], digest: str) -> str:
         "code": f"{provenance['made_by']}, commit {provenance['commit']}",
         "data": provenance["data"],
         "seed": provenance["seed"],
-        "wall-clock, compilation included": f"{records[-1]['seconds'] / 60:.0f} min",
+        "wall-clock, compilation included": f"{_total_seconds(records) / 60:.0f} min",
         f"meta-loss, mean of {SMOOTHING} iterations": f"{smooth[0]:.3f} first, {smooth[-1]:.3f} last",
         "inner losses that were not finite": f"{100 * np.mean([r['diverged'] for r in records]):.2g} %",
         "meta-gradients skipped": str(sum(record["skipped"] for record in records)),

@@ -81,7 +81,9 @@ class RuleOptimizer(Optimizer):
 
     @torch.compiler.disable  # a compiled training step calls it as it is
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(  # type: ignore[override]  # the decorator hides the types
+        self, closure: Callable[[], Any] | None = None
+    ) -> Any:
         """One step of every parameter that has a gradient.
 
         Args:

@@ -1,36 +1,49 @@
 """The fast equal of `step.compute_direction` on a CPU: features and network, block by block of rows.
 
 A block's channels are computed into one buffer of shape `(channels, elements)` that stays in the
-cache; the first layer is then one matrix product, and so is each later one. Mean squares come from a
-first pass over the same blocks. Channels that are rows or columns go through the first layer as
-vectors, and start the sum. Nothing of the whole tensor's size is stored but the direction.
+cache and serves all blocks; the first layer is then one matrix product, and so is each later one.
+Mean squares come from a first pass over the same blocks. Channels that are rows or columns go
+through the first layer as vectors, and start the sum. Nothing of the whole tensor's size is stored
+but the direction.
 
 It needs a layout in which one matrix has nothing to do with the others (`Layout.by_matrix`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from celo2.config import RuleConfig
 from celo2.torch import features, mlp
+from celo2.torch._buffers import Buffers, fill
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.features import Inputs
 from celo2.torch.network import Network
 
 __all__ = ["BLOCK_SIZE", "compute_direction"]
 
-BLOCK_SIZE = 1 << 13  # elements of a block: some 30 channels and units of them fit into a core's L2 cache
+BLOCK_SIZE = 1 << 15  # elements of a block: its channels fit into the cache, calls cost little beside them
 
 
-class _Block(NamedTuple):
-    """Rows of one matrix, or several whole matrices."""
+class _Grid(NamedTuple):
+    """How matrices are cut: several whole ones together, or each into pieces of some rows."""
 
-    matrices: slice
-    rows: slice
+    matrices: int
+    rows: int
+
+    def cut(self, tensor: Tensor, num_rows: int) -> list[Tensor]:
+        """The pieces of `(matrices or 1, …, rows or 1, columns or 1)`; what has one row is repeated."""
+        pieces = []
+        for whole in tensor.split(self.matrices, 0):
+            if tensor.shape[-2] == 1 != num_rows:
+                pieces += [whole] * -(-num_rows // self.rows)
+            else:
+                pieces += whole.split(self.rows, -2)
+        return pieces
 
 
 def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple[Tensor, Tensor | None]:
@@ -43,52 +56,62 @@ def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple
     """
     config = network.config
     shape = inputs.grad.shape
-    inputs = _flatten(inputs)
-    outputs = [torch.empty_like(inputs.grad) for _ in range(2 if config.exp_mult else 1)]
+    inputs = _map(inputs, lambda tensor: tensor.reshape(-1, *tensor.shape[-2:]))
+    batch, num_rows, num_columns = inputs.grad.shape
+    grid = _make_grid(inputs.grad.shape)
     names = features.full_names(config, factored=factored)
+    parts = _cut_inputs(inputs, grid)
     first = network.tensor(*names, like=inputs.grad)  # (channels, units)
-    first_layer = first.T.expand(len(inputs.grad), -1, -1)
+    outputs = [first.new_empty(inputs.grad.shape) for _ in range(2 if config.exp_mult else 1)]
+    size = min(grid.matrices, batch) * grid.rows * num_columns
+    buffers = Buffers(size, len(first), network, like=inputs.grad)
+    first_layer = first.T.expand(batch, -1, -1)
     if config.normalize_input:
-        first_layer = first_layer * _scales(inputs, names, network)[:, None, :]
-    vectors = _vector_units(inputs, network, factored)
-    for block in _blocks(inputs.grad.shape):
-        channels = _channels(_part(inputs, block), names, network)
-        hidden = _start(vectors, block, channels)
-        hidden.baddbmm_(first_layer[block.matrices], channels)
-        for output, values in zip(outputs, _later_layers(hidden, network, len(outputs)), strict=True):
-            part = output[block.matrices, block.rows]
-            part.copy_(values.view(part.shape))
+        scales = _scales(parts, names, buffers, config, inputs.grad.shape)
+        first_layer = first_layer * scales[:, None, :]
+    layers = [piece for piece in first_layer.split(grid.matrices) for _ in range(-(-num_rows // grid.rows))]
+    vectors = [
+        grid.cut(units.expand(batch, -1, -1, -1), num_rows)
+        for units in _vector_units(inputs, network, factored)
+    ]
+    targets = [grid.cut(output, num_rows) for output in outputs]
+    for part, layer, start, target in zip(
+        parts, layers, zip(*vectors, strict=True), zip(*targets, strict=True), strict=True
+    ):
+        channels = fill(buffers.channels(part.grad.shape), part, names, buffers, config)
+        hidden = _start(start, buffers.hidden(0, part.grad.shape)).baddbmm_(layer, channels)
+        _later_layers(hidden, target, network, buffers)
     direction, *magnitude = (output.view(shape) for output in outputs)
     return direction, magnitude[0] if magnitude else None
 
 
-def _blocks(shape: Sequence[int]) -> Iterator[_Block]:
-    batch, rows, columns = shape
+def _make_grid(shape: Sequence[int]) -> _Grid:
+    _, rows, columns = shape
     if 2 * rows * columns <= BLOCK_SIZE:
-        together = max(BLOCK_SIZE // (rows * columns), 1)
-        for start in range(0, batch, together):
-            yield _Block(slice(start, start + together), slice(0, rows))
-        return
-    together = max(BLOCK_SIZE // columns, 1)
-    for matrix in range(batch):
-        for start in range(0, rows, together):
-            yield _Block(slice(matrix, matrix + 1), slice(start, min(start + together, rows)))
+        return _Grid(max(BLOCK_SIZE // (rows * columns), 1), rows)
+    return _Grid(1, min(max(BLOCK_SIZE // columns, 1), rows))
 
 
-def _flatten(inputs: Inputs) -> Inputs:
-    """All leading axes in one."""
-    return _map(inputs, lambda tensor: tensor.reshape(-1, *tensor.shape[-2:]))
+def _cut_inputs(inputs: Inputs, grid: _Grid) -> list[Inputs]:
+    """The inputs of every block; all are views."""
+    rows = inputs.grad.shape[1]
+    pieces: list[list[Tensor]] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        pieces.append(grid.cut(tensor, rows))
+        return tensor
+
+    _map(inputs, collect)
+    return [_rebuild(inputs, block) for block in zip(*pieces, strict=True)]
 
 
-def _part(inputs: Inputs, block: _Block) -> Inputs:
-    def part(tensor: Tensor) -> Tensor:
-        own = tensor[block.matrices]
-        return own if own.shape[1] == 1 else own[:, block.rows]
-
-    return _map(inputs, part)
+def _rebuild(like: Inputs, tensors: Sequence[Tensor]) -> Inputs:
+    own = iter(tensors)
+    return _map(like, lambda _: next(own))
 
 
 def _map(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """Applies a function to every tensor, in a fixed order."""
     grad, param, accumulators, factors, raw_factors = inputs
     moved = tuple(tuple(map(function, pair)) for pair in factors)
     raw = moved if raw_factors is factors else tuple(tuple(map(function, pair)) for pair in raw_factors)
@@ -96,28 +119,25 @@ def _map(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     return Inputs(function(grad), function(param), families, moved, raw)
 
 
-def _channels(inputs: Inputs, names: Sequence[str], network: Network) -> Tensor:
-    """`(matrices, channels, elements)` of one block."""
-    groups = features.compute(inputs, names, network.config)
-    stacked = torch.stack([channel for name in names for channel in groups[name]], 1)
-    return stacked.flatten(2)
-
-
-def _scales(inputs: Inputs, names: Sequence[str], network: Network) -> Tensor:
+def _scales(
+    parts: Sequence[Inputs],
+    names: Sequence[str],
+    buffers: Buffers,
+    config: RuleConfig,
+    shape: Sequence[int],
+) -> Tensor:
     """`rsqrt(mean(x²) + 1e-9)` of the channels of every matrix: `(matrices, channels)`."""
-    sums: dict[int, Tensor] = {}
-    parts = []
-    for block in _blocks(inputs.grad.shape):
-        channels = _channels(_part(inputs, block), names, network)
-        squares = torch.linalg.vecdot(channels, channels)
-        start = block.matrices.start
-        if start in sums:
-            sums[start] += squares
+    squares = []
+    for part in parts:
+        channels = fill(buffers.channels(part.grad.shape), part, names, buffers, config)
+        if len(channels) == 1:
+            squares.append(torch.stack([torch.dot(x, x) for x in channels[0].unbind()])[None])
         else:
-            sums[start] = squares
-            parts.append(sums[start])
-    size = inputs.grad.shape[1] * inputs.grad.shape[2]
-    return torch.rsqrt(torch.cat(parts) / size + mlp.NORM_EPS)
+            squares.append(torch.linalg.vecdot(channels, channels))
+    batch, rows, columns = shape
+    alone = len(squares) > batch  # several blocks a matrix
+    sums = torch.stack(squares).view(batch, -1, len(squares[0][0])).sum(1) if alone else torch.cat(squares)
+    return torch.rsqrt(sums / (rows * columns) + mlp.NORM_EPS)
 
 
 def _vector_units(inputs: Inputs, network: Network, factored: bool) -> list[Tensor]:
@@ -142,27 +162,26 @@ def _vector_units(inputs: Inputs, network: Network, factored: bool) -> list[Tens
     return [first + bias, *rest]
 
 
-def _start(vectors: Sequence[Tensor], block: _Block, channels: Tensor) -> Tensor:
-    """The sum of `_vector_units` at a block, `(matrices, units, elements)`, as a new tensor."""
-    own = [unit if len(unit) == 1 else unit[block.matrices] for unit in vectors]
-    parts = [unit if unit.shape[2] == 1 else unit[:, :, block.rows] for unit in own]
-    matrices, _, elements = channels.shape
-    rows = block.rows.stop - block.rows.start
-    total = channels.new_empty(matrices, vectors[0].shape[1], rows, elements // rows)
-    if len(parts) == 1:
-        total.copy_(parts[0])
+def _start(vectors: Sequence[Tensor], hidden: Tensor) -> Tensor:
+    """The sum of `_vector_units` at a block, written into `(matrices, units, rows, columns)`; flattened."""
+    if len(vectors) == 1:
+        hidden.copy_(vectors[0])
     else:
-        torch.add(*parts, out=total)
-    return total.flatten(2)
+        torch.add(*vectors, out=hidden)
+    return hidden.flatten(2)
 
 
-def _later_layers(hidden: Tensor, network: Network, num_outputs: int) -> tuple[Tensor, ...]:
-    """From the first layer's sums to the outputs in use, each `(matrices, elements)`."""
+def _later_layers(hidden: Tensor, targets: Sequence[Tensor], network: Network, buffers: Buffers) -> None:
+    """From the first layer's sums, `(matrices, units, elements)`, to the outputs, one target each."""
     config = network.config
     for layer in range(1, config.ff_hidden_layers + 1):
         hidden = hidden.relu_() if config.mlp_activation == "relu" else hidden.tanh_()
         weight, bias = (network.tensor(f"{kind}{layer}", like=hidden) for kind in "wb")
-        if layer == config.ff_hidden_layers:
-            weight, bias = weight[:, :num_outputs], bias[:num_outputs]
-        hidden = torch.baddbmm(bias[:, None], weight.T.expand(len(hidden), -1, -1), hidden)
-    return hidden.unbind(1)
+        matrices = weight.T.expand(len(hidden), -1, -1)
+        if layer < config.ff_hidden_layers:
+            out = buffers.hidden(layer % 2, targets[0].shape).flatten(2)
+            hidden = torch.baddbmm(bias[:, None], matrices, hidden, out=out)
+            continue
+        for unit, target in enumerate(targets):
+            one = slice(unit, unit + 1)
+            torch.baddbmm(bias[one, None], matrices[:, one], hidden, out=target.flatten(1)[:, None])

@@ -18,7 +18,16 @@ from celo2.config import RuleConfig
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Axes
 
-__all__ = ["FeatureGroups", "Inputs", "compute", "full_names", "make_inputs", "vector_names"]
+__all__ = [
+    "CLIPPED_GRAD",
+    "RSQRT_EPS",
+    "FeatureGroups",
+    "Inputs",
+    "compute",
+    "full_names",
+    "make_inputs",
+    "vector_names",
+]
 
 FeatureGroups = dict[str, tuple[Tensor, ...]]  # weight name → channels
 Factors = tuple[tuple[Tensor, ...], ...]  # for each decay, what divides by the factored second moment

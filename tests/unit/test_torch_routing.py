@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -101,7 +102,7 @@ def test_an_encoder_without_a_head_has_no_head(depth: int) -> None:
     ids=str,
 )
 def test_mlp(sizes: tuple[int, ...], hidden: set[str]) -> None:
-    layers = [nn.Linear(*pair) for pair in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(*pair) for pair in itertools.pairwise(sizes)]
     assert by_rule(nn.Sequential(*layers)) == hidden
 
 

@@ -1,0 +1,103 @@
+"""What the PyTorch optimizers refuse, and how parameters, groups and modules are taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch_contract_table import make_model, train
+
+from celo2.torch import Celo2, Celo2Base
+
+
+@pytest.mark.parametrize("factory", [Celo2, Celo2Base])
+@pytest.mark.parametrize(
+    ("param", "remedy"),
+    [
+        (torch.zeros(3, dtype=torch.complex64), "view_as_real"),
+        (torch.zeros(3, dtype=torch.int32), "convert"),
+        (torch.zeros(3, 3).to_sparse(), "to_dense"),
+        (torch.zeros(3).to(torch.float8_e4m3fn), "convert"),
+    ],
+    ids=["complex", "integer", "sparse", "float8"],
+)
+def test_unfit_parameters_are_refused_with_the_remedy(factory: Any, param: Any, remedy: str) -> None:
+    with pytest.raises(TypeError, match=remedy):
+        factory([param])
+    optimizer = factory([torch.zeros(3)])
+    with pytest.raises(TypeError, match=remedy):
+        optimizer.add_param_group({"params": [param]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_sparse_gradients_are_refused_with_the_remedy() -> None:
+    embedding = nn.Embedding(5, 3, sparse=True)
+    optimizer = Celo2(embedding)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="sparse=False"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr must be finite and not negative"),
+        ({"lr": float("nan")}, "lr must be finite"),
+        ({"weight_decay": -0.1}, "weight_decay must be"),
+        ({"adamw_lr_scale": float("inf")}, "adamw_lr_scale must be"),
+        ({"adamw_betas": (0.9, 1.0)}, "adamw_betas must be"),
+        ({"algorithm": "adam"}, "did you mean 'adamw'"),
+        ({"state_dtype": torch.float16}, "torch.bfloat16"),
+        ({"foreach": True, "fused": True}, "cannot both be True"),
+        ({"weights": "celo2-base"}, "wrong variant"),
+        ({"overrides": {"up": "adamw"}}, "need the module"),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, dict) else "",
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Celo2([torch.zeros(3)], **options)
+
+
+def test_a_state_of_another_routing_is_refused() -> None:
+    model = make_model()
+    optimizer = Celo2Base(model)
+    train(model, optimizer, 1)
+    with pytest.raises(ValueError, match="another routing"):
+        Celo2(model).load_state_dict(optimizer.state_dict())
+
+
+def test_an_empty_list_is_refused_as_torch_does() -> None:
+    with pytest.raises(ValueError, match="empty parameter list"):
+        Celo2([])
+
+
+def test_bfloat16_state_takes_eight_bytes_a_parameter() -> None:
+    layer = nn.Linear(256, 256, bias=False)
+    optimizer = Celo2(layer, state_dtype=torch.bfloat16, algorithm="celo2")
+    layer(torch.ones(1, 256)).sum().backward()
+    optimizer.step()
+    assert sum(value.nbytes for value in optimizer.state[layer.weight].values()) < 8.2 * 256 * 256
+
+
+def test_frozen_quantised_parameters_of_a_module_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].weight = nn.Parameter(torch.zeros(4, 3, dtype=torch.int8), requires_grad=False)
+    optimizer = Celo2(model)
+    assert len(optimizer.param_groups[0]["params"]) == 3
+
+
+def test_groups_are_routed_by_a_module_given_beside_them() -> None:
+    model = make_model()
+    decay = [param for param in model.parameters() if param.ndim > 1]
+    rest = [param for param in model.parameters() if param.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.1}]
+    grouped, whole, twin = Celo2(groups, module=model, lr=0.01), make_model(), make_model()
+    assert "embedding" in repr(grouped)
+    train(model, grouped, 2)
+    train(whole, Celo2(whole, lr=0.01, weight_decay=0.1), 2)
+    train(twin, Celo2(list(twin.parameters()), lr=0.01, weight_decay=0.1), 2)
+    assert torch.allclose(model.up.weight, whole.up.weight, atol=1e-3)
+    assert not torch.allclose(model.tokens.weight, twin.tokens.weight, atol=1e-3)

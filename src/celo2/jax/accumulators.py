@@ -21,6 +21,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from celo2.config import RuleConfig
+from celo2.constants import FACTORED_EPS, GRAD_CLIP
 from celo2.jax.dimensions import Axes
 
 __all__ = [
@@ -34,9 +35,6 @@ __all__ = [
     "update_factored",
     "update_full",
 ]
-
-GRAD_CLIP = 1000.0  # of every gradient element, before anything else
-FACTORED_EPS = 1e-30  # added to g² before the row and column means
 
 
 class Accumulators(NamedTuple):

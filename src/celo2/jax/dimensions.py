@@ -10,36 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jax import Array
 from optax.contrib import MuonDimensionNumbers
 
+from celo2.dimension_numbers import DimensionNumbers, find_matrix_axes
+
 __all__ = ["Axes", "DimensionNumbers", "Layout", "MatrixView", "make_axes", "make_layout", "make_view"]
-
-
-class DimensionNumbers(NamedTuple):
-    """The matrix inside a parameter, with the axes' names of `optax.contrib.MuonDimensionNumbers`.
-
-    Axes named in neither are batch axes: each of their entries is a matrix of its own.
-
-    Attributes:
-        reduction_axis: The axis or axes that the layer sums over (its input).
-        output_axis: The axis or axes of the layer's output.
-        output_splits: How many matrices lie side by side in the output, 3 for a fused query, key
-            and value kernel of shape `(d, 3 d)`; the output size must be a multiple of it.
-
-    Example:
-        >>> DimensionNumbers(0, 2)  # (d, heads, head_dim), one matrix for each head
-        DimensionNumbers(reduction_axis=0, output_axis=2, output_splits=1)
-        >>> DimensionNumbers((0, 1, 2), 3)  # an HWIO convolution
-        DimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3, output_splits=1)
-    """
-
-    reduction_axis: int | Sequence[int] = 0
-    output_axis: int | Sequence[int] = 1
-    output_splits: int = 1
 
 
 class Axes(NamedTuple):
@@ -102,23 +81,12 @@ def make_view(shape: Sequence[int], numbers: DimensionNumbers | MuonDimensionNum
     """
     if not isinstance(numbers, DimensionNumbers | MuonDimensionNumbers):
         raise TypeError(f"dimension numbers must be DimensionNumbers or None, got {numbers!r}.")
-    reduction = _as_axes(numbers.reduction_axis, shape, numbers)
-    output = _as_axes(numbers.output_axis, shape, numbers)
-    named = reduction + output
-    if not reduction or not output or len(set(named)) != len(named):
-        raise ValueError(
-            f"{numbers} must name each axis of its matrix once, for a parameter of shape {shape}."
-        )
-    batch = tuple(axis for axis in range(len(shape)) if axis not in named)
-    splits = getattr(numbers, "output_splits", 1)
-    output_size = _size(shape, output)
-    if splits < 1 or output_size % splits:
-        raise ValueError(f"{numbers}: an output of {output_size} cannot be cut into {splits} equal parts.")
-    permutation = batch + named
+    batch, reduction, output, splits = find_matrix_axes(shape, numbers)
+    permutation = batch + reduction + output
     return MatrixView(
         permutation,
         tuple(shape[axis] for axis in permutation),
-        (_size(shape, batch), _size(shape, reduction), splits, output_size // splits),
+        (_size(shape, batch), _size(shape, reduction), splits, _size(shape, output) // splits),
     )
 
 
@@ -156,11 +124,3 @@ def make_layout(
 
 def _size(shape: Sequence[int], axes: Sequence[int]) -> int:
     return math.prod(shape[axis] for axis in axes)
-
-
-def _as_axes(axes: int | Sequence[int], shape: Sequence[int], numbers: Any) -> tuple[int, ...]:
-    rank = len(shape)
-    listed = (axes,) if isinstance(axes, int) else tuple(axes)
-    if any(not -rank <= axis < rank for axis in listed):
-        raise ValueError(f"{numbers} names an axis that a parameter of shape {tuple(shape)} does not have.")
-    return tuple(axis % rank for axis in listed)

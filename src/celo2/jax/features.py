@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from celo2.config import RuleConfig
+from celo2.constants import CLIPPED_GRAD, FACTOR_FLOOR, RSQRT_EPS
 from celo2.jax.accumulators import Accumulators
 from celo2.jax.dimensions import Axes
 
@@ -20,10 +21,6 @@ __all__ = ["Factors", "FeatureGroups", "compute", "compute_factors"]
 
 FeatureGroups = dict[str, tuple[Array, ...]]  # weight name → channels
 Factors = tuple[tuple[Array, ...], ...]  # for each decay, what a gradient is multiplied by
-
-CLIPPED_GRAD = 0.1  # bound of the clipped-gradient feature
-RSQRT_EPS = 1e-8  # under every reciprocal root of an accumulator
-FACTOR_FLOOR = 1e-9  # of the row factor's denominator, and of what the factors' roots are taken of
 
 
 def compute(

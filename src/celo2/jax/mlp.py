@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array
 
 from celo2.config import RuleConfig
+from celo2.constants import NORM_EPS
 from celo2.jax.features import FeatureGroups
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "vector_units",
 ]
 
-NORM_EPS = 1e-9  # under the root of both normalisers, of the input channels and of the step
 
 InputScales = dict[str, tuple[Array, ...]]  # weight name → scale of each channel
 

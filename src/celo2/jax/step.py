@@ -23,6 +23,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from celo2.config import RuleConfig
+from celo2.constants import PRECONDITION_EPS
 from celo2.jax import accumulators as accumulators_lib
 from celo2.jax import features, implementation, mlp, orthogonalize
 from celo2.jax.accumulators import Accumulators
@@ -31,8 +32,6 @@ from celo2.jax.dimensions import Axes
 __all__ = ["update"]
 
 _Inputs = tuple[Array, Array, Accumulators, Accumulators | None]  # as `features.compute` takes them
-
-PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
 
 
 def update(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
 
+from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
 from celo2.jax.leaves import Leaf, update_leaves
 from celo2.jax.routing import param_labels
 from celo2.jax.state import (
@@ -28,8 +29,6 @@ from celo2.weights import Weights, resolve_theta
 
 __all__ = ["ADAMW_BETAS", "ADAMW_LR_SCALE", "ScaleByCelo2State", "celo2", "celo2_base", "scale_by_celo2"]
 
-ADAMW_LR_SCALE = 20.0  # `mult_1d` of the reference's meta-training
-ADAMW_BETAS = (0.9, 0.95)
 
 Theta = Weights | Mapping[str, Any] | None
 

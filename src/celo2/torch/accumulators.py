@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
+from celo2.constants import FACTORED_EPS, GRAD_CLIP
 from celo2.torch.dimensions import Axes, Layout
 
 __all__ = ["GRAD_CLIP", "Accumulators", "col_shape", "init", "row_shape", "unbias", "update"]
-
-GRAD_CLIP = 1000.0  # of every gradient element, before anything else
-FACTORED_EPS = 1e-30  # added to g² before the row and column means
 
 
 class Accumulators(NamedTuple):

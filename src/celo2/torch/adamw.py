@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+
 __all__ = ["ADAMW_BETAS", "ADAMW_EPS", "ADAMW_LR_SCALE", "AdamWLeaf", "update"]
 
-ADAMW_LR_SCALE = 20.0  # `mult_1d` of the reference's meta-training
-ADAMW_BETAS = (0.9, 0.95)
 ADAMW_EPS = 1e-8
 
 

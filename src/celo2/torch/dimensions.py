@@ -13,32 +13,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
+from celo2.dimension_numbers import DimensionNumbers, find_matrix_axes
+
 __all__ = ["Axes", "DimensionNumbers", "Layout", "MatrixView", "make_axes", "make_layout", "make_view"]
-
-
-class DimensionNumbers(NamedTuple):
-    """The matrix inside a parameter; axes named in neither field are batch axes.
-
-    Attributes:
-        reduction_axis: The axis or axes that the layer sums over (its input).
-        output_axis: The axis or axes of the layer's output.
-        output_splits: How many matrices lie side by side in the output, 3 for the in-projection of
-            `nn.MultiheadAttention`; the output size must be a multiple of it.
-
-    Example:
-        >>> DimensionNumbers(1, 0)  # nn.Linear
-        DimensionNumbers(reduction_axis=1, output_axis=0, output_splits=1)
-        >>> DimensionNumbers((1, 2, 3), 0)  # nn.Conv2d
-        DimensionNumbers(reduction_axis=(1, 2, 3), output_axis=0, output_splits=1)
-    """
-
-    reduction_axis: int | Sequence[int] = 0
-    output_axis: int | Sequence[int] = 1
-    output_splits: int = 1
 
 
 class Axes(NamedTuple):
@@ -112,18 +93,8 @@ def make_view(shape: Sequence[int], numbers: DimensionNumbers) -> MatrixView:
     """
     if not isinstance(numbers, DimensionNumbers):
         raise TypeError(f"dimension numbers must be DimensionNumbers or None, got {numbers!r}.")
-    reduction = _as_axes(numbers.reduction_axis, shape, numbers)
-    output = _as_axes(numbers.output_axis, shape, numbers)
-    named = reduction + output
-    if not reduction or not output or len(set(named)) != len(named):
-        raise ValueError(
-            f"{numbers} must name each axis of its matrix once, for a parameter of shape {tuple(shape)}."
-        )
-    splits, output_size = numbers.output_splits, _size(shape, output)
-    if splits < 1 or output_size % splits:
-        raise ValueError(f"{numbers}: an output of {output_size} cannot be cut into {splits} equal parts.")
-    batch_axes = tuple(axis for axis in range(len(shape)) if axis not in named)
-    batch, inputs = _size(shape, batch_axes), _size(shape, reduction)
+    batch_axes, reduction, output, splits = find_matrix_axes(shape, numbers)
+    batch, inputs, output_size = (_size(shape, axes) for axes in (batch_axes, reduction, output))
     output_first = min(output) < min(reduction)
     permutation = batch_axes + (output + reduction if output_first else reduction + output)
     split = (
@@ -181,11 +152,3 @@ def make_layout(shape: tuple[int, ...], numbers: DimensionNumbers | None = None)
 
 def _size(shape: Sequence[int], axes: Sequence[int]) -> int:
     return math.prod(shape[axis] for axis in axes)
-
-
-def _as_axes(axes: int | Sequence[int], shape: Sequence[int], numbers: Any) -> tuple[int, ...]:
-    rank = len(shape)
-    listed = (axes,) if isinstance(axes, int) else tuple(axes)
-    if any(not -rank <= axis < rank for axis in listed):
-        raise ValueError(f"{numbers} names an axis that a parameter of shape {tuple(shape)} does not have.")
-    return tuple(axis % rank for axis in listed)

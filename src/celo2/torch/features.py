@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
+from celo2.constants import CLIPPED_GRAD, FACTOR_FLOOR, RSQRT_EPS
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Axes
 
@@ -32,9 +33,6 @@ __all__ = [
 FeatureGroups = dict[str, tuple[Tensor, ...]]  # weight name → channels
 Factors = tuple[tuple[Tensor, ...], ...]  # for each decay, what divides by the factored second moment
 
-CLIPPED_GRAD = 0.1  # bound of the clipped-gradient feature
-RSQRT_EPS = 1e-8  # under every reciprocal root of an accumulator
-FACTOR_FLOOR = 1e-9  # of the row factor's denominator, and of what the factors' roots are taken of
 
 _VECTORS = frozenset({"row", "col", "rsqrt_row", "rsqrt_col"})
 

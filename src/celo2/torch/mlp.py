@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
+from celo2.constants import NORM_EPS
 from celo2.torch.features import FeatureGroups
 
 __all__ = ["ACTIVATIONS", "NORM_EPS", "InputScales", "compute", "input_scales", "mean_square"]
 
-NORM_EPS = 1e-9  # under the root of both normalisers, of the input channels and of the step
 
 InputScales = dict[str, tuple[Tensor, ...]]  # weight name → scale of each channel
 

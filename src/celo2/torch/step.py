@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
+from celo2.constants import PRECONDITION_EPS
 from celo2.torch import accumulators as accumulators_lib
 from celo2.torch import features, mlp, orthogonalize
 from celo2.torch.accumulators import Accumulators
@@ -28,7 +29,6 @@ from celo2.torch.network import Network
 
 __all__ = ["compute_direction", "update"]
 
-PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
 
 Direction = Callable[[Inputs, Network, bool], tuple[Tensor, Tensor | None]]
 

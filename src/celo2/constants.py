@@ -1,0 +1,17 @@
+"""Numbers of the rule that are no options, the same in every backend.
+
+Source: arXiv 2602.19142, section 3, and its public code.
+"""
+
+from __future__ import annotations
+
+GRAD_CLIP = 1000.0  # of every gradient element, before anything else
+FACTORED_EPS = 1e-30  # added to g² before the row and column means
+CLIPPED_GRAD = 0.1  # bound of the clipped-gradient feature
+RSQRT_EPS = 1e-8  # under every reciprocal root of an accumulator
+FACTOR_FLOOR = 1e-9  # of the row factor's denominator, and of what the factors' roots are taken of
+NORM_EPS = 1e-9  # under the root of both normalisers, of the input channels and of the step
+PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
+
+ADAMW_LR_SCALE = 20.0  # learning rate of Celo2's AdamW branch over the rule's: `mult_1d` of the reference
+ADAMW_BETAS = (0.9, 0.95)  # of that branch

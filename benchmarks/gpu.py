@@ -28,7 +28,8 @@ import numpy as np
 from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.trees import TREES
-from celo2.jax import accumulators, implementation, pallas, step
+from celo2.jax import accumulators, implementation, pallas, passes, step
+from celo2.jax.accumulators import Leaf
 from celo2.jax.blocks import Block
 from celo2.jax.dimensions import make_axes
 from celo2.tasks.transformer import TransformerConfig
@@ -94,7 +95,7 @@ def make_stages(seconds: float) -> dict[str, Callable[[Record], Any]]:
         "gpt2-124m": tree("gpt2-124m"),
         "whole-step": whole_step,
         "gpt3-xl": lambda found: tree("gpt3-xl")(found) if memory() > XL_MEMORY else "not enough memory",
-        "plain program on one matrix": lambda found: measure_matrix(found, "xla"),
+        "XLA's passes on one matrix": lambda found: measure_matrix(found, "xla"),
         "kernels on one matrix": lambda found: measure_matrix(found, "pallas"),
     }
 
@@ -110,7 +111,7 @@ def check_parity(shapes: tuple[tuple[int, ...], ...], name: Any) -> list[Record]
 
     records = []
     for shape in shapes:
-        kernels, plain = (take_steps(shape, each) for each in (name, "xla"))
+        kernels, plain = (take_steps(shape, each) for each in (name, "plain"))
         exact = take_oracle_steps(shape)
         found = {
             "shape": shape,
@@ -188,11 +189,15 @@ def measure_blocks(found: Record) -> list[Record]:
     state = accumulators.init(MATRIX, axes, weights.config, jnp.dtype("float32"))
     records = []
     for block in BLOCKS:
-        compute = partial(pallas.compute, dict(weights.arrays), axes=axes, config=weights.config, block=block)
+        kernels = pallas.make_passes(dict(weights.arrays), weights.config, block=block)
+        compute = partial(
+            passes.compute, weights=dict(weights.arrays), axes=axes, config=weights.config, passes=kernels
+        )
+        matrix = [Leaf(jnp.asarray(grad), jnp.asarray(param), state)]
         begin = time.perf_counter()
-        run = jax.jit(compute).lower(grad, param, state).compile()
+        run = jax.jit(compute).lower(matrix).compile()
         compiled = time.perf_counter() - begin
-        seconds = time_calls(run, jnp.asarray(grad), jnp.asarray(param), state)
+        seconds = time_calls(run, matrix)
         moved = KERNEL_BYTES + 32  # four arrays of state are copied before they are changed
         rate = moved * grad.size / seconds
         records.append({"block": block, "seconds": seconds, "compile": compiled, "bytes_per_second": rate})

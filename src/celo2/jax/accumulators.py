@@ -25,8 +25,9 @@ from celo2.constants import FACTORED_EPS, GRAD_CLIP
 from celo2.jax.dimensions import Axes
 
 __all__ = [
-    "GRAD_CLIP",
     "Accumulators",
+    "Leaf",
+    "clip",
     "init",
     "init_col",
     "init_row",
@@ -51,6 +52,25 @@ class Accumulators(NamedTuple):
     rms: tuple[Array, ...]
     row: tuple[Array, ...]
     col: tuple[Array, ...]
+
+
+class Leaf(NamedTuple):
+    """One array of the trained tree, before its update.
+
+    Attributes:
+        grad: The gradient, of any shape and floating dtype, not clipped.
+        param: The parameter, of the same shape.
+        accumulators: Of the steps before; momenta and rms may be of a smaller dtype than row and col.
+    """
+
+    grad: Array
+    param: Array
+    accumulators: Accumulators
+
+
+def clip(grad: Array) -> Array:
+    """The gradient as everything else sees it, within ±1000."""
+    return jnp.clip(grad, -GRAD_CLIP, GRAD_CLIP)
 
 
 def init_row(shape: tuple[int, ...], axes: Axes | None, dtype: jnp.dtype) -> Array:

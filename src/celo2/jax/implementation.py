@@ -1,8 +1,9 @@
-"""Which program computes an array's direction: the plain one, or the GPU kernels of `pallas.py`.
+"""Which program computes an array's direction: the plain one, or the passes of XLA or of GPU kernels.
 
-Nobody has to choose: the kernels serve CUDA devices where they apply, the plain program everything
-else. The choice is made while an update is traced and is no option of the rule, so it is neither in
-`RuleConfig` nor in the transforms' signatures; benchmarks and tests make it with `use`.
+Nobody has to choose: the kernels of `pallas.py` serve CUDA devices where they apply, XLA's passes
+(`passes.py`) other matrices, the plain program (`step.py`) vectors and rare options. The choice is made
+while an update is traced and is no option of the rule, so it is neither in `RuleConfig` nor in the
+transforms' signatures; benchmarks and tests make it with `use`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import numpy as np
 from jax import Array
 
 from celo2.config import RuleConfig
-from celo2.jax.accumulators import Accumulators
+from celo2.jax import passes
+from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Axes
 
 __all__ = ["LEAST_SIDE", "LEAST_SIZE", "Implementation", "choose", "fits", "run", "use"]
 
-Implementation = Literal["auto", "xla", "pallas", "pallas_interpret"]
+Implementation = Literal["auto", "plain", "xla", "pallas", "pallas_interpret"]
 
 LEAST_SIZE = 1 << 16  # elements; a smaller array is not worth three kernels and what lies between them
 LEAST_SIDE = 32  # of a matrix; a narrower one would leave most of each block empty
@@ -41,9 +43,10 @@ def use(implementation: Implementation) -> Iterator[None]:
     """Chooses the implementation of every update that is traced inside; compiled ones stay as they are.
 
     Args:
-        implementation: `"auto"`; `"xla"`, the plain program; `"pallas"`, the kernels wherever they
-            apply, of any size and on any number of devices; `"pallas_interpret"`, the same as
-            ordinary JAX operations, which run on every backend.
+        implementation: `"auto"`; `"plain"`, one array after the other as the paper has it; `"xla"`,
+            passes without kernels; `"pallas"`, the kernels wherever they apply, of any size and on any
+            number of devices; `"pallas_interpret"`, the same as ordinary JAX operations, which run
+            on every backend.
     """
     if implementation not in get_args(Implementation):
         names = ", ".join(map(repr, get_args(Implementation)))
@@ -58,13 +61,15 @@ def use(implementation: Implementation) -> Iterator[None]:
 def choose(
     weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, axes: Axes | None, config: RuleConfig
 ) -> Implementation:
-    """How to compute this array: `"auto"` stands for the kernels on CUDA and the plain program elsewhere.
+    """How to compute this array: `"auto"` stands for the kernels on CUDA and XLA's passes elsewhere.
 
     By itself it takes the kernels only where JAX has a GPU, and one device: the compiler cannot
     divide a kernel between devices and would gather the matrix first.
     """
     chosen = _chosen.get()
-    if chosen == "xla" or not fits(weights, grad, accumulators, axes, config):
+    if chosen == "plain" or not passes.covers(grad.ndim, axes, config):
+        return "plain"
+    if chosen == "xla" or not fits(weights, grad, accumulators, config):
         return "xla"
     if chosen != "auto":
         return chosen
@@ -73,52 +78,39 @@ def choose(
     return "auto" if _can_lower(config) else "xla"
 
 
-def fits(
-    weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, axes: Axes | None, config: RuleConfig
-) -> bool:
-    """Whether the kernels cover this array and these options.
+def fits(weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, config: RuleConfig) -> bool:
+    """Whether the kernels can make the passes over this array.
 
-    They need finished weights (constants of the kernel), matrices on the last two axes with both
-    sides at least `LEAST_SIDE`, float32 accumulators, and the default way of normalising: no bias
-    correction, no magnitudes.
+    They need finished weights (constants of the kernel), a network that is not large, matrices with
+    both sides at least `LEAST_SIDE`, float32 accumulators.
     """
-    options = (
-        config.normalize_input
-        and not config.bias_correction
-        and config.exp_mult == 0
+    return (
+        all(isinstance(array, np.ndarray) for array in weights.values())
         and config.ff_hidden_size <= LARGEST_HIDDEN
         and config.ff_hidden_layers <= LARGEST_DEPTH
-    )
-    finished = all(isinstance(array, np.ndarray) for array in weights.values())
-    if not options or not finished or axes is None:
-        return False
-    return (
-        min(axes) == grad.ndim - 2
         and min(grad.shape[-2:]) >= LEAST_SIDE
         and grad.dtype in GRAD_DTYPES
         and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(accumulators))
     )
 
 
-def run(
-    chosen: Implementation, plain: Callable[..., Any], kernels: Callable[..., Any], *arguments: Any
-) -> Any:
+def run(chosen: Implementation, xla: Callable[..., Any], kernels: Callable[..., Any], *arguments: Any) -> Any:
     """Calls one of two functions of the same meaning, or leaves the choice to the platform.
 
     Args:
-        chosen: Of `choose`.
-        plain: The plain program.
-        kernels: The same with kernels; its last argument says whether to interpret them. It is
-            differentiated as the plain program is.
+        chosen: Of `choose`, not "plain".
+        xla: The passes of XLA.
+        kernels: The passes of kernels; its last argument says whether to interpret them. It is
+            differentiated as the other is.
         *arguments: Trees of arrays.
     """
     if chosen == "xla":
-        return plain(*arguments)
+        return xla(*arguments)
     interpret = chosen == "pallas_interpret"
     fast = jax.custom_jvp(lambda *arrays: kernels(*arrays, interpret))
-    fast.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+    fast.defjvp(lambda primals, tangents: jax.jvp(xla, primals, tangents))
     if chosen == "auto":
-        return jax.lax.platform_dependent(*arguments, cuda=fast, default=plain)
+        return jax.lax.platform_dependent(*arguments, cuda=fast, default=xla)
     return fast(*arguments)
 
 
@@ -137,9 +129,13 @@ def _can_lower(config: RuleConfig) -> bool:
 
         array = jax.ShapeDtypeStruct(shape, jnp.float32)
         state = jax.eval_shape(lambda: accumulators_lib.init(shape, axes, config, jnp.dtype("float32")))
-        compute = functools.partial(pallas.compute, weights, axes=axes, config=config)
+
+        def compute(*matrix: Any) -> Any:
+            kernels = pallas.make_passes(weights, config)
+            return passes.compute([Leaf(*matrix)], weights, axes, config, kernels)
+
         jax.jit(compute).trace(array, array, state).lower(lowering_platforms=("cuda",))
-    except Exception as error:  # whatever it is, the plain program still works
+    except Exception as error:  # whatever it is, XLA's passes still work
         warnings.warn(f"the GPU kernels are not used, since they cannot be lowered: {error!r}", stacklevel=2)
         return False
     return True

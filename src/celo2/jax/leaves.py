@@ -1,14 +1,15 @@
-"""The rule on many arrays: small ones of equal shape are stacked and updated together.
+"""The rule on many arrays, those of equal shape together.
 
-A small array costs the launch of some thirty kernels, and every array compiles its own, so the
-vectors of a deep network would cost more than its matrices. Large arrays are not copied.
+Small ones are stacked: each would cost the launch of some thirty kernels, so that the vectors of a deep
+network would cost more than its matrices. Large ones are not copied; of these only what `passes.py` and
+Newton–Schulz stack is computed together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +17,15 @@ from jax import Array
 
 from celo2.config import RuleConfig
 from celo2.jax import step as step_lib
-from celo2.jax.accumulators import Accumulators
+from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Layout
 from celo2.jax.rounding import round_all
+from celo2.jax.step import Result
 
-__all__ = ["STACK_LIMIT", "Leaf", "update_leaves"]
+__all__ = ["STACK_LIMIT", "update_leaves"]
 
 ROUNDING_SEED = 0  # of the stochastic rounding of a bfloat16 state
 STACK_LIMIT = 1 << 15  # elements of the largest array that is worth a copy
-
-
-class Leaf(NamedTuple):
-    """One array of the trained tree: gradient, parameter, accumulators."""
-
-    grad: Array
-    param: Array
-    accumulators: Accumulators
 
 
 def update_leaves(
@@ -40,7 +34,7 @@ def update_leaves(
     layouts: Sequence[Layout],
     count: Array,
     rule: RuleConfig,
-) -> list[tuple[Array, Accumulators]]:
+) -> list[Result]:
     """The un-negated step and the new accumulators of every leaf, in order.
 
     Args:
@@ -50,56 +44,69 @@ def update_leaves(
         count: This step's number, from 1.
         rule: The rule's options.
     """
-    results: dict[int, tuple[Array, Accumulators]] = {}
+    results: dict[int, Result] = {}
     for indices in _group(leaves, layouts):
-        update = partial(_update_leaf, arrays=arrays, count=count, layout=layouts[indices[0]], rule=rule)
-        if len(indices) == 1:
-            results[indices[0]] = update(leaves[indices[0]], indices[0])
+        same = [leaves[index] for index in indices]
+        update = partial(_update_equal, arrays=arrays, count=count, layout=layouts[indices[0]], rule=rule)
+        if len(indices) == 1 or same[0].grad.size > STACK_LIMIT:
+            results |= zip(indices, update(same, indices), strict=True)
             continue
-        stacked = jax.tree.map(lambda *same: jnp.stack(same), *[leaves[index] for index in indices])
-        together = jax.vmap(update)(stacked, jnp.asarray(indices))
+        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *same)
+        (together,) = jax.vmap(lambda leaf, index, update=update: update([leaf], [index]))(
+            stacked, jnp.asarray(indices)
+        )
         for place, index in enumerate(indices):
             results[index] = jax.tree.map(lambda array, place=place: array[place], together)
     return [results[index] for index in range(len(leaves))]
 
 
 def _group(leaves: Sequence[Leaf], layouts: Sequence[Layout]) -> list[list[int]]:
-    """Indices of the leaves that are updated together."""
+    """Indices of the leaves of equal shape and dtypes, which are updated together."""
     groups: dict[Hashable, list[int]] = {}
     for index, (leaf, layout) in enumerate(zip(leaves, layouts, strict=True)):
-        same = (leaf.grad.shape, leaf.grad.dtype, leaf.param.dtype, layout)
-        groups.setdefault(same if leaf.grad.size <= STACK_LIMIT else index, []).append(index)
+        groups.setdefault((leaf.grad.shape, leaf.grad.dtype, leaf.param.dtype, layout), []).append(index)
     return list(groups.values())
 
 
-def _update_leaf(
-    leaf: Leaf,
-    index: int | Array,
+def _update_equal(
+    leaves: Sequence[Leaf],
+    indices: Sequence[int | Array],
     *,
     arrays: Mapping[str, Any],
     count: Array,
     layout: Layout,
     rule: RuleConfig,
-) -> tuple[Array, Accumulators]:
-    """`step.update` in the layout's shape and the row accumulators' dtype.
-
-    A state of a smaller dtype is rounded by a key made of the step's number and the leaf's index.
-    """
-    grad, param, accumulators = leaf
-    dtype, stored = accumulators.row[0].dtype, accumulators.momentum[0].dtype
-    momentum, rms = (tuple(layout.enter(full) for full in fulls) for fulls in accumulators[:2])
-    step, accumulators = step_lib.update(
+) -> list[Result]:
+    """`step.update_all` in the layout's shape and the row accumulators' dtype."""
+    dtype = leaves[0].accumulators.row[0].dtype
+    results = step_lib.update_all(
         {name: array.astype(dtype) for name, array in arrays.items()},
-        layout.enter(grad),
-        layout.enter(param),
-        accumulators._replace(momentum=momentum, rms=rms),
+        [
+            Leaf(layout.enter(grad), layout.enter(param), _view(accumulators, layout.enter))
+            for grad, param, accumulators in leaves
+        ],
         count,
         axes=layout.axes,
         config=rule,
     )
-    momentum, rms = (tuple(map(layout.leave, fulls)) for fulls in accumulators[:2])
-    if stored != dtype:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ROUNDING_SEED), count), index)
-        rounded = round_all(key, (*momentum, *rms))
-        momentum, rms = rounded[: len(momentum)], rounded[len(momentum) :]
-    return layout.leave(step).astype(grad.dtype), accumulators._replace(momentum=momentum, rms=rms)
+    finished = []
+    for leaf, index, (step, new) in zip(leaves, indices, results, strict=True):
+        new = _view(new, layout.leave)
+        if leaf.accumulators.momentum[0].dtype != dtype:
+            new = _round(new, count, index)
+        finished.append((layout.leave(step).astype(leaf.grad.dtype), new))
+    return finished
+
+
+def _view(accumulators: Accumulators, change: Callable[[Array], Array]) -> Accumulators:
+    """With a layout's change of shape; the row and column accumulators have its shape already."""
+    momentum, rms = (tuple(map(change, fulls)) for fulls in accumulators[:2])
+    return accumulators._replace(momentum=momentum, rms=rms)
+
+
+def _round(accumulators: Accumulators, count: Array, index: int | Array) -> Accumulators:
+    """The large accumulators in bfloat16, by a key made of the step's number and the leaf's index."""
+    momentum, rms = accumulators[:2]
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ROUNDING_SEED), count), index)
+    rounded = round_all(key, (*momentum, *rms))
+    return accumulators._replace(momentum=rounded[: len(momentum)], rms=rounded[len(momentum) :])

@@ -25,9 +25,11 @@ from celo2.jax.features import FeatureGroups
 __all__ = [
     "NORM_EPS",
     "InputScales",
+    "Units",
     "compute",
     "input_scales",
     "mean_square",
+    "mean_squares",
     "multiply_add",
     "normalizer",
     "vector_units",
@@ -35,6 +37,7 @@ __all__ = [
 
 
 InputScales = dict[str, tuple[Array, ...]]  # weight name → scale of each channel
+Units = Array | Sequence[Array]  # what is added to each hidden unit: `(units, ...)`, or as many arrays
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
@@ -51,6 +54,21 @@ def mean_square(array: Array) -> Array:
     """Mean of squares over the last two axes (one for a vector, none for a scalar), axes kept."""
     axes = tuple(range(max(array.ndim - 2, 0), array.ndim))
     return jnp.mean(array * array, axis=axes, keepdims=True)
+
+
+def mean_squares(channels: Sequence[Array]) -> Array:
+    """`mean_square` of arrays of one shape, stacked, from one reduction with as many operands.
+
+    The operands are not stacked, so that each is computed inside the reduction and never stored.
+    """
+    shape = channels[0].shape
+    if not shape:
+        return jnp.square(jnp.stack(channels))
+    squares = tuple(channel * channel for channel in channels)
+    zeros = tuple(jnp.zeros((), square.dtype) for square in squares)
+    sums = jnp.stack(jax.lax.reduce(squares, zeros, _add_each, (len(shape) - 1,)))[..., None]
+    rows = (-2,) if len(shape) > 1 else ()
+    return jnp.sum(sums, axis=rows, keepdims=True) / math.prod(shape[-2:])
 
 
 def multiply_add(values: Array, weight: Any, total: Any) -> Array:
@@ -72,7 +90,7 @@ def input_scales(groups: FeatureGroups) -> InputScales:
     for group in groups.values():
         for channel in group:
             by_shape.setdefault(channel.shape, []).append(channel)
-    scales = {shape: iter(normalizer(_mean_squares(channels))) for shape, channels in by_shape.items()}
+    scales = {shape: iter(normalizer(mean_squares(channels))) for shape, channels in by_shape.items()}
     return {name: tuple(next(scales[channel.shape]) for channel in group) for name, group in groups.items()}
 
 
@@ -82,7 +100,7 @@ def compute(
     weights: Mapping[str, Array],
     config: RuleConfig,
     *,
-    start: Sequence[Array] | None = None,
+    vectors: Sequence[Units] = (),
     add: Callable[[Array, Any, Any], Array] = multiply_add,
 ) -> tuple[Array, Array | None]:
     """Direction and magnitude of every element.
@@ -92,7 +110,8 @@ def compute(
         scales: Of `input_scales`; None: the channels enter as they are.
         weights: The network's arrays by name, of the shapes of `RuleConfig.weight_shapes`.
         config: Sizes, activation.
-        start: What each hidden unit's sum starts from in place of its bias.
+        vectors: What channels that are vectors add to each hidden unit, of `vector_units`, where
+            `groups` has not got them.
         add: `multiply_add`, or what computes it in one instruction.
 
     Returns:
@@ -101,8 +120,10 @@ def compute(
     """
     activation = _ACTIVATIONS[config.mlp_activation]
     entries = {name: _entries(array) for name, array in weights.items()}
-    starts = entries["b0"] if start is None else start
-    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, starts, add)]
+    by_shape = _by_shape(groups, scales, weights)
+    full = by_shape.pop(max(by_shape, key=np.prod))
+    vectors = (*vectors, *map(_vector_units, by_shape.values()))
+    hidden = [activation(unit) for unit in _first_layer(full, vectors, entries["b0"], add)]
     for layer in range(1, config.ff_hidden_layers):
         hidden = [activation(unit) for unit in _layer(hidden, entries, layer, config.ff_hidden_size, add)]
     num_outputs = 2 if config.exp_mult else 1
@@ -115,21 +136,6 @@ def vector_units(
 ) -> list[Array]:
     """What channels that are vectors add to each hidden unit: `(units, *shape)`, one array for each shape."""
     return [_vector_units(channels) for channels in _by_shape(groups, scales, weights).values()]
-
-
-def _mean_squares(channels: Sequence[Array]) -> Array:
-    """`mean_square` of arrays of one shape, stacked, from one reduction with as many operands.
-
-    The operands are not stacked, so that each is computed inside the reduction and never stored.
-    """
-    shape = channels[0].shape
-    if not shape:
-        return jnp.square(jnp.stack(channels))
-    squares = tuple(channel * channel for channel in channels)
-    zeros = tuple(jnp.zeros((), square.dtype) for square in squares)
-    sums = jnp.stack(jax.lax.reduce(squares, zeros, _add_each, (len(shape) - 1,)))[..., None]
-    rows = (-2,) if len(shape) > 1 else ()
-    return jnp.sum(sums, axis=rows, keepdims=True) / math.prod(shape[-2:])
 
 
 def _add_each(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -148,19 +154,15 @@ def _entries(array: Array | np.ndarray) -> Any:
 
 
 def _first_layer(
-    groups: FeatureGroups,
-    scales: InputScales | None,
-    weights: Mapping[str, Array],
-    starts: Sequence[Any],
+    channels: Sequence[_Channel],
+    vectors: Sequence[Units],
+    bias: Any,
     add: Callable[[Array, Any, Any], Array],
 ) -> list[Array]:
-    by_shape = _by_shape(groups, scales, weights)
-    full = by_shape.pop(max(by_shape, key=np.prod))
-    vectors = [_vector_units(channels) for channels in by_shape.values()]
     units = []
-    for j in range(len(weights["b0"])):
-        total: Array = sum((vector[j] for vector in vectors), start=starts[j])
-        for channel in full:
+    for j in range(len(bias)):
+        total: Array = sum((vector[j] for vector in vectors), start=bias[j])
+        for channel in channels:
             weight = channel.row[j] if channel.scale is None else channel.row[j] * channel.scale
             total = add(channel.values, weight, total)
         units.append(total)

@@ -7,6 +7,7 @@ towards 1 (between about 0.7 and 1.2 after five iterations), so the result is cl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -15,7 +16,9 @@ from jax import Array
 
 from celo2.config import RuleConfig
 
-__all__ = ["compute", "iterate"]
+__all__ = ["BATCH_LIMIT", "compute", "compute_all", "iterate"]
+
+BATCH_LIMIT = 1 << 25  # elements of a batch: enough work for a large device, 128 MiB a copy
 
 
 def compute(matrices: Array, config: RuleConfig) -> Array:
@@ -34,6 +37,19 @@ def compute(matrices: Array, config: RuleConfig) -> Array:
         return exact(matrices)
     fast = partial(iterate, config=config, dtype=jnp.dtype(jnp.bfloat16))
     return jax.lax.platform_dependent(matrices, cpu=exact, default=fast)
+
+
+def compute_all(matrices: Sequence[Array], config: RuleConfig) -> list[Array]:
+    """`compute` of arrays of one shape: in batches on an accelerator, where small products leave it idle.
+
+    A CPU is slower in batches (by 15 % on the matrices of `gpt2-15m`). Where there are several devices,
+    a batch of sharded matrices would be gathered as a whole, so they are taken one at a time.
+    """
+    if jax.default_backend() == "cpu" or jax.device_count() > 1:
+        return [compute(matrix, config) for matrix in matrices]
+    size = max(BATCH_LIMIT // matrices[0].size, 1)
+    batches = [jnp.stack(matrices[start : start + size]) for start in range(0, len(matrices), size)]
+    return [matrix for batch in batches for matrix in compute(batch, config)]
 
 
 def iterate(matrices: Array, config: RuleConfig, dtype: jnp.dtype) -> Array:

@@ -13,8 +13,7 @@ The step is not negated and has root mean square 1: the learning rate is the cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,13 +24,13 @@ from jax.typing import ArrayLike
 from celo2.config import RuleConfig
 from celo2.constants import PRECONDITION_EPS
 from celo2.jax import accumulators as accumulators_lib
-from celo2.jax import features, implementation, mlp, orthogonalize
-from celo2.jax.accumulators import Accumulators
+from celo2.jax import features, implementation, mlp, orthogonalize, passes
+from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Axes
 
-__all__ = ["update"]
+__all__ = ["Result", "update", "update_all"]
 
-_Inputs = tuple[Array, Array, Accumulators, Accumulators | None]  # as `features.compute` takes them
+Result = tuple[Array, Accumulators]  # the un-negated step, of the gradient's shape, and the accumulators
 
 
 def update(
@@ -43,33 +42,57 @@ def update(
     *,
     axes: Axes | None,
     config: RuleConfig,
-) -> tuple[Array, Accumulators]:
-    """The step for one array, and its new accumulators.
+) -> Result:
+    """The step for one array, and its new accumulators: `update_all` of this array alone."""
+    (result,) = update_all(weights, [Leaf(grad, param, accumulators)], count, axes=axes, config=config)
+    return result
+
+
+def update_all(
+    weights: Mapping[str, Any],
+    arrays: Sequence[Leaf],
+    count: ArrayLike,
+    *,
+    axes: Axes | None,
+    config: RuleConfig,
+) -> list[Result]:
+    """The steps for arrays of one shape and dtype, and their new accumulators.
 
     Args:
         weights: The network's arrays by name.
-        grad: The gradient, of any shape and floating dtype.
-        param: The parameter, of the same shape; both are converted to the accumulators' dtype.
-        accumulators: Of the steps before; momenta and rms may be of a smaller dtype than row and col.
+        arrays: Of any rank; everything is computed in the dtype of their row accumulators.
         count: This step's number, from 1.
         axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
         config: The rule's options.
-
-    Returns:
-        The un-negated step, of the gradient's shape, and the accumulators.
     """
+    grad, _, accumulators = arrays[0]
     if grad.size == 0:
-        return grad.astype(accumulators.row[0].dtype), accumulators
-    options: dict[str, Any] = {"axes": axes, "config": config}
-    return implementation.run(
-        implementation.choose(weights, grad, accumulators, axes, config),
-        partial(_update, weights, **options),
-        partial(_update_by_kernels, weights, **options),
-        grad,
-        param,
-        accumulators,
-        count,
-    )
+        return [(array.grad.astype(accumulators.row[0].dtype), array.accumulators) for array in arrays]
+    chosen = implementation.choose(weights, grad, accumulators, axes, config)
+    if chosen == "plain" or axes is None:
+        return [_update(weights, *array, count, axes=axes, config=config) for array in arrays]
+
+    def by_xla(arrays: Sequence[Leaf]) -> list[Result]:
+        # One by one: a loop that reads a part of a stack is compiled anew for each part.
+        made = passes.make_passes(weights, config)
+        one = jax.jit(lambda array: by_passes([_convert(array)], made)[0])  # traced once
+        return _finish_all(list(map(one, arrays)), arrays, config)
+
+    def by_kernels(arrays: Sequence[Leaf], interpret: bool) -> list[Result]:
+        from celo2.jax import pallas  # loads Pallas, which only GPUs need
+
+        made = pallas.make_passes(weights, config, interpret=interpret)
+        return _finish_all(by_passes(arrays, made), arrays, config)
+
+    def by_passes(arrays: Sequence[Leaf], made: passes.Passes) -> list[passes.Direction]:
+        return passes.compute(arrays, weights, axes, config, made)
+
+    return implementation.run(chosen, by_xla, by_kernels, list(arrays))
+
+
+def _convert(array: Leaf) -> Leaf:
+    dtype = array.accumulators.row[0].dtype
+    return jax.tree.map(lambda x: x.astype(dtype), array)
 
 
 def _update(
@@ -81,48 +104,22 @@ def _update(
     *,
     axes: Axes | None,
     config: RuleConfig,
-) -> tuple[Array, Accumulators]:
-    dtype = accumulators.row[0].dtype
-    grad, param, accumulators = jax.tree.map(lambda x: x.astype(dtype), (grad, param, accumulators))
-    grad = jnp.clip(grad, -accumulators_lib.GRAD_CLIP, accumulators_lib.GRAD_CLIP)
+) -> Result:
+    """The plain program, which reads like the box above and covers every array and option."""
+    grad, param, accumulators = _convert(Leaf(grad, param, accumulators))
+    grad = accumulators_lib.clip(grad)
     accumulators = accumulators_lib.update(accumulators, grad, axes, config)
     seen = accumulators_lib.unbias(accumulators, count, config) if config.bias_correction else accumulators
-    inputs = (grad, param, seen, accumulators if config.bias_correction else None)
-    scales = _input_scales(inputs, axes, config) if config.normalize_input else None
-    groups = _features(inputs, axes, config)
+    raw = accumulators if config.bias_correction else None
+    groups = features.compute(grad, param, seen, axes, config, raw=raw)
+    scales = mlp.input_scales(groups) if config.normalize_input else None
     direction, magnitude = mlp.compute(groups, scales, weights, config)
     step = _scale_by_magnitude(direction, magnitude, config)
-    return _finish(step, param, seen, config), accumulators
-
-
-def _update_by_kernels(
-    weights: Mapping[str, Any],
-    grad: Array,
-    param: Array,
-    accumulators: Accumulators,
-    count: ArrayLike,  # noqa: ARG001  # what the kernels cover has no bias correction
-    interpret: bool,
-    *,
-    axes: Axes,
-    config: RuleConfig,
-) -> tuple[Array, Accumulators]:
-    from celo2.jax import pallas  # loads Pallas, which only GPUs need
-
-    direction, mean_square, accumulators = pallas.compute(
-        weights, grad, param, accumulators, axes=axes, config=config, interpret=interpret
-    )
-    param = param.astype(direction.dtype)
-    return _finish(direction, param, accumulators, config, mean_square), accumulators
-
-
-def _features(inputs: _Inputs, axes: Axes | None, config: RuleConfig) -> features.FeatureGroups:
-    grad, param, seen, raw = inputs
-    return features.compute(grad, param, seen, axes, config, raw=raw)
-
-
-def _input_scales(inputs: _Inputs, axes: Axes | None, config: RuleConfig) -> mlp.InputScales:
-    """The barrier keeps the features of this pass apart from the network's: computed twice, never stored."""
-    return mlp.input_scales(_features(jax.lax.optimization_barrier(inputs), axes, config))
+    if config.param_scale_mult:
+        step = _scale_by_param(step, param)
+    if config.orthogonalize and step.ndim >= 2:
+        step = orthogonalize.compute(step, config)
+    return _finish(step, mlp.mean_square(step), seen, config), accumulators
 
 
 def _scale_by_magnitude(direction: Array, magnitude: Array | None, config: RuleConfig) -> Array:
@@ -133,21 +130,32 @@ def _scale_by_magnitude(direction: Array, magnitude: Array | None, config: RuleC
     return direction * jnp.exp(config.exp_mult * magnitude)
 
 
-def _finish(
-    step: Array,
-    param: Array,
-    accumulators: Accumulators,
-    config: RuleConfig,
-    mean_square: Array | None = None,
-) -> Array:
-    """From the direction to the step; `mean_square` is the direction's, if it is known."""
-    if config.param_scale_mult:
-        step, mean_square = step * jnp.sqrt(jnp.mean(param * param) + mlp.NORM_EPS), None
-    if config.orthogonalize and step.ndim >= 2:
-        step, mean_square = orthogonalize.compute(step, config), None
+def _scale_by_param(step: Array, param: Array) -> Array:
+    return step * jnp.sqrt(jnp.mean(param * param) + mlp.NORM_EPS)
+
+
+def _finish(step: Array, mean_square: Array, accumulators: Accumulators, config: RuleConfig) -> Array:
     if config.normalize_output:
-        step = step * mlp.normalizer(mlp.mean_square(step) if mean_square is None else mean_square)
+        step = step * mlp.normalizer(mean_square)
     step = step * config.rmsmult
     if config.precondition_output:
         step = step * jax.lax.rsqrt(accumulators.rms[-1] + PRECONDITION_EPS)
     return step
+
+
+def _finish_all(
+    directions: Sequence[passes.Direction], arrays: Sequence[Leaf], config: RuleConfig
+) -> list[Result]:
+    """From the directions of matrices to their steps, as `_update` does."""
+    steps, mean_squares, news = map(list, zip(*directions, strict=True))
+    if config.param_scale_mult:
+        params = [array.param.astype(step.dtype) for array, step in zip(arrays, steps, strict=True)]
+        steps = list(map(_scale_by_param, steps, params))
+    if config.orthogonalize:
+        steps = orthogonalize.compute_all(steps, config)
+    if config.orthogonalize or config.param_scale_mult:
+        mean_squares = list(map(mlp.mean_square, steps))
+    return [
+        (_finish(step, mean_square, new, config), new)
+        for step, mean_square, new in zip(steps, mean_squares, news, strict=True)
+    ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,27 @@ def test_refuses_what_cannot_work(options: dict, message: str) -> None:
 def test_unknown_name_in_a_file_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'sigma'"):
         MetaConfig.from_json('{"sigme": 0.1}')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "JSON object, got list"),
+        ("{", "Expecting property name"),
+        ('{"sigma": "0.1"}', 'sigma must be a number, got "0.1"'),
+        ('{"seed": 1.5}', "seed must be a whole number, got 1.5"),
+        ('{"seed": true}', "seed must be a whole number, got true"),
+        ('{"start": null}', "start must be a string, got null"),
+        ('{"datasets": "mnist"}', "datasets must be a list of strings"),
+        ('{"scale_range": ["a", "b"]}', "scale_range must be a list of numbers"),
+        ('{"scale_range": [1.0]}', "scale_range must be two rising positive numbers"),
+    ],
+)
+def test_damaged_file_is_refused_with_its_path(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + re.escape(message)):
+        MetaConfig.load(path)
 
 
 def test_a_run_from_before_an_option_existed_can_be_resumed(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Annotated
 import tyro
 
 from celo2.commands._devices import num_cores, use_cpu_devices
+from celo2.meta.checkpoint import with_start_beside
 from celo2.meta.config import MetaConfig
 from celo2.meta.train import TrainOptions, meta_train
 
@@ -23,6 +25,7 @@ saves a checkpoint and ends the run; the same command with --resume continues it
 examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
   celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
+  celo2 meta-train --config runs/celo2/config.json --seed 1 --out runs/again
   celo2 compare --optimizers celo2:runs/celo2/weights/celo2-003600.safetensors,adamw
 """
 
@@ -34,6 +37,8 @@ class MetaTrainCommand:
     recipe: Annotated[MetaConfig, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run: recipe, metrics, checkpoints, weights."""
+    config: Path | None = None
+    """Recipe to repeat, the config.json of a run; options given beside it replace those in the file."""
     outer_steps: int = 3600
     """Outer iterations in all; a resumed run continues up to it."""
     resume: bool = False
@@ -46,7 +51,11 @@ class MetaTrainCommand:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns the exit status."""
-    command = tyro.cli(MetaTrainCommand, args=list(argv), prog="celo2 meta-train", description=_DESCRIPTION)
+    try:
+        command = _parse(argv)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     use_cpu_devices(command.devices or _default_devices(command.recipe.num_pairs))
     options = TrainOptions(
         out=command.out,
@@ -61,6 +70,27 @@ def main(argv: Sequence[str]) -> int:
         return 2
     print(f"weights: {path}")
     return 0
+
+
+def _parse(argv: Sequence[str]) -> MetaTrainCommand:
+    """The command, whose recipe has the defaults of `--config` if that is given."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config", type=Path)
+    try:
+        file = early.parse_known_args(list(argv))[0].config
+    except argparse.ArgumentError:
+        file = None  # --config without a file: the parser below says so
+    recipe = MetaConfig() if file is None else MetaConfig.load(file)
+    command = tyro.cli(
+        MetaTrainCommand,
+        default=MetaTrainCommand(recipe=recipe, out=tyro.MISSING),
+        args=list(argv),
+        prog="celo2 meta-train",
+        description=_DESCRIPTION,
+    )
+    if file is None or command.recipe.start != recipe.start or file.parent.resolve() == command.out.resolve():
+        return command
+    return dataclasses.replace(command, recipe=with_start_beside(command.recipe, file))
 
 
 def _default_devices(num_pairs: int) -> int:

@@ -28,9 +28,17 @@ from celo2.meta.outer import OuterState
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.weights import Weights, save_weights
 
-__all__ = ["RunFiles"]
+__all__ = ["RunFiles", "with_start_beside"]
 
 KEPT = 3  # checkpoints; older ones are removed, their weights stay
+START_FILE = "start.safetensors"
+
+
+def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
+    """The recipe of a run's `config.json`, starting from the copy that the run kept, if it kept one."""
+    copy = file.parent / START_FILE
+    kept = config.start not in BUILT_IN and copy.exists()
+    return dataclasses.replace(config, start=str(copy)) if kept else config
 
 
 class RunFiles:
@@ -48,7 +56,7 @@ class RunFiles:
             options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False),
         )
         self._metrics = self.folder / "metrics.jsonl"
-        self._start = self.folder / "start.safetensors"
+        self._start = self.folder / START_FILE
 
     def close(self) -> None:
         """Waits for pending writes."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from celo2.config import RuleConfig, nearest_name
@@ -102,7 +104,7 @@ class MetaConfig:
                 f"truncation_length ≤ min_unroll ≤ max_unroll, got {self.truncation_length}, "
                 f"{self.min_unroll}, {self.max_unroll}."
             )
-        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
             raise ValueError(f"scale_range must be two rising positive numbers, got {self.scale_range}.")
         if not self.datasets:
             raise ValueError("datasets must name at least one image set.")
@@ -123,12 +125,51 @@ class MetaConfig:
 
     @classmethod
     def from_json(cls, text: str) -> MetaConfig:
-        """Reads what `to_json` wrote; unknown names are refused."""
-        options: dict[str, Any] = json.loads(text)
-        valid = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in valid:
+        """Reads what `to_json` wrote; an option that is missing has its default.
+
+        Raises:
+            ValueError: The text is not a JSON object, or has an unknown name, or a value of the wrong
+                type or range.
+        """
+        options = json.loads(text)
+        if not isinstance(options, dict):
+            raise ValueError(f"a meta-training config is a JSON object, got {type(options).__name__}.")
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        for name, value in options.items():
+            if name not in defaults:
                 raise ValueError(
-                    f"unknown name {name!r} in a meta-training config{nearest_name(name, valid)}"
+                    f"unknown name {name!r} in a meta-training config{nearest_name(name, defaults)}"
                 )
+            _check_type(name, value, defaults[name])
         return cls(**options)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MetaConfig:
+        """Reads the `config.json` of a run.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: See `from_json`; the message begins with the path.
+        """
+        try:
+            return cls.from_json(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """JSON knows no dataclass: compares a value's type with that of the option's default."""
+    if isinstance(default, tuple):
+        kind: type = float if name == "scale_range" else str
+        fits = isinstance(value, list) and all(_is_a(kind, item) for item in value)
+        wanted = "a list of numbers" if kind is float else "a list of strings"
+    else:
+        fits = _is_a(type(default), value)
+        wanted = {str: "a string", int: "a whole number", float: "a number"}[type(default)]
+    if not fits:
+        raise ValueError(f"{name} must be {wanted}, got {json.dumps(value)}.")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    accepted = (int, float) if kind is float else kind
+    return isinstance(value, accepted) and not isinstance(value, bool)

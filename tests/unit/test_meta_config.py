@@ -39,6 +39,9 @@ def test_published_setting_has_32_pairs() -> None:
         ({"datasets": ()}, "at least one image set"),
         ({"rate_spread": 0.5}, "rate_spread is a factor of at least 1"),
         ({"rate_units": "pixels"}, "pixels"),
+        ({"estimator": "es"}, "truncated-es"),
+        ({"loss_difference": "rank"}, "rank"),
+        ({"sign_scale": 0.0}, "sign_scale must be positive"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

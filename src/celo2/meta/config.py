@@ -12,11 +12,24 @@ from typing import Any, Literal, get_args
 from celo2.config import RuleConfig, nearest_name
 from celo2.tasks.augmentation import LEVELS, Level
 
-__all__ = ["MetaConfig", "RateUnits", "Schedule", "Variant"]
+__all__ = ["Estimator", "LossDifference", "MetaConfig", "RateUnits", "Schedule", "Variant"]
 
 Variant = Literal["celo2", "celo2-base"]
 RateUnits = Literal["stored", "network"]
 Schedule = Literal["constant", "cosine"]
+Estimator = Literal["pes", "truncated-es", "full-es"]
+LossDifference = Literal["value", "sign"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "variant": get_args(Variant),
+    "estimator": get_args(Estimator),
+    "loss_difference": get_args(LossDifference),
+    "level": LEVELS,
+    "rate_units": get_args(RateUnits),
+    "inner_schedule": get_args(Schedule),
+}
+_AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
+_POSITIVE = ("outer_learning_rate", "sign_scale", "sigma", "inner_learning_rate", "adamw_lr_scale")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +47,14 @@ class MetaConfig:
         outer_clip: Global norm to which the meta-gradient is clipped; 0: not clipped.
         datasets: The image sets; each gets `tasks_per_set` pairs.
         tasks_per_set: Antithetic pairs of each set.
+        estimator: Of the meta-gradient: "pes", persistent evolution strategies; "truncated-es", which
+            ignores what a perturbation does after its K steps; "full-es", whole runs at each outer
+            iteration (`meta.estimators` compares them).
+        loss_difference: What of a pair's loss difference the estimate uses: its "value", or its "sign"
+            times `sign_scale`, so that no pair outweighs the others.
+        sign_scale: What the sign is multiplied by.
         sigma: Standard deviation of the perturbations of theta.
-        truncation_length: Inner steps K of one outer iteration.
+        truncation_length: Inner steps K of one outer iteration, or of one piece of a whole run.
         min_unroll: Least length of an inner run, at least `truncation_length`.
         max_unroll: Greatest length of an inner run.
         inner_learning_rate: Of the networks that are trained, at its peak.
@@ -62,6 +81,9 @@ class MetaConfig:
     outer_clip: float = 0.0
     datasets: tuple[str, ...] = ("fashion-mnist", "mnist", "digits", "patches")
     tasks_per_set: int = 8
+    estimator: Estimator = "pes"
+    loss_difference: LossDifference = "value"
+    sign_scale: float = 1.0
     sigma: float = 0.01
     truncation_length: int = 50
     min_unroll: int = 100
@@ -81,18 +103,13 @@ class MetaConfig:
         """Checks every range."""
         object.__setattr__(self, "datasets", tuple(self.datasets))
         object.__setattr__(self, "scale_range", tuple(self.scale_range))
-        for name, choices in (
-            ("variant", get_args(Variant)),
-            ("level", LEVELS),
-            ("rate_units", get_args(RateUnits)),
-            ("inner_schedule", get_args(Schedule)),
-        ):
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
-        for name in ("tasks_per_set", "truncation_length", "batch_size"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("outer_learning_rate", "sigma", "inner_learning_rate", "adamw_lr_scale"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, got {value}.")

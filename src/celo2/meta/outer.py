@@ -12,11 +12,11 @@ import optax
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from celo2.meta import pes
+from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
 from celo2.meta.start import init_theta
-from celo2.meta.truncation import InnerState, init_pairs, unroll
+from celo2.meta.truncation import InnerState, Losses, init_pairs, unroll, unroll_full
 from celo2.tasks.family import FamilyData
 
 __all__ = ["OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_optimizer", "make_outer_step"]
@@ -116,7 +116,7 @@ def make_outer_step(
     set_index = jnp.repeat(jnp.arange(len(config.datasets)), config.tasks_per_set)
     split, whole = PartitionSpec(PAIRS), PartitionSpec()
     unroll_sharded = jax.shard_map(
-        partial(unroll, config=config),
+        partial(unroll_full if config.estimator == "full-es" else unroll, config=config),
         mesh=mesh,
         in_specs=(split, split, split, split, whole),
         out_specs=(split, PartitionSpec(None, PAIRS)),
@@ -134,27 +134,29 @@ def make_outer_step(
             set_index,
             data,
         )
-        found = pes.estimate(
-            losses.positive,
-            losses.negative,
-            losses.is_done,
-            perturbation,
-            state.accumulator,
-            sigma=config.sigma,
-        )
+        found = estimators.estimate(losses, perturbation, state.accumulator, config)
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient)
-        per_pair = jnp.mean(losses.positive + losses.negative, axis=0) / 2.0
+        loss_per_set, meta_loss = _mean_losses(losses, len(config.datasets))
         metrics = OuterMetrics(
-            loss_per_set=jnp.mean(per_pair.reshape(len(config.datasets), -1), axis=1),
-            meta_loss=found.mean_loss,
+            loss_per_set=loss_per_set,
+            meta_loss=meta_loss,
             grad_norm=optax.tree.norm(found.gradient),
             diverged=jnp.mean(losses.diverged / 2.0),
             resets=jnp.sum(losses.is_done),
             skipped=skipped,
         )
+        inner = estimators.next_start(inner, config)
         return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1), metrics
 
     return jax.jit(outer_step, donate_argnums=0)
+
+
+def _mean_losses(losses: Losses, num_sets: int) -> tuple[Array, Array]:
+    """Weighted means over each image set and over all, of both signs."""
+    total = jnp.sum(losses.weight * (losses.positive + losses.negative) / 2.0, axis=0)
+    weight = jnp.sum(losses.weight, axis=0)
+    per_set, weight_per_set = (jnp.sum(x.reshape(num_sets, -1), axis=1) for x in (total, weight))
+    return per_set / weight_per_set, jnp.sum(total) / jnp.sum(weight)
 
 
 def _update_theta(

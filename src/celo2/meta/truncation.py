@@ -1,8 +1,9 @@
-"""K inner steps of every antithetic pair, with resets.
+"""Inner steps of every antithetic pair: K of them with resets, or whole runs.
 
 A pair is one task trained twice, under θ + ε and under θ - ε, from the same start, on the same
 batches and for the same number of steps. Runs have log-uniform lengths and begin at a random place of
-their first run, so that they do not reset together; a run that has ended starts over on a new task.
+their first run, so that they do not reset together; a run that has ended starts over on a new task. Whole
+runs begin anew at each outer iteration.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from celo2.meta.pes import Theta
 from celo2.tasks.base import Batch, Params
 from celo2.tasks.family import FamilyData, ImageMLPFamily
 
-__all__ = ["InnerState", "Losses", "init_pairs", "make_family", "unroll"]
+__all__ = ["InnerState", "Losses", "init_pairs", "make_family", "unroll", "unroll_full"]
 
 NUM_SIGNS = 2  # θ + ε and θ - ε
 
@@ -46,19 +47,28 @@ class InnerState(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """What a truncation measured, each `(K, pairs)`.
+    """What was measured, each `(steps, pairs)`; K steps in a truncation.
 
     Attributes:
         positive: Meta-loss under θ + ε, in [0, ceiling].
         negative: Meta-loss under θ - ε, in [0, ceiling].
         is_done: The run was reset just before this step.
         diverged: Runs of the pair (0, 1 or 2) whose loss was not finite.
+        weight: Factor of the loss in its pair's meta-loss.
     """
 
     positive: Array
     negative: Array
     is_done: Array
     diverged: Array
+    weight: Array
+
+
+class _Advance(NamedTuple):
+    """One outer iteration's new starts, and its steps: `(state, step_index) → (state, losses)`."""
+
+    fresh: InnerState
+    step: Callable[[InnerState, Array], tuple[InnerState, Losses]]
 
 
 def make_family(config: MetaConfig) -> ImageMLPFamily:
@@ -101,24 +111,91 @@ def unroll(
         data: The image sets.
         config: The recipe.
     """
+    fresh, advance = _make_advance(thetas, pair_keys, set_index, data, config)
+
+    def body(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
+        is_done = state.step >= state.length
+        state = jax.lax.cond(jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state)
+        state, losses = advance(state, step_index)
+        return state, losses._replace(is_done=is_done)
+
+    return jax.lax.scan(body, state, jnp.arange(config.truncation_length))
+
+
+def unroll_full(
+    thetas: Theta,
+    state: InnerState,
+    pair_keys: Array,
+    set_index: Array,
+    data: FamilyData,
+    config: MetaConfig,
+) -> tuple[InnerState, Losses]:
+    """Runs every pair from a new start to the end of its length.
+
+    All pairs take steps until the longest run has ended, in pieces of K; what a run loses after its own
+    end has weight zero. The result does not depend on K.
+
+    Args:
+        thetas: Weights of each run, `(pairs, 2, …)`.
+        state: Earlier runs, which are given up.
+        pair_keys: A key for each pair, `(pairs,)`.
+        set_index: Image set of each pair, `(pairs,)` int32.
+        data: The image sets.
+        config: The recipe.
+
+    Returns:
+        The runs as they ended, and losses of at least `max_unroll` steps; `is_done` is false.
+    """
+    del state
+    fresh, advance = _make_advance(thetas, pair_keys, set_index, data, config)
+    length = config.truncation_length
+    num_pieces = -(-config.max_unroll // length)
+
+    def run(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
+        return jax.lax.scan(advance, state, piece * length + jnp.arange(length))
+
+    def run_unless_ended(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state, piece)[1])
+        is_running = jnp.any(state.step < state.length)
+        return jax.lax.cond(is_running, run, lambda state, _: (state, nothing), state, piece)
+
+    state, losses = jax.lax.scan(run_unless_ended, fresh, jnp.arange(num_pieces))
+    return state, jax.tree.map(lambda x: x.reshape(num_pieces * length, *x.shape[2:]), losses)
+
+
+def _make_advance(
+    thetas: Theta, pair_keys: Array, set_index: Array, data: FamilyData, config: MetaConfig
+) -> _Advance:
+    """New starts, and one step of all pairs, whose keys are `pair_keys` and the number of the step."""
     family = make_family(config)
     start_keys, batch_keys = jnp.moveaxis(jax.vmap(jax.random.split)(pair_keys), 1, 0)
     theta = jax.tree.map(lambda array: array[0, 0], thetas)
     fresh = jax.vmap(lambda key: _sample_start(key, theta, config))(start_keys)
     step_pairs = jax.vmap(_make_step(family, config))
 
-    def body(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
-        is_done = state.step >= state.length
-        state = jax.lax.cond(jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state)
+    def advance(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(batch_keys, step_index)
         batches = jax.vmap(family.sample_batch, in_axes=(0, None, 0))(keys, data, set_index)
         params, opt_state, losses = step_pairs(thetas, state, batches)
         finite = jnp.isfinite(losses)
         clipped = jnp.clip(jnp.where(finite, losses, family.loss_ceiling), 0.0, family.loss_ceiling)
-        state = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
-        return state, Losses(clipped[:, 0], clipped[:, 1], is_done, jnp.sum(~finite, axis=1))
+        after = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+        return after, Losses(
+            positive=clipped[:, 0],
+            negative=clipped[:, 1],
+            is_done=jnp.zeros(state.step.shape, bool),
+            diverged=jnp.sum(~finite, axis=1),
+            weight=_weight(state, config),
+        )
 
-    return jax.lax.scan(body, state, jnp.arange(config.truncation_length))
+    return _Advance(fresh, advance)
+
+
+def _weight(state: InnerState, config: MetaConfig) -> Array:
+    """The factor of each pair's next loss: a mean over the truncation, or over the whole run."""
+    if config.estimator == "full-es":
+        return jnp.where(state.step < state.length, 1.0 / state.length.astype(jnp.float32), 0.0)
+    return jnp.full(state.step.shape, 1.0 / config.truncation_length, jnp.float32)
 
 
 def _sample_start(key: Array, theta: Theta, config: MetaConfig) -> InnerState:

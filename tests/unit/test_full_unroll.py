@@ -1,0 +1,87 @@
+"""Whole inner runs, and what a loss weighs; the inner optimizer is momentum, to compile fast."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from celo2.meta import pes, truncation
+from celo2.meta.config import MetaConfig
+from celo2.meta.truncation import InnerState, Losses
+from celo2.tasks.datasets import load_image_sets
+from celo2.tasks.family import FamilyData, stack_datasets
+
+CONFIG = MetaConfig(
+    estimator="full-es",
+    datasets=("digits", "mnist"),
+    tasks_per_set=2,
+    truncation_length=4,
+    min_unroll=4,
+    max_unroll=10,
+    level="none",
+    batch_size=4,
+)
+SETS = jnp.repeat(jnp.arange(2), CONFIG.tasks_per_set)
+THETA = {"rate": jnp.float32(30.0)}  # times the inner learning rate
+
+
+@pytest.fixture(autouse=True)
+def momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(theta: pes.Theta, config: MetaConfig) -> optax.GradientTransformation:
+        by_theta = optax.stateless(lambda tree, _: jax.tree.map(lambda x: theta["rate"] * x, tree))
+        return optax.chain(optax.trace(0.9), by_theta, optax.scale(-config.inner_learning_rate))
+
+    monkeypatch.setattr(truncation, "make_inner_optimizer", make)
+
+
+@pytest.fixture(scope="module")
+def data() -> FamilyData:
+    return stack_datasets(list(load_image_sets(CONFIG.datasets).values()))
+
+
+def _run(config: MetaConfig, data: FamilyData, *, length: int | None = None) -> tuple[InnerState, Losses]:
+    """The losses by either function, every run beginning at its start; of given length, if one is given."""
+    if length is not None:
+        config = dataclasses.replace(config, min_unroll=length, max_unroll=length)
+    unroll = truncation.unroll_full if config.estimator == "full-es" else truncation.unroll
+
+    @jax.jit
+    def run(keys: jax.Array, data: FamilyData) -> tuple[InnerState, Losses]:
+        state = truncation.init_pairs(keys, THETA, config)
+        state = state._replace(step=state.length)  # so that `unroll` begins with a reset
+        noise = pes.sample_perturbations(jax.random.key(2), THETA, 10.0, config.num_pairs)
+        return unroll(pes.antithetic(THETA, noise), state, keys, SETS, data, config)
+
+    return run(jax.random.split(jax.random.key(1), config.num_pairs), data)
+
+
+def test_full_unroll_is_what_a_truncation_of_its_length_is(data: FamilyData) -> None:
+    truncated = dataclasses.replace(CONFIG, estimator="pes", truncation_length=6, min_unroll=6)
+    _, expected = _run(truncated, data, length=6)
+    _, found = _run(CONFIG, data, length=6)  # pieces of 4
+    assert found.positive.shape == (8, CONFIG.num_pairs)
+    for name in ("positive", "negative", "weight"):
+        np.testing.assert_allclose(getattr(found, name)[:6], getattr(expected, name), rtol=1e-6)
+    assert (np.asarray(found.positive) != np.asarray(found.negative))[1:].all()
+    assert not np.asarray(found.weight[6:]).any()
+
+
+def test_full_runs_have_their_own_lengths_and_weigh_the_same(data: FamilyData) -> None:
+    state, losses = _run(CONFIG, data)
+    lengths = np.asarray(state.length)
+    assert len(np.unique(lengths)) > 1
+    np.testing.assert_array_equal(np.count_nonzero(losses.weight, axis=0), lengths)
+    np.testing.assert_allclose(np.sum(losses.weight, axis=0), 1.0, rtol=1e-6)
+
+
+def test_full_unroll_stops_when_the_longest_run_has_ended(data: FamilyData) -> None:
+    state, losses = _run(dataclasses.replace(CONFIG, max_unroll=40), data)
+    taken = -(-int(state.length.max()) // CONFIG.truncation_length) * CONFIG.truncation_length
+    assert taken < 40
+    np.testing.assert_array_equal(state.step, taken)
+    assert not np.asarray(losses.positive[taken:]).any()

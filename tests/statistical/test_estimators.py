@@ -17,7 +17,7 @@ from jax import Array
 
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.truncation import InnerState, Losses
+from celo2.meta.truncation import InnerState, Losses, loss_weight
 
 RUN = 6  # steps between resets
 TRUNCATION = 4  # steps of an estimate: resets fall inside
@@ -28,25 +28,24 @@ THETA = {"v": jnp.array([0.3, -0.2])}
 TARGET = jnp.array([1.0, 0.5])
 
 
-def _unroll(theta: Array, position: Array, age: Array, length: int) -> tuple[Array, Array, Array, Array]:
-    """One truncation of one run: position, age, losses `(length,)` and resets `(length,)`."""
+def _unroll(theta: Array, position: Array, age: Array, length: int) -> tuple[Array, Array, tuple[Array, ...]]:
+    """One truncation of one run: position, age; losses, resets and ages, each `(length,)`."""
 
-    def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
         position, age = carry
         is_done = age >= RUN
         position, age = jnp.where(is_done, 0.0, position), jnp.where(is_done, 0, age)
         loss = 0.5 * jnp.sum((position - TARGET) ** 2)
-        return (position + theta, age + 1), (loss, is_done)
+        return (position + theta, age + 1), (loss, is_done, age)
 
-    (position, age), (losses, is_done) = jax.lax.scan(step, (position, age), None, length)
-    return position, age, losses, is_done
+    (position, age), measured = jax.lax.scan(step, (position, age), None, length)
+    return position, age, measured
 
 
-def _losses(found: Array, is_done: Array) -> Losses:
-    """Those of `(pairs, 2, steps)`, whose mean counts."""
-    zeros = jnp.zeros_like(found[:, 0].T)
-    weight = jnp.full_like(zeros, 1.0 / found.shape[2])
-    return Losses(found[:, 0].T, found[:, 1].T, is_done[:, 0].T, zeros, weight)
+def _losses(losses: Array, is_done: Array, ages: Array, config: MetaConfig) -> Losses:
+    """Those of `(pairs, 2, steps)`."""
+    weight = loss_weight(ages[:, 0].T, jnp.int32(RUN), config)
+    return Losses(losses[:, 0].T, losses[:, 1].T, is_done[:, 0].T, jnp.zeros_like(weight), weight)
 
 
 def _estimate_run(key: Array, config: MetaConfig) -> Array:
@@ -61,9 +60,9 @@ def _estimate_run(key: Array, config: MetaConfig) -> Array:
     for truncation_key in jax.random.split(key, number):
         noise = pes.sample_perturbations(truncation_key, THETA, SIGMA, PAIRS)
         thetas = pes.antithetic(THETA, noise)["v"]
-        positions, ages, losses, is_done = unroll(thetas, inner.params, inner.opt_state)
+        positions, ages, measured = unroll(thetas, inner.params, inner.opt_state)
         inner = estimators.next_start(inner._replace(params=positions, opt_state=ages), config)
-        found = estimators.estimate(_losses(losses, is_done), noise, accumulator, config)
+        found = estimators.estimate(_losses(*measured, config), noise, accumulator, config)
         accumulator = found.accumulator
         total = total + length * found.gradient["v"]
     return total
@@ -71,7 +70,8 @@ def _estimate_run(key: Array, config: MetaConfig) -> Array:
 
 @cache
 def _mean_and_standard_error(estimator: str, **options: object) -> tuple[np.ndarray, np.ndarray]:
-    config = MetaConfig(estimator=estimator, sigma=SIGMA, **options)
+    lengths = {"truncation_length": TRUNCATION, "min_unroll": RUN, "max_unroll": RUN}
+    config = MetaConfig(estimator=estimator, sigma=SIGMA, **lengths, **options)
     keys = jax.random.split(jax.random.key(0), BATCHES)
     estimates = np.asarray(jax.jit(jax.vmap(lambda key: _estimate_run(key, config)))(keys))
     return estimates.mean(axis=0), estimates.std(axis=0, ddof=1) / np.sqrt(BATCHES)
@@ -99,6 +99,16 @@ SINCE_TRUNCATION = np.minimum(AGES % RUN, AGES % TRUNCATION)
 def test_estimator_expects_the_gradient_that_it_promises(estimator: str, exact: np.ndarray) -> None:
     mean, error = _mean_and_standard_error(estimator)
     assert (error < 0.1 * np.linalg.norm(exact)).all()  # else the next line would prove nothing
+    assert (np.abs(mean - exact) < 5.0 * error).all(), (mean, exact, error)
+
+
+@pytest.mark.parametrize("estimator", ["pes", "full-es"])
+def test_final_loss_is_what_is_improved_if_it_alone_counts(estimator: str) -> None:
+    """In `NUM_TRUNCATIONS` times K steps, or in one run, final losses weigh as much as all would."""
+    mean, error = _mean_and_standard_error(estimator, meta_loss="final")
+    num_steps = RUN if estimator == "full-es" else TRUNCATION * NUM_TRUNCATIONS
+    exact = num_steps * _exact(np.array([RUN - 1]), np.array([RUN - 1]))
+    assert (error < 0.1 * np.linalg.norm(exact)).all()
     assert (np.abs(mean - exact) < 5.0 * error).all(), (mean, exact, error)
 
 

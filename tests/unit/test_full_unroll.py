@@ -1,8 +1,10 @@
-"""Whole inner runs, and what a loss weighs; the inner optimizer is momentum, to compile fast."""
+"""Whole inner runs, and which losses count; the inner optimizer is momentum, to compile fast."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +24,19 @@ CONFIG = MetaConfig(
     tasks_per_set=2,
     truncation_length=4,
     min_unroll=4,
-    max_unroll=10,
+    max_unroll=40,
     level="none",
     batch_size=4,
 )
 SETS = jnp.repeat(jnp.arange(2), CONFIG.tasks_per_set)
 THETA = {"rate": jnp.float32(30.0)}  # times the inner learning rate
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +53,8 @@ def data() -> FamilyData:
     return stack_datasets(list(load_image_sets(CONFIG.datasets).values()))
 
 
-def _run(config: MetaConfig, data: FamilyData, *, length: int | None = None) -> tuple[InnerState, Losses]:
-    """The losses by either function, every run beginning at its start; of given length, if one is given."""
-    if length is not None:
-        config = dataclasses.replace(config, min_unroll=length, max_unroll=length)
+@cache
+def _compiled(config: MetaConfig) -> Callable[[jax.Array, FamilyData], tuple[InnerState, Losses]]:
     unroll = truncation.unroll_full if config.estimator == "full-es" else truncation.unroll
 
     @jax.jit
@@ -57,7 +64,14 @@ def _run(config: MetaConfig, data: FamilyData, *, length: int | None = None) -> 
         noise = pes.sample_perturbations(jax.random.key(2), THETA, 10.0, config.num_pairs)
         return unroll(pes.antithetic(THETA, noise), state, keys, SETS, data, config)
 
-    return run(jax.random.split(jax.random.key(1), config.num_pairs), data)
+    return run
+
+
+def _run(config: MetaConfig, data: FamilyData, *, length: int | None = None) -> tuple[InnerState, Losses]:
+    """The losses by either function, every run beginning at its start; of given length, if one is given."""
+    if length is not None:
+        config = dataclasses.replace(config, min_unroll=length, max_unroll=length)
+    return _compiled(config)(jax.random.split(jax.random.key(1), config.num_pairs), data)
 
 
 def test_full_unroll_is_what_a_truncation_of_its_length_is(data: FamilyData) -> None:
@@ -80,8 +94,37 @@ def test_full_runs_have_their_own_lengths_and_weigh_the_same(data: FamilyData) -
 
 
 def test_full_unroll_stops_when_the_longest_run_has_ended(data: FamilyData) -> None:
-    state, losses = _run(dataclasses.replace(CONFIG, max_unroll=40), data)
+    state, losses = _run(CONFIG, data)
     taken = -(-int(state.length.max()) // CONFIG.truncation_length) * CONFIG.truncation_length
-    assert taken < 40
+    assert taken < CONFIG.max_unroll
     np.testing.assert_array_equal(state.step, taken)
     assert not np.asarray(losses.positive[taken:]).any()
+
+
+@pytest.mark.parametrize("estimator", ["pes", "full-es"])
+def test_final_meta_loss_counts_the_last_step_of_each_run(data: FamilyData, estimator: str) -> None:
+    config = dataclasses.replace(CONFIG, estimator=estimator, meta_loss="final")
+    if estimator == "full-es":
+        state, losses = _run(config, data)
+        expected = np.asarray(state.length)[None] - 1 == np.arange(losses.weight.shape[0])[:, None]
+    else:  # all runs begin at the first step, and the first four are seen
+        _, losses = _run(config, data, length=4)
+        expected = np.broadcast_to(np.arange(4)[:, None] == 3, losses.weight.shape)
+    np.testing.assert_array_equal(losses.weight, expected)
+
+
+def test_held_out_losses_are_of_images_that_nothing_is_trained_on(data: FamilyData) -> None:
+    config = dataclasses.replace(CONFIG, meta_loss="held-out")
+    both = stack_datasets(list(load_image_sets(CONFIG.datasets).values()), splits=config.splits)
+    dark = both._replace(images=both.images.at[both.offsets[2] :].set(0))  # the held-out splits
+    state, losses = _run(config, both)
+    dark_state, dark_losses = _run(config, dark)
+    np.testing.assert_allclose(dark_losses.positive[0], np.log(10), rtol=1e-6)  # as biases begin at zero
+    assert (np.abs(np.asarray(losses.positive[0]) - np.log(10)) > 1e-3).all()
+    jax.tree.map(np.testing.assert_array_equal, dark_state.params, state.params)
+    assert (np.asarray(losses.positive) != np.asarray(losses.negative))[1:4].all()
+
+
+def test_held_out_meta_loss_without_held_out_images_is_refused(data: FamilyData) -> None:
+    with pytest.raises(ValueError, match="use stack_datasets"):
+        _run(dataclasses.replace(CONFIG, meta_loss="held-out"), data)

@@ -41,6 +41,7 @@ def test_published_setting_has_32_pairs() -> None:
         ({"rate_units": "pixels"}, "pixels"),
         ({"estimator": "es"}, "truncated-es"),
         ({"loss_difference": "rank"}, "rank"),
+        ({"meta_loss": "test"}, "held-out"),
         ({"sign_scale": 0.0}, "sign_scale must be positive"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,

@@ -11,19 +11,22 @@ from typing import Any, Literal, get_args
 
 from celo2.config import RuleConfig, nearest_name
 from celo2.tasks.augmentation import LEVELS, Level
+from celo2.tasks.base import Split
 
-__all__ = ["Estimator", "LossDifference", "MetaConfig", "RateUnits", "Schedule", "Variant"]
+__all__ = ["Estimator", "LossDifference", "MetaConfig", "MetaLoss", "RateUnits", "Schedule", "Variant"]
 
 Variant = Literal["celo2", "celo2-base"]
 RateUnits = Literal["stored", "network"]
 Schedule = Literal["constant", "cosine"]
 Estimator = Literal["pes", "truncated-es", "full-es"]
 LossDifference = Literal["value", "sign"]
+MetaLoss = Literal["training", "held-out", "final"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "variant": get_args(Variant),
     "estimator": get_args(Estimator),
     "loss_difference": get_args(LossDifference),
+    "meta_loss": get_args(MetaLoss),
     "level": LEVELS,
     "rate_units": get_args(RateUnits),
     "inner_schedule": get_args(Schedule),
@@ -53,6 +56,9 @@ class MetaConfig:
         loss_difference: What of a pair's loss difference the estimate uses: its "value", or its "sign"
             times `sign_scale`, so that no pair outweighs the others.
         sign_scale: What the sign is multiplied by.
+        meta_loss: What a rule is judged by: the mean "training" loss of the steps; the mean loss of a
+            "held-out" batch at each step, from the part of the set that is not trained on; or the "final"
+            loss, the training loss of a run's last step.
         sigma: Standard deviation of the perturbations of theta.
         truncation_length: Inner steps K of one outer iteration, or of one piece of a whole run.
         min_unroll: Least length of an inner run, at least `truncation_length`.
@@ -84,6 +90,7 @@ class MetaConfig:
     estimator: Estimator = "pes"
     loss_difference: LossDifference = "value"
     sign_scale: float = 1.0
+    meta_loss: MetaLoss = "training"
     sigma: float = 0.01
     truncation_length: int = 50
     min_unroll: int = 100
@@ -130,6 +137,18 @@ class MetaConfig:
     def num_pairs(self) -> int:
         """Antithetic pairs in one outer iteration."""
         return len(self.datasets) * self.tasks_per_set
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits of each set that an outer iteration draws from."""
+        return ("train", "valid") if self.meta_loss == "held-out" else ("train",)
+
+    @property
+    def mean_unroll(self) -> float:
+        """Mean length of an inner run: that of the log-uniform law, without its rounding."""
+        if self.min_unroll == self.max_unroll:
+            return float(self.min_unroll)
+        return (self.max_unroll - self.min_unroll) / math.log(self.max_unroll / self.min_unroll)
 
     @property
     def rule(self) -> RuleConfig:

@@ -47,8 +47,8 @@ class OuterMetrics(NamedTuple):
     """What one outer iteration reports, scalars except the first.
 
     Attributes:
-        loss_per_set: Mean meta-loss of each image set.
-        meta_loss: Mean meta-loss.
+        loss_per_set: Mean meta-loss of each image set; NaN if no loss counted.
+        meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
         diverged: Share of inner losses that were not finite.
         resets: Inner runs that ended.
@@ -152,7 +152,7 @@ def make_outer_step(
 
 
 def _mean_losses(losses: Losses, num_sets: int) -> tuple[Array, Array]:
-    """Weighted means over each image set and over all, of both signs."""
+    """Weighted means over each image set and over all, of both signs; NaN where nothing has weight."""
     total = jnp.sum(losses.weight * (losses.positive + losses.negative) / 2.0, axis=0)
     weight = jnp.sum(losses.weight, axis=0)
     per_set, weight_per_set = (jnp.sum(x.reshape(num_sets, -1), axis=1) for x in (total, weight))

@@ -59,7 +59,7 @@ class Progress:
         """Takes one iteration's record, with `step`, `meta_loss`, `diverged` and `skipped`."""
         if record["skipped"]:
             self._skipped += 1
-        else:
+        elif record["meta_loss"] is not None:
             self._weighted = SMOOTHING * self._weighted + (1 - SMOOTHING) * record["meta_loss"]
             self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
         smoothed = self._weighted / self._weight if self._weight else float("nan")

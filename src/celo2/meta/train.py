@@ -81,7 +81,7 @@ def _run(config: MetaConfig, options: TrainOptions, files: RunFiles, datasets: d
     provenance.update(_start_provenance(config))
     state = (files.restore(config, mesh) if options.resume else None) or outer.init(config, mesh)
     outer_step = outer.make_outer_step(config, mesh)
-    data = stack_datasets(list(datasets.values()))
+    data = stack_datasets(list(datasets.values()), splits=config.splits)
     first = int(state.count)
     pending: list[dict[str, Any]] = []
     weights: Path | None = None
@@ -110,13 +110,18 @@ def _as_record(step: int, metrics: outer.OuterMetrics, config: MetaConfig, secon
     return {
         "step": step,
         "seconds": round(seconds, 3),
-        "meta_loss": float(host.meta_loss),
-        "loss_per_set": dict(zip(config.datasets, host.loss_per_set.tolist(), strict=True)),
+        "meta_loss": _number_or_none(host.meta_loss),
+        "loss_per_set": dict(zip(config.datasets, map(_number_or_none, host.loss_per_set), strict=True)),
         "grad_norm": float(host.grad_norm),
         "diverged": float(host.diverged),
         "resets": int(host.resets),
         "skipped": int(host.skipped),
     }
+
+
+def _number_or_none(value: np.ndarray) -> float | None:
+    """JSON has no NaN; a mean over nothing (no run has ended) is null."""
+    return None if np.isnan(value) else float(value)
 
 
 def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from celo2.meta.pes import Theta
 from celo2.tasks.base import Batch, Params
 from celo2.tasks.family import FamilyData, ImageMLPFamily
 
-__all__ = ["InnerState", "Losses", "init_pairs", "make_family", "unroll", "unroll_full"]
+__all__ = ["InnerState", "Losses", "init_pairs", "loss_weight", "make_family", "unroll", "unroll_full"]
 
 NUM_SIGNS = 2  # θ + ε and θ - ε
 
@@ -108,8 +108,11 @@ def unroll(
         state: Where the runs stand.
         pair_keys: A key for each pair, `(pairs,)`.
         set_index: Image set of each pair, `(pairs,)` int32.
-        data: The image sets.
+        data: The image sets, made by `stack_datasets` with the splits `config.splits`.
         config: The recipe.
+
+    Raises:
+        ValueError: The recipe's meta-loss is the held-out one, and `data` has no held-out splits.
     """
     fresh, advance = _make_advance(thetas, pair_keys, set_index, data, config)
 
@@ -140,8 +143,11 @@ def unroll_full(
         state: Earlier runs, which are given up.
         pair_keys: A key for each pair, `(pairs,)`.
         set_index: Image set of each pair, `(pairs,)` int32.
-        data: The image sets.
+        data: The image sets, made by `stack_datasets` with the splits `config.splits`.
         config: The recipe.
+
+    Raises:
+        ValueError: See `unroll`.
 
     Returns:
         The runs as they ended, and losses of at least `max_unroll` steps; `is_done` is false.
@@ -172,11 +178,21 @@ def _make_advance(
     theta = jax.tree.map(lambda array: array[0, 0], thetas)
     fresh = jax.vmap(lambda key: _sample_start(key, theta, config))(start_keys)
     step_pairs = jax.vmap(_make_step(family, config))
+    sample = jax.vmap(family.sample_batch, in_axes=(0, None, 0))
+    num_sets = len(config.datasets)
+    if data.sizes.shape[0] != num_sets * len(config.splits):
+        raise ValueError(
+            f"meta_loss={config.meta_loss!r} needs the splits {config.splits} of {num_sets} sets, got "
+            f"{data.sizes.shape[0]} sets in all; use stack_datasets(…, splits=config.splits)."
+        )
 
     def advance(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(batch_keys, step_index)
-        batches = jax.vmap(family.sample_batch, in_axes=(0, None, 0))(keys, data, set_index)
-        params, opt_state, losses = step_pairs(thetas, state, batches)
+        held_out = None
+        if config.meta_loss == "held-out":
+            keys, held_out_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+            held_out = sample(held_out_keys, data, set_index + num_sets)
+        params, opt_state, losses = step_pairs(thetas, state, sample(keys, data, set_index), held_out)
         finite = jnp.isfinite(losses)
         clipped = jnp.clip(jnp.where(finite, losses, family.loss_ceiling), 0.0, family.loss_ceiling)
         after = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
@@ -185,17 +201,31 @@ def _make_advance(
             negative=clipped[:, 1],
             is_done=jnp.zeros(state.step.shape, bool),
             diverged=jnp.sum(~finite, axis=1),
-            weight=_weight(state, config),
+            weight=loss_weight(state.step, state.length, config),
         )
 
     return _Advance(fresh, advance)
 
 
-def _weight(state: InnerState, config: MetaConfig) -> Array:
-    """The factor of each pair's next loss: a mean over the truncation, or over the whole run."""
-    if config.estimator == "full-es":
-        return jnp.where(state.step < state.length, 1.0 / state.length.astype(jnp.float32), 0.0)
-    return jnp.full(state.step.shape, 1.0 / config.truncation_length, jnp.float32)
+def loss_weight(step: Array, length: Array, config: MetaConfig) -> Array:
+    """The factor of a loss in its pair's meta-loss.
+
+    The meta-loss is a mean over the truncation or, with "full-es", over the whole run. If only final
+    losses count, a truncation that holds one stands for all those of the same run that hold none: the
+    factor is their number, `mean_unroll / K`, so that the expected meta-loss is the final loss.
+
+    Args:
+        step: Steps that the run has taken, int32.
+        length: Steps after which it ends, int32 of the same shape.
+        config: The recipe.
+    """
+    is_full = config.estimator == "full-es"
+    if config.meta_loss == "final":
+        factor = 1.0 if is_full else config.mean_unroll / config.truncation_length
+        return jnp.where(step == length - 1, jnp.float32(factor), 0.0)
+    if is_full:
+        return jnp.where(step < length, 1.0 / length.astype(jnp.float32), 0.0)
+    return jnp.full(step.shape, 1.0 / config.truncation_length, jnp.float32)
 
 
 def _sample_start(key: Array, theta: Theta, config: MetaConfig) -> InnerState:
@@ -224,20 +254,33 @@ def _log_uniform(key: Array, low: float, high: float) -> Array:
 
 
 def _make_step(family: ImageMLPFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
-    """One step of one pair: `(thetas, state, batch) → (params, opt_state, losses of both signs)`."""
+    """One step of one pair: `(thetas, state, batch, held_out) → (params, opt_state, losses of both signs)`.
+
+    The losses are those before the step, of the batch or, where there is one, of the held-out batch.
+    """
 
     def step_one(
-        theta: Theta, params: Params, opt_state: Any, scales: Params, batch: Batch, rates: Params
+        theta: Theta,
+        params: Params,
+        opt_state: Any,
+        scales: Params,
+        batch: Batch,
+        held_out: Batch | None,
+        rates: Params,
     ) -> tuple[Params, Any, Array]:
         loss, grads = jax.value_and_grad(family.loss)(params, scales, batch)
+        if held_out is not None:
+            loss = family.loss(params, scales, held_out)
         updates, opt_state = make_inner_optimizer(theta, config).update(grads, opt_state, params)
         return jax.tree.map(lambda p, u, rate: p + rate * u, params, updates, rates), opt_state, loss
 
-    def step_pair(thetas: Theta, state: InnerState, batch: Batch) -> tuple[Params, Any, Array]:
-        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None))
+    def step_pair(
+        thetas: Theta, state: InnerState, batch: Batch, held_out: Batch | None
+    ) -> tuple[Params, Any, Array]:
+        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None, None))
         share = _rate_share(state.step, state.length, config.inner_schedule)
         rates = jax.tree.map(lambda rate: share * rate, state.rates)
-        return signs(thetas, state.params, state.opt_state, state.scales, batch, rates)
+        return signs(thetas, state.params, state.opt_state, state.scales, batch, held_out, rates)
 
     return step_pair
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 
 import jax
@@ -18,6 +18,8 @@ from celo2.meta.truncation import InnerState, Losses
 from celo2.tasks.datasets import load_image_sets
 from celo2.tasks.family import FamilyData, stack_datasets
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = MetaConfig(
     estimator="full-es",
     datasets=("digits", "mnist"),
@@ -30,13 +32,6 @@ CONFIG = MetaConfig(
 )
 SETS = jnp.repeat(jnp.arange(2), CONFIG.tasks_per_set)
 THETA = {"rate": jnp.float32(30.0)}  # times the inner learning rate
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,8 @@ def test_published_setting_has_32_pairs() -> None:
         ({"rate_units": "pixels"}, "pixels"),
         ({"estimator": "es"}, "truncated-es"),
         ({"loss_difference": "rank"}, "rank"),
+        ({"frozen": ("w0__*", "w9")}, "no weight array is named 'w9'"),
+        ({"frozen": ("w*", "b?")}, "leave nothing to train"),
         ({"meta_loss": "test"}, "held-out"),
         ({"sign_scale": 0.0}, "sign_scale must be positive"),
     ],
@@ -49,6 +51,11 @@ def test_published_setting_has_32_pairs() -> None:
 def test_refuses_what_cannot_work(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MetaConfig(**options)
+
+
+def test_frozen_patterns_name_arrays() -> None:
+    assert MetaConfig(frozen=("w?", "b0")).frozen_names == {"w1", "w2", "b0"}
+    assert len(MetaConfig(frozen=("w0__*",)).frozen_names) == 14
 
 
 def test_unknown_name_in_a_file_is_refused_with_the_nearest() -> None:

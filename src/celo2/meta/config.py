@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import math
 import os
@@ -48,6 +49,7 @@ class MetaConfig:
         outer_warmup: Outer iterations over which the rate rises from zero.
         outer_decay_steps: Outer iterations over which the rate falls to a tenth by a cosine; 0: never.
         outer_clip: Global norm to which the meta-gradient is clipped; 0: not clipped.
+        frozen: Weight arrays that stay as they are at the start, by name or pattern: "w0__*", "b?", "w2".
         datasets: The image sets; each gets `tasks_per_set` pairs.
         tasks_per_set: Antithetic pairs of each set.
         estimator: Of the meta-gradient: "pes", persistent evolution strategies; "truncated-es", which
@@ -85,6 +87,7 @@ class MetaConfig:
     outer_warmup: int = 0
     outer_decay_steps: int = 0
     outer_clip: float = 0.0
+    frozen: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ("fashion-mnist", "mnist", "digits", "patches")
     tasks_per_set: int = 8
     estimator: Estimator = "pes"
@@ -110,6 +113,7 @@ class MetaConfig:
         """Checks every range."""
         object.__setattr__(self, "datasets", tuple(self.datasets))
         object.__setattr__(self, "scale_range", tuple(self.scale_range))
+        object.__setattr__(self, "frozen", tuple(self.frozen))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
@@ -132,11 +136,30 @@ class MetaConfig:
             raise ValueError(f"scale_range must be two rising positive numbers, got {self.scale_range}.")
         if not self.datasets:
             raise ValueError("datasets must name at least one image set.")
+        self._check_frozen()
+
+    def _check_frozen(self) -> None:
+        names = list(self.rule.weight_shapes())
+        for pattern in self.frozen:
+            if not fnmatch.filter(names, pattern):
+                raise ValueError(
+                    f"frozen: no weight array is named {pattern!r}; there are {', '.join(names)}."
+                )
+        if len(self.frozen_names) == len(names):
+            raise ValueError(f"frozen: {self.frozen} leave nothing to train; free at least one weight array.")
 
     @property
     def num_pairs(self) -> int:
         """Antithetic pairs in one outer iteration."""
         return len(self.datasets) * self.tasks_per_set
+
+    @property
+    def frozen_names(self) -> frozenset[str]:
+        """The weight arrays that `frozen` names."""
+        names = self.rule.weight_shapes()
+        return frozenset(
+            name for pattern in self.frozen for name in names if fnmatch.fnmatchcase(name, pattern)
+        )
 
     @property
     def splits(self) -> tuple[Split, ...]:

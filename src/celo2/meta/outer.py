@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -113,6 +113,7 @@ def make_outer_step(
 ) -> Callable[[OuterState, FamilyData], tuple[OuterState, OuterMetrics]]:
     """The compiled outer iteration; the state given to it is consumed."""
     optimizer = make_outer_optimizer(config)
+    frozen = config.frozen_names
     set_index = jnp.repeat(jnp.arange(len(config.datasets)), config.tasks_per_set)
     split, whole = PartitionSpec(PAIRS), PartitionSpec()
     unroll_sharded = jax.shard_map(
@@ -126,7 +127,9 @@ def make_outer_step(
     def outer_step(state: OuterState, data: FamilyData) -> tuple[OuterState, OuterMetrics]:
         run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
         noise_key, pairs_key = jax.random.split(run_key)
-        perturbation = pes.sample_perturbations(noise_key, state.theta, config.sigma, config.num_pairs)
+        perturbation = pes.sample_perturbations(
+            noise_key, state.theta, config.sigma, config.num_pairs, frozen=frozen
+        )
         inner, losses = unroll_sharded(
             pes.antithetic(state.theta, perturbation),
             state.inner,
@@ -135,7 +138,7 @@ def make_outer_step(
             data,
         )
         found = estimators.estimate(losses, perturbation, state.accumulator, config)
-        theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient)
+        theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
         loss_per_set, meta_loss = _mean_losses(losses, len(config.datasets))
         metrics = OuterMetrics(
             loss_per_set=loss_per_set,
@@ -160,12 +163,15 @@ def _mean_losses(losses: Losses, num_sets: int) -> tuple[Array, Array]:
 
 
 def _update_theta(
-    optimizer: optax.GradientTransformation, state: OuterState, gradient: Theta
+    optimizer: optax.GradientTransformation, state: OuterState, gradient: Theta, frozen: Collection[str]
 ) -> tuple[Theta, Any, Array]:
     """Applies the meta-gradient unless it is not finite; says whether it was skipped."""
     finite = jnp.isfinite(optax.tree.norm(gradient))
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.theta)
     theta = optax.apply_updates(state.theta, updates)
+    theta |= {
+        name: old for name, old in state.theta.items() if name in frozen
+    }  # whatever the optimizer would do, decay say
 
     def keep(new: Array, old: Array) -> Array:
         return jnp.where(finite, new, old)

@@ -14,6 +14,7 @@ truncation's ε. From there ξ restarts at ε.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -39,11 +40,23 @@ class Estimate(NamedTuple):
     mean_loss: Array
 
 
-def sample_perturbations(key: Array, theta: Theta, sigma: float, num_pairs: int) -> Theta:
-    """Draws ε ~ N(0, σ²) for every pair: a tree like theta with a leading axis `num_pairs`."""
+def sample_perturbations(
+    key: Array, theta: Theta, sigma: float, num_pairs: int, *, frozen: Collection[str] = ()
+) -> Theta:
+    """Draws ε ~ N(0, σ²) for every pair: a tree like theta with a leading axis `num_pairs`.
+
+    Arrays named in `frozen` get zeros, and the others what they would get without.
+    """
     keys = jax.random.split(key, len(theta))
+
+    def draw(leaf_key: Array, name: str, array: Array) -> Array:
+        shape = (num_pairs, *array.shape)
+        if name in frozen:
+            return jnp.zeros(shape, array.dtype)
+        return sigma * jax.random.normal(leaf_key, shape, array.dtype)
+
     return {
-        name: sigma * jax.random.normal(leaf_key, (num_pairs, *array.shape), array.dtype)
+        name: draw(leaf_key, name, array)
         for leaf_key, (name, array) in zip(keys, sorted(theta.items()), strict=True)
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from celo2.config import RuleConfig, nearest_name
-from celo2.tasks.augmentation import LEVELS, Level
+from celo2.tasks.augmentation import LEVELS, Level, parse_mixture
 from celo2.tasks.base import Split
 
 __all__ = ["Estimator", "LossDifference", "MetaConfig", "MetaLoss", "RateUnits", "Schedule", "Variant"]
@@ -76,6 +76,8 @@ class MetaConfig:
         adamw_lr_scale: Learning rate of Celo2's AdamW branch over the inner one.
         level: What the augmentation scales.
         scale_range: Least and greatest scale of the augmentation.
+        mixture: Levels of which each task draws one, in place of `level`: "LEVEL", or "LEVEL:LOW:HIGH" for
+            another range than `scale_range`; one that occurs twice is twice as likely.
         batch_size: Images in an inner batch.
         start: "random"; "adam", where the rule is Adam with Nesterov momentum until it learns better; or
             weights, anything that `celo2.load_checkpoint` takes.
@@ -105,15 +107,15 @@ class MetaConfig:
     adamw_lr_scale: float = 20.0
     level: Level = "global"
     scale_range: tuple[float, float] = (1e-3, 1e3)
+    mixture: tuple[str, ...] = ()
     batch_size: int = 64
     start: str = "random"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks every range."""
-        object.__setattr__(self, "datasets", tuple(self.datasets))
-        object.__setattr__(self, "scale_range", tuple(self.scale_range))
-        object.__setattr__(self, "frozen", tuple(self.frozen))
+        for name in ("datasets", "scale_range", "frozen", "mixture"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
@@ -137,6 +139,10 @@ class MetaConfig:
         if not self.datasets:
             raise ValueError("datasets must name at least one image set.")
         self._check_frozen()
+        try:
+            parse_mixture(self.mixture, self.scale_range)
+        except ValueError as error:
+            raise ValueError(f"mixture: {error}") from error
 
     def _check_frozen(self) -> None:
         names = list(self.rule.weight_shapes())

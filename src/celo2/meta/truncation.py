@@ -18,6 +18,7 @@ from jax import Array
 from celo2.meta.config import MetaConfig, Schedule
 from celo2.meta.inner import make_inner_optimizer
 from celo2.meta.pes import Theta
+from celo2.tasks.augmentation import parse_mixture
 from celo2.tasks.base import Batch, Params
 from celo2.tasks.family import FamilyData, ImageMLPFamily
 
@@ -73,7 +74,12 @@ class _Advance(NamedTuple):
 
 def make_family(config: MetaConfig) -> ImageMLPFamily:
     """The task family of a recipe."""
-    return ImageMLPFamily(batch_size=config.batch_size, level=config.level, scale_range=config.scale_range)
+    return ImageMLPFamily(
+        batch_size=config.batch_size,
+        level=config.level,
+        scale_range=config.scale_range,
+        mixture=parse_mixture(config.mixture, config.scale_range),
+    )
 
 
 def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig) -> InnerState:

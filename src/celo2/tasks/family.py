@@ -16,7 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from celo2.tasks.augmentation import Level, from_scaled, sample_scales, to_scaled
+from celo2.tasks.augmentation import (
+    Level,
+    ScaleLaw,
+    from_scaled,
+    sample_mixed_scales,
+    sample_scales,
+    to_scaled,
+)
 from celo2.tasks.base import Batch, Dataset, Params, Split
 from celo2.tasks.layers import cross_entropy
 from celo2.tasks.mlp import compute_mlp, init_mlp
@@ -67,12 +74,14 @@ class ImageMLPFamily:
         batch_size: Images in a batch.
         level: What the augmentation scales (`augmentation.sample_scales`).
         scale_range: Least and greatest scale.
+        mixture: Laws from which each task draws one, in place of `level` and `scale_range`, if there are any.
     """
 
     widths: tuple[int, ...] = (64, 32, 10)
     batch_size: int = 64
     level: Level = "global"
     scale_range: tuple[float, float] = (1e-3, 1e3)
+    mixture: tuple[ScaleLaw, ...] = ()
 
     @property
     def loss_ceiling(self) -> float:
@@ -83,7 +92,10 @@ class ImageMLPFamily:
         """One task: the stored parameters and their scales."""
         init_key, scale_key = jax.random.split(key)
         params = init_mlp(init_key, self.widths)
-        scales = sample_scales(scale_key, params, self.level, self.scale_range)
+        if self.mixture:
+            scales = sample_mixed_scales(scale_key, params, self.mixture)
+        else:
+            scales = sample_scales(scale_key, params, self.level, self.scale_range)
         return to_scaled(params, scales), scales
 
     def sample_batch(self, key: Array, data: FamilyData, set_index: Array) -> Batch:

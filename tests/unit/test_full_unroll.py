@@ -14,7 +14,8 @@ import pytest
 
 from celo2.meta import pes, truncation
 from celo2.meta.config import MetaConfig
-from celo2.meta.truncation import InnerState, Losses
+from celo2.meta.losses import Losses
+from celo2.meta.truncation import InnerState
 from celo2.tasks.datasets import load_image_sets
 from celo2.tasks.family import FamilyData, stack_datasets
 

@@ -7,12 +7,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from celo2.meta import estimators, outer
 from celo2.meta.config import MetaConfig
+from celo2.meta.losses import Losses
 from celo2.meta.outer import OuterMetrics, OuterState
-from celo2.meta.truncation import InnerState, Losses
+from celo2.meta.truncation import InnerState
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "standard_promotion", "theta_as_inner_run")
 
@@ -43,11 +45,13 @@ def theta_as_inner_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outer, "unroll", unroll)
 
 
-def _run(config: MetaConfig, steps: int = 3) -> tuple[list[OuterState], OuterMetrics]:
+def _run(
+    config: MetaConfig, steps: int = 3, optimizer: optax.GradientTransformation | None = None
+) -> tuple[list[OuterState], OuterMetrics]:
     """The states before the first iteration and after each, and the last one's metrics."""
     mesh = outer.make_mesh()
-    outer_step = outer.make_outer_step(config, mesh)
-    state = outer.init(config, mesh)
+    outer_step = outer.make_outer_step(config, mesh, optimizer)
+    state = outer.init(config, mesh, optimizer)
     states = [jax.device_get(state)]
     for _ in range(steps):
         state, metrics = outer_step(state, None)  # type: ignore[arg-type]  # no data is looked at
@@ -63,12 +67,19 @@ def test_theta_follows_the_meta_gradient() -> None:
 
 
 def test_frozen_arrays_stay_and_are_not_perturbed() -> None:
-    frozen = dataclasses.replace(CONFIG, frozen=("w0__*", "b1"))
+    frozen = dataclasses.replace(CONFIG, frozen=("w1", "b1"), outer_weight_decay=0.1)
     (first, *_, last), _ = _run(frozen)
     for name, array in first.theta.items():
         is_frozen = name in frozen.frozen_names
         assert (last.theta[name].tobytes() == array.tobytes()) == is_frozen, name
         assert np.asarray(last.accumulator[name]).any() != is_frozen, name
+
+
+def test_any_chain_can_be_the_outer_optimizer() -> None:
+    chain = optax.chain(optax.scale_by_sign(), optax.scale(-0.5))
+    (first, last), _ = _run(dataclasses.replace(CONFIG, outer_optimizer="custom"), 1, chain)
+    for name, array in first.theta.items():
+        np.testing.assert_allclose(np.abs(last.theta[name] - array), 0.5)
 
 
 def test_freezing_leaves_the_perturbations_of_the_others_alone() -> None:

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -97,14 +98,16 @@ class RunFiles:
         """The recipe with the run's own copy of the weights to start from, which nobody else changes."""
         return config if config.start in BUILT_IN else dataclasses.replace(config, start=str(self._start))
 
-    def restore(self, config: MetaConfig, mesh: Mesh) -> OuterState | None:
+    def restore(
+        self, config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
+    ) -> OuterState | None:
         """The newest readable state, its arrays placed as `outer.init` places them; None without one.
 
         The metrics written after that checkpoint are dropped, since their iterations run again.
         """
         like = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
-            outer.init(config, mesh),
+            outer.init(config, mesh, optimizer),
         )
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:

@@ -14,17 +14,41 @@ from celo2.config import RuleConfig, nearest_name
 from celo2.tasks.augmentation import LEVELS, Level, parse_mixture
 from celo2.tasks.base import Split
 
-__all__ = ["Estimator", "LossDifference", "MetaConfig", "MetaLoss", "RateUnits", "Schedule", "Variant"]
+__all__ = [
+    "Estimator",
+    "LossDifference",
+    "MetaConfig",
+    "MetaLoss",
+    "OuterOptimizer",
+    "RateUnits",
+    "Schedule",
+    "Variant",
+]
 
 Variant = Literal["celo2", "celo2-base"]
 RateUnits = Literal["stored", "network"]
 Schedule = Literal["constant", "cosine"]
 Estimator = Literal["pes", "truncated-es", "full-es"]
 LossDifference = Literal["value", "sign"]
+OuterOptimizer = Literal[
+    "adamw",
+    "lion",
+    "adam",
+    "nadam",
+    "radam",
+    "amsgrad",
+    "adabelief",
+    "yogi",
+    "adagrad",
+    "rmsprop",
+    "sgd",
+    "custom",
+]
 MetaLoss = Literal["training", "held-out", "final"]
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "variant": get_args(Variant),
+    "outer_optimizer": get_args(OuterOptimizer),
     "estimator": get_args(Estimator),
     "loss_difference": get_args(LossDifference),
     "meta_loss": get_args(MetaLoss),
@@ -32,7 +56,9 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "rate_units": get_args(RateUnits),
     "inner_schedule": get_args(Schedule),
 }
+DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
+_NOT_NEGATIVE = ("outer_weight_decay", "outer_warmup", "outer_decay_steps", "outer_clip")
 _POSITIVE = ("outer_learning_rate", "sign_scale", "sigma", "inner_learning_rate", "adamw_lr_scale")
 
 
@@ -44,8 +70,11 @@ class MetaConfig:
 
     Attributes:
         variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors) or "celo2-base".
-        outer_learning_rate: Of the outer AdamW. The published runs take 5e-5 (Celo2) and 1e-4
-            (Celo2-base) for 100,000 iterations; the default is for a few thousand.
+        outer_optimizer: Optax's optimizer of that name, which updates theta; "custom" for any other chain,
+            given in Python.
+        outer_learning_rate: Of the outer optimizer, at its peak. The published runs take 5e-5 (Celo2) and
+            1e-4 (Celo2-base) for 100,000 iterations; the default is for a few thousand.
+        outer_weight_decay: Of "adamw" and "lion".
         outer_warmup: Outer iterations over which the rate rises from zero.
         outer_decay_steps: Outer iterations over which the rate falls to a tenth by a cosine; 0: never.
         outer_clip: Global norm to which the meta-gradient is clipped; 0: not clipped.
@@ -85,7 +114,9 @@ class MetaConfig:
     """
 
     variant: Variant = "celo2"
+    outer_optimizer: OuterOptimizer = "adamw"
     outer_learning_rate: float = 4e-4
+    outer_weight_decay: float = 0.0
     outer_warmup: int = 0
     outer_decay_steps: int = 0
     outer_clip: float = 0.0
@@ -126,6 +157,11 @@ class MetaConfig:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {value}.")
+        self._check_outer()
         if not 1 <= self.rate_spread < math.inf:
             raise ValueError(f"rate_spread is a factor of at least 1, got {self.rate_spread}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:
@@ -143,6 +179,18 @@ class MetaConfig:
             parse_mixture(self.mixture, self.scale_range)
         except ValueError as error:
             raise ValueError(f"mixture: {error}") from error
+
+    def _check_outer(self) -> None:
+        if self.outer_weight_decay and self.outer_optimizer not in DECAYING:
+            raise ValueError(
+                f"outer_weight_decay belongs to {DECAYING}, got outer_optimizer={self.outer_optimizer!r}; "
+                "choose one of them, or no decay."
+            )
+        if self.outer_decay_steps and self.outer_decay_steps <= self.outer_warmup:
+            raise ValueError(
+                "outer_decay_steps counts from the first iteration and must be above outer_warmup, got "
+                f"{self.outer_decay_steps} and {self.outer_warmup}."
+            )
 
     def _check_frozen(self) -> None:
         names = list(self.rule.weight_shapes())

@@ -22,8 +22,9 @@ from jax import Array
 
 from celo2.meta import pes
 from celo2.meta.config import MetaConfig
+from celo2.meta.losses import Losses
 from celo2.meta.pes import Estimate, Theta
-from celo2.meta.truncation import InnerState, Losses
+from celo2.meta.truncation import InnerState
 
 __all__ = ["estimate", "next_start"]
 

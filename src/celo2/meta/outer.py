@@ -14,15 +14,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
+from celo2.meta.losses import Losses
+from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pes import Theta
 from celo2.meta.start import init_theta
-from celo2.meta.truncation import InnerState, Losses, init_pairs, unroll, unroll_full
+from celo2.meta.truncation import InnerState, init_pairs, unroll, unroll_full
 from celo2.tasks.family import FamilyData
 
-__all__ = ["OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_optimizer", "make_outer_step"]
+__all__ = ["OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_step"]
 
 PAIRS = "pairs"  # name of the mesh axis
-FINAL_RATE = 0.1  # share of the outer learning rate that a cosine ends at
 
 
 class OuterState(NamedTuple):
@@ -63,27 +64,23 @@ class OuterMetrics(NamedTuple):
     skipped: Array
 
 
-def make_outer_optimizer(config: MetaConfig) -> optax.GradientTransformation:
-    """AdamW without weight decay, with the recipe's schedule and clipping."""
-    peak = config.outer_learning_rate
-    schedule: optax.ScalarOrSchedule = peak
-    if config.outer_decay_steps:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, peak, config.outer_warmup, config.outer_decay_steps, FINAL_RATE * peak
-        )
-    elif config.outer_warmup:
-        schedule = optax.linear_schedule(0.0, peak, config.outer_warmup)
-    adamw = optax.adamw(schedule, weight_decay=0.0)
-    return optax.chain(optax.clip_by_global_norm(config.outer_clip), adamw) if config.outer_clip else adamw
-
-
 def make_mesh() -> Mesh:
     """All local devices along one axis, the pairs'."""
     return jax.make_mesh((jax.local_device_count(),), (PAIRS,), axis_types=(AxisType.Auto,))
 
 
-def init(config: MetaConfig, mesh: Mesh) -> OuterState:
-    """The state before the first iteration, the pairs sharded over the mesh."""
+def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None) -> OuterState:
+    """The state before the first iteration, the pairs sharded over the mesh.
+
+    Args:
+        config: The recipe.
+        mesh: The devices.
+        optimizer: See `make_outer_optimizer`.
+
+    Raises:
+        ValueError: The devices cannot share the pairs equally; see also `make_outer_optimizer`.
+    """
+    optimizer = make_outer_optimizer(config, optimizer)
     num_devices = mesh.shape[PAIRS]
     if config.num_pairs % num_devices:
         raise ValueError(
@@ -102,17 +99,23 @@ def init(config: MetaConfig, mesh: Mesh) -> OuterState:
             name: jnp.zeros((config.num_pairs, *array.shape), array.dtype) for name, array in theta.items()
         }
         inner = init_pairs(jax.random.split(pairs_key, config.num_pairs), theta, config)
-        opt_state = make_outer_optimizer(config).init(theta)
+        opt_state = optimizer.init(theta)
         return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32))
 
     return jax.jit(make, out_shardings=OuterState(*shardings))(start)
 
 
 def make_outer_step(
-    config: MetaConfig, mesh: Mesh
+    config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
 ) -> Callable[[OuterState, FamilyData], tuple[OuterState, OuterMetrics]]:
-    """The compiled outer iteration; the state given to it is consumed."""
-    optimizer = make_outer_optimizer(config)
+    """The compiled outer iteration; the state given to it is consumed.
+
+    Args:
+        config: The recipe.
+        mesh: The devices.
+        optimizer: See `make_outer_optimizer`.
+    """
+    optimizer = make_outer_optimizer(config, optimizer)
     frozen = config.frozen_names
     set_index = jnp.repeat(jnp.arange(len(config.datasets)), config.tasks_per_set)
     split, whole = PartitionSpec(PAIRS), PartitionSpec()

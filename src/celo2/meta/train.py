@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from celo2._version import __version__
 from celo2.meta import outer
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
+from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.progress import Progress
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.tasks.base import Dataset
@@ -52,35 +54,48 @@ class TrainOptions:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
-def meta_train(config: MetaConfig, options: TrainOptions) -> Path:
+def meta_train(
+    config: MetaConfig, options: TrainOptions, *, outer_optimizer: optax.GradientTransformation | None = None
+) -> Path:
     """Meta-trains a rule; Ctrl-C and SIGTERM save a checkpoint and end the run.
 
     Args:
         config: The recipe.
         options: Where and how far.
+        outer_optimizer: Any Optax chain, for a recipe whose `outer_optimizer` is "custom"; whoever resumes
+            or repeats the run must give it again.
 
     Returns:
         The path of the last weights written.
 
     Raises:
+        ValueError: See `make_outer_optimizer`.
         FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
     """
+    make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
     datasets = load_image_sets(config.datasets)
     files = RunFiles(options.out)
     try:
         files.start(config, resume=options.resume)
-        return _run(config, options, files, datasets)
+        return _run(config, options, files, datasets, outer_optimizer)
     finally:
         files.close()
 
 
-def _run(config: MetaConfig, options: TrainOptions, files: RunFiles, datasets: dict[str, Dataset]) -> Path:
+def _run(
+    config: MetaConfig,
+    options: TrainOptions,
+    files: RunFiles,
+    datasets: dict[str, Dataset],
+    optimizer: optax.GradientTransformation | None,
+) -> Path:
     mesh = outer.make_mesh()
     provenance = _provenance(config, options, datasets)
     config = files.with_own_start(config)
     provenance.update(_start_provenance(config))
-    state = (files.restore(config, mesh) if options.resume else None) or outer.init(config, mesh)
-    outer_step = outer.make_outer_step(config, mesh)
+    restored = files.restore(config, mesh, optimizer) if options.resume else None
+    state = restored or outer.init(config, mesh, optimizer)
+    outer_step = outer.make_outer_step(config, mesh, optimizer)
     data = stack_datasets(list(datasets.values()), splits=config.splits)
     first = int(state.count)
     pending: list[dict[str, Any]] = []

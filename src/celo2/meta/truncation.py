@@ -17,12 +17,13 @@ from jax import Array
 
 from celo2.meta.config import MetaConfig, Schedule
 from celo2.meta.inner import make_inner_optimizer
+from celo2.meta.losses import Losses, loss_weight
 from celo2.meta.pes import Theta
 from celo2.tasks.augmentation import parse_mixture
 from celo2.tasks.base import Batch, Params
 from celo2.tasks.family import FamilyData, ImageMLPFamily
 
-__all__ = ["InnerState", "Losses", "init_pairs", "loss_weight", "make_family", "unroll", "unroll_full"]
+__all__ = ["InnerState", "init_pairs", "make_family", "unroll", "unroll_full"]
 
 NUM_SIGNS = 2  # θ + ε and θ - ε
 
@@ -45,24 +46,6 @@ class InnerState(NamedTuple):
     rates: Params
     step: Array
     length: Array
-
-
-class Losses(NamedTuple):
-    """What was measured, each `(steps, pairs)`; K steps in a truncation.
-
-    Attributes:
-        positive: Meta-loss under θ + ε, in [0, ceiling].
-        negative: Meta-loss under θ - ε, in [0, ceiling].
-        is_done: The run was reset just before this step.
-        diverged: Runs of the pair (0, 1 or 2) whose loss was not finite.
-        weight: Factor of the loss in its pair's meta-loss.
-    """
-
-    positive: Array
-    negative: Array
-    is_done: Array
-    diverged: Array
-    weight: Array
 
 
 class _Advance(NamedTuple):
@@ -211,27 +194,6 @@ def _make_advance(
         )
 
     return _Advance(fresh, advance)
-
-
-def loss_weight(step: Array, length: Array, config: MetaConfig) -> Array:
-    """The factor of a loss in its pair's meta-loss.
-
-    The meta-loss is a mean over the truncation or, with "full-es", over the whole run. If only final
-    losses count, a truncation that holds one stands for all those of the same run that hold none: the
-    factor is their number, `mean_unroll / K`, so that the expected meta-loss is the final loss.
-
-    Args:
-        step: Steps that the run has taken, int32.
-        length: Steps after which it ends, int32 of the same shape.
-        config: The recipe.
-    """
-    is_full = config.estimator == "full-es"
-    if config.meta_loss == "final":
-        factor = 1.0 if is_full else config.mean_unroll / config.truncation_length
-        return jnp.where(step == length - 1, jnp.float32(factor), 0.0)
-    if is_full:
-        return jnp.where(step < length, 1.0 / length.astype(jnp.float32), 0.0)
-    return jnp.full(step.shape, 1.0 / config.truncation_length, jnp.float32)
 
 
 def _sample_start(key: Array, theta: Theta, config: MetaConfig) -> InnerState:

@@ -46,7 +46,8 @@ def _unroll(theta: Array, position: Array, age: Array, length: int) -> tuple[Arr
 def _losses(losses: Array, is_done: Array, ages: Array, config: MetaConfig) -> Losses:
     """Those of `(pairs, 2, steps)`."""
     weight = loss_weight(ages[:, 0].T, jnp.int32(RUN), config)
-    return Losses(losses[:, 0].T, losses[:, 1].T, is_done[:, 0].T, jnp.zeros_like(weight), weight)
+    unused = jnp.zeros_like(weight)
+    return Losses(losses[:, 0].T, losses[:, 1].T, is_done[:, 0].T, unused, unused, unused, weight)
 
 
 def _estimate_run(key: Array, config: MetaConfig) -> Array:

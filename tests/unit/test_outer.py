@@ -36,9 +36,10 @@ def theta_as_inner_run(monkeypatch: pytest.MonkeyPatch) -> None:
         squares = [jnp.sum((x - 1.0) ** 2, axis=tuple(range(2, x.ndim))) for x in thetas.values()]
         loss = sum(squares[1:], squares[0]) / 10.0  # (pairs, 2)
         steps = jnp.broadcast_to(loss, (config.truncation_length, *loss.shape))
-        zeros = jnp.zeros(steps.shape[:2])
+        zeros = jnp.zeros((len(steps), len(loss)), jnp.int32)
+        never = zeros > 0
         weight = jnp.full(zeros.shape, 1.0 / len(zeros))
-        return state, Losses(steps[..., 0], steps[..., 1], zeros > 0, zeros, weight)
+        return state, Losses(steps[..., 0], steps[..., 1], never, zeros, ~never, never, weight)
 
     monkeypatch.setattr(outer, "init_theta", init_theta)
     monkeypatch.setattr(outer, "init_pairs", init_pairs)
@@ -100,3 +101,37 @@ def test_signs_go_on_from_one_state_with_truncated_es_only(estimator: str) -> No
     np.testing.assert_array_equal(after.params["w"], expected)
     np.testing.assert_array_equal(after.opt_state[0], expected)
     np.testing.assert_array_equal(after.step, step)
+
+
+@pytest.mark.parametrize("fault", ["gradient", "update"])
+def test_what_is_not_finite_is_skipped_and_counted(fault: str) -> None:
+    if fault == "gradient":
+        config, chain = dataclasses.replace(CONFIG, sigma=1e-30), None  # its square is zero in float32
+    else:
+        config = dataclasses.replace(CONFIG, outer_optimizer="custom")
+        chain = optax.chain(optax.trace(0.9), optax.scale(float("inf")))
+    (first, last), metrics = _run(config, 1, chain)
+    assert int(metrics.skipped) == 1
+    assert np.isfinite(metrics.grad_norm) == (fault == "update")
+    for kept, before in zip(*(jax.tree.leaves((s.theta, s.opt_state)) for s in (last, first)), strict=True):
+        np.testing.assert_array_equal(kept, before)
+    assert int(last.count) == 1
+
+
+def test_finite_gradient_is_not_skipped() -> None:
+    _, metrics = _run(CONFIG, 1)
+    assert int(metrics.skipped) == 0
+
+
+def test_diverged_runs_are_counted_at_their_last_step() -> None:
+    """Three steps of two pairs: one run of the first is broken at its end, both of the second before."""
+    diverged = jnp.array([[0, 2], [1, 0], [2, 0]])
+    is_last = jnp.array([[False, False], [True, True], [False, False]])
+    is_running = jnp.array([[True, True], [True, True], [False, True]])
+    ones = jnp.ones((3, 2))
+    losses = Losses(ones, ones, is_last & False, diverged, is_running, is_last, ones)
+    metrics = outer._compute_metrics(losses, {"w": jnp.ones(4)}, jnp.int32(0), num_sets=2)
+    assert int(metrics.ended_runs) == 4
+    assert int(metrics.diverged_runs) == 1
+    assert float(metrics.diverged) == pytest.approx(3 / 10)
+    assert float(metrics.grad_norm) == 2.0

@@ -14,6 +14,7 @@ import tyro
 from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.meta.checkpoint import with_start_beside
 from celo2.meta.config import MetaConfig
+from celo2.meta.faults import MetaGradientError
 from celo2.meta.train import TrainOptions, meta_train
 
 __all__ = ["main"]
@@ -45,29 +46,34 @@ class MetaTrainCommand:
     """Continue the run in OUT from its last checkpoint."""
     checkpoint_every: int = 200
     """Outer iterations between checkpoints."""
+    max_skipped: float = 0.05
+    """Share of the last SKIP_WINDOW meta-gradients that may be skipped because they are not finite; one more
+    ends the run with an error."""
+    skip_window: int = 200
+    """Outer iterations over which skipped ones are counted."""
     devices: int = 0
     """Host devices that share the pairs on a CPU; 0: one for each core that divides them equally."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status."""
+    """Runs the command; returns the exit status: 0, 1 if the run stopped itself, 2 if it cannot be run."""
     try:
         command = _parse(argv)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     use_cpu_devices(command.devices or _default_devices(command.recipe.num_pairs))
-    options = TrainOptions(
-        out=command.out,
-        outer_steps=command.outer_steps,
-        resume=command.resume,
-        checkpoint_every=command.checkpoint_every,
-    )
     try:
+        options = TrainOptions(
+            **{field.name: getattr(command, field.name) for field in dataclasses.fields(TrainOptions)}
+        )
         path = meta_train(command.recipe, options)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except MetaGradientError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"weights: {path}")
     return 0
 

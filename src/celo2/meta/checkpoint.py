@@ -118,6 +118,7 @@ class RunFiles:
                 continue
             self._drop_metrics_after(step)
             return cast(OuterState, state)
+        self._drop_metrics_after(0)
         return None
 
     def save(self, state: OuterState, config: MetaConfig, provenance: Mapping[str, str]) -> Path:
@@ -137,13 +138,16 @@ class RunFiles:
         with self._metrics.open("a") as stream:
             stream.writelines(json.dumps(record) + "\n" for record in records)
 
-    def _drop_metrics_after(self, step: int) -> None:
-        kept = []
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records so far, the oldest first."""
+        records = []
         for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
             try:
-                record = json.loads(line)
+                records.append(json.loads(line))
             except json.JSONDecodeError:  # the last line of a killed run
                 continue
-            if record["step"] <= step:
-                kept.append(line + "\n")
+        return records
+
+    def _drop_metrics_after(self, step: int) -> None:
+        kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
         write_atomic(self._metrics, "".join(kept).encode())

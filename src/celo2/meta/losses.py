@@ -20,6 +20,8 @@ class Losses(NamedTuple):
         negative: Meta-loss under θ - ε, in [0, ceiling].
         is_done: The run was reset just before this step.
         diverged: Runs of the pair (0, 1 or 2) whose loss was not finite.
+        is_running: Whether the step was part of a run, and not after the end of one.
+        is_last: Whether it was the run's last.
         weight: Factor of the loss in its pair's meta-loss.
     """
 
@@ -27,6 +29,8 @@ class Losses(NamedTuple):
     negative: Array
     is_done: Array
     diverged: Array
+    is_running: Array
+    is_last: Array
     weight: Array
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +52,10 @@ class OuterMetrics(NamedTuple):
         meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
         diverged: Share of inner losses that were not finite.
-        resets: Inner runs that ended.
-        skipped: 1 if the meta-gradient was not finite and theta was left alone.
+        resets: Pairs that were reset.
+        ended_runs: Inner runs that took their last step, of both signs.
+        diverged_runs: Those whose loss at that step was not finite.
+        skipped: 1 if the meta-gradient, or the update made of it, was not finite and theta was left alone.
     """
 
     loss_per_set: Array
@@ -61,6 +63,8 @@ class OuterMetrics(NamedTuple):
     grad_norm: Array
     diverged: Array
     resets: Array
+    ended_runs: Array
+    diverged_runs: Array
     skipped: Array
 
 
@@ -142,19 +146,26 @@ def make_outer_step(
         )
         found = estimators.estimate(losses, perturbation, state.accumulator, config)
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
-        loss_per_set, meta_loss = _mean_losses(losses, len(config.datasets))
-        metrics = OuterMetrics(
-            loss_per_set=loss_per_set,
-            meta_loss=meta_loss,
-            grad_norm=optax.tree.norm(found.gradient),
-            diverged=jnp.mean(losses.diverged / 2.0),
-            resets=jnp.sum(losses.is_done),
-            skipped=skipped,
-        )
+        metrics = _compute_metrics(losses, found.gradient, skipped, num_sets=len(config.datasets))
         inner = estimators.next_start(inner, config)
         return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1), metrics
 
     return jax.jit(outer_step, donate_argnums=0)
+
+
+def _compute_metrics(losses: Losses, gradient: Theta, skipped: Array, *, num_sets: int) -> OuterMetrics:
+    loss_per_set, meta_loss = _mean_losses(losses, num_sets)
+    diverged = jnp.where(losses.is_running, losses.diverged, 0)
+    return OuterMetrics(
+        loss_per_set=loss_per_set,
+        meta_loss=meta_loss,
+        grad_norm=optax.tree.norm(gradient),
+        diverged=jnp.sum(diverged) / (2.0 * jnp.sum(losses.is_running)),
+        resets=jnp.sum(losses.is_done),
+        ended_runs=2 * jnp.sum(losses.is_last),
+        diverged_runs=jnp.sum(jnp.where(losses.is_last, diverged, 0)),
+        skipped=skipped,
+    )
 
 
 def _mean_losses(losses: Losses, num_sets: int) -> tuple[Array, Array]:
@@ -168,13 +179,12 @@ def _mean_losses(losses: Losses, num_sets: int) -> tuple[Array, Array]:
 def _update_theta(
     optimizer: optax.GradientTransformation, state: OuterState, gradient: Theta, frozen: Collection[str]
 ) -> tuple[Theta, Any, Array]:
-    """Applies the meta-gradient unless it is not finite; says whether it was skipped."""
-    finite = jnp.isfinite(optax.tree.norm(gradient))
+    """Applies the meta-gradient unless it or its update is not finite; says whether it was skipped."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.theta)
-    theta = optax.apply_updates(state.theta, updates)
-    theta |= {
-        name: old for name, old in state.theta.items() if name in frozen
-    }  # whatever the optimizer would do, decay say
+    finite = jnp.isfinite(optax.tree.norm(gradient)) & jnp.isfinite(optax.tree.norm(updates))
+    theta = cast(Theta, optax.apply_updates(state.theta, updates))
+    # Frozen arrays stay whatever the optimizer does without a gradient, decay say.
+    theta = {name: state.theta[name] if name in frozen else new for name, new in theta.items()}
 
     def keep(new: Array, old: Array) -> Array:
         return jnp.where(finite, new, old)

@@ -190,6 +190,8 @@ def _make_advance(
             negative=clipped[:, 1],
             is_done=jnp.zeros(state.step.shape, bool),
             diverged=jnp.sum(~finite, axis=1),
+            is_running=state.step < state.length,
+            is_last=state.step == state.length - 1,
             weight=loss_weight(state.step, state.length, config),
         )
 

@@ -34,7 +34,7 @@ class SkipLimit:
             return ""
         return (
             f"stopped at iteration {record['step']}: {count} of the last {window} meta-gradients were not "
-            f"finite and were skipped, more than {100 * self._max_share:g} %; theta is as it was before. Look "
-            "for diverged runs in metrics.jsonl, lower the outer or inner learning rate or sigma, or allow "
-            "more with max_skipped."
+            f"finite and were skipped, more than {100 * self._max_share:g} %; theta is as it was before. "
+            "Look for diverged runs in metrics.jsonl, lower the outer or inner learning rate or sigma, or "
+            "allow more with max_skipped."
         )

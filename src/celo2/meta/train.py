@@ -158,13 +158,12 @@ def _number_or_none(value: np.ndarray) -> float | None:
 
 
 def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, str]:
-    changed = [
-        shlex.join(
-            [f"--{field.name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
-        )
-        for field in dataclasses.fields(config)
-        if (value := getattr(config, field.name)) != field.default and field.name != "variant"
-    ]
+    changed = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name != "variant":
+            words = map(str, value if isinstance(value, tuple) else (value,))
+            changed.append(f"--{field.name.replace('_', '-')} {shlex.join(words)}")
     command = f"celo2 meta-train --variant {config.variant} --outer-steps {options.outer_steps}"
     return {
         "made_by": f"celo2 {__version__}",

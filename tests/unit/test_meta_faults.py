@@ -1,13 +1,15 @@
-"""The loop of a run whose meta-gradients go wrong; no iteration is computed."""
+"""The loop of a run, and what it does if meta-gradients go wrong; no iteration is computed."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
+import optax
 import pytest
 
 from celo2.commands import meta_train as command
@@ -22,24 +24,36 @@ OPTIONS = {"max_skipped": 0.2, "skip_window": 10, "outer_steps": 30, "checkpoint
 
 
 @pytest.fixture
-def skip(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def given() -> dict[str, list]:
+    """What the loop hands on."""
+    return {"optimizer": [], "data": []}
+
+
+@pytest.fixture
+def skip(monkeypatch: pytest.MonkeyPatch, given: dict[str, list]) -> Callable[..., None]:
     """A function that says at which iterations the meta-gradient is not finite."""
     bad: set[int] = set()
     theta = {name: jnp.zeros(shape) for name, shape in CONFIG.rule.weight_shapes().items()}
 
-    def init(*_: object) -> OuterState:
+    def init(config: MetaConfig, mesh: object, optimizer: object) -> OuterState:
+        given["optimizer"].append(optimizer)
         return OuterState(theta, {}, {}, {}, jnp.zeros((), jnp.int32))  # type: ignore[arg-type]
 
     def step(state: OuterState, data: object) -> tuple[OuterState, OuterMetrics]:
+        given["data"].append(data)
         count = state.count + 1
         skipped = int(count) in bad
         numbers = (2.0, math.nan if skipped else 1.0, 0.25, 3, 4, 1, skipped)
         metrics = OuterMetrics(jnp.full(1, 2.0), *map(jnp.asarray, numbers))
         return state._replace(count=count), metrics
 
+    def make_outer_step(config: MetaConfig, mesh: object, optimizer: object):
+        given["optimizer"].append(optimizer)
+        return step
+
     monkeypatch.setattr(outer, "make_mesh", lambda: None)
     monkeypatch.setattr(outer, "init", init)
-    monkeypatch.setattr(outer, "make_outer_step", lambda *_: step)
+    monkeypatch.setattr(outer, "make_outer_step", make_outer_step)
     return lambda *iterations: bad.update(iterations)
 
 
@@ -101,3 +115,20 @@ def test_share_is_that_of_a_whole_window(share: float, skipped: list[int], stops
 def test_limits_are_checked(options: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         TrainOptions(out=tmp_path, outer_steps=1, **options)
+
+
+def test_chain_reaches_every_place_that_needs_it(skip, given: dict[str, list], tmp_path: Path) -> None:
+    config, chain = dataclasses.replace(CONFIG, outer_optimizer="custom"), optax.sgd(0.1)
+    options = TrainOptions(out=tmp_path, outer_steps=1)
+    meta_train(config, options, outer_optimizer=chain)
+    meta_train(config, dataclasses.replace(options, outer_steps=2, resume=True), outer_optimizer=chain)
+    assert given["optimizer"] == [chain] * 4  # start and step; restored state and step
+
+
+@pytest.mark.parametrize(("meta_loss", "num_sets"), [("training", 1), ("held-out", 2)])
+def test_held_out_splits_are_loaded_if_they_count(
+    skip, given, tmp_path: Path, meta_loss, num_sets: int
+) -> None:
+    config = dataclasses.replace(CONFIG, meta_loss=meta_loss)
+    meta_train(config, TrainOptions(out=tmp_path, outer_steps=1))
+    assert given["data"][0].sizes.shape == (num_sets,)

@@ -35,22 +35,21 @@ def estimate(losses: Losses, perturbation: Theta, accumulator: Theta, config: Me
     Args:
         losses: What it measured, `(steps, pairs)`.
         perturbation: Its ε, leading axis `pairs`.
-        accumulator: Sum of the runs' earlier perturbations, leading axis `pairs`; stays as it is unless
-            the estimator is "pes".
+        accumulator: Sum of the runs' earlier perturbations, leading axis `pairs`; zero, and staying so,
+            unless the estimator is "pes".
         config: The recipe.
     """
-    persistent = config.estimator == "pes"
     found = pes.estimate(
         losses.positive,
         losses.negative,
         losses.is_done,
         perturbation,
-        accumulator if persistent else jax.tree.map(jnp.zeros_like, accumulator),
+        accumulator,
         sigma=config.sigma,
         weight=losses.weight,
         sign_scale=config.sign_scale if config.loss_difference == "sign" else 0.0,
     )
-    return found if persistent else found._replace(accumulator=accumulator)
+    return found if config.estimator == "pes" else found._replace(accumulator=accumulator)
 
 
 def next_start(inner: InnerState, config: MetaConfig) -> InnerState:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from celo2.meta import pes, truncation
+from celo2.meta import outer, pes, truncation
 from celo2.meta.config import MetaConfig
 from celo2.meta.losses import Losses
 from celo2.meta.truncation import InnerState
@@ -124,3 +124,20 @@ def test_held_out_losses_are_of_images_that_nothing_is_trained_on(data: FamilyDa
 def test_held_out_meta_loss_without_held_out_images_is_refused(data: FamilyData) -> None:
     with pytest.raises(ValueError, match="use stack_datasets"):
         _run(dataclasses.replace(CONFIG, meta_loss="held-out"), data)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_outer_iteration_with_whole_runs_in_the_other_options(data: FamilyData, monkeypatch) -> None:
+    """Sharded over the test's devices, from held-out losses to the update of theta."""
+    monkeypatch.setattr(outer, "init_theta", lambda *_: dict(THETA))
+    options = {"meta_loss": "held-out", "mixture": ("none", "tensor:0.5:2"), "loss_difference": "sign"}
+    config = dataclasses.replace(CONFIG, **options)
+    mesh = outer.make_mesh()
+    both = stack_datasets(list(load_image_sets(CONFIG.datasets).values()), splits=config.splits)
+    state = outer.init(config, mesh)
+    before = float(state.theta["rate"])
+    state, metrics = outer.make_outer_step(config, mesh)(state, both)
+    assert abs(float(state.theta["rate"]) - before) == pytest.approx(config.outer_learning_rate, rel=0.01)
+    assert int(metrics.ended_runs) == 2 * config.num_pairs
+    assert 0.0 < float(metrics.meta_loss) < 3.46
+    assert not np.asarray(state.accumulator["rate"]).any()

@@ -109,6 +109,12 @@ def test_share_is_that_of_a_whole_window(share: float, skipped: list[int], stops
     assert (faults.index(True) + 1 if any(faults) else None) == stops_at
 
 
+def test_only_a_skipped_gradient_stops_a_resumed_run() -> None:
+    limit = SkipLimit(0.5, 4, [{"skipped": 1}] * 4)
+    assert not limit.check({"step": 5, "skipped": 0})
+    assert limit.check({"step": 6, "skipped": 1})
+
+
 @pytest.mark.parametrize(
     "options", [{"max_skipped": 1.5}, {"skip_window": 0}], ids=lambda options: next(iter(options))
 )

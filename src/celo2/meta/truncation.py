@@ -169,7 +169,7 @@ def _make_advance(
     step_pairs = jax.vmap(_make_step(family, config))
     sample = jax.vmap(family.sample_batch, in_axes=(0, None, 0))
     num_sets = len(config.datasets)
-    if data.sizes.shape[0] != num_sets * len(config.splits):
+    if config.meta_loss == "held-out" and data.sizes.shape[0] != num_sets * len(config.splits):
         raise ValueError(
             f"meta_loss={config.meta_loss!r} needs the splits {config.splits} of {num_sets} sets, got "
             f"{data.sizes.shape[0]} sets in all; use stack_datasets(…, splits=config.splits)."

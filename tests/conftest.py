@@ -26,6 +26,14 @@ def standard_promotion() -> Iterator[None]:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """For programs that take longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def instant_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Makes comparisons instant; returns the list of what is asked: learning rates, seeds, steps."""

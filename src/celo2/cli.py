@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `celo2`; the process's own by default.
 
     Returns:
-        The exit status: 0, or 2 for a call that cannot be carried out.
+        The exit status: 0; 1 for a run that stopped itself; 2 for a call that cannot be carried out.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from celo2.tasks.augmentation import LEVELS, from_scaled, sample_scales, to_scaled
+from celo2.meta.config import MetaConfig
+from celo2.meta.truncation import make_family
+from celo2.tasks.augmentation import (
+    LEVELS,
+    from_scaled,
+    parse_mixture,
+    sample_mixed_scales,
+    sample_scales,
+    to_scaled,
+)
 
 PARAMS = {"kernel": jnp.arange(1.0, 7.0).reshape(2, 3), "bias": jnp.array([0.5, -0.5, 2.0])}
 RANGE = (1e-3, 1e3)
@@ -38,3 +47,41 @@ def test_scales_are_log_uniform() -> None:
     assert logs.max() <= 3.0001
     standard_error = 6 / np.sqrt(12 * len(logs))
     assert abs(logs.mean()) < 5 * standard_error
+
+
+MIXTURE = parse_mixture(["none", "none", "global:10:100", "tensor", "parameter:0.01:0.1"], (0.1, 1.0))
+
+
+def test_each_task_draws_one_of_a_mixture() -> None:
+    """Which one shows in its range, and in how many scales differ."""
+    num_tasks = 2000
+    keys = jax.random.split(jax.random.key(3), num_tasks)
+    drawn = jax.jit(jax.vmap(lambda key: sample_mixed_scales(key, PARAMS, MIXTURE)))(keys)
+    scales = np.concatenate(
+        [np.asarray(leaf).reshape(num_tasks, -1) for leaf in jax.tree.leaves(drawn)], axis=1
+    )
+    assert scales.shape == (num_tasks, 9)
+    kinds = {
+        (1.0, 1.0, 1): 0.4,  # least and greatest scale of the law, distinct scales of a task → its share
+        (10.0, 100.0, 1): 0.2,
+        (0.1, 1.0, 2): 0.2,
+        (0.01, 0.1, 9): 0.2,
+    }
+    distinct = np.array([len(np.unique(row)) for row in scales])
+    seen = 0
+    for (low, high, number), share in kinds.items():
+        fits = (scales >= low * 0.9999).all(1) & (scales <= high * 1.0001).all(1) & (distinct == number)
+        assert abs(fits.mean() - share) < 5 * np.sqrt(share * (1 - share) / num_tasks), (low, high, number)
+        seen += fits.sum()
+    assert seen == num_tasks
+
+
+def test_mixture_without_the_parameter_level_draws_scalars() -> None:
+    scales = sample_mixed_scales(jax.random.key(4), PARAMS, MIXTURE[:4])
+    assert all(leaf.shape == () for leaf in jax.tree.leaves(scales))
+
+
+def test_family_uses_its_mixture() -> None:
+    family = make_family(MetaConfig(level="none", mixture=("global:10:100",)))
+    _, scales = family.init(jax.random.key(5))
+    assert all(10.0 <= float(scale) <= 100.0 for scale in jax.tree.leaves(scales))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +39,20 @@ def test_published_setting_has_32_pairs() -> None:
         ({"datasets": ()}, "at least one image set"),
         ({"rate_spread": 0.5}, "rate_spread is a factor of at least 1"),
         ({"rate_units": "pixels"}, "pixels"),
+        ({"estimator": "es"}, "truncated-es"),
+        ({"loss_difference": "rank"}, "rank"),
+        ({"frozen": ("w0__*", "w9")}, "no weight array is named 'w9'"),
+        ({"frozen": ("w*", "b?")}, "leave nothing to train"),
+        ({"mixture": ("global", "layer")}, "mixture: expected LEVEL or LEVEL:LOW:HIGH"),
+        ({"mixture": ("global:1",)}, "got 'global:1'"),
+        ({"mixture": ("global:2:1",)}, "got 'global:2:1'"),
+        ({"mixture": ("global:a:b",)}, "got 'global:a:b'"),
+        ({"outer_optimizer": "adamm"}, "adamm"),
+        ({"outer_optimizer": "sgd", "outer_weight_decay": 0.1}, "outer_weight_decay belongs to"),
+        ({"outer_clip": -1.0}, "outer_clip must be finite and not negative"),
+        ({"outer_warmup": 10, "outer_decay_steps": 10}, "must be above outer_warmup"),
+        ({"meta_loss": "test"}, "held-out"),
+        ({"sign_scale": 0.0}, "sign_scale must be positive"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
@@ -45,9 +61,35 @@ def test_refuses_what_cannot_work(options: dict, message: str) -> None:
         MetaConfig(**options)
 
 
+def test_frozen_patterns_name_arrays() -> None:
+    assert MetaConfig(frozen=("w?", "b0")).frozen_names == {"w1", "w2", "b0"}
+    assert len(MetaConfig(frozen=("w0__*",)).frozen_names) == 14
+
+
 def test_unknown_name_in_a_file_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="did you mean 'sigma'"):
         MetaConfig.from_json('{"sigme": 0.1}')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "JSON object, got list"),
+        ("{", "Expecting property name"),
+        ('{"sigma": "0.1"}', 'sigma must be a number, got "0.1"'),
+        ('{"seed": 1.5}', "seed must be a whole number, got 1.5"),
+        ('{"seed": true}', "seed must be a whole number, got true"),
+        ('{"start": null}', "start must be a string, got null"),
+        ('{"datasets": "mnist"}', "datasets must be a list of strings"),
+        ('{"scale_range": ["a", "b"]}', "scale_range must be a list of numbers"),
+        ('{"scale_range": [1.0]}', "scale_range must be two rising positive numbers"),
+    ],
+)
+def test_damaged_file_is_refused_with_its_path(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(path)) + ".*" + re.escape(message)):
+        MetaConfig.load(path)
 
 
 def test_a_run_from_before_an_option_existed_can_be_resumed(tmp_path) -> None:

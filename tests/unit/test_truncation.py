@@ -12,8 +12,9 @@ import pytest
 from celo2.meta import pes
 from celo2.meta.config import MetaConfig
 from celo2.meta.inner import make_inner_optimizer
+from celo2.meta.losses import Losses
 from celo2.meta.start import init_theta
-from celo2.meta.truncation import InnerState, Losses, init_pairs, make_family, unroll
+from celo2.meta.truncation import InnerState, init_pairs, make_family, unroll
 from celo2.tasks.datasets import load_image_sets
 from celo2.tasks.family import FamilyData, stack_datasets
 

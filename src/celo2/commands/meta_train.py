@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,9 @@ from typing import Annotated
 import tyro
 
 from celo2.commands._devices import num_cores, use_cpu_devices
+from celo2.meta.checkpoint import with_start_beside
 from celo2.meta.config import MetaConfig
+from celo2.meta.faults import MetaGradientError
 from celo2.meta.train import TrainOptions, meta_train
 
 __all__ = ["main"]
@@ -23,6 +26,7 @@ saves a checkpoint and ends the run; the same command with --resume continues it
 examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
   celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
+  celo2 meta-train --config runs/celo2/config.json --seed 1 --out runs/again
   celo2 compare --optimizers celo2:runs/celo2/weights/celo2-003600.safetensors,adamw
 """
 
@@ -34,33 +38,65 @@ class MetaTrainCommand:
     recipe: Annotated[MetaConfig, tyro.conf.arg(name="")]
     out: Path
     """Folder of the run: recipe, metrics, checkpoints, weights."""
+    config: Path | None = None
+    """Recipe to repeat, the config.json of a run; options given beside it replace those in the file."""
     outer_steps: int = 3600
     """Outer iterations in all; a resumed run continues up to it."""
     resume: bool = False
     """Continue the run in OUT from its last checkpoint."""
     checkpoint_every: int = 200
     """Outer iterations between checkpoints."""
+    max_skipped: float = 0.05
+    """Share of the last SKIP_WINDOW meta-gradients that may be skipped because they are not finite; one more
+    ends the run with an error."""
+    skip_window: int = 200
+    """Outer iterations over which skipped ones are counted."""
     devices: int = 0
     """Host devices that share the pairs on a CPU; 0: one for each core that divides them equally."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status."""
-    command = tyro.cli(MetaTrainCommand, args=list(argv), prog="celo2 meta-train", description=_DESCRIPTION)
-    use_cpu_devices(command.devices or _default_devices(command.recipe.num_pairs))
-    options = TrainOptions(
-        out=command.out,
-        outer_steps=command.outer_steps,
-        resume=command.resume,
-        checkpoint_every=command.checkpoint_every,
-    )
+    """Runs the command; returns the exit status: 0, 1 if the run stopped itself, 2 if it cannot be run."""
     try:
+        command = _parse(argv)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    use_cpu_devices(command.devices or _default_devices(command.recipe.num_pairs))
+    try:
+        options = TrainOptions(
+            **{field.name: getattr(command, field.name) for field in dataclasses.fields(TrainOptions)}
+        )
         path = meta_train(command.recipe, options)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except MetaGradientError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"weights: {path}")
     return 0
+
+
+def _parse(argv: Sequence[str]) -> MetaTrainCommand:
+    """The command, whose recipe has the defaults of `--config` if that is given."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config", type=Path)
+    try:
+        file = early.parse_known_args(list(argv))[0].config
+    except argparse.ArgumentError:
+        file = None  # --config without a file: the parser below says so
+    recipe = MetaConfig() if file is None else MetaConfig.load(file)
+    command = tyro.cli(
+        MetaTrainCommand,
+        default=MetaTrainCommand(recipe=recipe, out=tyro.MISSING),
+        args=list(argv),
+        prog="celo2 meta-train",
+        description=_DESCRIPTION,
+    )
+    if file is None or command.recipe.start != recipe.start or file.parent.resolve() == command.out.resolve():
+        return command
+    return dataclasses.replace(command, recipe=with_start_beside(command.recipe, file))
 
 
 def _default_devices(num_pairs: int) -> int:

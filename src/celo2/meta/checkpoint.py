@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -28,9 +29,17 @@ from celo2.meta.outer import OuterState
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.weights import Weights, save_weights
 
-__all__ = ["RunFiles"]
+__all__ = ["RunFiles", "with_start_beside"]
 
 KEPT = 3  # checkpoints; older ones are removed, their weights stay
+START_FILE = "start.safetensors"
+
+
+def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
+    """The recipe of a run's `config.json`, starting from the copy that the run kept, if it kept one."""
+    copy = file.parent / START_FILE
+    kept = config.start not in BUILT_IN and copy.exists()
+    return dataclasses.replace(config, start=str(copy)) if kept else config
 
 
 class RunFiles:
@@ -48,7 +57,7 @@ class RunFiles:
             options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False),
         )
         self._metrics = self.folder / "metrics.jsonl"
-        self._start = self.folder / "start.safetensors"
+        self._start = self.folder / START_FILE
 
     def close(self) -> None:
         """Waits for pending writes."""
@@ -89,14 +98,16 @@ class RunFiles:
         """The recipe with the run's own copy of the weights to start from, which nobody else changes."""
         return config if config.start in BUILT_IN else dataclasses.replace(config, start=str(self._start))
 
-    def restore(self, config: MetaConfig, mesh: Mesh) -> OuterState | None:
+    def restore(
+        self, config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
+    ) -> OuterState | None:
         """The newest readable state, its arrays placed as `outer.init` places them; None without one.
 
         The metrics written after that checkpoint are dropped, since their iterations run again.
         """
         like = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
-            outer.init(config, mesh),
+            outer.init(config, mesh, optimizer),
         )
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -107,6 +118,7 @@ class RunFiles:
                 continue
             self._drop_metrics_after(step)
             return cast(OuterState, state)
+        self._drop_metrics_after(0)
         return None
 
     def save(self, state: OuterState, config: MetaConfig, provenance: Mapping[str, str]) -> Path:
@@ -126,13 +138,16 @@ class RunFiles:
         with self._metrics.open("a") as stream:
             stream.writelines(json.dumps(record) + "\n" for record in records)
 
-    def _drop_metrics_after(self, step: int) -> None:
-        kept = []
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The records so far, the oldest first."""
+        records = []
         for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
             try:
-                record = json.loads(line)
+                records.append(json.loads(line))
             except json.JSONDecodeError:  # the last line of a killed run
                 continue
-            if record["step"] <= step:
-                kept.append(line + "\n")
+        return records
+
+    def _drop_metrics_after(self, step: int) -> None:
+        kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
         write_atomic(self._metrics, "".join(kept).encode())

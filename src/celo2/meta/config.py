@@ -3,18 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import math
+import os
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from celo2.config import RuleConfig, nearest_name
-from celo2.tasks.augmentation import LEVELS, Level
+from celo2.tasks.augmentation import LEVELS, Level, parse_mixture
+from celo2.tasks.base import Split
 
-__all__ = ["MetaConfig", "RateUnits", "Schedule", "Variant"]
+__all__ = [
+    "Estimator",
+    "LossDifference",
+    "MetaConfig",
+    "MetaLoss",
+    "OuterOptimizer",
+    "RateUnits",
+    "Schedule",
+    "Variant",
+]
 
 Variant = Literal["celo2", "celo2-base"]
 RateUnits = Literal["stored", "network"]
 Schedule = Literal["constant", "cosine"]
+Estimator = Literal["pes", "truncated-es", "full-es"]
+LossDifference = Literal["value", "sign"]
+OuterOptimizer = Literal[
+    "adamw",
+    "lion",
+    "adam",
+    "nadam",
+    "radam",
+    "amsgrad",
+    "adabelief",
+    "yogi",
+    "adagrad",
+    "rmsprop",
+    "sgd",
+    "custom",
+]
+MetaLoss = Literal["training", "held-out", "final"]
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "variant": get_args(Variant),
+    "outer_optimizer": get_args(OuterOptimizer),
+    "estimator": get_args(Estimator),
+    "loss_difference": get_args(LossDifference),
+    "meta_loss": get_args(MetaLoss),
+    "level": LEVELS,
+    "rate_units": get_args(RateUnits),
+    "inner_schedule": get_args(Schedule),
+}
+DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
+_AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
+_NOT_NEGATIVE = ("outer_weight_decay", "outer_warmup", "outer_decay_steps", "outer_clip")
+_POSITIVE = ("outer_learning_rate", "sign_scale", "sigma", "inner_learning_rate", "adamw_lr_scale")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,15 +70,28 @@ class MetaConfig:
 
     Attributes:
         variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors) or "celo2-base".
-        outer_learning_rate: Of the outer AdamW. The published runs take 5e-5 (Celo2) and 1e-4
-            (Celo2-base) for 100,000 iterations; the default is for a few thousand.
+        outer_optimizer: Optax's optimizer of that name, which updates theta; "custom" for any other chain,
+            given in Python.
+        outer_learning_rate: Of the outer optimizer, at its peak. The published runs take 5e-5 (Celo2) and
+            1e-4 (Celo2-base) for 100,000 iterations; the default is for a few thousand.
+        outer_weight_decay: Of "adamw" and "lion".
         outer_warmup: Outer iterations over which the rate rises from zero.
         outer_decay_steps: Outer iterations over which the rate falls to a tenth by a cosine; 0: never.
         outer_clip: Global norm to which the meta-gradient is clipped; 0: not clipped.
+        frozen: Weight arrays that stay as they are at the start, by name or pattern: "w0__*", "b?", "w2".
         datasets: The image sets; each gets `tasks_per_set` pairs.
         tasks_per_set: Antithetic pairs of each set.
+        estimator: Of the meta-gradient: "pes", persistent evolution strategies; "truncated-es", which
+            ignores what a perturbation does after its K steps; "full-es", whole runs at each outer
+            iteration (`meta.estimators` compares them).
+        loss_difference: What of a pair's loss difference the estimate uses: its "value", or its "sign"
+            times `sign_scale`, so that no pair outweighs the others.
+        sign_scale: What the sign is multiplied by.
+        meta_loss: What a rule is judged by: the mean "training" loss of the steps; the mean loss of a
+            "held-out" batch at each step, from the part of the set that is not trained on; or the "final"
+            loss, the training loss of a run's last step.
         sigma: Standard deviation of the perturbations of theta.
-        truncation_length: Inner steps K of one outer iteration.
+        truncation_length: Inner steps K of one outer iteration, or of one piece of a whole run.
         min_unroll: Least length of an inner run, at least `truncation_length`.
         max_unroll: Greatest length of an inner run.
         inner_learning_rate: Of the networks that are trained, at its peak.
@@ -47,6 +105,8 @@ class MetaConfig:
         adamw_lr_scale: Learning rate of Celo2's AdamW branch over the inner one.
         level: What the augmentation scales.
         scale_range: Least and greatest scale of the augmentation.
+        mixture: Levels of which each task draws one, in place of `level`: "LEVEL", or "LEVEL:LOW:HIGH" for
+            another range than `scale_range`; one that occurs twice is twice as likely.
         batch_size: Images in an inner batch.
         start: "random"; "adam", where the rule is Adam with Nesterov momentum until it learns better; or
             weights, anything that `celo2.load_checkpoint` takes.
@@ -54,12 +114,19 @@ class MetaConfig:
     """
 
     variant: Variant = "celo2"
+    outer_optimizer: OuterOptimizer = "adamw"
     outer_learning_rate: float = 4e-4
+    outer_weight_decay: float = 0.0
     outer_warmup: int = 0
     outer_decay_steps: int = 0
     outer_clip: float = 0.0
+    frozen: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ("fashion-mnist", "mnist", "digits", "patches")
     tasks_per_set: int = 8
+    estimator: Estimator = "pes"
+    loss_difference: LossDifference = "value"
+    sign_scale: float = 1.0
+    meta_loss: MetaLoss = "training"
     sigma: float = 0.01
     truncation_length: int = 50
     min_unroll: int = 100
@@ -71,29 +138,30 @@ class MetaConfig:
     adamw_lr_scale: float = 20.0
     level: Level = "global"
     scale_range: tuple[float, float] = (1e-3, 1e3)
+    mixture: tuple[str, ...] = ()
     batch_size: int = 64
     start: str = "random"
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks every range."""
-        object.__setattr__(self, "datasets", tuple(self.datasets))
-        object.__setattr__(self, "scale_range", tuple(self.scale_range))
-        for name, choices in (
-            ("variant", get_args(Variant)),
-            ("level", LEVELS),
-            ("rate_units", get_args(RateUnits)),
-            ("inner_schedule", get_args(Schedule)),
-        ):
+        for name in ("datasets", "scale_range", "frozen", "mixture"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
-        for name in ("tasks_per_set", "truncation_length", "batch_size"):
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("outer_learning_rate", "sigma", "inner_learning_rate", "adamw_lr_scale"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, got {value}.")
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {value}.")
+        self._check_outer()
         if not 1 <= self.rate_spread < math.inf:
             raise ValueError(f"rate_spread is a factor of at least 1, got {self.rate_spread}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:
@@ -102,15 +170,62 @@ class MetaConfig:
                 f"truncation_length ≤ min_unroll ≤ max_unroll, got {self.truncation_length}, "
                 f"{self.min_unroll}, {self.max_unroll}."
             )
-        if not 0 < self.scale_range[0] <= self.scale_range[1]:
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
             raise ValueError(f"scale_range must be two rising positive numbers, got {self.scale_range}.")
         if not self.datasets:
             raise ValueError("datasets must name at least one image set.")
+        self._check_frozen()
+        try:
+            parse_mixture(self.mixture, self.scale_range)
+        except ValueError as error:
+            raise ValueError(f"mixture: {error}") from error
+
+    def _check_outer(self) -> None:
+        if self.outer_weight_decay and self.outer_optimizer not in DECAYING:
+            raise ValueError(
+                f"outer_weight_decay belongs to {DECAYING}, got outer_optimizer={self.outer_optimizer!r}; "
+                "choose one of them, or no decay."
+            )
+        if self.outer_decay_steps and self.outer_decay_steps <= self.outer_warmup:
+            raise ValueError(
+                "outer_decay_steps counts from the first iteration and must be above outer_warmup, got "
+                f"{self.outer_decay_steps} and {self.outer_warmup}."
+            )
+
+    def _check_frozen(self) -> None:
+        names = list(self.rule.weight_shapes())
+        for pattern in self.frozen:
+            if not fnmatch.filter(names, pattern):
+                raise ValueError(
+                    f"frozen: no weight array is named {pattern!r}; there are {', '.join(names)}."
+                )
+        if len(self.frozen_names) == len(names):
+            raise ValueError(f"frozen: {self.frozen} leave nothing to train; free at least one weight array.")
 
     @property
     def num_pairs(self) -> int:
         """Antithetic pairs in one outer iteration."""
         return len(self.datasets) * self.tasks_per_set
+
+    @property
+    def frozen_names(self) -> frozenset[str]:
+        """The weight arrays that `frozen` names."""
+        names = self.rule.weight_shapes()
+        return frozenset(
+            name for pattern in self.frozen for name in names if fnmatch.fnmatchcase(name, pattern)
+        )
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits of each set that an outer iteration draws from."""
+        return ("train", "valid") if self.meta_loss == "held-out" else ("train",)
+
+    @property
+    def mean_unroll(self) -> float:
+        """Mean length of an inner run: that of the log-uniform law, without its rounding."""
+        if self.min_unroll == self.max_unroll:
+            return float(self.min_unroll)
+        return (self.max_unroll - self.min_unroll) / math.log(self.max_unroll / self.min_unroll)
 
     @property
     def rule(self) -> RuleConfig:
@@ -123,12 +238,51 @@ class MetaConfig:
 
     @classmethod
     def from_json(cls, text: str) -> MetaConfig:
-        """Reads what `to_json` wrote; unknown names are refused."""
-        options: dict[str, Any] = json.loads(text)
-        valid = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name not in valid:
+        """Reads what `to_json` wrote; an option that is missing has its default.
+
+        Raises:
+            ValueError: The text is not a JSON object, or has an unknown name, or a value of the wrong
+                type or range.
+        """
+        options = json.loads(text)
+        if not isinstance(options, dict):
+            raise ValueError(f"a meta-training config is a JSON object, got {type(options).__name__}.")
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        for name, value in options.items():
+            if name not in defaults:
                 raise ValueError(
-                    f"unknown name {name!r} in a meta-training config{nearest_name(name, valid)}"
+                    f"unknown name {name!r} in a meta-training config{nearest_name(name, defaults)}"
                 )
+            _check_type(name, value, defaults[name])
         return cls(**options)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MetaConfig:
+        """Reads the `config.json` of a run.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: See `from_json`; the message begins with the path.
+        """
+        try:
+            return cls.from_json(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """JSON knows no dataclass: compares a value's type with that of the option's default."""
+    if isinstance(default, tuple):
+        kind: type = float if name == "scale_range" else str
+        fits = isinstance(value, list) and all(_is_a(kind, item) for item in value)
+        wanted = "a list of numbers" if kind is float else "a list of strings"
+    else:
+        fits = _is_a(type(default), value)
+        wanted = {str: "a string", int: "a whole number", float: "a number"}[type(default)]
+    if not fits:
+        raise ValueError(f"{name} must be {wanted}, got {json.dumps(value)}.")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    accepted = (int, float) if kind is float else kind
+    return isinstance(value, accepted) and not isinstance(value, bool)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +12,18 @@ import optax
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from celo2.meta import pes
+from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
+from celo2.meta.losses import Losses
+from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pes import Theta
 from celo2.meta.start import init_theta
-from celo2.meta.truncation import InnerState, init_pairs, unroll
+from celo2.meta.truncation import InnerState, init_pairs, unroll, unroll_full
 from celo2.tasks.family import FamilyData
 
-__all__ = ["OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_optimizer", "make_outer_step"]
+__all__ = ["OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_step"]
 
 PAIRS = "pairs"  # name of the mesh axis
-FINAL_RATE = 0.1  # share of the outer learning rate that a cosine ends at
 
 
 class OuterState(NamedTuple):
@@ -47,12 +48,14 @@ class OuterMetrics(NamedTuple):
     """What one outer iteration reports, scalars except the first.
 
     Attributes:
-        loss_per_set: Mean meta-loss of each image set.
-        meta_loss: Mean meta-loss.
+        loss_per_set: Mean meta-loss of each image set; NaN if no loss counted.
+        meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
         diverged: Share of inner losses that were not finite.
-        resets: Inner runs that ended.
-        skipped: 1 if the meta-gradient was not finite and theta was left alone.
+        resets: Pairs that were reset.
+        ended_runs: Inner runs that took their last step, of both signs.
+        diverged_runs: Those whose loss at that step was not finite.
+        skipped: 1 if the meta-gradient, or the update made of it, was not finite and theta was left alone.
     """
 
     loss_per_set: Array
@@ -60,21 +63,9 @@ class OuterMetrics(NamedTuple):
     grad_norm: Array
     diverged: Array
     resets: Array
+    ended_runs: Array
+    diverged_runs: Array
     skipped: Array
-
-
-def make_outer_optimizer(config: MetaConfig) -> optax.GradientTransformation:
-    """AdamW without weight decay, with the recipe's schedule and clipping."""
-    peak = config.outer_learning_rate
-    schedule: optax.ScalarOrSchedule = peak
-    if config.outer_decay_steps:
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0, peak, config.outer_warmup, config.outer_decay_steps, FINAL_RATE * peak
-        )
-    elif config.outer_warmup:
-        schedule = optax.linear_schedule(0.0, peak, config.outer_warmup)
-    adamw = optax.adamw(schedule, weight_decay=0.0)
-    return optax.chain(optax.clip_by_global_norm(config.outer_clip), adamw) if config.outer_clip else adamw
 
 
 def make_mesh() -> Mesh:
@@ -82,8 +73,18 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.local_device_count(),), (PAIRS,), axis_types=(AxisType.Auto,))
 
 
-def init(config: MetaConfig, mesh: Mesh) -> OuterState:
-    """The state before the first iteration, the pairs sharded over the mesh."""
+def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None) -> OuterState:
+    """The state before the first iteration, the pairs sharded over the mesh.
+
+    Args:
+        config: The recipe.
+        mesh: The devices.
+        optimizer: See `make_outer_optimizer`.
+
+    Raises:
+        ValueError: The devices cannot share the pairs equally; see also `make_outer_optimizer`.
+    """
+    optimizer = make_outer_optimizer(config, optimizer)
     num_devices = mesh.shape[PAIRS]
     if config.num_pairs % num_devices:
         raise ValueError(
@@ -102,21 +103,28 @@ def init(config: MetaConfig, mesh: Mesh) -> OuterState:
             name: jnp.zeros((config.num_pairs, *array.shape), array.dtype) for name, array in theta.items()
         }
         inner = init_pairs(jax.random.split(pairs_key, config.num_pairs), theta, config)
-        opt_state = make_outer_optimizer(config).init(theta)
+        opt_state = optimizer.init(theta)
         return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32))
 
     return jax.jit(make, out_shardings=OuterState(*shardings))(start)
 
 
 def make_outer_step(
-    config: MetaConfig, mesh: Mesh
+    config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
 ) -> Callable[[OuterState, FamilyData], tuple[OuterState, OuterMetrics]]:
-    """The compiled outer iteration; the state given to it is consumed."""
-    optimizer = make_outer_optimizer(config)
+    """The compiled outer iteration; the state given to it is consumed.
+
+    Args:
+        config: The recipe.
+        mesh: The devices.
+        optimizer: See `make_outer_optimizer`.
+    """
+    optimizer = make_outer_optimizer(config, optimizer)
+    frozen = config.frozen_names
     set_index = jnp.repeat(jnp.arange(len(config.datasets)), config.tasks_per_set)
     split, whole = PartitionSpec(PAIRS), PartitionSpec()
     unroll_sharded = jax.shard_map(
-        partial(unroll, config=config),
+        partial(unroll_full if config.estimator == "full-es" else unroll, config=config),
         mesh=mesh,
         in_specs=(split, split, split, split, whole),
         out_specs=(split, PartitionSpec(None, PAIRS)),
@@ -126,7 +134,9 @@ def make_outer_step(
     def outer_step(state: OuterState, data: FamilyData) -> tuple[OuterState, OuterMetrics]:
         run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
         noise_key, pairs_key = jax.random.split(run_key)
-        perturbation = pes.sample_perturbations(noise_key, state.theta, config.sigma, config.num_pairs)
+        perturbation = pes.sample_perturbations(
+            noise_key, state.theta, config.sigma, config.num_pairs, frozen=frozen
+        )
         inner, losses = unroll_sharded(
             pes.antithetic(state.theta, perturbation),
             state.inner,
@@ -134,36 +144,47 @@ def make_outer_step(
             set_index,
             data,
         )
-        found = pes.estimate(
-            losses.positive,
-            losses.negative,
-            losses.is_done,
-            perturbation,
-            state.accumulator,
-            sigma=config.sigma,
-        )
-        theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient)
-        per_pair = jnp.mean(losses.positive + losses.negative, axis=0) / 2.0
-        metrics = OuterMetrics(
-            loss_per_set=jnp.mean(per_pair.reshape(len(config.datasets), -1), axis=1),
-            meta_loss=found.mean_loss,
-            grad_norm=optax.tree.norm(found.gradient),
-            diverged=jnp.mean(losses.diverged / 2.0),
-            resets=jnp.sum(losses.is_done),
-            skipped=skipped,
-        )
+        found = estimators.estimate(losses, perturbation, state.accumulator, config)
+        theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
+        metrics = _compute_metrics(losses, found.gradient, skipped, num_sets=len(config.datasets))
+        inner = estimators.next_start(inner, config)
         return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1), metrics
 
     return jax.jit(outer_step, donate_argnums=0)
 
 
+def _compute_metrics(losses: Losses, gradient: Theta, skipped: Array, *, num_sets: int) -> OuterMetrics:
+    loss_per_set, meta_loss = _mean_losses(losses, num_sets)
+    diverged = jnp.where(losses.is_running, losses.diverged, 0)
+    return OuterMetrics(
+        loss_per_set=loss_per_set,
+        meta_loss=meta_loss,
+        grad_norm=optax.tree.norm(gradient),
+        diverged=jnp.sum(diverged) / (2.0 * jnp.sum(losses.is_running)),
+        resets=jnp.sum(losses.is_done),
+        ended_runs=2 * jnp.sum(losses.is_last),
+        diverged_runs=jnp.sum(jnp.where(losses.is_last, diverged, 0)),
+        skipped=skipped,
+    )
+
+
+def _mean_losses(losses: Losses, num_sets: int) -> tuple[Array, Array]:
+    """Weighted means over each image set and over all, of both signs; NaN where nothing has weight."""
+    total = jnp.sum(losses.weight * (losses.positive + losses.negative) / 2.0, axis=0)
+    weight = jnp.sum(losses.weight, axis=0)
+    per_set, weight_per_set = (jnp.sum(x.reshape(num_sets, -1), axis=1) for x in (total, weight))
+    return per_set / weight_per_set, jnp.sum(total) / jnp.sum(weight)
+
+
 def _update_theta(
-    optimizer: optax.GradientTransformation, state: OuterState, gradient: Theta
+    optimizer: optax.GradientTransformation, state: OuterState, gradient: Theta, frozen: Collection[str]
 ) -> tuple[Theta, Any, Array]:
-    """Applies the meta-gradient unless it is not finite; says whether it was skipped."""
-    finite = jnp.isfinite(optax.tree.norm(gradient))
+    """Applies the meta-gradient unless it or its update is not finite; says whether it was skipped."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.theta)
-    theta = optax.apply_updates(state.theta, updates)
+    finite = jnp.isfinite(optax.tree.norm(gradient)) & jnp.isfinite(optax.tree.norm(updates))
+    theta = cast(Theta, optax.apply_updates(state.theta, updates))
+    # Frozen arrays stay whatever the optimizer does without a gradient, decay say.
+    theta = {name: state.theta[name] if name in frozen else new for name, new in theta.items()}
 
     def keep(new: Array, old: Array) -> Array:
         return jnp.where(finite, new, old)

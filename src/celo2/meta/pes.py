@@ -14,6 +14,7 @@ truncation's ε. From there ξ restarts at ε.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
@@ -39,11 +40,23 @@ class Estimate(NamedTuple):
     mean_loss: Array
 
 
-def sample_perturbations(key: Array, theta: Theta, sigma: float, num_pairs: int) -> Theta:
-    """Draws ε ~ N(0, σ²) for every pair: a tree like theta with a leading axis `num_pairs`."""
+def sample_perturbations(
+    key: Array, theta: Theta, sigma: float, num_pairs: int, *, frozen: Collection[str] = ()
+) -> Theta:
+    """Draws ε ~ N(0, σ²) for every pair: a tree like theta with a leading axis `num_pairs`.
+
+    Arrays named in `frozen` get zeros, and the others what they would get without.
+    """
     keys = jax.random.split(key, len(theta))
+
+    def draw(leaf_key: Array, name: str, array: Array) -> Array:
+        shape = (num_pairs, *array.shape)
+        if name in frozen:
+            return jnp.zeros(shape, array.dtype)
+        return sigma * jax.random.normal(leaf_key, shape, array.dtype)
+
     return {
-        name: sigma * jax.random.normal(leaf_key, (num_pairs, *array.shape), array.dtype)
+        name: draw(leaf_key, name, array)
         for leaf_key, (name, array) in zip(keys, sorted(theta.items()), strict=True)
     }
 
@@ -66,6 +79,7 @@ def estimate(
     *,
     sigma: float,
     mask: Array | None = None,
+    weight: Array | None = None,
     sign_scale: float = 0.0,
 ) -> Estimate:
     """The meta-gradient of one truncation.
@@ -77,12 +91,18 @@ def estimate(
         perturbation: This truncation's ε, leading axis `pairs`.
         accumulator: Sum of the run's earlier perturbations, leading axis `pairs`.
         sigma: Standard deviation of the perturbations.
-        mask: Which losses count, `(K, pairs)`; all by default.
+        mask: Which losses count in a pair's mean, `(K, pairs)`; all by default.
+        weight: Factor of each loss, `(K, pairs)`, where a pair's weighted sum is wanted in place of its mean.
         sign_scale: If not zero, each pair's loss difference is replaced by `sign_scale` times the
             sign of its mean.
+
+    Raises:
+        ValueError: Both `mask` and `weight` are given.
     """
+    if mask is not None and weight is not None:
+        raise ValueError("mask and weight exclude each other; multiply the weight by the mask.")
     count = jnp.ones_like(loss_pos) if mask is None else mask.astype(loss_pos.dtype)
-    share = count / jnp.sum(count, axis=0, keepdims=True)
+    share = count / jnp.sum(count, axis=0, keepdims=True) if weight is None else weight
     delta = loss_pos - loss_neg
     if sign_scale:
         delta = sign_scale * jnp.sign(jnp.sum(delta * share, axis=0, keepdims=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -23,14 +24,17 @@ class Progress:
         title: Shown before the bar.
         first: Iterations already done.
         total: Iterations in all.
+        history: Records of the iterations already done, for what is counted over the whole run.
     """
 
-    def __init__(self, title: str, first: int, total: int) -> None:
+    def __init__(self, title: str, first: int, total: int, history: Iterable[Mapping[str, Any]] = ()) -> None:
         self._console = Console()
         self._first, self._total = first, total
         self._started = self._last_line = time.monotonic()
         self._weighted = self._weight = 0.0
-        self._skipped = 0
+        self._skipped = self._ended = self._diverged = 0
+        for record in history:
+            self._count(record)
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -55,15 +59,23 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
-    def update(self, record: dict[str, Any]) -> None:
-        """Takes one iteration's record, with `step`, `meta_loss`, `diverged` and `skipped`."""
-        if record["skipped"]:
-            self._skipped += 1
-        else:
+    def _count(self, record: Mapping[str, Any]) -> None:
+        self._skipped += record["skipped"]
+        self._ended += record.get("ended_runs", 0)  # runs from before these were counted have none
+        self._diverged += record.get("diverged_runs", 0)
+
+    def _faults(self) -> str:
+        skipped = f", {self._skipped} skipped" if self._skipped else ""
+        return skipped + (f", {self._diverged} of {self._ended} runs diverged" if self._diverged else "")
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Takes one iteration's record; see `OuterMetrics` for its names."""
+        self._count(record)
+        if not record["skipped"] and record["meta_loss"] is not None:
             self._weighted = SMOOTHING * self._weighted + (1 - SMOOTHING) * record["meta_loss"]
             self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
         smoothed = self._weighted / self._weight if self._weight else float("nan")
-        shown = f"{smoothed:.4f}" + (f", {self._skipped} skipped" if self._skipped else "")
+        shown = f"{smoothed:.4f}{self._faults()}"
         self._bar.update(self._task, completed=record["step"], loss=shown)
         now = time.monotonic()
         if not self._console.is_terminal and (

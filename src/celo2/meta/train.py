@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from celo2._version import __version__
 from celo2.meta import outer
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
+from celo2.meta.faults import MetaGradientError, SkipLimit
+from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.progress import Progress
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.tasks.base import Dataset
@@ -38,66 +42,93 @@ class TrainOptions:
         outer_steps: Outer iterations in all; a resumed run continues up to it.
         resume: Continue the run in `out`.
         checkpoint_every: Outer iterations between checkpoints.
+        max_skipped: Share of the last `skip_window` meta-gradients that may be skipped because they are not
+            finite, in [0, 1]; one more ends the run with an error.
+        skip_window: Outer iterations over which skipped ones are counted.
     """
 
     out: Path
     outer_steps: int
     resume: bool = False
     checkpoint_every: int = 200
+    max_skipped: float = 0.05
+    skip_window: int = 200
 
     def __post_init__(self) -> None:
         """Checks every range."""
-        for name in ("outer_steps", "checkpoint_every"):
+        for name in ("outer_steps", "checkpoint_every", "skip_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.max_skipped <= 1:
+            raise ValueError(f"max_skipped is a share in [0, 1], got {self.max_skipped}.")
 
 
-def meta_train(config: MetaConfig, options: TrainOptions) -> Path:
+def meta_train(
+    config: MetaConfig, options: TrainOptions, *, outer_optimizer: optax.GradientTransformation | None = None
+) -> Path:
     """Meta-trains a rule; Ctrl-C and SIGTERM save a checkpoint and end the run.
 
     Args:
         config: The recipe.
         options: Where and how far.
+        outer_optimizer: Any Optax chain, for a recipe whose `outer_optimizer` is "custom"; whoever resumes
+            or repeats the run must give it again.
 
     Returns:
         The path of the last weights written.
 
     Raises:
+        MetaGradientError: Too many meta-gradients were not finite; a checkpoint has been saved.
+        ValueError: See `make_outer_optimizer`.
         FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
     """
+    make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
     datasets = load_image_sets(config.datasets)
     files = RunFiles(options.out)
     try:
         files.start(config, resume=options.resume)
-        return _run(config, options, files, datasets)
+        return _run(config, options, files, datasets, outer_optimizer)
     finally:
         files.close()
 
 
-def _run(config: MetaConfig, options: TrainOptions, files: RunFiles, datasets: dict[str, Dataset]) -> Path:
+def _run(
+    config: MetaConfig,
+    options: TrainOptions,
+    files: RunFiles,
+    datasets: dict[str, Dataset],
+    optimizer: optax.GradientTransformation | None,
+) -> Path:
     mesh = outer.make_mesh()
     provenance = _provenance(config, options, datasets)
     config = files.with_own_start(config)
     provenance.update(_start_provenance(config))
-    state = (files.restore(config, mesh) if options.resume else None) or outer.init(config, mesh)
-    outer_step = outer.make_outer_step(config, mesh)
-    data = stack_datasets(list(datasets.values()))
+    restored = files.restore(config, mesh, optimizer) if options.resume else None
+    state = restored or outer.init(config, mesh, optimizer)
+    outer_step = outer.make_outer_step(config, mesh, optimizer)
+    data = stack_datasets(list(datasets.values()), splits=config.splits)
     first = int(state.count)
+    history = files.read_metrics()
+    limit = SkipLimit(options.max_skipped, options.skip_window, history)
     pending: list[dict[str, Any]] = []
     weights: Path | None = None
-    with Progress(config.variant, first, options.outer_steps) as progress, _stop_requests() as stop:
+    progress = Progress(config.variant, first, options.outer_steps, history)
+    with progress, _stop_requests() as stop:
         started = time.monotonic()
         for step in range(first + 1, options.outer_steps + 1):
             state, metrics = outer_step(state, data)
             record = _as_record(step, metrics, config, time.monotonic() - started)
             progress.update(record)
             pending.append(record)
-            ends = step == options.outer_steps or bool(stop)
+            fault = limit.check(record)
+            ends = step == options.outer_steps or bool(stop) or bool(fault)
             if ends or len(pending) >= METRICS_EVERY or step % options.checkpoint_every == 0:
                 files.append_metrics(pending)
                 pending.clear()
             if ends or step % options.checkpoint_every == 0:
                 weights = files.save(state, config, provenance)
+            if fault:
+                raise MetaGradientError(fault)
             if ends:
                 break
     if int(state.count) < options.outer_steps:
@@ -110,21 +141,29 @@ def _as_record(step: int, metrics: outer.OuterMetrics, config: MetaConfig, secon
     return {
         "step": step,
         "seconds": round(seconds, 3),
-        "meta_loss": float(host.meta_loss),
-        "loss_per_set": dict(zip(config.datasets, host.loss_per_set.tolist(), strict=True)),
-        "grad_norm": float(host.grad_norm),
+        "meta_loss": _number_or_none(host.meta_loss),
+        "loss_per_set": dict(zip(config.datasets, map(_number_or_none, host.loss_per_set), strict=True)),
+        "grad_norm": _number_or_none(host.grad_norm),
         "diverged": float(host.diverged),
         "resets": int(host.resets),
+        "ended_runs": int(host.ended_runs),
+        "diverged_runs": int(host.diverged_runs),
         "skipped": int(host.skipped),
     }
 
 
+def _number_or_none(value: np.ndarray) -> float | None:
+    """JSON has no NaN; a mean over nothing (no run has ended), or what is not finite, is null."""
+    return float(value) if np.isfinite(value) else None
+
+
 def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, str]:
-    changed = [
-        f"--{field.name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for field in dataclasses.fields(config)
-        if (value := getattr(config, field.name)) != field.default and field.name != "variant"
-    ]
+    changed = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name != "variant":
+            words = map(str, value if isinstance(value, tuple) else (value,))
+            changed.append(f"--{field.name.replace('_', '-')} {shlex.join(words)}")
     command = f"celo2 meta-train --variant {config.variant} --outer-steps {options.outer_steps}"
     return {
         "made_by": f"celo2 {__version__}",

@@ -1,8 +1,9 @@
-"""K inner steps of every antithetic pair, with resets.
+"""Inner steps of every antithetic pair: K of them with resets, or whole runs.
 
 A pair is one task trained twice, under θ + ε and under θ - ε, from the same start, on the same
 batches and for the same number of steps. Runs have log-uniform lengths and begin at a random place of
-their first run, so that they do not reset together; a run that has ended starts over on a new task.
+their first run, so that they do not reset together; a run that has ended starts over on a new task. Whole
+runs begin anew at each outer iteration.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from jax import Array
 
 from celo2.meta.config import MetaConfig, Schedule
 from celo2.meta.inner import make_inner_optimizer
+from celo2.meta.losses import Losses, loss_weight
 from celo2.meta.pes import Theta
+from celo2.tasks.augmentation import parse_mixture
 from celo2.tasks.base import Batch, Params
 from celo2.tasks.family import FamilyData, ImageMLPFamily
 
-__all__ = ["InnerState", "Losses", "init_pairs", "make_family", "unroll"]
+__all__ = ["InnerState", "init_pairs", "make_family", "unroll", "unroll_full"]
 
 NUM_SIGNS = 2  # θ + ε and θ - ε
 
@@ -45,25 +48,21 @@ class InnerState(NamedTuple):
     length: Array
 
 
-class Losses(NamedTuple):
-    """What a truncation measured, each `(K, pairs)`.
+class _Advance(NamedTuple):
+    """One outer iteration's new starts, and its steps: `(state, step_index) → (state, losses)`."""
 
-    Attributes:
-        positive: Meta-loss under θ + ε, in [0, ceiling].
-        negative: Meta-loss under θ - ε, in [0, ceiling].
-        is_done: The run was reset just before this step.
-        diverged: Runs of the pair (0, 1 or 2) whose loss was not finite.
-    """
-
-    positive: Array
-    negative: Array
-    is_done: Array
-    diverged: Array
+    fresh: InnerState
+    step: Callable[[InnerState, Array], tuple[InnerState, Losses]]
 
 
 def make_family(config: MetaConfig) -> ImageMLPFamily:
     """The task family of a recipe."""
-    return ImageMLPFamily(batch_size=config.batch_size, level=config.level, scale_range=config.scale_range)
+    return ImageMLPFamily(
+        batch_size=config.batch_size,
+        level=config.level,
+        scale_range=config.scale_range,
+        mixture=parse_mixture(config.mixture, config.scale_range),
+    )
 
 
 def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig) -> InnerState:
@@ -98,27 +97,105 @@ def unroll(
         state: Where the runs stand.
         pair_keys: A key for each pair, `(pairs,)`.
         set_index: Image set of each pair, `(pairs,)` int32.
-        data: The image sets.
+        data: The image sets, made by `stack_datasets` with the splits `config.splits`.
         config: The recipe.
+
+    Raises:
+        ValueError: The recipe's meta-loss is the held-out one, and `data` has no held-out splits.
     """
+    fresh, advance = _make_advance(thetas, pair_keys, set_index, data, config)
+
+    def body(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
+        is_done = state.step >= state.length
+        state = jax.lax.cond(jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state)
+        state, losses = advance(state, step_index)
+        return state, losses._replace(is_done=is_done)
+
+    return jax.lax.scan(body, state, jnp.arange(config.truncation_length))
+
+
+def unroll_full(
+    thetas: Theta,
+    state: InnerState,
+    pair_keys: Array,
+    set_index: Array,
+    data: FamilyData,
+    config: MetaConfig,
+) -> tuple[InnerState, Losses]:
+    """Runs every pair from a new start to the end of its length.
+
+    All pairs take steps until the longest run has ended, in pieces of K; what a run loses after its own
+    end has weight zero. The result does not depend on K.
+
+    Args:
+        thetas: Weights of each run, `(pairs, 2, …)`.
+        state: Earlier runs, which are given up.
+        pair_keys: A key for each pair, `(pairs,)`.
+        set_index: Image set of each pair, `(pairs,)` int32.
+        data: The image sets, made by `stack_datasets` with the splits `config.splits`.
+        config: The recipe.
+
+    Raises:
+        ValueError: See `unroll`.
+
+    Returns:
+        The runs as they ended, and losses of at least `max_unroll` steps; `is_done` is false.
+    """
+    del state
+    fresh, advance = _make_advance(thetas, pair_keys, set_index, data, config)
+    length = config.truncation_length
+    num_pieces = -(-config.max_unroll // length)
+
+    def run(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
+        return jax.lax.scan(advance, state, piece * length + jnp.arange(length))
+
+    def run_unless_ended(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state, piece)[1])
+        is_running = jnp.any(state.step < state.length)
+        return jax.lax.cond(is_running, run, lambda state, _: (state, nothing), state, piece)
+
+    state, losses = jax.lax.scan(run_unless_ended, fresh, jnp.arange(num_pieces))
+    return state, jax.tree.map(lambda x: x.reshape(num_pieces * length, *x.shape[2:]), losses)
+
+
+def _make_advance(
+    thetas: Theta, pair_keys: Array, set_index: Array, data: FamilyData, config: MetaConfig
+) -> _Advance:
+    """New starts, and one step of all pairs, whose keys are `pair_keys` and the number of the step."""
     family = make_family(config)
     start_keys, batch_keys = jnp.moveaxis(jax.vmap(jax.random.split)(pair_keys), 1, 0)
     theta = jax.tree.map(lambda array: array[0, 0], thetas)
     fresh = jax.vmap(lambda key: _sample_start(key, theta, config))(start_keys)
     step_pairs = jax.vmap(_make_step(family, config))
+    sample = jax.vmap(family.sample_batch, in_axes=(0, None, 0))
+    num_sets = len(config.datasets)
+    if config.meta_loss == "held-out" and data.sizes.shape[0] != num_sets * len(config.splits):
+        raise ValueError(
+            f"meta_loss={config.meta_loss!r} needs the splits {config.splits} of {num_sets} sets, got "
+            f"{data.sizes.shape[0]} sets in all; use stack_datasets(…, splits=config.splits)."
+        )
 
-    def body(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
-        is_done = state.step >= state.length
-        state = jax.lax.cond(jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state)
+    def advance(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(batch_keys, step_index)
-        batches = jax.vmap(family.sample_batch, in_axes=(0, None, 0))(keys, data, set_index)
-        params, opt_state, losses = step_pairs(thetas, state, batches)
+        held_out = None
+        if config.meta_loss == "held-out":
+            keys, held_out_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+            held_out = sample(held_out_keys, data, set_index + num_sets)
+        params, opt_state, losses = step_pairs(thetas, state, sample(keys, data, set_index), held_out)
         finite = jnp.isfinite(losses)
         clipped = jnp.clip(jnp.where(finite, losses, family.loss_ceiling), 0.0, family.loss_ceiling)
-        state = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
-        return state, Losses(clipped[:, 0], clipped[:, 1], is_done, jnp.sum(~finite, axis=1))
+        after = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+        return after, Losses(
+            positive=clipped[:, 0],
+            negative=clipped[:, 1],
+            is_done=jnp.zeros(state.step.shape, bool),
+            diverged=jnp.sum(~finite, axis=1),
+            is_running=state.step < state.length,
+            is_last=state.step == state.length - 1,
+            weight=loss_weight(state.step, state.length, config),
+        )
 
-    return jax.lax.scan(body, state, jnp.arange(config.truncation_length))
+    return _Advance(fresh, advance)
 
 
 def _sample_start(key: Array, theta: Theta, config: MetaConfig) -> InnerState:
@@ -147,20 +224,33 @@ def _log_uniform(key: Array, low: float, high: float) -> Array:
 
 
 def _make_step(family: ImageMLPFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
-    """One step of one pair: `(thetas, state, batch) → (params, opt_state, losses of both signs)`."""
+    """One step of one pair: `(thetas, state, batch, held_out) → (params, opt_state, losses of both signs)`.
+
+    The losses are those before the step, of the batch or, where there is one, of the held-out batch.
+    """
 
     def step_one(
-        theta: Theta, params: Params, opt_state: Any, scales: Params, batch: Batch, rates: Params
+        theta: Theta,
+        params: Params,
+        opt_state: Any,
+        scales: Params,
+        batch: Batch,
+        held_out: Batch | None,
+        rates: Params,
     ) -> tuple[Params, Any, Array]:
         loss, grads = jax.value_and_grad(family.loss)(params, scales, batch)
+        if held_out is not None:
+            loss = family.loss(params, scales, held_out)
         updates, opt_state = make_inner_optimizer(theta, config).update(grads, opt_state, params)
         return jax.tree.map(lambda p, u, rate: p + rate * u, params, updates, rates), opt_state, loss
 
-    def step_pair(thetas: Theta, state: InnerState, batch: Batch) -> tuple[Params, Any, Array]:
-        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None))
+    def step_pair(
+        thetas: Theta, state: InnerState, batch: Batch, held_out: Batch | None
+    ) -> tuple[Params, Any, Array]:
+        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None, None))
         share = _rate_share(state.step, state.length, config.inner_schedule)
         rates = jax.tree.map(lambda rate: share * rate, state.rates)
-        return signs(thetas, state.params, state.opt_state, state.scales, batch, rates)
+        return signs(thetas, state.params, state.opt_state, state.scales, batch, held_out, rates)
 
     return step_pair
 

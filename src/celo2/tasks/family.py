@@ -9,15 +9,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from celo2.tasks.augmentation import Level, from_scaled, sample_scales, to_scaled
-from celo2.tasks.base import Batch, Dataset, Params
+from celo2.tasks.augmentation import (
+    Level,
+    ScaleLaw,
+    from_scaled,
+    sample_mixed_scales,
+    sample_scales,
+    to_scaled,
+)
+from celo2.tasks.base import Batch, Dataset, Params, Split
 from celo2.tasks.layers import cross_entropy
 from celo2.tasks.mlp import compute_mlp, init_mlp
 
@@ -30,7 +37,7 @@ class FamilyData(NamedTuple):
     """Several image sets, one after the other.
 
     Attributes:
-        images: `(examples of all sets, 64)` uint8.
+        images: `(examples of all sets, 64)` uint8; a set is one split of a data set.
         labels: `(examples of all sets,)` int32.
         offsets: `(sets,)` int32, where each set begins.
         sizes: `(sets,)` int32.
@@ -42,16 +49,17 @@ class FamilyData(NamedTuple):
     sizes: Array
 
 
-def stack_datasets(datasets: Sequence[Dataset]) -> FamilyData:
-    """Puts the training splits of the sets (`image` of any shape, `label`) one after the other."""
-    sizes = [dataset.size("train") for dataset in datasets]
+def stack_datasets(datasets: Sequence[Dataset], *, splits: Sequence[Split] = ("train",)) -> FamilyData:
+    """Puts sets (`image` of any shape, `label`) one after the other: all of one split, then the next."""
+    parts: list[Mapping[str, Any]] = [getattr(dataset, split) for split in splits for dataset in datasets]
+    sizes = [len(part["label"]) for part in parts]
     return FamilyData(
         jnp.asarray(
             np.concatenate(
-                [np.asarray(d.train["image"]).reshape(n, -1) for d, n in zip(datasets, sizes, strict=True)]
+                [np.asarray(part["image"]).reshape(n, -1) for part, n in zip(parts, sizes, strict=True)]
             )
         ),
-        jnp.asarray(np.concatenate([d.train["label"] for d in datasets]), jnp.int32),
+        jnp.asarray(np.concatenate([part["label"] for part in parts]), jnp.int32),
         jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32),
         jnp.asarray(sizes, jnp.int32),
     )
@@ -66,12 +74,14 @@ class ImageMLPFamily:
         batch_size: Images in a batch.
         level: What the augmentation scales (`augmentation.sample_scales`).
         scale_range: Least and greatest scale.
+        mixture: Laws from which each task draws one, in place of `level` and `scale_range`, if there are any.
     """
 
     widths: tuple[int, ...] = (64, 32, 10)
     batch_size: int = 64
     level: Level = "global"
     scale_range: tuple[float, float] = (1e-3, 1e3)
+    mixture: tuple[ScaleLaw, ...] = ()
 
     @property
     def loss_ceiling(self) -> float:
@@ -82,7 +92,10 @@ class ImageMLPFamily:
         """One task: the stored parameters and their scales."""
         init_key, scale_key = jax.random.split(key)
         params = init_mlp(init_key, self.widths)
-        scales = sample_scales(scale_key, params, self.level, self.scale_range)
+        if self.mixture:
+            scales = sample_mixed_scales(scale_key, params, self.mixture)
+        else:
+            scales = sample_scales(scale_key, params, self.level, self.scale_range)
         return to_scaled(params, scales), scales
 
     def sample_batch(self, key: Array, data: FamilyData, set_index: Array) -> Batch:

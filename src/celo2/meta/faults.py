@@ -1,0 +1,40 @@
+"""When a meta-training run has gone wrong: too many meta-gradients that are not finite."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+__all__ = ["MetaGradientError", "SkipLimit"]
+
+
+class MetaGradientError(RuntimeError):
+    """Too many meta-gradients were not finite."""
+
+
+class SkipLimit:
+    """Counts skipped meta-gradients among the last iterations.
+
+    Args:
+        max_share: How many may be skipped, as a share of the window, in [0, 1].
+        window: Iterations that are looked back at; a young run is compared with a whole window too.
+        history: Records of the iterations before, the oldest first.
+    """
+
+    def __init__(self, max_share: float, window: int, history: Iterable[Mapping[str, Any]] = ()) -> None:
+        self._max_share = max_share
+        self._recent = deque((bool(record["skipped"]) for record in history), maxlen=window)
+
+    def check(self, record: Mapping[str, Any]) -> str:
+        """Takes one iteration's record, with `step` and `skipped`; returns what is wrong, or nothing."""
+        self._recent.append(bool(record["skipped"]))
+        window, count = self._recent.maxlen or 0, sum(self._recent)
+        if not record["skipped"] or count <= self._max_share * window:
+            return ""
+        return (
+            f"stopped at iteration {record['step']}: {count} of the last {window} meta-gradients were not "
+            f"finite and were skipped, more than {100 * self._max_share:g} %; theta is as it was before. "
+            "Look for diverged runs in metrics.jsonl, lower the outer or inner learning rate or sigma, or "
+            "allow more with max_skipped."
+        )

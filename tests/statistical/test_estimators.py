@@ -1,0 +1,140 @@
+"""What the estimators expect: PES, the gradient of a whole run from truncations that are shorter than it.
+
+The problem: a point moves by θ each step from the origin, its loss is `½ |x - target|²`, and a run is
+reset after `RUN` steps. Losses are quadratic in θ, so antithetic estimates have no smoothing bias, and
+the gradient of the loss at age a (before the a-th move) is `a (a θ - target)`.
+"""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from celo2.meta import estimators, pes
+from celo2.meta.config import MetaConfig
+from celo2.meta.losses import Losses, loss_weight
+from celo2.meta.truncation import InnerState
+
+RUN = 6  # steps between resets
+TRUNCATION = 4  # steps of an estimate: resets fall inside
+NUM_TRUNCATIONS = 3  # two whole runs
+SIGMA = 0.1
+BATCHES, PAIRS = 200, 100
+THETA = {"v": jnp.array([0.3, -0.2])}
+TARGET = jnp.array([1.0, 0.5])
+
+
+def _unroll(theta: Array, position: Array, age: Array, length: int) -> tuple[Array, Array, tuple[Array, ...]]:
+    """One truncation of one run: position, age; losses, resets and ages, each `(length,)`."""
+
+    def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+        position, age = carry
+        is_done = age >= RUN
+        position, age = jnp.where(is_done, 0.0, position), jnp.where(is_done, 0, age)
+        loss = 0.5 * jnp.sum((position - TARGET) ** 2)
+        return (position + theta, age + 1), (loss, is_done, age)
+
+    (position, age), measured = jax.lax.scan(step, (position, age), None, length)
+    return position, age, measured
+
+
+def _losses(losses: Array, is_done: Array, ages: Array, config: MetaConfig) -> Losses:
+    """Those of `(pairs, 2, steps)`."""
+    weight = loss_weight(ages[:, 0].T, jnp.int32(RUN), config)
+    unused = jnp.zeros_like(weight)
+    return Losses(losses[:, 0].T, losses[:, 1].T, is_done[:, 0].T, unused, unused, unused, weight)
+
+
+def _estimate_run(key: Array, config: MetaConfig) -> Array:
+    """Sum over the truncations of K times the estimate: the gradient of the sum of the losses."""
+    is_full = config.estimator == "full-es"
+    length, number = (RUN, 1) if is_full else (TRUNCATION, NUM_TRUNCATIONS)
+    positions, ages = jnp.zeros((PAIRS, 2, 2)), jnp.zeros((PAIRS, 2), jnp.int32)
+    inner = InnerState(positions, ages, {}, {}, ages[:, 0], ages[:, 0])
+    accumulator = {"v": jnp.zeros((PAIRS, 2))}
+    total = jnp.zeros(2)
+    unroll = jax.vmap(jax.vmap(partial(_unroll, length=length)))
+    for truncation_key in jax.random.split(key, number):
+        noise = pes.sample_perturbations(truncation_key, THETA, SIGMA, PAIRS)
+        thetas = pes.antithetic(THETA, noise)["v"]
+        positions, ages, measured = unroll(thetas, inner.params, inner.opt_state)
+        inner = estimators.next_start(inner._replace(params=positions, opt_state=ages), config)
+        found = estimators.estimate(_losses(*measured, config), noise, accumulator, config)
+        accumulator = found.accumulator
+        total = total + length * found.gradient["v"]
+    return total
+
+
+@cache
+def _mean_and_standard_error(estimator: str, **options: object) -> tuple[np.ndarray, np.ndarray]:
+    lengths = {"truncation_length": TRUNCATION, "min_unroll": RUN, "max_unroll": RUN}
+    config = MetaConfig(estimator=estimator, sigma=SIGMA, **lengths, **options)
+    keys = jax.random.split(jax.random.key(0), BATCHES)
+    estimates = np.asarray(jax.jit(jax.vmap(lambda key: _estimate_run(key, config)))(keys))
+    return estimates.mean(axis=0), estimates.std(axis=0, ddof=1) / np.sqrt(BATCHES)
+
+
+def _exact(ages: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Gradient of the sum of the losses at these ages, if θ has acted in the last `moved` steps of each."""
+    return (moved[:, None] * (ages[:, None] * np.asarray(THETA["v"]) - np.asarray(TARGET))).sum(axis=0)
+
+
+WHOLE_RUN = _exact(np.arange(RUN), np.arange(RUN))
+AGES = np.arange(TRUNCATION * NUM_TRUNCATIONS)
+SINCE_TRUNCATION = np.minimum(AGES % RUN, AGES % TRUNCATION)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "exact"),
+    [
+        ("pes", _exact(AGES % RUN, AGES % RUN)),
+        ("full-es", WHOLE_RUN),
+        ("truncated-es", _exact(AGES % RUN, SINCE_TRUNCATION)),
+    ],
+    ids=["pes", "full-es", "truncated-es"],
+)
+def test_estimator_expects_the_gradient_that_it_promises(estimator: str, exact: np.ndarray) -> None:
+    mean, error = _mean_and_standard_error(estimator)
+    assert (error < 0.1 * np.linalg.norm(exact)).all()  # else the next line would prove nothing
+    assert (np.abs(mean - exact) < 5.0 * error).all(), (mean, exact, error)
+
+
+@pytest.mark.parametrize("estimator", ["pes", "full-es"])
+def test_final_loss_is_what_is_improved_if_it_alone_counts(estimator: str) -> None:
+    """In `NUM_TRUNCATIONS` times K steps, or in one run, final losses weigh as much as all would."""
+    mean, error = _mean_and_standard_error(estimator, meta_loss="final")
+    num_steps = RUN if estimator == "full-es" else TRUNCATION * NUM_TRUNCATIONS
+    exact = num_steps * _exact(np.array([RUN - 1]), np.array([RUN - 1]))
+    assert (error < 0.1 * np.linalg.norm(exact)).all()
+    assert (np.abs(mean - exact) < 5.0 * error).all(), (mean, exact, error)
+
+
+def test_truncated_evolution_strategies_are_biased_and_less_noisy() -> None:
+    mean, error = _mean_and_standard_error("truncated-es")
+    unbiased, larger_error = _mean_and_standard_error("pes")
+    assert (np.abs(mean - unbiased) > 5.0 * (error + larger_error)).all(), (mean, unbiased, error)
+    assert (error < 0.5 * larger_error).all(), (error, larger_error)
+
+
+def test_signs_keep_the_direction_and_forget_the_size() -> None:
+    """`E[ε sign(g ε)] = σ √(2/π) g/|g|`; a pair's difference is `2 g ε` exactly."""
+    scale = 0.5
+    mean, error = _mean_and_standard_error("full-es", loss_difference="sign", sign_scale=scale)
+    size = RUN * scale * np.sqrt(2 / np.pi) / (2 * SIGMA)
+    expected = size * WHOLE_RUN / np.linalg.norm(WHOLE_RUN)
+    assert (error < 0.1 * np.linalg.norm(expected)).all()
+    assert (np.abs(mean - expected) < 5.0 * error).all(), (mean, expected, error)
+
+
+def test_perturbations_have_the_stated_spread() -> None:
+    noise = pes.sample_perturbations(jax.random.key(1), THETA, SIGMA, 20_000)["v"]
+    standard_error = SIGMA / np.sqrt(2 * noise.size)  # of a standard deviation
+    assert abs(float(noise.std()) - SIGMA) < 5 * standard_error
+    thetas = pes.antithetic(THETA, {"v": noise})["v"]
+    assert thetas.shape == (20_000, 2, 2)
+    np.testing.assert_allclose(thetas.mean(axis=1), np.broadcast_to(THETA["v"], noise.shape), atol=1e-6)

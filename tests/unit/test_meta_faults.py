@@ -1,0 +1,140 @@
+"""The loop of a run, and what it does if meta-gradients go wrong; no iteration is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+from celo2.commands import meta_train as command
+from celo2.meta import outer
+from celo2.meta.config import MetaConfig
+from celo2.meta.faults import MetaGradientError, SkipLimit
+from celo2.meta.outer import OuterMetrics, OuterState
+from celo2.meta.train import TrainOptions, meta_train
+
+CONFIG = MetaConfig(datasets=("digits",))
+OPTIONS = {"max_skipped": 0.2, "skip_window": 10, "outer_steps": 30, "checkpoint_every": 5}
+
+
+@pytest.fixture
+def given() -> dict[str, list]:
+    """What the loop hands on."""
+    return {"optimizer": [], "data": []}
+
+
+@pytest.fixture
+def skip(monkeypatch: pytest.MonkeyPatch, given: dict[str, list]) -> Callable[..., None]:
+    """A function that says at which iterations the meta-gradient is not finite."""
+    bad: set[int] = set()
+    theta = {name: jnp.zeros(shape) for name, shape in CONFIG.rule.weight_shapes().items()}
+
+    def init(config: MetaConfig, mesh: object, optimizer: object) -> OuterState:
+        given["optimizer"].append(optimizer)
+        return OuterState(theta, {}, {}, {}, jnp.zeros((), jnp.int32))  # type: ignore[arg-type]
+
+    def step(state: OuterState, data: object) -> tuple[OuterState, OuterMetrics]:
+        given["data"].append(data)
+        count = state.count + 1
+        skipped = int(count) in bad
+        numbers = (2.0, math.nan if skipped else 1.0, 0.25, 3, 4, 1, skipped)
+        metrics = OuterMetrics(jnp.full(1, 2.0), *map(jnp.asarray, numbers))
+        return state._replace(count=count), metrics
+
+    def make_outer_step(config: MetaConfig, mesh: object, optimizer: object):
+        given["optimizer"].append(optimizer)
+        return step
+
+    monkeypatch.setattr(outer, "make_mesh", lambda: None)
+    monkeypatch.setattr(outer, "init", init)
+    monkeypatch.setattr(outer, "make_outer_step", make_outer_step)
+    return lambda *iterations: bad.update(iterations)
+
+
+def _records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_few_skipped_gradients_are_counted_and_shown(skip, tmp_path: Path, capsys) -> None:
+    skip(3, 4, 14, 15)
+    meta_train(CONFIG, TrainOptions(out=tmp_path, **OPTIONS))
+    records = _records(tmp_path)
+    assert [record["step"] for record in records if record["skipped"]] == [3, 4, 14, 15]
+    assert records[2]["grad_norm"] is None
+    assert (records[0]["ended_runs"], records[0]["diverged_runs"]) == (4, 1)
+    assert "4 skipped, 30 of 120 runs diverged" in capsys.readouterr().out
+
+
+def test_too_many_stop_the_run_with_its_state_saved(skip, tmp_path: Path) -> None:
+    skip(3, 6, 12)
+    with pytest.raises(MetaGradientError, match=r"iteration 12: 3 of the last 10 .* more than 20 %"):
+        meta_train(CONFIG, TrainOptions(out=tmp_path, **OPTIONS))
+    assert [record["step"] for record in _records(tmp_path)] == list(range(1, 13))
+    assert (tmp_path / "weights" / "celo2-000012.safetensors").exists()
+
+
+def test_resumed_run_remembers_what_was_skipped(skip, tmp_path: Path) -> None:
+    skip(3, 4, 11)
+    meta_train(CONFIG, TrainOptions(out=tmp_path, **{**OPTIONS, "outer_steps": 5}))
+    with pytest.raises(MetaGradientError, match="iteration 11"):
+        meta_train(CONFIG, TrainOptions(out=tmp_path, resume=True, **OPTIONS))
+
+
+def test_command_reports_a_stopped_run(skip, tmp_path: Path, capsys) -> None:
+    skip(1)
+    words = ["--datasets", "digits", "--out", str(tmp_path / "run"), "--max-skipped", "0", "--devices", "1"]
+    assert command.main(words) == 1
+    assert "1 of the last 200 meta-gradients were not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("share", "skipped", "stops_at"),
+    [
+        (0.0, [2], 2),
+        (0.5, [1, 2], None),
+        (0.5, [1, 2, 3], 3),
+        (0.5, [1, 2, 5, 6], None),  # the window has moved on
+        (1.0, [1, 2, 3, 4, 5, 6], None),
+    ],
+)
+def test_share_is_that_of_a_whole_window(share: float, skipped: list[int], stops_at: int | None) -> None:
+    limit = SkipLimit(share, 4)
+    faults = [bool(limit.check({"step": step, "skipped": int(step in skipped)})) for step in range(1, 8)]
+    assert (faults.index(True) + 1 if any(faults) else None) == stops_at
+
+
+def test_only_a_skipped_gradient_stops_a_resumed_run() -> None:
+    limit = SkipLimit(0.5, 4, [{"skipped": 1}] * 4)
+    assert not limit.check({"step": 5, "skipped": 0})
+    assert limit.check({"step": 6, "skipped": 1})
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_skipped": 1.5}, {"skip_window": 0}], ids=lambda options: next(iter(options))
+)
+def test_limits_are_checked(options: dict, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        TrainOptions(out=tmp_path, outer_steps=1, **options)
+
+
+def test_chain_reaches_every_place_that_needs_it(skip, given: dict[str, list], tmp_path: Path) -> None:
+    config, chain = dataclasses.replace(CONFIG, outer_optimizer="custom"), optax.sgd(0.1)
+    options = TrainOptions(out=tmp_path, outer_steps=1)
+    meta_train(config, options, outer_optimizer=chain)
+    meta_train(config, dataclasses.replace(options, outer_steps=2, resume=True), outer_optimizer=chain)
+    assert given["optimizer"] == [chain] * 4  # start and step; restored state and step
+
+
+@pytest.mark.parametrize(("meta_loss", "num_sets"), [("training", 1), ("held-out", 2)])
+def test_held_out_splits_are_loaded_if_they_count(
+    skip, given, tmp_path: Path, meta_loss, num_sets: int
+) -> None:
+    config = dataclasses.replace(CONFIG, meta_loss=meta_loss)
+    meta_train(config, TrainOptions(out=tmp_path, outer_steps=1))
+    assert given["data"][0].sizes.shape == (num_sets,)

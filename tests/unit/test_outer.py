@@ -1,0 +1,137 @@
+"""One outer iteration; instead of inner runs, a loss that is a function of theta."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from celo2.meta import estimators, outer
+from celo2.meta.config import MetaConfig
+from celo2.meta.losses import Losses
+from celo2.meta.outer import OuterMetrics, OuterState
+from celo2.meta.truncation import InnerState
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "standard_promotion", "theta_as_inner_run")
+
+CONFIG = MetaConfig(datasets=("digits", "mnist"), tasks_per_set=2)
+
+
+@pytest.fixture
+def theta_as_inner_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss at each step is `|θ - 1|² / 10`, of a theta of three small arrays."""
+
+    def init_theta(key, config) -> dict[str, jax.Array]:
+        return {"w0__0": jnp.zeros((1, 4)), "w1": jnp.full(3, -1.0), "b1": jnp.zeros(2)}
+
+    def init_pairs(pair_keys, theta, config) -> InnerState:
+        zeros = jnp.zeros((config.num_pairs,), jnp.int32)
+        return InnerState({}, {}, {}, {}, zeros, zeros)
+
+    def unroll(thetas, state, pair_keys, set_index, data, config) -> tuple[InnerState, Losses]:
+        squares = [jnp.sum((x - 1.0) ** 2, axis=tuple(range(2, x.ndim))) for x in thetas.values()]
+        loss = sum(squares[1:], squares[0]) / 10.0  # (pairs, 2)
+        steps = jnp.broadcast_to(loss, (config.truncation_length, *loss.shape))
+        zeros = jnp.zeros((len(steps), len(loss)), jnp.int32)
+        never = zeros > 0
+        weight = jnp.full(zeros.shape, 1.0 / len(zeros))
+        return state, Losses(steps[..., 0], steps[..., 1], never, zeros, ~never, never, weight)
+
+    monkeypatch.setattr(outer, "init_theta", init_theta)
+    monkeypatch.setattr(outer, "init_pairs", init_pairs)
+    monkeypatch.setattr(outer, "unroll", unroll)
+
+
+def _run(
+    config: MetaConfig, steps: int = 3, optimizer: optax.GradientTransformation | None = None
+) -> tuple[list[OuterState], OuterMetrics]:
+    """The states before the first iteration and after each, and the last one's metrics."""
+    mesh = outer.make_mesh()
+    outer_step = outer.make_outer_step(config, mesh, optimizer)
+    state = outer.init(config, mesh, optimizer)
+    states = [jax.device_get(state)]
+    for _ in range(steps):
+        state, metrics = outer_step(state, None)  # type: ignore[arg-type]  # no data is looked at
+        states.append(jax.device_get(state))
+    return states, jax.device_get(metrics)
+
+
+def test_theta_follows_the_meta_gradient() -> None:
+    states, metrics = _run(dataclasses.replace(CONFIG, tasks_per_set=256, outer_learning_rate=0.1), steps=5)
+    distance = [sum(float(((x - 1.0) ** 2).sum()) for x in state.theta.values()) for state in states]
+    assert distance[-1] < 0.9 * distance[0]
+    assert float(metrics.meta_loss) == pytest.approx(float(metrics.loss_per_set.mean()))
+
+
+def test_frozen_arrays_stay_and_are_not_perturbed() -> None:
+    frozen = dataclasses.replace(CONFIG, frozen=("w1", "b1"), outer_weight_decay=0.1)
+    (first, *_, last), _ = _run(frozen)
+    for name, array in first.theta.items():
+        is_frozen = name in frozen.frozen_names
+        assert (last.theta[name].tobytes() == array.tobytes()) == is_frozen, name
+        assert np.asarray(last.accumulator[name]).any() != is_frozen, name
+
+
+def test_any_chain_can_be_the_outer_optimizer() -> None:
+    chain = optax.chain(optax.scale_by_sign(), optax.scale(-0.5))
+    (first, last), _ = _run(dataclasses.replace(CONFIG, outer_optimizer="custom"), 1, chain)
+    for name, array in first.theta.items():
+        np.testing.assert_allclose(np.abs(last.theta[name] - array), 0.5)
+
+
+def test_freezing_leaves_the_perturbations_of_the_others_alone() -> None:
+    free, part = (
+        _run(dataclasses.replace(CONFIG, frozen=names), steps=1)[0][-1] for names in ((), ("w0__*",))
+    )
+    for name in ("w1", "b1"):
+        np.testing.assert_array_equal(part.accumulator[name], free.accumulator[name])
+
+
+@pytest.mark.parametrize("estimator", ["pes", "truncated-es", "full-es"])
+def test_signs_go_on_from_one_state_with_truncated_es_only(estimator: str) -> None:
+    config = dataclasses.replace(CONFIG, estimator=estimator)
+    both = jnp.arange(12.0).reshape(3, 2, 2)
+    step = jnp.arange(3)
+    after = estimators.next_start(InnerState({"w": both}, (both,), {"w": step}, {}, step, step), config)
+    expected = both[:, [0, 0]] if estimator == "truncated-es" else both
+    np.testing.assert_array_equal(after.params["w"], expected)
+    np.testing.assert_array_equal(after.opt_state[0], expected)
+    np.testing.assert_array_equal(after.step, step)
+
+
+@pytest.mark.parametrize("fault", ["gradient", "update"])
+def test_what_is_not_finite_is_skipped_and_counted(fault: str) -> None:
+    if fault == "gradient":
+        config, chain = dataclasses.replace(CONFIG, sigma=1e-30), None  # its square is zero in float32
+    else:
+        config = dataclasses.replace(CONFIG, outer_optimizer="custom")
+        chain = optax.chain(optax.trace(0.9), optax.scale(float("inf")))
+    (first, last), metrics = _run(config, 1, chain)
+    assert int(metrics.skipped) == 1
+    assert np.isfinite(metrics.grad_norm) == (fault == "update")
+    for kept, before in zip(*(jax.tree.leaves((s.theta, s.opt_state)) for s in (last, first)), strict=True):
+        np.testing.assert_array_equal(kept, before)
+    assert int(last.count) == 1
+
+
+def test_finite_gradient_is_not_skipped() -> None:
+    _, metrics = _run(CONFIG, 1)
+    assert int(metrics.skipped) == 0
+
+
+def test_diverged_runs_are_counted_at_their_last_step() -> None:
+    """Three steps of two pairs: one run of the first is broken at its end, both of the second before."""
+    diverged = jnp.array([[0, 2], [1, 0], [2, 0]])
+    is_last = jnp.array([[False, False], [True, True], [False, False]])
+    is_running = jnp.array([[True, True], [True, True], [False, True]])
+    ones = jnp.ones((3, 2))
+    losses = Losses(ones, ones, is_last & False, diverged, is_running, is_last, ones)
+    metrics = outer._compute_metrics(losses, {"w": jnp.ones(4)}, jnp.int32(0), num_sets=2)
+    assert int(metrics.ended_runs) == 4
+    assert int(metrics.diverged_runs) == 1
+    assert float(metrics.diverged) == pytest.approx(3 / 10)
+    assert float(metrics.grad_norm) == 2.0

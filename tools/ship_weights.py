@@ -88,7 +88,7 @@ def _facts(records: list[dict], provenance: dict[str, str], digest: str) -> str:
         f"meta-loss, mean of {SMOOTHING} iterations": f"{smooth[0]:.3f} first, {smooth[-1]:.3f} last",
         "inner losses that were not finite": f"{100 * np.mean([r['diverged'] for r in records]):.2g} %",
         "meta-gradients skipped": str(sum(record["skipped"] for record in records)),
-        "rms of the gradients met, 1 % to 99 %": "{} to {}".format(*json.loads(provenance[FIELD])),
+        "rms of the gradients met, 10 % to 99 %": "{} to {}".format(*json.loads(provenance[FIELD])),
         "sha256": f"`{digest}`",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

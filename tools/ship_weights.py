@@ -18,8 +18,10 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from gradient_range import with_gradient_range
 
 from celo2 import load_checkpoint
+from celo2.gradient_range import FIELD
 from celo2.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +42,7 @@ def main() -> None:
     records = [record for record in records if record["step"] <= steps]
     variant = weights.config.variant
     shipped = ROOT / "src" / "celo2" / "pretrained" / f"{variant}.safetensors"
+    weights = with_gradient_range(weights)
     provenance = {**weights.provenance, "commit": options.commit}
     save_weights(shipped, dataclasses.replace(weights, provenance=provenance))
     _draw(records, variant, ROOT / "docs" / "assets" / f"{variant}-meta-training.png")
@@ -85,6 +88,7 @@ def _facts(records: list[dict], provenance: dict[str, str], digest: str) -> str:
         f"meta-loss, mean of {SMOOTHING} iterations": f"{smooth[0]:.3f} first, {smooth[-1]:.3f} last",
         "inner losses that were not finite": f"{100 * np.mean([r['diverged'] for r in records]):.2g} %",
         "meta-gradients skipped": str(sum(record["skipped"] for record in records)),
+        "rms of the gradients met, 10 % to 99 %": "{} to {}".format(*json.loads(provenance[FIELD])),
         "sha256": f"`{digest}`",
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -13,6 +13,7 @@ from celo2._version import __version__
 if TYPE_CHECKING:
     from celo2.config import RuleConfig
     from celo2.jax.dimensions import DimensionNumbers
+    from celo2.jax.gradient_scale import normalize_gradients, share_outside, watch_gradients
     from celo2.jax.routing import label_table, param_labels
     from celo2.jax.transform import celo2, celo2_base, scale_by_celo2
     from celo2.weights import Weights, load_checkpoint
@@ -22,6 +23,9 @@ _HOME = {
     "Weights": "celo2.weights",
     "load_checkpoint": "celo2.weights",
     "DimensionNumbers": "celo2.jax.dimensions",
+    "normalize_gradients": "celo2.jax.gradient_scale",
+    "share_outside": "celo2.jax.gradient_scale",
+    "watch_gradients": "celo2.jax.gradient_scale",
     "label_table": "celo2.jax.routing",
     "param_labels": "celo2.jax.routing",
     "celo2": "celo2.jax.transform",
@@ -38,8 +42,11 @@ __all__ = [
     "celo2_base",
     "label_table",
     "load_checkpoint",
+    "normalize_gradients",
     "param_labels",
     "scale_by_celo2",
+    "share_outside",
+    "watch_gradients",
 ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import celo2
-from celo2.jax.gradient_scale import normalize_gradients
+from celo2.jax.gradient_scale import normalize_gradients, watch_gradients
 
 # The contract does not depend on the network's size or features, but the time to compile it does.
 SMALL = celo2.RuleConfig(
@@ -55,6 +55,11 @@ def normalized_sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTrans
     return optax.chain(normalize_gradients(1e-2), optax.scale_by_learning_rate(learning_rate))
 
 
+def watched_sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Gradient descent behind `watch_gradients`."""
+    return optax.chain(watch_gradients(1e-4, 1.0), optax.scale_by_learning_rate(learning_rate))
+
+
 @dataclass(frozen=True)
 class Row:
     """One optimizer.
@@ -64,6 +69,7 @@ class Row:
         factory: Takes `learning_rate` as its first argument.
         options: Further keywords.
         needs_params: Whether `update` refuses `params=None`.
+        accumulates: Whether the floating-point arrays of its state belong to parameters.
         extra: What the optimizer takes as Optax's extra arguments, `value` say.
     """
 
@@ -71,6 +77,7 @@ class Row:
     factory: Callable[..., optax.GradientTransformation]
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_params: bool = True
+    accumulates: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, learning_rate: optax.ScalarOrSchedule = 0.01) -> optax.GradientTransformationExtraArgs:
@@ -83,6 +90,7 @@ ROWS = (
     Row("celo2_bfloat16", celo2.celo2, {"weights": CELO2, "state_dtype": "bfloat16"}),
     Row("scale_by_celo2", direction, {"weights": CELO2}),
     Row("normalize_gradients", normalized_sgd, needs_params=False),
+    Row("watch_gradients", watched_sgd, needs_params=False, accumulates=False),
 )
 
 

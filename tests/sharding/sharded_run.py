@@ -19,23 +19,44 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import celo2
 
-SHAPES = {"up": (256, 512), "down": (512, 256), "square": (256, 256), "bias": (512,), "stack": (4, 128, 256)}
+SHAPES = {
+    "up": (256, 512),
+    "gate": (256, 512),  # of the shape of "up", but not always of its sharding
+    "down": (512, 256),
+    "square": (256, 256),
+    "bias": (512,),
+    "scale": (512,),
+    "stack": (4, 128, 256),
+}
 LAYOUTS = {
     "data": {name: PartitionSpec() for name in SHAPES},
     "tensor": {
         "up": PartitionSpec(None, "model"),
+        "gate": PartitionSpec("model", None),
         "down": PartitionSpec("model", None),
         "square": PartitionSpec(None, "model"),
         "bias": PartitionSpec("model"),
+        "scale": PartitionSpec(),
         "stack": PartitionSpec(None, None, "model"),
     },
     "fully-sharded": {
         "up": PartitionSpec("data", "model"),
+        "gate": PartitionSpec("model", "data"),
         "down": PartitionSpec("model", "data"),
         "square": PartitionSpec(("data", "model"), None),
         "bias": PartitionSpec(("data", "model")),
+        "scale": PartitionSpec("model"),
         "stack": PartitionSpec("data", "model", None),
     },
+}
+OPTIMIZERS = {  # and the layouts each is run with
+    "celo2": (celo2.scale_by_celo2(orthogonalize=True), tuple(LAYOUTS)),
+    "celo2-base": (celo2.scale_by_celo2(orthogonalize=False), tuple(LAYOUTS)),
+    "bfloat16": (
+        celo2.scale_by_celo2(orthogonalize=False, state_dtype="bfloat16"),
+        ("fully-sharded",),
+    ),
+    "whole": (celo2.celo2(1e-3, weight_decay=0.1, state_dtype="bfloat16"), ("fully-sharded",)),
 }
 STEPS = 3
 TINY = 1e-30  # in place of the largest entry of a state that is zero
@@ -70,11 +91,25 @@ def largest_collectives(text: str) -> dict[str, int]:
     return largest
 
 
+def inherits(tree, shardings) -> bool:
+    """Whether every array of a parameter's name and shape is sharded as the parameter."""
+    named = [
+        (path[-1].key, leaf)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+        if path and isinstance(path[-1], jax.tree_util.DictKey)
+    ]
+    full = [(shardings[name], leaf) for name, leaf in named if leaf.shape == SHAPES[name]]
+    assert full
+    return all(leaf.sharding.is_equivalent_to(sharding, leaf.ndim) for sharding, leaf in full)
+
+
 def error(actual, expected) -> float:
     """Largest difference over the largest entry, over all leaves."""
     pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     errors = [
-        np.abs(np.asarray(a) - np.asarray(e)).max() / max(np.abs(np.asarray(e)).max(), TINY) for a, e in pairs
+        np.abs(np.asarray(a, np.float32) - np.asarray(e, np.float32)).max()
+        / max(np.abs(np.asarray(e, np.float32)).max(), TINY)
+        for a, e in pairs
     ]
     return float(np.max(errors))  # NaN if one of them is
 
@@ -83,26 +118,17 @@ def main() -> None:
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     params, grads = make_tree(0, 0.02), [make_tree(seed, 1e-3) for seed in range(1, STEPS + 1)]
     found = {}
-    for variant, orthogonalize in (("celo2", True), ("celo2-base", False)):
-        rule = celo2.scale_by_celo2(orthogonalize=orthogonalize)
+    for variant, (rule, layouts) in OPTIMIZERS.items():
         expected, expected_state, _ = run(rule, params, grads)
-        for name, specs in LAYOUTS.items():
-            shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in specs.items()}
+        for name in layouts:
+            shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in LAYOUTS[name].items()}
             placed = [jax.device_put(tree, shardings) for tree in (params, *grads)]
             updates, state, text = run(rule, placed[0], placed[1:])
-            full = [tree for family in (state.momentum, state.rms) for tree in family]
             found[f"{variant} {name}"] = {
                 "update_error": error(updates, expected),
                 "state_error": error(state, expected_state),
-                "state_inherits": all(
-                    tree[leaf].sharding.is_equivalent_to(shardings[leaf], tree[leaf].ndim)
-                    for tree in full
-                    for leaf in SHAPES
-                ),
-                "updates_inherit": all(
-                    updates[-1][leaf].sharding.is_equivalent_to(shardings[leaf], len(SHAPES[leaf]))
-                    for leaf in SHAPES
-                ),
+                "state_inherits": inherits(state, shardings),
+                "updates_inherit": inherits(updates, shardings),
                 "collectives": largest_collectives(text),
             }
     print(json.dumps(found))

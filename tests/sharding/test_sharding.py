@@ -13,6 +13,7 @@ import pytest
 LAYOUTS = ("data", "tensor", "fully-sharded")
 VARIANTS = ("celo2", "celo2-base")
 TOLERANCE = 1e-5  # relative to the largest entry: sums are taken in another order
+ROUNDING = 2.0**-7  # one unit in the last place of bfloat16
 VECTOR_SUMS = 8 * 512  # elements: row, column and channel sums of the largest leaf, from each device
 LARGEST_MATRIX = 256 * 512  # elements; the stack of four matrices has as many in all
 
@@ -38,6 +39,16 @@ def test_state_and_updates_inherit_the_parameters_sharding(found, variant: str, 
     case = found[f"{variant} {layout}"]
     assert case["state_inherits"]
     assert case["updates_inherit"]
+
+
+@pytest.mark.parametrize("variant", ["bfloat16", "whole"])
+def test_a_rounded_state_is_sharded_too(found, variant: str) -> None:
+    """The random bits do not depend on the sharding; a sum's last digit may turn a rounding."""
+    case = found[f"{variant} fully-sharded"]
+    assert case["state_inherits"]
+    assert case["updates_inherit"]
+    assert case["state_error"] < ROUNDING
+    assert case["update_error"] < ROUNDING
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

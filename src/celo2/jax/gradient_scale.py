@@ -1,9 +1,10 @@
-"""Gradients → gradients of a fixed scale, which makes the rule independent of the loss's.
+"""The scale of the gradient: whether the rule's weights know it, and how to make it one that they do.
 
 The rule's epsilons and its clipped-gradient feature are absolute numbers, so that multiplying the loss
-by a constant changes its steps. With `s` the running mean of `mean(g²)` of an array, this transform
-gives `g · target / √s`: a constant cancels exactly, while the changes of the gradient from step to step
-remain.
+by a constant changes its steps. `share_outside` and `watch_gradients` tell how much of a network has
+gradients of a scale that the weights did not meet in meta-training. `normalize_gradients` removes the
+scale: with `s` the running mean of `mean(g²)` of an array it gives `g · target / √s`, in which a constant
+cancels exactly, while the changes of the gradient from step to step remain.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-__all__ = ["NormalizeGradientsState", "normalize_gradients"]
+from celo2.gradient_range import check_range, gradient_range
+from celo2.weights import SHIPPED, Weights, load_checkpoint
+
+__all__ = [
+    "NormalizeGradientsState",
+    "WatchGradientsState",
+    "normalize_gradients",
+    "share_outside",
+    "watch_gradients",
+]
 
 DECAY = 0.99  # of the running mean
 
@@ -86,3 +96,115 @@ def normalize_gradients(target: float, *, decay: float = DECAY) -> optax.Gradien
 def _mean_square(grad: Any) -> Array:
     """In float32, so that the square of a small bfloat16 gradient is kept; 0 for an empty array."""
     return jnp.mean(jnp.square(grad.astype(jnp.float32))) if grad.size else jnp.zeros((), jnp.float32)
+
+
+class WatchGradientsState(NamedTuple):
+    """State of `watch_gradients`.
+
+    Attributes:
+        share_outside: `share_outside` of the last gradients, float32; 0 before the first.
+    """
+
+    share_outside: Array
+
+
+def share_outside(
+    grads: optax.Updates,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    weights: Weights | str = SHIPPED[0],
+) -> Array:
+    """The share of the parameters whose array's gradient has a root mean square outside [low, high].
+
+    An array counts by its parameters, so that the share is how much of the network gets steps from
+    features that the weights do not know; counted as one each, the many biases and norms of a deep
+    network would outvote its matrices. An array whose gradient is zero everywhere has no scale (a
+    frozen layer, an expert that got no token) and is left out. A gradient that is not finite is outside.
+
+    Args:
+        grads: Gradients of any floating dtypes. `None`, `optax.MaskedNode` and arrays without elements
+            are left out, so `optax.masked` decides what counts.
+        low: Least root mean square inside; None: that of the weights.
+        high: Greatest root mean square inside; None: that of the weights.
+        weights: Whose range holds where low or high is None: what `celo2.load_checkpoint` gives or takes.
+
+    Returns:
+        A float32 scalar in [0, 1]; 0 where nothing has a gradient.
+
+    Raises:
+        ValueError: Not 0 < low < high < ∞, or weights whose file states no range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> grads = {"kernel": jnp.full((3, 2), 1e-7), "bias": jnp.full(2, 1e-2)}
+        >>> float(share_outside(grads, 1e-4, 1.0))
+        0.75
+    """
+    return _share_outside(grads, *_resolve_range(low, high, weights))
+
+
+def watch_gradients(
+    low: float | None = None, high: float | None = None, *, weights: Weights | str = SHIPPED[0]
+) -> optax.GradientTransformation:
+    """Passes gradients through as they are, and keeps `share_outside` of the last ones in its state.
+
+    Put it right before the rule: behind clipping, `normalize_gradients` and whatever else scales
+    gradients. Celo2 gives some arrays to AdamW, which does not mind their scale; `optax.masked` leaves
+    them out.
+
+    Args:
+        low: As in `share_outside`.
+        high: As in `share_outside`.
+        weights: As in `share_outside`.
+
+    Raises:
+        ValueError: As `share_outside`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> tx = optax.chain(watch_gradients(1e-4, 1.0), optax.sgd(0.1))
+        >>> grads = {"kernel": jnp.full((2, 2), 1e-7)}
+        >>> _, state = tx.update(grads, tx.init(grads))
+        >>> float(optax.tree_utils.tree_get(state, "share_outside"))
+        1.0
+    """
+    bounds = _resolve_range(low, high, weights)
+
+    def init(params: optax.Params) -> WatchGradientsState:
+        del params
+        return WatchGradientsState(jnp.zeros((), jnp.float32))
+
+    def update(
+        updates: optax.Updates, state: WatchGradientsState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, WatchGradientsState]:
+        del state, params
+        return updates, WatchGradientsState(_share_outside(updates, *bounds))
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def _resolve_range(low: float | None, high: float | None, weights: Weights | str) -> tuple[float, float]:
+    if low is None or high is None:
+        known = gradient_range(weights if isinstance(weights, Weights) else load_checkpoint(weights))
+        low, high = known[0] if low is None else low, known[1] if high is None else high
+    check_range(low, high)
+    return low, high
+
+
+def _share_outside(grads: optax.Updates, low: float, high: float) -> Array:
+    leaves = [leaf for leaf in jax.tree.leaves(grads) if leaf.size]
+    outside, counted = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+    for leaf in leaves:
+        rms, size = _root_mean_square(leaf), jnp.float32(leaf.size)
+        outside += jnp.where((rms == 0) | ((low <= rms) & (rms <= high)), 0.0, size)  # NaN is outside
+        counted += jnp.where(rms == 0, 0.0, size)
+    return outside / jnp.maximum(counted, 1.0)
+
+
+def _root_mean_square(grad: Array) -> Array:
+    """In float32 and in units of the largest element, so that no square leaves float32's range."""
+    grad = jnp.abs(grad.astype(jnp.float32))
+    largest = jnp.max(grad)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+    return unit * jnp.sqrt(jnp.mean(jnp.square(grad / unit)))

@@ -224,6 +224,7 @@ def test_kernels_of_the_default_network_lower_to_cuda(dtype: str) -> None:
 def test_kernels_lower_to_cuda_under_vmap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal matrices of a deep network, stacked: still three kernels."""
     monkeypatch.setattr(leaves, "STACK_LIMIT", 1 << 20)
+    monkeypatch.setattr(leaves, "on_one_device", lambda: True)
     params = {name: jnp.ones((40, 70)) for name in "abc"}
     rule = celo2.scale_by_celo2(make_weights(SMALL), **options(SMALL))
     with implementation.use("pallas"):

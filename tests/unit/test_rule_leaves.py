@@ -15,6 +15,12 @@ from celo2.jax import leaves
 SHAPES = [(), (), (5,), (5,), (4, 3), (4, 3), (3, 4), (2, 4, 3), (2, 4, 3), (5,), (0, 4), (0, 4)]
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests have two, and where arrays may be sharded none are stacked."""
+    monkeypatch.setattr(leaves, "on_one_device", lambda: True)
+
+
 def make_tree(seed: int, dtypes: tuple[str, ...]) -> dict[str, jax.Array]:
     """Random leaves of `SHAPES`, the dtypes in turn."""
     rng = np.random.default_rng(seed)
@@ -43,7 +49,7 @@ def test_stacked_leaves_equal_single_ones(
     params = make_tree(0, dtypes)
     grads = [make_tree(seed, dtypes) for seed in (1, 2)]
     together = run(params, grads, orthogonalize=orthogonalize)
-    monkeypatch.setattr(leaves, "STACK_LIMIT", -1)
+    monkeypatch.setattr(leaves, "on_one_device", lambda: False)
     alone = run(params, grads, orthogonalize=orthogonalize)
     assert jax.tree.structure(together) == jax.tree.structure(alone)
     for left, right in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):

@@ -23,6 +23,7 @@ from jax import Array
 from celo2.config import RuleConfig
 from celo2.jax import passes
 from celo2.jax.accumulators import Accumulators, Leaf
+from celo2.jax.devices import on_one_device
 from celo2.jax.dimensions import Axes
 
 __all__ = ["LEAST_SIDE", "LEAST_SIZE", "Implementation", "choose", "fits", "run", "use"]
@@ -63,8 +64,8 @@ def choose(
 ) -> Implementation:
     """How to compute this array: `"auto"` stands for the kernels on CUDA and XLA's passes elsewhere.
 
-    By itself it takes the kernels only where JAX has a GPU, and one device: the compiler cannot
-    divide a kernel between devices and would gather the matrix first.
+    By itself it takes the kernels only where JAX has a GPU and the matrix is on one device: the
+    compiler cannot divide a kernel between devices and would gather the matrix first.
     """
     chosen = _chosen.get()
     if chosen == "plain" or not passes.covers(grad.ndim, axes, config):
@@ -73,7 +74,7 @@ def choose(
         return "xla"
     if chosen != "auto":
         return chosen
-    if jax.default_backend() != "gpu" or jax.device_count() > 1 or grad.size < LEAST_SIZE:
+    if jax.default_backend() != "gpu" or not on_one_device() or grad.size < LEAST_SIZE:
         return "xla"
     return "auto" if _can_lower(config) else "xla"
 

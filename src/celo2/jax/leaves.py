@@ -2,7 +2,8 @@
 
 Small ones are stacked: each would cost the launch of some thirty kernels, so that the vectors of a deep
 network would cost more than its matrices. Large ones are not copied; of these only what `passes.py` and
-Newton–Schulz stack is computed together.
+Newton–Schulz stack is computed together. Where arrays may be sharded none are stacked, since the parts of
+a stack would all be sharded as one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jax import Array
 from celo2.config import RuleConfig
 from celo2.jax import step as step_lib
 from celo2.jax.accumulators import Accumulators, Leaf
+from celo2.jax.devices import on_one_device
 from celo2.jax.dimensions import Layout
 from celo2.jax.rounding import round_all
 from celo2.jax.step import Result
@@ -48,7 +50,7 @@ def update_leaves(
     for indices in _group(leaves, layouts):
         same = [leaves[index] for index in indices]
         update = partial(_update_equal, arrays=arrays, count=count, layout=layouts[indices[0]], rule=rule)
-        if len(indices) == 1 or same[0].grad.size > STACK_LIMIT:
+        if len(indices) == 1 or same[0].grad.size > STACK_LIMIT or not on_one_device():
             results |= zip(indices, update(same, indices), strict=True)
             continue
         stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *same)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from celo2.config import RuleConfig
+from celo2.jax.devices import on_one_device
 
 __all__ = ["BATCH_LIMIT", "compute", "compute_all", "iterate"]
 
@@ -42,10 +43,10 @@ def compute(matrices: Array, config: RuleConfig) -> Array:
 def compute_all(matrices: Sequence[Array], config: RuleConfig) -> list[Array]:
     """`compute` of arrays of one shape: in batches on an accelerator, where small products leave it idle.
 
-    A CPU is slower in batches (by 15 % on the matrices of `gpt2-15m`). Where there are several devices,
-    a batch of sharded matrices would be gathered as a whole, so they are taken one at a time.
+    A CPU is slower in batches (by 15 % on the matrices of `gpt2-15m`). A batch of sharded matrices
+    would be gathered as a whole, so where they may be sharded they are taken one at a time.
     """
-    if jax.default_backend() == "cpu" or jax.device_count() > 1:
+    if jax.default_backend() == "cpu" or not on_one_device():
         return [compute(matrix, config) for matrix in matrices]
     size = max(BATCH_LIMIT // matrices[0].size, 1)
     batches = [jnp.stack(matrices[start : start + size]) for start in range(0, len(matrices), size)]

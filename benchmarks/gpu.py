@@ -5,8 +5,8 @@
 In this order, the file being written after each: the kernels against the plain program and against the
 float64 oracle; bytes a second of a copy, and of the kernels on one matrix, for several sizes of block;
 steps on GPT-2 small and, where memory allows, GPT-3 XL, against AdamW and Muon; a whole training step of a
-GPT of GPT-2's size; the plain program on one matrix. Without a GPU it compares tiny arrays with the kernels
-interpreted, says so, and ends.
+GPT of GPT-2's size; XLA's passes and the kernels on one matrix. Without a GPU it compares tiny arrays with
+the kernels interpreted, says so, and ends.
 """
 
 from __future__ import annotations

@@ -49,9 +49,11 @@ def main() -> None:
     print(_facts(records, provenance, hashlib.sha256(shipped.read_bytes()).hexdigest()))
 
 
-def _smooth(values: list[float]) -> np.ndarray:
-    width = min(SMOOTHING, len(values))
-    return np.convolve(values, np.ones(width) / width, mode="valid")
+def _smooth(values: list[float | None]) -> np.ndarray:
+    """Running mean of what was measured; an iteration without a loss that counts has none."""
+    known = [value for value in values if value is not None]
+    width = min(SMOOTHING, len(known))
+    return np.convolve(known, np.ones(width) / width, mode="valid")
 
 
 def _total_seconds(records: list[dict]) -> float:

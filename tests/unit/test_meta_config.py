@@ -46,6 +46,7 @@ def test_published_setting_has_32_pairs() -> None:
         ({"mixture": ("global", "layer")}, "mixture: expected LEVEL or LEVEL:LOW:HIGH"),
         ({"mixture": ("global:1",)}, "got 'global:1'"),
         ({"mixture": ("global:2:1",)}, "got 'global:2:1'"),
+        ({"mixture": ("none:2:3",)}, "'none' has no range"),
         ({"mixture": ("global:a:b",)}, "got 'global:a:b'"),
         ({"outer_optimizer": "adamm"}, "adamm"),
         ({"outer_optimizer": "sgd", "outer_weight_decay": 0.1}, "outer_weight_decay belongs to"),

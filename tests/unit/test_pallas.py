@@ -186,6 +186,9 @@ def test_automatic_choice_needs_a_gpu_one_device_and_a_large_array(monkeypatch: 
     assert choice("auto", large) == "xla"
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert choice("auto", large) == "auto"
+    monkeypatch.setattr(implementation, "inside_shard_map", lambda: True)
+    assert choice("auto", large) == "xla"
+    monkeypatch.setattr(implementation, "inside_shard_map", lambda: False)
     assert choice("auto", (64, 64)) == "xla"
     assert choice("auto", large, SMALL.replace(bias_correction=True)) == "plain"
 
@@ -203,7 +206,7 @@ def test_kernels_that_cannot_be_lowered_are_not_chosen(monkeypatch: pytest.Monke
 
 
 def test_automatic_choice_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One traced program: kernels when lowered for CUDA, the plain operations on the CPU."""
+    """One traced program: kernels when lowered for CUDA, XLA's passes on the CPU."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     inputs = make_inputs((256, 256), "float32", SMALL)

@@ -59,9 +59,7 @@ def largest_error(actual: Any, expected: Any) -> float:
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     pairs = list(zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True))
     assert all((a.shape, a.dtype) == (e.shape, e.dtype) for a, e in pairs)
-    r = max(relative_error(a, e) for a, e in pairs)
-    print("ERR", r)
-    return r
+    return max(relative_error(a, e) for a, e in pairs)
 
 
 CASES = {
@@ -124,6 +122,18 @@ def test_a_deep_network_is_traced_once() -> None:
         return jax.jit(compute).lower(leaves).as_text().count("stablehlo.dot_general")
 
     assert count(4) == count(1) > 0
+
+
+def test_eager_steps_compile_nothing_anew(caplog: pytest.LogCaptureFixture) -> None:
+    leaves, weights = make_leaves((24, 40), BASE, np.float32), make_weights(BASE)
+    compute = partial(step.update_all, weights, count=3, axes=make_axes((24, 40)), config=BASE)
+    compute(leaves)
+    with jax.log_compiles():
+        compute(leaves)
+    assert "Compiling" not in caplog.text
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 1)(leaves[0].grad)
+    assert "Compiling" in caplog.text
 
 
 def test_newton_schulz_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:

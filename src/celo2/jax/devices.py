@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from jax.sharding import AxisType
 
-__all__ = ["on_one_device"]
+__all__ = ["inside_shard_map", "on_one_device"]
 
 
 def on_one_device() -> bool:
@@ -15,7 +15,10 @@ def on_one_device() -> bool:
     itself. Elsewhere an array may be sharded, which is not known while it is traced: a stack of
     arrays, or a kernel, could change its sharding or gather it.
     """
-    if jax.device_count() == 1:
-        return True
+    return jax.device_count() == 1 or inside_shard_map()
+
+
+def inside_shard_map() -> bool:
+    """Whether what is traced now runs on each device of a mesh by itself, along all of its axes."""
     axis_types = jax.sharding.get_abstract_mesh().axis_types
     return bool(axis_types) and all(kind == AxisType.Manual for kind in axis_types)

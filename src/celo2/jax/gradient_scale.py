@@ -34,12 +34,12 @@ class NormalizeGradientsState(NamedTuple):
     """State of `normalize_gradients`.
 
     Attributes:
-        count: Updates so far, int32.
-        mean_square: Running mean of each array's mean square, a tree of float32 scalars.
+        mean_square: Running mean of each array's mean square from zero on, a tree of float32 scalars.
+        weight: What the mean of ones would be, a tree of float32 scalars: it corrects for the start.
     """
 
-    count: Array  # type: ignore[assignment]  # Optax's own name, tuple.count is not meant
     mean_square: optax.Params
+    weight: optax.Params
 
 
 def normalize_gradients(target: float, *, decay: float = DECAY) -> optax.GradientTransformation:
@@ -70,25 +70,27 @@ def normalize_gradients(target: float, *, decay: float = DECAY) -> optax.Gradien
 
     def init(params: optax.Params) -> NormalizeGradientsState:
         zeros = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
-        return NormalizeGradientsState(jnp.zeros((), jnp.int32), zeros)
+        return NormalizeGradientsState(zeros, zeros)
 
     def update(
         updates: optax.Updates, state: NormalizeGradientsState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, NormalizeGradientsState]:
         del params
-        count = jnp.asarray(optax.safe_increment(state.count))
-        correction = 1.0 - decay ** count.astype(jnp.float32)
+        new = jax.tree.map(_mean_square, updates)
 
-        def average(grad: Array, mean: Array) -> Array:
-            new = _mean_square(grad)  # one step that is not finite must not stay in the mean for ever
-            return jnp.where(jnp.isfinite(new), decay * mean + (1.0 - decay) * new, mean)
+        def average(new: Array, mean: Array, value: Array) -> Array:
+            """One step that is not finite must not stay in the mean for ever."""
+            return jnp.where(jnp.isfinite(new), decay * mean + (1.0 - decay) * value, mean)
 
-        def scale(grad: Array, mean: Array) -> Array:
-            factor = jnp.where(mean == 0, 0.0, target * jax.lax.rsqrt(mean / correction))
-            return (grad.astype(jnp.float32) * factor).astype(grad.dtype)
+        def scale(grad: Array, new: Array, mean: Array, weight: Array) -> Array:
+            factor = jnp.where(mean == 0, 0.0, target * jax.lax.rsqrt(mean / weight))
+            scaled = (grad.astype(jnp.float32) * factor).astype(grad.dtype)
+            return jnp.where(jnp.isfinite(new), scaled, grad)
 
-        mean_square = jax.tree.map(average, updates, state.mean_square)
-        return jax.tree.map(scale, updates, mean_square), NormalizeGradientsState(count, mean_square)
+        mean_square = jax.tree.map(average, new, state.mean_square, new)
+        weight = jax.tree.map(lambda new, old: average(new, old, jnp.ones_like(old)), new, state.weight)
+        scaled = jax.tree.map(scale, updates, new, mean_square, weight)
+        return scaled, NormalizeGradientsState(mean_square, weight)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 

@@ -21,9 +21,10 @@ import numpy as np
 from jax import Array
 
 from celo2.config import RuleConfig
+from celo2.jax import accumulators as accumulators_lib
 from celo2.jax import passes
 from celo2.jax.accumulators import Accumulators, Leaf
-from celo2.jax.devices import on_one_device
+from celo2.jax.devices import inside_shard_map
 from celo2.jax.dimensions import Axes
 
 __all__ = ["LEAST_SIDE", "LEAST_SIZE", "Implementation", "choose", "fits", "run", "use"]
@@ -64,8 +65,9 @@ def choose(
 ) -> Implementation:
     """How to compute this array: `"auto"` stands for the kernels on CUDA and XLA's passes elsewhere.
 
-    By itself it takes the kernels only where JAX has a GPU and the matrix is on one device: the
-    compiler cannot divide a kernel between devices and would gather the matrix first.
+    By itself it takes the kernels only where JAX has one device, a GPU: the compiler cannot divide a
+    kernel between devices and would gather the matrix first, and `jax.shard_map` refuses kernels
+    that do not say along which axes their results vary.
     """
     chosen = _chosen.get()
     if chosen == "plain" or not passes.covers(grad.ndim, axes, config):
@@ -74,7 +76,9 @@ def choose(
         return "xla"
     if chosen != "auto":
         return chosen
-    if jax.default_backend() != "gpu" or not on_one_device() or grad.size < LEAST_SIZE:
+    if jax.default_backend() != "gpu" or jax.device_count() > 1 or inside_shard_map():
+        return "xla"
+    if grad.size < LEAST_SIZE:
         return "xla"
     return "auto" if _can_lower(config) else "xla"
 
@@ -118,12 +122,7 @@ def run(chosen: Implementation, xla: Callable[..., Any], kernels: Callable[..., 
 @functools.cache
 def _can_lower(config: RuleConfig) -> bool:
     """Whether the installed JAX can lower the kernels for these options, tried on a small matrix."""
-    from celo2.jax import accumulators as accumulators_lib
-    from celo2.jax.dimensions import make_axes
-
-    shape = (LEAST_SIDE, LEAST_SIDE)
-    axes = make_axes(shape)
-    assert axes is not None
+    shape, axes = (LEAST_SIDE, LEAST_SIDE), Axes(0, 1)
     weights = {name: np.zeros(size, np.float32) for name, size in config.weight_shapes().items()}
     try:
         from celo2.jax import pallas

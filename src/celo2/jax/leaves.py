@@ -1,9 +1,9 @@
 """The rule on many arrays, those of equal shape together.
 
 Small ones are stacked: each would cost the launch of some thirty kernels, so that the vectors of a deep
-network would cost more than its matrices. Large ones are not copied; of these only what `passes.py` and
-Newton–Schulz stack is computed together. Where arrays may be sharded none are stacked, since the parts of
-a stack would all be sharded as one.
+network would cost more than its matrices. Large ones are not copied; of these only what `passes.py` and,
+on accelerators, Newton–Schulz stack is computed together. Where arrays may be sharded none are stacked,
+since the parts of a stack would all be sharded as one.
 """
 
 from __future__ import annotations

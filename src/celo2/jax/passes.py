@@ -10,9 +10,9 @@ Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of 
 Who makes the passes is a parameter: XLA, here, or the GPU kernels of `pallas.py`.
 
 Between them lie factored moments, their factors, what row and column channels add to the first layer.
-Those of several matrices of one shape are stacked, so that a deep network has one handful of small
-kernels instead of one for each matrix. The matrices themselves are not: copying six arrays in and five
-out would cost more than it saves.
+Those of several matrices of one shape are stacked, so that a deep network has one handful of small GPU
+kernels instead of one for each matrix (XLA gets the matrices one by one, see `step.update_all`). The
+matrices themselves are not: copying six arrays in and five out would cost more than it saves.
 """
 
 from __future__ import annotations

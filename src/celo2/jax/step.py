@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from celo2.config import RuleConfig
@@ -75,7 +76,12 @@ def update_all(
     def by_xla(arrays: Sequence[Leaf]) -> list[Result]:
         # One by one: a loop that reads a part of a stack is compiled anew for each part.
         made = passes.make_passes(weights, config)
-        one = jax.jit(lambda array: by_passes([_convert(array)], made)[0])  # traced once
+
+        def one(array: Leaf) -> passes.Direction:
+            return by_passes([_convert(array)], made)[0]
+
+        if isinstance(grad, Tracer):
+            one = jax.jit(one)  # traced once for all; by itself it would be compiled at each call
         return _finish_all(list(map(one, arrays)), arrays, config)
 
     def by_kernels(arrays: Sequence[Leaf], interpret: bool) -> list[Result]:

@@ -15,6 +15,7 @@ from celo2.tasks.augmentation import LEVELS, Level, parse_mixture
 from celo2.tasks.base import Split
 
 __all__ = [
+    "DECAYING",
     "Estimator",
     "LossDifference",
     "MetaConfig",

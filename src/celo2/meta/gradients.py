@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from celo2.meta import pes
+from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
 from celo2.meta.truncation import InnerState, init_pairs, make_family, unroll
@@ -44,9 +44,9 @@ def sample_gradient_rms(
     """Root mean squares of the gradients in the inner runs of a recipe, at fixed weights.
 
     The runs are those of meta-training: its tasks, its learning rates, both signs of a perturbation drawn
-    for each truncation, and a new task where a run ends. At the end of a truncation every run that goes
-    on gives one gradient. The first runs begin in the middle with an untrained network, so what comes
-    before `max_unroll` steps is not counted.
+    for each truncation (also where the recipe estimates from whole runs), and a new task where a run
+    ends. At the end of a truncation every run that goes on gives one gradient. The first runs begin in
+    the middle with an untrained network, so what comes before `max_unroll` steps is not counted.
 
     Args:
         theta: The rule's weights.
@@ -76,10 +76,13 @@ def _advance(
 ) -> tuple[InnerState, Array]:
     """One truncation of every pair; the state after it and its gradients, `(pairs, 2, arrays)`."""
     noise_key, pairs_key, batch_key = jax.random.split(key, 3)
-    noise = pes.sample_perturbations(noise_key, theta, config.sigma, config.num_pairs)
+    noise = pes.sample_perturbations(
+        noise_key, theta, config.sigma, config.num_pairs, frozen=config.frozen_names
+    )
     keys = jax.random.split(pairs_key, config.num_pairs)
     set_index = jnp.repeat(jnp.arange(len(config.datasets)), config.tasks_per_set)
     state, _ = unroll(pes.antithetic(theta, noise), state, keys, set_index, data, config)
+    state = estimators.next_start(state, config)
     family = make_family(config)
 
     def measure(params: Params, scales: Params, key: Array, index: Array) -> Array:

@@ -60,9 +60,10 @@ def parse_mixture(entries: Sequence[str], scale_range: tuple[float, float]) -> t
             low, high = map(float, words) if words else scale_range
         except ValueError:
             low = high = math.nan
-        if level not in LEVELS or not 0 < low <= high < math.inf:
+        if level not in LEVELS or not 0 < low <= high < math.inf or (level == "none" and words):
             raise ValueError(
-                f"expected LEVEL or LEVEL:LOW:HIGH, 0 < LOW ≤ HIGH, LEVEL one of {LEVELS}, got {entry!r}."
+                f"expected LEVEL or LEVEL:LOW:HIGH, 0 < LOW ≤ HIGH, LEVEL one of {LEVELS}, got {entry!r} "
+                "('none' has no range)."
             )
         laws.append(ScaleLaw(cast(Level, level), (low, high)))
     return tuple(laws)

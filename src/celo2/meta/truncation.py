@@ -127,16 +127,7 @@ def unroll_full(
     All pairs take steps until the longest run has ended, in pieces of K; what a run loses after its own
     end has weight zero. The result does not depend on K.
 
-    Args:
-        thetas: Weights of each run, `(pairs, 2, …)`.
-        state: Earlier runs, which are given up.
-        pair_keys: A key for each pair, `(pairs,)`.
-        set_index: Image set of each pair, `(pairs,)` int32.
-        data: The image sets, made by `stack_datasets` with the splits `config.splits`.
-        config: The recipe.
-
-    Raises:
-        ValueError: See `unroll`.
+    The arguments and errors are those of `unroll`; the runs of `state` are given up.
 
     Returns:
         The runs as they ended, and losses of at least `max_unroll` steps; `is_done` is false.

@@ -51,13 +51,13 @@ def _run(
 ) -> tuple[list[OuterState], OuterMetrics]:
     """The states before the first iteration and after each, and the last one's metrics."""
     mesh = outer.make_mesh()
-    outer_step = outer.make_outer_step(config, mesh, optimizer)
+    outer_steps = outer.make_outer_steps(config, mesh, optimizer)
     state = outer.init(config, mesh, optimizer)
     states = [jax.device_get(state)]
     for _ in range(steps):
-        state, metrics = outer_step(state, None)  # type: ignore[arg-type]  # no data is looked at
+        state, metrics = outer_steps(state, None, 1)  # type: ignore[arg-type]  # no data is looked at
         states.append(jax.device_get(state))
-    return states, jax.device_get(metrics)
+    return states, jax.tree.map(lambda found: jax.device_get(found)[0], metrics)
 
 
 def test_theta_follows_the_meta_gradient() -> None:
@@ -65,6 +65,22 @@ def test_theta_follows_the_meta_gradient() -> None:
     distance = [sum(float(((x - 1.0) ** 2).sum()) for x in state.theta.values()) for state in states]
     assert distance[-1] < 0.9 * distance[0]
     assert float(metrics.meta_loss) == pytest.approx(float(metrics.loss_per_set.mean()))
+
+
+def test_iterations_do_not_depend_on_how_many_are_computed_at_once() -> None:
+    mesh = outer.make_mesh()
+    outer_steps = outer.make_outer_steps(CONFIG, mesh)
+    results = []
+    for calls in ((5,), (2, 0, 3)):
+        state, norms = outer.init(CONFIG, mesh), []
+        for num_steps in calls:
+            state, metrics = outer_steps(state, None, num_steps)  # type: ignore[arg-type]
+            norms += metrics.grad_norm[:num_steps].tolist()
+        results.append((jax.tree.map(np.asarray, state), norms))
+    (once, norms), (in_calls, norms_in_calls) = results
+    assert norms == norms_in_calls
+    assert len(set(norms)) == 5
+    jax.tree.map(np.testing.assert_array_equal, once, in_calls)
 
 
 def test_frozen_arrays_stay_and_are_not_perturbed() -> None:

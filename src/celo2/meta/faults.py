@@ -26,8 +26,12 @@ class SkipLimit:
         self._max_share = max_share
         self._recent = deque((bool(record["skipped"]) for record in history), maxlen=window)
 
-    def check(self, record: Mapping[str, Any]) -> str:
-        """Takes one iteration's record, with `step` and `skipped`; returns what is wrong, or nothing."""
+    def check(self, records: Iterable[Mapping[str, Any]]) -> str:
+        """Takes iterations' records, with `step` and `skipped`; returns what is wrong, or nothing."""
+        found = [self._check_one(record) for record in records]
+        return next(filter(None, found), "")
+
+    def _check_one(self, record: Mapping[str, Any]) -> str:
         self._recent.append(bool(record["skipped"]))
         window, count = self._recent.maxlen or 0, sum(self._recent)
         if not record["skipped"] or count <= self._max_share * window:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
@@ -21,9 +22,10 @@ from celo2.meta.start import init_theta
 from celo2.meta.truncation import InnerState, init_pairs, unroll, unroll_full
 from celo2.tasks.family import FamilyData
 
-__all__ = ["OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_step"]
+__all__ = ["MAX_STEPS", "OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_steps"]
 
 PAIRS = "pairs"  # name of the mesh axis
+MAX_STEPS = 100  # outer iterations of one call of the function that `make_outer_steps` returns
 
 
 class OuterState(NamedTuple):
@@ -109,16 +111,40 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
     return jax.jit(make, out_shardings=OuterState(*shardings))(start)
 
 
-def make_outer_step(
+def make_outer_steps(
     config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
-) -> Callable[[OuterState, FamilyData], tuple[OuterState, OuterMetrics]]:
-    """The compiled outer iteration; the state given to it is consumed.
+) -> Callable[[OuterState, FamilyData, ArrayLike], tuple[OuterState, OuterMetrics]]:
+    """Several outer iterations as one compiled program, without the host between them.
 
     Args:
         config: The recipe.
         mesh: The devices.
         optimizer: See `make_outer_optimizer`.
+
+    Returns:
+        `(state, data, num_steps) → (state, metrics)`; the state given is consumed, `num_steps` is in
+        [0, MAX_STEPS] and changes nothing but how far it goes, and each of the metrics has a leading axis
+        MAX_STEPS, of which the first `num_steps` are filled.
     """
+    outer_step = _make_outer_step(config, mesh, optimizer)
+
+    def outer_steps(
+        state: OuterState, data: FamilyData, num_steps: ArrayLike
+    ) -> tuple[OuterState, OuterMetrics]:
+        def body(index: Array, carry: tuple[OuterState, OuterMetrics]) -> tuple[OuterState, OuterMetrics]:
+            state, found = outer_step(carry[0], data)
+            return state, jax.tree.map(lambda all_, one: all_.at[index].set(one), carry[1], found)
+
+        like = jax.eval_shape(outer_step, state, data)[1]
+        empty = jax.tree.map(lambda one: jnp.zeros((MAX_STEPS, *one.shape), one.dtype), like)
+        return jax.lax.fori_loop(0, num_steps, body, (state, empty))
+
+    return jax.jit(outer_steps, donate_argnums=0)
+
+
+def _make_outer_step(
+    config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None
+) -> Callable[[OuterState, FamilyData], tuple[OuterState, OuterMetrics]]:
     optimizer = make_outer_optimizer(config, optimizer)
     frozen = config.frozen_names
     set_index = jnp.repeat(jnp.arange(len(config.datasets)), config.tasks_per_set)
@@ -150,7 +176,7 @@ def make_outer_step(
         inner = estimators.next_start(inner, config)
         return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1), metrics
 
-    return jax.jit(outer_step, donate_argnums=0)
+    return outer_step
 
 
 def _compute_metrics(losses: Losses, gradient: Theta, skipped: Array, *, num_sets: int) -> OuterMetrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -63,29 +63,31 @@ class Progress:
         self._skipped += record["skipped"]
         self._ended += record.get("ended_runs", 0)  # runs from before these were counted have none
         self._diverged += record.get("diverged_runs", 0)
+        if not record["skipped"] and record["meta_loss"] is not None:
+            self._weighted = SMOOTHING * self._weighted + (1 - SMOOTHING) * record["meta_loss"]
+            self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
 
     def _faults(self) -> str:
         skipped = f", {self._skipped} skipped" if self._skipped else ""
         return skipped + (f", {self._diverged} of {self._ended} runs diverged" if self._diverged else "")
 
-    def update(self, record: Mapping[str, Any]) -> None:
-        """Takes one iteration's record; see `OuterMetrics` for its names."""
-        self._count(record)
-        if not record["skipped"] and record["meta_loss"] is not None:
-            self._weighted = SMOOTHING * self._weighted + (1 - SMOOTHING) * record["meta_loss"]
-            self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
+    def update(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Takes iterations' records, at least one; see `OuterMetrics` for their names."""
+        for record in records:
+            self._count(record)
+        last = records[-1]
         smoothed = self._weighted / self._weight if self._weight else float("nan")
         shown = f"{smoothed:.4f}{self._faults()}"
-        self._bar.update(self._task, completed=record["step"], loss=shown)
+        self._bar.update(self._task, completed=last["step"], loss=shown)
         now = time.monotonic()
         if not self._console.is_terminal and (
-            now - self._last_line > PLAIN_EVERY or record["step"] == self._total
+            now - self._last_line > PLAIN_EVERY or last["step"] == self._total
         ):
             self._last_line = now
-            per_step = (now - self._started) / max(record["step"] - self._first, 1)
-            left = per_step * (self._total - record["step"])
+            per_step = (now - self._started) / max(last["step"] - self._first, 1)
+            left = per_step * (self._total - last["step"])
             print(
-                f"iteration {record['step']}/{self._total}  meta-loss {shown}  "
-                f"diverged {100 * record['diverged']:.1f} %  {per_step:.3f} s each  {left / 60:.1f} min left",
+                f"iteration {last['step']}/{self._total}  meta-loss {shown}  "
+                f"diverged {100 * last['diverged']:.1f} %  {per_step:.3f} s each  {left / 60:.1f} min left",
                 flush=True,
             )

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import shlex
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from celo2._version import __version__
 from celo2.meta import outer
@@ -22,6 +22,7 @@ from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 from celo2.meta.faults import MetaGradientError, SkipLimit
 from celo2.meta.outer_optimizer import make_outer_optimizer
+from celo2.meta.pace import Pace
 from celo2.meta.progress import Progress
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.tasks.base import Dataset
@@ -29,8 +30,6 @@ from celo2.tasks.datasets import load_image_sets
 from celo2.tasks.family import stack_datasets
 
 __all__ = ["TrainOptions", "meta_train"]
-
-METRICS_EVERY = 10  # outer iterations between writes of the metrics file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,56 +104,62 @@ def _run(
     provenance.update(_start_provenance(config))
     restored = files.restore(config, mesh, optimizer) if options.resume else None
     state = restored or outer.init(config, mesh, optimizer)
-    outer_step = outer.make_outer_step(config, mesh, optimizer)
+    outer_steps = outer.make_outer_steps(config, mesh, optimizer)
     data = stack_datasets(list(datasets.values()), splits=config.splits)
-    first = int(state.count)
+    first = step = int(state.count)
     history = files.read_metrics()
     limit = SkipLimit(options.max_skipped, options.skip_window, history)
-    pending: list[dict[str, Any]] = []
     weights: Path | None = None
     progress = Progress(config.variant, first, options.outer_steps, history)
+    pace = Pace()
     with progress, _stop_requests() as stop:
-        started = time.monotonic()
-        for step in range(first + 1, options.outer_steps + 1):
-            state, metrics = outer_step(state, data)
-            record = _as_record(step, metrics, config, time.monotonic() - started)
-            progress.update(record)
-            pending.append(record)
-            fault = limit.check(record)
+        while step < options.outer_steps:
+            to_checkpoint = options.checkpoint_every - step % options.checkpoint_every
+            num_steps = min(pace.num_steps, to_checkpoint, options.outer_steps - step)
+            state, metrics = outer_steps(state, data, num_steps)
+            records = _as_records(step, num_steps, jax.device_get(metrics), config, pace)
+            step += num_steps
+            files.append_metrics(records)
+            progress.update(records)
+            fault = limit.check(records)
             ends = step == options.outer_steps or bool(stop) or bool(fault)
-            if ends or len(pending) >= METRICS_EVERY or step % options.checkpoint_every == 0:
-                files.append_metrics(pending)
-                pending.clear()
             if ends or step % options.checkpoint_every == 0:
                 weights = files.save(state, config, provenance)
             if fault:
                 raise MetaGradientError(fault)
             if ends:
                 break
-    if int(state.count) < options.outer_steps:
-        print(f"stopped after {int(state.count)} iterations; continue with --resume --out {options.out}")
+    if step < options.outer_steps:
+        print(f"stopped after {step} iterations; continue with --resume --out {options.out}")
     return weights or files.save(state, config, provenance)  # nothing was left to do
 
 
-def _as_record(step: int, metrics: outer.OuterMetrics, config: MetaConfig, seconds: float) -> dict[str, Any]:
-    host = jax.tree.map(np.asarray, metrics)
-    return {
-        "step": step,
-        "seconds": round(seconds, 3),
-        "meta_loss": _number_or_none(host.meta_loss),
-        "loss_per_set": dict(zip(config.datasets, map(_number_or_none, host.loss_per_set), strict=True)),
-        "grad_norm": _number_or_none(host.grad_norm),
-        "diverged": float(host.diverged),
-        "resets": int(host.resets),
-        "ended_runs": int(host.ended_runs),
-        "diverged_runs": int(host.diverged_runs),
-        "skipped": int(host.skipped),
-    }
+def _as_records(
+    first: int, num_steps: int, metrics: outer.OuterMetrics, config: MetaConfig, pace: Pace
+) -> list[dict[str, Any]]:
+    """The iterations after `first`, which ended at equal intervals since the last ones did."""
+    return [
+        {
+            "step": first + 1 + index,
+            "seconds": round(seconds, 3),
+            "meta_loss": _number_or_none(metrics.meta_loss[index]),
+            "loss_per_set": dict(
+                zip(config.datasets, map(_number_or_none, metrics.loss_per_set[index]), strict=True)
+            ),
+            "grad_norm": _number_or_none(metrics.grad_norm[index]),
+            "diverged": float(metrics.diverged[index]),
+            "resets": int(metrics.resets[index]),
+            "ended_runs": int(metrics.ended_runs[index]),
+            "diverged_runs": int(metrics.diverged_runs[index]),
+            "skipped": int(metrics.skipped[index]),
+        }
+        for index, seconds in enumerate(pace.end(num_steps))
+    ]
 
 
-def _number_or_none(value: np.ndarray) -> float | None:
+def _number_or_none(value: ArrayLike) -> float | None:
     """JSON has no NaN; a mean over nothing (no run has ended), or what is not finite, is null."""
-    return float(value) if np.isfinite(value) else None
+    return float(value) if np.isfinite(value) else None  # type: ignore[arg-type]
 
 
 def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, str]:

@@ -29,7 +29,7 @@ from celo2.meta.outer import OuterState
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.weights import Weights, save_weights
 
-__all__ = ["RunFiles", "with_start_beside"]
+__all__ = ["RunFiles", "read_metrics", "with_start_beside"]
 
 KEPT = 3  # checkpoints; older ones are removed, their weights stay
 START_FILE = "start.safetensors"
@@ -40,6 +40,22 @@ def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
     copy = file.parent / START_FILE
     kept = config.start not in BUILT_IN and copy.exists()
     return dataclasses.replace(config, start=str(copy)) if kept else config
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, the oldest first; those from before there were families too."""
+    records = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+        if "loss_per_set" in record:
+            record["loss_per_task"] = {
+                f"mlp/{name}": loss for name, loss in record.pop("loss_per_set").items()
+            }
+        records.append(record)
+    return records
 
 
 class RunFiles:
@@ -140,13 +156,7 @@ class RunFiles:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records so far, the oldest first."""
-        records = []
-        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:  # the last line of a killed run
-                continue
-        return records
+        return read_metrics(self._metrics)
 
     def _drop_metrics_after(self, step: int) -> None:
         kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]

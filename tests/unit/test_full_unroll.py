@@ -17,7 +17,7 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.losses import Losses
 from celo2.meta.truncation import InnerState
 from celo2.tasks.datasets import load_image_sets
-from celo2.tasks.family import FamilyData, stack_datasets
+from celo2.tasks.family import FamilyData, TaskData, stack_datasets
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -136,7 +136,7 @@ def test_outer_iteration_with_whole_runs_in_the_other_options(data: FamilyData, 
     both = stack_datasets(list(load_image_sets(CONFIG.datasets).values()), splits=config.splits)
     state = outer.init(config, mesh)
     before = float(state.theta["rate"])
-    state, metrics = outer.make_outer_step(config, mesh)(state, both)
+    state, metrics = outer.make_outer_step(config, mesh)(state, TaskData(images=both))
     assert abs(float(state.theta["rate"]) - before) == pytest.approx(config.outer_learning_rate, rel=0.01)
     assert int(metrics.ended_runs) == 2 * config.num_pairs
     assert 0.0 < float(metrics.meta_loss) < 3.46

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    use_cpu_devices(command.devices or _default_devices(command.recipe.pairs_by_family.values()))
+    use_cpu_devices(command.devices or _choose_devices(command.recipe))
     try:
         options = TrainOptions(
             **{field.name: getattr(command, field.name) for field in dataclasses.fields(TrainOptions)}
@@ -101,6 +101,16 @@ def _parse(argv: Sequence[str]) -> MetaTrainCommand:
     if file is None or command.recipe.start != recipe.start or file.parent.resolve() == command.out.resolve():
         return command
     return dataclasses.replace(command, recipe=with_start_beside(command.recipe, file))
+
+
+def _choose_devices(recipe: MetaConfig) -> int:
+    """`_default_devices`; says so where another split of the same pairs would allow for more."""
+    counts = recipe.pairs_by_family
+    chosen, possible = _default_devices(counts.values()), _default_devices([recipe.num_pairs])
+    if chosen < possible:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        print(f"devices: {chosen}; {possible} could share {recipe.num_pairs} pairs, but not {listed}")
+    return chosen
 
 
 def _default_devices(counts: Iterable[int]) -> int:

@@ -82,9 +82,10 @@ def check_devices(config: MetaConfig, num_devices: int) -> None:
     for name, count in config.pairs_by_family.items():
         if count % num_devices:
             raise ValueError(
-                f"the {count} pairs of {name!r} cannot be shared equally by {num_devices} devices (of "
-                f"{config.num_pairs} pairs: {config.pairs_by_family}); choose tasks_per_set and the weights "
-                f"in families so that every count is a multiple of {num_devices}, or use fewer devices."
+                f"{name!r} has {count} of the {config.num_pairs} pairs, which {num_devices} devices cannot "
+                "share equally; choose tasks_per_set and the weights in families so that each family's "
+                f"pairs are a multiple of {num_devices} (they are {config.pairs_by_family}), or use fewer "
+                "devices."
             )
 
 

@@ -155,10 +155,10 @@ def _gradient_range(task: Task, steps: int) -> tuple[float, float]:
 
 def _print_trained_range(variant: str) -> None:
     """Quantiles of the gradients in the inner runs of the shipped weights' recipe."""
-    found = measure_gradients(load_checkpoint(variant))
-    quantiles = zip(SHARES, np.quantile(found, SHARES), strict=True)
-    cells = (f"{100 * share:g} %: {value:.1e} " for share, value in quantiles)
-    print(f"{variant:12}{len(found)} × {found.shape[1]} arrays ", *cells, flush=True)
+    for family, found in measure_gradients(load_checkpoint(variant)).items():
+        quantiles = zip(SHARES, np.quantile(found, SHARES), strict=True)
+        cells = (f"{100 * share:g} %: {value:.1e} " for share, value in quantiles)
+        print(f"{variant:12}{family}: {len(found)} × {found.shape[1]} arrays ", *cells, flush=True)
 
 
 def _matrix_rms(grads: Any) -> jax.Array:

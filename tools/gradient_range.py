@@ -36,7 +36,8 @@ def main() -> None:
 
 def with_gradient_range(weights: Weights) -> Weights:
     """The same weights, with the range of their meta-training's gradients in the provenance."""
-    low, high = np.quantile(measure_gradients(weights), QUANTILES)
+    found = measure_gradients(weights)
+    low, high = np.quantile(np.concatenate([samples.ravel() for samples in found.values()]), QUANTILES)
     stated = {**weights.provenance, FIELD: format_range(low, high)}
     return dataclasses.replace(weights, provenance=stated)
 

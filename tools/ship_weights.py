@@ -22,6 +22,7 @@ from gradient_range import with_gradient_range
 
 from celo2 import load_checkpoint
 from celo2.gradient_range import FIELD
+from celo2.meta.checkpoint import read_metrics
 from celo2.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,8 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     weights = load_checkpoint(options.weights)
     steps = int(weights.provenance["outer_steps"])
-    records = [json.loads(line) for line in (options.run / "metrics.jsonl").read_text().splitlines()]
-    records = [record for record in records if record["step"] <= steps]
+    records = [record for record in read_metrics(options.run / "metrics.jsonl") if record["step"] <= steps]
     variant = weights.config.variant
     shipped = ROOT / "src" / "celo2" / "pretrained" / f"{variant}.safetensors"
     weights = with_gradient_range(weights)
@@ -66,8 +66,8 @@ def _total_seconds(records: list[dict]) -> float:
 def _draw(records: list[dict], variant: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for name in records[0]["loss_per_set"]:
-        axes.plot(_smooth([record["loss_per_set"][name] for record in records]), label=name, linewidth=1)
+    for name in records[0]["loss_per_task"]:
+        axes.plot(_smooth([record["loss_per_task"][name] for record in records]), label=name, linewidth=1)
     axes.plot(_smooth([record["meta_loss"] for record in records]), label="all", color="black")
     axes.set(
         xlabel="outer iteration",

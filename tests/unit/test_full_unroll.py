@@ -17,7 +17,7 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.losses import Losses
 from celo2.meta.truncation import InnerState
 from celo2.tasks.datasets import load_image_sets
-from celo2.tasks.family import FamilyData, stack_datasets
+from celo2.tasks.family import FamilyData, TaskData, stack_datasets
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -136,7 +136,7 @@ def test_outer_iteration_with_whole_runs_in_the_other_options(data: FamilyData, 
     both = stack_datasets(list(load_image_sets(CONFIG.datasets).values()), splits=config.splits)
     state = outer.init(config, mesh)
     before = float(state.theta["rate"])
-    state, found = outer.make_outer_steps(config, mesh)(state, both, 1)
+    state, found = outer.make_outer_steps(config, mesh)(state, TaskData(images=both), 1)
     metrics = jax.tree.map(lambda numbers: numbers[0], found)
     assert abs(float(state.theta["rate"]) - before) == pytest.approx(config.outer_learning_rate, rel=0.01)
     assert int(metrics.ended_runs) == 2 * config.num_pairs

@@ -76,14 +76,14 @@ def of_matrices() -> np.ndarray:
     """Gradients of Celo2's matrices at a rate so small that every network stays as it was drawn."""
     return measure_gradients(
         trained(variant="celo2", inner_learning_rate=1e-30, scale_range=(1.0, 1.0)), truncations=4
-    )
+    )["mlp"]
 
 
 @pytest.fixture(scope="module")
 def of_all() -> np.ndarray:
     """The same for all arrays, with networks stored at a hundredth."""
     changes = {"variant": "celo2-base", "inner_learning_rate": 1e-30, "scale_range": (100.0, 100.0)}
-    return measure_gradients(trained(**changes), truncations=4)
+    return measure_gradients(trained(**changes), truncations=4)["mlp"]
 
 
 def test_the_arrays_that_the_rule_updates_are_measured(of_matrices: np.ndarray, of_all: np.ndarray) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from celo2.meta import estimators, outer
+from celo2.meta import estimators, groups, outer
 from celo2.meta.config import MetaConfig
 from celo2.meta.losses import Losses
 from celo2.meta.outer import OuterMetrics, OuterState
 from celo2.meta.truncation import InnerState
+from celo2.tasks.family import TaskData
 
 pytestmark = pytest.mark.usefixtures("quick_compilation", "standard_promotion", "theta_as_inner_run")
 
@@ -28,11 +29,11 @@ def theta_as_inner_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def init_theta(key, config) -> dict[str, jax.Array]:
         return {"w0__0": jnp.zeros((1, 4)), "w1": jnp.full(3, -1.0), "b1": jnp.zeros(2)}
 
-    def init_pairs(pair_keys, theta, config) -> InnerState:
+    def init_pairs(pair_keys, theta, config, *, family) -> InnerState:
         zeros = jnp.zeros((config.num_pairs,), jnp.int32)
         return InnerState({}, {}, {}, {}, zeros, zeros)
 
-    def unroll(thetas, state, pair_keys, set_index, data, config) -> tuple[InnerState, Losses]:
+    def unroll(thetas, state, pair_keys, set_index, data, config, *, family) -> tuple[InnerState, Losses]:
         squares = [jnp.sum((x - 1.0) ** 2, axis=tuple(range(2, x.ndim))) for x in thetas.values()]
         loss = sum(squares[1:], squares[0]) / 10.0  # (pairs, 2)
         steps = jnp.broadcast_to(loss, (config.truncation_length, *loss.shape))
@@ -42,8 +43,8 @@ def theta_as_inner_run(monkeypatch: pytest.MonkeyPatch) -> None:
         return state, Losses(steps[..., 0], steps[..., 1], never, zeros, ~never, never, weight)
 
     monkeypatch.setattr(outer, "init_theta", init_theta)
-    monkeypatch.setattr(outer, "init_pairs", init_pairs)
-    monkeypatch.setattr(outer, "unroll", unroll)
+    monkeypatch.setattr(groups, "init_pairs", init_pairs)
+    monkeypatch.setattr(groups, "unroll", unroll)
 
 
 def _run(
@@ -55,7 +56,7 @@ def _run(
     state = outer.init(config, mesh, optimizer)
     states = [jax.device_get(state)]
     for _ in range(steps):
-        state, metrics = outer_steps(state, None, 1)  # type: ignore[arg-type]  # no data is looked at
+        state, metrics = outer_steps(state, TaskData(), 1)  # no data is looked at
         states.append(jax.device_get(state))
     return states, jax.tree.map(lambda found: jax.device_get(found)[0], metrics)
 
@@ -64,7 +65,7 @@ def test_theta_follows_the_meta_gradient() -> None:
     states, metrics = _run(dataclasses.replace(CONFIG, tasks_per_set=256, outer_learning_rate=0.1), steps=5)
     distance = [sum(float(((x - 1.0) ** 2).sum()) for x in state.theta.values()) for state in states]
     assert distance[-1] < 0.9 * distance[0]
-    assert float(metrics.meta_loss) == pytest.approx(float(metrics.loss_per_set.mean()))
+    assert float(metrics.meta_loss) == pytest.approx(float(metrics.loss_per_task.mean()))
 
 
 def test_iterations_do_not_depend_on_how_many_are_computed_at_once() -> None:
@@ -74,7 +75,7 @@ def test_iterations_do_not_depend_on_how_many_are_computed_at_once() -> None:
     for calls in ((5,), (2, 0, 3)):
         state, norms = outer.init(CONFIG, mesh), []
         for num_steps in calls:
-            state, metrics = outer_steps(state, None, num_steps)  # type: ignore[arg-type]
+            state, metrics = outer_steps(state, TaskData(), num_steps)
             norms += metrics.grad_norm[:num_steps].tolist()
         results.append((jax.tree.map(np.asarray, state), norms))
     (once, norms), (in_calls, norms_in_calls) = results
@@ -146,7 +147,7 @@ def test_diverged_runs_are_counted_at_their_last_step() -> None:
     is_running = jnp.array([[True, True], [True, True], [False, True]])
     ones = jnp.ones((3, 2))
     losses = Losses(ones, ones, is_last & False, diverged, is_running, is_last, ones)
-    metrics = outer._compute_metrics(losses, {"w": jnp.ones(4)}, jnp.int32(0), num_sets=2)
+    metrics = outer._compute_metrics(losses, {"w": jnp.ones(4)}, jnp.int32(0), task_sizes=(1, 1))
     assert int(metrics.ended_runs) == 4
     assert int(metrics.diverged_runs) == 1
     assert float(metrics.diverged) == pytest.approx(3 / 10)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,14 @@ from celo2.meta.train import TrainOptions, meta_train
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Meta-trains the Celo2 rule with persistent evolution strategies on small image classifiers. Ctrl-C
-saves a checkpoint and ends the run; the same command with --resume continues it, to the same result.
+Meta-trains the Celo2 rule with persistent evolution strategies on small networks: image
+classifiers, or a mix of families. Ctrl-C saves a checkpoint and ends the run; the same command with
+--resume continues it, to the same result.
 
 examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
   celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
+  celo2 meta-train --families mlp:4 conv:2 transformer rnn --outer-steps 3600 --out runs/mix
   celo2 meta-train --config runs/celo2/config.json --seed 1 --out runs/again
   celo2 compare --optimizers celo2:runs/celo2/weights/celo2-003600.safetensors,adamw
 """
@@ -52,7 +55,8 @@ class MetaTrainCommand:
     skip_window: int = 200
     """Outer iterations over which skipped ones are counted."""
     devices: int = 0
-    """Host devices that share the pairs on a CPU; 0: one for each core that divides them equally."""
+    """Host devices that share the pairs on a CPU; 0: as many as there are cores, or fewer where that many
+    cannot share every family's pairs equally."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    use_cpu_devices(command.devices or _default_devices(command.recipe.num_pairs))
+    use_cpu_devices(command.devices or _choose_devices(command.recipe))
     try:
         options = TrainOptions(
             **{field.name: getattr(command, field.name) for field in dataclasses.fields(TrainOptions)}
@@ -99,5 +103,17 @@ def _parse(argv: Sequence[str]) -> MetaTrainCommand:
     return dataclasses.replace(command, recipe=with_start_beside(command.recipe, file))
 
 
-def _default_devices(num_pairs: int) -> int:
-    return next(count for count in range(min(num_cores(), num_pairs), 0, -1) if num_pairs % count == 0)
+def _choose_devices(recipe: MetaConfig) -> int:
+    """`_default_devices`; says so where another split of the same pairs would allow for more."""
+    counts = recipe.pairs_by_family
+    chosen, possible = _default_devices(counts.values()), _default_devices([recipe.num_pairs])
+    if chosen < possible:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        print(f"devices: {chosen}; {possible} could share {recipe.num_pairs} pairs, but not {listed}")
+    return chosen
+
+
+def _default_devices(counts: Iterable[int]) -> int:
+    """The most devices, at most one for each core, that share the pairs of every family equally."""
+    common = math.gcd(*counts)
+    return next(count for count in range(min(num_cores(), common), 0, -1) if common % count == 0)

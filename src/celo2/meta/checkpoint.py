@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,9 +27,10 @@ from celo2.meta import outer
 from celo2.meta.config import MetaConfig
 from celo2.meta.outer import OuterState
 from celo2.meta.start import BUILT_IN, load_start
+from celo2.meta.truncation import InnerState
 from celo2.weights import Weights, save_weights
 
-__all__ = ["RunFiles", "with_start_beside"]
+__all__ = ["RunFiles", "read_metrics", "with_start_beside"]
 
 KEPT = 3  # checkpoints; older ones are removed, their weights stay
 START_FILE = "start.safetensors"
@@ -40,6 +41,22 @@ def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
     copy = file.parent / START_FILE
     kept = config.start not in BUILT_IN and copy.exists()
     return dataclasses.replace(config, start=str(copy)) if kept else config
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The records of a `metrics.jsonl`, the oldest first; those from before there were families too."""
+    records = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a killed run
+            continue
+        if "loss_per_set" in record:
+            record["loss_per_task"] = {
+                f"mlp/{name}": loss for name, loss in record.pop("loss_per_set").items()
+            }
+        records.append(record)
+    return records
 
 
 class RunFiles:
@@ -107,7 +124,7 @@ class RunFiles:
         """
         like = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
-            outer.init(config, mesh, optimizer),
+            _as_saved(outer.init(config, mesh, optimizer)),
         )
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -117,7 +134,7 @@ class RunFiles:
                 self._manager.delete(step)
                 continue
             self._drop_metrics_after(step)
-            return cast(OuterState, state)
+            return _from_saved(state)
         self._drop_metrics_after(0)
         return None
 
@@ -125,7 +142,7 @@ class RunFiles:
         """Writes the state and its weights; returns the weights' path."""
         step = int(state.count)
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state))  # type: ignore[call-arg]
+            self._manager.save(step, args=ocp.args.StandardSave(_as_saved(state)))  # type: ignore[call-arg]
             self._manager.wait_until_finished()
         path = self.folder / "weights" / f"{config.variant}-{step:06d}.safetensors"
         path.parent.mkdir(exist_ok=True)
@@ -140,14 +157,27 @@ class RunFiles:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records so far, the oldest first."""
-        records = []
-        for line in self._metrics.read_text().splitlines() if self._metrics.exists() else []:
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:  # the last line of a killed run
-                continue
-        return records
+        return read_metrics(self._metrics)
 
     def _drop_metrics_after(self, step: int) -> None:
         kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
         write_atomic(self._metrics, "".join(kept).encode())
+
+
+def _as_saved(state: OuterState) -> OuterState:
+    """The form in the files, which is that from before there were families where there is but one.
+
+    The runs of each group are a dictionary, without the problems if its family has none; a single group's
+    have no tuple around them.
+    """
+
+    def fields(runs: InnerState) -> dict[str, Any]:
+        return {name: tree for name, tree in runs._asdict().items() if name != "problem" or tree != ()}
+
+    saved: Any = tuple(map(fields, state.inner))
+    return state._replace(inner=saved if len(saved) > 1 else saved[0])
+
+
+def _from_saved(state: Any) -> OuterState:
+    groups = [state.inner] if isinstance(state.inner, dict) else state.inner
+    return state._replace(inner=tuple(InnerState(**fields) for fields in groups))

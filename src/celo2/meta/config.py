@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from celo2.config import RuleConfig, nearest_name
+from celo2.meta.shares import parse_shares, split_by_weight
 from celo2.tasks.augmentation import LEVELS, Level, parse_mixture
 from celo2.tasks.base import Split
+from celo2.tasks.families import FAMILIES
+from celo2.tasks.family import Source
 
 __all__ = [
     "DECAYING",
@@ -80,8 +83,12 @@ class MetaConfig:
         outer_decay_steps: Outer iterations over which the rate falls to a tenth by a cosine; 0: never.
         outer_clip: Global norm to which the meta-gradient is clipped; 0: not clipped.
         frozen: Weight arrays that stay as they are at the start, by name or pattern: "w0__*", "b?", "w2".
-        datasets: The image sets; each gets `tasks_per_set` pairs.
-        tasks_per_set: Antithetic pairs of each set.
+        families: Kinds of task, `NAME` or `NAME:WEIGHT`, by whose weights the pairs are shared out (each
+            gets at least one); the names are those of `celo2.tasks.families.FAMILIES`. The published
+            recipe has "mlp" alone.
+        datasets: The image sets, over which the pairs of each family of image tasks are spread evenly.
+        tasks_per_set: Antithetic pairs for each image set; their product is the number of pairs of all
+            families, also of those that use no images.
         estimator: Of the meta-gradient: "pes", persistent evolution strategies; "truncated-es", which
             ignores what a perturbation does after its K steps; "full-es", whole runs at each outer
             iteration (`meta.estimators` compares them).
@@ -108,7 +115,7 @@ class MetaConfig:
         scale_range: Least and greatest scale of the augmentation.
         mixture: Levels of which each task draws one, in place of `level`: "LEVEL", or "LEVEL:LOW:HIGH" for
             another range than `scale_range`; one that occurs twice is twice as likely.
-        batch_size: Images in an inner batch.
+        batch_size: Examples in an inner batch; for text, bytes to be predicted.
         start: "random"; "adam", where the rule is Adam with Nesterov momentum until it learns better; or
             weights, anything that `celo2.load_checkpoint` takes.
         seed: Of everything random.
@@ -122,6 +129,7 @@ class MetaConfig:
     outer_decay_steps: int = 0
     outer_clip: float = 0.0
     frozen: tuple[str, ...] = ()
+    families: tuple[str, ...] = ("mlp",)
     datasets: tuple[str, ...] = ("fashion-mnist", "mnist", "digits", "patches")
     tasks_per_set: int = 8
     estimator: Estimator = "pes"
@@ -146,7 +154,7 @@ class MetaConfig:
 
     def __post_init__(self) -> None:
         """Checks every range."""
-        for name in ("datasets", "scale_range", "frozen", "mixture"):
+        for name in ("families", "datasets", "scale_range", "frozen", "mixture"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -176,10 +184,14 @@ class MetaConfig:
         if not self.datasets:
             raise ValueError("datasets must name at least one image set.")
         self._check_frozen()
-        try:
-            parse_mixture(self.mixture, self.scale_range)
-        except ValueError as error:
-            raise ValueError(f"mixture: {error}") from error
+        for name, parse in (
+            ("mixture", lambda: parse_mixture(self.mixture, self.scale_range)),
+            ("families", lambda: self.pairs_by_family),
+        ):
+            try:
+                parse()
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
     def _check_outer(self) -> None:
         if self.outer_weight_decay and self.outer_optimizer not in DECAYING:
@@ -207,6 +219,15 @@ class MetaConfig:
     def num_pairs(self) -> int:
         """Antithetic pairs in one outer iteration."""
         return len(self.datasets) * self.tasks_per_set
+
+    @property
+    def pairs_by_family(self) -> dict[str, int]:
+        """How many of the pairs each family gets, in the order of `families`."""
+        return split_by_weight(self.num_pairs, parse_shares(self.families, list(FAMILIES)))
+
+    def sets_of(self, source: Source) -> tuple[str, ...]:
+        """Names of the data sets that a family of this source draws from; none if each task has its own."""
+        return {"images": self.datasets, "text": ("text",), "problem": ()}[source]
 
     @property
     def frozen_names(self) -> frozenset[str]:

@@ -48,11 +48,11 @@ def _with_longer_axis_last(rule: optax.GradientTransformation) -> optax.Gradient
     def turn(tree: Any) -> Any:
         return jax.tree.map(_turn, tree)
 
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         # The barriers keep the transposition out of the rule's loops, which would read with strides.
-        turned = jax.lax.optimization_barrier((turn(grads), turn(params)))
-        updates, state = rule.update(turned[0], state, turned[1])
-        return jax.tree.map(_turn_back, jax.lax.optimization_barrier(updates), grads), state
+        turned = jax.lax.optimization_barrier((turn(updates), turn(params)))
+        steps, state = rule.update(turned[0], state, turned[1])
+        return jax.tree.map(_turn_back, jax.lax.optimization_barrier(steps), updates), state
 
     return optax.GradientTransformation(lambda params: rule.init(turn(params)), update)
 

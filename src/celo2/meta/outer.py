@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -15,12 +16,21 @@ from jax.typing import ArrayLike
 
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
+from celo2.meta.groups import (
+    check_devices,
+    init_groups,
+    join_losses,
+    set_index,
+    split_pairs,
+    task_sizes,
+    unroll_groups,
+)
 from celo2.meta.losses import Losses
 from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pes import Theta
 from celo2.meta.start import init_theta
-from celo2.meta.truncation import InnerState, init_pairs, unroll, unroll_full
-from celo2.tasks.family import FamilyData
+from celo2.meta.truncation import InnerState
+from celo2.tasks.family import TaskData
 
 __all__ = ["MAX_STEPS", "OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_steps"]
 
@@ -45,14 +55,14 @@ class OuterState(NamedTuple):
     Attributes:
         theta: The rule's weights.
         opt_state: State of the outer optimizer.
-        inner: The inner runs.
+        inner: The inner runs of each group of pairs, see `groups`.
         accumulator: PES's sum of perturbations of each pair.
         count: Outer iterations so far; with the seed it decides every random number to come.
     """
 
     theta: Theta
     opt_state: Any
-    inner: InnerState
+    inner: tuple[InnerState, ...]
     accumulator: Theta
     count: Array  # type: ignore[assignment]  # tuple.count is not meant
 
@@ -61,7 +71,7 @@ class OuterMetrics(NamedTuple):
     """What one outer iteration reports, scalars except the first.
 
     Attributes:
-        loss_per_set: Mean meta-loss of each image set; NaN if no loss counted.
+        loss_per_task: Mean meta-loss of each of `groups.task_names`; NaN if no loss counted.
         meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
         diverged: Share of inner losses that were not finite.
@@ -71,7 +81,7 @@ class OuterMetrics(NamedTuple):
         skipped: 1 if the meta-gradient, or the update made of it, was not finite and theta was left alone.
     """
 
-    loss_per_set: Array
+    loss_per_task: Array
     meta_loss: Array
     grad_norm: Array
     diverged: Array
@@ -95,15 +105,10 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
         optimizer: See `make_outer_optimizer`.
 
     Raises:
-        ValueError: The devices cannot share the pairs equally; see also `make_outer_optimizer`.
+        ValueError: The devices cannot share each family's pairs equally; see also `make_outer_optimizer`.
     """
     optimizer = make_outer_optimizer(config, optimizer)
-    num_devices = mesh.shape[PAIRS]
-    if config.num_pairs % num_devices:
-        raise ValueError(
-            f"{config.num_pairs} pairs cannot be shared equally by {num_devices} devices; "
-            "choose tasks_per_set so that they can, or use fewer devices."
-        )
+    check_devices(config, mesh.shape[PAIRS])
     split = NamedSharding(mesh, PartitionSpec(PAIRS))
     whole = NamedSharding(mesh, PartitionSpec())
     shardings: Any = (whole, whole, split, split, whole)
@@ -115,7 +120,7 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
         accumulator = {
             name: jnp.zeros((config.num_pairs, *array.shape), array.dtype) for name, array in theta.items()
         }
-        inner = init_pairs(jax.random.split(pairs_key, config.num_pairs), theta, config)
+        inner = init_groups(jax.random.split(pairs_key, config.num_pairs), theta, config)
         opt_state = optimizer.init(theta)
         return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32))
 
@@ -124,7 +129,7 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
 
 def make_outer_steps(
     config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
-) -> Callable[[OuterState, FamilyData, ArrayLike], tuple[OuterState, OuterMetrics]]:
+) -> Callable[[OuterState, TaskData, ArrayLike], tuple[OuterState, OuterMetrics]]:
     """Several outer iterations as one compiled program, without the host between them.
 
     Args:
@@ -140,7 +145,7 @@ def make_outer_steps(
     outer_step = _make_outer_step(config, mesh, optimizer)
 
     def outer_steps(
-        state: OuterState, data: FamilyData, num_steps: ArrayLike
+        state: OuterState, data: TaskData, num_steps: ArrayLike
     ) -> tuple[OuterState, OuterMetrics]:
         def body(index: Array, carry: tuple[OuterState, OuterMetrics]) -> tuple[OuterState, OuterMetrics]:
             state, found = outer_step(carry[0], data)
@@ -156,46 +161,48 @@ def make_outer_steps(
 
 def _make_outer_step(
     config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None
-) -> Callable[[OuterState, FamilyData], tuple[OuterState, OuterMetrics]]:
+) -> Callable[[OuterState, TaskData], tuple[OuterState, OuterMetrics]]:
     optimizer = make_outer_optimizer(config, optimizer)
     frozen = config.frozen_names
-    set_index = jnp.repeat(jnp.arange(len(config.datasets)), config.tasks_per_set)
     split, whole = PartitionSpec(PAIRS), PartitionSpec()
     unroll_sharded = jax.shard_map(
-        partial(unroll_full if config.estimator == "full-es" else unroll, config=config),
+        partial(unroll_groups, config=config),
         mesh=mesh,
         in_specs=(split, split, split, split, whole),
         out_specs=(split, PartitionSpec(None, PAIRS)),
         check_vma=False,
     )
 
-    def outer_step(state: OuterState, data: FamilyData) -> tuple[OuterState, OuterMetrics]:
+    def outer_step(state: OuterState, data: TaskData) -> tuple[OuterState, OuterMetrics]:
         run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
         noise_key, pairs_key = jax.random.split(run_key)
         perturbation = pes.sample_perturbations(
             noise_key, state.theta, config.sigma, config.num_pairs, frozen=frozen
         )
         inner, losses = unroll_sharded(
-            pes.antithetic(state.theta, perturbation),
+            split_pairs(pes.antithetic(state.theta, perturbation), config),
             state.inner,
-            jax.random.split(pairs_key, config.num_pairs),
-            set_index,
+            split_pairs(jax.random.split(pairs_key, config.num_pairs), config),
+            set_index(config),
             data,
         )
+        losses = join_losses(losses)
         found = estimators.estimate(losses, perturbation, state.accumulator, config)
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
-        metrics = _compute_metrics(losses, found.gradient, skipped, num_sets=len(config.datasets))
-        inner = estimators.next_start(inner, config)
+        metrics = _compute_metrics(losses, found.gradient, skipped, task_sizes=task_sizes(config))
+        inner = tuple(estimators.next_start(runs, config) for runs in inner)
         return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1), metrics
 
     return outer_step
 
 
-def _compute_metrics(losses: Losses, gradient: Theta, skipped: Array, *, num_sets: int) -> OuterMetrics:
-    loss_per_set, meta_loss = _mean_losses(losses, num_sets)
+def _compute_metrics(
+    losses: Losses, gradient: Theta, skipped: Array, *, task_sizes: Sequence[int]
+) -> OuterMetrics:
+    loss_per_task, meta_loss = _mean_losses(losses, task_sizes)
     diverged = jnp.where(losses.is_running, losses.diverged, 0)
     return OuterMetrics(
-        loss_per_set=loss_per_set,
+        loss_per_task=loss_per_task,
         meta_loss=meta_loss,
         grad_norm=optax.tree.norm(gradient),
         diverged=jnp.sum(diverged) / (2.0 * jnp.sum(losses.is_running)),
@@ -206,12 +213,15 @@ def _compute_metrics(losses: Losses, gradient: Theta, skipped: Array, *, num_set
     )
 
 
-def _mean_losses(losses: Losses, num_sets: int) -> tuple[Array, Array]:
-    """Weighted means over each image set and over all, of both signs; NaN where nothing has weight."""
+def _mean_losses(losses: Losses, task_sizes: Sequence[int]) -> tuple[Array, Array]:
+    """Weighted means over each task's pairs and over all, of both signs; NaN where nothing has weight."""
     total = jnp.sum(losses.weight * (losses.positive + losses.negative) / 2.0, axis=0)
     weight = jnp.sum(losses.weight, axis=0)
-    per_set, weight_per_set = (jnp.sum(x.reshape(num_sets, -1), axis=1) for x in (total, weight))
-    return per_set / weight_per_set, jnp.sum(total) / jnp.sum(weight)
+    ends = list(accumulate(task_sizes))[:-1]
+    per_task = [
+        jnp.sum(a) / jnp.sum(b) for a, b in zip(*(jnp.split(x, ends) for x in (total, weight)), strict=True)
+    ]
+    return jnp.stack(per_task), jnp.sum(total) / jnp.sum(weight)
 
 
 def _update_theta(

@@ -20,14 +20,14 @@ from celo2._version import __version__
 from celo2.meta import outer
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
+from celo2.meta.data import describe, load_datasets, stack_data
 from celo2.meta.faults import MetaGradientError, SkipLimit
+from celo2.meta.groups import task_names
 from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pace import Pace
 from celo2.meta.progress import Progress
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.tasks.base import Dataset
-from celo2.tasks.datasets import load_image_sets
-from celo2.tasks.family import stack_datasets
 
 __all__ = ["TrainOptions", "meta_train"]
 
@@ -82,7 +82,7 @@ def meta_train(
         FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
     """
     make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
-    datasets = load_image_sets(config.datasets)
+    datasets = load_datasets(config)
     files = RunFiles(options.out)
     try:
         files.start(config, resume=options.resume)
@@ -105,7 +105,7 @@ def _run(
     restored = files.restore(config, mesh, optimizer) if options.resume else None
     state = restored or outer.init(config, mesh, optimizer)
     outer_steps = outer.make_outer_steps(config, mesh, optimizer)
-    data = stack_datasets(list(datasets.values()), splits=config.splits)
+    data = stack_data(datasets, config)
     first = step = int(state.count)
     history = files.read_metrics()
     limit = SkipLimit(options.max_skipped, options.skip_window, history)
@@ -143,8 +143,8 @@ def _as_records(
             "step": first + 1 + index,
             "seconds": round(seconds, 3),
             "meta_loss": _number_or_none(metrics.meta_loss[index]),
-            "loss_per_set": dict(
-                zip(config.datasets, map(_number_or_none, metrics.loss_per_set[index]), strict=True)
+            "loss_per_task": dict(
+                zip(task_names(config), map(_number_or_none, metrics.loss_per_task[index]), strict=True)
             ),
             "grad_norm": _number_or_none(metrics.grad_norm[index]),
             "diverged": float(metrics.diverged[index]),
@@ -173,7 +173,7 @@ def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, D
     return {
         "made_by": f"celo2 {__version__}",
         "command": " ".join([command, *changed]),
-        "data": ", ".join(f"{d.name} ({d.size('train')} images)" for d in datasets.values()),
+        "data": describe(datasets),
         "seed": str(config.seed),
         "recipe": " ".join(config.to_json().split()),
     }

@@ -3,12 +3,13 @@
 A pair is one task trained twice, under θ + ε and under θ - ε, from the same start, on the same
 batches and for the same number of steps. Runs have log-uniform lengths and begin at a random place of
 their first run, so that they do not reset together; a run that has ended starts over on a new task. Whole
-runs begin anew at each outer iteration.
+runs begin anew at each outer iteration. The pairs of one call are of one family, whose trees they share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +20,17 @@ from celo2.meta.config import MetaConfig, Schedule
 from celo2.meta.inner import make_inner_optimizer
 from celo2.meta.losses import Losses, loss_weight
 from celo2.meta.pes import Theta
-from celo2.tasks.augmentation import parse_mixture
+from celo2.tasks.augmentation import log_uniform, parse_mixture
 from celo2.tasks.base import Batch, Params
-from celo2.tasks.family import FamilyData, ImageMLPFamily
+from celo2.tasks.families import FAMILIES
+from celo2.tasks.family import FamilyData, TaskFamily, TextData
 
 __all__ = ["InnerState", "init_pairs", "make_family", "unroll", "unroll_full"]
 
 NUM_SIGNS = 2  # θ + ε and θ - ε
+PUBLISHED = "mlp"  # the family of the published recipe
+
+SharedData = FamilyData | TextData | None  # what the tasks of one family draw from
 
 
 class InnerState(NamedTuple):
@@ -38,6 +43,7 @@ class InnerState(NamedTuple):
         rates: Peak learning rate of each stored array over `inner_learning_rate`, `(pairs, …)`.
         step: Steps taken, `(pairs,)` int32.
         length: Steps after which the run ends, `(pairs,)` int32.
+        problem: What the task draws its batches from, where its family shares no data, `(pairs, …)`.
     """
 
     params: Params
@@ -46,18 +52,27 @@ class InnerState(NamedTuple):
     rates: Params
     step: Array
     length: Array
+    problem: Any = ()
+
+
+class Draws(NamedTuple):
+    """What the pairs' batches of one step are made of, `(pairs, …)`; see `TaskFamily.sample_draw`."""
+
+    training: Array
+    held_out: Array | None
 
 
 class _Advance(NamedTuple):
-    """One outer iteration's new starts, and its steps: `(state, step_index) → (state, losses)`."""
+    """One outer iteration's new starts, its draws (of steps `(n,)`, leading axis `n`), and its steps."""
 
     fresh: InnerState
-    step: Callable[[InnerState, Array], tuple[InnerState, Losses]]
+    draw: Callable[[Array], Draws]
+    step: Callable[[InnerState, Draws], tuple[InnerState, Losses]]
 
 
-def make_family(config: MetaConfig) -> ImageMLPFamily:
-    """The task family of a recipe."""
-    return ImageMLPFamily(
+def make_family(config: MetaConfig, name: str = PUBLISHED) -> TaskFamily:
+    """A task family with the options of a recipe."""
+    return FAMILIES[name](
         batch_size=config.batch_size,
         level=config.level,
         scale_range=config.scale_range,
@@ -65,18 +80,19 @@ def make_family(config: MetaConfig) -> ImageMLPFamily:
     )
 
 
-def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig) -> InnerState:
+def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig, *, family: str = PUBLISHED) -> InnerState:
     """The runs of the first truncation, each somewhere inside its length.
 
     Args:
         pair_keys: A key for each pair, `(pairs,)`.
         theta: The rule's weights; only shapes matter.
         config: The recipe.
+        family: The pairs' family, by name.
     """
 
     def init(key: Array) -> InnerState:
         start_key, offset_key = jax.random.split(key)
-        state = _sample_start(start_key, theta, config)
+        state = _sample_start(start_key, theta, make_family(config, family), config)
         return state._replace(step=jax.random.randint(offset_key, (), 0, state.length))
 
     return jax.vmap(init)(pair_keys)
@@ -87,8 +103,10 @@ def unroll(
     state: InnerState,
     pair_keys: Array,
     set_index: Array,
-    data: FamilyData,
+    data: SharedData,
     config: MetaConfig,
+    *,
+    family: str = PUBLISHED,
 ) -> tuple[InnerState, Losses]:
     """Runs K inner steps of every pair.
 
@@ -96,22 +114,26 @@ def unroll(
         thetas: Weights of each run, `(pairs, 2, …)`.
         state: Where the runs stand.
         pair_keys: A key for each pair, `(pairs,)`.
-        set_index: Image set of each pair, `(pairs,)` int32.
-        data: The image sets, made by `stack_datasets` with the splits `config.splits`.
+        set_index: Data set of each pair, `(pairs,)` int32.
+        data: The sets that the family draws from, made by `stack_datasets` or `stack_texts` with the splits
+            `config.splits`; None if it shares no data.
         config: The recipe.
+        family: The pairs' family, by name.
 
     Raises:
         ValueError: The recipe's meta-loss is the held-out one, and `data` has no held-out splits.
     """
-    fresh, advance = _make_advance(thetas, pair_keys, set_index, data, config)
+    fresh, draw, advance = _make_advance(
+        thetas, pair_keys, set_index, data, make_family(config, family), config
+    )
 
-    def body(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
+    def body(state: InnerState, draws: Draws) -> tuple[InnerState, Losses]:
         is_done = state.step >= state.length
         state = jax.lax.cond(jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state)
-        state, losses = advance(state, step_index)
+        state, losses = advance(state, draws)
         return state, losses._replace(is_done=is_done)
 
-    return jax.lax.scan(body, state, jnp.arange(config.truncation_length))
+    return jax.lax.scan(body, state, draw(jnp.arange(config.truncation_length)))
 
 
 def unroll_full(
@@ -119,8 +141,10 @@ def unroll_full(
     state: InnerState,
     pair_keys: Array,
     set_index: Array,
-    data: FamilyData,
+    data: SharedData,
     config: MetaConfig,
+    *,
+    family: str = PUBLISHED,
 ) -> tuple[InnerState, Losses]:
     """Runs every pair from a new start to the end of its length.
 
@@ -133,12 +157,14 @@ def unroll_full(
         The runs as they ended, and losses of at least `max_unroll` steps; `is_done` is false.
     """
     del state
-    fresh, advance = _make_advance(thetas, pair_keys, set_index, data, config)
+    fresh, draw, advance = _make_advance(
+        thetas, pair_keys, set_index, data, make_family(config, family), config
+    )
     length = config.truncation_length
     num_pieces = -(-config.max_unroll // length)
 
     def run(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
-        return jax.lax.scan(advance, state, piece * length + jnp.arange(length))
+        return jax.lax.scan(advance, state, draw(piece * length + jnp.arange(length)))
 
     def run_unless_ended(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state, piece)[1])
@@ -150,29 +176,34 @@ def unroll_full(
 
 
 def _make_advance(
-    thetas: Theta, pair_keys: Array, set_index: Array, data: FamilyData, config: MetaConfig
+    thetas: Theta,
+    pair_keys: Array,
+    set_index: Array,
+    data: SharedData,
+    family: TaskFamily,
+    config: MetaConfig,
 ) -> _Advance:
     """New starts, and one step of all pairs, whose keys are `pair_keys` and the number of the step."""
-    family = make_family(config)
     start_keys, batch_keys = jnp.moveaxis(jax.vmap(jax.random.split)(pair_keys), 1, 0)
     theta = jax.tree.map(lambda array: array[0, 0], thetas)
-    fresh = jax.vmap(lambda key: _sample_start(key, theta, config))(start_keys)
+    fresh = jax.vmap(lambda key: _sample_start(key, theta, family, config))(start_keys)
     step_pairs = jax.vmap(_make_step(family, config))
-    sample = jax.vmap(family.sample_batch, in_axes=(0, None, 0))
-    num_sets = len(config.datasets)
-    if config.meta_loss == "held-out" and data.sizes.shape[0] != num_sets * len(config.splits):
-        raise ValueError(
-            f"meta_loss={config.meta_loss!r} needs the splits {config.splits} of {num_sets} sets, got "
-            f"{data.sizes.shape[0]} sets in all; use stack_datasets(…, splits=config.splits)."
-        )
+    num_sets = len(config.sets_of(family.source))
+    if config.meta_loss == "held-out" and data is not None:
+        _check_held_out(data, num_sets, config)
 
-    def advance(state: InnerState, step_index: Array) -> tuple[InnerState, Losses]:
+    def draw(step_index: Array) -> Draws:
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(batch_keys, step_index)
-        held_out = None
-        if config.meta_loss == "held-out":
-            keys, held_out_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-            held_out = sample(held_out_keys, data, set_index + num_sets)
-        params, opt_state, losses = step_pairs(thetas, state, sample(keys, data, set_index), held_out)
+        if config.meta_loss != "held-out":
+            return Draws(family.sample_draws(keys, data, set_index), None)
+        keys, held_out_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        held_out = family.sample_draws(held_out_keys, data, set_index + num_sets)
+        return Draws(family.sample_draws(keys, data, set_index), held_out)
+
+    def advance(state: InnerState, draws: Draws) -> tuple[InnerState, Losses]:
+        make = partial(family.make_batches, data=data, problems=state.problem)
+        held_out = None if draws.held_out is None else make(draws.held_out)
+        params, opt_state, losses = step_pairs(thetas, state, make(draws.training), held_out)
         finite = jnp.isfinite(losses)
         clipped = jnp.clip(jnp.where(finite, losses, family.loss_ceiling), 0.0, family.loss_ceiling)
         after = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
@@ -186,35 +217,44 @@ def _make_advance(
             weight=loss_weight(state.step, state.length, config),
         )
 
-    return _Advance(fresh, advance)
+    return _Advance(fresh, jax.vmap(draw), advance)
 
 
-def _sample_start(key: Array, theta: Theta, config: MetaConfig) -> InnerState:
+def _check_held_out(data: FamilyData | TextData, num_sets: int, config: MetaConfig) -> None:
+    found = data.sizes.shape[0]
+    if found != num_sets * len(config.splits):
+        raise ValueError(
+            f"meta_loss={config.meta_loss!r} needs the splits {config.splits} of {num_sets} sets, got "
+            f"{found} sets in all; use stack_datasets(…, splits=config.splits)."
+        )
+
+
+def _sample_start(key: Array, theta: Theta, family: TaskFamily, config: MetaConfig) -> InnerState:
     """A new task for one pair, at step 0."""
     task_key, length_key, rate_key = jax.random.split(key, 3)
-    stored, scales = make_family(config).init(task_key)
+    problem = ()
+    if family.source == "problem":
+        task_key, problem_key = jax.random.split(task_key)
+        problem = family.sample_problem(problem_key)
+    stored, scales = family.init(task_key)
     rates = _sample_rates(rate_key, scales, config)
     opt_state = make_inner_optimizer(theta, config).init(stored)
 
     def both(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_SIGNS, *leaf.shape)), tree)
 
-    length = _log_uniform(length_key, config.min_unroll, config.max_unroll).astype(jnp.int32)
-    return InnerState(both(stored), both(opt_state), scales, rates, jnp.zeros((), jnp.int32), length)
+    length = log_uniform(length_key, config.min_unroll, config.max_unroll).astype(jnp.int32)
+    step = jnp.zeros((), jnp.int32)
+    return InnerState(both(stored), both(opt_state), scales, rates, step, length, problem)
 
 
 def _sample_rates(key: Array, scales: Params, config: MetaConfig) -> Params:
     """One factor for the task; in the network's units the larger an array's scale, the less it moves."""
-    factor = _log_uniform(key, 1.0 / config.rate_spread, config.rate_spread)
+    factor = log_uniform(key, 1.0 / config.rate_spread, config.rate_spread)
     return jax.tree.map(lambda scale: factor / scale if config.rate_units == "network" else factor, scales)
 
 
-def _log_uniform(key: Array, low: float, high: float) -> Array:
-    bounds = jnp.log(jnp.float32(low)), jnp.log(jnp.float32(high))
-    return jnp.exp(jax.random.uniform(key, (), minval=bounds[0], maxval=bounds[1]))
-
-
-def _make_step(family: ImageMLPFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
+def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
     """One step of one pair: `(thetas, state, batch, held_out) → (params, opt_state, losses of both signs)`.
 
     The losses are those before the step, of the batch or, where there is one, of the held-out batch.

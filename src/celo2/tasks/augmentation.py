@@ -22,6 +22,7 @@ __all__ = [
     "Level",
     "ScaleLaw",
     "from_scaled",
+    "log_uniform",
     "parse_mixture",
     "sample_mixed_scales",
     "sample_scales",
@@ -67,6 +68,12 @@ def parse_mixture(entries: Sequence[str], scale_range: tuple[float, float]) -> t
             )
         laws.append(ScaleLaw(cast(Level, level), (low, high)))
     return tuple(laws)
+
+
+def log_uniform(key: Array, low: float, high: float) -> Array:
+    """A number between two positive ones whose logarithm is uniform, `()` float32."""
+    bounds = jnp.log(jnp.float32(low)), jnp.log(jnp.float32(high))
+    return jnp.exp(jax.random.uniform(key, (), minval=bounds[0], maxval=bounds[1]))
 
 
 def sample_scales(key: Array, params: Params, level: Level, scale_range: tuple[float, float]) -> Params:

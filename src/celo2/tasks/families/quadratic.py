@@ -1,0 +1,73 @@
+"""Quadratics of a matrix, seen through random rows: a random spectrum and noise for every task."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.tasks.augmentation import log_uniform
+from celo2.tasks.base import Batch, Params
+from celo2.tasks.family import UNTRAINED_LOSS, TaskFamily
+from celo2.tasks.layers import TRUNCATED_STD, Initial, sample_params
+
+__all__ = ["QuadraticFamily"]
+
+CONDITION = (1.0, 1e4)  # least and greatest condition number
+NOISE = (0.01, 0.3)  # least and greatest standard deviation of the noise on targets of mean square one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuadraticFamily(TaskFamily):
+    """`mean |A (W - W*) - noise|²` of a 32 × 16 matrix W, over rows of A; 512 parameters.
+
+    The rows are normal with a covariance `Q diag(λ) Qᵀ` of mean eigenvalue one: a random rotation Q, and
+    λ evenly spaced on a log scale down to 1 / condition. Rotation, condition, W* and the noise's size
+    are each task's own.
+
+    Attributes:
+        num_in: Rows of W.
+        num_out: Columns of W.
+    """
+
+    num_in: int = 32
+    num_out: int = 16
+    source = "problem"
+
+    def init_params(self, key: Array) -> Params:
+        """W of scale 1/√num_in."""
+        scale = 1 / math.sqrt(self.num_in)
+        return sample_params(key, {"matrix": {"kernel": Initial((self.num_in, self.num_out), scale=scale)}})
+
+    def sample_problem(self, key: Array) -> Any:
+        """`root` with root rootᵀ the covariance of A's rows, `optimum` W*, and `noise`, log-uniform."""
+        rotation_key, condition_key, optimum_key, noise_key = jax.random.split(key, 4)
+        rotation = jnp.linalg.qr(jax.random.normal(rotation_key, (self.num_in, self.num_in))).Q
+        condition = log_uniform(condition_key, *CONDITION)
+        eigenvalues = condition ** -jnp.linspace(0.0, 1.0, self.num_in)
+        eigenvalues = eigenvalues / jnp.mean(eigenvalues)
+        optimum = jax.random.normal(optimum_key, (self.num_in, self.num_out)) / math.sqrt(self.num_in)
+        return {
+            "root": rotation * jnp.sqrt(eigenvalues)[None],
+            "optimum": optimum,
+            "noise": log_uniform(noise_key, *NOISE),
+        }
+
+    def make_batch(self, draw: Array, data: Any) -> Batch:
+        """Rows of A, `(batch, num_in)`, and their targets A W* + noise, `(batch, num_out)`."""
+        row_key, noise_key = jax.random.split(draw)
+        row = jax.random.normal(row_key, (self.batch_size, self.num_in)) @ data["root"].T
+        noise = data["noise"] * jax.random.normal(noise_key, (self.batch_size, self.num_out))
+        return {"row": row, "target": row @ data["optimum"] + noise}
+
+    def compute_loss(self, params: Params, batch: Batch) -> Array:
+        """Squared error over that of an untrained W, times log(10).
+
+        A W starts with mean square TRUNCATED_STD², independent of the targets, whose mean square is one.
+        """
+        error = jnp.mean(jnp.square(batch["row"] @ params["matrix"]["kernel"] - batch["target"]))
+        return UNTRAINED_LOSS * error / (1.0 + TRUNCATED_STD**2)

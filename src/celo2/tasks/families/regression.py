@@ -1,0 +1,66 @@
+"""Regression on random teachers: every task has a function of its own to learn."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.tasks.augmentation import log_uniform
+from celo2.tasks.base import Batch, Params
+from celo2.tasks.family import UNTRAINED_LOSS, TaskFamily
+from celo2.tasks.layers import TRUNCATED_STD
+from celo2.tasks.mlp import compute_mlp, init_mlp
+
+__all__ = ["RegressionFamily"]
+
+NUM_PROBES = 256  # inputs on which a teacher's answers are standardised
+NOISE = (0.01, 0.3)  # least and greatest standard deviation of the noise on answers of mean square one
+# Mean square of an untrained student's answers to standard normal inputs: each of its two layers
+# multiplies by TRUNCATED_STD², and ReLU keeps half.
+STUDENT_POWER = TRUNCATED_STD**4 / 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegressionFamily(TaskFamily):
+    """Perceptrons 16-32-4 that learn what a random tanh network answers, with noise; 676 parameters.
+
+    Attributes:
+        num_in: Inputs, standard normal.
+        width: Hidden units of student and teacher.
+        num_out: Answers.
+    """
+
+    num_in: int = 16
+    width: int = 32
+    num_out: int = 4
+    source = "problem"
+
+    def init_params(self, key: Array) -> Params:
+        """Untrained student."""
+        return init_mlp(key, (self.num_in, self.width, self.num_out))
+
+    def sample_problem(self, key: Array) -> Any:
+        """A teacher whose answers have mean zero and mean square one, and its `noise`, log-uniform."""
+        first_key, last_key, probe_key, noise_key = jax.random.split(key, 4)
+        first = jax.random.normal(first_key, (self.num_in, self.width))
+        first = first * (1.5 / self.num_in**0.5)  # so that tanh bends
+        last = jax.random.normal(last_key, (self.width, self.num_out))
+        answers = jnp.tanh(jax.random.normal(probe_key, (NUM_PROBES, self.num_in)) @ first) @ last
+        size = jnp.sqrt(jnp.mean(jnp.square(answers), axis=0, keepdims=True))
+        return {"first": first, "last": last / size, "noise": log_uniform(noise_key, *NOISE)}
+
+    def make_batch(self, draw: Array, data: Any) -> Batch:
+        """`x` `(batch, num_in)`, standard normal, and the noisy answers `y` `(batch, num_out)`."""
+        input_key, noise_key = jax.random.split(draw)
+        x = jax.random.normal(input_key, (self.batch_size, self.num_in))
+        noise = data["noise"] * jax.random.normal(noise_key, (self.batch_size, self.num_out))
+        return {"x": x, "y": jnp.tanh(x @ data["first"]) @ data["last"] + noise}
+
+    def compute_loss(self, params: Params, batch: Batch) -> Array:
+        """Squared error over that of an untrained student, 1 + `STUDENT_POWER`, times log(10)."""
+        error = jnp.mean(jnp.square(compute_mlp(params, batch["x"]) - batch["y"]))
+        return UNTRAINED_LOSS * error / (1.0 + STUDENT_POWER)

@@ -137,6 +137,15 @@ def test_command_takes_devices_that_share_every_family(
     assert command._default_devices(counts) == expected
 
 
+@pytest.mark.parametrize(("weight", "devices"), [(3, 2), (7, 1)])
+def test_command_says_when_a_family_costs_devices(monkeypatch, capsys, weight: int, devices: int) -> None:
+    monkeypatch.setattr(command, "num_cores", lambda: 2)
+    recipe = MetaConfig(families=(f"mlp:{weight}", "conv"), tasks_per_set=2)
+    assert command._choose_devices(recipe) == devices
+    said = capsys.readouterr().out
+    assert said == ("" if devices == 2 else "devices: 1; 2 could share 8 pairs, but not mlp 7, conv 1\n")
+
+
 def test_only_what_the_families_draw_from_is_loaded() -> None:
     datasets = load_datasets(MetaConfig(families=("quadratic", "regression"), datasets=("none-such",)))
     assert datasets == {}

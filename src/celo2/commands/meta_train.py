@@ -28,7 +28,7 @@ classifiers, or a mix of families. Ctrl-C saves a checkpoint and ends the run; t
 examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
   celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
-  celo2 meta-train --families mlp:4 conv:2 transformer rnn --outer-steps 3600 --out runs/mix
+  celo2 meta-train --families mlp:4 conv:2 transformer quadratic --outer-steps 3600 --out runs/mix
   celo2 meta-train --config runs/celo2/config.json --seed 1 --out runs/again
   celo2 compare --optimizers celo2:runs/celo2/weights/celo2-003600.safetensors,adamw
 """

@@ -9,6 +9,7 @@ import functools
 import threading
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
@@ -56,7 +57,7 @@ class Slots(NamedTuple):
             starts.append(starts[-1] + size)
         return cls(*starts)
 
-    def index(self, feature: str, number: int, config: RuleConfig) -> int:
+    def place(self, feature: str, number: int, config: RuleConfig) -> int:
         """The row of one of a feature's channels."""
         momenta = len(config.initial_momentum_decays)
         first = {

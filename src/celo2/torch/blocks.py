@@ -206,7 +206,7 @@ def _direct(
     slots = Slots.make(config)
     first = out.new_zeros(config.ff_hidden_size, slots.size)
     names = features.full_names(config, factored=True)
-    places = [slots.index(*channel, config) for channel in features.full_channels(config)]
+    places = [slots.place(*channel, config) for channel in features.full_channels(config)]
     first[:, places] = (network.tensor(*names, like=out) * scales[:, None]).T
     later = [network.layer(layer, like=out) for layer in range(1, config.ff_hidden_layers + 1)]
     activate = torch.relu_ if config.mlp_activation == "relu" else torch.tanh_

@@ -18,8 +18,8 @@ feature that is off has weights of zero.
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 from celo2.constants import CLIPPED_GRAD as _CLIPPED_GRAD
 from celo2.constants import GRAD_CLIP as _GRAD_CLIP

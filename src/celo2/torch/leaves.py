@@ -109,8 +109,8 @@ def _update_all(network: Network, leaves: Sequence[Leaf], chosen: Implementation
         if chosen != "triton":  # whose kernels convert what they read
             grad, param = grad.to(dtype), param.to(dtype)
         momentum, rms, row, col = leaf.accumulators
-        full = (tuple(map(own, family)) for family in (momentum, rms))
-        return Matrix(grad, param, Accumulators(*full, row, col))
+        full = Accumulators(tuple(map(own, momentum)), tuple(map(own, rms)), row, col)
+        return Matrix(grad, param, full)
 
     matrices = [enter(leaf) for leaf in leaves]
     assert layout.axes is not None  # `implementation.choose` has seen to it

@@ -173,18 +173,18 @@ def _vector_units(vectors: Accumulators, network: Network, axes: Axes) -> Units:
     names = features.vector_names(config, factored=True)
     like = vectors.row[0]
     groups = features.compute(Inputs(like, like, vectors, (), ()), names, config)
-    features_of = {name: feature.name for name, feature in config.feature_groups(2)}
-    sides = [[name for name in names if features_of[name].endswith(side)] for side in ("row", "col")]
+    kinds = {name: feature.name for name, feature in config.feature_groups(2)}
     bias = network.tensor("b0", like=like)
     units = []
-    for names in sides if axes.large == -1 else sides[::-1]:
-        total = bias.view(-1, *[1] * like.ndim)
-        if names:
-            values = torch.stack([channel for name in names for channel in groups[name]])[:, None]
+    for side, like in (("row", vectors.row[0]), ("col", vectors.col[0])):
+        total = bias.view(-1, *[1] * like.ndim).expand(-1, *like.shape)
+        own = [name for name in names if kinds[name].endswith(side)]
+        if own:
+            values = torch.stack([channel for name in own for channel in groups[name]])[:, None]
             values = values * torch.rsqrt(mlp.mean_square(values) + mlp.NORM_EPS)
-            rows = network.tensor(*names, like=like)
+            rows = network.tensor(*own, like=like)
             # A product of matrices might be rounded to TF32.
             total = total + (values * rows.view(*rows.shape, *[1] * like.ndim)).sum(0)
-        units.append(total.expand(-1, len(like), *[-1] * (like.ndim - 1)))
+        units.append(total)
         bias = torch.zeros_like(bias)
-    return units[0], units[1]
+    return (units[0], units[1]) if axes.large == -1 else (units[1], units[0])

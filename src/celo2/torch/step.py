@@ -86,7 +86,8 @@ def update_all(network: Network, matrices: Sequence[Matrix], axes: Axes, made: P
     directions = passes.compute(network, matrices, axes, made)
     steps, mean_squares = (list(family) for family in zip(*directions, strict=True))
     if config.param_scale_mult:
-        steps = [_scale_by_param(step, m.param) for step, m in zip(steps, matrices, strict=True)]
+        pairs = zip(steps, matrices, strict=True)
+        steps = [_scale_by_param(step[None], matrix.param[None])[0] for step, matrix in pairs]
     if config.orthogonalize:
         steps = orthogonalize.compute_all(steps, config)
     if config.orthogonalize or config.param_scale_mult:

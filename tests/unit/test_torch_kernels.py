@@ -1,12 +1,11 @@
 """The Triton kernels, in Triton's interpreter on the CPU and, where there is a GPU, on it.
 
-`make test-kernels` installs Triton, which PyTorch for CPUs does not bring.
+`make test-kernels` installs Triton, which PyTorch for CPUs does not bring; `conftest` chooses the
+interpreter.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,15 +18,6 @@ pytest.importorskip("triton", reason="Triton is not installed: make test-kernels
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 6e-6  # sums in another order, in float32 (2.1e-6)
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def interpreter() -> Iterator[None]:
-    """Set before the kernels are imported; a GPU compiles them."""
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            patch.setitem(os.environ, "TRITON_INTERPRET", "1")
-        yield
 
 
 @pytest.mark.parametrize("shape", [(20, 70), (70, 20), (33, 33), (2, 9, 20)], ids=str)

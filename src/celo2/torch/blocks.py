@@ -22,6 +22,7 @@ from celo2.config import RuleConfig
 from celo2.constants import CLIPPED_GRAD, GRAD_CLIP, RSQRT_EPS
 from celo2.torch import _threads, features
 from celo2.torch._buffers import Buffers, Slots, View
+from celo2.torch._sums import Sums
 from celo2.torch.features import Inputs
 from celo2.torch.network import Network
 from celo2.torch.passes import Passes, Units
@@ -153,40 +154,8 @@ def _accumulate(inputs: _Matrix, config: RuleConfig) -> Tensor:
 
     _run(grad, config, work)
     factored = (by_row[:-1] * along_rows.square().view(decays, 1, rows)).sum(-1)  # (decays, kept)
-    sums = _Sums(by_row[-1].sum(-1), by_rms.sum(0), factored, alone.sum(0))
+    sums = Sums(by_row[-1].sum(-1), by_rms.sum(0), factored, alone.sum(0))
     return torch.stack([sums.of(*channel) for channel in features.full_channels(config)]) / (rows * cols)
-
-
-class _Sums(NamedTuple):
-    """Sums of squares over a matrix, from which those of all channels are taken.
-
-    Attributes:
-        plain: Of the momenta and the gradient.
-        normalized: `(momenta + 1, rms decays)`, over the second moments.
-        factored: `(decays, momenta + 1)`, over the factored moments.
-        alone: Of the parameter, the clipped gradient, the rms, their reciprocal roots.
-    """
-
-    plain: Tensor
-    normalized: Tensor
-    factored: Tensor
-    alone: Tensor
-
-    def of(self, feature: str, index: int) -> Tensor:
-        """Of one of a feature's channels."""
-        momenta, second = len(self.plain) - 1, self.normalized.shape[1]
-        return {
-            "grad": lambda: self.plain[-1],
-            "clipped_grad": lambda: self.alone[1],
-            "param": lambda: self.alone[0],
-            "momentum": lambda: self.plain[index],
-            "rms": lambda: self.alone[2 + index],
-            "normalized_momentum": lambda: self.normalized[index, index % second],
-            "rsqrt_rms": lambda: self.alone[2 + second + index],
-            "factored_grad": lambda: self.factored[index, momenta],
-            "normalized_grad": lambda: self.normalized[-1, index],
-            "factored_momentum": lambda: self.factored[index, index],
-        }[feature]()
 
 
 def _direct(

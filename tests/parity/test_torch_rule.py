@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,7 @@ from rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, load_run, replay_oracle
 from test_rule import GOLDEN_RUNS, make_run, rule_options
 from torch_replay import Replay, replay_torch
 
-from celo2.torch import DimensionNumbers, blocks
-from celo2.torch.dimensions import Layout
+from celo2.torch import DimensionNumbers, blocks, implementation
 from oracle import rule
 from tolerances import relative_error, tolerance
 
@@ -31,14 +30,13 @@ def assert_agree(actual: list[Leaves], expected: list[Leaves], comparison: str) 
         assert max(errors.values()) <= tolerance(comparison), f"step {t}: {errors}"
 
 
-@pytest.fixture(params=["blocks", "small blocks", "plain"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The fast path, the fast path cut finely, and the plain one."""
+@pytest.fixture(params=["blocks", "small blocks", "passes", "plain"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The fast path, the fast path cut finely, whole tensors in passes, and the plain program."""
     if request.param == "small blocks":
-        monkeypatch.setattr(blocks, "BLOCK_SIZE", 40)
-    if request.param == "plain":
-        monkeypatch.setattr(Layout, "by_matrix", property(lambda _: False))
-    return request.param
+        monkeypatch.setattr(blocks, "BLOCK_SIZE", 12)
+    with implementation.use(request.param.removeprefix("small ")):
+        yield request.param
 
 
 @pytest.mark.parametrize("name", REFERENCE_RUNS)

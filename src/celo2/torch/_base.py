@@ -15,7 +15,7 @@ from celo2.torch._groups import check_group, check_param, named_groups, route_st
 from celo2.torch._state import check_state, check_state_dtype, init_adamw, init_rule, rule_accumulators
 from celo2.torch.adamw import AdamWLeaf
 from celo2.torch.dimensions import Layout, make_layout
-from celo2.torch.leaves import Leaf, update_leaves
+from celo2.torch.leaves import Leaf, iterate_leaves
 from celo2.torch.network import make_network
 from celo2.torch.routing import Route, find_routes, format_routes
 from celo2.weights import Weights
@@ -140,15 +140,14 @@ class RuleOptimizer(Optimizer):
 
     def _step_rule(self, group: dict[str, Any], leaves: list[Leaf]) -> None:
         """`p ← p - lr (step + weight_decay · p)`."""
-        steps = update_leaves(self._network, leaves, stack=group["foreach"] is not False)
         lr, decay = group["lr"], group["weight_decay"]
-        for leaf, step in zip(leaves, steps, strict=True):
+        for leaf, step in iterate_leaves(self._network, leaves, stack=group["foreach"] is not False):
             param = leaf.param.to(step.dtype)
             if decay:
-                param = param * (1.0 - lr * decay) if param is leaf.param else param.mul_(1.0 - lr * decay)
-            leaf.param.copy_(
-                torch.sub(param, step * lr) if isinstance(lr, Tensor) else param.sub(step, alpha=lr)
-            )
+                param = param.mul_(1.0 - lr * decay)
+            param = param.sub_(step.mul_(lr)) if isinstance(lr, Tensor) else param.sub_(step, alpha=lr)
+            if param is not leaf.param:
+                leaf.param.copy_(param)
 
     def _init_state(self, param: Tensor, route: Route, group: Mapping[str, Any]) -> dict[str, Tensor]:
         if route.algorithm == "adamw":

@@ -1,104 +1,143 @@
-"""The memory of a block, used again for every block, and its channels written into it.
+"""The memory of one thread, used again for every block, and the order of the channels in it.
 
 New memory for each intermediate result would cost more than the results: the system clears its pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import threading
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
-from celo2.torch import features
-from celo2.torch.features import Inputs
-from celo2.torch.network import Network
 
-__all__ = ["Buffers", "fill"]
+__all__ = ["Buffers", "Slots", "View"]
+
+
+class Slots(NamedTuple):
+    """Which rows of a block's buffer `(channels, elements)` hold what.
+
+    Channels that are made by one operation are neighbours, and all have a place: those whose feature is
+    off have weights of zero. With the default options:
+
+        m0 m1 m2 g | p v | s | clip(g) | m0 s, m1 s, m2 s, g s | m0 f0, m1 f1, m2 f2 | g f0, g f1, g f2
+
+    Attributes:
+        momentum: And the gradient after it.
+        rms: After the parameter.
+        rsqrt: Reciprocal roots of rms.
+        clipped: One row.
+        normalized: Momenta, then gradients, over the roots of rms.
+        factored_momentum: None where the feature is off.
+        factored_grad: Gradients over the factored moments.
+        size: Number of rows.
+    """
+
+    momentum: int
+    rms: int
+    rsqrt: int
+    clipped: int
+    normalized: int
+    factored_momentum: int
+    factored_grad: int
+    size: int
+
+    @classmethod
+    @functools.cache
+    def make(cls, config: RuleConfig) -> Slots:
+        """The order for some options."""
+        momenta, second = len(config.initial_momentum_decays), len(config.initial_rms_decays)
+        factored = len(config.initial_adafactor_decays)
+        sizes = (momenta + 2, second, second, 1, momenta + second, momenta * config.with_fac_mom_mult)
+        starts = [0]
+        for size in (*sizes, factored):
+            starts.append(starts[-1] + size)
+        return cls(*starts)
+
+    def place(self, feature: str, number: int, config: RuleConfig) -> int:
+        """The row of one of a feature's channels."""
+        momenta = len(config.initial_momentum_decays)
+        first = {
+            "grad": momenta,
+            "clipped_grad": self.clipped,
+            "param": momenta + 1,
+            "momentum": 0,
+            "rms": self.rms,
+            "normalized_momentum": self.normalized,
+            "rsqrt_rms": self.rsqrt,
+            "factored_grad": self.factored_grad,
+            "normalized_grad": self.normalized + momenta,
+            "factored_momentum": self.factored_momentum,
+        }[feature]
+        return first + number
+
+
+class View(NamedTuple):
+    """The buffers as one block of a given shape sees them, all contiguous.
+
+    Attributes:
+        channels: `(channels, elements)`.
+        hidden: Two of `(units + 1, elements)`, the last row 1: what the next layer's bias multiplies.
+        first: The first's units as `(units, rows, cols)`.
+        factors: `(decays, elements)`.
+        squares: `(momenta + 1, elements)`, of the momenta and the gradient.
+        inverses: `(rms decays, elements)`.
+    """
+
+    channels: Tensor
+    hidden: tuple[Tensor, Tensor]
+    first: Tensor
+    factors: Tensor
+    squares: Tensor
+    inverses: Tensor
+
+
+class _Own(threading.local):
+    """What each thread keeps from step to step."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[tuple[RuleConfig, torch.dtype], Buffers] = {}
+
+
+_own = _Own()
 
 
 class Buffers:
-    """Room for one block: its channels, two layers of hidden units, and the reciprocal roots of rms.
+    """Room for blocks of up to some size; views of it are made once for each shape."""
 
-    Args:
-        size: Elements of the largest block.
-        num_channels: Channels of the parameter's shape.
-        network: How many units there are.
-        like: Dtype and device.
-    """
+    @staticmethod
+    def of_thread(size: int, config: RuleConfig, *, like: Tensor) -> Buffers:
+        """This thread's, which it keeps: some 6 MiB for the default options."""
+        known = _own.buffers.get((config, like.dtype))
+        if known is None or known.size < size:
+            known = _own.buffers[config, like.dtype] = Buffers(size, config, like=like)
+        return known
 
-    def __init__(self, size: int, num_channels: int, network: Network, *, like: Tensor):
-        config = network.config
-        self._num_channels, self._units = num_channels, config.ff_hidden_size
-        self._channels = like.new_empty(size * num_channels)
-        self._hidden = [like.new_empty(size * self._units) for _ in range(2)]
-        self._roots = [like.new_empty(size) for _ in config.initial_rms_decays]
+    def __init__(self, size: int, config: RuleConfig, *, like: Tensor):
+        self.size = size
+        counts = [
+            Slots.make(config).size,
+            *[config.ff_hidden_size + 1] * 2,
+            len(config.initial_adafactor_decays),
+        ]
+        counts += [len(config.initial_momentum_decays) + 1, len(config.initial_rms_decays)]
+        self._memory = [like.new_empty(count * size) for count in counts]
+        self._views: dict[tuple[int, int], View] = {}
 
-    def channels(self, shape: Sequence[int]) -> Tensor:
-        """`(matrices, channels, rows, columns)`."""
-        return _view(self._channels, shape, self._num_channels)
+    def view(self, rows: int, cols: int) -> View:
+        """For a block of this shape."""
+        if (rows, cols) not in self._views:
+            size = rows * cols
+            whole = [memory[: len(memory) // self.size * size] for memory in self._memory]
+            self._views = {(rows, cols): self._make(whole, rows, cols)}
+        return self._views[rows, cols]
 
-    def hidden(self, which: int, shape: Sequence[int]) -> Tensor:
-        """`(matrices, units, rows, columns)`, one of two."""
-        return _view(self._hidden[which], shape, self._units)
-
-    def roots(self, shape: Sequence[int]) -> list[Tensor]:
-        """One `(matrices, rows, columns)` for each rms decay."""
-        return [_view(root, shape, 1)[:, 0] for root in self._roots]
-
-
-def fill(
-    channels: Tensor, part: Inputs, names: Sequence[str], buffers: Buffers, config: RuleConfig
-) -> Tensor:
-    """Writes the channels of some groups, those of `features.compute`, side by side.
-
-    Args:
-        channels: Where to, `(matrices, channels, rows, columns)`.
-        part: The inputs of one block.
-        names: Of `features.full_names`.
-        buffers: Room for what several channels share.
-        config: Which features are enabled.
-
-    Returns:
-        `channels` as `(matrices, channels, elements)`.
-    """
-    grad, param, (momentum, rms, _, _), factors, raw_factors = part
-    roots = buffers.roots(grad.shape)
-    for v, root in zip(rms, roots, strict=True):
-        torch.add(v, features.RSQRT_EPS, out=root).rsqrt_()
-    products: dict[str, list[tuple[Tensor, ...]]] = {
-        "grad": [(grad,)],
-        "param": [(param,)],
-        "momentum": [(m,) for m in momentum],
-        "rms": [(v,) for v in rms],
-        "normalized_momentum": list(zip(momentum, roots * (len(momentum) // len(roots)), strict=True)),
-        "rsqrt_rms": [(root,) for root in roots],
-        "factored_grad": [(grad, *pair) for pair in raw_factors],
-        "normalized_grad": [(grad, root) for root in roots],
-    }
-    if config.with_fac_mom_mult:
-        products["factored_momentum"] = [(m, *pair) for m, pair in zip(momentum, factors, strict=True)]
-    kinds = {name: feature.name for name, feature in config.feature_groups(2)}
-    out: Iterator[Tensor] = iter(channels.unbind(1))
-    for name in names:
-        if kinds[name] == "clipped_grad":
-            torch.clamp(grad, -features.CLIPPED_GRAD, features.CLIPPED_GRAD, out=next(out))
-            continue
-        for first, *rest in products[kinds[name]]:
-            _multiply(first, rest, next(out))
-    return channels.flatten(2)
-
-
-def _multiply(first: Tensor, factors: Sequence[Tensor], out: Tensor) -> None:
-    if not factors:
-        out.copy_(first)
-        return
-    torch.mul(first, factors[0], out=out)
-    for factor in factors[1:]:
-        out.mul_(factor)
-
-
-def _view(buffer: Tensor, shape: Sequence[int], inner: int) -> Tensor:
-    matrices, rows, columns = shape
-    return buffer[: inner * matrices * rows * columns].view(matrices, inner, rows, columns)
+    def _make(self, whole: list[Tensor], rows: int, cols: int) -> View:
+        flat = [memory.view(-1, rows * cols) for memory in whole]
+        for hidden in flat[1:3]:
+            hidden[-1] = 1.0
+        first = flat[1][:-1].view(-1, rows, cols)
+        return View(flat[0], (flat[1], flat[2]), first, *flat[3:])

@@ -23,7 +23,7 @@ from celo2.config import RuleConfig
 from celo2.constants import FACTORED_EPS, GRAD_CLIP
 from celo2.torch.dimensions import Axes, Layout
 
-__all__ = ["GRAD_CLIP", "Accumulators", "col_shape", "init", "row_shape", "unbias", "update"]
+__all__ = ["GRAD_CLIP", "Accumulators", "col_shape", "init", "row_shape", "unbias", "update", "update_full"]
 
 
 class Accumulators(NamedTuple):
@@ -84,8 +84,13 @@ def update(accumulators: Accumulators, grad: Tensor, axes: Axes | None, config: 
     else:
         _decay_all(accumulators.row, square.mean(axes.large, keepdim=True) + FACTORED_EPS, decays)
         _decay_all(accumulators.col, square.mean(axes.small, keepdim=True) + FACTORED_EPS, decays)
+    update_full(accumulators, grad, config)
+
+
+def update_full(accumulators: Accumulators, grad: Tensor, config: RuleConfig) -> None:
+    """One step of the accumulators of the gradient's own shape, in place; blocks of tensors will do."""
     _decay_all(accumulators.momentum, grad, config.initial_momentum_decays)
-    _decay_all(accumulators.rms, square, config.initial_rms_decays)
+    _decay_all(accumulators.rms, grad * grad, config.initial_rms_decays)
 
 
 def unbias(accumulators: Accumulators, count: Tensor, config: RuleConfig) -> Accumulators:

@@ -1,12 +1,13 @@
-"""The fast equal of `step.compute_direction` on a CPU: features and network, block by block of rows.
+"""The three passes on a CPU, block by block of rows, with few operations for each block.
 
-A block's channels are computed into one buffer of shape `(channels, elements)` that stays in the
-cache and serves all blocks; the first layer is then one matrix product, and so is each later one.
-Mean squares come from a first pass over the same blocks. Channels that are rows or columns go
-through the first layer as vectors, and start the sum. Nothing of the whole tensor's size is stored
-but the direction.
+Pass 2 does not compute the channels: the sum of squares of a product of a momentum with a row and a
+column factor is a product of matrices, `rowᵀ m² col`, and so are those of the other products. Pass 3
+writes a block's channels side by side, `(channels, elements)`, so that each layer of the network is one
+product of matrices; rows, columns and the bias of the first layer start its sum. Nothing of the whole
+tensor's size is stored but the direction.
 
-It needs a layout in which one matrix has nothing to do with the others (`Layout.by_matrix`).
+Blocks are independent, and several threads work on them (`_threads`); sums are taken block by block
+in a fixed order, so that a run repeats exactly on any number of threads.
 """
 
 from __future__ import annotations
@@ -18,170 +19,201 @@ import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
-from celo2.torch import features, mlp
-from celo2.torch._buffers import Buffers, fill
-from celo2.torch.accumulators import Accumulators
+from celo2.constants import CLIPPED_GRAD, GRAD_CLIP, RSQRT_EPS
+from celo2.torch import _threads, features
+from celo2.torch._buffers import Buffers, Slots, View
+from celo2.torch._sums import Sums
 from celo2.torch.features import Inputs
 from celo2.torch.network import Network
+from celo2.torch.passes import Passes, Units
 
-__all__ = ["BLOCK_SIZE", "compute_direction"]
+__all__ = ["BLOCK_SIZE", "make_passes"]
 
-BLOCK_SIZE = 1 << 15  # elements of a block: its channels fit into the cache, calls cost little beside them
-
-
-class _Grid(NamedTuple):
-    """How matrices are cut: several whole ones together, or each into pieces of some rows."""
-
-    matrices: int
-    rows: int
-
-    def cut(self, tensor: Tensor, num_rows: int) -> list[Tensor]:
-        """The pieces of `(matrices or 1, …, rows or 1, columns or 1)`; what has one row is repeated."""
-        pieces = []
-        for whole in tensor.split(self.matrices, 0):
-            if tensor.shape[-2] == 1 != num_rows:
-                pieces += [whole] * -(-num_rows // self.rows)
-            else:
-                pieces += whole.split(self.rows, -2)
-        return pieces
+BLOCK_SIZE = 1 << 15  # elements of a block: a balance of the cache and of what calls cost
 
 
-def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple[Tensor, Tensor | None]:
-    """Direction and magnitude of every element; see `mlp.compute`.
+def make_passes(network: Network) -> Passes:
+    """The passes of `passes.make_passes`, for tensors of the working dtype on a CPU."""
+
+    def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
+        by_row = [_square_means(matrix, network.config) for matrix in _matrices(grad)]
+        along_rows, along_cols = (torch.stack(side) for side in zip(*by_row, strict=True))
+        return along_rows.view(*grad.shape[:-1], 1), along_cols.view(*grad.shape[:-2], 1, -1)
+
+    def accumulate(inputs: Inputs) -> Tensor:
+        squares = [_accumulate(part, network.config) for part in _split(inputs)]
+        return torch.stack(squares, dim=1).view(-1, *inputs.grad.shape[:-2], 1, 1)
+
+    def direct(inputs: Inputs, scales: Tensor, units: Units) -> tuple[Tensor, Tensor]:
+        direction = inputs.grad.new_empty(inputs.grad.shape)
+        flat = [_sides(unit) for unit in units]
+        squares = [
+            _direct(network, *arguments)
+            for arguments in zip(
+                _split(inputs), scales.flatten(1).unbind(1), *flat, _matrices(direction), strict=True
+            )
+        ]
+        return direction, torch.stack(squares).view(*direction.shape[:-2], 1, 1)
+
+    return Passes(square_means, accumulate, direct)
+
+
+def _matrices(tensor: Tensor) -> Sequence[Tensor]:
+    """The matrices of a tensor, contiguous; a view where it is."""
+    return tensor.reshape(-1, *tensor.shape[-2:]).contiguous().unbind()
+
+
+def _sides(vectors: Tensor) -> Sequence[Tensor]:
+    """Several vectors `(number, ..., rows or 1, cols or 1)` → those of each matrix."""
+    return vectors.reshape(len(vectors), -1, *vectors.shape[-2:]).unbind(1)
+
+
+class _Matrix(NamedTuple):
+    """One matrix's part of `Inputs`; all contiguous, factors `(decays, rows, 1)` and `(decays, 1, cols)`."""
+
+    grad: Tensor
+    param: Tensor
+    momentum: tuple[Tensor, ...]
+    rms: tuple[Tensor, ...]
+    factors: tuple[Tensor, Tensor]
+
+
+def _split(inputs: Inputs) -> list[_Matrix]:
+    grad, param = _matrices(inputs.grad), _matrices(inputs.param)
+    momentum, rms = (list(zip(*map(_matrices, family), strict=True)) for family in inputs.accumulators[:2])
+    sides = [_sides(torch.stack(side)) for side in zip(*inputs.factors, strict=True)]
+    return [_Matrix(*one) for one in zip(grad, param, momentum, rms, zip(*sides, strict=True), strict=True)]
+
+
+def _rows(shape: Sequence[int]) -> int:
+    """Of a block."""
+    return min(max(BLOCK_SIZE // shape[1], 1), shape[0])
+
+
+def _run(matrix: Tensor, config: RuleConfig, work: Callable[[int, slice, View], None]) -> None:
+    """Calls a function with the number, the rows and the buffers of each block."""
+    rows, cols = matrix.shape
+    step = _rows(matrix.shape)
+
+    def make_worker() -> Callable[[int], None]:
+        buffers = Buffers.of_thread(step * cols, config, like=matrix)
+
+        def worker(number: int) -> None:
+            part = slice(number * step, min((number + 1) * step, rows))
+            work(number, part, buffers.view(part.stop - part.start, cols))
+
+        return worker
+
+    _threads.run(make_worker, -(-rows // step))
+
+
+def _square_means(grad: Tensor, config: RuleConfig) -> tuple[Tensor, Tensor]:
+    """Means of the squared, clipped gradient over the columns, `(rows,)`, and over the rows."""
+    rows, cols = grad.shape
+    over_cols = grad.new_empty(rows)
+    partial = grad.new_empty(-(-rows // _rows(grad.shape)), cols)
+
+    def work(number: int, part: slice, view: View) -> None:
+        square = view.first[0].copy_(grad[part]).clamp_(-GRAD_CLIP, GRAD_CLIP).square_()
+        torch.sum(square, 1, out=over_cols[part])
+        torch.sum(square, 0, out=partial[number])
+
+    _run(grad, config, work)
+    return over_cols / cols, partial.sum(0) / rows
+
+
+def _accumulate(inputs: _Matrix, config: RuleConfig) -> Tensor:
+    """Momenta and second moments in place; mean squares of all channels, `(channels,)`."""
+    grad, param, momentum, rms, (along_rows, along_cols) = inputs
+    rows, cols = grad.shape
+    count, kept, decays = -(-rows // _rows(grad.shape)), len(momentum) + 1, len(along_rows)
+    ones = along_cols.new_ones(1, 1, cols)
+    weights = torch.cat([along_cols, ones]).square_()[:, 0]  # (decays + 1, cols)
+    by_row = grad.new_empty(decays + 1, kept, rows)
+    by_rms = grad.new_empty(count, kept, len(rms))
+    alone = grad.new_empty(count, 2 + 2 * len(rms))  # param, clipped, rms, their inverses
+
+    def work(number: int, part: slice, view: View) -> None:
+        channels, squares = view.channels[:kept], view.squares
+        channels[-1].view(-1, cols).copy_(grad[part]).clamp_(-GRAD_CLIP, GRAD_CLIP)
+        for index, (m, decay) in enumerate(zip(momentum, config.initial_momentum_decays, strict=True)):
+            new = m[part].view(-1).lerp_(channels[-1], 1.0 - decay)
+            channels[index].copy_(new)
+        torch.mul(channels, channels, out=squares)
+        for index, (v, decay) in enumerate(zip(rms, config.initial_rms_decays, strict=True)):
+            new = v[part].view(-1).lerp_(squares[-1], 1.0 - decay)
+            torch.add(new, RSQRT_EPS, out=view.inverses[index]).reciprocal_()
+            torch.dot(new, new, out=alone[number, 2 + index])
+            torch.sum(view.inverses[index], 0, out=alone[number, 2 + len(rms) + index])
+        by_row[:, :, part] = (weights @ squares.view(-1, cols).T).view(decays + 1, kept, -1)
+        torch.mm(squares, view.inverses.T, out=by_rms[number])
+        own = param[part].view(-1)
+        torch.dot(own, own, out=alone[number, 0])
+        clipped = channels[-1].clamp_(-CLIPPED_GRAD, CLIPPED_GRAD)
+        torch.dot(clipped, clipped, out=alone[number, 1])
+
+    _run(grad, config, work)
+    factored = (by_row[:-1] * along_rows.square().view(decays, 1, rows)).sum(-1)  # (decays, kept)
+    sums = Sums(by_row[-1].sum(-1), by_rms.sum(0), factored, alone.sum(0))
+    return torch.stack([sums.of(*channel) for channel in features.full_channels(config)]) / (rows * cols)
+
+
+def _direct(
+    network: Network, inputs: _Matrix, scales: Tensor, along_rows: Tensor, along_cols: Tensor, out: Tensor
+) -> Tensor:
+    """Writes the direction of a matrix, and returns its mean square.
 
     Args:
-        inputs: Of `features.make_inputs`, of any number of leading axes before the matrix.
-        network: The weights and the options.
-        factored: Whether the parameters have rank ≥ 2.
+        network: Weights and options.
+        inputs: Of one matrix, up to date.
+        scales: `(channels,)`.
+        along_rows: What to add to the first layer, `(units, rows, 1)`.
+        along_cols: The same, `(units, 1, cols)`.
+        out: `(rows, cols)`.
     """
     config = network.config
-    shape = inputs.grad.shape
-    inputs = _map(inputs, lambda tensor: tensor.reshape(-1, *tensor.shape[-2:]))
-    batch, num_rows, num_columns = inputs.grad.shape
-    grid = _make_grid(inputs.grad.shape)
-    names = features.full_names(config, factored=factored)
-    parts = _cut_inputs(inputs, grid)
-    first = network.tensor(*names, like=inputs.grad)  # (channels, units)
-    outputs = [first.new_empty(inputs.grad.shape) for _ in range(2 if config.exp_mult else 1)]
-    size = min(grid.matrices, batch) * grid.rows * num_columns
-    buffers = Buffers(size, len(first), network, like=inputs.grad)
-    first_layer = first.T.expand(batch, -1, -1)
-    if config.normalize_input:
-        scales = _scales(parts, names, buffers, config, inputs.grad.shape)
-        first_layer = first_layer * scales[:, None, :]
-    layers = [piece for piece in first_layer.split(grid.matrices) for _ in range(-(-num_rows // grid.rows))]
-    vectors = [
-        grid.cut(units.expand(batch, -1, -1, -1), num_rows)
-        for units in _vector_units(inputs, network, factored)
-    ]
-    targets = [grid.cut(output, num_rows) for output in outputs]
-    for part, layer, start, target in zip(
-        parts, layers, zip(*vectors, strict=True), zip(*targets, strict=True), strict=True
-    ):
-        channels = fill(buffers.channels(part.grad.shape), part, names, buffers, config)
-        hidden = _start(start, buffers.hidden(0, part.grad.shape)).baddbmm_(layer, channels)
-        _later_layers(hidden, target, network, buffers)
-    direction, *magnitude = (output.view(shape) for output in outputs)
-    return direction, magnitude[0] if magnitude else None
+    slots = Slots.make(config)
+    first = out.new_zeros(config.ff_hidden_size, slots.size)
+    names = features.full_names(config, factored=True)
+    places = [slots.place(*channel, config) for channel in features.full_channels(config)]
+    first[:, places] = (network.tensor(*names, like=out) * scales[:, None]).T
+    later = [network.layer(layer, like=out) for layer in range(1, config.ff_hidden_layers + 1)]
+    activate = torch.relu_ if config.mlp_activation == "relu" else torch.tanh_
+    squares = out.new_empty(-(-len(out) // _rows(out.shape)))
+
+    def work(number: int, part: slice, view: View) -> None:
+        _fill(view, inputs, part, slots, config)
+        torch.add(along_rows[:, part], along_cols, out=view.first)
+        hidden, other = view.hidden
+        activate(hidden[:-1].addmm_(first, view.channels))
+        for layer in later[:-1]:
+            activate(torch.mm(layer, hidden, out=other[:-1]))
+            hidden, other = other, hidden
+        target = out[part].view(-1)
+        torch.mv(hidden.T, later[-1][0], out=target)
+        torch.dot(target, target, out=squares[number])
+
+    _run(out, config, work)
+    return squares.sum() / out.numel()
 
 
-def _make_grid(shape: Sequence[int]) -> _Grid:
-    _, rows, columns = shape
-    if 2 * rows * columns <= BLOCK_SIZE:
-        return _Grid(max(BLOCK_SIZE // (rows * columns), 1), rows)
-    return _Grid(1, min(max(BLOCK_SIZE // columns, 1), rows))
-
-
-def _cut_inputs(inputs: Inputs, grid: _Grid) -> list[Inputs]:
-    """The inputs of every block; all are views."""
-    rows = inputs.grad.shape[1]
-    pieces: list[list[Tensor]] = []
-
-    def collect(tensor: Tensor) -> Tensor:
-        pieces.append(grid.cut(tensor, rows))
-        return tensor
-
-    _map(inputs, collect)
-    return [_rebuild(inputs, block) for block in zip(*pieces, strict=True)]
-
-
-def _rebuild(like: Inputs, tensors: Sequence[Tensor]) -> Inputs:
-    own = iter(tensors)
-    return _map(like, lambda _: next(own))
-
-
-def _map(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
-    """Applies a function to every tensor, in a fixed order."""
-    grad, param, accumulators, factors, raw_factors = inputs
-    moved = tuple(tuple(map(function, pair)) for pair in factors)
-    raw = moved if raw_factors is factors else tuple(tuple(map(function, pair)) for pair in raw_factors)
-    families = Accumulators(*(tuple(map(function, family)) for family in accumulators))
-    return Inputs(function(grad), function(param), families, moved, raw)
-
-
-def _scales(
-    parts: Sequence[Inputs],
-    names: Sequence[str],
-    buffers: Buffers,
-    config: RuleConfig,
-    shape: Sequence[int],
-) -> Tensor:
-    """`rsqrt(mean(x²) + 1e-9)` of the channels of every matrix: `(matrices, channels)`."""
-    squares = []
-    for part in parts:
-        channels = fill(buffers.channels(part.grad.shape), part, names, buffers, config)
-        if len(channels) == 1:
-            squares.append(torch.stack([torch.dot(x, x) for x in channels[0].unbind()])[None])
-        else:
-            squares.append(torch.linalg.vecdot(channels, channels))
-    batch, rows, columns = shape
-    alone = len(squares) > batch  # several blocks a matrix
-    sums = torch.stack(squares).view(batch, -1, len(squares[0][0])).sum(1) if alone else torch.cat(squares)
-    return torch.rsqrt(sums / (rows * columns) + mlp.NORM_EPS)
-
-
-def _vector_units(inputs: Inputs, network: Network, factored: bool) -> list[Tensor]:
-    """What rows, columns and the bias add to each hidden unit, one tensor for rows and one for columns.
-
-    Their shape is `(matrices or 1, units, rows or 1, columns or 1)`; the bias alone is the only one
-    where no such feature is on.
-    """
-    config, grad = network.config, inputs.grad
-    names = features.vector_names(config, factored=factored)
-    sums: dict[tuple[bool, bool], Tensor] = {}
-    for name, group in features.compute(inputs, names, config).items():
-        scales = mlp.input_scales({name: group})[name] if config.normalize_input else (1.0,) * len(group)
-        for values, scale, row in zip(group, scales, network.tensor(name, like=grad), strict=True):
-            units = (values * scale)[:, None] * row.view(1, -1, 1, 1)
-            kind = values.shape[1] == 1, values.shape[2] == 1
-            sums[kind] = sums[kind] + units if kind in sums else units
-    bias = network.tensor("b0", like=grad).view(1, -1, 1, 1)
-    if not sums:
-        return [bias]
-    first, *rest = sums.values()
-    return [first + bias, *rest]
-
-
-def _start(vectors: Sequence[Tensor], hidden: Tensor) -> Tensor:
-    """The sum of `_vector_units` at a block, written into `(matrices, units, rows, columns)`; flattened."""
-    if len(vectors) == 1:
-        hidden.copy_(vectors[0])
+def _fill(view: View, inputs: _Matrix, part: slice, slots: Slots, config: RuleConfig) -> None:
+    """Writes a block's channels into `view.channels`, in the order of `Slots`."""
+    grad, param, momentum, rms, (along_rows, along_cols) = inputs
+    channels, kept, count = view.channels, len(momentum) + 1, len(rms)
+    sources = [tensor[part] for tensor in (*momentum, grad, param, *rms)]
+    torch.cat(sources, out=channels[: slots.rsqrt].view(-1, grad.shape[1]))
+    gradient = channels[kept - 1].clamp_(-GRAD_CLIP, GRAD_CLIP)
+    roots = channels[slots.rsqrt : slots.clipped]
+    torch.add(channels[slots.rms : slots.rsqrt], RSQRT_EPS, out=roots).rsqrt_()
+    torch.clamp(gradient, -CLIPPED_GRAD, CLIPPED_GRAD, out=channels[slots.clipped])
+    if count == 1:
+        torch.mul(channels[:kept], roots, out=channels[slots.normalized : slots.factored_momentum])
     else:
-        torch.add(*vectors, out=hidden)
-    return hidden.flatten(2)
-
-
-def _later_layers(hidden: Tensor, targets: Sequence[Tensor], network: Network, buffers: Buffers) -> None:
-    """From the first layer's sums, `(matrices, units, elements)`, to the outputs, one target each."""
-    config = network.config
-    for layer in range(1, config.ff_hidden_layers + 1):
-        hidden = hidden.relu_() if config.mlp_activation == "relu" else hidden.tanh_()
-        weight, bias = (network.tensor(f"{kind}{layer}", like=hidden) for kind in "wb")
-        matrices = weight.T.expand(len(hidden), -1, -1)
-        if layer < config.ff_hidden_layers:
-            out = buffers.hidden(layer % 2, targets[0].shape).flatten(2)
-            hidden = torch.baddbmm(bias[:, None], matrices, hidden, out=out)
-            continue
-        for unit, target in enumerate(targets):
-            one = slice(unit, unit + 1)
-            torch.baddbmm(bias[one, None], matrices[:, one], hidden, out=target.flatten(1)[:, None])
+        torch.mul(channels[: kept - 1], roots, out=channels[slots.normalized :][: kept - 1])
+        torch.mul(gradient, roots, out=channels[slots.normalized + kept - 1 :][:count])
+    torch.mul(along_rows[:, part], along_cols, out=view.factors.view(len(along_rows), -1, grad.shape[1]))
+    if config.with_fac_mom_mult:
+        target = channels[slots.factored_momentum : slots.factored_grad]
+        torch.mul(channels[: kept - 1], view.factors, out=target)
+    torch.mul(gradient, view.factors, out=channels[slots.factored_grad :])

@@ -25,6 +25,8 @@ __all__ = [
     "FeatureGroups",
     "Inputs",
     "compute",
+    "compute_factors",
+    "full_channels",
     "full_names",
     "make_inputs",
     "vector_names",
@@ -65,13 +67,23 @@ def make_inputs(
     raw: Accumulators | None = None,
 ) -> Inputs:
     """Adds the factors to gradient, parameter and accumulators; `raw` are those before bias correction."""
-    factors = _factors(accumulators, axes)
-    return Inputs(grad, param, accumulators, factors, factors if raw is None else _factors(raw, axes))
+    factors = compute_factors(accumulators, axes)
+    return Inputs(grad, param, accumulators, factors, factors if raw is None else compute_factors(raw, axes))
 
 
 def full_names(config: RuleConfig, *, factored: bool) -> list[str]:
     """Weight names of the groups whose channels have the parameter's shape."""
     return [name for name, feature in config.feature_groups(1 + factored) if feature.name not in _VECTORS]
+
+
+def full_channels(config: RuleConfig) -> list[tuple[str, int]]:
+    """The channels of a matrix's shape, in order: the feature, and which of the feature's it is."""
+    return [
+        (feature.name, index)
+        for _, feature in config.feature_groups(2)
+        if feature.name not in _VECTORS
+        for index in range(config.num_channels(feature))
+    ]
 
 
 def vector_names(config: RuleConfig, *, factored: bool) -> list[str]:
@@ -113,7 +125,7 @@ def compute(inputs: Inputs, names: Sequence[str], config: RuleConfig) -> Feature
     return {name: tuple(channels[feature]()) for name, feature in wanted.items()}
 
 
-def _factors(accumulators: Accumulators, axes: Axes | None) -> Factors:
+def compute_factors(accumulators: Accumulators, axes: Axes | None) -> Factors:
     """What a gradient is multiplied by to divide it by the root of its factored second moment."""
     if axes is None:
         return tuple((torch.rsqrt((r + FACTOR_FLOOR).clamp_min(FACTOR_FLOOR)),) for r in accumulators.row)

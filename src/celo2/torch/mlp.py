@@ -4,12 +4,12 @@ Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, element by 
 
 Each channel `x` enters divided by its root mean square over the last two axes. Instead of dividing
 the tensors, `rsqrt(mean(x²) + 1e-9)` multiplies the channel's row of the first layer. This is the
-plain version, unit by unit, which a compiler makes one loop of; `blocks` is the fast one.
+plain version, unit by unit; `blocks` and `kernels` have the fast ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,12 @@ def input_scales(groups: FeatureGroups) -> InputScales:
 
 
 def compute(
-    groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Any], config: RuleConfig
+    groups: FeatureGroups,
+    scales: InputScales | None,
+    weights: Mapping[str, Any],
+    config: RuleConfig,
+    *,
+    vectors: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """Direction and magnitude of every element.
 
@@ -51,13 +56,15 @@ def compute(
         weights: The network's arrays by name, as nested lists of numbers, of the shapes of
             `RuleConfig.weight_shapes`.
         config: Sizes, activation.
+        vectors: What channels that are vectors, and the bias, add to each unit of the first layer,
+            `(units, ...)`, where `groups` has not got them.
 
     Returns:
         The direction, of the parameter's shape, and the magnitude, None when `exp_mult` is 0: an
         output that is not used is not computed.
     """
     activation = ACTIVATIONS[config.mlp_activation]
-    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights)]
+    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, vectors)]
     for layer in range(1, config.ff_hidden_layers):
         hidden = [activation(unit) for unit in _layer(hidden, weights, layer, config.ff_hidden_size)]
     direction, *magnitude = _layer(hidden, weights, config.ff_hidden_layers, 2 if config.exp_mult else 1)
@@ -65,7 +72,10 @@ def compute(
 
 
 def _first_layer(
-    groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Any]
+    groups: FeatureGroups,
+    scales: InputScales | None,
+    weights: Mapping[str, Any],
+    vectors: Sequence[Tensor],
 ) -> list[Tensor]:
     channels = [
         (channel, row, None if scales is None else scales[name][index])
@@ -75,7 +85,7 @@ def _first_layer(
     channels.sort(key=lambda entry: entry[0].numel())  # vectors are added up before they broadcast
     units = []
     for j, bias in enumerate(weights["b0"]):
-        total: Any = bias
+        total: Any = sum(vector[j] for vector in vectors) if vectors else bias
         for values, row, scale in channels:
             total = total + values * (row[j] if scale is None else row[j] * scale)
         units.append(total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,17 @@ class Network:
 
     def tensor(self, *names: str, like: Tensor) -> Tensor:
         """The arrays of these names, one below the other, with dtype and device of `like`."""
+        return self._cached(names, like, lambda: np.concatenate([self.weights.arrays[n] for n in names]))
+
+    def layer(self, number: int, *, like: Tensor) -> Tensor:
+        """A later layer as one matrix: `(outputs, units + 1)`, its bias in the last column."""
+        weight, bias = (self.weights.arrays[f"{kind}{number}"] for kind in "wb")
+        return self._cached(("layer", str(number)), like, lambda: np.vstack([weight, bias]).T.copy())
+
+    def _cached(self, names: tuple[str, ...], like: Tensor, make: Callable[[], np.ndarray]) -> Tensor:
         key = (*names, like.dtype, like.device)
         if key not in self._tensors:
-            array = np.concatenate([self.weights.arrays[name] for name in names])
+            array = make()
             self._tensors[key] = torch.tensor(array, dtype=like.dtype, device=like.device)
         return self._tensors[key]
 

@@ -13,24 +13,22 @@ The step is not negated and has root mean square 1: the learning rate is the cha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
-from celo2.constants import PRECONDITION_EPS
+from celo2.constants import GRAD_CLIP, PRECONDITION_EPS
 from celo2.torch import accumulators as accumulators_lib
-from celo2.torch import features, mlp, orthogonalize
+from celo2.torch import features, mlp, orthogonalize, passes
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Axes
 from celo2.torch.features import Inputs
 from celo2.torch.network import Network
+from celo2.torch.passes import Matrix, Passes
 
-__all__ = ["compute_direction", "update"]
-
-
-Direction = Callable[[Inputs, Network, bool], tuple[Tensor, Tensor | None]]
+__all__ = ["compute_direction", "update", "update_all"]
 
 
 def update(
@@ -41,18 +39,16 @@ def update(
     count: Tensor | None,
     *,
     axes: Axes | None,
-    direction: Direction | None = None,
 ) -> Tensor:
-    """The step of tensors of one shape, stacked; their accumulators are updated in place.
+    """The step of tensors of one shape, stacked, by the plain program, which covers everything.
 
     Args:
         network: The weights and the options.
         grad: The gradients, `(stack, *layout.shape)`.
         param: The parameters, of the same shape and dtype (that of the accumulators).
-        accumulators: Of the steps before, with the same axis in front; changed.
+        accumulators: Of the steps before, with the same axis in front; updated in place.
         count: This step's number, from 1, `(stack, 1, …)`; needed for bias correction alone.
         axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
-        direction: Features and network in one: `compute_direction`, or a faster equal of it.
 
     Returns:
         The un-negated steps, of the gradients' shape.
@@ -60,14 +56,19 @@ def update(
     config = network.config
     if grad.numel() == 0:
         return torch.zeros_like(grad)
-    grad = grad.clamp(-accumulators_lib.GRAD_CLIP, accumulators_lib.GRAD_CLIP)
+    grad = grad.clamp(-GRAD_CLIP, GRAD_CLIP)
     accumulators_lib.update(accumulators, grad, axes, config)
     seen, raw = accumulators, None
     if config.bias_correction and count is not None:
         seen, raw = accumulators_lib.unbias(accumulators, count, config), accumulators
     inputs = features.make_inputs(grad, param, seen, axes, raw=raw)
-    step, magnitude = (direction or compute_direction)(inputs, network, axes is not None)
-    return _finish(_scale_by_magnitude(step, magnitude, config), param, seen, axes, config)
+    step, magnitude = compute_direction(inputs, network, axes is not None)
+    step = _scale_by_magnitude(step, magnitude, config)
+    if config.param_scale_mult:
+        step = _scale_by_param(step, param)
+    if config.orthogonalize and axes is not None:
+        step = orthogonalize.compute(step, config)
+    return _finish(step, mlp.mean_square(step), seen, config)
 
 
 def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple[Tensor, Tensor | None]:
@@ -79,6 +80,24 @@ def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple
     return mlp.compute(groups, scales, network.numbers, config)
 
 
+def update_all(network: Network, matrices: Sequence[Matrix], axes: Axes, made: Passes) -> list[Tensor]:
+    """The steps of matrices of one shape that `passes.covers`, by passes; their accumulators change."""
+    config = network.config
+    directions = passes.compute(network, matrices, axes, made)
+    steps, mean_squares = (list(family) for family in zip(*directions, strict=True))
+    if config.param_scale_mult:
+        pairs = zip(steps, matrices, strict=True)
+        steps = [_scale_by_param(step[None], matrix.param[None])[0] for step, matrix in pairs]
+    if config.orthogonalize:
+        steps = orthogonalize.compute_all(steps, config)
+    if config.orthogonalize or config.param_scale_mult:
+        mean_squares = [mlp.mean_square(step) for step in steps]
+    return [
+        _finish(step, mean_square, matrix.accumulators, config)
+        for step, mean_square, matrix in zip(steps, mean_squares, matrices, strict=True)
+    ]
+
+
 def _scale_by_magnitude(direction: Tensor, magnitude: Tensor | None, config: RuleConfig) -> Tensor:
     if magnitude is None:
         return direction
@@ -87,17 +106,17 @@ def _scale_by_magnitude(direction: Tensor, magnitude: Tensor | None, config: Rul
     return direction * torch.exp(config.exp_mult * magnitude)
 
 
-def _finish(
-    step: Tensor, param: Tensor, accumulators: Accumulators, axes: Axes | None, config: RuleConfig
-) -> Tensor:
-    if config.param_scale_mult:
-        step = step * torch.sqrt((param * param).mean(_whole(param), keepdim=True) + mlp.NORM_EPS)
-    if config.orthogonalize and axes is not None:
-        step = orthogonalize.compute(step, config)
+def _scale_by_param(step: Tensor, param: Tensor) -> Tensor:
+    param = param.to(step.dtype)
+    return step * torch.sqrt((param * param).mean(_whole(param), keepdim=True) + mlp.NORM_EPS)
+
+
+def _finish(step: Tensor, mean_square: Tensor, accumulators: Accumulators, config: RuleConfig) -> Tensor:
+    """Writes over the step, which nobody else has."""
     if config.normalize_output:
-        step = step * torch.rsqrt(mlp.mean_square(step) + mlp.NORM_EPS)
+        step = step.mul_(torch.rsqrt(mean_square + mlp.NORM_EPS))
     if config.rmsmult != 1.0:
-        step = step * config.rmsmult
+        step = step.mul_(config.rmsmult)
     if config.precondition_output:
         step = step * torch.rsqrt(accumulators.rms[-1] + PRECONDITION_EPS)
     return step

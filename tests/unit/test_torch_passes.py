@@ -1,0 +1,102 @@
+"""The three passes of the PyTorch rule, on whole tensors and on a CPU's blocks, against the plain program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch_examples import OPTIONS, OTHER_SIZES, UNCOVERED, largest_error, make_leaf, make_network, update
+
+from celo2.torch import Celo2Base, _threads, blocks, implementation
+from celo2.torch.dimensions import make_layout
+
+TOLERANCE = 6e-6  # sums in another order, in float32 (2.1e-6)
+EXACT = 1e-14  # in float64 (3.9e-15)
+SHAPES = [(40, 24), (24, 40), (17, 17), (3, 9, 20), (2, 2, 20, 9)]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks a matrix, the last of them smaller."""
+    monkeypatch.setattr(blocks, "BLOCK_SIZE", 150)
+
+
+@pytest.mark.parametrize("name", ["passes", "blocks"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_passes_equal_the_plain_program(name: str, shape: tuple[int, ...]) -> None:
+    assert largest_error(update(name, shape), update("plain", shape)) <= TOLERANCE
+    double = (update(n, shape, torch.float64) for n in (name, "plain"))
+    assert largest_error(*double) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["passes", "blocks"])
+@pytest.mark.parametrize("options", [*OPTIONS.values(), *OTHER_SIZES.values()], ids=[*OPTIONS, *OTHER_SIZES])
+def test_passes_equal_the_plain_program_for_options(name: str, options: dict[str, Any]) -> None:
+    results = (update(n, (20, 31), torch.float64, **options) for n in (name, "plain"))
+    assert largest_error(*results) <= 10 * EXACT  # Newton–Schulz amplifies it
+
+
+@pytest.mark.parametrize("options", UNCOVERED.values(), ids=UNCOVERED)
+def test_other_options_take_the_plain_program(options: dict[str, Any]) -> None:
+    network = make_network(**options)
+    leaf = make_leaf((100, 100), network, torch.float32)
+    with implementation.use("blocks"):
+        assert implementation.choose(network, leaf.param, leaf.layout) == "plain"
+    assert largest_error(update("blocks", (9, 7), **options), update("plain", (9, 7), **options)) == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "chosen"),
+    [
+        ((64, 64), "blocks"),
+        ((2, 64, 64), "blocks"),
+        ((8, 8), "plain"),
+        ((5000,), "plain"),
+        ((64, 64, 3), "plain"),
+    ],
+    ids=str,
+)
+def test_blocks_serve_matrices_of_some_size(shape: tuple[int, ...], chosen: str) -> None:
+    network = make_network()
+    assert implementation.choose(network, torch.empty(shape), make_layout(shape)) == chosen
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = update("blocks", (40, 24))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert largest_error(update("blocks", (40, 24)), once) == 0
+
+
+def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def fail(number: int) -> None:
+        raise ValueError(f"block {number}")
+
+    with pytest.raises(ValueError, match="block"):
+        _threads.run(lambda: fail, 4)
+
+
+def test_threads_leave_the_number_of_threads_alone() -> None:
+    before = torch.get_num_threads()
+    _threads._pool(2).submit(int).result()
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("name", ["passes", "blocks"])
+def test_nan_is_passed_on(name: str) -> None:
+    network = make_network()
+    leaf = make_leaf((20, 12), network, torch.float32)
+    leaf.grad[3, 4] = float("nan")
+    with implementation.use(name):  # type: ignore[arg-type]
+        param = nn.Parameter(leaf.param)
+        param.grad = leaf.grad
+        Celo2Base([param]).step()
+    assert torch.isnan(param[3, 4])
+
+
+def test_an_unknown_implementation_is_refused() -> None:
+    with pytest.raises(ValueError, match="'blocks'"), implementation.use("cuda"):  # type: ignore[arg-type]
+        pass

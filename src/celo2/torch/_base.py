@@ -12,12 +12,15 @@ from torch.optim import Optimizer
 
 from celo2.torch import adamw
 from celo2.torch._groups import check_group, check_param, named_groups, route_stored
+from celo2.torch._sharing import Sharing, check_wrappers, local, local_grad
 from celo2.torch._state import check_state, check_state_dtype, init_adamw, init_rule, rule_accumulators
 from celo2.torch.adamw import AdamWLeaf
 from celo2.torch.dimensions import Layout, make_layout
+from celo2.torch.division import Division
 from celo2.torch.leaves import Leaf, update_leaves
 from celo2.torch.network import make_network
 from celo2.torch.routing import Route, find_routes, format_routes
+from celo2.torch.sharded import update_shards
 from celo2.weights import Weights
 
 __all__ = ["Params", "RuleOptimizer", "Theta"]
@@ -38,17 +41,20 @@ class RuleOptimizer(Optimizer):
         weights: Theta,
         module: nn.Module | None,
         state_dtype: torch.dtype | None,
+        process_group: Any,
         **routing: Any,
     ):
         self._network = make_network(weights, orthogonalize=not self._base)
         self._state_dtype = check_state_dtype(state_dtype)
         self._routes: dict[Tensor, Route] = {}
+        self._sharing = Sharing(process_group)
         if isinstance(params, nn.Module):
             module, params = params, named_groups(params)
         elif any(routing[option] for option in routing) and module is None:
             given = [option for option in routing if routing[option]]
             raise ValueError(f"{', '.join(given)} need the module: pass it as the parameters or as module=.")
         if module is not None:
+            check_wrappers(module)
             found = find_routes(module, base=self._base, **routing)
             self._routes = {module.get_parameter(name): route for name, route in found.items()}
         super().__init__(params, defaults)
@@ -70,12 +76,13 @@ class RuleOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups saved by an older release get the new options' defaults."""
         super().__setstate__(state)
+        self.__dict__.setdefault("_sharing", Sharing())
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles; a state dict has neither the routing nor the weights."""
+        """For copies and pickles, which know no processes; a state dict has neither routing nor weights."""
         own = {name: getattr(self, name) for name in ("_network", "_state_dtype", "_routes")}
         return {**super().__getstate__(), **own}
 
@@ -103,7 +110,13 @@ class RuleOptimizer(Optimizer):
         offset = 0
         for group in self.param_groups:
             by_rule, by_adamw = self._collect(group, offset)
-            self._step_rule(group, by_rule)
+            alone = [leaf for leaf, division in by_rule if division is None]
+            shared = [(leaf, division) for leaf, division in by_rule if division is not None]
+            self._apply(
+                group, alone, update_leaves(self._network, alone, stack=group["foreach"] is not False)
+            )
+            leaves, divisions = [leaf for leaf, _ in shared], [division for _, division in shared]
+            self._apply(group, leaves, update_shards(self._network, leaves, divisions))
             adamw.update(by_adamw, group)
             offset += len(group["params"])
         return loss
@@ -113,9 +126,11 @@ class RuleOptimizer(Optimizer):
         check = getattr(self, "_accelerator_graph_capture_health_check", None)
         (check or self._cuda_graph_capture_health_check)()
 
-    def _collect(self, group: dict[str, Any], offset: int) -> tuple[list[Leaf], list[AdamWLeaf]]:
+    def _collect(
+        self, group: dict[str, Any], offset: int
+    ) -> tuple[list[tuple[Leaf, Division | None]], list[AdamWLeaf]]:
         """What the group's parameters need, each under its algorithm; state is made at the first gradient."""
-        by_rule: list[Leaf] = []
+        by_rule: list[tuple[Leaf, Division | None]] = []
         by_adamw: list[AdamWLeaf] = []
         for place, param in enumerate(group["params"]):
             grad = param.grad
@@ -129,18 +144,22 @@ class RuleOptimizer(Optimizer):
             state, route = self.state[param], self._route(param, group)
             if not state:
                 state.update(self._init_state(param, route, group))
+            own, grad = local(param), local_grad(grad, param)
             if route.algorithm == "adamw":
-                by_adamw.append(AdamWLeaf(grad, param, state["exp_avg"], state["exp_avg_sq"], state["step"]))
+                moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
+                by_adamw.append(AdamWLeaf(grad, own, *moments, state["step"]))
                 continue
             state["step"] += 1
             layout, index = self._layout(param, route), offset + place
             signed = -grad if group["maximize"] else grad
-            by_rule.append(Leaf(signed, param, rule_accumulators(state), state["step"], layout, index))
+            leaf = Leaf(signed, own, rule_accumulators(state), state["step"], layout, index)
+            orthogonalize = self._network.config.orthogonalize
+            division = self._sharing.find(param, layout, route.numbers, orthogonalize=orthogonalize)
+            by_rule.append((leaf, division))
         return by_rule, by_adamw
 
-    def _step_rule(self, group: dict[str, Any], leaves: list[Leaf]) -> None:
+    def _apply(self, group: dict[str, Any], leaves: list[Leaf], steps: list[Tensor]) -> None:
         """`p ← p - lr (step + weight_decay · p)`."""
-        steps = update_leaves(self._network, leaves, stack=group["foreach"] is not False)
         lr, decay = group["lr"], group["weight_decay"]
         for leaf, step in zip(leaves, steps, strict=True):
             param = leaf.param.to(step.dtype)

@@ -23,7 +23,17 @@ from celo2.config import RuleConfig
 from celo2.constants import FACTORED_EPS, GRAD_CLIP
 from celo2.torch.dimensions import Axes, Layout
 
-__all__ = ["GRAD_CLIP", "Accumulators", "col_shape", "init", "row_shape", "unbias", "update"]
+__all__ = [
+    "GRAD_CLIP",
+    "Accumulators",
+    "col_shape",
+    "decay_factored",
+    "decay_full",
+    "init",
+    "row_shape",
+    "unbias",
+    "update",
+]
 
 
 class Accumulators(NamedTuple):
@@ -78,12 +88,26 @@ def update(accumulators: Accumulators, grad: Tensor, axes: Axes | None, config: 
         config: The decays.
     """
     square = grad * grad
-    decays = config.initial_adafactor_decays
     if axes is None:
-        _decay_all(accumulators.row, square + FACTORED_EPS, decays)
+        decay_factored(accumulators, square, None, config)
     else:
-        _decay_all(accumulators.row, square.mean(axes.large, keepdim=True) + FACTORED_EPS, decays)
-        _decay_all(accumulators.col, square.mean(axes.small, keepdim=True) + FACTORED_EPS, decays)
+        means = (square.mean(axis, keepdim=True) for axis in (axes.large, axes.small))
+        decay_factored(accumulators, *means, config)
+    decay_full(accumulators, grad, square, config)
+
+
+def decay_factored(
+    accumulators: Accumulators, row_mean: Tensor, col_mean: Tensor | None, config: RuleConfig
+) -> None:
+    """One step of `row` and `col`, in place, given the means of the squared gradient."""
+    decays = config.initial_adafactor_decays
+    _decay_all(accumulators.row, row_mean + FACTORED_EPS, decays)
+    if col_mean is not None:
+        _decay_all(accumulators.col, col_mean + FACTORED_EPS, decays)
+
+
+def decay_full(accumulators: Accumulators, grad: Tensor, square: Tensor, config: RuleConfig) -> None:
+    """One step of momentum and rms, in place, given the clipped gradient and its square."""
     _decay_all(accumulators.momentum, grad, config.initial_momentum_decays)
     _decay_all(accumulators.rms, square, config.initial_rms_decays)
 

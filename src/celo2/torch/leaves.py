@@ -18,7 +18,7 @@ from celo2.torch.dimensions import Layout
 from celo2.torch.network import Network
 from celo2.torch.rounding import round_all
 
-__all__ = ["STACK_LIMIT", "Leaf", "update_leaves", "working_dtype"]
+__all__ = ["STACK_LIMIT", "Leaf", "choose_direction", "update_leaves", "working_dtype"]
 
 STACK_LIMIT = 1 << 15  # elements of the largest tensor that is worth a copy
 
@@ -116,9 +116,14 @@ def update_stack(
 
     Arguments and result are those of `step.update`. A backend for another device belongs here.
     """
-    in_blocks = grad.device.type == "cpu" and layout.by_matrix
-    direction = blocks.compute_direction if in_blocks else None
+    direction = choose_direction(layout, grad)
     return step.update(network, grad, param, accumulators, count, axes=layout.axes, direction=direction)
+
+
+def choose_direction(layout: Layout, grad: Tensor) -> step.Direction:
+    """Features and network, as fast as they are on the gradient's device."""
+    in_blocks = grad.device.type == "cpu" and layout.by_matrix
+    return blocks.compute_direction if in_blocks else step.compute_direction
 
 
 def _counts(leaves: Sequence[Leaf], dtype: torch.dtype) -> Tensor:

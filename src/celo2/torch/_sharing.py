@@ -30,7 +30,7 @@ class Sharing:
         self._processes: dict[Any, Processes] = {}
         self._divisions: dict[Any, Division] = {}
 
-    def find(self, param: Tensor, layout: Layout, numbers: Any, *, orthogonalize: bool) -> Division | None:
+    def find(self, param: Any, layout: Layout, numbers: Any, *, orthogonalize: bool) -> Division | None:
         """How a parameter is divided, None where this process computes its step alone.
 
         What is nowhere cut is divided only for Newton–Schulz.
@@ -59,7 +59,7 @@ class Sharing:
             self._divisions[entry] = Division(tuple(param.shape), layout, numbers, processes, placements)
         return self._divisions[entry]
 
-    def _key(self, param: Tensor) -> Any:
+    def _key(self, param: Any) -> Any:
         return param.device_mesh if is_divided(param) else self.group
 
 
@@ -104,7 +104,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, like: Any, *, whole: bool = 
     return DTensor.from_local(data, like.device_mesh, placements, run_check=False, shape=full, stride=strides)
 
 
-def match(saved: Any, expected: Tensor) -> Tensor:
+def match(saved: Any, expected: Any) -> Tensor:
     """A saved state tensor, placed as the expected one.
 
     Raises:

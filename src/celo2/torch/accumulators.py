@@ -91,8 +91,8 @@ def update(accumulators: Accumulators, grad: Tensor, axes: Axes | None, config: 
     if axes is None:
         decay_factored(accumulators, square, None, config)
     else:
-        means = (square.mean(axis, keepdim=True) for axis in (axes.large, axes.small))
-        decay_factored(accumulators, *means, config)
+        row_mean, col_mean = (square.mean(axis, keepdim=True) for axis in (axes.large, axes.small))
+        decay_factored(accumulators, row_mean, col_mean, config)
     decay_full(accumulators, grad, square, config)
 
 

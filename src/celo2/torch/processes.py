@@ -41,6 +41,7 @@ class Processes(NamedTuple):
 
 def mesh_processes(mesh: Any) -> Processes:
     """The processes of a `DeviceMesh`; every process of the mesh calls it."""
+    group: Any = None
     if mesh.ndim == 1:
         group = mesh.get_group()
     elif mesh.size() == dist.get_world_size():

@@ -78,15 +78,15 @@ def _orthogonalize(
     requests: Mapping[int, Request], pairs: Sequence[tuple[Leaf, Division]], config: RuleConfig
 ) -> dict[int, list[Tensor]]:
     """Answers the requests for orthogonalised matrices; those of the same processes together."""
-    shared: dict[Hashable, list[int]] = {}
+    shared: dict[Hashable, dict[int, tuple[Division, list[Tensor]]]] = {}
     for index, request in requests.items():
         if isinstance(request, Matrices):
             leaf, division = pairs[index]
             key = id(division.processes), working_dtype(leaf.param.dtype), leaf.param.device
-            shared.setdefault(key, []).append(index)
+            shared.setdefault(key, {})[index] = division, request.parts
     answers: dict[int, list[Tensor]] = {}
-    for (_, dtype, _), indices in shared.items():
-        asked = [(pairs[i][1], requests[i].parts) for i in indices]
-        like = pairs[indices[0]][0].param.new_empty(0, dtype=dtype)
-        answers.update(zip(indices, orthogonalize_all(asked, config, like), strict=True))
+    for asked in shared.values():
+        param = pairs[next(iter(asked))][0].param
+        like = param.new_empty(0, dtype=working_dtype(param.dtype))
+        answers.update(zip(asked, orthogonalize_all(list(asked.values()), config, like), strict=True))
     return answers

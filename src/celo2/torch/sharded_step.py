@@ -21,7 +21,7 @@ from celo2.torch import accumulators as accumulators_lib
 from celo2.torch import features, mlp
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.division import Division
-from celo2.torch.features import FeatureGroups, Inputs
+from celo2.torch.features import Inputs
 from celo2.torch.leaves import Leaf, choose_direction, working_dtype
 from celo2.torch.mlp import InputScales
 from celo2.torch.network import Network

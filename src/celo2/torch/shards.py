@@ -43,7 +43,7 @@ class Part(NamedTuple):
         return _ravel(self.indices[:-2], shape[:-2])
 
     def address(self, shape: Sequence[int]) -> tuple[Any, ...]:
-        """Indexes, in a tensor of the layout's last axes where some have length 1, what concerns the block."""
+        """What concerns the block in a tensor of the layout's first axes, some of length 1: an index."""
         own = self.indices[: len(shape)]
         held = [index if size > 1 else index.new_zeros(1) for index, size in zip(own, shape, strict=True)]
         if all(_is_range(index) for index in held):

@@ -32,6 +32,12 @@ def test_unfit_parameters_are_refused_with_the_remedy(factory: Any, param: Any, 
     assert len(optimizer.param_groups) == 1
 
 
+def test_flattened_parameters_are_refused_with_the_remedy() -> None:
+    wrapper = type("FullyShardedDataParallel", (nn.Sequential,), {})
+    with pytest.raises(TypeError, match="fully_shard"):
+        Celo2(wrapper(nn.Linear(3, 2)))
+
+
 def test_sparse_gradients_are_refused_with_the_remedy() -> None:
     embedding = nn.Embedding(5, 3, sparse=True)
     optimizer = Celo2(embedding)

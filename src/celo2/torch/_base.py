@@ -47,6 +47,7 @@ class RuleOptimizer(Optimizer):
         self._network = make_network(weights, orthogonalize=not self._base)
         self._state_dtype = check_state_dtype(state_dtype)
         self._routes: dict[Tensor, Route] = {}
+        self._places: list[list[Route]] = []  # the routes of every group's parameters, in order
         self._sharing = Sharing(process_group)
         if isinstance(params, nn.Module):
             module, params = params, named_groups(params)
@@ -70,8 +71,8 @@ class RuleOptimizer(Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        for param in group["params"]:
-            self._routes.setdefault(param, route_stored(param, base=self._base))
+        stored = [(param, route_stored(param, base=self._base)) for param in group["params"]]
+        self._places.append([self._routes.setdefault(param, route) for param, route in stored])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups saved by an older release get the new options' defaults."""
@@ -83,7 +84,7 @@ class RuleOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which know no processes; a state dict has neither routing nor weights."""
-        own = {name: getattr(self, name) for name in ("_network", "_state_dtype", "_routes")}
+        own = {name: getattr(self, name) for name in ("_network", "_state_dtype", "_routes", "_places")}
         return {**super().__getstate__(), **own}
 
     @torch.compiler.disable  # a compiled training step calls it as it is
@@ -177,10 +178,20 @@ class RuleOptimizer(Optimizer):
         return init_rule(param, layout, self._network.config, self._state_dtype, on_device=on_device)
 
     def _route(self, param: Tensor, group: Mapping[str, Any]) -> Route:
+        if param not in self._routes:
+            self._adopt()
         route = self._routes[param]
         if group["algorithm"] is None:
             return route
         return route._replace(algorithm=group["algorithm"], reason="the group's algorithm")
+
+    def _adopt(self) -> None:
+        """Routes what a trainer has put in the places of the parameters given: their shards, say."""
+        params = [group["params"] for group in self.param_groups]
+        if [len(own) for own in params] != [len(routes) for routes in self._places]:
+            raise ValueError("the groups have lost or gained parameters; construct the optimizer anew.")
+        pairs = [pair for both in zip(params, self._places, strict=True) for pair in zip(*both, strict=True)]
+        self._routes = dict(pairs)
 
     def _layout(self, param: Tensor, route: Route) -> Layout:
         return make_layout(tuple(param.shape), route.numbers)

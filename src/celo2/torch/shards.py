@@ -25,11 +25,13 @@ class Part(NamedTuple):
 
     Attributes:
         indices: For each axis of `Layout.shape`, the entries held, on the CPU.
+        ranges: The same as slices, None where there are gaps.
         start: Where it begins along the output axis of the local tensor.
         splits: How many matrices of a fused kernel it cuts alike.
     """
 
     indices: tuple[Tensor, ...]
+    ranges: tuple[slice | None, ...]
     start: int = 0
     splits: int = 1
 
@@ -44,11 +46,13 @@ class Part(NamedTuple):
 
     def address(self, shape: Sequence[int]) -> tuple[Any, ...]:
         """What concerns the block in a tensor of the layout's first axes, some of length 1: an index."""
-        own = self.indices[: len(shape)]
-        held = [index if size > 1 else index.new_zeros(1) for index, size in zip(own, shape, strict=True)]
-        if all(_is_range(index) for index in held):
-            return tuple(slice(int(index[0]), int(index[-1]) + 1) for index in held)
-        return tuple(index.view(-1, *[1] * (len(held) - 1 - axis)) for axis, index in enumerate(held))
+        rank = len(shape)
+        ranges = [r if size > 1 else slice(0, 1) for r, size in zip(self.ranges[:rank], shape, strict=True)]
+        if None not in ranges:
+            return tuple(ranges)
+        own = zip(self.indices[:rank], shape, strict=True)
+        held = [index if size > 1 else index.new_zeros(1) for index, size in own]
+        return tuple(index.view(-1, *[1] * (rank - 1 - axis)) for axis, index in enumerate(held))
 
 
 class Shard(NamedTuple):
@@ -142,7 +146,7 @@ def make_shard(
         indices = (
             held if layout.axes is not None else (_ravel(held, shape), torch.zeros(1, dtype=torch.int64))
         )
-        return Shard(local, layout, () if empty else (Part(indices),), (), held)
+        return Shard(local, layout, () if empty else (_make_part(indices),), (), held)
     axes = find_matrix_axes(shape, numbers)
     batch, reduction, output = (
         _ravel([held[axis] for axis in group], [shape[axis] for axis in group])
@@ -154,7 +158,7 @@ def make_shard(
     for start, split, rows in [] if empty else _cut(output, width):
         matrices = (batch[:, None] * axes.splits + split).flatten()
         sides = (rows, reduction) if output_first else (reduction, rows)
-        parts.append(Part((matrices, *sides), start, len(split)))
+        parts.append(_make_part((matrices, *sides), start, len(split)))
     sides = (output, reduction) if output_first else (reduction, output)
     return Shard(local, layout, tuple(parts), (len(batch), *map(len, sides)), held)
 
@@ -193,5 +197,8 @@ def _ravel(indices: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     return flat
 
 
-def _is_range(index: Tensor) -> bool:
-    return int(index[-1]) - int(index[0]) + 1 == len(index) and bool((index.diff() == 1).all())
+def _make_part(indices: tuple[Tensor, ...], start: int = 0, splits: int = 1) -> Part:
+    ranges = [slice(int(index[0]), int(index[-1]) + 1) for index in indices]
+    gapless = [bool((index.diff() == 1).all()) for index in indices]
+    kept = tuple(own if full else None for own, full in zip(ranges, gapless, strict=True))
+    return Part(indices, kept, start, splits)

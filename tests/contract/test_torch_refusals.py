@@ -32,6 +32,28 @@ def test_unfit_parameters_are_refused_with_the_remedy(factory: Any, param: Any, 
     assert len(optimizer.param_groups) == 1
 
 
+def test_flattened_parameters_are_refused_with_the_remedy() -> None:
+    wrapper = type("FullyShardedDataParallel", (nn.Sequential,), {})
+    with pytest.raises(TypeError, match="fully_shard"):
+        Celo2(wrapper(nn.Linear(3, 2)))
+
+
+def test_parameters_put_in_the_places_of_others_keep_their_routes() -> None:
+    """Accelerate shards a model after the optimizer was made, and swaps its parameters."""
+    model, twin = make_model(), make_model()
+    optimizer, expected = Celo2(model, 0.01), Celo2(twin, 0.01)
+    other = make_model()
+    for group in optimizer.param_groups:
+        group["params"] = [other.get_parameter(name) for name in group["param_names"]]
+    assert train(other, optimizer) == train(twin, expected)
+    assert repr(optimizer) == repr(expected)
+    stranger = nn.Parameter(torch.zeros(3, 2))
+    stranger.grad = torch.ones(3, 2)
+    optimizer.param_groups[0]["params"] = [stranger]
+    with pytest.raises(ValueError, match="construct the optimizer anew"):
+        optimizer.step()
+
+
 def test_sparse_gradients_are_refused_with_the_remedy() -> None:
     embedding = nn.Embedding(5, 3, sparse=True)
     optimizer = Celo2(embedding)

@@ -297,3 +297,17 @@ def test_a_groups_algorithm_shows_and_wins() -> None:
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     assert "exp_avg" in optimizer.state[model.weight]
+
+
+@pytest.mark.parametrize(
+    "attribute", ["module", "_orig_mod"], ids=["DistributedDataParallel", "torch.compile"]
+)
+def test_a_wrapped_module_is_routed_as_what_it_wraps(attribute: str) -> None:
+    layers = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    names = {"module": "DistributedDataParallel", "_orig_mod": "OptimizedModule"}
+    wrapper = type(names[attribute], (nn.Module,), {})()
+    wrapper.add_module(attribute, layers)
+    expected = {f"{attribute}.{name}": route for name, route in find_routes(layers).items()}
+    assert find_routes(wrapper) == expected
+    assert list(expected) == [name for name, _ in wrapper.named_parameters()]
+    assert {route.algorithm for route in expected.values()} == {"celo2", "adamw"}

@@ -12,12 +12,15 @@ from torch.optim import Optimizer
 
 from celo2.torch import adamw
 from celo2.torch._groups import check_group, check_param, named_groups, route_stored
+from celo2.torch._sharing import Sharing, check_wrappers, local, local_grad
 from celo2.torch._state import check_state, check_state_dtype, init_adamw, init_rule, rule_accumulators
 from celo2.torch.adamw import AdamWLeaf
 from celo2.torch.dimensions import Layout, make_layout
+from celo2.torch.division import Division
 from celo2.torch.leaves import Leaf, iterate_leaves
 from celo2.torch.network import make_network
 from celo2.torch.routing import Route, find_routes, format_routes
+from celo2.torch.sharded import update_shards
 from celo2.weights import Weights
 
 __all__ = ["Params", "RuleOptimizer", "Theta"]
@@ -38,17 +41,21 @@ class RuleOptimizer(Optimizer):
         weights: Theta,
         module: nn.Module | None,
         state_dtype: torch.dtype | None,
+        process_group: Any,
         **routing: Any,
     ):
         self._network = make_network(weights, orthogonalize=not self._base)
         self._state_dtype = check_state_dtype(state_dtype)
         self._routes: dict[Tensor, Route] = {}
+        self._places: list[list[Route]] = []  # the routes of every group's parameters, in order
+        self._sharing = Sharing(process_group)
         if isinstance(params, nn.Module):
             module, params = params, named_groups(params)
         elif any(routing[option] for option in routing) and module is None:
             given = [option for option in routing if routing[option]]
             raise ValueError(f"{', '.join(given)} need the module: pass it as the parameters or as module=.")
         if module is not None:
+            check_wrappers(module)
             found = find_routes(module, base=self._base, **routing)
             self._routes = {module.get_parameter(name): route for name, route in found.items()}
         super().__init__(params, defaults)
@@ -64,19 +71,20 @@ class RuleOptimizer(Optimizer):
         except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        for param in group["params"]:
-            self._routes.setdefault(param, route_stored(param, base=self._base))
+        stored = [(param, route_stored(param, base=self._base)) for param in group["params"]]
+        self._places.append([self._routes.setdefault(param, route) for param, route in stored])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups saved by an older release get the new options' defaults."""
         super().__setstate__(state)
+        self.__dict__.setdefault("_sharing", Sharing())
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles; a state dict has neither the routing nor the weights."""
-        own = {name: getattr(self, name) for name in ("_network", "_state_dtype", "_routes")}
+        """For copies and pickles, which know no processes; a state dict has neither routing nor weights."""
+        own = {name: getattr(self, name) for name in ("_network", "_state_dtype", "_routes", "_places")}
         return {**super().__getstate__(), **own}
 
     @torch.compiler.disable  # a compiled training step calls it as it is
@@ -103,7 +111,13 @@ class RuleOptimizer(Optimizer):
         offset = 0
         for group in self.param_groups:
             by_rule, by_adamw = self._collect(group, offset)
-            self._step_rule(group, by_rule)
+            alone = [leaf for leaf, division in by_rule if division is None]
+            shared = [(leaf, division) for leaf, division in by_rule if division is not None]
+            stack = group["foreach"] is not False
+            self._apply(group, iterate_leaves(self._network, alone, stack=stack))
+            leaves, divisions = [leaf for leaf, _ in shared], [division for _, division in shared]
+            steps = update_shards(self._network, leaves, divisions)
+            self._apply(group, zip(leaves, steps, strict=True))
             adamw.update(by_adamw, group)
             offset += len(group["params"])
         return loss
@@ -113,9 +127,11 @@ class RuleOptimizer(Optimizer):
         check = getattr(self, "_accelerator_graph_capture_health_check", None)
         (check or self._cuda_graph_capture_health_check)()
 
-    def _collect(self, group: dict[str, Any], offset: int) -> tuple[list[Leaf], list[AdamWLeaf]]:
+    def _collect(
+        self, group: dict[str, Any], offset: int
+    ) -> tuple[list[tuple[Leaf, Division | None]], list[AdamWLeaf]]:
         """What the group's parameters need, each under its algorithm; state is made at the first gradient."""
-        by_rule: list[Leaf] = []
+        by_rule: list[tuple[Leaf, Division | None]] = []
         by_adamw: list[AdamWLeaf] = []
         for place, param in enumerate(group["params"]):
             grad = param.grad
@@ -129,19 +145,24 @@ class RuleOptimizer(Optimizer):
             state, route = self.state[param], self._route(param, group)
             if not state:
                 state.update(self._init_state(param, route, group))
+            own, grad = local(param), local_grad(grad, param)
             if route.algorithm == "adamw":
-                by_adamw.append(AdamWLeaf(grad, param, state["exp_avg"], state["exp_avg_sq"], state["step"]))
+                moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
+                by_adamw.append(AdamWLeaf(grad, own, *moments, state["step"]))
                 continue
             state["step"] += 1
             layout, index = self._layout(param, route), offset + place
             signed = -grad if group["maximize"] else grad
-            by_rule.append(Leaf(signed, param, rule_accumulators(state), state["step"], layout, index))
+            leaf = Leaf(signed, own, rule_accumulators(state), state["step"], layout, index)
+            orthogonalize = self._network.config.orthogonalize
+            division = self._sharing.find(param, layout, route.numbers, orthogonalize=orthogonalize)
+            by_rule.append((leaf, division))
         return by_rule, by_adamw
 
-    def _step_rule(self, group: dict[str, Any], leaves: list[Leaf]) -> None:
-        """`p ← p - lr (step + weight_decay · p)`."""
+    def _apply(self, group: dict[str, Any], steps: Iterable[tuple[Leaf, Tensor]]) -> None:
+        """`p ← p - lr (step + weight_decay · p)`; the steps are used up."""
         lr, decay = group["lr"], group["weight_decay"]
-        for leaf, step in iterate_leaves(self._network, leaves, stack=group["foreach"] is not False):
+        for leaf, step in steps:
             param = leaf.param.to(step.dtype)
             if decay:
                 param = param.mul_(1.0 - lr * decay)
@@ -157,10 +178,20 @@ class RuleOptimizer(Optimizer):
         return init_rule(param, layout, self._network.config, self._state_dtype, on_device=on_device)
 
     def _route(self, param: Tensor, group: Mapping[str, Any]) -> Route:
+        if param not in self._routes:
+            self._adopt()
         route = self._routes[param]
         if group["algorithm"] is None:
             return route
         return route._replace(algorithm=group["algorithm"], reason="the group's algorithm")
+
+    def _adopt(self) -> None:
+        """Routes what a trainer has put in the places of the parameters given: their shards, say."""
+        params = [group["params"] for group in self.param_groups]
+        if [len(own) for own in params] != [len(routes) for routes in self._places]:
+            raise ValueError("the groups have lost or gained parameters; construct the optimizer anew.")
+        pairs = [pair for both in zip(params, self._places, strict=True) for pair in zip(*both, strict=True)]
+        self._routes = dict(pairs)
 
     def _layout(self, param: Tensor, route: Route) -> Layout:
         return make_layout(tuple(param.shape), route.numbers)

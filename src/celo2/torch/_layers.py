@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from celo2.torch.dimensions import DimensionNumbers
 
-__all__ = ["CONVOLUTIONS", "EMBEDDINGS", "PROJECTIONS", "TRANSPOSED", "Place", "find_places", "words_of"]
+__all__ = [
+    "CONVOLUTIONS",
+    "EMBEDDINGS",
+    "PROJECTIONS",
+    "TRANSPOSED",
+    "Place",
+    "find_places",
+    "find_wrapper",
+    "words_of",
+]
 
 LINEAR = DimensionNumbers(1, 0)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -73,6 +82,12 @@ def find_places(module: nn.Module, *, split_heads: bool) -> list[Place]:
     return places
 
 
+def find_wrapper(module: nn.Module) -> str:
+    """Where `DistributedDataParallel` or `torch.compile` keeps the module that it wraps, or empty."""
+    attributes = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+    return attributes.get(type(module).__name__, "")
+
+
 def words_of(name: str) -> list[str]:
     """The words of a name, in lower case.
 
@@ -104,7 +119,9 @@ def _matrix(
     if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
         splits = next((count for kind, count in GATES.items() if kind in type(layer).__name__), 1)
         return DimensionNumbers(1, 0, 1 if "hr" in words_of(own) else splits), "hidden, recurrent"
-    if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):  # Hugging Face's (in, out) projection
+    if type(layer).__name__.removeprefix("FSDP") == "Conv1D" and hasattr(
+        layer, "nf"
+    ):  # Hugging Face's (in, out) projection
         return DimensionNumbers(0, 1), "hidden matrix"
     bias = getattr(layer, "bias", None)
     outputs_first = isinstance(bias, Tensor) and bias.shape == param.shape[:1] != param.shape[1:]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from celo2.config import RuleConfig
 from celo2.torch import accumulators as accumulators_lib
+from celo2.torch._sharing import local, match, zeros
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Layout
 from celo2.torch.leaves import working_dtype
@@ -41,20 +42,20 @@ def init_rule(
     """
     working = working_dtype(param.dtype)
 
-    def zeros(shape: Any, kind: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=kind, device=param.device)
-
     full = dtype or working
     state = {"step": _init_step(param, on_device)}
-    state |= {f"momentum_{i}": zeros(param.shape, full) for i in range(len(config.initial_momentum_decays))}
-    state |= {f"rms_{i}": zeros(param.shape, full) for i in range(len(config.initial_rms_decays))}
+    state |= {
+        f"momentum_{i}": zeros(param.shape, full, param) for i in range(len(config.initial_momentum_decays))
+    }
+    state |= {f"rms_{i}": zeros(param.shape, full, param) for i in range(len(config.initial_rms_decays))}
     for name, shape in (
         ("row", accumulators_lib.row_shape(layout)),
         ("col", accumulators_lib.col_shape(layout)),
     ):
         if shape is not None:
             decays = config.initial_adafactor_decays
-            state |= {f"{name}_{i}": zeros(shape, working) for i in range(len(decays))}
+            whole = layout.axes is not None
+            state |= {f"{name}_{i}": zeros(shape, working, param, whole=whole) for i in range(len(decays))}
     return state
 
 
@@ -66,12 +67,12 @@ def init_adamw(param: Tensor, *, on_device: bool) -> State:
 
 
 def rule_accumulators(state: Mapping[str, Tensor]) -> Accumulators:
-    """The accumulators in a state of `init_rule`; they are not copied."""
+    """The accumulators in a state of `init_rule`, what this process holds of them; they are not copied."""
     families: dict[str, list[Tensor]] = {"momentum": [], "rms": [], "row": [], "col": []}
     for name, tensor in state.items():
         family = name.rpartition("_")[0]
         if family in families:
-            families[family].append(tensor)
+            families[family].append(local(tensor))
     return Accumulators(*(tuple(family) for family in families.values()))
 
 
@@ -88,19 +89,23 @@ def check_state(name: str, saved: Mapping[str, Any], expected: Mapping[str, Tens
             along other axes.
     """
     same = saved.keys() == expected.keys() and all(
-        torch.as_tensor(saved[key]).shape == tensor.shape for key, tensor in expected.items()
+        _shape(saved[key]) == tensor.shape for key, tensor in expected.items()
     )
     if not same:
-        shown = {key: tuple(torch.as_tensor(value).shape) for key, value in saved.items()}
+        shown = {key: tuple(_shape(value)) for key, value in saved.items()}
         wanted = {key: tuple(tensor.shape) for key, tensor in expected.items()}
         raise ValueError(
             f"the state of {name} was saved under another routing: it has {shown}, expected {wanted}; "
             "construct the optimizer with the arguments it was saved with."
         )
     return {
-        key: torch.as_tensor(saved[key]).detach().to(tensor.device, tensor.dtype, copy=True)
+        key: match(saved[key], tensor).detach().to(tensor.device, tensor.dtype, copy=True)
         for key, tensor in expected.items()
     }
+
+
+def _shape(value: Any) -> torch.Size:
+    return value.shape if isinstance(value, Tensor) else torch.as_tensor(value).shape
 
 
 def _init_step(param: Tensor, on_device: bool) -> Tensor:

@@ -23,7 +23,17 @@ from celo2.config import RuleConfig
 from celo2.constants import FACTORED_EPS, GRAD_CLIP
 from celo2.torch.dimensions import Axes, Layout
 
-__all__ = ["GRAD_CLIP", "Accumulators", "col_shape", "init", "row_shape", "unbias", "update", "update_full"]
+__all__ = [
+    "GRAD_CLIP",
+    "Accumulators",
+    "col_shape",
+    "init",
+    "row_shape",
+    "unbias",
+    "update",
+    "update_factored",
+    "update_full",
+]
 
 
 class Accumulators(NamedTuple):
@@ -78,17 +88,26 @@ def update(accumulators: Accumulators, grad: Tensor, axes: Axes | None, config: 
         config: The decays.
     """
     square = grad * grad
-    decays = config.initial_adafactor_decays
     if axes is None:
-        _decay_all(accumulators.row, square + FACTORED_EPS, decays)
+        update_factored(accumulators, square, None, config)
     else:
-        _decay_all(accumulators.row, square.mean(axes.large, keepdim=True) + FACTORED_EPS, decays)
-        _decay_all(accumulators.col, square.mean(axes.small, keepdim=True) + FACTORED_EPS, decays)
+        row_mean, col_mean = (square.mean(axis, keepdim=True) for axis in (axes.large, axes.small))
+        update_factored(accumulators, row_mean, col_mean, config)
     update_full(accumulators, grad, config)
 
 
+def update_factored(
+    accumulators: Accumulators, row_mean: Tensor, col_mean: Tensor | None, config: RuleConfig
+) -> None:
+    """One step of `row` and `col`, in place, given the means of the squared gradient."""
+    decays = config.initial_adafactor_decays
+    _decay_all(accumulators.row, row_mean + FACTORED_EPS, decays)
+    if col_mean is not None:
+        _decay_all(accumulators.col, col_mean + FACTORED_EPS, decays)
+
+
 def update_full(accumulators: Accumulators, grad: Tensor, config: RuleConfig) -> None:
-    """One step of the accumulators of the gradient's own shape, in place; blocks of tensors will do."""
+    """One step of momentum and rms, in place; blocks of tensors will do."""
     _decay_all(accumulators.momentum, grad, config.initial_momentum_decays)
     _decay_all(accumulators.rms, grad * grad, config.initial_rms_decays)
 

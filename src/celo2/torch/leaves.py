@@ -67,7 +67,7 @@ def update_leaves(network: Network, leaves: Sequence[Leaf], *, stack: bool = Tru
 def iterate_leaves(
     network: Network, leaves: Sequence[Leaf], *, stack: bool = True
 ) -> Iterator[tuple[Leaf, Tensor]]:
-    """`update_leaves`, in an order of its own: only the steps of one group of leaves exist at once."""
+    """Pairs of a leaf and its step, in an order of its own: only one group's steps exist at once."""
     for group in _group(network, leaves, stack):
         chosen = implementation.choose(network, group[0].param, group[0].layout)
         steps = _update_stack(network, group) if chosen == "plain" else _update_all(network, group, chosen)

@@ -5,7 +5,7 @@ Source: arXiv 2602.19142. State, groups, hooks and checkpoints are those of `tor
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from celo2.torch._base import Params, RuleOptimizer, Theta
 from celo2.torch.adamw import ADAMW_BETAS, ADAMW_LR_SCALE
 from celo2.torch.routing import Numbers, Overrides
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Celo2", "Celo2Base"]
 
@@ -45,6 +48,9 @@ class Celo2(RuleOptimizer):
         overrides: Corrections of the routing, as in `find_routes`.
         dimension_numbers: Which axes are a parameter's matrix, as in `find_routes`.
         split_heads: As in `find_routes`.
+        process_group: The processes that hold the same parameters and gradients (replicated training,
+            as under `DistributedDataParallel`): Newton–Schulz is divided among them. Not needed for
+            `DTensor`s (`fully_shard`, tensor parallelism), which say themselves who holds what.
 
     Raises:
         TypeError: A parameter that is not a dense tensor of real floating-point numbers.
@@ -78,6 +84,7 @@ class Celo2(RuleOptimizer):
         overrides: Overrides = None,
         dimension_numbers: Numbers = None,
         split_heads: bool = False,
+        process_group: ProcessGroup | None = None,
     ):
         defaults = {
             "lr": lr,
@@ -95,7 +102,7 @@ class Celo2(RuleOptimizer):
             "dimension_numbers": dimension_numbers,
             "split_heads": split_heads,
         }
-        super().__init__(params, defaults, weights, module, state_dtype, **routing)
+        super().__init__(params, defaults, weights, module, state_dtype, process_group, **routing)
 
 
 class Celo2Base(Celo2):

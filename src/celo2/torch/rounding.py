@@ -22,7 +22,14 @@ _LOWER = (1 << _BITS_CUT) - 1
 _WORDS = 64  # an upper bound of the random words that one element needs in one step
 
 
-def round_all(tensors: Sequence[Tensor], outputs: Sequence[Tensor], count: Tensor, number: int) -> None:
+def round_all(
+    tensors: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    count: Tensor,
+    number: int,
+    *,
+    elements: Tensor | None = None,
+) -> None:
     """Rounds float32 tensors of one shape into bfloat16 ones, each element up or down by its nearness.
 
     A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest
@@ -33,8 +40,10 @@ def round_all(tensors: Sequence[Tensor], outputs: Sequence[Tensor], count: Tenso
         outputs: Where to, as many, bfloat16, of the same shape.
         count: The step's number, a scalar.
         number: The parameter's number. One hash serves two tensors, sixteen bits each.
+        elements: The number of each element in its parameter, flat, int32; None: they are all of it.
     """
-    elements = torch.arange(tensors[0].numel(), dtype=torch.int32, device=tensors[0].device)
+    if elements is None:
+        elements = torch.arange(tensors[0].numel(), dtype=torch.int32, device=tensors[0].device)
     seed = _hash(count.to(elements.device, torch.int32)) + _signed(number * _WORDS)
     for pair in range(0, len(tensors), 2):
         words = _hash(elements ^ _hash(seed + pair // 2)).view(tensors[0].shape)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from celo2.config import nearest_name
-from celo2.torch._layers import Place, find_places
+from celo2.torch._layers import Place, find_places, find_wrapper
 from celo2.torch._roles import find_heads, find_routers
 from celo2.torch.dimensions import DimensionNumbers, make_layout
 
@@ -87,6 +87,16 @@ def find_routes(
         >>> [(name, route.algorithm) for name, route in find_routes(layers).items()]
         [('0.weight', 'celo2'), ('0.bias', 'adamw'), ('2.weight', 'adamw'), ('2.bias', 'adamw')]
     """
+    wrapper = find_wrapper(module)
+    if wrapper:
+        inner = find_routes(
+            module.get_submodule(wrapper),
+            overrides=overrides,
+            dimension_numbers=dimension_numbers,
+            split_heads=split_heads,
+            base=base,
+        )
+        return {f"{wrapper}.{name}": route for name, route in inner.items()}
     places = find_places(module, split_heads=split_heads)
     found = {place.name: place.reason for place in places if place.reason}
     open_places = [place for place in places if not place.reason]

@@ -1,0 +1,92 @@
+"""The rule on parameters that are divided among processes: all of them side by side.
+
+The updates of `sharded_step` go on together. So all parameters' sums of one kind travel at once: a
+step of Celo2-base has three all-reduces of vectors whatever the number of parameters, and gathers
+nothing. Newton–Schulz, which needs whole matrices, is `dealing`'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from celo2.config import RuleConfig
+from celo2.torch import sharded_step
+from celo2.torch.dealing import orthogonalize_all
+from celo2.torch.division import Division
+from celo2.torch.leaves import Leaf, working_dtype
+from celo2.torch.network import Network
+from celo2.torch.processes import sum_all
+from celo2.torch.sharded_step import Matrices, Request, Sums
+
+__all__ = ["BATCH_SIZE", "update_shards"]
+
+BATCH_SIZE = 1 << 24  # elements of a process whose intermediate results are kept at the same time
+
+
+def update_shards(network: Network, leaves: Sequence[Leaf], divisions: Sequence[Division]) -> list[Tensor]:
+    """The un-negated step of every leaf, as far as this process holds it.
+
+    Args:
+        network: The weights and the options.
+        leaves: As `sharded_step.update` takes them; the same parameters in the same order in every
+            process.
+        divisions: How each is divided.
+    """
+    steps: list[Tensor] = []
+    for batch in _batches(divisions):
+        steps += _run(network, [leaves[i] for i in batch], [divisions[i] for i in batch])
+    return steps
+
+
+def _batches(divisions: Sequence[Division]) -> Iterator[range]:
+    """Consecutive leaves of about `BATCH_SIZE`, the same in every process whatever it holds."""
+    first, size = 0, 0
+    for index, division in enumerate(divisions):
+        share = math.prod(division.shape) // division.num_shards
+        if index > first and size + share > BATCH_SIZE:
+            yield range(first, index)
+            first, size = index, 0
+        size += share
+    if divisions:
+        yield range(first, len(divisions))
+
+
+def _run(network: Network, leaves: Sequence[Leaf], divisions: Sequence[Division]) -> list[Tensor]:
+    """Lets all updates go on from request to request, and answers these together."""
+    pairs = list(zip(leaves, divisions, strict=True))
+    running = [sharded_step.update(network, leaf, division) for leaf, division in pairs]
+    answers: dict[int, Any] = dict.fromkeys(range(len(running)))
+    results: dict[int, Tensor] = {}
+    while answers:
+        requests: dict[int, Request] = {}
+        for index in sorted(answers):
+            try:
+                requests[index] = running[index].send(answers[index])
+            except StopIteration as finished:
+                results[index] = finished.value
+        sums = {i: r.values for i, r in requests.items() if isinstance(r, Sums)}
+        answers = sum_all({i: (divisions[i].groups, values) for i, values in sums.items()})
+        answers |= _orthogonalize(requests, pairs, network.config)
+    return [results[index] for index in range(len(running))]
+
+
+def _orthogonalize(
+    requests: Mapping[int, Request], pairs: Sequence[tuple[Leaf, Division]], config: RuleConfig
+) -> dict[int, list[Tensor]]:
+    """Answers the requests for orthogonalised matrices; those of the same processes together."""
+    shared: dict[Hashable, dict[int, tuple[Division, list[Tensor]]]] = {}
+    for index, request in requests.items():
+        if isinstance(request, Matrices):
+            leaf, division = pairs[index]
+            key = id(division.processes), working_dtype(leaf.param.dtype), leaf.param.device
+            shared.setdefault(key, {})[index] = division, request.parts
+    answers: dict[int, list[Tensor]] = {}
+    for asked in shared.values():
+        param = pairs[next(iter(asked))][0].param
+        like = param.new_empty(0, dtype=working_dtype(param.dtype))
+        answers.update(zip(asked, orthogonalize_all(list(asked.values()), config, like), strict=True))
+    return answers

@@ -114,7 +114,7 @@ def test_tasks_are_compiled_once_and_seeds_are_not_a_comparisons(monkeypatch) ->
 def test_probe_is_the_comparison_with_the_public_optimizer() -> None:
     """Weights as an argument of the program, the second time around, or as its constants."""
     weights = load_checkpoint("celo2-base")
-    config = ProbeConfig(tasks=("quadratic",), rates=(1e-2, 1e-3), steps=5)
+    config = ProbeConfig(tasks=("quadratic",), rates=(3e-2, 1e-1), steps=12)
     probe = Probe.of_variant(config, "celo2-base")
     other = probe.measure({name: -array for name, array in weights.arrays.items()})["quadratic"]
     first, again = (probe.measure(weights.arrays)["quadratic"] for _ in range(2))

@@ -1,4 +1,4 @@
-"""A run that is watched: probes and sinks beside the loop, through kills and resumptions; nothing is trained."""
+"""A run that is watched: probes and sinks beside the loop, through kills and resumptions."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_probes_that_begin_late_are_compared_with_the_start_too(tmp_path: Path, 
     assert not (tmp_path / "probes.jsonl").exists()
     run(tmp_path, resume=True)
     assert probed == [0, 20, 30, 40]
-    assert [probe["score"] for probe in probes_of(tmp_path)][0] == 0.0
+    assert probes_of(tmp_path)[0]["score"] == 0.0
     records = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records == list(range(1, 41))
 

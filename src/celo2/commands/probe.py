@@ -22,7 +22,7 @@ from celo2.meta.probe import Probe, ProbeConfig, TaskRecord, compute_score, desc
 from celo2.meta.start import BUILT_IN, make_start
 from celo2.weights import SHIPPED, Weights, load_checkpoint, resolve_tree
 
-__all__ = ["ProbeCommand", "main"]
+__all__ = ["ProbeCommand", "load_candidates", "main", "make_table", "measure"]
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
 HAND_DESIGNED = tuple(name for name in OPTIMIZERS if name not in SHIPPED)
@@ -75,21 +75,24 @@ def main(argv: Sequence[str]) -> int:
     command = tyro.cli(ProbeCommand, prog="celo2 probe", description=_DESCRIPTION, args=list(argv))
     try:
         config = command.probe
+        if not command.candidates:
+            raise ValueError("name at least one candidate: a weight file, a run's folder, adam.")
         if command.json and not command.json.absolute().parent.is_dir():
             raise ValueError(f"there is no folder {command.json.parent} to write {command.json.name} into.")
         use_cpu_devices(command.devices or num_cores())
-        candidates = dict(_load(command.candidates, command.variant))
+        candidates = load_candidates(command.candidates, command.variant)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     found = {}
-    for name, tasks in _measure(candidates, config):
+    for name, tasks in measure(candidates, config):
         found[name] = tasks
         print(f"{name}: done in {sum(record['seconds'] for record in tasks.values()):.1f} s", file=sys.stderr)
     first = next(iter(found.values()))
     scores = {name: compute_score(tasks, first) for name, tasks in found.items()}
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    console.print(_make_table(found, scores, config))
+    caption = f"final training loss at the best learning rate; {config.steps} steps, {config.seeds} seed(s)"
+    console.print(make_table(found, scores, caption))
     if command.json:
         rows = [{"name": name, "score": scores[name], "tasks": found[name]} for name in found]
         text = json.dumps({"probe": dataclasses.asdict(config), "candidates": rows}, indent=2)
@@ -97,8 +100,20 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def load_candidates(names: Sequence[str], variant: Variant = "celo2") -> dict[str, Weights | None]:
+    """Weights by name, those of a run each by its file; hand-designed optimizers have none.
+
+    Args:
+        names: What the command takes.
+        variant: Of the starts that meta-training can make itself.
+
+    Raises:
+        OSError, ValueError, ImportError: See `load_checkpoint`.
+    """
+    return dict(_load(names, variant))
+
+
 def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights | None]]:
-    """Candidates by name; hand-designed optimizers have no weights."""
     for name in names:
         if name in HAND_DESIGNED:
             yield name, None
@@ -113,14 +128,20 @@ def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights
             yield name, load_checkpoint(name)
 
 
-def _measure(
-    candidates: Mapping[str, Weights | None], config: ProbeConfig
+def measure(
+    candidates: Mapping[str, Weights | None], config: ProbeConfig, *, num_rates: int = 0
 ) -> Iterator[tuple[str, dict[str, TaskRecord]]]:
-    """Each candidate's records by task; the programs of a variant are compiled once."""
+    """Each candidate's records by task; the programs of a variant are compiled once.
+
+    Args:
+        candidates: What `load_candidates` returns.
+        config: What is trained.
+        num_rates: How many rates a hand-designed optimizer is tuned over; 0: as many as weights.
+    """
     probes: dict[str, Probe] = {}
     for name, weights in candidates.items():
         if weights is None:
-            yield name, _measure_hand_designed(name, config)
+            yield name, _measure_hand_designed(name, config, num_rates or len(config.rates))
         else:
             yield name, _probe_of(weights, config, probes).measure(weights.arrays)
 
@@ -134,20 +155,20 @@ def _probe_of(weights: Weights, config: ProbeConfig, probes: dict[str, Probe]) -
     return probes.setdefault(variant, Probe.of_variant(config, variant))
 
 
-def _measure_hand_designed(name: str, config: ProbeConfig) -> dict[str, TaskRecord]:
+def _measure_hand_designed(name: str, config: ProbeConfig, num_rates: int) -> dict[str, TaskRecord]:
     spec = OPTIMIZERS[name]
-    rates = spec.learning_rates(len(config.rates))
-    probe = Probe(dataclasses.replace(config, rates=rates), lambda schedule, _: spec.make(schedule, 0.0))
+    own = dataclasses.replace(config, rates=spec.learning_rates(num_rates))
+    probe = Probe(own, lambda schedule, _: spec.make(schedule, 0.0))
     return probe.measure({})
 
 
-def _make_table(
-    found: Mapping[str, Mapping[str, TaskRecord]], scores: Mapping[str, float | None], config: ProbeConfig
+def make_table(
+    found: Mapping[str, Mapping[str, TaskRecord]], scores: Mapping[str, float | None], caption: str
 ) -> Table:
-    caption = f"final training loss at the best learning rate; {config.steps} steps, {config.seeds} seed(s)"
+    """The losses and scores of candidates, the best in bold."""
     table = Table(caption=caption, box=box.SIMPLE_HEAD)
     table.add_column("candidate", overflow="fold")
-    for task in config.tasks:
+    for task in next(iter(found.values())):
         table.add_column(task, justify="right")
     table.add_column("score", justify="right")
     scored: dict[str, Any] = {name: score for name, score in scores.items() if score is not None}

@@ -18,6 +18,7 @@ __all__ = ["WINDOW", "draw_runs", "smoothing_window"]
 WINDOW = 0.02  # share of a run's iterations that a line is smoothed over
 WIDE_RANGE = 3.0  # highest over lowest, above which an axis is logarithmic
 MOST_POINTS = 600  # of a line: a page of a long run stays small
+LEGEND_COLUMNS = 2
 DASHES = ("-", "--", ":", "-.")  # of the runs, where colours are the tasks'
 MARKS = ("o", "s", "^", "D", "v")
 
@@ -30,7 +31,7 @@ def smoothing_window(run: RunHistory) -> int:
 def draw_runs(runs: Sequence[RunHistory]) -> Figure:
     """Six panels. Colours are runs', except where one run's tasks are shown: there they are the tasks'."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14, 8.2), layout="constrained")
+        figure = Figure(figsize=(14, 9), layout="constrained")
         (loss, gradient, diverged), (scores, agreement, faults) = figure.subplots(2, 3)
         _draw_losses(loss, runs)
         _draw_column(gradient, runs, "grad_norm", "Norm of the meta-gradient", "L2 norm", log=True)
@@ -44,7 +45,9 @@ def draw_runs(runs: Sequence[RunHistory]) -> Figure:
             axes.set_xlabel("outer iteration")
         for axes in figure.axes:
             if axes.get_legend_handles_labels()[0]:
-                axes.legend(fontsize=7.5)
+                axes.legend(
+                    fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=LEGEND_COLUMNS
+                )
     return figure
 
 

@@ -128,6 +128,15 @@ def test_new_wandb_run_in_an_old_folder_is_another(wandb, tmp_path: Path) -> Non
     assert wandb.runs[0].options["id"] is None
 
 
+def test_sink_that_cannot_be_opened_is_an_error(wandb, tmp_path: Path, monkeypatch) -> None:
+    def refuse(**options) -> None:
+        raise RuntimeError("nobody is logged in")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(OSError, match=r"wandb could not be opened \(RuntimeError: nobody is logged in\)"):
+        open_sinks(["wandb"], tmp_path, first=0, recipe={})
+
+
 def _read_events(folder: Path) -> list:
     """The events of all files, in the order of their writing: length, checksum, message, checksum."""
     from tensorboardX.proto.event_pb2 import Event

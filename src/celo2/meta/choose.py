@@ -94,7 +94,7 @@ class ProbeLog:
         """
         begin = time.monotonic()
         tasks = self._measure(load_checkpoint(weights).arrays)
-        reference = self._records[0]["tasks"] if self._records else tasks
+        reference = next((record["tasks"] for record in self._records if record["step"] == 0), tasks)
         record = {
             "step": step,
             "score": compute_score(tasks, reference),
@@ -102,7 +102,7 @@ class ProbeLog:
             "weights": weights.name,
             "tasks": tasks,
         }
-        self._records.append(record)
+        self._records = sorted([*self._records, record], key=lambda record: record["step"])
         self._write()
         return record
 

@@ -135,8 +135,22 @@ def check_sinks(names: Iterable[str]) -> None:
 
 
 def open_sinks(names: Iterable[str], folder: Path, *, first: int, recipe: Mapping[str, Any]) -> Sinks:
-    """Opens sinks for a run that has done `first` iterations; the errors are the packages' own."""
-    return Sinks({name: SINKS[name][1](folder, first, recipe) for name in names})
+    """Opens sinks for a run that has done `first` iterations.
+
+    Raises:
+        OSError: One cannot be opened: nobody is logged in, say.
+    """
+    opened: dict[str, Sink] = {}
+    for name in names:
+        try:
+            opened[name] = SINKS[name][1](folder, first, recipe)
+        except Exception as error:  # whatever a client of a service may raise
+            Sinks(opened).close()
+            raise OSError(
+                f"{name} could not be opened ({type(error).__name__}: {error}); remedy it, or leave it out "
+                f"of the sinks, and go on with --resume: {folder} has been begun."
+            ) from error
+    return Sinks(opened)
 
 
 class Sinks:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
-__all__ = ["read_limited", "write_atomic"]
+__all__ = ["read_limited", "read_records", "write_atomic"]
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
@@ -34,3 +36,16 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none without the file, and without what a killed run left torn."""
+    records = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records

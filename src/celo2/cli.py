@@ -28,6 +28,10 @@ COMMANDS = {
         "celo2.commands.compare", "eval", "train one task with several optimizers, side by side"
     ),
     "meta-train": Command("celo2.commands.meta_train", "meta", "make a rule; stops and resumes"),
+    "probe": Command(
+        "celo2.commands.probe", "meta", "train held-out tasks with weights, to choose among them"
+    ),
+    "report": Command("celo2.commands.report", "eval", "draw runs of meta-train: figure, page, table"),
     "weights": Command("celo2.commands.weights", "", "list, inspect, convert, verify and fetch weights"),
 }
 

@@ -13,7 +13,7 @@ import pytest
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import make_step
 from celo2.evaluate.protocol import cosine_schedule, seed_keys, window_length
-from celo2.evaluate.runner import Progress, run_grid
+from celo2.evaluate.runner import GridRunner, Progress, run_grid
 from celo2.tasks.base import Dataset, Task
 
 RATES = (0.01, 0.1, 0.3)
@@ -238,3 +238,22 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
     np.testing.assert_allclose(values[:6], [0.4, 0.8, 1.2, 1.6, 2.0, 2.0], rtol=1e-6)
     assert values[100] == pytest.approx(0.0, abs=1e-6)
     assert (np.diff(values[5:]) < 0).all()
+
+
+def test_runner_trains_with_other_inputs_as_if_it_had_been_compiled_with_them():
+    def scaled_sgd(schedule, scale):
+        return optax.chain(optax.scale(scale["of"]), optax.sgd(schedule))
+
+    runner = GridRunner(make_bowl(), scaled_sgd, RATES, steps=STEPS, inputs=({"of": jnp.float32(1.0)},))
+    halved = runner.train(inputs=({"of": jnp.float32(0.5)},))
+    expected = run_grid(make_bowl(), optax.sgd, [rate / 2 for rate in RATES], steps=STEPS)
+    np.testing.assert_allclose(halved.train_loss, expected.train_loss, rtol=1e-5)
+    whole = run_grid(make_bowl(), optax.sgd, RATES, steps=STEPS)
+    np.testing.assert_allclose(runner.train().train_loss, whole.train_loss, rtol=1e-5)
+
+
+def test_number_of_validations_leaves_the_training_alone(grid):
+    once = run_grid(make_bowl(noise=0.5), optax.sgd, RATES, seeds=SEEDS, steps=STEPS, num_evals=1)
+    assert once.valid_steps.tolist() == [STEPS]
+    np.testing.assert_allclose(once.train_loss, grid.train_loss, rtol=1e-5)
+    np.testing.assert_allclose(once.final_valid_loss, grid.final_valid_loss, rtol=1e-5)

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,6 +16,7 @@ from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.meta.checkpoint import with_start_beside
 from celo2.meta.config import MetaConfig
 from celo2.meta.faults import MetaGradientError
+from celo2.meta.probe import ProbeConfig
 from celo2.meta.train import TrainOptions, meta_train
 
 __all__ = ["main"]
@@ -23,14 +24,18 @@ __all__ = ["main"]
 _DESCRIPTION = """\
 Meta-trains the Celo2 rule with persistent evolution strategies on small networks: image
 classifiers, or a mix of families. Ctrl-C saves a checkpoint and ends the run; the same command with
---resume continues it, to the same result.
+--resume continues it, to the same result. With --probe-every, networks of other kinds are trained
+now and then, and OUT/best.safetensors is what trained them best.
 
 examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
+  celo2 meta-train --out runs/celo2 --probe-every 400 --probe-tasks tiny-lm digits-mlp
+  celo2 meta-train --out runs/celo2 --sinks tensorboard wandb
   celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
   celo2 meta-train --families mlp:4 conv:2 transformer quadratic --outer-steps 3600 --out runs/mix
   celo2 meta-train --config runs/celo2/config.json --seed 1 --out runs/again
-  celo2 compare --optimizers celo2:runs/celo2/weights/celo2-003600.safetensors,adamw
+  celo2 report runs/celo2
+  celo2 compare --optimizers celo2:runs/celo2/best.safetensors,adamw
 """
 
 
@@ -54,9 +59,28 @@ class MetaTrainCommand:
     ends the run with an error."""
     skip_window: int = 200
     """Outer iterations over which skipped ones are counted."""
+    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the numbers go beside OUT/metrics.jsonl; needs celo2[watch]."""
+    probe_every: int = 0
+    """Outer iterations between probes, which choose OUT/best.safetensors; 0: never."""
+    probe_tasks: tuple[str, ...] = ProbeConfig().tasks
+    """Tasks that a probe trains, by names of celo2 compare."""
+    probe_rates: tuple[float, ...] = ProbeConfig().rates
+    """Learning rates that a probe tries; each task's best counts."""
+    probe_seeds: int = ProbeConfig().seeds
+    """Runs of each task and rate."""
+    probe_steps: int = ProbeConfig().steps
+    """Steps of each run."""
     devices: int = 0
     """Host devices that share the pairs on a CPU; 0: as many as there are cores, or fewer where that many
     cannot share every family's pairs equally."""
+
+    @property
+    def probe(self) -> ProbeConfig:
+        """What a probe trains."""
+        return ProbeConfig(
+            tasks=self.probe_tasks, rates=self.probe_rates, seeds=self.probe_seeds, steps=self.probe_steps
+        )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from celo2.evaluate.compare import CompareResult, Entry
 
-__all__ = ["draw_figure", "figure_svg", "save_png"]
+__all__ = ["COLORS", "STYLE", "draw_figure", "figure_svg", "save_png", "scale_losses"]
 
 INK, PAPER = "#1c2733", "#ffffff"
 COLORS = ("#2f7fd6", "#17a673", "#e0662f", "#a05fd0", "#c2961a", "#d6467f", "#6b7a8c")
@@ -82,7 +82,7 @@ def _draw_training(axes: Axes, result: CompareResult, *, against_time: bool) -> 
         steps, curve = entry.grid.curve()
         x = steps * entry.cost.seconds if against_time else steps
         _draw_seeds(axes, index, entry, x, curve[_shown(entry)])
-    _scale_losses(axes)
+    scale_losses(axes)
     axes.set_xlabel("seconds of one run alone (steps × time per step)" if against_time else "steps")
     axes.set_ylabel("training loss")
     axes.set_title(f"Training loss against {'time' if against_time else 'steps'}")
@@ -92,7 +92,7 @@ def _draw_training(axes: Axes, result: CompareResult, *, against_time: bool) -> 
 def _draw_validation(axes: Axes, result: CompareResult) -> None:
     for index, entry in enumerate(result.entries):
         _draw_seeds(axes, index, entry, entry.grid.valid_steps, entry.grid.valid_loss[_shown(entry)])
-    _scale_losses(axes)
+    scale_losses(axes)
     axes.set_xlabel("steps")
     axes.set_ylabel("validation loss")
     axes.set_title("Validation loss")
@@ -116,7 +116,7 @@ def _draw_sensitivity(axes: Axes, result: CompareResult) -> None:
         height = 0.99 - 0.03 * index  # so that none hides another
         axes.plot(lost, np.full(lost.shape, height), "x", color=color, transform=axes.get_xaxis_transform())
     axes.set_xscale("log")
-    _scale_losses(axes)
+    scale_losses(axes)
     axes.set_xlabel("peak learning rate (crosses: diverged; circles: best)")
     axes.set_ylabel("final training loss")
     axes.set_title("Learning-rate sensitivity")
@@ -148,7 +148,7 @@ def _shown(entry: Entry) -> int:
     return int(reached.min(axis=-1).argmax())
 
 
-def _scale_losses(axes: Axes) -> None:
+def scale_losses(axes: Axes) -> None:
     """A log scale whose ticks are plain numbers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))

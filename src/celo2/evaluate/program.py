@@ -26,7 +26,7 @@ __all__ = ["MakeFromSchedule", "Program", "Record", "Runs", "TrainState", "make_
 RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
 VALID_SEED = 0x5EED  # of the validation examples, the same in every run
 
-MakeFromSchedule = Callable[[optax.Schedule], optax.GradientTransformation]
+MakeFromSchedule = Callable[..., optax.GradientTransformation]  # of the schedule and what is given with it
 TrainState = Any  # (params, optimizer state)
 
 
@@ -68,18 +68,27 @@ class Program:
 
     Args:
         task: The problem.
-        make_optimizer: Schedule → Optax transform; called under tracing.
+        make_optimizer: `(schedule, *inputs) → Optax transform`; called under tracing.
         steps: Length of a run.
         devices: JAX devices to run on.
+        inputs: Trees of arrays for `make_optimizer`; `train` takes others of the same shapes.
+        num_evals: Validations of a run, the last one after its last step.
     """
 
     def __init__(
-        self, task: Task, make_optimizer: MakeFromSchedule, steps: int, devices: Sequence[Any]
+        self,
+        task: Task,
+        make_optimizer: MakeFromSchedule,
+        steps: int,
+        devices: Sequence[Any],
+        inputs: Sequence[Any] = (),
+        num_evals: int = NUM_EVALS,
     ) -> None:
         self.task = task
         self.make_optimizer = make_optimizer
         self.steps = steps
-        self.piece = math.ceil(steps / NUM_EVALS)
+        self.inputs = tuple(inputs)
+        self.piece = math.ceil(steps / num_evals)
         self.bounds = [(start, min(start + self.piece, steps)) for start in range(0, steps, self.piece)]
         self.mesh = Mesh(np.asarray(devices), ("runs",))
         self.data = jax.device_put(
@@ -100,13 +109,15 @@ class Program:
                 return width
             width = math.ceil(width / 2 / devices) * devices
 
-    def train(self, runs: Runs) -> Iterator[tuple[int, Record]]:
+    def train(self, runs: Runs, inputs: Sequence[Any]) -> Iterator[tuple[int, Record]]:
         """Takes runs, as many as `fit` said, to the end; yields the steps taken and a piece's record."""
         placed = jax.device_put(_as_arrays(runs), NamedSharding(self.mesh, RUNS))
-        train_state = self._init(jax.device_put(self._params(runs), NamedSharding(self.mesh, RUNS)), placed)
+        given = jax.device_put(tuple(inputs), NamedSharding(self.mesh, EVERYWHERE))
+        params = jax.device_put(self._params(runs), NamedSharding(self.mesh, RUNS))
+        train_state = self._init(params, placed, given)
         for start, stop in self.bounds:
             bounds = np.asarray([start, stop], np.int32)
-            train_state, record = self._advance(train_state, placed, bounds, *self.data)
+            train_state, record = self._advance(train_state, placed, given, bounds, *self.data)
             record = jax.tree.map(np.asarray, record)
             yield stop, record._replace(train_loss=record.train_loss[:, : stop - start])
 
@@ -123,15 +134,17 @@ class Program:
 
         params = shapes(jax.tree.map(stacked, jax.eval_shape(self.task.init, jax.random.key(0))), RUNS)
         runs = shapes(_as_arrays(Runs(np.zeros(width), np.zeros(width))), RUNS)
-        bounds = shapes(np.zeros(2, np.int32), EVERYWHERE)
-        init = jax.jit(shard(jax.vmap(self._init_one), RUNS, RUNS), donate_argnums=0)
-        advance_all = jax.vmap(self._advance_one, in_axes=(0, 0, None, None, None))
+        bounds, inputs = shapes((np.zeros(2, np.int32), self.inputs), EVERYWHERE)
+        init_all = jax.vmap(self._init_one, in_axes=(0, 0, None))
+        init = jax.jit(shard(init_all, RUNS, RUNS, EVERYWHERE), donate_argnums=0)
+        advance_all = jax.vmap(self._advance_one, in_axes=(0, 0, None, None, None, None))
         advance = jax.jit(
-            shard(advance_all, RUNS, RUNS, EVERYWHERE, EVERYWHERE, EVERYWHERE), donate_argnums=0
+            shard(advance_all, RUNS, RUNS, EVERYWHERE, EVERYWHERE, EVERYWHERE, EVERYWHERE), donate_argnums=0
         )
-        train_state = shapes(jax.eval_shape(init, params, runs), RUNS)
-        self._init = init.lower(params, runs).compile()
-        self._advance = advance.lower(train_state, runs, bounds, *shapes(self.data, EVERYWHERE)).compile()
+        train_state = shapes(jax.eval_shape(init, params, runs, inputs), RUNS)
+        data = shapes(self.data, EVERYWHERE)
+        self._init = init.lower(params, runs, inputs).compile()
+        self._advance = advance.lower(train_state, runs, inputs, bounds, *data).compile()
 
     def _bytes_needed(self) -> float:
         """What the compiled program takes on all devices; 0 where the backend does not say."""
@@ -141,8 +154,8 @@ class Program:
         needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
         return (needed - memory.alias_size_in_bytes) * self.mesh.size
 
-    def _optimizer(self, run: Runs) -> optax.GradientTransformation:
-        return self.make_optimizer(cosine_schedule(run.learning_rate, self.steps))
+    def _optimizer(self, run: Runs, inputs: Sequence[Any]) -> optax.GradientTransformation:
+        return self.make_optimizer(cosine_schedule(run.learning_rate, self.steps), *inputs)
 
     def _params(self, runs: Runs) -> Any:
         """Initial parameters of each run, stacked; the same for the runs of one seed."""
@@ -150,13 +163,19 @@ class Program:
         params = [self.task.init(seed_keys(int(seed))[0]) for seed in seeds]
         return jax.tree.map(lambda *leaves: np.stack(leaves)[index], *params)
 
-    def _init_one(self, params: Any, run: Runs) -> TrainState:
-        return params, self._optimizer(run).init(params)
+    def _init_one(self, params: Any, run: Runs, inputs: Sequence[Any]) -> TrainState:
+        return params, self._optimizer(run, inputs).init(params)
 
     def _advance_one(
-        self, train_state: TrainState, run: Runs, bounds: Array, train: Any, valid: Batch
+        self,
+        train_state: TrainState,
+        run: Runs,
+        inputs: Sequence[Any],
+        bounds: Array,
+        train: Any,
+        valid: Batch,
     ) -> tuple[TrainState, Record]:
-        step = make_step(self.task, self._optimizer(run))
+        step = make_step(self.task, self._optimizer(run, inputs))
         _, loop_key = seed_keys(run.seed)
         start, stop = bounds
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from celo2.evaluate.compare import CompareResult, Entry
+from celo2.evaluate.page import render_page
 from celo2.evaluate.protocol import DIVERGENCE_MARGIN, SELECTION, VALID_BATCHES
 from celo2.evaluate.summary import MeanStd, caveats, summarize
 from celo2.evaluate.tables import COLUMNS, make_rows
@@ -23,11 +22,8 @@ def render_report(result: CompareResult, figure_svg: str) -> str:
         result: What the comparison found.
         figure_svg: The figure as an `<svg>` element (`plots.figure_svg`).
     """
-    template = resources.files("celo2.evaluate").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(template).render(
+    return render_page(
+        "evaluate/report.html.j2",
         title=f"{result.task.name}: {', '.join(entry.name for entry in result.entries)}",
         result=result,
         verdict=_verdict(result),

@@ -15,6 +15,7 @@ import numpy as np
 
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import MakeFromSchedule, Program, Record, Runs
+from celo2.evaluate.protocol import NUM_EVALS
 from celo2.tasks.base import Task
 
 __all__ = ["DEFAULT_MAX_MEMORY", "GridRunner", "OnProgress", "Progress", "run_grid"]
@@ -49,12 +50,15 @@ class GridRunner:
 
     Args:
         task: The problem.
-        make_optimizer: Schedule of the learning rate → Optax transform; called under tracing.
+        make_optimizer: `(schedule of the learning rate, *inputs) → Optax transform`; called under tracing.
         learning_rates: Peak learning rates, positive.
         seeds: Seeds, non-negative.
         steps: Length of a run, ≥ 2.
         devices: How many of the local devices to use; 0 is all of them.
         max_memory: Bytes that the runs trained together may take, all devices counted.
+        inputs: Trees of arrays for `make_optimizer`: arguments of the compiled program, so that another
+            training with other numbers compiles nothing.
+        num_evals: Validations of a run, the last one after its last step.
 
     Raises:
         ValueError: There is no learning rate or seed, or one is out of range, or a run is too short.
@@ -70,17 +74,20 @@ class GridRunner:
         steps: int = 1000,
         devices: int = 0,
         max_memory: float = DEFAULT_MAX_MEMORY,
+        inputs: Sequence[Any] = (),
+        num_evals: int = NUM_EVALS,
     ) -> None:
         _check(learning_rates, seeds, steps)
         self._learning_rates, self._seeds = learning_rates, seeds
         self._pairs = np.asarray([(rate, seed) for rate in learning_rates for seed in seeds])
         used = jax.local_devices()[: devices or None][: len(self._pairs)]
-        self._program = Program(task, make_optimizer, steps, used)
+        self._program = Program(task, make_optimizer, steps, used, inputs, num_evals)
         self._width = self._program.fit(len(self._pairs), max_memory)
 
-    def train(self, on_progress: OnProgress | None = None) -> RunGrid:
-        """Trains every run; `on_progress` is called after each piece."""
-        record = _train_in_chunks(self._program, self._pairs, self._width, on_progress)
+    def train(self, on_progress: OnProgress | None = None, *, inputs: Sequence[Any] | None = None) -> RunGrid:
+        """Trains every run; `on_progress` is called after each piece, `inputs` replace those given before."""
+        given = self._program.inputs if inputs is None else inputs
+        record = _train_in_chunks(self._program, self._pairs, self._width, given, on_progress)
         shape = (len(self._learning_rates), len(self._seeds), -1)
         task = self._program.task
         return RunGrid(
@@ -107,14 +114,18 @@ def run_grid(
 
 
 def _train_in_chunks(
-    program: Program, pairs: np.ndarray, width: int, on_progress: OnProgress | None
+    program: Program,
+    pairs: np.ndarray,
+    width: int,
+    inputs: Sequence[Any],
+    on_progress: OnProgress | None,
 ) -> Record:
     """Trains `(learning rate, seed)` pairs, `width` at a time; a last, shorter chunk repeats its last run."""
     chunks = [pairs[np.arange(at, at + width).clip(max=len(pairs) - 1)] for at in range(0, len(pairs), width)]
     records = []
     for number, chunk in enumerate(chunks):
         pieces = []
-        for stop, piece in program.train(Runs(chunk[:, 0], chunk[:, 1])):
+        for stop, piece in program.train(Runs(chunk[:, 0], chunk[:, 1]), inputs):
             pieces.append(piece)
             if on_progress:
                 done = (number + stop / program.steps) / len(chunks)

@@ -31,3 +31,7 @@ class Pace:
         if self._calls > 1:  # the first one compiles
             self.num_steps = min(max(round(CALL_SECONDS / max(each, 1e-9)), 1), MAX_STEPS)
         return [before - self._started + each * (index + 1) for index in range(num_steps)]
+
+    def skip(self) -> None:
+        """Leaves what has happened since the last call out of the seconds of an iteration."""
+        self._last = time.monotonic()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
 from celo2.weights import Weights, load_checkpoint
 
-__all__ = ["BUILT_IN", "init_theta", "load_start"]
+__all__ = ["BUILT_IN", "init_theta", "load_start", "make_start"]
 
 BUILT_IN = ("random", "adam")  # what `MetaConfig.start` can name beside weights
 
@@ -32,6 +33,13 @@ def init_theta(key: Array, config: MetaConfig) -> Theta:
     if config.start == "adam":
         return _adam_theta(_random_theta(key, config), config)
     return {name: jnp.asarray(array, jnp.float32) for name, array in load_start(config).arrays.items()}
+
+
+def make_start(config: MetaConfig) -> Weights:
+    """The weights before the first iteration of a recipe, as its run has them."""
+    theta_key, _ = jax.random.split(jax.random.key(config.seed))
+    arrays = {name: np.asarray(array) for name, array in init_theta(theta_key, config).items()}
+    return Weights(arrays, config.rule, provenance={"made_by": f"start {config.start!r}, seed {config.seed}"})
 
 
 def load_start(config: MetaConfig) -> Weights:

@@ -8,6 +8,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,19 @@ from celo2.meta.groups import task_names
 from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pace import Pace
 from celo2.meta.progress import Progress
+from celo2.meta.sinks import check_sinks
 from celo2.meta.start import BUILT_IN, load_start
+from celo2.meta.watch import Watch, WatchOptions
 from celo2.tasks.base import Dataset
 
 __all__ = ["TrainOptions", "meta_train"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How a recipe is run; nothing here changes the result.
+class TrainOptions(WatchOptions):
+    """How a recipe is run, and watched; nothing here changes the result.
 
-    Attributes:
+    Attributes, beside those of `WatchOptions`:
         out: Folder of the run.
         outer_steps: Outer iterations in all; a resumed run continues up to it.
         resume: Continue the run in `out`.
@@ -55,6 +58,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """Checks every range."""
+        super().__post_init__()
         for name in ("outer_steps", "checkpoint_every", "skip_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -78,10 +82,12 @@ def meta_train(
 
     Raises:
         MetaGradientError: Too many meta-gradients were not finite; a checkpoint has been saved.
-        ValueError: See `make_outer_optimizer`.
+        ValueError: See `make_outer_optimizer`, `check_sinks` and `Watch`.
+        ImportError: See `check_sinks`.
         FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
     """
     make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
+    check_sinks(options.sinks)
     datasets = load_datasets(config)
     files = RunFiles(options.out)
     try:
@@ -111,27 +117,33 @@ def _run(
     limit = SkipLimit(options.max_skipped, options.skip_window, history)
     weights: Path | None = None
     progress = Progress(config.variant, first, options.outer_steps, history)
-    pace = Pace()
-    with progress, _stop_requests() as stop:
+    save = partial(files.save, config=config, provenance=provenance)
+    with Watch(config, options, files.folder, first, save) as watch, progress, _stop_requests() as stop:
+        watch.begin(state, lambda: outer.init(config, mesh, optimizer))
+        pace = Pace()
         while step < options.outer_steps:
             to_checkpoint = options.checkpoint_every - step % options.checkpoint_every
-            num_steps = min(pace.num_steps, to_checkpoint, options.outer_steps - step)
+            to_stop = min(to_checkpoint, options.outer_steps - step, watch.steps_to_next(step))
+            num_steps = min(pace.num_steps, to_stop)
             state, metrics = outer_steps(state, data, num_steps)
             records = _as_records(step, num_steps, jax.device_get(metrics), config, pace)
             step += num_steps
             files.append_metrics(records)
+            watch.write(records)
             progress.update(records)
             fault = limit.check(records)
             ends = step == options.outer_steps or bool(stop) or bool(fault)
             if ends or step % options.checkpoint_every == 0:
-                weights = files.save(state, config, provenance)
+                weights = save(state)
             if fault:
                 raise MetaGradientError(fault)
+            if not stop and watch.probe(state):
+                pace.skip()
             if ends:
                 break
     if step < options.outer_steps:
         print(f"stopped after {step} iterations; continue with --resume --out {options.out}")
-    return weights or files.save(state, config, provenance)  # nothing was left to do
+    return weights or save(state)  # nothing was left to do
 
 
 def _as_records(

@@ -1,0 +1,174 @@
+"""The probes of a run, and the choice among its checkpoints.
+
+OUT/probe.json          what is probed
+OUT/probes.jsonl        one line for each probe, the starting weights' first
+OUT/best.safetensors    a copy of the weights with the lowest score, whose provenance names it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from celo2._files import read_records, write_atomic
+from celo2.meta.probe import ProbeConfig, TaskRecord, compute_score, describe
+from celo2.weights import load_checkpoint, save_weights
+
+__all__ = ["BEST_FILE", "PROBES_FILE", "Measure", "ProbeLog", "as_point", "best_of", "describe_probe"]
+
+BEST_FILE, PROBES_FILE, SETTINGS_FILE = "best.safetensors", "probes.jsonl", "probe.json"
+
+ProbeRecord = Mapping[str, Any]
+
+
+class Measure(Protocol):
+    """What measures weights; `Probe.measure` does."""
+
+    def __call__(self, theta: Mapping[str, np.ndarray]) -> dict[str, TaskRecord]:
+        """Weights → records by task."""
+        ...
+
+
+class ProbeLog:
+    """Takes the probes of one run, writes them down and keeps the best weights.
+
+    A probe is due at step 0, to which all are compared, and at the multiples of `every`. It reads the
+    weights from the run's own file, so that the best can be copied at any time; whoever calls `take` has
+    saved a checkpoint of that step before, so that a resumed run misses no probe and repeats none.
+
+    Args:
+        folder: Of the run.
+        every: Outer iterations between probes; 0: never.
+        config: What is probed.
+        measure: Measures weights.
+
+    Attributes:
+        every: Outer iterations between probes.
+    """
+
+    def __init__(self, folder: Path, every: int, config: ProbeConfig, measure: Measure) -> None:
+        self.every = every
+        self._folder, self._config = folder, config
+        self._measure = measure
+        self._records: list[ProbeRecord] = list(read_records(folder / PROBES_FILE))
+
+    def start(self, step: int) -> None:
+        """Prepares a run that goes on from `step`: later probes are dropped, since they come again.
+
+        Raises:
+            ValueError: The run was probed with other settings.
+        """
+        kept = [record for record in self._records if record["step"] <= step]
+        if len(kept) < len(self._records):
+            self._records = kept
+            self._write()
+        if self.every:
+            self._check_settings()
+
+    def is_due(self, step: int) -> bool:
+        """Whether a probe is wanted at this step and has not been taken."""
+        wanted = self.every > 0 and step % self.every == 0
+        return wanted and all(record["step"] != step for record in self._records)
+
+    def steps_to_next(self, step: int) -> int:
+        """Outer iterations until the next probe; very many without one."""
+        return self.every - step % self.every if self.every else sys.maxsize
+
+    def take(self, step: int, weights: Path) -> ProbeRecord:
+        """Probes the weights of a step, and copies them if they are the best so far.
+
+        Args:
+            step: The outer iteration, one that is due; 0 before all others.
+            weights: Their file.
+
+        Returns:
+            `step`, `score`, `seconds`, the name of the `weights`' file, and the `tasks`' records by name.
+        """
+        begin = time.monotonic()
+        tasks = self._measure(load_checkpoint(weights).arrays)
+        reference = next((record["tasks"] for record in self._records if record["step"] == 0), tasks)
+        record = {
+            "step": step,
+            "score": compute_score(tasks, reference),
+            "seconds": round(time.monotonic() - begin, 3),
+            "weights": weights.name,
+            "tasks": tasks,
+        }
+        self._records = sorted([*self._records, record], key=lambda record: record["step"])
+        self._write()
+        return record
+
+    @property
+    def best(self) -> ProbeRecord | None:
+        """The probe with the lowest score, the first of equals; None before one has a score."""
+        return best_of(self._records)
+
+    def _write(self) -> None:
+        """The file as a whole, then the best weights: a run killed in between copies them when it goes on."""
+        text = "".join(json.dumps(record) + "\n" for record in self._records)
+        write_atomic(self._folder / PROBES_FILE, text.encode())
+        self._copy_best()
+
+    def _copy_best(self) -> None:
+        best, path = self.best, self._folder / BEST_FILE
+        if best is None:
+            path.unlink(missing_ok=True)
+            return
+        weights = load_checkpoint(self._folder / "weights" / best["weights"])
+        facts = {
+            "probe_score": f"{best['score']:.6f}",
+            "probe_tasks": describe(best["tasks"]),
+            "probe_settings": " ".join(self._config.to_json().split()),
+            "chosen_from": f"{len(self._records)} probes",
+        }
+        save_weights(path, dataclasses.replace(weights, provenance={**weights.provenance, **facts}))
+
+    def _check_settings(self) -> None:
+        path = self._folder / SETTINGS_FILE
+        given = json.loads(self._config.to_json())
+        if not path.exists() or not self._records:
+            write_atomic(path, self._config.to_json().encode())
+            return
+        saved = json.loads(path.read_text())
+        differing = [
+            f"{name}: {saved.get(name)} before, {given[name]} now"
+            for name in given
+            if given[name] != saved.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self._folder} was probed with other settings ({'; '.join(differing)}), and their scores "
+                f"cannot be compared; use the same, or remove its {PROBES_FILE} to begin anew."
+            )
+
+
+def best_of(records: Sequence[ProbeRecord]) -> ProbeRecord | None:
+    """The record with the lowest score, the first of equals; None if none has one."""
+    scored = [record for record in records if record["score"] is not None]
+    return min(scored, key=lambda record: record["score"]) if scored else None
+
+
+def as_point(record: ProbeRecord) -> dict[str, Any]:
+    """A probe as a record for sinks, whose numbers have names such as probe/tiny-lm/loss."""
+    tasks = {
+        name: {key: task[key] for key in ("loss", "spread", "rate")} for name, task in record["tasks"].items()
+    }
+    return {"step": record["step"], "probe": {"score": record["score"], **tasks}}
+
+
+def describe_probe(record: ProbeRecord) -> str:
+    """A line about a probe: its score in words, and what it is made of."""
+    if record["score"] is None:
+        verdict = "no score, a task diverged"
+    else:
+        change = 100 * math.expm1(record["score"])
+        verdict = f"score {record['score']:+.4f}, losses {change:+.1f} % from the start"
+    return f"probe at {record['step']}: {verdict}; {describe(record['tasks'])}; {record['seconds']:.1f} s"

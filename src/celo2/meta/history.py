@@ -1,0 +1,139 @@
+"""What a run's folder says about its course, also while it is being written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from celo2._files import read_records
+from celo2.meta.choose import PROBES_FILE, best_of
+
+__all__ = ["METRICS_FILE", "RunHistory", "is_run", "load_history", "losses_per_task", "smooth"]
+
+METRICS_FILE = "metrics.jsonl"
+
+Record = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunHistory:
+    """The course of one run.
+
+    Attributes:
+        name: For labels, different from the other runs' of a report.
+        folder: Of the run.
+        recipe: Its options; empty if they cannot be read.
+        records: What each iteration reported, the oldest first.
+        probes: What each probe reported, the oldest first.
+    """
+
+    name: str
+    folder: Path
+    recipe: Record
+    records: Sequence[Record]
+    probes: Sequence[Record]
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """The iterations' numbers, `(N,)`."""
+        return np.asarray([record["step"] for record in self.records], float)
+
+    def column(self, name: str) -> np.ndarray:
+        """A number of each iteration, `(N,)`; NaN where there is none."""
+        return _as_numbers(record.get(name) for record in self.records)
+
+    @cached_property
+    def task_losses(self) -> dict[str, np.ndarray]:
+        """The meta-loss of each task, `(N,)`, by name."""
+        found = [losses_per_task(record) for record in self.records]
+        names = dict.fromkeys(name for losses in found for name in losses)
+        return {name: _as_numbers(losses.get(name) for losses in found) for name in names}
+
+    @cached_property
+    def probe_tasks(self) -> tuple[str, ...]:
+        """Names of the probed tasks."""
+        return tuple(dict.fromkeys(name for probe in self.probes for name in probe["tasks"]))
+
+    @property
+    def probe_steps(self) -> np.ndarray:
+        """The iterations that were probed, `(P,)`."""
+        return np.asarray([probe["step"] for probe in self.probes], float)
+
+    @property
+    def probe_scores(self) -> np.ndarray:
+        """Score of each probe, `(P,)`; NaN where a task diverged."""
+        return _as_numbers(probe["score"] for probe in self.probes)
+
+    def probe_ratios(self, task: str) -> np.ndarray:
+        """Loss of a probed task over that of the starting weights, `(P,)`; NaN where either diverged."""
+        losses = _as_numbers(probe["tasks"].get(task, {}).get("loss") for probe in self.probes)
+        return losses / losses[0] if len(losses) else losses
+
+    @property
+    def best_probe(self) -> Record | None:
+        """The probe with the lowest score."""
+        return best_of(self.probes)
+
+    def meta_loss_at(self, steps: np.ndarray, window: int) -> np.ndarray:
+        """Mean meta-loss of the `window` iterations before each of these steps; NaN before the first."""
+        losses = self.column("meta_loss")
+        return np.asarray(
+            [_mean(losses[(self.steps > step - window) & (self.steps <= step)]) for step in steps]
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a meta-training run."""
+    return (folder / METRICS_FILE).is_file()
+
+
+def load_history(folder: Path, name: str) -> RunHistory:
+    """Reads a run's folder; a line that is torn, or has no step, is left out.
+
+    Raises:
+        ValueError: No iteration has been written yet.
+    """
+    records = [record for record in read_records(folder / METRICS_FILE) if "step" in record]
+    if not records:
+        raise ValueError(
+            f"{folder / METRICS_FILE} has no iteration yet; wait for the first, or name another run."
+        )
+    probes = [
+        record for record in read_records(folder / PROBES_FILE) if {"step", "score", "tasks"} <= record.keys()
+    ]
+    try:
+        recipe = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        recipe = {}
+    return RunHistory(name, folder, recipe, records, probes)
+
+
+def losses_per_task(record: Record) -> Record:
+    """The meta-losses of an iteration by task; runs from before tasks had kinds name image sets."""
+    return record.get("loss_per_task") or record.get("loss_per_set") or {}
+
+
+def smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """The mean of the `window` values up to each, those that are NaN left out; NaN where all are."""
+    finite = np.isfinite(values)
+    totals = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
+    counts = np.cumsum(np.concatenate([[0], finite]))
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(last - window, 0)
+    with np.errstate(invalid="ignore"):
+        return (totals[last] - totals[first]) / (counts[last] - counts[first])
+
+
+def _as_numbers(values: Any) -> np.ndarray:
+    return np.asarray([np.nan if value is None else value for value in values], float)
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")

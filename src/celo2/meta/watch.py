@@ -1,0 +1,107 @@
+"""What looks at a meta-training run without a part in it: sinks and probes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from celo2.meta.choose import ProbeLog, as_point, describe_probe
+from celo2.meta.config import MetaConfig
+from celo2.meta.outer import OuterState
+from celo2.meta.probe import Probe, ProbeConfig
+from celo2.meta.sinks import open_sinks
+
+__all__ = ["Watch", "WatchOptions"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """How a run is watched.
+
+    Attributes:
+        sinks: Where the numbers go beside the files of the run (`celo2.meta.sinks.SINKS`).
+        probe_every: Outer iterations between probes, which choose the best weights; 0: never.
+        probe: What a probe trains.
+    """
+
+    sinks: tuple[str, ...] = ()
+    probe_every: int = 0
+    probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        """Checks the pace."""
+        if self.probe_every < 0:
+            raise ValueError(f"probe_every must not be negative, got {self.probe_every}; 0 is never.")
+
+
+class Watch:
+    """The sinks and probes of one run; a context that closes the sinks.
+
+    Args:
+        config: The recipe.
+        options: What to do.
+        folder: Of the run.
+        first: Iterations already done.
+        save: Writes a state and its weights, and returns the path of the weights. What is probed has been
+            saved, so that a resumed run neither misses a probe nor repeats one.
+
+    Raises:
+        ValueError: See `ProbeLog.start`.
+    """
+
+    def __init__(
+        self,
+        config: MetaConfig,
+        options: WatchOptions,
+        folder: Path,
+        first: int,
+        save: Callable[[OuterState], Path],
+    ) -> None:
+        self._first, self._save = first, save
+        probe = Probe.of_variant(options.probe, config.variant)
+        self._log = ProbeLog(folder, options.probe_every, options.probe, probe.measure)
+        self._log.start(first)
+        self._sinks = open_sinks(options.sinks, folder, first=first, recipe=dataclasses.asdict(config))
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sinks.close()
+
+    def begin(self, state: OuterState, make_start: Callable[[], OuterState]) -> None:
+        """Takes the probes that are missing: of the starting weights, and of the state that was resumed.
+
+        Args:
+            state: Where the run stands.
+            make_start: Makes the state before the first iteration.
+        """
+        if self._log.is_due(0):
+            self._take(make_start() if self._first else state)
+        self.probe(state)
+
+    def steps_to_next(self, step: int) -> int:
+        """Outer iterations until the next probe; very many without one."""
+        return self._log.steps_to_next(step)
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Hands the records of iterations to the sinks."""
+        self._sinks.write(records)
+
+    def probe(self, state: OuterState) -> bool:
+        """Takes a probe if one is due; returns whether it was."""
+        due = self._log.is_due(int(state.count))
+        if due:
+            self._take(state)
+        return due
+
+    def _take(self, state: OuterState) -> None:
+        record = self._log.take(int(state.count), self._save(state))
+        best = "; the best so far" if self._log.best is record else ""
+        print(f"{describe_probe(record)}{best}", flush=True)
+        self._sinks.write([as_point(record)])

@@ -1,0 +1,121 @@
+"""A probed run as a user has it: real training, real probes, `kill -9`, `--resume`, report, `celo2 probe`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from celo2 import load_checkpoint
+
+RECIPE = [
+    "--variant",
+    "celo2-base",
+    "--start",
+    "adam",
+    "--datasets",
+    "digits",
+    "--tasks-per-set",
+    "2",
+    "--batch-size",
+    "8",
+]
+UNROLL = ["--truncation-length", "5", "--min-unroll", "5", "--max-unroll", "10"]
+PROBE = ["--tasks", "quadratic", "--rates", "0.03", "0.1", "--steps", "40"]
+STEPS, EVERY = 40, 10
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Processes of this module share what they compile, quickly."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def _command(out: Path, *more: str) -> list[str]:
+    words = ["--outer-steps", str(STEPS), "--probe-every", str(EVERY), "--out", str(out), "--devices", "1"]
+    probe = [word.replace("--", "--probe-") for word in PROBE]
+    return [sys.executable, "-m", "celo2", "meta-train", *RECIPE, *UNROLL, *words, *probe, *more]
+
+
+def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def _probes(out: Path) -> list[dict]:
+    """The probes without the times."""
+    probes = [json.loads(line) for line in (out / "probes.jsonl").read_text().splitlines()]
+    for probe in probes:
+        for timed in (probe, *probe["tasks"].values()):
+            assert timed.pop("seconds") > 0
+    return probes
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    done = _run(_command(out), environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"probe at {STEPS}: score" in done.stdout
+    return out
+
+
+def test_best_weights_are_those_of_the_lowest_score(whole_run: Path) -> None:
+    probes = _probes(whole_run)
+    assert [probe["step"] for probe in probes] == [0, 10, 20, 30, 40]
+    assert probes[0]["score"] == 0.0
+    assert len({probe["score"] for probe in probes}) == len(probes)  # theta moves, and the probe sees it
+    best = min(probes, key=lambda probe: probe["score"])
+    chosen = load_checkpoint(whole_run / "best.safetensors")
+    assert chosen.provenance["outer_steps"] == str(best["step"])
+    assert float(chosen.provenance["probe_score"]) == pytest.approx(best["score"], abs=1e-6)
+
+
+def test_probes_leave_the_training_alone(whole_run: Path, tmp_path: Path, environment) -> None:
+    command = _command(tmp_path / "run")
+    command[command.index("--probe-every") + 1] = "0"
+    assert _run(command, environment).returncode == 0
+    name = f"weights/celo2-base-{STEPS:06d}.safetensors"
+    watched, alone = (load_checkpoint(folder / name).arrays for folder in (whole_run, tmp_path / "run"))
+    for array in watched:
+        np.testing.assert_array_equal(watched[array], alone[array])
+
+
+def test_killed_run_resumes_to_the_same_probes(whole_run: Path, tmp_path: Path, environment) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        _command(out), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (out / "weights" / f"celo2-base-{EVERY:06d}.safetensors").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(_probes(out)) < STEPS // EVERY + 1, "the run was over before it could be killed"
+    done = _run(_command(out, "--resume"), environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert _probes(out) == _probes(whole_run)
+    assert (out / "best.safetensors").read_bytes() == (whole_run / "best.safetensors").read_bytes()
+
+
+def test_weights_are_probed_afterwards_as_in_the_run(whole_run: Path, tmp_path: Path, environment) -> None:
+    file = tmp_path / "probe.json"
+    words = ["adam", str(whole_run), "--variant", "celo2-base", "--json", str(file), "--devices", "1"]
+    done = _run([sys.executable, "-m", "celo2", "probe", *words, *PROBE], environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    start, *found = json.loads(file.read_text())["candidates"]
+    assert [row["score"] for row in found] == [probe["score"] for probe in _probes(whole_run)]
+    assert (start["name"], start["score"]) == ("adam", 0.0)
+    assert start["tasks"]["quadratic"]["losses"] == found[0]["tasks"]["quadratic"]["losses"]
+    assert "celo2-base-000020.safetensors: done" in done.stderr

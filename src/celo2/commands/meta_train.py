@@ -7,13 +7,14 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from celo2.commands._devices import num_cores, use_cpu_devices
-from celo2.meta.checkpoint import with_start_beside
+from celo2.meta.checkpoint import RunWriteError, with_start_beside
 from celo2.meta.config import MetaConfig
+from celo2.meta.distributed import ProcessLostError, is_first, join, leave
 from celo2.meta.faults import MetaGradientError
 from celo2.meta.train import TrainOptions, meta_train
 
@@ -27,6 +28,9 @@ examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
   celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
   celo2 meta-train --config runs/celo2/config.json --seed 1 --out runs/again
+  celo2 meta-train --out /shared/run --coordinator 10.0.0.1:9876 --num-processes 2 --process-id 0
+  celo2 meta-train --out /shared/run --coordinator 10.0.0.1:9876 --num-processes 2 --process-id 1
+  srun celo2 meta-train --out /shared/run --distributed auto
   celo2 compare --optimizers celo2:runs/celo2/weights/celo2-003600.safetensors,adamw
 """
 
@@ -53,6 +57,15 @@ class MetaTrainCommand:
     """Outer iterations over which skipped ones are counted."""
     devices: int = 0
     """Host devices that share the pairs on a CPU; 0: one for each core that divides them equally."""
+    distributed: Literal["off", "auto"] = "off"
+    """Several processes as one run. "auto": this is one of those that a cluster has started (Slurm, Open MPI,
+    Kubernetes, Cloud TPU)."""
+    coordinator: str | None = None
+    """HOST:PORT where the others reach process 0, if no cluster says so; any port that is free there."""
+    num_processes: int | None = None
+    """Processes in all, each started with the same command but for its PROCESS_ID."""
+    process_id: int | None = None
+    """Which of them this is, from 0; number 0 prints and writes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -62,20 +75,44 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    use_cpu_devices(command.devices or _default_devices(command.recipe.num_pairs))
+    status = _train(command)
+    if status:
+        leave(status)
+    return status
+
+
+def _train(command: MetaTrainCommand) -> int:
     try:
+        num_processes = _join_others(command)
+        share = max(command.recipe.num_pairs // num_processes, 1)
+        use_cpu_devices(command.devices or _default_devices(share))
         options = TrainOptions(
             **{field.name: getattr(command, field.name) for field in dataclasses.fields(TrainOptions)}
         )
         path = meta_train(command.recipe, options)
+    except (MetaGradientError, ProcessLostError, RunWriteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except MetaGradientError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"weights: {path}")
+    if is_first():
+        print(f"weights: {path}")
     return 0
+
+
+def _join_others(command: MetaTrainCommand) -> int:
+    """Joins the other processes, if there are any; returns how many may share the pairs at most."""
+    words = (command.coordinator, command.num_processes, command.process_id)
+    if words != (None, None, None):
+        join(*words)
+        return command.num_processes or 1
+    if command.distributed == "auto":
+        join()
+        return (
+            command.recipe.num_pairs
+        )  # JAX tells how many there are only when devices cannot be chosen any more
+    return 1
 
 
 def _parse(argv: Sequence[str]) -> MetaTrainCommand:

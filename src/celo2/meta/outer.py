@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
+from celo2.meta.distributed import replicate
 from celo2.meta.losses import Losses
 from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pes import Theta
@@ -71,8 +72,8 @@ class OuterMetrics(NamedTuple):
 
 
 def make_mesh() -> Mesh:
-    """All local devices along one axis, the pairs'."""
-    return jax.make_mesh((jax.local_device_count(),), (PAIRS,), axis_types=(AxisType.Auto,))
+    """All devices of all processes along one axis, the pairs'."""
+    return jax.make_mesh((jax.device_count(),), (PAIRS,), axis_types=(AxisType.Auto,))
 
 
 def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None) -> OuterState:
@@ -93,12 +94,8 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
             f"{config.num_pairs} pairs cannot be shared equally by {num_devices} devices; "
             "choose tasks_per_set so that they can, or use fewer devices."
         )
-    split = NamedSharding(mesh, PartitionSpec(PAIRS))
-    whole = NamedSharding(mesh, PartitionSpec())
-    shardings: Any = (whole, whole, split, split, whole)
-
     theta_key, pairs_key = jax.random.split(jax.random.key(config.seed))
-    start = init_theta(theta_key, config)
+    start = replicate(init_theta(theta_key, config), mesh)
 
     def make(theta: Theta) -> OuterState:
         accumulator = {
@@ -108,7 +105,14 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
         opt_state = optimizer.init(theta)
         return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32))
 
-    return jax.jit(make, out_shardings=OuterState(*shardings))(start)
+    return jax.jit(make, out_shardings=_state_shardings(mesh))(start)
+
+
+def _state_shardings(mesh: Mesh) -> OuterState:
+    split = NamedSharding(mesh, PartitionSpec(PAIRS))
+    whole = NamedSharding(mesh, PartitionSpec())
+    shardings: Any = (whole, whole, split, split, whole)
+    return OuterState(*shardings)
 
 
 def make_outer_steps(
@@ -139,7 +143,8 @@ def make_outer_steps(
         empty = jax.tree.map(lambda one: jnp.zeros((MAX_STEPS, *one.shape), one.dtype), like)
         return jax.lax.fori_loop(0, num_steps, body, (state, empty))
 
-    return jax.jit(outer_steps, donate_argnums=0)
+    shardings = (_state_shardings(mesh), NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(outer_steps, donate_argnums=0, out_shardings=shardings)
 
 
 def _make_outer_step(

@@ -17,7 +17,7 @@ import optax
 from jax.typing import ArrayLike
 
 from celo2._version import __version__
-from celo2.meta import outer
+from celo2.meta import distributed, outer
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 from celo2.meta.faults import MetaGradientError, SkipLimit
@@ -76,19 +76,21 @@ def meta_train(
     Returns:
         The path of the last weights written.
 
+    Of several processes that `jax.distributed` has joined, each must call this alike, with one folder that
+    all of them see.
+
     Raises:
         MetaGradientError: Too many meta-gradients were not finite; a checkpoint has been saved.
+        RunWriteError: A file of the run could not be written; the last checkpoint is intact.
+        ProcessLostError: Another process of the run has ended; the last checkpoint is intact.
         ValueError: See `make_outer_optimizer`.
         FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
     """
     make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
     datasets = load_image_sets(config.datasets)
-    files = RunFiles(options.out)
-    try:
+    with distributed.losses_named(options.out), RunFiles(options.out) as files:
         files.start(config, resume=options.resume)
         return _run(config, options, files, datasets, outer_optimizer)
-    finally:
-        files.close()
 
 
 def _run(
@@ -105,31 +107,36 @@ def _run(
     restored = files.restore(config, mesh, optimizer) if options.resume else None
     state = restored or outer.init(config, mesh, optimizer)
     outer_steps = outer.make_outer_steps(config, mesh, optimizer)
-    data = stack_datasets(list(datasets.values()), splits=config.splits)
+    data = distributed.replicate(stack_datasets(list(datasets.values()), splits=config.splits), mesh)
     first = step = int(state.count)
     history = files.read_metrics()
     limit = SkipLimit(options.max_skipped, options.skip_window, history)
     weights: Path | None = None
-    progress = Progress(config.variant, first, options.outer_steps, history)
+    if restored and not files.weights_path(config, first).exists():  # killed between the two
+        weights = files.save(state, config, provenance)
+    is_first = distributed.is_first()
+    progress = Progress(config.variant, first, options.outer_steps, history, shown=is_first)
     pace = Pace()
     with progress, _stop_requests() as stop:
         while step < options.outer_steps:
             to_checkpoint = options.checkpoint_every - step % options.checkpoint_every
-            num_steps = min(pace.num_steps, to_checkpoint, options.outer_steps - step)
+            (pace_steps,) = distributed.agree(pace.num_steps)
+            num_steps = min(pace_steps, to_checkpoint, options.outer_steps - step)
             state, metrics = outer_steps(state, data, num_steps)
             records = _as_records(step, num_steps, jax.device_get(metrics), config, pace)
             step += num_steps
             files.append_metrics(records)
             progress.update(records)
             fault = limit.check(records)
-            ends = step == options.outer_steps or bool(stop) or bool(fault)
+            (is_stopped,) = distributed.agree(bool(stop))
+            ends = step == options.outer_steps or bool(is_stopped) or bool(fault)
             if ends or step % options.checkpoint_every == 0:
                 weights = files.save(state, config, provenance)
             if fault:
                 raise MetaGradientError(fault)
             if ends:
                 break
-    if step < options.outer_steps:
+    if step < options.outer_steps and is_first:
         print(f"stopped after {step} iterations; continue with --resume --out {options.out}")
     return weights or files.save(state, config, provenance)  # nothing was left to do
 

@@ -6,10 +6,14 @@ it. The inner state is a random walk that the losses depend on: a run that lost 
 
 from __future__ import annotations
 
+import os
+import resource
 import sys
 
 import jax
 import jax.numpy as jnp
+
+FILE_BYTES = "QUICK_FILE_BYTES"  # the variable that says how large a file may become: a full disk
 
 
 def init_pairs(pair_keys: jax.Array, theta, config):
@@ -38,6 +42,8 @@ def main(argv: list[str]) -> int:
     from celo2.cli import main as celo2_main
     from celo2.meta import outer
 
+    if FILE_BYTES in os.environ:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ[FILE_BYTES]), resource.RLIM_INFINITY))
     outer.init_pairs, outer.unroll = init_pairs, unroll
     return celo2_main(["meta-train", *argv])
 

@@ -14,7 +14,7 @@ import tyro
 from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.meta.checkpoint import RunWriteError, with_start_beside
 from celo2.meta.config import MetaConfig
-from celo2.meta.distributed import ProcessLostError, is_first, join, leave
+from celo2.meta.distributed import ProcessLostError, is_first, join, leave, leaving_on_error
 from celo2.meta.faults import MetaGradientError
 from celo2.meta.train import TrainOptions, meta_train
 
@@ -75,7 +75,8 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    status = _train(command)
+    with leaving_on_error():
+        status = _train(command)
     if status:
         leave(status)
     return status

@@ -13,11 +13,11 @@ OUT/weights/VARIANT-STEP.safetensors   theta alone, a few kB, one for each check
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -32,11 +32,12 @@ from celo2._files import write_atomic
 from celo2.meta import distributed, outer
 from celo2.meta.checksums import find_damage, write_checksums
 from celo2.meta.config import MetaConfig
+from celo2.meta.faults import writing
 from celo2.meta.outer import OuterState
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.weights import Weights, save_weights
 
-__all__ = ["RunFiles", "RunWriteError", "with_start_beside"]
+__all__ = ["RunFiles", "with_start_beside"]
 
 KEPT = 3  # checkpoints; older ones are removed, their weights stay
 START_FILE = "start.safetensors"
@@ -49,29 +50,6 @@ def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
     return dataclasses.replace(config, start=str(copy)) if kept else config
 
 
-class RunWriteError(OSError):
-    """A file of a run cannot be written."""
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Names the file, and what to do, where it cannot be written.
-
-    Raises:
-        RunWriteError: In place of the error of whoever wrote.
-    """
-    try:
-        yield
-    except Exception as error:
-        if distributed.is_loss(error):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise RunWriteError(
-            f"{path} cannot be written: {reason}. Make room on that disk, or see who may write there, and "
-            "continue with --resume; the last checkpoint is intact."
-        ) from error
-
-
 class RunFiles:
     """The folder of one run, a context that waits for pending writes.
 
@@ -82,14 +60,21 @@ class RunFiles:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(
+        self._metrics = self.folder / "metrics.jsonl"
+        self._start = self.folder / START_FILE
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Every process asks for it first at the same point, and none before `start` has allowed the run.
+
+        It removes what a killed run had not finished writing, which another run may be about to finish.
+        """
+        return ocp.CheckpointManager(
             self.folder / "checkpoints",
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
             ),
         )
-        self._metrics = self.folder / "metrics.jsonl"
-        self._start = self.folder / START_FILE
 
     def __enter__(self) -> RunFiles:
         return self
@@ -103,7 +88,8 @@ class RunFiles:
 
     def close(self) -> None:
         """Waits for pending writes."""
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def start(self, config: MetaConfig, *, resume: bool) -> None:
         """Writes the recipe of a new run and what it starts from, or checks that a resumed one has the same.
@@ -128,9 +114,9 @@ class RunFiles:
                 )
             if config.start not in BUILT_IN:
                 start = load_start(config)
-                with _writing(self._start):
+                with writing(self._start):
                     save_weights(self._start, start)
-            with _writing(path):
+            with writing(path):
                 write_atomic(path, config.to_json().encode())
             return
         if not path.exists():
@@ -161,8 +147,9 @@ class RunFiles:
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
             outer.init(config, mesh, optimizer),
         )
+        steps = self._manager.all_steps()
         if distributed.is_first():
-            self._remove_damaged()
+            self._remove_damaged(steps)
         distributed.wait_for_all()
         self._manager.reload()
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -179,9 +166,9 @@ class RunFiles:
         self._drop_metrics_after(0)
         return None
 
-    def _remove_damaged(self) -> None:
+    def _remove_damaged(self, steps: Iterable[int]) -> None:
         """Removes the newest checkpoints until one is as it was written."""
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted(steps, reverse=True):
             folder = self._step_folder(step)
             damage = find_damage(folder)
             if not damage:
@@ -197,7 +184,7 @@ class RunFiles:
         """
         step = int(state.count)
         if step not in self._manager.all_steps():
-            with _writing(self._step_folder(step)):
+            with writing(self._step_folder(step)):
                 self._manager.save(step, args=ocp.args.StandardSave(state))  # type: ignore[call-arg]
                 self._manager.wait_until_finished()
                 if distributed.is_first():
@@ -206,7 +193,7 @@ class RunFiles:
         arrays = {name: np.asarray(array) for name, array in state.theta.items()}
         weights = Weights(arrays, config.rule, provenance={**provenance, "outer_steps": str(step)})
         if distributed.is_first():
-            with _writing(path):
+            with writing(path):
                 path.parent.mkdir(exist_ok=True)
                 save_weights(path, weights)
         return path
@@ -225,7 +212,7 @@ class RunFiles:
             RunWriteError: They cannot be written.
         """
         if distributed.is_first():
-            with _writing(self._metrics), self._metrics.open("a") as stream:
+            with writing(self._metrics), self._metrics.open("a") as stream:
                 stream.writelines(json.dumps(record) + "\n" for record in records)
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -247,6 +234,6 @@ class RunFiles:
                     f"{self._metrics} has lost {step - len(kept)} of the iterations up to {step}; "
                     "the run goes on without them"
                 )
-            with _writing(self._metrics):
+            with writing(self._metrics):
                 write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
         distributed.wait_for_all()

@@ -128,20 +128,21 @@ def test_devices_that_cannot_share_a_family_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "cores", "expected"), [((32,), 2, 2), ((9, 3), 2, 1), ((9, 3), 4, 3), ((8, 4), 64, 4)]
+    ("counts", "processes", "cores", "expected"),
+    [((32,), 1, 2, 2), ((9, 3), 1, 2, 1), ((9, 3), 1, 4, 3), ((8, 4), 1, 64, 4), ((8, 4), 2, 64, 2)],
 )
 def test_command_takes_devices_that_share_every_family(
-    monkeypatch, counts, cores: int, expected: int
+    monkeypatch, counts, processes: int, cores: int, expected: int
 ) -> None:
     monkeypatch.setattr(command, "num_cores", lambda: cores)
-    assert command._default_devices(counts) == expected
+    assert command._default_devices(counts, processes) == expected
 
 
 @pytest.mark.parametrize(("weight", "devices"), [(3, 2), (7, 1)])
 def test_command_says_when_a_family_costs_devices(monkeypatch, capsys, weight: int, devices: int) -> None:
     monkeypatch.setattr(command, "num_cores", lambda: 2)
     recipe = MetaConfig(families=(f"mlp:{weight}", "conv"), tasks_per_set=2)
-    assert command._choose_devices(recipe) == devices
+    assert command._choose_devices(recipe, 1) == devices
     said = capsys.readouterr().out
     assert said == ("" if devices == 2 else "devices: 1; 2 could share 8 pairs, but not mlp 7, conv 1\n")
 

@@ -54,7 +54,6 @@ def skip(monkeypatch: pytest.MonkeyPatch, given: dict[str, list]) -> Callable[..
         given["optimizer"].append(optimizer)
         return steps
 
-    monkeypatch.setattr(outer, "make_mesh", lambda: None)
     monkeypatch.setattr(outer, "init", init)
     monkeypatch.setattr(outer, "make_outer_steps", make_outer_steps)
     return lambda *iterations: bad.update(iterations)

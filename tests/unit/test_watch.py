@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -171,6 +172,13 @@ def test_numbers_and_probes_reach_the_sinks_which_may_fail(
     assert sink.closed
     assert capsys.readouterr().err.count("net failed (ConnectionError: down)") == 1
     assert (tmp_path / "weights" / "celo2-000010.safetensors").exists()
+
+
+def test_probes_of_a_run_on_several_processes_are_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"2 processes, got 10; .*celo2 probe OUT"):
+        meta_train(CONFIG, TrainOptions(out=tmp_path / "run", probe_every=10, outer_steps=10))
+    assert not (tmp_path / "run").exists()
 
 
 def test_command_passes_its_words_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

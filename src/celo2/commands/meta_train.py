@@ -15,7 +15,8 @@ import tyro
 from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.meta.checkpoint import with_start_beside
 from celo2.meta.config import MetaConfig
-from celo2.meta.faults import MetaGradientError
+from celo2.meta.distributed import ProcessLostError, is_first, join, leave, leaving_on_error
+from celo2.meta.faults import MetaGradientError, RunWriteError
 from celo2.meta.probe import ProbeConfig
 from celo2.meta.train import TrainOptions, meta_train
 
@@ -34,6 +35,9 @@ examples:
   celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
   celo2 meta-train --families mlp:4 conv:2 transformer quadratic --outer-steps 3600 --out runs/mix
   celo2 meta-train --config runs/celo2/config.json --seed 1 --out runs/again
+  celo2 meta-train --out /shared/run --coordinator 10.0.0.1:9876 --num-processes 2 --process-id 0
+  celo2 meta-train --out /shared/run --coordinator 10.0.0.1:9876 --num-processes 2 --process-id 1
+  srun celo2 meta-train --out /shared/run --distributed auto
   celo2 report runs/celo2
   celo2 compare --optimizers celo2:runs/celo2/best.safetensors,adamw
 """
@@ -74,6 +78,15 @@ class MetaTrainCommand:
     devices: int = 0
     """Host devices that share the pairs on a CPU; 0: as many as there are cores, or fewer where that many
     cannot share every family's pairs equally."""
+    distributed: Literal["off", "auto"] = "off"
+    """Several processes as one run. "auto": this is one of those that a cluster has started (Slurm, Open MPI,
+    Kubernetes, Cloud TPU)."""
+    coordinator: str | None = None
+    """HOST:PORT where the others reach process 0, if no cluster says so; any port that is free there."""
+    num_processes: int | None = None
+    """Processes in all, each started with the same command but for its PROCESS_ID."""
+    process_id: int | None = None
+    """Which of them this is, from 0; number 0 prints and writes."""
 
     @property
     def probe(self) -> ProbeConfig:
@@ -90,20 +103,44 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    use_cpu_devices(command.devices or _choose_devices(command.recipe))
+    with leaving_on_error():
+        status = _train(command)
+    if status:
+        leave(status)
+    return status
+
+
+def _train(command: MetaTrainCommand) -> int:
     try:
+        num_processes = _join_others(command)
+        use_cpu_devices(command.devices or _choose_devices(command.recipe, num_processes))
         options = TrainOptions(
             **{field.name: getattr(command, field.name) for field in dataclasses.fields(TrainOptions)}
         )
         path = meta_train(command.recipe, options)
+    except (MetaGradientError, ProcessLostError, RunWriteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except MetaGradientError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"weights: {path}")
+    if is_first():
+        print(f"weights: {path}")
     return 0
+
+
+def _join_others(command: MetaTrainCommand) -> int:
+    """Joins the other processes, if there are any; returns how many may share the pairs at most."""
+    words = (command.coordinator, command.num_processes, command.process_id)
+    if words != (None, None, None):
+        join(*words)
+        return command.num_processes or 1
+    if command.distributed == "auto":
+        join()
+        return (
+            command.recipe.num_pairs
+        )  # JAX tells how many there are only when devices cannot be chosen any more
+    return 1
 
 
 def _parse(argv: Sequence[str]) -> MetaTrainCommand:
@@ -127,17 +164,18 @@ def _parse(argv: Sequence[str]) -> MetaTrainCommand:
     return dataclasses.replace(command, recipe=with_start_beside(command.recipe, file))
 
 
-def _choose_devices(recipe: MetaConfig) -> int:
+def _choose_devices(recipe: MetaConfig, num_processes: int) -> int:
     """`_default_devices`; says so where another split of the same pairs would allow for more."""
     counts = recipe.pairs_by_family
-    chosen, possible = _default_devices(counts.values()), _default_devices([recipe.num_pairs])
+    chosen = _default_devices(counts.values(), num_processes)
+    possible = _default_devices([recipe.num_pairs], num_processes)
     if chosen < possible:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
         print(f"devices: {chosen}; {possible} could share {recipe.num_pairs} pairs, but not {listed}")
     return chosen
 
 
-def _default_devices(counts: Iterable[int]) -> int:
-    """The most devices, at most one for each core, that share the pairs of every family equally."""
-    common = math.gcd(*counts)
+def _default_devices(counts: Iterable[int], num_processes: int) -> int:
+    """The most devices of a process, at most one for each core, that share every family's pairs equally."""
+    common = max(math.gcd(*counts) // num_processes, 1)
     return next(count for count in range(min(num_cores(), common), 0, -1) if common % count == 0)

@@ -1,19 +1,25 @@
 """Files of a meta-training run: checkpoints, metrics, recipe, weights.
 
+Of several processes only the first writes, except that each writes its part of a checkpoint. The folder is
+one that all of them see.
+
 OUT/config.json                  the recipe
 OUT/start.safetensors            the weights it starts from, if the recipe names some
 OUT/metrics.jsonl                one line for each outer iteration
-OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first
+OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first, and checksums
 OUT/weights/VARIANT-STEP.safetensors   theta alone, a few kB, one for each checkpoint
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -23,8 +29,10 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from celo2._files import write_atomic
-from celo2.meta import outer
+from celo2.meta import distributed, outer
+from celo2.meta.checksums import find_damage, write_checksums
 from celo2.meta.config import MetaConfig
+from celo2.meta.faults import writing
 from celo2.meta.outer import OuterState
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.meta.truncation import InnerState
@@ -60,7 +68,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 class RunFiles:
-    """The folder of one run.
+    """The folder of one run, a context that waits for pending writes.
 
     Args:
         folder: Made if it does not exist.
@@ -69,25 +77,52 @@ class RunFiles:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(
-            self.folder / "checkpoints",
-            options=ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False),
-        )
         self._metrics = self.folder / "metrics.jsonl"
         self._start = self.folder / START_FILE
 
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Every process asks for it first at the same point, and none before `start` has allowed the run.
+
+        It removes what a killed run had not finished writing, which another run may be about to finish.
+        """
+        return ocp.CheckpointManager(
+            self.folder / "checkpoints",
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            ),
+        )
+
+    def __enter__(self) -> RunFiles:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error other processes may not come to where they would wait for each other.
+        if error is None or not jax.distributed.is_initialized():
+            self.close()
+
     def close(self) -> None:
         """Waits for pending writes."""
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
     def start(self, config: MetaConfig, *, resume: bool) -> None:
         """Writes the recipe of a new run and what it starts from, or checks that a resumed one has the same.
+
+        The first process does it; the others wait.
 
         Raises:
             FileExistsError: A new run in a folder that holds one.
             FileNotFoundError: Nothing to resume.
             ValueError: The resumed run has another recipe, or the weights to start from have other options.
         """
+        if distributed.is_first():
+            self._start_or_check(config, resume=resume)
+        distributed.wait_for_all()
+
+    def _start_or_check(self, config: MetaConfig, *, resume: bool) -> None:
         path = self.folder / "config.json"
         if not resume:
             if path.exists():
@@ -95,8 +130,11 @@ class RunFiles:
                     f"{self.folder} already holds a run; continue it with --resume or choose another --out."
                 )
             if config.start not in BUILT_IN:
-                save_weights(self._start, load_start(config))
-            write_atomic(path, config.to_json().encode())
+                start = load_start(config)
+                with writing(self._start):
+                    save_weights(self._start, start)
+            with writing(path):
+                write_atomic(path, config.to_json().encode())
             return
         if not path.exists():
             raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume.")
@@ -126,10 +164,17 @@ class RunFiles:
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
             _as_saved(outer.init(config, mesh, optimizer)),
         )
+        steps = self._manager.all_steps()
+        if distributed.is_first():
+            self._remove_damaged(steps)
+        distributed.wait_for_all()
+        self._manager.reload()
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
             except (ValueError, OSError, KeyError) as error:
+                if jax.process_count() > 1:
+                    raise  # the others may have read their part
                 print(f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying an older")
                 self._manager.delete(step)
                 continue
@@ -138,30 +183,71 @@ class RunFiles:
         self._drop_metrics_after(0)
         return None
 
+    def _remove_damaged(self, steps: Iterable[int]) -> None:
+        """Removes the newest checkpoints until one is as it was written."""
+        for step in sorted(steps, reverse=True):
+            folder = self._step_folder(step)
+            damage = find_damage(folder)
+            if not damage:
+                return
+            print(f"checkpoint {step} is not readable ({damage}); trying an older")
+            shutil.rmtree(folder)
+
     def save(self, state: OuterState, config: MetaConfig, provenance: Mapping[str, str]) -> Path:
-        """Writes the state and its weights; returns the weights' path."""
+        """Writes the state and its weights; returns the weights' path.
+
+        Raises:
+            RunWriteError: One of them cannot be written.
+        """
         step = int(state.count)
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(_as_saved(state)))  # type: ignore[call-arg]
-            self._manager.wait_until_finished()
-        path = self.folder / "weights" / f"{config.variant}-{step:06d}.safetensors"
-        path.parent.mkdir(exist_ok=True)
+            with writing(self._step_folder(step)):
+                self._manager.save(step, args=ocp.args.StandardSave(_as_saved(state)))  # type: ignore[call-arg]
+                self._manager.wait_until_finished()
+                if distributed.is_first():
+                    write_checksums(self._step_folder(step))
+        path = self.weights_path(config, step)
         arrays = {name: np.asarray(array) for name, array in state.theta.items()}
-        save_weights(path, Weights(arrays, config.rule, provenance={**provenance, "outer_steps": str(step)}))
+        weights = Weights(arrays, config.rule, provenance={**provenance, "outer_steps": str(step)})
+        if distributed.is_first():
+            with writing(path):
+                path.parent.mkdir(exist_ok=True)
+                save_weights(path, weights)
         return path
 
+    def weights_path(self, config: MetaConfig, step: int) -> Path:
+        """Where the weights of a checkpoint are."""
+        return self.folder / "weights" / f"{config.variant}-{step:06d}.safetensors"
+
+    def _step_folder(self, step: int) -> Path:
+        return self.folder / "checkpoints" / str(step)
+
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
-        """Adds one JSON line for each record."""
-        with self._metrics.open("a") as stream:
-            stream.writelines(json.dumps(record) + "\n" for record in records)
+        """Adds one JSON line for each record.
+
+        Raises:
+            RunWriteError: They cannot be written.
+        """
+        if distributed.is_first():
+            with writing(self._metrics), self._metrics.open("a") as stream:
+                stream.writelines(json.dumps(record) + "\n" for record in records)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records so far, the oldest first."""
         return read_metrics(self._metrics)
 
     def _drop_metrics_after(self, step: int) -> None:
-        kept = [json.dumps(record) + "\n" for record in self.read_metrics() if record["step"] <= step]
-        write_atomic(self._metrics, "".join(kept).encode())
+        """The first process does it; the others wait."""
+        if distributed.is_first():
+            kept = [record for record in self.read_metrics() if record["step"] <= step]
+            if len(kept) < step:
+                print(
+                    f"{self._metrics} has lost {step - len(kept)} of the iterations up to {step}; "
+                    "the run goes on without them"
+                )
+            with writing(self._metrics):
+                write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        distributed.wait_for_all()
 
 
 def _as_saved(state: OuterState) -> OuterState:
@@ -175,7 +261,7 @@ def _as_saved(state: OuterState) -> OuterState:
         return {name: tree for name, tree in runs._asdict().items() if name != "problem" or tree != ()}
 
     saved: Any = tuple(map(fields, state.inner))
-    return state._replace(inner=saved if len(saved) > 1 else saved[0])
+    return state._replace(inner=saved[0] if len(saved) == 1 else saved)
 
 
 def _from_saved(state: Any) -> OuterState:

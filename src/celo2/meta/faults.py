@@ -1,16 +1,43 @@
-"""When a meta-training run has gone wrong: too many meta-gradients that are not finite."""
+"""When a meta-training run goes wrong: meta-gradients that are not finite, files that cannot be written."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["MetaGradientError", "SkipLimit"]
+from celo2.meta import distributed
+
+__all__ = ["MetaGradientError", "RunWriteError", "SkipLimit", "writing"]
 
 
 class MetaGradientError(RuntimeError):
     """Too many meta-gradients were not finite."""
+
+
+class RunWriteError(OSError):
+    """A file of a run cannot be written."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names the file, and what to do, where it cannot be written.
+
+    Raises:
+        RunWriteError: In place of the error of whoever wrote.
+    """
+    try:
+        yield
+    except Exception as error:
+        if distributed.is_loss(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RunWriteError(
+            f"{path} cannot be written: {reason}. Make room on that disk, or see who may write there, and "
+            "continue with --resume; the last checkpoint is intact."
+        ) from error
 
 
 class SkipLimit:

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
+from celo2.meta.distributed import replicate
 from celo2.meta.groups import (
     check_devices,
     init_groups,
@@ -92,8 +93,8 @@ class OuterMetrics(NamedTuple):
 
 
 def make_mesh() -> Mesh:
-    """All local devices along one axis, the pairs'."""
-    return jax.make_mesh((jax.local_device_count(),), (PAIRS,), axis_types=(AxisType.Auto,))
+    """All devices of all processes along one axis, the pairs'."""
+    return jax.make_mesh((jax.device_count(),), (PAIRS,), axis_types=(AxisType.Auto,))
 
 
 def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None) -> OuterState:
@@ -109,12 +110,8 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
     """
     optimizer = make_outer_optimizer(config, optimizer)
     check_devices(config, mesh.shape[PAIRS])
-    split = NamedSharding(mesh, PartitionSpec(PAIRS))
-    whole = NamedSharding(mesh, PartitionSpec())
-    shardings: Any = (whole, whole, split, split, whole)
-
     theta_key, pairs_key = jax.random.split(jax.random.key(config.seed))
-    start = init_theta(theta_key, config)
+    start = replicate(init_theta(theta_key, config), mesh)
 
     def make(theta: Theta) -> OuterState:
         accumulator = {
@@ -124,7 +121,14 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
         opt_state = optimizer.init(theta)
         return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32))
 
-    return jax.jit(make, out_shardings=OuterState(*shardings))(start)
+    return jax.jit(make, out_shardings=_state_shardings(mesh))(start)
+
+
+def _state_shardings(mesh: Mesh) -> OuterState:
+    split = NamedSharding(mesh, PartitionSpec(PAIRS))
+    whole = NamedSharding(mesh, PartitionSpec())
+    shardings: Any = (whole, whole, split, split, whole)
+    return OuterState(*shardings)
 
 
 def make_outer_steps(
@@ -155,8 +159,9 @@ def make_outer_steps(
         empty = jax.tree.map(lambda one: jnp.zeros((MAX_STEPS, *one.shape), one.dtype), like)
         return jax.lax.fori_loop(0, num_steps, body, (state, empty))
 
+    shardings = (_state_shardings(mesh), NamedSharding(mesh, PartitionSpec()))
     options = _CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
-    return jax.jit(outer_steps, donate_argnums=0, compiler_options=options)
+    return jax.jit(outer_steps, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
 
 def _make_outer_step(

@@ -25,10 +25,20 @@ class Progress:
         first: Iterations already done.
         total: Iterations in all.
         history: Records of the iterations already done, for what is counted over the whole run.
+        shown: Whether anything is shown at all.
     """
 
-    def __init__(self, title: str, first: int, total: int, history: Iterable[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        title: str,
+        first: int,
+        total: int,
+        history: Iterable[Mapping[str, Any]] = (),
+        *,
+        shown: bool = True,
+    ) -> None:
         self._console = Console()
+        self._plain = shown and not self._console.is_terminal
         self._first, self._total = first, total
         self._started = self._last_line = time.monotonic()
         self._weighted = self._weight = 0.0
@@ -44,13 +54,13 @@ class Progress:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=self._plain or not shown,
         )
         self._task = self._bar.add_task(title, total=total, completed=first, loss="(compiling)")
 
     def __enter__(self) -> Progress:
         self._bar.start()
-        if not self._console.is_terminal:
+        if self._plain:
             print(f"iterations {self._first + 1} to {self._total}; compiling", flush=True)
         return self
 
@@ -80,9 +90,7 @@ class Progress:
         shown = f"{smoothed:.4f}{self._faults()}"
         self._bar.update(self._task, completed=last["step"], loss=shown)
         now = time.monotonic()
-        if not self._console.is_terminal and (
-            now - self._last_line > PLAIN_EVERY or last["step"] == self._total
-        ):
+        if self._plain and (now - self._last_line > PLAIN_EVERY or last["step"] == self._total):
             self._last_line = now
             per_step = (now - self._started) / max(last["step"] - self._first, 1)
             left = per_step * (self._total - last["step"])

@@ -18,7 +18,7 @@ import optax
 from jax.typing import ArrayLike
 
 from celo2._version import __version__
-from celo2.meta import outer
+from celo2.meta import distributed, outer
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 from celo2.meta.data import describe, load_datasets, stack_data
@@ -29,7 +29,7 @@ from celo2.meta.pace import Pace
 from celo2.meta.progress import Progress
 from celo2.meta.sinks import check_sinks
 from celo2.meta.start import BUILT_IN, load_start
-from celo2.meta.watch import Watch, WatchOptions
+from celo2.meta.watch import Watch, WatchOptions, check_processes
 from celo2.tasks.base import Dataset
 
 __all__ = ["TrainOptions", "meta_train"]
@@ -80,21 +80,24 @@ def meta_train(
     Returns:
         The path of the last weights written.
 
+    Of several processes that `jax.distributed` has joined, each must call this alike, with one folder that
+    all of them see.
+
     Raises:
         MetaGradientError: Too many meta-gradients were not finite; a checkpoint has been saved.
+        RunWriteError: A file of the run could not be written; the last checkpoint is intact.
+        ProcessLostError: Another process of the run has ended; the last checkpoint is intact.
         ValueError: See `make_outer_optimizer`, `check_sinks` and `Watch`.
         ImportError: See `check_sinks`.
         FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
     """
     make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
     check_sinks(options.sinks)
+    check_processes(options)
     datasets = load_datasets(config)
-    files = RunFiles(options.out)
-    try:
+    with distributed.losses_named(options.out), RunFiles(options.out) as files:
         files.start(config, resume=options.resume)
         return _run(config, options, files, datasets, outer_optimizer)
-    finally:
-        files.close()
 
 
 def _run(
@@ -111,12 +114,15 @@ def _run(
     restored = files.restore(config, mesh, optimizer) if options.resume else None
     state = restored or outer.init(config, mesh, optimizer)
     outer_steps = outer.make_outer_steps(config, mesh, optimizer)
-    data = stack_data(datasets, config)
+    data = distributed.replicate(stack_data(datasets, config), mesh)
     first = step = int(state.count)
     history = files.read_metrics()
     limit = SkipLimit(options.max_skipped, options.skip_window, history)
     weights: Path | None = None
-    progress = Progress(config.variant, first, options.outer_steps, history)
+    if restored and not files.weights_path(config, first).exists():  # killed between the two
+        weights = files.save(state, config, provenance)
+    is_first = distributed.is_first()
+    progress = Progress(config.variant, first, options.outer_steps, history, shown=is_first)
     save = partial(files.save, config=config, provenance=provenance)
     with Watch(config, options, files.folder, first, save) as watch, progress, _stop_requests() as stop:
         watch.begin(state, lambda: outer.init(config, mesh, optimizer))
@@ -124,7 +130,8 @@ def _run(
         while step < options.outer_steps:
             to_checkpoint = options.checkpoint_every - step % options.checkpoint_every
             to_stop = min(to_checkpoint, options.outer_steps - step, watch.steps_to_next(step))
-            num_steps = min(pace.num_steps, to_stop)
+            (pace_steps,) = distributed.agree(pace.num_steps)
+            num_steps = min(pace_steps, to_stop)
             state, metrics = outer_steps(state, data, num_steps)
             records = _as_records(step, num_steps, jax.device_get(metrics), config, pace)
             step += num_steps
@@ -132,16 +139,17 @@ def _run(
             watch.write(records)
             progress.update(records)
             fault = limit.check(records)
-            ends = step == options.outer_steps or bool(stop) or bool(fault)
+            (is_stopped,) = distributed.agree(bool(stop))
+            ends = step == options.outer_steps or bool(is_stopped) or bool(fault)
             if ends or step % options.checkpoint_every == 0:
                 weights = save(state)
             if fault:
                 raise MetaGradientError(fault)
-            if not stop and watch.probe(state):
+            if not is_stopped and watch.probe(state):
                 pace.skip()
             if ends:
                 break
-    if step < options.outer_steps:
+    if step < options.outer_steps and is_first:
         print(f"stopped after {step} iterations; continue with --resume --out {options.out}")
     return weights or save(state)  # nothing was left to do
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
+
 from celo2.meta.choose import ProbeLog, as_point, describe_probe
 from celo2.meta.config import MetaConfig
+from celo2.meta.distributed import is_first
 from celo2.meta.outer import OuterState
 from celo2.meta.probe import Probe, ProbeConfig
 from celo2.meta.sinks import open_sinks
 
-__all__ = ["Watch", "WatchOptions"]
+__all__ = ["Watch", "WatchOptions", "check_processes"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,19 @@ class WatchOptions:
         """Checks the pace."""
         if self.probe_every < 0:
             raise ValueError(f"probe_every must not be negative, got {self.probe_every}; 0 is never.")
+
+
+def check_processes(options: WatchOptions) -> None:
+    """Refuses probes of a run on several processes, where all would wait for the one that probes.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if options.probe_every and jax.process_count() > 1:
+        raise ValueError(
+            f"probe_every must be 0 in a run of {jax.process_count()} processes, got {options.probe_every}; "
+            "its checkpoints' weights are all kept, so probe them afterwards: celo2 probe OUT."
+        )
 
 
 class Watch:
@@ -63,8 +79,10 @@ class Watch:
         self._first, self._save = first, save
         probe = Probe.of_variant(options.probe, config.variant)
         self._log = ProbeLog(folder, options.probe_every, options.probe, probe.measure)
-        self._log.start(first)
-        self._sinks = open_sinks(options.sinks, folder, first=first, recipe=dataclasses.asdict(config))
+        if is_first():
+            self._log.start(first)
+        names = options.sinks if is_first() else ()
+        self._sinks = open_sinks(names, folder, first=first, recipe=dataclasses.asdict(config))
 
     def __enter__(self) -> Watch:
         return self

@@ -1,0 +1,61 @@
+"""The same meta-training on one, two and eight devices, and on two processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).with_name("meta_run.py")
+TOLERANCE = 1e-5  # three times what is found: the sums over pairs are taken in another order
+SPREADS = ["2", "8", "processes"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
+    """What each spread of the pairs leads to, by the number of devices."""
+    out = tmp_path_factory.mktemp("meta")
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(out), *words],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for words in (["1,2,8"], ["2", coordinator, "0"], ["2", coordinator, "1"])
+    ]
+    for process in started:
+        printed, _ = process.communicate(timeout=600.0)
+        assert process.returncode == 0, printed
+    return {name: dict(np.load(out / f"{name}.npz")) for name in ("1", *SPREADS)}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_theta_does_not_depend_on_the_spread_of_the_pairs(found, spread: str) -> None:
+    """Array by array, relative to its largest entry; the norms of the meta-gradients too."""
+    for name, expected in found["1"].items():
+        error = np.abs(found[spread][name] - expected).max() / max(np.abs(expected).max(), 1e-30)
+        assert error < TOLERANCE, name
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_what_was_learned_does_not_depend_on_it_either(found, spread: str) -> None:
+    """The change of theta is a thousandth of it; by its norm, since Adam's first steps show only signs."""
+    one, other = (_change(run) for run in (found["1"], found[spread]))
+    assert np.abs(one).max() > 1e-3
+    assert np.linalg.norm(other - one) / np.linalg.norm(one) < TOLERANCE
+
+
+def _change(run: dict[str, np.ndarray]) -> np.ndarray:
+    names = [name.removeprefix("before ") for name in run if name.startswith("before ")]
+    return np.concatenate([(run[f"after {name}"] - run[f"before {name}"]).ravel() for name in names])

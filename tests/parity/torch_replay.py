@@ -14,7 +14,7 @@ from celo2.config import RuleConfig
 from celo2.torch import DimensionNumbers
 from celo2.torch._state import init_rule, rule_accumulators
 from celo2.torch.dimensions import make_layout
-from celo2.torch.leaves import Leaf, update_leaves
+from celo2.torch.leaves import Leaf, iterate_leaves
 from celo2.torch.network import Network
 from celo2.weights import Weights
 
@@ -53,8 +53,9 @@ class Replay:
             arrays = (torch.tensor(np.asarray(tree[name]), dtype=self.dtype) for tree in (grads, params))
             state = rule_accumulators(self.states[name])
             leaves.append(Leaf(*arrays, state, self.states[name]["step"], layout, number))
-        steps = update_leaves(self.network, leaves, stack=stack)
-        return {name: step.numpy() for name, step in zip(self.layouts, steps, strict=True)}
+        names = list(self.layouts)
+        pairs = iterate_leaves(self.network, leaves, stack=stack)
+        return {names[leaf.number]: step.numpy() for leaf, step in pairs}
 
 
 def replay_torch(run: Run, dtype: torch.dtype, *, stack: bool = True) -> list[Leaves]:

@@ -13,9 +13,10 @@ import pytest
 
 from celo2.commands import meta_train as command
 from celo2.meta import groups, outer, pes, truncation
-from celo2.meta.checkpoint import RunFiles, read_metrics
+from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 from celo2.meta.data import describe, load_datasets, stack_data
+from celo2.meta.metrics import METRICS_FILE, read_metrics
 from celo2.meta.shares import parse_shares, split_by_weight
 from celo2.tasks.families import FAMILIES
 
@@ -162,11 +163,10 @@ def test_only_what_the_families_draw_from_is_loaded() -> None:
 
 
 def test_metrics_of_a_run_without_families_are_read(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    file.write_text(
+    (tmp_path / METRICS_FILE).write_text(
         '{"step": 1, "loss_per_set": {"mnist": 2.0}}\n{"step": 2, "loss_per_task": {"mlp/mnist": 1.0}}\n{"st'
     )
-    assert read_metrics(file) == [
+    assert read_metrics(tmp_path) == [
         {"step": 1, "loss_per_task": {"mlp/mnist": 2.0}},
         {"step": 2, "loss_per_task": {"mlp/mnist": 1.0}},
     ]

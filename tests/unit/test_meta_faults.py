@@ -76,7 +76,7 @@ def test_a_few_skipped_gradients_are_counted_and_shown(skip, tmp_path: Path, cap
 def test_too_many_stop_the_run_with_its_state_saved(skip, tmp_path: Path) -> None:
     """At the end of the call in which they came, of at most `checkpoint_every` iterations."""
     skip(3, 6, 12)
-    with pytest.raises(MetaGradientError, match=r"iteration 12: 3 of the last 10 .* more than 20 %"):
+    with pytest.raises(MetaGradientError, match=r"iteration 12, 3 of the last 10 .* more than 20 %"):
         meta_train(CONFIG, TrainOptions(out=tmp_path, **OPTIONS))
     last = len(_records(tmp_path))
     assert 12 <= last <= 15
@@ -89,6 +89,30 @@ def test_resumed_run_remembers_what_was_skipped(skip, tmp_path: Path) -> None:
     meta_train(CONFIG, TrainOptions(out=tmp_path, **{**OPTIONS, "outer_steps": 5}))
     with pytest.raises(MetaGradientError, match="iteration 11"):
         meta_train(CONFIG, TrainOptions(out=tmp_path, resume=True, **OPTIONS))
+
+
+def test_checkpoints_that_do_not_fit_are_kept(skip, tmp_path: Path, monkeypatch) -> None:
+    """Those of another version, say, whose arrays have other shapes."""
+    meta_train(CONFIG, TrainOptions(out=tmp_path, **{**OPTIONS, "outer_steps": 5}))
+    fits = outer.init
+
+    def other(*words: object) -> OuterState:
+        state = fits(*words)  # type: ignore[arg-type]
+        return state._replace(theta={name: array[None] for name, array in state.theta.items()})
+
+    monkeypatch.setattr(outer, "init", other)
+    with pytest.raises(ValueError, match=r"no checkpoint of .* --out"):
+        meta_train(CONFIG, TrainOptions(out=tmp_path, resume=True, **OPTIONS))
+    assert (tmp_path / "checkpoints" / "5").exists()
+    assert len(_records(tmp_path)) == 5
+
+
+def test_devices_that_cannot_share_the_pairs_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="3 of the 3 pairs, which 2 devices"):
+        meta_train(
+            dataclasses.replace(CONFIG, tasks_per_set=3), TrainOptions(out=tmp_path / "run", outer_steps=1)
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_command_reports_a_stopped_run(skip, tmp_path: Path, capsys) -> None:
@@ -142,4 +166,4 @@ def test_held_out_splits_are_loaded_if_they_count(
 ) -> None:
     config = dataclasses.replace(CONFIG, meta_loss=meta_loss)
     meta_train(config, TrainOptions(out=tmp_path, outer_steps=1))
-    assert given["data"][0].sizes.shape == (num_sets,)
+    assert given["data"][0].images.sizes.shape == (num_sets,)

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from run_examples import PROBES, make_record, write_run
 
 from celo2.commands import report as command
-from celo2.meta.history import load_history, losses_per_task, smooth
+from celo2.meta.history import load_history, smooth
 from celo2.meta.plots import draw_runs
 from celo2.meta.report import COLUMNS, make_rows, render_runs
 
@@ -27,12 +27,6 @@ def drawn_blank(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figure is what takes time; most tests are not about it."""
     monkeypatch.setattr("celo2.meta.report.figure_svg", lambda _: "<svg></svg>")
     monkeypatch.setattr("celo2.meta.report.save_png", lambda _, path: path.touch())
-
-
-def test_both_names_of_the_tasks_losses_are_read() -> None:
-    assert losses_per_task({"loss_per_task": {"mlp/digits": 1.0}}) == {"mlp/digits": 1.0}
-    assert losses_per_task({"loss_per_set": {"digits": 1.0}}) == {"digits": 1.0}
-    assert losses_per_task({}) == {}
 
 
 def test_smoothing_is_the_mean_of_the_last_values_that_are_numbers() -> None:

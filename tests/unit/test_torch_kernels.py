@@ -16,7 +16,8 @@ from celo2.torch import Celo2Base, implementation
 
 pytest.importorskip("triton", reason="Triton is not installed: make test-kernels")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOLERANCE = 6e-6  # sums in another order, in float32 (2.1e-6)
+# Sums in another order, in float32: 8.0e-7 in the interpreter; a bound, not measured, on a GPU.
+TOLERANCE = 2.4e-6 if DEVICE == "cpu" else 6e-6
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 
 

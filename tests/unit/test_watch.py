@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +47,6 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
         metrics = OuterMetrics(*(np.full((outer.MAX_STEPS, 1), 2.0), *[np.zeros(outer.MAX_STEPS)] * 7))
         return state_at(last), metrics
 
-    monkeypatch.setattr(outer, "make_mesh", lambda: None)
     monkeypatch.setattr(outer, "init", lambda *_: state_at(0))
     monkeypatch.setattr(outer, "make_outer_steps", lambda *_: steps)
     return lambda step: limit.__setitem__(0, step)
@@ -142,6 +142,26 @@ def test_resumed_run_with_other_probes_is_refused(tmp_path: Path) -> None:
     run(tmp_path, outer_steps=10)
     with pytest.raises(ValueError, match="was probed with other settings"):
         run(tmp_path, resume=True, probe=ProbeConfig(tasks=("quadratic",), steps=3))
+
+
+def test_refused_resumption_leaves_the_probes_alone(tmp_path: Path, kill_at) -> None:
+    kill_at(38)
+    with pytest.raises(Killed):
+        run(tmp_path, checkpoint_every=25)
+    before = {name: (tmp_path / name).read_bytes() for name in ("probes.jsonl", "best.safetensors")}
+    for step in (30, 25):
+        shutil.rmtree(tmp_path / "checkpoints" / str(step))  # so that a probe would be dropped
+    with pytest.raises(ValueError, match="probed with other settings"):
+        run(tmp_path, resume=True, probe=ProbeConfig(tasks=("tiny-lm",)))
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
+def test_best_weights_that_a_kill_left_out_are_copied(tmp_path: Path) -> None:
+    run(tmp_path)
+    best = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "best.safetensors").unlink()
+    run(tmp_path, resume=True, outer_steps=41)
+    assert (tmp_path / "best.safetensors").read_bytes() == best
 
 
 def test_numbers_and_probes_reach_the_sinks_which_may_fail(

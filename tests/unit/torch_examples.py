@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from celo2.config import RuleConfig
 from celo2.torch import implementation
 from celo2.torch._state import init_rule, rule_accumulators
 from celo2.torch.dimensions import make_layout
-from celo2.torch.leaves import Leaf, update_leaves
+from celo2.torch.leaves import Leaf, iterate_leaves
 from celo2.torch.network import Network
 from celo2.weights import Weights
 from tolerances import relative_error
@@ -62,6 +63,12 @@ def make_leaf(
     state = init_rule(param, layout, network.config, None, on_device=False)
     state["step"] += 1
     return Leaf(random(600.0), param, rule_accumulators(state), state["step"], layout)
+
+
+def update_leaves(network: Network, leaves: Sequence[Leaf], *, stack: bool = True) -> list[Tensor]:
+    """The un-negated step of every leaf, in order."""
+    steps = {id(leaf): step for leaf, step in iterate_leaves(network, leaves, stack=stack)}
+    return [steps[id(leaf)] for leaf in leaves]
 
 
 def update(

@@ -10,7 +10,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from celo2.meta.history import METRICS_FILE, RunHistory, is_run, load_history
+from celo2.meta.history import RunHistory, is_run, load_history
+from celo2.meta.metrics import METRICS_FILE
 from celo2.meta.report import make_table, write_report
 
 __all__ = ["ReportCommand", "main"]

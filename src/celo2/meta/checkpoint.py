@@ -33,12 +33,13 @@ from celo2.meta import distributed, outer
 from celo2.meta.checksums import find_damage, write_checksums
 from celo2.meta.config import MetaConfig
 from celo2.meta.faults import writing
+from celo2.meta.metrics import METRICS_FILE, read_metrics
 from celo2.meta.outer import OuterState
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.meta.truncation import InnerState
 from celo2.weights import Weights, save_weights
 
-__all__ = ["RunFiles", "read_metrics", "with_start_beside"]
+__all__ = ["RunFiles", "with_start_beside"]
 
 KEPT = 3  # checkpoints; older ones are removed, their weights stay
 START_FILE = "start.safetensors"
@@ -51,22 +52,6 @@ def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
     return dataclasses.replace(config, start=str(copy)) if kept else config
 
 
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The records of a `metrics.jsonl`, the oldest first; those from before there were families too."""
-    records = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a killed run
-            continue
-        if "loss_per_set" in record:
-            record["loss_per_task"] = {
-                f"mlp/{name}": loss for name, loss in record.pop("loss_per_set").items()
-            }
-        records.append(record)
-    return records
-
-
 class RunFiles:
     """The folder of one run, a context that waits for pending writes.
 
@@ -77,7 +62,7 @@ class RunFiles:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = self.folder / "metrics.jsonl"
+        self._metrics = self.folder / METRICS_FILE
         self._start = self.folder / START_FILE
 
     @functools.cached_property
@@ -159,6 +144,9 @@ class RunFiles:
         """The newest readable state, its arrays placed as `outer.init` places them; None without one.
 
         The metrics written after that checkpoint are dropped, since their iterations run again.
+
+        Raises:
+            ValueError: There are whole checkpoints, and none of them fits the run.
         """
         like = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
@@ -169,6 +157,7 @@ class RunFiles:
             self._remove_damaged(steps)
         distributed.wait_for_all()
         self._manager.reload()
+        unreadable: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
@@ -176,10 +165,18 @@ class RunFiles:
                 if jax.process_count() > 1:
                     raise  # the others may have read their part
                 print(f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying an older")
-                self._manager.delete(step)
+                unreadable[step] = error
                 continue
+            for newer in unreadable:  # their iterations run again
+                self._manager.delete(newer)
             self._drop_metrics_after(step)
             return _from_saved(state)
+        if unreadable:
+            last = next(iter(unreadable.values()))
+            raise ValueError(
+                f"no checkpoint of {self.folder} can be read ({type(last).__name__}: {last}), and none "
+                "was removed; they may be another version's: resume with it, or begin with another --out."
+            )
         self._drop_metrics_after(0)
         return None
 
@@ -202,9 +199,10 @@ class RunFiles:
         step = int(state.count)
         if step not in self._manager.all_steps():
             with writing(self._step_folder(step)):
-                self._manager.save(step, args=ocp.args.StandardSave(_as_saved(state)))  # type: ignore[call-arg]
+                args = ocp.args.StandardSave(_as_saved(state))  # type: ignore[call-arg]
+                saved = self._manager.save(step, args=args)  # not if there are later ones
                 self._manager.wait_until_finished()
-                if distributed.is_first():
+                if saved and distributed.is_first():
                     write_checksums(self._step_folder(step))
         path = self.weights_path(config, step)
         arrays = {name: np.asarray(array) for name, array in state.theta.items()}
@@ -234,7 +232,7 @@ class RunFiles:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The records so far, the oldest first."""
-        return read_metrics(self._metrics)
+        return read_metrics(self.folder)
 
     def _drop_metrics_after(self, step: int) -> None:
         """The first process does it; the others wait."""
@@ -251,19 +249,13 @@ class RunFiles:
 
 
 def _as_saved(state: OuterState) -> OuterState:
-    """The form in the files, which is that from before there were families where there is but one.
-
-    The runs of each group are a dictionary, without the problems if its family has none; a single group's
-    have no tuple around them.
-    """
+    """The form in the files: Orbax writes no empty trees, so a group without problems has no entry."""
 
     def fields(runs: InnerState) -> dict[str, Any]:
         return {name: tree for name, tree in runs._asdict().items() if name != "problem" or tree != ()}
 
-    saved: Any = tuple(map(fields, state.inner))
-    return state._replace(inner=saved[0] if len(saved) == 1 else saved)
+    return state._replace(inner=tuple(map(fields, state.inner)))
 
 
 def _from_saved(state: Any) -> OuterState:
-    groups = [state.inner] if isinstance(state.inner, dict) else state.inner
-    return state._replace(inner=tuple(InnerState(**fields) for fields in groups))
+    return state._replace(inner=tuple(InnerState(**fields) for fields in state.inner))

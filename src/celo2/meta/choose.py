@@ -66,12 +66,14 @@ class ProbeLog:
         Raises:
             ValueError: The run was probed with other settings.
         """
+        if self.every:
+            self._check_settings()
         kept = [record for record in self._records if record["step"] <= step]
         if len(kept) < len(self._records):
             self._records = kept
             self._write()
-        if self.every:
-            self._check_settings()
+        elif self._records:
+            self._copy_best()  # a run killed before it could
 
     def is_due(self, step: int) -> bool:
         """Whether a probe is wanted at this step and has not been taken."""
@@ -112,7 +114,7 @@ class ProbeLog:
         return best_of(self._records)
 
     def _write(self) -> None:
-        """The file as a whole, then the best weights: a run killed in between copies them when it goes on."""
+        """The file as a whole, then the best weights, which `start` copies if a run was killed in between."""
         text = "".join(json.dumps(record) + "\n" for record in self._records)
         write_atomic(self._folder / PROBES_FILE, text.encode())
         self._copy_best()
@@ -126,7 +128,7 @@ class ProbeLog:
         facts = {
             "probe_score": f"{best['score']:.6f}",
             "probe_tasks": describe(best["tasks"]),
-            "probe_settings": " ".join(self._config.to_json().split()),
+            "probe_settings": " ".join((self._folder / SETTINGS_FILE).read_text().split()),
             "chosen_from": f"{len(self._records)} probes",
         }
         save_weights(path, dataclasses.replace(weights, provenance={**weights.provenance, **facts}))

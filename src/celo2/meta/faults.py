@@ -54,7 +54,7 @@ class SkipLimit:
         self._recent = deque((bool(record["skipped"]) for record in history), maxlen=window)
 
     def check(self, records: Iterable[Mapping[str, Any]]) -> str:
-        """Takes iterations' records, with `step` and `skipped`; returns what is wrong, or nothing."""
+        """Takes iterations' records, with `step` and `skipped`; returns what is first wrong, or nothing."""
         found = [self._check_one(record) for record in records]
         return next(filter(None, found), "")
 
@@ -64,8 +64,8 @@ class SkipLimit:
         if not record["skipped"] or count <= self._max_share * window:
             return ""
         return (
-            f"stopped at iteration {record['step']}: {count} of the last {window} meta-gradients were not "
-            f"finite and were skipped, more than {100 * self._max_share:g} %; theta is as it was before. "
+            f"stopped: at iteration {record['step']}, {count} of the last {window} meta-gradients were not "
+            f"finite and were skipped, more than {100 * self._max_share:g} %; they left theta alone. "
             "Look for diverged runs in metrics.jsonl, lower the outer or inner learning rate or sigma, or "
             "allow more with max_skipped."
         )

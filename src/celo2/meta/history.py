@@ -13,10 +13,9 @@ import numpy as np
 
 from celo2._files import read_records
 from celo2.meta.choose import PROBES_FILE, best_of
+from celo2.meta.metrics import METRICS_FILE, read_metrics
 
-__all__ = ["METRICS_FILE", "RunHistory", "is_run", "load_history", "losses_per_task", "smooth"]
-
-METRICS_FILE = "metrics.jsonl"
+__all__ = ["RunHistory", "is_run", "load_history", "smooth"]
 
 Record = Mapping[str, Any]
 
@@ -51,7 +50,7 @@ class RunHistory:
     @cached_property
     def task_losses(self) -> dict[str, np.ndarray]:
         """The meta-loss of each task, `(N,)`, by name."""
-        found = [losses_per_task(record) for record in self.records]
+        found = [record.get("loss_per_task", {}) for record in self.records]
         names = dict.fromkeys(name for losses in found for name in losses)
         return {name: _as_numbers(losses.get(name) for losses in found) for name in names}
 
@@ -99,7 +98,7 @@ def load_history(folder: Path, name: str) -> RunHistory:
     Raises:
         ValueError: No iteration has been written yet.
     """
-    records = [record for record in read_records(folder / METRICS_FILE) if "step" in record]
+    records = read_metrics(folder)
     if not records:
         raise ValueError(
             f"{folder / METRICS_FILE} has no iteration yet; wait for the first, or name another run."
@@ -112,11 +111,6 @@ def load_history(folder: Path, name: str) -> RunHistory:
     except (OSError, ValueError):
         recipe = {}
     return RunHistory(name, folder, recipe, records, probes)
-
-
-def losses_per_task(record: Record) -> Record:
-    """The meta-losses of an iteration by task; runs from before tasks had kinds name image sets."""
-    return record.get("loss_per_task") or record.get("loss_per_set") or {}
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

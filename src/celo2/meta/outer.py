@@ -1,4 +1,4 @@
-"""One outer iteration: perturb theta, unroll every pair, estimate, update theta."""
+"""Outer iterations: perturb theta, unroll every pair, estimate, update theta."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 from celo2.meta.data import describe, load_datasets, stack_data
 from celo2.meta.faults import MetaGradientError, SkipLimit
-from celo2.meta.groups import task_names
+from celo2.meta.groups import check_devices, task_names
 from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pace import Pace
 from celo2.meta.progress import Progress
@@ -94,6 +94,7 @@ def meta_train(
     make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
     check_sinks(options.sinks)
     check_processes(options)
+    check_devices(config, jax.device_count())
     datasets = load_datasets(config)
     with distributed.losses_named(options.out), RunFiles(options.out) as files:
         files.start(config, resume=options.resume)

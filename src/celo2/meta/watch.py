@@ -122,4 +122,5 @@ class Watch:
         record = self._log.take(int(state.count), self._save(state))
         best = "; the best so far" if self._log.best is record else ""
         print(f"{describe_probe(record)}{best}", flush=True)
-        self._sinks.write([as_point(record)])
+        if record["step"] >= self._first:  # sinks take no step before those they have
+            self._sinks.write([as_point(record)])

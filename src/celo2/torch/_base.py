@@ -116,7 +116,7 @@ class RuleOptimizer(Optimizer):
             stack = group["foreach"] is not False
             self._apply(group, iterate_leaves(self._network, alone, stack=stack))
             leaves, divisions = [leaf for leaf, _ in shared], [division for _, division in shared]
-            steps = update_shards(self._network, leaves, divisions)
+            steps = update_shards(self._network, leaves, divisions, self._sharing.rounds)
             self._apply(group, zip(leaves, steps, strict=True))
             adamw.update(by_adamw, group)
             offset += len(group["params"])

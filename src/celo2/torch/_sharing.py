@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from celo2.torch.dealing import Rounds
 from celo2.torch.dimensions import Layout
 from celo2.torch.division import Division
 from celo2.torch.processes import Processes, mesh_processes, replicas
@@ -23,12 +24,17 @@ class Sharing:
     Args:
         group: The processes that train replicas together, by all of whom plain tensors are held;
             None: this process alone, or what the `DTensor`s say.
+
+    Attributes:
+        group: As given.
+        rounds: How their matrices were dealt out, as `dealing` keeps it.
     """
 
     def __init__(self, group: Any = None):
         self.group = group
         self._processes: dict[Any, Processes] = {}
         self._divisions: dict[Any, Division] = {}
+        self.rounds: Rounds = {}
 
     def find(self, param: Any, layout: Layout, numbers: Any, *, orthogonalize: bool) -> Division | None:
         """How a parameter is divided, None where this process computes its step alone.

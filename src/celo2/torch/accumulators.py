@@ -20,14 +20,12 @@ import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
-from celo2.constants import FACTORED_EPS, GRAD_CLIP
+from celo2.constants import FACTORED_EPS
 from celo2.torch.dimensions import Axes, Layout
 
 __all__ = [
-    "GRAD_CLIP",
     "Accumulators",
     "col_shape",
-    "init",
     "row_shape",
     "unbias",
     "update",
@@ -60,22 +58,6 @@ def row_shape(layout: Layout) -> tuple[int, ...]:
 def col_shape(layout: Layout) -> tuple[int, ...] | None:
     """The shape of a column accumulator, None for rank < 2."""
     return None if layout.axes is None else _reduced(layout.shape, layout.axes.small)
-
-
-def init(layout: Layout, config: RuleConfig, dtype: torch.dtype) -> Accumulators:
-    """All accumulators of one tensor, at zero, on the CPU."""
-    full, row, col = layout.shape, row_shape(layout), col_shape(layout)
-
-    def zeros(shape: tuple[int, ...] | None, decays: Sequence[float]) -> tuple[Tensor, ...]:
-        return () if shape is None else tuple(torch.zeros(shape, dtype=dtype) for _ in decays)
-
-    factored = config.initial_adafactor_decays
-    return Accumulators(
-        zeros(full, config.initial_momentum_decays),
-        zeros(full, config.initial_rms_decays),
-        zeros(row, factored),
-        zeros(col, factored),
-    )
 
 
 def update(accumulators: Accumulators, grad: Tensor, axes: Axes | None, config: RuleConfig) -> None:

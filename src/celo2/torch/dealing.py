@@ -7,7 +7,6 @@ full, or several small ones. A matrix that some process holds in full anyway is 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from celo2.torch import orthogonalize
 from celo2.torch.division import Division, Piece
 from celo2.torch.processes import Processes, exchange
 
-__all__ = ["ROUND_SIZE", "orthogonalize_all"]
+__all__ = ["ROUND_SIZE", "Rounds", "orthogonalize_all"]
 
 ROUND_SIZE = 1 << 22  # elements of the small matrices that a process gathers together
 
@@ -54,6 +53,9 @@ class _Job(NamedTuple):
         return rank == self.owner if self.is_whole else self.division.sends(rank, self.owner)
 
 
+Rounds = dict[tuple[Division, ...], list[list[_Job]]]  # how divisions were dealt out, for the next step
+
+
 class _Transfer(NamedTuple):
     """A piece on its way; `piece` counts in the parts of the process that holds it."""
 
@@ -64,7 +66,7 @@ class _Transfer(NamedTuple):
 
 
 def orthogonalize_all(
-    requests: Sequence[tuple[Division, Sequence[Tensor]]], config: RuleConfig, like: Tensor
+    requests: Sequence[tuple[Division, Sequence[Tensor]]], config: RuleConfig, like: Tensor, rounds: Rounds
 ) -> list[list[Tensor]]:
     """Orthogonalises matrices that the same processes share.
 
@@ -73,13 +75,17 @@ def orthogonalize_all(
             in the same order in every process.
         config: Of Newton–Schulz.
         like: Dtype and device of all parts.
+        rounds: Of the calls before; this one's are added.
 
     Returns:
         The parts of the results.
     """
     processes = requests[0][0].processes
     results = [[part.new_empty(part.shape) for part in parts] for _, parts in requests]
-    for jobs in _rounds(tuple(division for division, _ in requests)):
+    divisions = tuple(division for division, _ in requests)
+    if divisions not in rounds:
+        rounds[divisions] = _deal(divisions)
+    for jobs in rounds[divisions]:
         matrices = {job: like.new_empty(job.shape) for job in jobs if job.owner == processes.rank}
 
         def read_part(move: _Transfer) -> Tensor:
@@ -167,8 +173,7 @@ def _orthogonalize(matrices: dict[_Job, Tensor], config: RuleConfig) -> None:
         matrices.update(zip(alike, done, strict=True))
 
 
-@functools.lru_cache(maxsize=16)
-def _rounds(divisions: tuple[Division, ...]) -> list[list[_Job]]:
+def _deal(divisions: tuple[Division, ...]) -> list[list[_Job]]:
     """The matrices of every process, the costly ones first; in one round each has `ROUND_SIZE` or one."""
     size = divisions[0].processes.size
     todo = [(request, matrix) for request, d in enumerate(divisions) for matrix in range(d.num_matrices)]

@@ -123,11 +123,6 @@ class Layout(NamedTuple):
         """Whether `enter` gives a view of a contiguous tensor."""
         return self.view is None or self.view.keeps_order
 
-    @property
-    def by_matrix(self) -> bool:
-        """Whether one matrix of the last two axes has nothing to do with the others."""
-        return self.axes is None or set(self.axes) == {-1, -2}
-
     def enter(self, tensor: Tensor) -> Tensor:
         """From the parameter's own shape to `shape`."""
         return tensor.reshape(self.shape) if self.view is None else self.view.to_matrices(tensor)

@@ -7,12 +7,12 @@ installed, the plain program (`step.py`) vectors and rare options. Benchmarks an
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -31,10 +31,9 @@ Implementation = Literal["auto", "plain", "passes", "blocks", "triton"]
 LEAST_SIZE = 1 << 12  # elements; below it, stacking equal tensors in the plain program costs less
 LEAST_KERNEL_SIZE = 1 << 16  # elements; a smaller one is not worth three kernels and what lies between them
 LEAST_SIDE = 32  # of a matrix; a narrower one would leave most of each block empty
-LEAST_KERNEL_SIZE = 1 << 16  # elements; a smaller one is not worth three kernels and what lies between them
-LEAST_SIDE = 32  # of a matrix; a narrower one would leave most of each block empty
 
 _chosen: ContextVar[Implementation] = ContextVar("implementation", default="auto")
+_working: WeakKeyDictionary[Network, dict[torch.device, bool]] = WeakKeyDictionary()  # what `_try` has said
 
 
 @contextlib.contextmanager
@@ -63,10 +62,12 @@ def choose(network: Network, param: Tensor, layout: Layout) -> Implementation:
         return "plain"
     if chosen == "triton":
         return "triton" if _fits(network, param) else "passes"
-    if chosen != "auto":
+    if chosen == "passes":
         return chosen
-    if param.device.type == "cpu":
-        return "blocks" if param.numel() >= LEAST_SIZE else "plain"
+    if chosen == "blocks" or param.device.type == "cpu":
+        if chosen == "auto" and param.numel() < LEAST_SIZE:
+            return "plain"
+        return "blocks" if layout.shape[-1] <= blocks.BLOCK_SIZE else "passes"  # a block has whole rows
     large = param.numel() >= LEAST_KERNEL_SIZE and min(layout.shape[-2:]) >= LEAST_SIDE
     return "triton" if large and _fits(network, param) and _works(network, param.device) else "plain"
 
@@ -91,9 +92,16 @@ def _fits(network: Network, param: Tensor) -> bool:
     return triton_passes.fits(network.config)
 
 
-@functools.cache
 def _works(network: Network, device: torch.device) -> bool:
-    """Whether kernels can be compiled for a device and run there, tried on a small matrix."""
+    """Whether kernels can be compiled for a device and run there, tried once."""
+    known = _working.setdefault(network, {})
+    if device not in known:
+        known[device] = _try(network, device)
+    return known[device]
+
+
+def _try(network: Network, device: torch.device) -> bool:
+    """Runs the kernels on a small matrix."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     try:

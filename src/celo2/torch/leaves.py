@@ -20,7 +20,7 @@ from celo2.torch.network import Network
 from celo2.torch.passes import Matrix
 from celo2.torch.rounding import round_all
 
-__all__ = ["STACK_LIMIT", "Leaf", "iterate_leaves", "update_leaves", "working_dtype"]
+__all__ = ["STACK_LIMIT", "Leaf", "iterate_leaves", "working_dtype"]
 
 STACK_LIMIT = 1 << 15  # elements of the largest tensor that is worth a copy
 TOGETHER_LIMIT = 1 << 26  # elements of leaves whose steps exist at once
@@ -52,22 +52,16 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def update_leaves(network: Network, leaves: Sequence[Leaf], *, stack: bool = True) -> list[Tensor]:
-    """The un-negated step of every leaf, in order, in its shape and the working dtype.
+def iterate_leaves(
+    network: Network, leaves: Sequence[Leaf], *, stack: bool = True
+) -> Iterator[tuple[Leaf, Tensor]]:
+    """Pairs of a leaf and its step, in an order of its own: only one group's steps exist at once.
 
     Args:
         network: The weights and the options.
         leaves: What is updated; their accumulators change.
         stack: Whether small tensors of equal shape may be copied together.
     """
-    steps = {id(leaf): step for leaf, step in iterate_leaves(network, leaves, stack=stack)}
-    return [steps[id(leaf)] for leaf in leaves]
-
-
-def iterate_leaves(
-    network: Network, leaves: Sequence[Leaf], *, stack: bool = True
-) -> Iterator[tuple[Leaf, Tensor]]:
-    """Pairs of a leaf and its step, in an order of its own: only one group's steps exist at once."""
     for group in _group(network, leaves, stack):
         chosen = implementation.choose(network, group[0].param, group[0].layout)
         steps = _update_stack(network, group) if chosen == "plain" else _update_all(network, group, chosen)

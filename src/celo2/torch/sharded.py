@@ -1,8 +1,9 @@
 """The rule on parameters that are divided among processes: all of them side by side.
 
-The updates of `sharded_step` go on together. So all parameters' sums of one kind travel at once: a
-step of Celo2-base has three all-reduces of vectors whatever the number of parameters, and gathers
-nothing. Newton–Schulz, which needs whole matrices, is `dealing`'s.
+The updates of `sharded_step` go on together in batches of `BATCH_SIZE` local elements. So a batch's
+sums of one kind travel at once: Celo2-base has three all-reduces of vectors for each batch, each dtype
+in it and each way of cutting, in every parameter group, and gathers nothing. Newton–Schulz, which
+needs whole matrices, is `dealing`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from celo2.config import RuleConfig
 from celo2.torch import sharded_step
-from celo2.torch.dealing import orthogonalize_all
+from celo2.torch.dealing import Rounds, orthogonalize_all
 from celo2.torch.division import Division
 from celo2.torch.leaves import Leaf, working_dtype
 from celo2.torch.network import Network
@@ -27,7 +28,9 @@ __all__ = ["BATCH_SIZE", "update_shards"]
 BATCH_SIZE = 1 << 24  # elements of a process whose intermediate results are kept at the same time
 
 
-def update_shards(network: Network, leaves: Sequence[Leaf], divisions: Sequence[Division]) -> list[Tensor]:
+def update_shards(
+    network: Network, leaves: Sequence[Leaf], divisions: Sequence[Division], rounds: Rounds
+) -> list[Tensor]:
     """The un-negated step of every leaf, as far as this process holds it.
 
     Args:
@@ -35,10 +38,11 @@ def update_shards(network: Network, leaves: Sequence[Leaf], divisions: Sequence[
         leaves: As `sharded_step.update` takes them; the same parameters in the same order in every
             process.
         divisions: How each is divided.
+        rounds: How their matrices were dealt out in the steps before; what is new is added.
     """
     steps: list[Tensor] = []
     for batch in _batches(divisions):
-        steps += _run(network, [leaves[i] for i in batch], [divisions[i] for i in batch])
+        steps += _run(network, [leaves[i] for i in batch], [divisions[i] for i in batch], rounds)
     return steps
 
 
@@ -55,7 +59,9 @@ def _batches(divisions: Sequence[Division]) -> Iterator[range]:
         yield range(first, len(divisions))
 
 
-def _run(network: Network, leaves: Sequence[Leaf], divisions: Sequence[Division]) -> list[Tensor]:
+def _run(
+    network: Network, leaves: Sequence[Leaf], divisions: Sequence[Division], rounds: Rounds
+) -> list[Tensor]:
     """Lets all updates go on from request to request, and answers these together."""
     pairs = list(zip(leaves, divisions, strict=True))
     running = [sharded_step.update(network, leaf, division) for leaf, division in pairs]
@@ -70,12 +76,15 @@ def _run(network: Network, leaves: Sequence[Leaf], divisions: Sequence[Division]
                 results[index] = finished.value
         sums = {i: r.values for i, r in requests.items() if isinstance(r, Sums)}
         answers = sum_all({i: (divisions[i].groups, values) for i, values in sums.items()})
-        answers |= _orthogonalize(requests, pairs, network.config)
+        answers |= _orthogonalize(requests, pairs, network.config, rounds)
     return [results[index] for index in range(len(running))]
 
 
 def _orthogonalize(
-    requests: Mapping[int, Request], pairs: Sequence[tuple[Leaf, Division]], config: RuleConfig
+    requests: Mapping[int, Request],
+    pairs: Sequence[tuple[Leaf, Division]],
+    config: RuleConfig,
+    rounds: Rounds,
 ) -> dict[int, list[Tensor]]:
     """Answers the requests for orthogonalised matrices; those of the same processes together."""
     shared: dict[Hashable, dict[int, tuple[Division, list[Tensor]]]] = {}
@@ -88,5 +97,6 @@ def _orthogonalize(
     for asked in shared.values():
         param = pairs[next(iter(asked))][0].param
         like = param.new_empty(0, dtype=working_dtype(param.dtype))
-        answers.update(zip(asked, orthogonalize_all(list(asked.values()), config, like), strict=True))
+        results = orthogonalize_all(list(asked.values()), config, like, rounds)
+        answers.update(zip(asked, results, strict=True))
     return answers

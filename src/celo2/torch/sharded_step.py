@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
-from celo2.constants import NORM_EPS, PRECONDITION_EPS
+from celo2.constants import GRAD_CLIP, NORM_EPS, PRECONDITION_EPS
 from celo2.torch import accumulators as accumulators_lib
 from celo2.torch import features, mlp
 from celo2.torch.accumulators import Accumulators
@@ -61,7 +61,7 @@ def update(network: Network, leaf: Leaf, division: Division) -> _Asking:
     dtype = working_dtype(leaf.param.dtype)
     if 0 in division.shape:
         return torch.zeros_like(leaf.param, dtype=dtype)
-    grad = leaf.grad.to(dtype).clamp(-accumulators_lib.GRAD_CLIP, accumulators_lib.GRAD_CLIP)
+    grad = leaf.grad.to(dtype).clamp(-GRAD_CLIP, GRAD_CLIP)
     accumulators = yield from _accumulate(leaf, grad, division, config)
     seen, raw = accumulators, None
     if config.bias_correction:

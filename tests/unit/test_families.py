@@ -15,7 +15,7 @@ import pytest
 from celo2.meta.config import MetaConfig
 from celo2.meta.data import load_datasets, stack_data
 from celo2.tasks.families import FAMILIES
-from celo2.tasks.families.quadratic import QuadraticFamily
+from celo2.tasks.families.quadratic import QuadraticFamily, sample_rotation
 from celo2.tasks.families.regression import RegressionFamily
 from celo2.tasks.families.transformer import TransformerFamily
 from celo2.tasks.family import UNTRAINED_LOSS, TaskData, TextData
@@ -189,3 +189,22 @@ def test_quadratic_has_the_noise_as_its_floor_and_spectra_of_its_own() -> None:
     np.testing.assert_allclose(np.mean(eigenvalues, axis=1), 1.0, rtol=1e-4)
     condition = np.asarray(eigenvalues[:, -1] / eigenvalues[:, 0])
     assert condition.min() < 30 < 300 < condition.max() < 2e4
+
+
+def test_rotations_are_orthogonal_and_know_no_axis() -> None:
+    drawn = jax.jit(jax.vmap(lambda key: sample_rotation(key, 8)))(jax.random.split(jax.random.key(0), 2000))
+    identity = np.broadcast_to(np.eye(8), drawn.shape)
+    np.testing.assert_allclose(np.einsum("nij,nkj->nik", drawn, drawn), identity, atol=1e-5)
+    # Every entry has mean square 1/8 and mean fourth power 3/80 if the distribution is uniform.
+    for power, expected in ((2, 1 / 8), (4, 3 / 80)):
+        values = np.asarray(drawn) ** power
+        np.testing.assert_array_less(np.abs(values.mean(0) - expected), 5 * values.std(0) / np.sqrt(2000))
+
+
+@every_family
+def test_no_family_calls_lapack(name: str) -> None:
+    """Its calls never end where several host devices share few threads; see `sample_rotation`."""
+    family = FAMILIES[name]()
+    drawn = str(jax.make_jaxpr(lambda key: (family.sample_problem(key), family.init(key)))(jax.random.key(0)))
+    for primitive in ("geqrf", "qr[", "householder", "eigh", "svd", "cholesky", "lu["):
+        assert primitive not in drawn

@@ -15,10 +15,31 @@ from celo2.tasks.base import Batch, Params
 from celo2.tasks.family import UNTRAINED_LOSS, TaskFamily
 from celo2.tasks.layers import TRUNCATED_STD, Initial, sample_params
 
-__all__ = ["QuadraticFamily"]
+__all__ = ["QuadraticFamily", "sample_rotation"]
 
 CONDITION = (1.0, 1e4)  # least and greatest condition number
 NOISE = (0.01, 0.3)  # least and greatest standard deviation of the noise on targets of mean square one
+
+
+def sample_rotation(key: Array, size: int) -> Array:
+    """A random orthogonal matrix, uniformly distributed up to the signs of its columns: `(size, size)`.
+
+    A product of reflections, each of which turns an axis into a random direction among those that are left.
+    Not LAPACK's QR: where several host devices share few threads, its calls of one program hold the
+    threads that they wait for (jaxlib 0.10), and the program never ends.
+
+    Source: Stewart, "The efficient generation of random orthogonal matrices" (SIAM J. Numer. Anal., 1980).
+    """
+    directions = jnp.triu(jax.random.normal(key, (size, size)))
+
+    def reflect(matrix: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
+        direction, axis = given
+        normal = direction / jnp.linalg.norm(direction) + axis * jnp.sign(jnp.sum(direction * axis))
+        share = 2.0 / jnp.sum(jnp.square(normal))
+        return matrix - share * jnp.outer(matrix @ normal, normal), None
+
+    identity = jnp.eye(size)
+    return jax.lax.scan(reflect, identity, (directions, identity))[0]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +67,7 @@ class QuadraticFamily(TaskFamily):
     def sample_problem(self, key: Array) -> Any:
         """`root` with root rootᵀ the covariance of A's rows, `optimum` W*, and `noise`, log-uniform."""
         rotation_key, condition_key, optimum_key, noise_key = jax.random.split(key, 4)
-        rotation = jnp.linalg.qr(jax.random.normal(rotation_key, (self.num_in, self.num_in))).Q
+        rotation = sample_rotation(rotation_key, self.num_in)
         condition = log_uniform(condition_key, *CONDITION)
         eigenvalues = condition ** -jnp.linspace(0.0, 1.0, self.num_in)
         eigenvalues = eigenvalues / jnp.mean(eigenvalues)

@@ -125,10 +125,12 @@ class ProbeLog:
             path.unlink(missing_ok=True)
             return
         weights = load_checkpoint(self._folder / "weights" / best["weights"])
+        settings = self._folder / SETTINGS_FILE  # of the probes; a run that goes on without any has others
+        text = settings.read_text() if settings.exists() else self._config.to_json()
         facts = {
             "probe_score": f"{best['score']:.6f}",
             "probe_tasks": describe(best["tasks"]),
-            "probe_settings": " ".join((self._folder / SETTINGS_FILE).read_text().split()),
+            "probe_settings": " ".join(text.split()),
             "chosen_from": f"{len(self._records)} probes",
         }
         save_weights(path, dataclasses.replace(weights, provenance={**weights.provenance, **facts}))

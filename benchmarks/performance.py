@@ -15,6 +15,7 @@ from pathlib import Path
 from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.trees import TREES
+from celo2.jax.compilation import compiler_options
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 OPTIMIZERS = ("adamw", "muon", "celo2-base", "celo2")
@@ -33,11 +34,18 @@ def main() -> None:
     for name in options.only:
         print(f"{name}:")
         if name == WHOLE_STEP:
-            rows = bench_whole_step(OPTIMIZERS, budget=options.seconds, on_progress=print)
+            rows = bench_whole_step(
+                OPTIMIZERS, budget=options.seconds, options=compiler_options(), on_progress=print
+            )
         else:
             spec = TREES[name]
             rows = bench_tree(
-                spec.make(), OPTIMIZERS, timed=spec.timed, budget=options.seconds, on_progress=print
+                spec.make(),
+                OPTIMIZERS,
+                timed=spec.timed,
+                budget=options.seconds,
+                options=compiler_options(),
+                on_progress=print,
             )
         table = _markdown(rows) + _footnote(machine)
         print(table)

@@ -12,6 +12,7 @@ from celo2._version import __version__
 
 if TYPE_CHECKING:
     from celo2.config import RuleConfig
+    from celo2.jax.compilation import compiler_options
     from celo2.jax.dimensions import DimensionNumbers
     from celo2.jax.gradient_scale import normalize_gradients, share_outside, watch_gradients
     from celo2.jax.routing import label_table, param_labels
@@ -22,6 +23,7 @@ _HOME = {
     "RuleConfig": "celo2.config",
     "Weights": "celo2.weights",
     "load_checkpoint": "celo2.weights",
+    "compiler_options": "celo2.jax.compilation",
     "DimensionNumbers": "celo2.jax.dimensions",
     "normalize_gradients": "celo2.jax.gradient_scale",
     "share_outside": "celo2.jax.gradient_scale",
@@ -40,6 +42,7 @@ __all__ = [
     "__version__",
     "celo2",
     "celo2_base",
+    "compiler_options",
     "label_table",
     "load_checkpoint",
     "normalize_gradients",

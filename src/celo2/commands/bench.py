@@ -20,13 +20,15 @@ from celo2.commands._arguments import make_registry
 from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.trees import TREES, count_parameters
+from celo2.jax.compilation import compiler_options
 
 __all__ = ["BenchCommand", "main"]
 
 _DESCRIPTION = """\
 Measures the step of several optimizers on one parameter tree, in turns in one process: time, its
 ratio to optax.adamw (the figure that carries over to other machines), compile time, bytes of state
-and of temporaries. Each step is the update and its application, donated, in float32.
+and of temporaries. Each step is the update and its application, donated, in float32, compiled with
+celo2.compiler_options(), which you should give to jax.jit on a CPU too.
 
 examples:
   celo2 bench --tree gpt2-15m
@@ -53,6 +55,8 @@ class BenchCommand:
     """Time for the rounds, compilation not counted; five rounds are run in any case."""
     whole_step: bool = False
     """Time the training step of a small GPT, loss and gradient included, instead of the optimizer alone."""
+    default_options: bool = False
+    """Compile with XLA's own options instead of `celo2.compiler_options`."""
     json: Path | None = None
     """Also write the figures, with machine and commit, to this file."""
 
@@ -85,15 +89,23 @@ def main(argv: Sequence[str]) -> int:
     def show_progress(line: str) -> None:
         print(line, file=sys.stderr)
 
+    options = None if command.default_options else compiler_options()
     if command.whole_step:
-        rows = bench_whole_step(command.optimizers, budget=command.seconds, on_progress=show_progress)
+        rows = bench_whole_step(
+            command.optimizers, budget=command.seconds, options=options, on_progress=show_progress
+        )
         what = "one training step of a small GPT"
     else:
         spec = TREES[command.tree]
         tree = spec.make()
         what = f"one optimizer step on {command.tree}, {count_parameters(tree):,} parameters"
         rows = bench_tree(
-            tree, command.optimizers, timed=spec.timed, budget=command.seconds, on_progress=show_progress
+            tree,
+            command.optimizers,
+            timed=spec.timed,
+            budget=command.seconds,
+            options=options,
+            on_progress=show_progress,
         )
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(_make_table(rows, what))

@@ -34,6 +34,7 @@ WHOLE_STEP = TransformerConfig(width=256, num_layers=4, num_heads=4, context=128
 WHOLE_STEP_BATCH = 16  # rows, 2,048 tokens
 
 OnProgress = Callable[[str], None]
+CompilerOptions = dict[str, bool | str] | None  # what `celo2.compiler_options` returns
 _Step = Callable[[Any, Any], tuple[Any, Any]]  # ((params, state), inputs) → ((params, state), anything)
 _MakeStep = Callable[[optax.GradientTransformation], _Step]
 
@@ -81,14 +82,14 @@ def _show(value: float | None, form: str, scale: float = 1.0) -> str:
 class _Candidate:
     """An optimizer's compiled step; what it returns is given back to it."""
 
-    def __init__(self, name: str, make_step: _MakeStep, params: Any, inputs: Any) -> None:
+    def __init__(self, name: str, make_step: _MakeStep, params: Any, inputs: Any, options: Any) -> None:
         self.name = name
         self.optimizer = make_optimizer(name, LEARNING_RATE)
         state = jax.eval_shape(self.optimizer.init, params)
         self.state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         step = jax.jit(make_step(self.optimizer), donate_argnums=0)
         begin = time.perf_counter()
-        self.step = step.lower((params, state), inputs).compile()
+        self.step = step.lower((params, state), inputs).compile(options)
         self.compile_seconds = time.perf_counter() - begin
         memory: Any = self.step.memory_analysis()
         self.temp_bytes = None if memory is None else int(memory.temp_size_in_bytes)
@@ -111,6 +112,7 @@ def bench_tree(
     *,
     timed: bool = True,
     budget: float = 20.0,
+    options: CompilerOptions = None,
     on_progress: OnProgress = lambda _: None,
 ) -> list[BenchRow]:
     """Measures a step (update and application) of each optimizer on a tree.
@@ -120,6 +122,7 @@ def bench_tree(
         optimizers: Names as in `celo2.baselines`; `adamw` always takes part.
         timed: Whether to run the steps; False only compiles them.
         budget: Seconds for the timing of all optimizers together.
+        options: XLA's, for every optimizer: `celo2.compiler_options()`, say; none: its own defaults.
         on_progress: Called with a line about what is being done.
     """
 
@@ -131,7 +134,7 @@ def bench_tree(
 
         return update
 
-    candidates = _compile(optimizers, make_update, tree, tree, on_progress)
+    candidates = _compile(optimizers, make_update, tree, tree, options, on_progress)
     if timed:
         on_progress("timing")
         _time(candidates, lambda: _random(tree, PARAM_SCALE), _random(tree, GRAD_SCALE), budget)
@@ -144,6 +147,7 @@ def bench_whole_step(
     config: TransformerConfig = WHOLE_STEP,
     batch_size: int = WHOLE_STEP_BATCH,
     budget: float = 20.0,
+    options: CompilerOptions = None,
     on_progress: OnProgress = lambda _: None,
 ) -> list[BenchRow]:
     """Measures a training step of a byte-level GPT with each optimizer, as `bench_tree` does.
@@ -153,6 +157,7 @@ def bench_whole_step(
         config: The network's sizes.
         batch_size: Rows of `config.context` tokens.
         budget: Seconds for the timing of all optimizers together.
+        options: XLA's, for every optimizer: `celo2.compiler_options()`, say; none: its own defaults.
         on_progress: Called with a line about what is being done.
     """
     task = make_tiny_lm(config=config, batch_size=batch_size)
@@ -160,7 +165,7 @@ def bench_whole_step(
     shapes = jax.eval_shape(task.init, init_key)
     batch = task.sample_batch(batch_key, dict(task.dataset.train))
     candidates = _compile(
-        optimizers, lambda optimizer: make_step(task, optimizer), shapes, batch, on_progress
+        optimizers, lambda optimizer: make_step(task, optimizer), shapes, batch, options, on_progress
     )
     on_progress("timing")
     _time(candidates, lambda: task.init(init_key), batch, budget)
@@ -168,13 +173,18 @@ def bench_whole_step(
 
 
 def _compile(
-    optimizers: Sequence[str], make_step: _MakeStep, params: Any, inputs: Any, on_progress: OnProgress
+    optimizers: Sequence[str],
+    make_step: _MakeStep,
+    params: Any,
+    inputs: Any,
+    options: CompilerOptions,
+    on_progress: OnProgress,
 ) -> list[_Candidate]:
     """The candidates, the reference first."""
     candidates = []
     for name in dict.fromkeys([REFERENCE, *optimizers]):
         on_progress(f"compiling {name}")
-        candidates.append(_Candidate(name, make_step, params, inputs))
+        candidates.append(_Candidate(name, make_step, params, inputs, options))
     return candidates
 
 

@@ -32,7 +32,7 @@ __all__ = ["ALL", "CompareConfig", "CompareProgress", "CompareResult", "Entry", 
 ALL = "all"  # in place of an optimizer's name: learning rates for each of them
 
 FULL = {"num_learning_rates": 7, "seeds": 2, "steps": 500}
-QUICK = {"num_learning_rates": 6, "seeds": 1, "steps": 100}
+QUICK = {"num_learning_rates": 4, "seeds": 1, "steps": 100}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class CompareConfig:
         optimizers: Names (`celo2.baselines.OPTIMIZERS`), or `celo2:PATH` for other weights of the rule.
         learning_rates: Peak learning rates by optimizer, or for `"all"` of them; the others get
             their default grid.
-        num_learning_rates: Values in each default grid; 0 means 7, or 6 when quick.
+        num_learning_rates: Values in each default grid; 0 means 7, or 4 when quick.
         seeds: Runs of each learning rate; 0 means 2, or 1 when quick.
         steps: Length of a run; 0 means 500, or 100 when quick.
         first_seed: The seeds are this one and the ones after it.

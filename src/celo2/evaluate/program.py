@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from celo2.evaluate.protocol import NUM_EVALS, VALID_BATCHES, cosine_schedule, seed_keys
+from celo2.jax.compilation import compiler_options
 from celo2.tasks.base import Batch, Task
 
 __all__ = ["MakeFromSchedule", "Program", "Record", "Runs", "TrainState", "make_step"]
@@ -143,8 +144,9 @@ class Program:
         )
         train_state = shapes(jax.eval_shape(init, params, runs, inputs), RUNS)
         data = shapes(self.data, EVERYWHERE)
-        self._init = init.lower(params, runs, inputs).compile()
-        self._advance = advance.lower(train_state, runs, inputs, bounds, *data).compile()
+        options = compiler_options(self.mesh.devices.flat[0].platform)
+        self._init = init.lower(params, runs, inputs).compile(options)
+        self._advance = advance.lower(train_state, runs, inputs, bounds, *data).compile(options)
 
     def _bytes_needed(self) -> float:
         """What the compiled program takes on all devices; 0 where the backend does not say."""

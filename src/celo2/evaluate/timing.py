@@ -12,6 +12,7 @@ import jax
 import optax
 
 from celo2.evaluate.program import TrainState, make_step
+from celo2.jax.compilation import compiler_options
 from celo2.tasks.base import Batch, Task
 
 __all__ = ["StepCost", "StepTimer"]
@@ -24,7 +25,8 @@ class StepCost(NamedTuple):
     """The cost of one step of one run on one device.
 
     Attributes:
-        seconds: Loss, gradient and update: the median over interleaved rounds.
+        seconds: Loss, gradient and update, compiled with `celo2.compiler_options`: the median over
+            interleaved rounds.
         state_bytes: Size of the optimizer's state.
     """
 
@@ -45,7 +47,7 @@ class _Candidate:
 
     def compile(self) -> None:
         """Compiles the step, which leaves Python free to do something else."""
-        self.step = self.lowered.compile()
+        self.step = self.lowered.compile(compiler_options())
 
     def run(self) -> float:
         """Takes a step; returns the seconds."""

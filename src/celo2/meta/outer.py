@@ -14,6 +14,7 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from celo2.jax.compilation import compiler_options
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
 from celo2.meta.distributed import replicate
@@ -37,17 +38,6 @@ __all__ = ["MAX_STEPS", "OuterMetrics", "OuterState", "init", "make_mesh", "make
 
 PAIRS = "pairs"  # name of the mesh axis
 MAX_STEPS = 100  # outer iterations of one call of the function that `make_outer_steps` returns
-
-# The processor adds up sums in the order they are written in unless it may choose: one number at a time,
-# where a vector register takes sixteen. What is not finite keeps its meaning.
-_CPU_OPTIONS = {
-    "xla_cpu_enable_fast_math": True,
-    "xla_cpu_fast_math_honor_nans": True,
-    "xla_cpu_fast_math_honor_infs": True,
-    "xla_cpu_fast_math_honor_division": True,
-    "xla_cpu_fast_math_honor_functions": True,
-    "xla_cpu_prefer_vector_width": "512",  # bits
-}
 
 
 class OuterState(NamedTuple):
@@ -160,7 +150,7 @@ def make_outer_steps(
         return jax.lax.fori_loop(0, num_steps, body, (state, empty))
 
     shardings = (_state_shardings(mesh), NamedSharding(mesh, PartitionSpec()))
-    options = _CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+    options = compiler_options(mesh.devices.flat[0].platform)
     return jax.jit(outer_steps, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
 

@@ -1,0 +1,43 @@
+"""The compiler options: known to the compiler, faithful to the rule and to what is not finite."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import celo2
+
+
+def test_none_off_the_processor():
+    assert celo2.compiler_options("gpu") is None
+    assert celo2.compiler_options("tpu") is None
+
+
+def test_a_copy_is_returned():
+    options = celo2.compiler_options("cpu")
+    assert options
+    options.clear()
+    assert celo2.compiler_options("cpu")
+
+
+def test_updates_differ_by_rounding_only():
+    params = {"kernel": jax.random.normal(jax.random.key(0), (48, 33))}
+    grads = {"kernel": 1e-3 * jax.random.normal(jax.random.key(1), (48, 33))}
+    transform = celo2.scale_by_celo2(orthogonalize=False)
+    state = transform.init(params)
+    lowered = jax.jit(transform.update).lower(grads, state, params)
+    plain, _ = lowered.compile()(grads, state, params)
+    chosen, _ = lowered.compile(celo2.compiler_options("cpu"))(grads, state, params)
+    np.testing.assert_allclose(chosen["kernel"], plain["kernel"], rtol=0, atol=2e-6)  # of values around one
+
+
+def test_what_is_not_finite_stays_so():
+    def describe(x):
+        return jnp.isnan(x), jnp.isinf(x), x.sum(), jnp.where(jnp.isfinite(x), x, 0.0).sum()
+
+    x = jnp.asarray([1.0, jnp.nan, jnp.inf, -2.0] * 16)
+    compiled = jax.jit(describe).lower(x).compile(celo2.compiler_options("cpu"))
+    nan, inf, total, finite = compiled(x)
+    np.testing.assert_array_equal(nan, np.isnan(x))
+    np.testing.assert_array_equal(inf, np.isinf(x))
+    assert np.isnan(total)
+    assert finite == -16.0

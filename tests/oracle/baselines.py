@@ -1,7 +1,7 @@
 """The hand-designed optimizers of matrices that Optax lacks, in float64 NumPy, as their papers state them.
 
-Each function takes the gradients of one matrix, step by step, and returns its un-negated steps. One expression
-for each line of the paper's algorithm box, and no code shared with `celo2`.
+Each function takes the gradients of one matrix, step by step, and returns its un-negated steps. One
+expression for each line of the paper's algorithm box, and no code shared with `celo2`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The hand-designed optimizers of the project's own against their papers' algorithm boxes in float64 NumPy."""
+"""The project's own hand-designed optimizers against their papers' algorithm boxes in float64 NumPy."""
 
 from __future__ import annotations
 

@@ -38,8 +38,7 @@ def _axes_of_all(params: optax.Params) -> Any:
 
 SPEC = OptimizerSpec(
     "muon",
-    "Muon on the matrices that Celo2 orthogonalises (Nesterov momentum 0.95, step RMS 1), "
-    "AdamW at 20 × the rate on the rest",
+    "Muon on the hidden matrices (Nesterov momentum 0.95, step RMS 1), AdamW at 20 × the rate on the rest",
     _make,
     UNIT_STEP_RANGE,
     reference="Jordan et al., 2024; arXiv 2502.16982",

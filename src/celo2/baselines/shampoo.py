@@ -1,4 +1,4 @@
-"""Shampoo: the momentum between inverse roots of the gradient's Kronecker factors, at the size of Adam's step.
+"""Shampoo: the momentum between inverse roots of the gradient's Kronecker factors, of the size of Adam's.
 
     M ← β₁ M + (1 - β₁) G,    A ← β₂ A + (1 - β₂) G ⊙ G
     L ← β₂ L + (1 - β₂) G Gᵀ,    R ← β₂ R + (1 - β₂) Gᵀ G
@@ -103,8 +103,7 @@ def _make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.G
 
 SPEC = OptimizerSpec(
     "shampoo",
-    "Shampoo on the hidden matrices (betas 0.9 and 0.999, Adam's step size, roots every 10 steps), AdamW on "
-    "the rest",
+    "Shampoo on the hidden matrices (Adam's step size, roots every 10 steps), AdamW at its rate on the rest",
     _make,
     ADAM_RANGE,
     reference="arXiv 1802.09568, 2309.06497",

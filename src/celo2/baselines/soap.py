@@ -116,7 +116,7 @@ def _make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.G
 
 SPEC = OptimizerSpec(
     "soap",
-    "SOAP on the hidden matrices (betas 0.95, bases every 10 steps), AdamW at the same rate on the rest",
+    "SOAP on the hidden matrices (betas 0.95, bases every 10 steps), AdamW at its rate on the rest",
     _make,
     ADAM_RANGE,
     reference="arXiv 2409.11321",

@@ -74,6 +74,9 @@ class MetaConfig:
 
     Attributes:
         variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors) or "celo2-base".
+        rule_options: Options of the rule that are not its defaults, as `NAME=VALUE` with the names of
+            `celo2.RuleConfig` and values as in JSON: "ff_hidden_size=16", "initial_rms_decays=[0.999]",
+            "normalize_input=false".
         outer_optimizer: Optax's optimizer of that name, which updates theta; "custom" for any other chain,
             given in Python.
         outer_learning_rate: Of the outer optimizer, at its peak. The published runs take 5e-5 (Celo2) and
@@ -122,6 +125,7 @@ class MetaConfig:
     """
 
     variant: Variant = "celo2"
+    rule_options: tuple[str, ...] = ()
     outer_optimizer: OuterOptimizer = "adamw"
     outer_learning_rate: float = 4e-4
     outer_weight_decay: float = 0.0
@@ -154,7 +158,7 @@ class MetaConfig:
 
     def __post_init__(self) -> None:
         """Checks every range."""
-        for name in ("families", "datasets", "scale_range", "frozen", "mixture"):
+        for name in ("rule_options", "families", "datasets", "scale_range", "frozen", "mixture"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -183,8 +187,8 @@ class MetaConfig:
             raise ValueError(f"scale_range must be two rising positive numbers, got {self.scale_range}.")
         if not self.datasets:
             raise ValueError("datasets must name at least one image set.")
-        self._check_frozen()
         for name, parse in (
+            ("rule_options", lambda: self.rule),
             ("mixture", lambda: parse_mixture(self.mixture, self.scale_range)),
             ("families", lambda: self.pairs_by_family),
         ):
@@ -192,6 +196,7 @@ class MetaConfig:
                 parse()
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+        self._check_frozen()
 
     def _check_outer(self) -> None:
         if self.outer_weight_decay and self.outer_optimizer not in DECAYING:
@@ -252,7 +257,9 @@ class MetaConfig:
     @property
     def rule(self) -> RuleConfig:
         """The options of the rule that is trained."""
-        return RuleConfig(orthogonalize=self.variant == "celo2")
+        return RuleConfig().replace(
+            **_parse_rule_options(self.rule_options), orthogonalize=self.variant == "celo2"
+        )
 
     def to_json(self) -> str:
         """The recipe as a JSON object."""
@@ -290,6 +297,26 @@ class MetaConfig:
             return cls.from_json(Path(path).read_text())
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def _parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
+    """Options by name; raises a ValueError for what is not `NAME=VALUE` or is set elsewhere."""
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"expected NAME=VALUE, got {word!r}; ff_hidden_size=16, say.")
+        if name == "orthogonalize":
+            raise ValueError("orthogonalize is what the variant says.")
+        if name in options:
+            raise ValueError(f"{name} is given twice.")
+        if name not in RuleConfig.option_names():
+            raise ValueError(f"unknown option {name!r}{nearest_name(name, RuleConfig.option_names())}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value  # text, which JSON would quote
+    return options
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:

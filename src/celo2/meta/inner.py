@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +26,7 @@ def make_inner_optimizer(theta: Theta, config: MetaConfig) -> optax.GradientTran
     direction without bias correction at `adamw_lr_scale` times the rate, as in the published
     meta-training.
     """
-    rule = _with_longer_axis_last(scale_by_celo2(theta, orthogonalize=config.rule.orthogonalize))
+    rule = _with_longer_axis_last(scale_by_celo2(theta, **dataclasses.asdict(config.rule)))
     rate = config.inner_learning_rate
     if config.variant == "celo2-base":
         return optax.chain(rule, optax.scale(-rate))

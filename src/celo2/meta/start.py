@@ -71,6 +71,12 @@ def _adam_theta(theta: Theta, config: MetaConfig) -> Theta:
     """Lets units 0 and 1 of each hidden layer be `relu(x)` and `relu(-x)`, and output 0 their difference."""
     theta = dict(theta)
     names = {feature.name: name for name, feature in config.rule.feature_groups(2)}
+    missing = [feature for feature, _ in _ADAM_CHANNELS if feature not in names]
+    if missing or config.rule.ff_hidden_size < 2:
+        raise ValueError(
+            f'start "adam" needs the features {[name for name, _ in _ADAM_CHANNELS]} and at least two hidden '
+            f"units; the rule lacks {missing or 'units'}. Start at random weights instead."
+        )
     for name in names.values():
         theta[name] = theta[name].at[:, :2].set(0.0)
     share = 1.0 / len(_ADAM_CHANNELS)

@@ -65,7 +65,7 @@ class Watch:
             saved, so that a resumed run neither misses a probe nor repeats one.
 
     Raises:
-        ValueError: See `ProbeLog.start`.
+        ValueError: See `ProbeLog.start`, or the probes do not fit the recipe.
     """
 
     def __init__(
@@ -77,6 +77,11 @@ class Watch:
         save: Callable[[OuterState], Path],
     ) -> None:
         self._first, self._save = first, save
+        if options.probe_every and config.rule_options:
+            raise ValueError(
+                f"probe_every must be 0 with rule_options {config.rule_options}, got {options.probe_every}: "
+                "the programs of a probe are for the usual rule. Probe the finished run: celo2 probe RUN."
+            )
         probe = Probe.of_variant(options.probe, config.variant)
         self._log = ProbeLog(folder, options.probe_every, options.probe, probe.measure)
         if is_first():

@@ -39,6 +39,20 @@ def full_optimization() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture(scope="module")
+def small_meta_rule() -> Iterator[None]:
+    """Meta-training of a rule that compiles faster."""
+    from celo2.config import RuleConfig
+    from celo2.meta.config import MetaConfig
+
+    def small(config: MetaConfig) -> RuleConfig:
+        return RuleConfig(orthogonalize=config.variant == "celo2", ff_hidden_size=2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetaConfig, "rule", property(small))
+        yield
+
+
 @pytest.fixture
 def instant_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Makes comparisons instant; returns the list of what is asked: learning rates, seeds, steps."""

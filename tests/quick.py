@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 XLA_FLAGS = "--xla_cpu_use_fusion_emitters=false"  # known to every JAX from 0.7 on
 DISABLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
+# The rule with every feature, each of one decay: for tests whose subject is not the network.
+SMALL_RULE: dict[str, Any] = {
+    "ff_hidden_size": 2,
+    "initial_momentum_decays": (0.9,),
+    "initial_adafactor_decays": (0.9,),
+}
 
 
 def environment(cache: Path | None = None) -> dict[str, str]:

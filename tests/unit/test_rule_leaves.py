@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights_examples import make_weights
 
 import celo2
+import quick
 from celo2.jax import leaves
 
-SMALL = celo2.RuleConfig(  # compiles faster
-    ff_hidden_size=2, initial_momentum_decays=(0.9,), initial_adafactor_decays=(0.9,)
-)
 SHAPES = [(), (), (5,), (5,), (4, 3), (4, 3), (3, 4), (2, 4, 3), (2, 4, 3), (5,), (0, 4), (0, 4)]
 
 
@@ -22,12 +21,6 @@ SHAPES = [(), (), (5,), (5,), (4, 3), (4, 3), (3, 4), (2, 4, 3), (2, 4, 3), (5,)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests have two, and where arrays may be sharded none are stacked."""
     monkeypatch.setattr(leaves, "on_one_device", lambda: True)
-
-
-def make_weights(config: celo2.RuleConfig) -> celo2.Weights:
-    rng = np.random.default_rng(0)
-    arrays = {n: rng.standard_normal(s).astype(np.float32) for n, s in config.weight_shapes().items()}
-    return celo2.Weights(arrays, config)
 
 
 def make_tree(seed: int, dtypes: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -41,7 +34,7 @@ def make_tree(seed: int, dtypes: tuple[str, ...]) -> dict[str, jax.Array]:
 
 def run(tree: dict[str, jax.Array], grads: list[dict[str, jax.Array]], **options: object) -> list:
     """Updates and state after two steps."""
-    rule = celo2.scale_by_celo2(make_weights(SMALL.replace(**options)))
+    rule = celo2.scale_by_celo2(make_weights(**quick.SMALL_RULE, **options))
     state, update = rule.init(tree), jax.jit(rule.update)
     found = []
     for grad in grads:
@@ -73,7 +66,7 @@ def test_a_deep_network_compiles_few_programs() -> None:
 
     def num_instructions(depth: int) -> int:
         params = {f"bias{index}": jnp.ones(7) for index in range(depth)}
-        rule = celo2.scale_by_celo2(make_weights(SMALL.replace(orthogonalize=False)))
+        rule = celo2.scale_by_celo2(make_weights(**quick.SMALL_RULE, orthogonalize=False))
         text = jax.jit(rule.update).lower(params, rule.init(params), params).as_text()
         return text.count("stablehlo.rsqrt")
 

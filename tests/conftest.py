@@ -21,6 +21,29 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 ROOT = Path(__file__).resolve().parents[1]
+SLOWEST_FIRST = (  # with two workers a long file must not come last
+    "parity/test_rule.py",
+    "contract/test_optax_contract.py",
+    "e2e",
+    "sharding",
+    "parity",
+    "contract",
+    "unit/test_truncation.py",
+    "unit/test_gradient_range.py",
+    "unit/test_rule_leaves.py",
+    "unit/test_inner.py",
+    "unit",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order of `SLOWEST_FIRST`, then the doctests; Makefile keeps xdist from another order."""
+    prefixes = [ROOT / "tests" / name for name in SLOWEST_FIRST]
+
+    def rank(item: pytest.Item) -> int:
+        return next((i for i, known in enumerate(prefixes) if item.path.is_relative_to(known)), len(prefixes))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="module")

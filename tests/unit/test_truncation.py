@@ -25,9 +25,7 @@ CONFIG = MetaConfig(
     min_unroll=8,
     max_unroll=20,
     batch_size=16,
-    start="adam",  # whose two units are all that the small rule has
 )
-pytestmark = pytest.mark.usefixtures("small_meta_rule")
 SETS = jnp.repeat(jnp.arange(2), CONFIG.tasks_per_set)
 
 

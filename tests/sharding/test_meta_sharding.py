@@ -1,4 +1,4 @@
-"""The same meta-training on one, two and eight devices, and on two processes."""
+"""The same meta-training on one and on eight devices, and on two processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import quick
 
 SCRIPT = Path(__file__).with_name("meta_run.py")
 TOLERANCE = 1e-5  # three times what is found: the sums over pairs are taken in another order
-SPREADS = ["2", "8", "processes"]
+SPREADS = ["8", "processes"]  # one pair on each device, and several
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.nd
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for words in (["1,2,8"], ["2", coordinator, "0"], ["2", coordinator, "1"])
+        for words in (["1,8"], ["2", coordinator, "0"], ["2", coordinator, "1"])
     ]
     for process in started:
         printed, _ = process.communicate(timeout=600.0)

@@ -39,7 +39,7 @@ types: install
 	$(BIN)/pyright
 
 unit: install
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Triton, 200 MB, which PyTorch for CPUs does without: its interpreter runs the GPU kernels' tests.
 test-kernels: install

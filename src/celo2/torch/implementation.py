@@ -11,7 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Literal, get_args
 from weakref import WeakKeyDictionary
@@ -31,9 +31,10 @@ __all__ = ["LEAST_SIZE", "Implementation", "check_kernels", "choose", "make_pass
 Implementation = Literal["auto", "plain", "passes", "blocks", "numba", "triton"]
 
 KERNELS: dict[str, Implementation] = {"cpu": "numba", "cuda": "triton"}  # by the device's type
-LEAST_SIZE = 1 << 12  # elements; below it, stacking equal tensors in the plain program costs less
-LEAST_GPU_SIZE = 1 << 16  # elements; a smaller one is not worth three kernels and what lies between them
-LEAST_GPU_SIDE = 32  # of a matrix; a narrower one would leave most of each block empty
+LEAST_SIZE = 1 << 12  # elements; below it, stacking equal tensors in the plain program costs less than blocks
+LEAST_SIDE = 32  # of a matrix on a GPU; a narrower one leaves most of each block empty, unless it is small:
+SMALL_SIZE = 1 << 16  # elements, for which launches cost more than empty blocks
+LARGEST_SIDE = 1 << 20  # a grid's limit: 65,535 blocks of 16 rows
 
 _chosen: ContextVar[Implementation] = ContextVar("implementation", default="auto")
 _working: WeakKeyDictionary[Network, dict[torch.device, bool]] = WeakKeyDictionary()  # what `_try` has said
@@ -68,34 +69,35 @@ def choose(network: Network, param: Tensor, layout: Layout, *, kernels: bool = T
         kernels: Whether compiled kernels may be chosen; `use` counts for more.
     """
     chosen = _chosen.get()
-    if chosen == "plain" or not passes.covers(len(layout.shape), layout.axes, network.config):
+    if chosen == "plain" or param.numel() == 0 or not passes.covers(layout.axes, network.config):
         return "plain"
     if chosen in KERNELS.values():
         return chosen if _fits(network, param, chosen) else "passes"
+    shape = layout.shape if layout.axes else layout.shape[::-1]  # a vector is one row
     if chosen == "auto":
-        if kernels and _is_large(param, layout):
-            compiled = KERNELS.get(param.device.type)
-            if compiled and _fits(network, param, compiled) and _works(network, param.device):
-                return compiled
-        if param.device.type != "cpu" or param.numel() < LEAST_SIZE:
+        compiled = KERNELS.get(param.device.type) if kernels else None
+        if compiled and _suits(network, param, shape, compiled):
+            return compiled
+        if param.device.type != "cpu" or param.numel() < LEAST_SIZE or layout.axes is None:
             return "plain"
-    whole_rows = layout.shape[-1] <= blocks.BLOCK_SIZE  # which a block has
+    whole_rows = shape[-1] <= blocks.BLOCK_SIZE  # which a block has
     return "blocks" if chosen != "passes" and whole_rows else "passes"
 
 
-def make_passes(network: Network, implementation: Implementation) -> Passes:
-    """The passes of an implementation that `choose` has named, not `"plain"`."""
+@functools.lru_cache(maxsize=16)
+def make_passes(network: Network, implementation: Implementation, *, factored: bool) -> Passes:
+    """The passes of an implementation that `choose` has named, not `"plain"`; see `passes.make_passes`."""
     if implementation == "blocks":
-        return blocks.make_passes(network)
+        return blocks.make_passes(network, factored=factored)
     if implementation == "numba":
         from celo2.torch import numba_passes
 
-        return numba_passes.make_passes(network)
+        return numba_passes.make_passes(network, factored=factored)
     if implementation == "triton":
         from celo2.torch import triton_passes
 
-        return triton_passes.make_passes(network)
-    return passes.make_passes(network)
+        return triton_passes.make_passes(network, factored=factored)
+    return passes.make_passes(network, factored=factored)
 
 
 def check_kernels(network: Network, device: torch.device) -> None:
@@ -111,11 +113,14 @@ def check_kernels(network: Network, device: torch.device) -> None:
         raise RuntimeError(f"fused=True needs {compiled.title()}; install it{extra} or {remedy}")
 
 
-def _is_large(param: Tensor, layout: Layout) -> bool:
-    """Whether a matrix is worth the calls of kernels and what lies between them."""
-    if param.device.type == "cpu":
-        return param.numel() >= LEAST_SIZE
-    return param.numel() >= LEAST_GPU_SIZE and min(layout.shape[-2:]) >= LEAST_GPU_SIDE
+def _suits(network: Network, param: Tensor, shape: Sequence[int], compiled: Implementation) -> bool:
+    """Whether kernels compute such a matrix, and well: no grid too large or mostly of empty blocks."""
+    rows, cols = shape[-2:]
+    if param.device.type != "cpu":
+        narrow = min(rows, cols) < LEAST_SIDE and rows * cols > SMALL_SIZE
+        if narrow or max(rows, cols) > LARGEST_SIDE:
+            return False
+    return _fits(network, param, compiled) and _works(network, param.device)
 
 
 def _fits(network: Network, param: Tensor, compiled: Implementation) -> bool:
@@ -141,11 +146,11 @@ def _try(network: Network, device: torch.device) -> bool:
     if torch.version.hip is not None and device.type == "cuda":
         return False
     try:
-        matrix = torch.ones(LEAST_GPU_SIDE, LEAST_GPU_SIDE, device=device)
+        matrix = torch.ones(LEAST_SIDE, LEAST_SIDE, device=device)
         row, col, units = matrix[:, :1], matrix[:1], matrix[:8]
         state = Accumulators((matrix.clone(), matrix.clone(), matrix.clone()), (matrix.clone(),), (), ())
         inputs = Inputs(matrix, matrix, state, ((row, col),) * 3, ((row, col),) * 3)
-        made = make_passes(network, KERNELS[device.type])
+        made = make_passes(network, KERNELS[device.type], factored=True)
         made.square_means(matrix)
         made.direct(inputs, made.accumulate(inputs), (units[..., None], units[:, None]))
     except Exception as error:  # whatever it is, other programs still work

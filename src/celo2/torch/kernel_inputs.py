@@ -41,14 +41,15 @@ def fits(config: RuleConfig) -> bool:
     )
 
 
-def pack_numbers(network: Network) -> tuple[float, ...]:
-    """The network's 225 numbers that matter; weights of features that are off are zero.
+def pack_numbers(network: Network, *, factored: bool) -> tuple[float, ...]:
+    """The network's 225 numbers that matter.
 
     The first layer's full channels `(18, 8)`, the second layer `(8, 8)` and its bias, the direction's
-    column of the third and its bias, one after the other.
+    column of the third and its bias, one after the other. Weights of features that are off, or that
+    vectors have not got (`factored` False), are zero.
     """
     config, weights = network.config, network.numbers
-    names = {feature.name: name for name, feature in config.feature_groups(2)}
+    names = {feature.name: name for name, feature in config.feature_groups(1 + factored)}
     numbers: list[float] = []
     for feature, count in CHANNELS:
         rows = weights[names[feature]] if feature in names else [[0.0] * UNITS] * count
@@ -58,10 +59,10 @@ def pack_numbers(network: Network) -> tuple[float, ...]:
 
 
 @functools.cache
-def find_places(config: RuleConfig) -> list[int]:
+def find_places(config: RuleConfig, *, factored: bool) -> list[int]:
     """Where the enabled channels are among those of the kernels."""
     every = [(feature, index) for feature, count in CHANNELS for index in range(count)]
-    return [every.index(channel) for channel in features.full_channels(config)]
+    return [every.index(channel) for channel in features.full_channels(config, factored=factored)]
 
 
 def pack_vectors(vectors: Tensor) -> Tensor:

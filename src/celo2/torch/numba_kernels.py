@@ -161,16 +161,15 @@ def direct(
     row, col, r, c = row_factors[matrix], col_factors[matrix], row_units[matrix], col_units[matrix]
     for i in range(start, stop):
         row_0, row_1, row_2 = row[0, i], row[1, i], row[2, i]
-        r0, r1, r2, r3, r4, r5, r6, r7 = r[0, i], r[1, i], r[2, i], r[3, i], r[4, i], r[5, i], r[6, i], r[7, i]
-        total = np.float32(0.0)
+        u = (r[0, i], r[1, i], r[2, i], r[3, i], r[4, i], r[5, i], r[6, i], r[7, i])
         for j in range(grad.shape[1]):
             g, p, v = _clamp(grad[i, j], clip), param[i, j], rms[i, j]
             m0, m1, m2 = momentum_0[i, j], momentum_1[i, j], momentum_2[i, j]
             f0, f1, f2 = row_0 * col[0, j], row_1 * col[1, j], row_2 * col[2, j]
             s = one / np.sqrt(v + eps)
             h = (
-                r0 + c[0, j], r1 + c[1, j], r2 + c[2, j], r3 + c[3, j],
-                r4 + c[4, j], r5 + c[5, j], r6 + c[6, j], r7 + c[7, j],
+                u[0] + c[0, j], u[1] + c[1, j], u[2] + c[2, j], u[3] + c[3, j],
+                u[4] + c[4, j], u[5] + c[5, j], u[6] + c[6, j], u[7] + c[7, j],
             )  # fmt: skip
             h = _add(h, g, w_grad)
             h = _add(h, _clamp(g, small_clip), w_clipped)
@@ -202,5 +201,9 @@ def direct(
             value += _relu(k[3]) * last[3] + _relu(k[4]) * last[4] + _relu(k[5]) * last[5]
             value += _relu(k[6]) * last[6] + _relu(k[7]) * last[7]
             out[i, j] = value
-            total += value * value
+        total = np.float32(0.0)
+        for j in range(
+            out.shape[1]
+        ):  # in the loop above, a sum would make LLVM unroll it beyond the registers
+            total += out[i, j] * out[i, j]
         sums[number] += total

@@ -22,19 +22,21 @@ from celo2.torch.passes import Passes, Units
 
 __all__ = ["PIECE_SIZE", "make_passes"]
 
-PIECE_SIZE = 1 << 15  # elements of a piece, if rows are no longer: a third of a millisecond in the last pass
+PIECE_SIZE = 1 << 16  # elements of a piece, if rows are no longer: most of a millisecond in the last pass
 
 
-def make_passes(network: Network) -> Passes:
+def make_passes(network: Network, *, factored: bool) -> Passes:
     """The passes of `passes.make_passes`, for float32 tensors on a CPU.
 
     Args:
         network: `kernel_inputs.fits` has approved its options.
+        factored: Of `passes.make_passes`.
     """
-    config, places = network.config, kernel_inputs.find_places(network.config)
+    config = network.config
+    places = kernel_inputs.find_places(config, factored=factored)
     weights = [1.0 - decay for decay in (*config.initial_momentum_decays, *config.initial_rms_decays)]
     constants = np.array([GRAD_CLIP, CLIPPED_GRAD, RSQRT_EPS, *weights], np.float32)
-    packed = torch.tensor(kernel_inputs.pack_numbers(network))
+    packed = torch.tensor(kernel_inputs.pack_numbers(network, factored=factored))
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = kernel_inputs.batch_shape(grad)
@@ -55,7 +57,9 @@ def make_passes(network: Network) -> Passes:
         batch, rows, cols = shape = kernel_inputs.batch_shape(inputs.grad)
         numbers = packed.repeat(batch, 1)
         first = numbers[:, : kernel_inputs.NUM_CHANNELS * kernel_inputs.UNITS]
-        first.view(batch, -1, kernel_inputs.UNITS)[:, places] *= scales.reshape(len(places), batch).T[..., None]
+        first.view(batch, -1, kernel_inputs.UNITS)[:, places] *= scales.reshape(len(places), batch).T[
+            ..., None
+        ]
         sides = [kernel_inputs.pack_vectors(unit).numpy() for unit in units]
         direction = torch.empty(inputs.grad.shape)
         sums = np.zeros(batch * _pieces(shape))

@@ -25,13 +25,15 @@ SUMS_BLOCK = (64, 64)  # of the first pass, which writes a partial sum for each 
 WARPS, SUMS_WARPS = 8, 4
 
 
-def make_passes(network: Network) -> Passes:
+def make_passes(network: Network, *, factored: bool) -> Passes:
     """The passes of `passes.make_passes`, for gradients and parameters of any dtype but float64.
 
     Args:
         network: Its numbers become constants of the kernels; `kernel_inputs.fits` has approved its options.
+        factored: Of `passes.make_passes`.
     """
-    numbers, places = kernel_inputs.pack_numbers(network), kernel_inputs.find_places(network.config)
+    places = kernel_inputs.find_places(network.config, factored=factored)
+    numbers = kernel_inputs.pack_numbers(network, factored=factored)
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = kernel_inputs.batch_shape(grad)

@@ -142,14 +142,15 @@ def _counts(leaves: Sequence[Leaf]) -> Tensor:
 
 def _write_back(leaf: Leaf, updated: Accumulators) -> None:
     """Copies what was updated in a copy, rounding momenta and rms where they are kept smaller."""
-    own, rounded = leaf.accumulators, []
-    for old, new in zip(own.momentum + own.rms, updated.momentum + updated.rms, strict=True):
-        if old.dtype != new.dtype:
-            rounded.append((leaf.layout.leave(new, leaf.param.shape).contiguous(), old))
-        elif old.data_ptr() != new.data_ptr():
-            old.copy_(leaf.layout.leave(new, leaf.param.shape))
-    if rounded:
-        round_all(*zip(*rounded, strict=True), leaf.count, leaf.number)
+    own = leaf.accumulators
+    full, targets = updated.momentum + updated.rms, own.momentum + own.rms
+    if targets[0].dtype != full[0].dtype:
+        moved = [leaf.layout.leave(new, leaf.param.shape).contiguous() for new in full]
+        round_all(moved, targets, leaf.count, leaf.number)
+    else:
+        for old, new in zip(targets, full, strict=True):
+            if old.data_ptr() != new.data_ptr():
+                old.copy_(leaf.layout.leave(new, leaf.param.shape))
     for old, new in zip(own.row + own.col, updated.row + updated.col, strict=True):
         if old.data_ptr() != new.data_ptr():
             old.copy_(new)

@@ -36,7 +36,8 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     places = kernel_inputs.find_places(config, factored=factored)
     weights = [1.0 - decay for decay in (*config.initial_momentum_decays, *config.initial_rms_decays)]
     constants = np.array([GRAD_CLIP, CLIPPED_GRAD, RSQRT_EPS, *weights], np.float32)
-    packed = torch.tensor(kernel_inputs.pack_numbers(network, factored=factored))
+    packed = torch.tensor(kernel_inputs.pack_numbers(network, factored=factored), dtype=torch.float32)
+    first_layer = kernel_inputs.NUM_CHANNELS * kernel_inputs.UNITS
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = kernel_inputs.batch_shape(grad)
@@ -55,13 +56,12 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
 
     def direct(inputs: Inputs, scales: Tensor, units: Units) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = kernel_inputs.batch_shape(inputs.grad)
+        every = scales.new_zeros(batch, kernel_inputs.NUM_CHANNELS, 1)
+        every[:, places, 0] = scales.reshape(len(places), batch).T
         numbers = packed.repeat(batch, 1)
-        first = numbers[:, : kernel_inputs.NUM_CHANNELS * kernel_inputs.UNITS]
-        first.view(batch, -1, kernel_inputs.UNITS)[:, places] *= scales.reshape(len(places), batch).T[
-            ..., None
-        ]
+        numbers[:, :first_layer] *= every.expand(-1, -1, kernel_inputs.UNITS).flatten(1)
         sides = [kernel_inputs.pack_vectors(unit).numpy() for unit in units]
-        direction = torch.empty(inputs.grad.shape)
+        direction = inputs.grad.new_empty(inputs.grad.shape)
         sums = np.zeros(batch * _pieces(shape))
         arrays = (*_arrays(inputs), *sides, constants, numbers.numpy(), _array(direction), sums)
         _run(numba_kernels.direct, shape, *arrays)

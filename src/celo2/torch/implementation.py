@@ -26,7 +26,7 @@ from celo2.torch.features import Inputs
 from celo2.torch.network import Network
 from celo2.torch.passes import Passes
 
-__all__ = ["LEAST_SIZE", "Implementation", "check_kernels", "choose", "make_passes", "use"]
+__all__ = ["KERNELS", "LEAST_SIZE", "Implementation", "check_kernels", "choose", "make_passes", "use"]
 
 Implementation = Literal["auto", "plain", "passes", "blocks", "numba", "triton"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from celo2.torch import implementation, step
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Layout
-from celo2.torch.implementation import Implementation
+from celo2.torch.implementation import KERNELS, Implementation
 from celo2.torch.network import Network
 from celo2.torch.passes import Matrix
 from celo2.torch.rounding import round_all
@@ -23,7 +23,7 @@ from celo2.torch.rounding import round_all
 __all__ = ["STACK_LIMIT", "Leaf", "iterate_leaves", "working_dtype"]
 
 STACK_LIMIT = 1 << 15  # elements of the largest tensor that is worth a copy
-TOGETHER_LIMIT = 1 << 26  # elements of leaves whose steps exist at once
+TOGETHER_LIMIT = {"cpu": 1 << 22, "gpu": 1 << 26}  # elements of leaves whose steps exist at once
 
 
 class Leaf(NamedTuple):
@@ -72,17 +72,17 @@ def iterate_leaves(
 
 
 def _group(leaves: Sequence[Leaf], choose: Callable[[Leaf], Implementation], stack: bool) -> list[list[Leaf]]:
-    """Leaves to update together: small ones of equal shape, and on a GPU equal ones of any size."""
+    """Leaves to update together: small ones of equal shape, and by kernels equal ones of any size."""
     groups: dict[Hashable, list[Leaf]] = {}
     for index, leaf in enumerate(leaves):
         grad, param, accumulators, _, layout, _ = leaf
         stored = accumulators.momentum[0].dtype
         key: Hashable = (param.shape, param.dtype, param.device, grad.dtype, stored, layout)
-        together = _is_small(leaf) or (param.device.type != "cpu" and choose(leaf) != "plain")
-        if not (stack and together):
+        if not (stack and (_is_small(leaf) or choose(leaf) in KERNELS.values())):
             key = index
         group = groups.setdefault(key, [])
-        if group and (len(group) + 1) * param.numel() > TOGETHER_LIMIT:
+        limit = TOGETHER_LIMIT["cpu" if param.device.type == "cpu" else "gpu"]
+        if group and (len(group) + 1) * param.numel() > limit:
             groups[index] = groups.pop(key)
             groups[key] = group = []
         group.append(leaf)

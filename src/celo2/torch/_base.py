@@ -118,9 +118,11 @@ class RuleOptimizer(Optimizer):
             by_rule, by_adamw = self._collect(group, offset)
             alone = [leaf for leaf, division in by_rule if division is None]
             shared = [(leaf, division) for leaf, division in by_rule if division is not None]
-            self._apply(group, iterate_leaves(self._network, alone, **choose_path(group)))
+            path = choose_path(group)
+            self._apply(group, iterate_leaves(self._network, alone, **path))
             leaves, divisions = [leaf for leaf, _ in shared], [division for _, division in shared]
-            steps = update_shards(self._network, leaves, divisions, self._sharing.rounds)
+            rounds, kernels = self._sharing.rounds, path["kernels"]
+            steps = update_shards(self._network, leaves, divisions, rounds, kernels=kernels)
             self._apply(group, zip(leaves, steps, strict=True))
             adamw.update(by_adamw, group)
             offset += len(group["params"])

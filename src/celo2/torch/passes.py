@@ -31,7 +31,16 @@ from celo2.torch.dimensions import Axes
 from celo2.torch.features import Inputs
 from celo2.torch.network import Network
 
-__all__ = ["Direction", "Matrix", "Passes", "compute", "covers", "make_passes"]
+__all__ = [
+    "Direction",
+    "Matrix",
+    "Passes",
+    "compute",
+    "covers",
+    "make_passes",
+    "sort_factors",
+    "vector_units",
+]
 
 
 class Matrix(NamedTuple):
@@ -106,11 +115,11 @@ def compute(
     sums = [passes.square_means(matrix.grad) for matrix in matrices]
     along_rows, along_cols = (torch.stack(side) for side in zip(*sums, strict=True))
     vectors = _update_factored(matrices, along_rows, along_cols, axes, network.config)
-    factors = _sort_factors(vectors, axes)
+    factors = sort_factors(vectors, axes)
     inputs = [_make_inputs(matrix, factors, index) for index, matrix in enumerate(matrices)]
     squares = torch.stack([passes.accumulate(known) for known in inputs], dim=1)
     scales = torch.rsqrt(squares + mlp.NORM_EPS)  # (channels, matrices, ..., 1, 1)
-    units = _vector_units(vectors, network, axes)
+    units = vector_units(vectors, network, axes)
     directions = [
         Direction(*passes.direct(known, scales[:, index], (units[0][:, index], units[1][:, index])))
         for index, known in enumerate(inputs)
@@ -167,7 +176,7 @@ def _update_factored(
     return Accumulators((), (), row, col)
 
 
-def _sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
+def sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
     """For each decay the factors along the rows, `(..., rows, 1)`, and along the columns."""
     factors = features.compute_factors(vectors, axes)
     if axes is None:
@@ -193,7 +202,7 @@ def _decay(olds: Sequence[tuple[Tensor, ...]], mean: Tensor, decays: Sequence[fl
     return tuple(stacked)
 
 
-def _vector_units(vectors: Accumulators, network: Network, axes: Axes | None) -> Units:
+def vector_units(vectors: Accumulators, network: Network, axes: Axes | None) -> Units:
     """What the row and column channels, and the bias, add to each unit of the first layer."""
     config, like = network.config, vectors.row[0]
     if axes is None:

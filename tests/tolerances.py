@@ -36,6 +36,11 @@ TOLERANCES = {
         "float64 rounding, amplified by Newton–Schulz (4.3e-14 on the examples drawn)",
     ),
     "torch, jax after 50 steps": (1e-3, "the project promises it of the parameters; here of their changes"),
+    "baselines float64, oracle": (
+        4e-14,
+        "float64 rounding, amplified by inverse roots (1.3e-14, shampoo-wide)",
+    ),
+    "baselines float32, oracle": (3e-5, "the same in float32 (1.0e-5, shampoo-wide; 2.9e-6 without roots)"),
     "pes, reference": (1e-6, "float32 sums over K steps on both sides (2.3e-7, no_resets w)"),
     "pes oracle, reference": (1e-6, "float32 sums over K steps in the reference (2.3e-7)"),
 }

@@ -15,6 +15,10 @@ import numpy as np
 import optax
 
 import celo2
+from celo2.baselines import adamuon, normuon, soap
+from celo2.baselines.matrices import on_matrices
+from celo2.baselines.shampoo import scale_by_shampoo
+from celo2.baselines.spec import decoupled
 from celo2.jax.gradient_scale import normalize_gradients, watch_gradients
 
 # The contract does not depend on the network's size or features, but the time to compile it does.
@@ -60,6 +64,12 @@ def watched_sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransfor
     return optax.chain(watch_gradients(1e-4, 1.0), optax.scale_by_learning_rate(learning_rate))
 
 
+def conditioned_shampoo(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Shampoo with a ridge that keeps its inverse roots from amplifying float32's rounding."""
+    matrices = decoupled(scale_by_shampoo(ridge=1e-2), learning_rate, 0.1)
+    return on_matrices(matrices, learning_rate, 0.1, adamw_lr_scale=1.0)
+
+
 @dataclass(frozen=True)
 class Row:
     """One optimizer.
@@ -71,6 +81,8 @@ class Row:
         needs_params: Whether `update` refuses `params=None`.
         accumulates: Whether the floating-point arrays of its state belong to parameters.
         extra: What the optimizer takes as Optax's extra arguments, `value` say.
+        silent_steps: First updates that leave matrices where they are.
+        largest_gradient: The largest gradient that it promises a finite update for.
     """
 
     name: str
@@ -79,6 +91,8 @@ class Row:
     needs_params: bool = True
     accumulates: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)
+    silent_steps: int = 0
+    largest_gradient: float = float(np.finfo(np.float32).max)
 
     def make(self, learning_rate: optax.ScalarOrSchedule = 0.01) -> optax.GradientTransformationExtraArgs:
         return optax.with_extra_args_support(self.factory(learning_rate, **self.options))
@@ -91,6 +105,11 @@ ROWS = (
     Row("scale_by_celo2", direction, {"weights": CELO2}),
     Row("normalize_gradients", normalized_sgd, needs_params=False),
     Row("watch_gradients", watched_sgd, needs_params=False, accumulates=False),
+    Row("adamuon", adamuon.SPEC.make, {"weight_decay": 0.1}),
+    Row("normuon", normuon.SPEC.make, {"weight_decay": 0.1}),
+    # sums of squares must be finite: eigenvalues of infinite matrices are not numbers
+    Row("shampoo", conditioned_shampoo, largest_gradient=1e18),
+    Row("soap", soap.SPEC.make, {"weight_decay": 0.1}, silent_steps=1, largest_gradient=1e18),
 )
 
 

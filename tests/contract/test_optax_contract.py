@@ -40,9 +40,11 @@ def one_step(row: Row, tx: optax.GradientTransformationExtraArgs, params: Any) -
 
 @every_optimizer
 def test_updates_have_the_gradients_structure_and_change_params(row: Row) -> None:
-    params = make_params()
-    updates, _ = one_step(row, row.make(), params)
+    tx, params = row.make(), make_params()
+    updates, state = one_step(row, tx, params)
     assert signature(updates) == signature(params)
+    for _ in range(row.silent_steps):
+        updates, state = tx.update(make_grads(params, 3), state, params, **row.extra)
     assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(updates))
 
 
@@ -147,7 +149,7 @@ def test_works_in_partition(row: Row) -> None:
     grads = make_grads(params)
     np.testing.assert_array_equal(updates["embedding"], -grads["embedding"])
     assert signature(updates["block"]) == signature(alone["block"])
-    assert all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(updates["block"]))
+    assert_trees_close(updates["block"], alone["block"])
 
 
 @every_optimizer
@@ -255,7 +257,7 @@ def test_state_survives_a_checkpoint(row: Row) -> None:
 @every_optimizer
 def test_extreme_gradients_give_finite_updates(row: Row) -> None:
     tx, params = row.make(), make_params()
-    for scale in (0.0, 1e-30, 1e30, float(np.finfo(np.float32).max)):
+    for scale in sorted({0.0, 1e-30, min(1e30, row.largest_gradient), row.largest_gradient}):
         grads = jax.tree.map(lambda g, scale=scale: scale * jnp.sign(g), make_grads(params))
         state = tx.init(params)
         for _ in range(2):

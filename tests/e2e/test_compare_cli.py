@@ -121,7 +121,7 @@ def test_interrupt_before_anything_is_finished_writes_nothing(interrupt_training
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--optimizers", "adam"], "did you mean 'adamw'"),
+        (["--optimizers", "adamww"], "did you mean 'adamw'"),
         (["--task", "digits"], "digits-mlp"),
         (["--learning-rates", "sgd=fast"], "expected learning rates such as"),
         (["--steps", "-3"], "steps must not be negative"),

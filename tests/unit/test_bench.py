@@ -25,21 +25,21 @@ def test_trees_have_the_published_sizes(name: str, millions: float) -> None:
 
 def test_bench_writes_every_figure(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bench.json"
-    words = ["--tree", "mlp", "--optimizers", "sgd", "--seconds", "0.01", "--json", str(path)]
+    words = ["--tree", "mlp", "--optimizers", "sgdm", "--seconds", "0.01", "--json", str(path)]
     assert main(words) == 0
     record = json.loads(path.read_text())
     by_name = {row["optimizer"]: row for row in record["rows"]}
-    assert list(by_name) == ["adamw", "sgd"]  # the reference takes part unasked
+    assert list(by_name) == ["adamw", "sgdm"]  # the reference takes part unasked
     assert by_name["adamw"]["ratio"] == 1.0
     assert by_name["adamw"]["state_bytes"] == 8 * by_name["adamw"]["num_parameters"] + 4  # and the count
-    assert by_name["sgd"]["state_bytes"] == 4 * by_name["sgd"]["num_parameters"]
+    assert by_name["sgdm"]["state_bytes"] == 4 * by_name["sgdm"]["num_parameters"]
     assert all(row["seconds"] > 0 and row["compile_seconds"] > 0 for row in by_name.values())
     assert "commit" in record["environment"]
-    assert "sgd" in capsys.readouterr().out
+    assert "sgdm" in capsys.readouterr().out
 
 
 def test_a_tree_too_large_to_run_is_compiled_only() -> None:
-    rows = bench_tree(TREES["mlp"].make(), ["sgd"], timed=False)
+    rows = bench_tree(TREES["mlp"].make(), ["sgdm"], timed=False)
     assert [row.seconds for row in rows] == [None, None]
     assert all(row.compile_seconds > 0 for row in rows)
 
@@ -48,8 +48,8 @@ def test_a_whole_training_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None
     tiny = TransformerConfig(width=8, num_layers=1, num_heads=2, context=8)
     monkeypatch.setattr(bench, "WHOLE_STEP", tiny)
     monkeypatch.setattr(bench, "WHOLE_STEP_BATCH", 2)
-    rows = bench_whole_step(["sgd"], budget=0.01)
-    assert [row.optimizer for row in rows] == ["adamw", "sgd"]
+    rows = bench_whole_step(["sgdm"], budget=0.01)
+    assert [row.optimizer for row in rows] == ["adamw", "sgdm"]
     assert rows[0].state_bytes == 8 * rows[0].num_parameters + 4  # and the count
     assert all(row.seconds and row.ratio for row in rows)
 

@@ -151,3 +151,12 @@ def test_results_name_what_an_interrupt_left_out(result):
     found = as_json(partial)
     assert found["unfinished"] == ["muon", "sgd"]
     assert [entry["name"] for entry in found["optimizers"]] == ["adamw"]
+
+
+def test_page_says_whose_learning_rate_stays_constant():
+    cosine = make_entry("adamw", [[0.2], [0.3]])
+    constant = make_entry("schedule-free-adamw", [[0.2], [0.3]])
+    assert "a constant rate for schedule-free-adamw)" in render_report(
+        make_result(cosine, constant), "<svg/>"
+    )
+    assert "constant rate" not in render_report(make_result(cosine), "<svg/>")

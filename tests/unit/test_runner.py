@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import make_step
-from celo2.evaluate.protocol import cosine_schedule, seed_keys, window_length
+from celo2.evaluate.protocol import constant_schedule, cosine_schedule, seed_keys, window_length
 from celo2.evaluate.runner import GridRunner, Progress, run_grid
 from celo2.tasks.base import Dataset, Task
 
@@ -240,6 +241,15 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
     assert (np.diff(values[5:]) < 0).all()
 
 
+def test_constant_schedule_has_the_same_warm_up_and_stays():
+    constant, cosine = constant_schedule(2.0, 100), cosine_schedule(2.0, 100)
+    values = [float(np.asarray(constant(count))) for count in range(101)]
+    np.testing.assert_allclose(
+        values[:5], [float(np.asarray(cosine(count))) for count in range(5)], rtol=1e-6
+    )
+    np.testing.assert_allclose(values[5:], 2.0)
+
+
 def test_runner_trains_with_other_inputs_as_if_it_had_been_compiled_with_them():
     def scaled_sgd(schedule, scale):
         return optax.chain(optax.scale(scale["of"]), optax.sgd(schedule))
@@ -250,6 +260,46 @@ def test_runner_trains_with_other_inputs_as_if_it_had_been_compiled_with_them():
     np.testing.assert_allclose(halved.train_loss, expected.train_loss, rtol=1e-5)
     whole = run_grid(make_bowl(), optax.sgd, RATES, steps=STEPS)
     np.testing.assert_allclose(runner.train().train_loss, whole.train_loss, rtol=1e-5)
+
+
+def test_validates_what_eval_params_makes_of_state_and_params():
+    def centre(state, params):
+        return jax.tree.map(lambda trained: jnp.ones_like(trained) + 0.0 * state[0].trace["x"], params)
+
+    grid = run_grid(make_bowl(), lambda rate: optax.sgd(rate, 0.9), RATES, steps=STEPS, eval_params=centre)
+    np.testing.assert_array_equal(grid.valid_loss, 0.0)
+    assert (grid.train_loss > 0.0).all()
+
+
+def test_runs_follow_the_schedule_that_is_named():
+    grid = run_grid(make_bowl(), optax.sgd, RATES, steps=STEPS, schedule="constant")
+    for row, rate in enumerate(RATES):
+        alone = train_alone(make_bowl(), lambda _, rate=rate: optax.sgd(rate), rate, 0, STEPS)
+        np.testing.assert_allclose(grid.train_loss[row, 0], alone, rtol=1e-4)  # the warm-up is one step long
+
+
+def test_what_is_due_every_few_steps_is_computed_then_only():
+    calls = []
+
+    def on_host(grad):
+        calls.append(grad.shape)
+        return grad
+
+    def with_callback(schedule):
+        def halve_sometimes(grad, step):
+            def halve(grad):
+                return 0.5 * jax.pure_callback(on_host, grad, grad, vmap_method="expand_dims")
+
+            return jax.lax.cond(step % 2 == 0, halve, lambda grad: grad, grad)
+
+        def update(updates, state, params=None, *, step, **_):
+            return jax.tree.map(lambda grad: halve_sometimes(grad, step), updates), state
+
+        halving = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+        return optax.chain(halving, optax.sgd(schedule))
+
+    run_grid(make_bowl(), with_callback, RATES, steps=STEPS, devices=1)
+    assert calls == [(len(RATES), 3)] * math.ceil(STEPS / 2)  # all runs at once
 
 
 def test_number_of_validations_leaves_the_training_alone(grid):

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from celo2._files import write_atomic
-from celo2.baselines import OPTIMIZERS, find_optimizer
+from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
 from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
@@ -129,5 +129,5 @@ def _make_table(rows: Sequence[BenchRow], what: str) -> Table:
 def _describe() -> str:
     return _DESCRIPTION.format(
         trees="\n".join(f"  {name:11} {spec.summary}" for name, spec in TREES.items()),
-        optimizers="\n".join(f"  {name:11} {spec.description}" for name, spec in OPTIMIZERS.items()),
+        optimizers=describe_optimizers(),
     )

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from celo2.baselines import OPTIMIZERS, find_optimizer
+from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
 from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.evaluate.compare import ALL, CompareConfig, CompareResult, compare
@@ -107,7 +107,7 @@ def _default_folder(task: str) -> Path:
 def _describe() -> str:
     return _DESCRIPTION.format(
         tasks="\n".join(f"  {name:13} {spec.summary}" for name, spec in TASKS.items()),
-        optimizers="\n".join(f"  {name:13} {spec.description}" for name, spec in OPTIMIZERS.items()),
+        optimizers=describe_optimizers(),
     )
 
 

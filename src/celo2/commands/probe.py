@@ -25,7 +25,7 @@ from celo2.weights import SHIPPED, Weights, load_checkpoint, resolve_tree
 __all__ = ["ProbeCommand", "load_candidates", "main", "make_table", "measure"]
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
-HAND_DESIGNED = tuple(name for name in OPTIMIZERS if name not in SHIPPED)
+HAND_DESIGNED = tuple(name for name in OPTIMIZERS if name not in (*SHIPPED, *BUILT_IN))
 
 _DESCRIPTION = f"""\
 Trains held-out tasks with weights, as the probes of `celo2 meta-train --probe-every` do, and compares the
@@ -33,8 +33,8 @@ final training losses at each one's best learning rate. The score is the mean lo
 that of the first in the list: below zero is better than the first.
 
 A candidate is a weight file; a run's folder, for all of its weights; celo2 or celo2-base, the shipped
-ones; {" or ".join(BUILT_IN)}, where meta-training can start; or {", ".join(HAND_DESIGNED)}, tuned over
-as many rates of their own.
+ones; {" or ".join(BUILT_IN)}, where meta-training can start; or any other hand-designed optimizer that
+`celo2 compare --help` lists, tuned over as many rates of its own.
 
 examples:
   celo2 probe adam runs/celo2
@@ -158,7 +158,7 @@ def _probe_of(weights: Weights, config: ProbeConfig, probes: dict[str, Probe]) -
 def _measure_hand_designed(name: str, config: ProbeConfig, num_rates: int) -> dict[str, TaskRecord]:
     spec = OPTIMIZERS[name]
     own = dataclasses.replace(config, rates=spec.learning_rates(num_rates))
-    probe = Probe(own, lambda schedule, _: spec.make(schedule, 0.0))
+    probe = Probe(own, lambda schedule, _: spec.make(schedule, 0.0), spec.schedule)
     return probe.measure({})
 
 

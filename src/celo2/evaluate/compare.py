@@ -1,7 +1,8 @@
 """Trains one task with several optimizers, each tuned over as many learning rates as the others.
 
-Every optimizer gets the same schedule, seeds, initial parameters, batches and number of learning
-rates; the one with the lowest final training loss (mean over the seeds) stands for it.
+Every optimizer gets the same seeds, initial parameters, batches and number of learning rates, and the same
+schedule unless it is made for another; the rate with the lowest final training loss (mean over the seeds)
+stands for it.
 """
 
 from __future__ import annotations
@@ -217,6 +218,8 @@ def _prepare(task: Task, config: CompareConfig, spec: OptimizerSpec) -> GridRunn
         steps=config.steps,
         devices=config.devices,
         max_memory=config.max_memory * 2**30,
+        schedule=spec.schedule,
+        eval_params=spec.eval_params,
     )
 
 

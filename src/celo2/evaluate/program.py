@@ -18,7 +18,8 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from celo2.evaluate.protocol import NUM_EVALS, VALID_BATCHES, cosine_schedule, seed_keys
+from celo2.baselines import EvalParams
+from celo2.evaluate.protocol import NUM_EVALS, SCHEDULES, VALID_BATCHES, seed_keys
 from celo2.jax.compilation import compiler_options
 from celo2.tasks.base import Batch, Task
 
@@ -46,19 +47,20 @@ class Record(NamedTuple):
     valid_accuracy: Any
 
 
-def make_step(
-    task: Task, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, Array]]:
-    """One training step: `((params, state), batch) → ((params, state), loss before the step)`.
+def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, Array]]:
+    """One training step: `((params, state), batch, count) → ((params, state), loss before the step)`.
 
-    Optimizers that want the loss get it as Optax's extra argument `value`.
+    Optimizers that want the loss get it as Optax's extra argument `value`, and the number of steps taken
+    as `step`, if it is given: the same for all runs of a vmap, it tells JAX that what an optimizer does
+    every n-th step is due in all of them or in none.
     """
     extended = optax.with_extra_args_support(optimizer)
 
-    def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
+    def step(train_state: TrainState, batch: Batch, count: Array | None = None) -> tuple[TrainState, Array]:
         params, state = train_state
         loss, grads = jax.value_and_grad(task.loss)(params, batch)
-        updates, state = extended.update(grads, state, params, value=loss)
+        known = {} if count is None else {"step": count}
+        updates, state = extended.update(grads, state, params, value=loss, **known)
         return (optax.apply_updates(params, updates), state), loss
 
     return step
@@ -74,6 +76,8 @@ class Program:
         devices: JAX devices to run on.
         inputs: Trees of arrays for `make_optimizer`; `train` takes others of the same shapes.
         num_evals: Validations of a run, the last one after its last step.
+        schedule: Of the learning rate, by its name in `SCHEDULES`.
+        eval_params: What is validated, as in `OptimizerSpec`; None: the trained parameters.
     """
 
     def __init__(
@@ -84,11 +88,15 @@ class Program:
         devices: Sequence[Any],
         inputs: Sequence[Any] = (),
         num_evals: int = NUM_EVALS,
+        schedule: str = "cosine",
+        eval_params: EvalParams | None = None,
     ) -> None:
         self.task = task
         self.make_optimizer = make_optimizer
         self.steps = steps
         self.inputs = tuple(inputs)
+        self.make_schedule = SCHEDULES[schedule]
+        self.eval_params = eval_params or (lambda _, params: params)
         self.piece = math.ceil(steps / num_evals)
         self.bounds = [(start, min(start + self.piece, steps)) for start in range(0, steps, self.piece)]
         self.mesh = Mesh(np.asarray(devices), ("runs",))
@@ -157,7 +165,7 @@ class Program:
         return (needed - memory.alias_size_in_bytes) * self.mesh.size
 
     def _optimizer(self, run: Runs, inputs: Sequence[Any]) -> optax.GradientTransformation:
-        return self.make_optimizer(cosine_schedule(run.learning_rate, self.steps), *inputs)
+        return self.make_optimizer(self.make_schedule(run.learning_rate, self.steps), *inputs)
 
     def _params(self, runs: Runs) -> Any:
         """Initial parameters of each run, stacked; the same for the runs of one seed."""
@@ -184,12 +192,13 @@ class Program:
         def body(count: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             train_state, losses = carry
             batch = self.task.sample_batch(jax.random.fold_in(loop_key, count), train)
-            train_state, loss = step(train_state, batch)
+            train_state, loss = step(train_state, batch, count)
             return train_state, losses.at[count - start].set(loss)
 
         losses = jnp.zeros(self.piece, jnp.float32)
         train_state, losses = jax.lax.fori_loop(start, stop, body, (train_state, losses))
-        return train_state, Record(losses, *_validate(self.task, train_state[0], valid))
+        params, state = train_state
+        return train_state, Record(losses, *_validate(self.task, self.eval_params(state, params), valid))
 
 
 def _validate(task: Task, params: Any, batches: Batch) -> tuple[Array, Array]:

@@ -1,10 +1,14 @@
 """The protocol that every optimizer of a comparison is put through.
 
 A cosine decay to zero after a linear warm-up over 5 % of the steps, float32, and the same initial
-parameters and batches for every optimizer (arXiv 2602.19142, evaluation set-up).
+parameters and batches for every optimizer (arXiv 2602.19142, evaluation set-up). An optimizer that is
+made for a constant learning rate has one after the warm-up.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +19,11 @@ from jax.typing import ArrayLike
 __all__ = [
     "DIVERGENCE_MARGIN",
     "NUM_EVALS",
+    "SCHEDULES",
     "SELECTION",
     "VALID_BATCHES",
     "WINDOW",
+    "constant_schedule",
     "cosine_schedule",
     "seed_keys",
     "window_length",
@@ -41,7 +47,7 @@ def cosine_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
         peak: The highest learning rate; may be traced.
         steps: Length T of the run, ≥ 2.
     """
-    warmup = max(1, round(WARMUP * steps))
+    warmup = _warmup_length(steps)
 
     def schedule(count: ArrayLike) -> Array:
         time = jnp.asarray(count, jnp.float32)
@@ -50,6 +56,27 @@ def cosine_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
         return jnp.asarray(peak, jnp.float32) * jnp.minimum(rising, 0.5 * (1.0 + jnp.cos(jnp.pi * decayed)))
 
     return schedule
+
+
+def constant_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
+    """The same warm-up, then `peak` to the end; arguments as of `cosine_schedule`."""
+    warmup = _warmup_length(steps)
+
+    def schedule(count: ArrayLike) -> Array:
+        rising = (jnp.asarray(count, jnp.float32) + 1.0) / warmup
+        return jnp.asarray(peak, jnp.float32) * jnp.minimum(rising, 1.0)
+
+    return schedule
+
+
+SCHEDULES: Mapping[str, Callable[[ArrayLike, int], optax.Schedule]] = MappingProxyType(
+    {"cosine": cosine_schedule, "constant": constant_schedule}
+)
+"""Schedules of the learning rate by name: `(peak, steps) → schedule`."""
+
+
+def _warmup_length(steps: int) -> int:
+    return max(1, round(WARMUP * steps))
 
 
 def window_length(steps: int) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from celo2.baselines import OPTIMIZERS
 from celo2.evaluate.compare import CompareResult, Entry
 from celo2.evaluate.page import render_page
 from celo2.evaluate.protocol import DIVERGENCE_MARGIN, SELECTION, VALID_BATCHES
@@ -75,6 +76,12 @@ def _diverged_runs(entry: Entry) -> list[str]:
     return runs
 
 
+def _describe_decay(result: CompareResult) -> str:
+    specs = [OPTIMIZERS[entry.name] for entry in result.entries if entry.name in OPTIMIZERS]
+    constant = [spec.name for spec in specs if spec.schedule == "constant"]
+    return "a cosine to zero" + (f" (a constant rate for {', '.join(constant)})" if constant else "")
+
+
 def _settings(result: CompareResult) -> dict[str, Any]:
     config, task = result.config, result.task
     return {
@@ -82,7 +89,7 @@ def _settings(result: CompareResult) -> dict[str, Any]:
         "steps": config.steps,
         "seeds": ", ".join(map(str, config.seed_range)),
         "weight decay": f"{config.weight_decay:g}",
-        "schedule": "linear warm-up over 5 % of the steps, then a cosine to zero; float32",
+        "schedule": f"linear warm-up over 5 % of the steps, then {_describe_decay(result)}; float32",
         "pairing": "runs of one seed share initial parameters and batches, whatever the optimizer",
         "best learning rate": SELECTION,
         "final training loss": "mean batch loss over the last 5 % of the steps",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from celo2.baselines import EvalParams
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import MakeFromSchedule, Program, Record, Runs
 from celo2.evaluate.protocol import NUM_EVALS
@@ -59,6 +60,8 @@ class GridRunner:
         inputs: Trees of arrays for `make_optimizer`: arguments of the compiled program, so that another
             training with other numbers compiles nothing.
         num_evals: Validations of a run, the last one after its last step.
+        schedule: Of the learning rate, by its name in `celo2.evaluate.protocol.SCHEDULES`.
+        eval_params: What is validated, as in `OptimizerSpec`; None: the trained parameters.
 
     Raises:
         ValueError: There is no learning rate or seed, or one is out of range, or a run is too short.
@@ -76,12 +79,14 @@ class GridRunner:
         max_memory: float = DEFAULT_MAX_MEMORY,
         inputs: Sequence[Any] = (),
         num_evals: int = NUM_EVALS,
+        schedule: str = "cosine",
+        eval_params: EvalParams | None = None,
     ) -> None:
         _check(learning_rates, seeds, steps)
         self._learning_rates, self._seeds = learning_rates, seeds
         self._pairs = np.asarray([(rate, seed) for rate in learning_rates for seed in seeds])
         used = jax.local_devices()[: devices or None][: len(self._pairs)]
-        self._program = Program(task, make_optimizer, steps, used, inputs, num_evals)
+        self._program = Program(task, make_optimizer, steps, used, inputs, num_evals, schedule, eval_params)
         self._width = self._program.fit(len(self._pairs), max_memory)
 
     def train(self, on_progress: OnProgress | None = None, *, inputs: Sequence[Any] | None = None) -> RunGrid:

@@ -90,13 +90,20 @@ class Probe:
     Args:
         config: What to train.
         make_optimizer: `(schedule, theta) → Optax transform`.
+        schedule: Of the learning rate, by its name in `celo2.evaluate.protocol.SCHEDULES`.
 
     Attributes:
         config: What is trained.
     """
 
-    def __init__(self, config: ProbeConfig, make_optimizer: Callable[..., optax.GradientTransformation]):
+    def __init__(
+        self,
+        config: ProbeConfig,
+        make_optimizer: Callable[..., optax.GradientTransformation],
+        schedule: str = "cosine",
+    ) -> None:
         self.config = config
+        self._schedule = schedule
         self._make_optimizer = make_optimizer
         self._runners: dict[str, GridRunner] = {}
 
@@ -130,6 +137,7 @@ class Probe:
             steps=config.steps,
             inputs=inputs,
             num_evals=1,
+            schedule=self._schedule,
         )
 
 

@@ -1,0 +1,127 @@
+"""Optimizers by name, each with the range of learning rates that it is tuned over.
+
+Every entry is an Optax transform that an outsider would recognise: the hand-designed ones are Optax's
+own (`from_optax.py`) or one file each, at settings that make them strong, since a comparison is worth
+what its weakest baseline is.
+A learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import optax
+
+from celo2.baselines import adamuon, from_optax, muon, normuon, shampoo, soap
+from celo2.baselines.matrices import UNIT_STEP_RANGE
+from celo2.baselines.spec import EvalParams, MakeOptimizer, OptimizerSpec
+from celo2.config import nearest_name
+from celo2.jax.transform import celo2, celo2_base
+from celo2.weights import load_checkpoint
+
+__all__ = [
+    "OPTIMIZERS",
+    "EvalParams",
+    "MakeOptimizer",
+    "OptimizerSpec",
+    "check_optimizer_name",
+    "describe_optimizers",
+    "find_optimizer",
+    "make_optimizer",
+]
+
+LEARNED = {"celo2": celo2, "celo2-base": celo2_base}
+
+
+def _learned(variant: str, weights: Any = None) -> MakeOptimizer:
+    transform = LEARNED[variant]
+    return lambda learning_rate, weight_decay: transform(
+        learning_rate, weights=weights, weight_decay=weight_decay
+    )
+
+
+_CELO2_PAPER = "arXiv 2602.19142"
+_LEARNED_SPECS = (
+    OptimizerSpec(
+        "celo2",
+        "Celo2: the learned rule and Newton–Schulz on hidden matrices, AdamW at 20 × the rate on the rest",
+        _learned("celo2"),
+        UNIT_STEP_RANGE,
+        reference=_CELO2_PAPER,
+        origin="celo2.celo2",
+    ),
+    OptimizerSpec(
+        "celo2-base",
+        "Celo2-base: the learned rule on every parameter",
+        _learned("celo2-base"),
+        UNIT_STEP_RANGE,
+        reference=_CELO2_PAPER,
+        origin="celo2.celo2_base",
+    ),
+)
+_HAND_DESIGNED_SPECS = sorted(
+    (*from_optax.SPECS, *(module.SPEC for module in (adamuon, muon, normuon, shampoo, soap))),
+    key=lambda spec: spec.name,
+)
+
+OPTIMIZERS: dict[str, OptimizerSpec] = {spec.name: spec for spec in (*_LEARNED_SPECS, *_HAND_DESIGNED_SPECS)}
+"""The optimizers by name: the learned ones, then the others in alphabetical order."""
+
+
+def check_optimizer_name(name: str) -> None:
+    """Raises a ValueError, with the nearest name, for a name that `find_optimizer` cannot know."""
+    variant, colon, source = name.partition(":")
+    if name not in OPTIMIZERS and not (colon and source and variant in LEARNED):
+        raise ValueError(
+            f"unknown optimizer {name!r}{nearest_name(name, OPTIMIZERS)} "
+            f"There are {', '.join(OPTIMIZERS)}, celo2:PATH and celo2-base:PATH."
+        )
+
+
+def describe_optimizers() -> str:
+    """A line for each name, for a command's help."""
+    width = max(map(len, OPTIMIZERS))
+    return "\n".join(f"  {name:{width}} {spec.description}" for name, spec in OPTIMIZERS.items())
+
+
+def find_optimizer(name: str) -> OptimizerSpec:
+    """The optimizer of this name.
+
+    Args:
+        name: A key of `OPTIMIZERS`, or `celo2:SOURCE` / `celo2-base:SOURCE`, where the source is
+            anything that `celo2.load_checkpoint` takes (a path, say).
+
+    Raises:
+        ValueError: The name is unknown (the message has the nearest), or the weights are unfit.
+        OSError: The file of weights cannot be read.
+
+    Example:
+        >>> find_optimizer("adamw").learning_rates(3)
+        (0.0003, 0.00548, 0.1)
+    """
+    check_optimizer_name(name)
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    variant, _, source = name.partition(":")
+    weights = load_checkpoint(source, orthogonalize=variant == "celo2")
+    shipped = OPTIMIZERS[variant]
+    return dataclasses.replace(
+        shipped,
+        name=name,
+        description=f"{shipped.description}; weights from {source}",
+        make=_learned(variant, weights),
+    )
+
+
+def make_optimizer(
+    name: str, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Builds an optimizer by name; the arguments and errors are those of `find_optimizer`.
+
+    Example:
+        >>> make_optimizer("muom", 1e-3)
+        Traceback (most recent call last):
+        ValueError: unknown optimizer 'muom'; did you mean 'muon'? There are ...
+    """
+    return find_optimizer(name).make(learning_rate, weight_decay)

@@ -1,0 +1,68 @@
+"""What an entry of the table of optimizers says."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import optax
+
+__all__ = ["EvalParams", "MakeOptimizer", "OptimizerSpec", "decoupled", "scaled"]
+
+MakeOptimizer = Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation]
+EvalParams = Callable[[Any, Any], Any]  # (optimizer state, trained parameters) → parameters to evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer that can be tuned.
+
+    Attributes:
+        name: For the command line and the reports.
+        description: One line for the reports: what it is, and its fixed settings.
+        make: `(learning rate or schedule, weight decay) → Optax transform`.
+        learning_rate_range: The lowest and the highest learning rate of the default grid: around the
+            published default, and wide enough for the tasks of this package.
+        reference: Its paper.
+        origin: The code that it comes from, `optax.lion` say.
+        schedule: Of the learning rate, by its name in `celo2.evaluate.protocol.SCHEDULES`.
+        eval_params: What is evaluated, made of the optimizer's state and the trained parameters; None:
+            the trained parameters themselves.
+    """
+
+    name: str
+    description: str
+    make: MakeOptimizer
+    learning_rate_range: tuple[float, float]
+    reference: str = ""
+    origin: str = ""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    eval_params: EvalParams | None = None
+
+    def learning_rates(self, count: int) -> tuple[float, ...]:
+        """The default grid: `count` ≥ 1 values, log-uniform over the range; one value is its middle."""
+        if count < 1:
+            raise ValueError(f"a grid needs at least one learning rate, got {count}.")
+        low, high = self.learning_rate_range
+        exact = np.geomspace(low, high, count) if count > 1 else [(low * high) ** 0.5]
+        return tuple(float(f"{value:.3g}") for value in exact)
+
+
+def decoupled(
+    direction: optax.GradientTransformation, learning_rate: optax.ScalarOrSchedule, weight_decay: float
+) -> optax.GradientTransformationExtraArgs:
+    """`params -= learning_rate · (direction + weight_decay · params)`, the decay of AdamW."""
+    return optax.chain(
+        direction,
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def scaled(learning_rate: optax.ScalarOrSchedule, factor: float) -> optax.ScalarOrSchedule:
+    """A learning rate or schedule times a factor."""
+    if callable(learning_rate):
+        return lambda count: factor * learning_rate(count)
+    return factor * learning_rate

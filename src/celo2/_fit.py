@@ -54,7 +54,10 @@ def _wrong_tree(tree: Mapping[str, Any]) -> str:
     found = _listed(map(repr, tree))
     message = f"not Celo2 weights: expected one entry {_OUTER!r} that holds {_INNER!r}, found {found}"
     if "rnn_params" in tree or "lstm_init_state" in tree:
-        return f"{message}; an LSTM scheduler belongs to Celo, an earlier optimizer with other weights."
+        return (
+            f"{message}; an LSTM scheduler belongs to Celo, an earlier optimizer with other weights, or to "
+            "one of its relatives: see `celo2 weights inspect`, and celo2.zoo for using them."
+        )
     return f"{message}."
 
 

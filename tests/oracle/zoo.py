@@ -1,210 +1,49 @@
-"""Celo, Celo-Adam, AdaFac-MLP, RNN-MLP, NN-Adam and VeLO in float64 NumPy, as their specification states them.
+"""Celo, Celo-Adam, AdaFac-MLP, RNN-MLP, NN-Adam and VeLO in float64 NumPy, as their specification has them.
 
 Slow, complete and literal, tensor by tensor; it shares no code with `celo2`. Each class is one optimizer:
-`Name(theta, shapes, T, **switches)`, whose `update(grads, params, loss)` returns the change of each tensor and
-keeps its own state. `theta` is the nested tree of an upstream file; tensors are lists in pytree order.
+`Name(theta, shapes, T, **switches)`, whose `update(grads, params, loss)` returns the change of each tensor
+and keeps its own state. `theta` is the nested tree of an upstream file; tensors are lists in pytree order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-STD = ((0.9, 0.99, 0.999), (0.999,), (0.9, 0.99, 0.999))
-TIMES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)
-
-
-def f64(tree: Any) -> Any:
-    return {k: f64(v) for k, v in tree.items()} if isinstance(tree, dict) else np.asarray(tree, np.float64)
-
-
-def linear(params: Any, x: Array) -> Array:
-    return x @ params["w"] + params["b"]
-
-
-def relu(x: Array) -> Array:
-    return np.maximum(x, 0.0)
-
-
-def sigmoid(x: Array) -> Array:
-    return 1.0 / (1.0 + np.exp(-x))
-
-
-def lstm(params: Any, x: Array, state: tuple[Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-    h, c = state
-    i, a, f, o = np.split(linear(params, np.concatenate([x, h], axis=-1)), 4, axis=-1)
-    c = sigmoid(f + 1.0) * c + sigmoid(i) * np.tanh(a)
-    h = sigmoid(o) * np.tanh(c)
-    return h, (h, c)
-
-
-def mixing(params: Any, x: Array, state: Any) -> tuple[Array, Any]:
-    v = relu(linear(params["linear_1"], x)).max(axis=0, keepdims=True)
-    return lstm(params["rnn/linear"], linear(params["linear_2"], x) + v, state)
-
-
-def initial_rows(theta: Any, count: int) -> tuple[Array, Array]:
-    start = theta["lstm_init_state"]
-    return np.repeat(start["hidden"], count, axis=0), np.repeat(start["cell"], count, axis=0)
-
-
-def dims(shape: Sequence[int]) -> tuple[int, int]:
-    d1, d0 = sorted(range(len(shape)), key=lambda axis: shape[axis])[-2:]
-    return d1, d0
-
-
-class Accumulators:
-    """One tensor's; `r` and `c` lack the reduced axis's length but keep the axis, `d` is in `r` below rank 2."""
-
-    def __init__(self, shape: tuple[int, ...], decays: Any = STD) -> None:
-        self.momentum, self.rms, self.adafactor = decays
-        self.m = [np.zeros(shape) for _ in self.momentum]
-        self.v = [np.zeros(shape) for _ in self.rms]
-        self.r: list[Any] = [0.0 for _ in self.adafactor]
-        self.c: list[Any] = [0.0 for _ in self.adafactor]
-
-    def update(self, g: Array) -> None:
-        square = g * g + 1e-30
-        rows = cols = square
-        if g.ndim >= 2:
-            d1, d0 = dims(g.shape)
-            rows, cols = square.mean(axis=d0, keepdims=True), square.mean(axis=d1, keepdims=True)
-        bounded = [np.clip(b, 0.0, 1.0) for b in self.adafactor]
-        self.m = [b * m + (1 - b) * g for b, m in zip(self.momentum, self.m, strict=True)]
-        self.v = [
-            np.clip(b, 0, 1) * v + (1 - np.clip(b, 0, 1)) * g * g
-            for b, v in zip(self.rms, self.v, strict=True)
-        ]
-        self.r = [b * r + (1 - b) * rows for b, r in zip(bounded, self.r, strict=True)]
-        self.c = [b * c + (1 - b) * cols for b, c in zip(bounded, self.c, strict=True)]
-
-    def factors(self, shape: tuple[int, ...]) -> list[Array]:
-        if len(shape) < 2:
-            return [1 / np.sqrt(np.maximum(d + 1e-9, 1e-9)) for d in self.r]
-        d1, _ = dims(shape)
-        row = [1 / np.sqrt(np.maximum(r / (r.mean(axis=d1, keepdims=True) + 1e-9), 1e-9)) for r in self.r]
-        col = [1 / np.sqrt(np.maximum(c, 1e-9)) for c in self.c]
-        return [a * b for a, b in zip(row, col, strict=True)]
-
-
-def norm(x: Array) -> Array:
-    return x / np.sqrt(1e-5 + np.mean(x * x))
-
-
-def features(g: Array, p: Array, acc: Accumulators, diagonal_eps: float) -> list[list[Array]]:
-    """The 14 groups of MLP14, normalised; AdaFac-MLP's are these without groups 1 and 8."""
-    v = acc.v[0]
-    fac = acc.factors(g.shape)
-    if g.ndim >= 2:
-        r, c = acc.r, acc.c
-        last = [m * f for m, f in zip(acc.m, fac, strict=True)]
-    else:
-        r = c = acc.r
-        last = [m * (d + diagonal_eps) ** -0.5 for m, d in zip(acc.m, acc.r, strict=True)]
-    groups = [
-        [g],
-        [np.clip(g, -0.1, 0.1)],
-        [p],
-        acc.m,
-        [v],
-        [m / np.sqrt(v + 1e-6) for m in acc.m],
-        [1 / np.sqrt(v + 1e-6)],
-        [g * f for f in fac],
-        [g / np.sqrt(v + 1e-6)],
-        r,
-        c,
-        [1 / np.sqrt(x + 1e-8) for x in r],
-        [1 / np.sqrt(x + 1e-8) for x in c],
-        last,
-    ]
-    return [[norm(np.broadcast_to(x, g.shape)) for x in group] for group in groups]
-
-
-def mlp14(weights: Any, g: Array, p: Array, acc: Accumulators) -> Array:
-    """`S`, the step before its multiplier, given gradient, old parameter and new accumulators."""
-    z = weights["b0"]
-    for index, group in enumerate(features(g, p, acc, 0.0)):
-        z = z + np.stack(group, axis=-1) @ weights[f"w0__{index}"]
-    out = relu(relu(z) @ weights["w1"] + weights["b1"]) @ weights["w2"] + weights["b2"]
-    scale = np.sqrt(np.mean(p * p) + 1e-9)
-    return 0.001 * out[..., 0] * scale * np.exp(0.001 * out[..., 1])
-
-
-def mixed(stack: Any, controls: Array) -> Any:
-    """Weighted mean (not a convex combination) of the members' weights."""
-    return {name: np.tensordot(controls, w, axes=(0, 0)) / len(w) for name, w in stack.items()}
-
-
-class LossBuffer:
-    def __init__(self, horizon: float) -> None:
-        tau = np.array([10 ** (1 + (np.log10(horizon) - 1) * j / 9) for j in range(10)])
-        self.delta = np.exp(-1 / tau)
-        self.mu, self.n, self.low = np.zeros(10), 0, np.full(10, 999999999999.0)
-
-    def update(self, x: float) -> Array:
-        if self.n:
-            top = np.max(self.mu / (1 - self.delta ** (self.n + 1)))
-        else:
-            top = x
-        x = min(2 * abs(top), x)
-        self.mu = self.delta * self.mu + (1 - self.delta) * x
-        self.n += 1
-        mean = self.mu / (1 - self.delta**self.n)
-        self.low = np.minimum(self.low, mean)
-        if self.n <= 2:
-            return np.zeros(9)
-        ratio = (mean[:9] - self.low[:9]) / np.maximum(1e-8, mean[1:] - self.low[:9])
-        return np.clip(ratio - 1, -1, 1)
-
-
-def fraction(t: int, steps: int) -> Array:
-    return np.tanh(10 * (t / steps - np.array([0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1])))
-
-
-def clipped(grads: Sequence[Array]) -> list[Array]:
-    return [np.clip(np.asarray(g, np.float64), -1000, 1000) for g in grads]
-
-
-class Optimizer:
-    """What all have in common: theta in float64, the step's number, accumulators for each tensor."""
-
-    decays: Any = STD
-
-    def __init__(self, theta: Any, shapes: Sequence[tuple[int, ...]], steps: int, **switches: Any) -> None:
-        self.theta, self.steps, self.t = f64(theta), steps, 0
-        self.acc = [Accumulators(shape, self.decays) for shape in shapes]
-        if "lstm_init_state" in theta:
-            self.rows = initial_rows(self.theta, len(shapes))
-        self.prepare(len(shapes), **switches)
-
-    def prepare(self, count: int) -> None:
-        pass
-
-    def update(self, grads: Sequence[Array], params: Sequence[Array], loss: float) -> list[Array]:
-        changes = self.step(grads, [np.asarray(p, np.float64) for p in params], float(loss))
-        self.t += 1
-        return changes
-
-    def step(self, grads: Any, params: list[Array], loss: float) -> list[Array]:
-        raise NotImplementedError
+from oracle.zoo_parts import (
+    STD,
+    TIMES,
+    Accumulators,
+    Array,
+    LossBuffer,
+    Optimizer,
+    clipped,
+    clog,
+    features,
+    fraction,
+    linear,
+    lstm,
+    mixed,
+    mixing,
+    mlp14,
+    norm,
+    relu,
+)
 
 
 class Celo(Optimizer):
-    def prepare(self, count: int, phase: int = 2) -> None:
+    def prepare(self, phase: int = 2) -> None:
         self.phase, self.buffer = phase, LossBuffer(self.steps)
 
-    def schedule(self, loss: float) -> tuple[Array, Array]:
-        x = np.concatenate([fraction(self.t, self.steps), self.buffer.update(loss)])
+    def schedule(self) -> tuple[Array, Array]:
+        x = np.concatenate([fraction(self.t, self.steps), self.buffer.update(self.loss)])
         params = self.theta["rnn_params"]
         out, self.rows = mixing(params, np.tile(x, (len(self.acc), 1)), self.rows)
         return out, 0.1 * np.exp(linear(params["step_size"], out)[:, 0])
 
-    def step(self, grads: Any, params: list[Array], loss: float) -> list[Array]:
-        out, rate = self.schedule(loss)
+    def step(self, grads: Any, params: list[Array]) -> list[Array]:
+        out, rate = self.schedule()
         logits = linear(self.theta["rnn_params"]["rnn_to_controls"], out)
         controls = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
         changes = []
@@ -218,8 +57,9 @@ class Celo(Optimizer):
 class CeloAdam(Celo):
     decays = ((0.9,), (0.999,), ())
 
-    def step(self, grads: Any, params: list[Array], loss: float) -> list[Array]:
-        _, rate = self.schedule(loss)
+    def step(self, grads: Any, params: list[Array]) -> list[Array]:
+        del params
+        _, rate = self.schedule()
         changes, n = [], self.t + 1
         for index, (g, acc) in enumerate(zip(clipped(grads), self.acc, strict=True)):
             acc.update(g)
@@ -229,13 +69,13 @@ class CeloAdam(Celo):
 
 
 class AdafacMlp(Optimizer):
-    def prepare(self, count: int) -> None:
+    def prepare(self) -> None:
         names = ("momentum_decays", "rms_decays", "adafactor_decays")
         decays = [1 - (1 - np.array(b)) * np.exp(10 * self.theta[n]) for b, n in zip(STD, names, strict=True)]
         for acc in self.acc:
             acc.momentum, acc.rms, acc.adafactor = decays
 
-    def step(self, grads: Any, params: list[Array], loss: float) -> list[Array]:
+    def step(self, grads: Any, params: list[Array]) -> list[Array]:
         net, changes = self.theta["nn"]["~"], []
         time = np.tanh(self.t / np.array(TIMES, float) - 1)
         for g, p, acc in zip(grads, params, self.acc, strict=True):
@@ -250,15 +90,11 @@ class AdafacMlp(Optimizer):
         return changes
 
 
-def clog(y: Any) -> Array:
-    return np.clip(np.log(1e-8 + np.abs(y)), -5, 5)
-
-
 class RnnMlp(Optimizer):
     decays = ((0.5, 0.9, 0.99, 0.999, 0.9999),) * 2 + ((),)
 
-    def prepare(self, count: int) -> None:
-        self.from_mlp = np.tile(self.theta["initial_from_mlp"], (count, 1))
+    def prepare(self) -> None:
+        self.from_mlp = np.tile(self.theta["initial_from_mlp"], (len(self.acc), 1))
         self.from_lstm = self.theta["initial_from_lstm"]
         self.train, self.valid = np.zeros(3), np.zeros(3)
         self.k, self.s = 1.0, 0.01
@@ -297,8 +133,8 @@ class RnnMlp(Optimizer):
         numbers += [*f, clog(m.var()), clog(v.var()), clog(p.var())]
         return np.concatenate([self.from_lstm, self.from_mlp[index], numbers])
 
-    def step(self, grads: Any, params: list[Array], loss: float) -> list[Array]:
-        f, theta = self.loss_features(loss), self.theta
+    def step(self, grads: Any, params: list[Array]) -> list[Array]:
+        f, theta = self.loss_features(self.loss), self.theta
         grads = self.clip(grads)
         for g, acc in zip(grads, self.acc, strict=True):
             acc.update(g)
@@ -326,9 +162,9 @@ class NnAdam(Optimizer):
     decays = ((0.0,), (0.0,), ())
     names = ("lr", "beta1", "beta2", "epsilon")
 
-    def prepare(self, count: int, decay_strength: float = 0.0) -> None:
+    def prepare(self, decay_strength: float = 0.0) -> None:
         self.start = np.array([self.theta[f"per_layer_{name}"] for name in self.names])
-        self.scalars, self.rho = np.tile(self.start, (count, 1)), decay_strength
+        self.scalars, self.rho = np.tile(self.start, (len(self.acc), 1)), decay_strength
 
     @staticmethod
     def decode(x: Array) -> Array:
@@ -352,7 +188,7 @@ class NnAdam(Optimizer):
             numbers += [half(y.mean()), np.sign(y.mean())]
         return np.array([*numbers, *(half(y.var()) for y in (g, m, p, v))])
 
-    def step(self, grads: Any, params: list[Array], loss: float) -> list[Array]:
+    def step(self, grads: Any, params: list[Array]) -> list[Array]:
         rows, changes = [], []
         for g, p, acc, x in zip(clipped(grads), params, self.acc, self.scalars, strict=True):
             lr, b1, b2, eps = self.decode(x)
@@ -369,9 +205,7 @@ class NnAdam(Optimizer):
 
 
 class Velo(Optimizer):
-    def prepare(
-        self, count: int, ff_mult: float = 1.0, bugged_loss: bool = False, bugged_lstm: bool = False
-    ) -> None:
+    def prepare(self, ff_mult: float = 1.0, bugged_loss: bool = False, bugged_lstm: bool = False) -> None:
         self.ff_mult, self.bugged_lstm = ff_mult, bugged_lstm
         self.buffer = LossBuffer(10 if bugged_loss else self.steps)
 
@@ -388,8 +222,8 @@ class Velo(Optimizer):
         numbers = [half(np.mean((v - x.mean()) ** 2)) for x in m]
         return np.concatenate([shared, [half(v.mean())], rank, [half(x.var()) for x in m], numbers])
 
-    def step(self, grads: Any, params: list[Array], loss: float) -> list[Array]:
-        shared = np.concatenate([fraction(self.t, self.steps), self.buffer.update(loss)])
+    def step(self, grads: Any, params: list[Array]) -> list[Array]:
+        shared = np.concatenate([fraction(self.t, self.steps), self.buffer.update(self.loss)])
         rows = np.stack([self.row(p, acc, shared) for p, acc in zip(params, self.acc, strict=True)])
         heads = self.theta["rnn_params"]
         out, new = mixing(heads, rows, self.rows)

@@ -5,7 +5,7 @@ Source: arXiv 2203.11860 and its public code, "small_fc_lopt".
     p ← p - 0.001 o₀ exp(0.001 o₁),   β = 1 - (1 - β₀) exp(10 θ)
 
 with the outputs o of a network 39 → 4 → 4 → 2: twelve of Celo2's groups of features, 28 channels, and
-`tanh(t/a - 1)` for eleven times a. It needs neither the loss nor the length of the run, and clips no gradient.
+`tanh(t/a - 1)` for eleven times a. It needs neither loss nor length of the run, and clips no gradient.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ Arrays = dict[str, ArraySpec]
 
 def linear(name: str, inputs: int, outputs: int, scale: float | None = None) -> Arrays:
     """A layer `x @ w + b`; by default the weights' scale is 1/√inputs."""
-    scale = inputs**-0.5 if scale is None else scale
-    return {f"{name}/b": ArraySpec((outputs,)), f"{name}/w": ArraySpec((inputs, outputs), scale)}
+    size = inputs**-0.5 if scale is None else scale
+    return {f"{name}/b": ArraySpec((outputs,)), f"{name}/w": ArraySpec((inputs, outputs), size)}
 
 
 def lstm(inputs: int, size: int) -> Arrays:

@@ -5,8 +5,8 @@ Source: arXiv 2501.12670 and its public code.
     p ← p - λ S,   λ = 0.1 exp(step_size(h))                      h: an LSTM that sees the loss and the time
     S = 0.001 D sqrt(mean p² + 1e-9) exp(0.001 E)                 D, E: a network of 14 groups of features
 
-With several networks their weights are averaged, `(1/N) Σ softmax(rnn_to_controls(h))_i W_i`: a mean, so that N
-equal networks are N times weaker than one. Phase 1 of meta-training has λ = 1 and no LSTM.
+With several networks their weights are averaged, `(1/N) Σ softmax(rnn_to_controls(h))_i W_i`: a mean, so that
+N equal networks are N times weaker than one. Phase 1 of meta-training has λ = 1 and no LSTM.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ def _update(theta: Theta, config: Celo, step: Step) -> Outcome:
     else:
         rate, memory = schedule.step_schedule(theta, step.memory, step.loss, step.count, step.num_steps)
         weights = _average(theta, config, memory.lstm.hidden)
-    changes = [
-        -rate * step_mlp14(weights, leaf, axes) for leaf, axes in zip(leaves, step.axes, strict=True)
-    ]
+    changes = [-rate * step_mlp14(weights, leaf, axes) for leaf, axes in zip(leaves, step.axes, strict=True)]
     return Outcome(changes, [leaf.accumulators for leaf in leaves], memory)
 
 

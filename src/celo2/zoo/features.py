@@ -33,9 +33,7 @@ PARAM_EPS = 1e-9  # under the root of the parameter's mean square
 PRE_STEP = 0.001  # what the networks' directions are multiplied by
 
 
-def compute(
-    leaf: Leaf, axes: Axes | None, config: RuleConfig, *, diagonal_eps: float = 0.0
-) -> FeatureGroups:
+def compute(leaf: Leaf, axes: Axes | None, config: RuleConfig, *, diagonal_eps: float = 0.0) -> FeatureGroups:
     """The enabled features of one array of any rank, each group under the name of its weight matrix.
 
     Args:
@@ -70,9 +68,9 @@ def normalize(mean_squares: Array) -> Array:
 
 
 def step_mlp14(weights: Mapping[str, Any], leaf: Leaf, axes: Axes | None) -> Array:
-    """The step of Celo and VeLO before its multiplier, of the parameter's shape:
+    """The step of Celo and VeLO before its multiplier, of the parameter's shape.
 
-    `0.001 · D · sqrt(mean(p²) + 1e-9) · exp(0.001 E)` with the network's outputs D and E.
+    It is `0.001 · D · sqrt(mean(p²) + 1e-9) · exp(0.001 E)` with the network's outputs D and E.
 
     Args:
         weights: The network's arrays by name (`w0__0` … `b2`), of the shapes of `MLP14`.

@@ -54,9 +54,7 @@ def _init(theta: Theta, config: NnAdam, tensors: int, dtype: jnp.dtype) -> NnAda
 def _update(theta: Theta, config: NnAdam, step: Step) -> Outcome:
     rates = _decode(step.memory.scalars)
     changes, states, rows = [], [], []
-    for leaf, (rate, beta1, beta2, eps), scalars in zip(
-        step.leaves, rates, step.memory.scalars, strict=True
-    ):
+    for leaf, (rate, beta1, beta2, eps), scalars in zip(step.leaves, rates, step.memory.scalars, strict=True):
         grad = accumulators_lib.clip(leaf.grad)
         state = accumulators_lib.update_full(leaf.accumulators, grad, Decays((beta1,), (beta2,)))
         changes.append(-rate * (1.0 + eps) * adam_direction(state.momentum[0], state.rms[0], eps))

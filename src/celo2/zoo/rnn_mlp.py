@@ -5,8 +5,8 @@ Source: the public code of Celo (arXiv 2501.12670) and of learned_optimization, 
     p ← p - 0.001 o₀ exp(0.001 o₁)
 
 The network (54 → 32 → 32 → 18) sees the entry, the time and 17 numbers of the tensor's LSTM; the mean of its
-outputs o₂ … o₁₇ over the tensor, and the mean over all tensors of 18 numbers of their LSTMs, are inputs of the
-LSTM at the next step. Gradients are clipped to ten times a running size; losses may be of validation too.
+outputs o₂ … o₁₇ over the tensor, and the mean over all tensors of 18 numbers of their LSTMs, are inputs of
+the LSTM at the next step. Gradients are clipped to ten times a running size; losses may be of validation too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from celo2.jax import accumulators as accumulators_lib
-from celo2.jax.accumulators import Accumulators, Leaf
+from celo2.jax.accumulators import Leaf
 from celo2.zoo.adafac_mlp import TIMES
 from celo2.zoo.features import NORM_EPS, PRE_STEP, RMS_EPS
 from celo2.zoo.layers import LstmState, Theta, initial_rows, linear, lstm
@@ -77,7 +77,9 @@ def _update(theta: Theta, config: RnnMlp, step: Step) -> Outcome:  # noqa: ARG00
     if step.is_valid:
         valid = update_moments(memory.valid, step.loss, VALID_DECAY)
         unchanged = [leaf.accumulators for leaf in step.leaves]
-        return Outcome([jnp.zeros_like(leaf.param) for leaf in step.leaves], unchanged, memory._replace(valid=valid))
+        return Outcome(
+            [jnp.zeros_like(leaf.param) for leaf in step.leaves], unchanged, memory._replace(valid=valid)
+        )
     train = update_moments(memory.train, step.loss, TRAIN_DECAY)
     features = training_features(train, TRAIN_DECAY, step.loss, memory.valid, VALID_DECAY)
     grads, memory = _clip([leaf.grad for leaf in step.leaves], memory._replace(train=train))

@@ -1,10 +1,10 @@
-"""What the schedules of Celo, Celo-Adam and VeLO see: the share of the run that is over, and how the loss falls.
+"""What the schedules of Celo, Celo-Adam and VeLO see: the share of the run that is over, how the loss falls.
 
 Source: arXiv 2211.09760, whose "loss features" these are, and the public code of Celo (arXiv 2501.12670).
 
-With `δ_j = exp(-1/τ_j)`, `τ_j` from 10 to the run's length T in ten logarithmic steps, and `n` the losses so far:
+With `δ_j = exp(-1/τ_j)`, `τ_j` from 10 to the run's length T in ten logarithmic steps, and `n` the losses before:
 
-    x̃ = min(2 max_j |q_j|, x),  q_j = μ_j / (1 - δ_j^(n+1))        a loss that leaps is cut off; x̃ = x at first
+    x̃ = min(2 max_j |q_j|, x),  q_j = μ_j / (1 - δ_j^(n+1))       cuts off leaps; x̃ = x at first
     μ_j ← δ_j μ_j + (1 - δ_j) x̃,   μ̂_j = μ_j / (1 - δ_j^(n+1)),   low_j ← min(low_j, μ̂_j)
     feature_j = clip((μ̂_j - low_j) / max(1e-8, μ̂_{j+1} - low_j) - 1, ±1),  j = 0 … 8,  0 for the first two
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike

@@ -1,4 +1,4 @@
-"""How the LSTMs of VeLO, RNN-MLP and NN-Adam are told of a number of any size: its logarithm, and its sign."""
+"""How the LSTMs of VeLO, RNN-MLP and NN-Adam are told of numbers of any size: by their logarithm."""
 
 from __future__ import annotations
 

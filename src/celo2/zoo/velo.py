@@ -4,9 +4,9 @@ Source: arXiv 2211.09760 and the public code of Celo (arXiv 2501.12670), whose "
 
     p ← p - λ S,   λ = step_size(h),   W = (ff_mult / N) Σ rnn_to_controls(h)_i W_i
 
-with `S` of `celo2.zoo.features.step_mlp14` under the weights W, and h the tensor's row of the LSTM. Neither λ nor
-the shares are bounded; λ may be negative. The LSTM sees the schedule's features and statistics of the tensor's
-accumulators as they were before this step.
+with `S` of `celo2.zoo.features.step_mlp14` under the weights W, and h the tensor's row of the LSTM. Neither λ
+nor the shares are bounded; λ may be negative. The LSTM sees the schedule's features and statistics of the
+tensor's accumulators as they were before this step.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Source: arXiv 2211.09760, whose "loss features" these are, and the public code of Celo (arXiv 2501.12670).
 
-With `δ_j = exp(-1/τ_j)`, `τ_j` from 10 to the run's length T in ten logarithmic steps, and `n` the losses before:
+With `δ_j = exp(-1/τ_j)`, `τ_j` from 10 to the run's length T in ten logarithmic steps, `n` the losses before:
 
     x̃ = min(2 max_j |q_j|, x),  q_j = μ_j / (1 - δ_j^(n+1))       cuts off leaps; x̃ = x at first
     μ_j ← δ_j μ_j + (1 - δ_j) x̃,   μ̂_j = μ_j / (1 - δ_j^(n+1)),   low_j ← min(low_j, μ̂_j)

@@ -1,7 +1,7 @@
 """The learned optimizers that came before, as options and arrays: what a weight file of each must hold.
 
 Sources: Celo and Celo-Adam, arXiv 2501.12670; AdaFac-MLP, arXiv 2203.11860; VeLO, arXiv 2211.09760; RNN-MLP
-and NN-Adam, the public code of these. Arrays are named as in the public implementations' trees, joined by "/".
+and NN-Adam, the public code of these. Arrays are named as in the public trees, joined by "/".
 No JAX here: files are inspected with the base install.
 """
 

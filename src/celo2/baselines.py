@@ -2,7 +2,8 @@
 
 Every entry is an Optax transform that an outsider would recognise: the hand-designed ones are Optax's
 own, at settings that make them strong, since a comparison is worth what its weakest baseline is.
-A learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other ones.
+A learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other ones; its
+predecessors, which no weights are shipped of, `celo:PATH`, `velo_s:PATH` and so on (`celo2.zoo`).
 
 References:
     AdamW: arXiv 1711.05101. Muon: Jordan, 2024 (kellerjordan.github.io/posts/muon), and arXiv
@@ -24,6 +25,9 @@ from celo2.config import nearest_name
 from celo2.jax.routing import param_labels
 from celo2.jax.transform import celo2, celo2_base
 from celo2.weights import load_checkpoint
+from celo2.zoo.factory import make as make_predecessor
+from celo2.zoo.specs import PRESETS
+from celo2.zoo.weights import load_weights
 
 __all__ = [
     "OPTIMIZERS",
@@ -53,17 +57,25 @@ class OptimizerSpec:
         make: `(learning rate or schedule, weight decay) → Optax transform`.
         learning_rate_range: The lowest and the highest learning rate of the default grid, chosen
             so that the best lies inside on the tasks of this package.
+        sets_own_rate: Whether it chooses its step sizes itself: there is one run for each seed, at "rate" 1,
+            and weight decay, which is measured by a learning rate, has no meaning.
     """
 
     name: str
     description: str
     make: MakeOptimizer
     learning_rate_range: tuple[float, float]
+    sets_own_rate: bool = False
 
     def learning_rates(self, count: int) -> tuple[float, ...]:
-        """The default grid: `count` ≥ 1 values, log-uniform over the range; one value is its middle."""
+        """The default grid: `count` ≥ 1 values, log-uniform over the range; one value is its middle.
+
+        Only the value 1 where the optimizer sets its own.
+        """
         if count < 1:
             raise ValueError(f"a grid needs at least one learning rate, got {count}.")
+        if self.sets_own_rate:
+            return (1.0,)
         low, high = self.learning_rate_range
         exact = np.geomspace(low, high, count) if count > 1 else [(low * high) ** 0.5]
         return tuple(float(f"{value:.3g}") for value in exact)
@@ -150,19 +162,28 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 def check_optimizer_name(name: str) -> None:
     """Raises a ValueError, with the nearest name, for a name that `find_optimizer` cannot know."""
     variant, colon, source = name.partition(":")
-    if name not in OPTIMIZERS and not (colon and source and variant in LEARNED):
+    if name in OPTIMIZERS or (colon and source and variant in (*LEARNED, *PRESETS)):
+        return
+    if variant in PRESETS:
         raise ValueError(
-            f"unknown optimizer {name!r}{nearest_name(name, OPTIMIZERS)} "
-            f"There are {', '.join(OPTIMIZERS)}, celo2:PATH and celo2-base:PATH."
+            f"{name!r} has no weights in this package: name them as {variant}:PATH, or {variant}:OWNER/NAME "
+            "for a hub repository (celo:amoudgl/celo, say)."
         )
+    raise ValueError(
+        f"unknown optimizer {name!r}{nearest_name(name, [*OPTIMIZERS, *PRESETS])} "
+        f"There are {', '.join(OPTIMIZERS)}, celo2:PATH, celo2-base:PATH, and, each with :PATH, "
+        f"{', '.join(PRESETS)}."
+    )
 
 
-def find_optimizer(name: str) -> OptimizerSpec:
+def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
     """The optimizer of this name.
 
     Args:
         name: A key of `OPTIMIZERS`, or `celo2:SOURCE` / `celo2-base:SOURCE`, where the source is
-            anything that `celo2.load_checkpoint` takes (a path, say).
+            anything that `celo2.load_checkpoint` takes (a path, say); or `PRESET:SOURCE` with a preset of
+            `celo2.zoo` and what `celo2.zoo.load_weights` takes.
+        num_steps: Length of the runs, which some of the last need.
 
     Raises:
         ValueError: The name is unknown (the message has the nearest), or the weights are unfit.
@@ -176,6 +197,8 @@ def find_optimizer(name: str) -> OptimizerSpec:
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     variant, _, source = name.partition(":")
+    if variant in PRESETS:
+        return _predecessor(name, num_steps)
     weights = load_checkpoint(source, orthogonalize=variant == "celo2")
     shipped = OPTIMIZERS[variant]
     return dataclasses.replace(
@@ -186,8 +209,27 @@ def find_optimizer(name: str) -> OptimizerSpec:
     )
 
 
+def _predecessor(name: str, num_steps: int | None) -> OptimizerSpec:
+    preset, _, source = name.partition(":")
+    weights = load_weights(source)
+    make_predecessor(preset, weights=weights, num_steps=num_steps)  # refuses now rather than under tracing
+
+    def make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+        del learning_rate
+        if weight_decay:
+            raise ValueError(f"{name} has no learning rate to measure a weight decay of {weight_decay} by.")
+        return make_predecessor(preset, weights=weights, num_steps=num_steps)
+
+    description = f"{preset}, a learned optimizer that sets its own step sizes; weights from {source}"
+    return OptimizerSpec(name, description, make, (1.0, 1.0), sets_own_rate=True)
+
+
 def make_optimizer(
-    name: str, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    num_steps: int | None = None,
 ) -> optax.GradientTransformation:
     """Builds an optimizer by name; the arguments and errors are those of `find_optimizer`.
 
@@ -196,4 +238,4 @@ def make_optimizer(
         Traceback (most recent call last):
         ValueError: unknown optimizer 'adam'; did you mean 'adamw'? There are ...
     """
-    return find_optimizer(name).make(learning_rate, weight_decay)
+    return find_optimizer(name, num_steps=num_steps).make(learning_rate, weight_decay)

@@ -241,6 +241,7 @@ def save_weights(path: str | os.PathLike[str], weights: Weights) -> None:
 
 def decode_weights(file: WeightFile, **config: Any) -> Weights:
     """Weights from a file that has been read; options and errors are those of `load_checkpoint`."""
+    RuleConfig.check_option_names(config)
     weights = _decode(file.data, file.name, config)
     if file.hub is None:
         return weights

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 import celo2
+from celo2 import zoo
 from celo2.jax.gradient_scale import normalize_gradients, watch_gradients
 
 # The contract does not depend on the network's size or features, but the time to compile it does.
@@ -60,6 +61,34 @@ def watched_sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransfor
     return optax.chain(watch_gradients(1e-4, 1.0), optax.scale_by_learning_rate(learning_rate))
 
 
+ZOO_STEPS = 10
+TINY = {"lstm_size": 3}
+TINY_VELO = {**TINY, "num_mlps": 2}
+
+
+def predecessor(
+    learning_rate: optax.ScalarOrSchedule, name: str, weights: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """An optimizer of the zoo, whose steps have their size and sign, with a learning rate behind it."""
+    tx = zoo.make(name, weights=weights, num_steps=ZOO_STEPS)
+    return optax.chain(tx, optax.scale_by_learning_rate(learning_rate, flip_sign=False))
+
+
+def zoo_row(name: str, *, reads_params: bool = False, **options: Any) -> Row:
+    """The row of an optimizer of the zoo with dense weights, large enough that its steps are seen."""
+    rng = np.random.default_rng(3)
+    start = zoo.init_theta(name, jax.random.key(0), **options)
+    weights = {n: np.asarray(a + rng.standard_normal(a.shape), np.float32) for n, a in start.items()}
+    return Row(
+        name,
+        predecessor,
+        {"name": name, "weights": weights},
+        state_reads_params=reads_params,
+        other_state=("memory",),
+        extra={"value": 0.7},
+    )
+
+
 @dataclass(frozen=True)
 class Row:
     """One optimizer.
@@ -70,6 +99,8 @@ class Row:
         options: Further keywords.
         needs_params: Whether `update` refuses `params=None`.
         accumulates: Whether the floating-point arrays of its state belong to parameters.
+        other_state: Fields of its state whose arrays do not, though `accumulates` says so.
+        state_reads_params: Whether its state depends on the parameters' values.
         extra: What the optimizer takes as Optax's extra arguments, `value` say.
     """
 
@@ -78,6 +109,8 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_params: bool = True
     accumulates: bool = True
+    other_state: tuple[str, ...] = ()
+    state_reads_params: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, learning_rate: optax.ScalarOrSchedule = 0.01) -> optax.GradientTransformationExtraArgs:
@@ -91,6 +124,12 @@ ROWS = (
     Row("scale_by_celo2", direction, {"weights": CELO2}),
     Row("normalize_gradients", normalized_sgd, needs_params=False),
     Row("watch_gradients", watched_sgd, needs_params=False, accumulates=False),
+    zoo_row("celo", **TINY),
+    zoo_row("celo_adam", **TINY),
+    zoo_row("adafac_mlp"),
+    zoo_row("rnn_mlp", reads_params=True, **TINY),
+    zoo_row("nn_adam", reads_params=True, **TINY),
+    zoo_row("velo", reads_params=True, **TINY_VELO),
 )
 
 

@@ -22,7 +22,7 @@ Leaves = dict[str, Array]
 
 
 class Bound(NamedTuple):
-    """Relative error of the total change over all tensors: after the last step, and the largest of any step."""
+    """Relative error of the total change over all tensors: after the last step, and the largest of all."""
 
     final: float
     largest: float
@@ -72,7 +72,7 @@ def load_run(shared: Path, name: str) -> Run:
 
 @functools.cache
 def jitted_steps(name: str, **options: Any) -> Callable[..., list[Any]]:
-    """`(theta, params, all grads, all losses, T) → params after each step`; one compilation for each shape."""
+    """`(theta, params, all grads, all losses, T) → params after each step`; each shape compiles once."""
 
     @jax.jit
     def run(theta: Any, params: Any, grads: Any, losses: Any, num_steps: Any) -> Any:

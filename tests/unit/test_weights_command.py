@@ -112,10 +112,11 @@ OPTIONS = {
 @pytest.mark.parametrize(("text", "expected"), OPTIONS.values(), ids=OPTIONS)
 def test_set_reads_values(monkeypatch, text, expected):
     seen = {}
+    save_weights("w.safetensors", make_weights())
     monkeypatch.setattr(
-        command, "load_checkpoint", lambda _, **options: seen.update(options) or make_weights()
+        command, "decode_weights", lambda _, **options: seen.update(options) or make_weights()
     )
-    assert command.main(["verify", "w", "--set", text]) == 0
+    assert command.main(["verify", "w.safetensors", "--set", text]) == 0
     assert seen == dict([expected])
 
 

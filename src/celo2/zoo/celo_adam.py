@@ -38,11 +38,13 @@ def _init(theta: Theta, config: CeloAdam, tensors: int, dtype: jnp.dtype) -> sch
 
 def _update(theta: Theta, config: CeloAdam, step: Step) -> Outcome:  # noqa: ARG001
     rate, memory = schedule.step_schedule(theta, step.memory, step.loss, step.count, step.num_steps)
+    # Rounded to the accumulators' dtype first: what that changes in an average, its correction takes back.
+    decays = Decays(*(tuple(jnp.asarray(decay, step.loss.dtype) for decay in part) for part in DECAYS))
     changes, states = [], []
     for leaf in step.leaves:
         grad = accumulators_lib.clip(leaf.grad)
-        state = accumulators_lib.update_full(leaf.accumulators, grad, DECAYS)
-        unbiased = accumulators_lib.unbias(state, step.count + 1, DECAYS)
+        state = accumulators_lib.update_full(leaf.accumulators, grad, decays)
+        unbiased = accumulators_lib.unbias(state, step.count + 1, decays)
         changes.append(-LEARNING_RATE * rate * adam_direction(unbiased.momentum[0], unbiased.rms[0], EPS))
         states.append(state)
     return Outcome(changes, states, memory)

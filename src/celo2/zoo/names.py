@@ -7,7 +7,7 @@ from typing import Any
 
 from celo2.zoo.specs import MEMBERS, MemberConfig
 
-__all__ = ["as_tree", "check_fit", "find_kind", "flatten", "read_shapes"]
+__all__ = ["as_tree", "check_fit", "find_kind", "flatten", "identify", "read_shapes"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -74,6 +74,14 @@ def find_kind(shapes: Shapes) -> str | None:
     scores = {kind: _share_that_fits(shapes, member) for kind, member in MEMBERS.items()}
     best = max(scores, key=lambda kind: scores[kind])
     return best if scores[best] > KNOWN_SHARE else None
+
+
+def identify(tree: Mapping[str, Any]) -> str | None:
+    """`find_kind` for any tree, nested or flat; None for one that has no arrays by name."""
+    try:
+        return find_kind(read_shapes(flatten(tree)))
+    except ValueError:
+        return None
 
 
 def _share_that_fits(shapes: Shapes, member: type[MemberConfig]) -> float:

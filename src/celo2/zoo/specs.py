@@ -244,6 +244,7 @@ class Velo(MemberConfig):
         super().__post_init__()
         if not 0 < self.ff_mult < math.inf:
             raise ValueError(f"ff_mult must be positive and finite, got {self.ff_mult!r}.")
+        object.__setattr__(self, "ff_mult", float(self.ff_mult))
 
     def array_specs(self) -> Arrays:
         """See `MemberConfig.array_specs`."""

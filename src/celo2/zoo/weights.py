@@ -24,7 +24,7 @@ from celo2._sources import OURS, UPSTREAM, WeightFile, find_file
 from celo2._upstream import decode_theta, encode_tree
 from celo2.config import nearest_name
 from celo2.weights import check_array
-from celo2.zoo.names import as_tree, check_fit, find_kind, flatten, read_shapes
+from celo2.zoo.names import as_tree, check_fit, find_kind, flatten, identify, read_shapes
 from celo2.zoo.specs import MEMBERS, MemberConfig
 
 __all__ = [
@@ -106,7 +106,7 @@ def is_zoo_file(file: WeightFile) -> bool:
     try:
         if file.name.endswith(OURS):
             return decode_arrays(file.data)[1].get("format") == ZOO_FORMAT
-        return find_kind(read_shapes(flatten(decode_theta(file.data)))) is not None
+        return identify(decode_theta(file.data)) is not None
     except ValueError:
         return False
 

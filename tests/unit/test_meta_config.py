@@ -11,6 +11,8 @@ import pytest
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
 
 def test_recipe_survives_json() -> None:
     config = MetaConfig(variant="celo2-base", datasets=("mnist",), scale_range=(0.1, 10.0), seed=7)
@@ -20,6 +22,19 @@ def test_recipe_survives_json() -> None:
 def test_variant_decides_orthogonalization() -> None:
     assert MetaConfig(variant="celo2").rule.orthogonalize
     assert not MetaConfig(variant="celo2-base").rule.orthogonalize
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_whole_and_readable(path: Path) -> None:
+    recipe = MetaConfig.load(path)
+    assert recipe.to_json() == path.read_text()
+    assert recipe.member is not None
+    assert (recipe.max_unroll, recipe.estimator, recipe.level, recipe.num_pairs) == (
+        2000,
+        "pes",
+        "global",
+        32,
+    )
 
 
 def test_published_setting_has_32_pairs() -> None:

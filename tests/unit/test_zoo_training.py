@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from celo2 import zoo
-from celo2.meta import outer
+from celo2.meta import outer, pes
 from celo2.meta.config import MetaConfig
 from celo2.meta.data import load_datasets, stack_data
 from celo2.meta.train import TrainOptions, meta_train
@@ -22,6 +22,7 @@ from celo2.meta.train import TrainOptions, meta_train
 pytestmark = pytest.mark.usefixtures("quick_compilation", "standard_promotion")
 
 STEPS = 20
+PAIRS = 16  # of the brief training
 CURVATURE = np.linspace(0.5, 2.0, 8, dtype=np.float32)
 RECIPE = MetaConfig(
     families=("quadratic",),
@@ -71,13 +72,17 @@ def test_released_weights_train(shared: Path, name: str) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_briefly_trained_weights_train(name: str, options: dict[str, int]) -> None:
-    """Theta follows the gradient of what 20 steps reach; the loss falls further than with the start."""
+    """Theta follows an estimate of the gradient of what 20 steps reach; the loss falls below the start's."""
     start = zoo.init_theta(name, jax.random.key(0), **options)
     optimizer = optax.adam(0.03)
+    reached = jax.vmap(jax.vmap(lambda theta: train(name, theta)[1]))
 
-    def improve(_: int, carry: Any) -> Any:
+    def improve(count: int, carry: Any) -> Any:
         theta, state = carry
-        grads = jax.grad(lambda theta: train(name, theta)[1])(theta)
+        noise = pes.sample_perturbations(jax.random.fold_in(jax.random.key(1), count), theta, 0.1, PAIRS)
+        losses = reached(pes.antithetic(theta, noise))
+        weight = (losses[:, 0] - losses[:, 1]) / (2.0 * 0.1**2 * PAIRS)
+        grads = {name: jnp.tensordot(weight, array, axes=1) for name, array in noise.items()}
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(theta, updates), state
 
@@ -87,7 +92,8 @@ def test_briefly_trained_weights_train(name: str, options: dict[str, int]) -> No
         return train(name, theta), train(name, trained)
 
     (before, untrained), (_, trained) = run(start)
-    assert trained < min(before, untrained)
+    assert trained < 0.99 * before
+    assert trained < untrained
 
 
 def few_outer_steps(config: MetaConfig) -> tuple[Any, Any, Any]:

@@ -12,6 +12,8 @@ from celo2.config import RuleConfig
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
 
 def test_recipe_survives_json() -> None:
     config = MetaConfig(variant="celo2-base", datasets=("mnist",), scale_range=(0.1, 10.0), seed=7)
@@ -43,6 +45,19 @@ def test_rule_options_reach_the_rule_and_json() -> None:
 
 def test_frozen_names_are_those_of_the_chosen_rule() -> None:
     assert "w3" in MetaConfig(rule_options=("ff_hidden_layers=3",), frozen=("w3",)).frozen_names
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_whole_and_readable(path: Path) -> None:
+    recipe = MetaConfig.load(path)
+    assert recipe.to_json() == path.read_text()
+    assert recipe.pairs_by_family
+    assert (recipe.max_unroll, recipe.estimator, recipe.level, recipe.num_pairs) == (
+        2000,
+        "pes",
+        "global",
+        32,
+    )
 
 
 def test_published_setting_has_32_pairs() -> None:
@@ -77,6 +92,7 @@ def test_published_setting_has_32_pairs() -> None:
         ({"outer_warmup": 10, "outer_decay_steps": 10}, "must be above outer_warmup"),
         ({"meta_loss": "test"}, "held-out"),
         ({"sign_scale": 0.0}, "sign_scale must be positive"),
+        ({"variant": "celo", "rule_options": ("ff_hidden_size=4",)}, "rule_options are Celo2's"),
         ({"rule_options": ("ff_hidden_size",)}, "rule_options: expected NAME=VALUE"),
         ({"rule_options": ("hidden_size=4",)}, "did you mean 'ff_hidden_size'"),
         ({"rule_options": ("orthogonalize=false",)}, "what the variant says"),

@@ -1,7 +1,6 @@
 # make install   a .venv with everything, test tools included
 # make demo      train a network with learned and hand-designed optimizers, side by side
 # make test      lint, type-check, test
-# make test-kernels   the tests of PyTorch's GPU kernels, which need Triton
 # make bench     what a step costs; rewrites the tables of docs/performance.md
 
 PYTHON ?= python3
@@ -9,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: install demo bench test lint types unit test-kernels wheel clean
+.PHONY: install demo bench test lint types unit wheel clean
 
 # PyTorch comes first and pinned: the tests need its build for CPUs alone, and a bare requirement may bring
 # gigabytes of CUDA libraries.
@@ -39,12 +38,7 @@ types: install
 	$(BIN)/pyright
 
 unit: install
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
-
-# Triton, 200 MB, which PyTorch for CPUs does without: its interpreter runs the GPU kernels' tests.
-test-kernels: install
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt triton
-	$(BIN)/pytest tests/unit/test_torch_kernels.py $(ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 wheel: install
 	$(BIN)/python -m build

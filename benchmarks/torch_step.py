@@ -86,6 +86,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Any]] = {
     "AdamW(foreach=True)": lambda model: torch.optim.AdamW(model.parameters(), foreach=True),
     "Muon": MuonAndAdamW,
     "Celo2Base": lambda model: Celo2Base(model),
+    "Celo2Base(fused=False)": lambda model: Celo2Base(model, fused=False),
     "Celo2": lambda model: Celo2(model),
     "Celo2Base, bfloat16 state": lambda model: Celo2Base(model, state_dtype=torch.bfloat16),
 }

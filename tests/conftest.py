@@ -6,8 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import quick
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+os.environ.setdefault("XLA_FLAGS", f"{quick.XLA_FLAGS} --xla_force_host_platform_device_count=2")
+os.environ.setdefault(quick.DISABLE, "true")
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, by whomever
 
@@ -18,6 +21,29 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 ROOT = Path(__file__).resolve().parents[1]
+SLOWEST_FIRST = (  # with two workers a long file must not come last
+    "parity/test_rule.py",
+    "contract/test_optax_contract.py",
+    "e2e",
+    "sharding",
+    "parity",
+    "contract",
+    "unit/test_truncation.py",
+    "unit/test_gradient_range.py",
+    "unit/test_rule_leaves.py",
+    "unit/test_inner.py",
+    "unit",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order of `SLOWEST_FIRST`, then the doctests; Makefile keeps xdist from another order."""
+    prefixes = [ROOT / "tests" / name for name in SLOWEST_FIRST]
+
+    def rank(item: pytest.Item) -> int:
+        return next((i for i, known in enumerate(prefixes) if item.path.is_relative_to(known)), len(prefixes))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +55,25 @@ def standard_promotion() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """For programs that take longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def full_optimization() -> Iterator[None]:
+    """For what is compiled as a user's program, and for what takes longer to run than to compile."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module")
+def small_meta_rule() -> Iterator[None]:
+    """Meta-training of a rule that compiles faster."""
+    from celo2.config import RuleConfig
+    from celo2.meta.config import MetaConfig
+
+    def small(config: MetaConfig) -> RuleConfig:
+        return RuleConfig(orthogonalize=config.variant == "celo2", ff_hidden_size=2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetaConfig, "rule", property(small))
+        yield
 
 
 @pytest.fixture

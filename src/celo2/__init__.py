@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from celo2._version import __version__
 
 if TYPE_CHECKING:
+    from celo2 import zoo
     from celo2.config import RuleConfig
     from celo2.jax.compilation import compiler_options
     from celo2.jax.dimensions import DimensionNumbers
@@ -50,10 +51,16 @@ __all__ = [
     "scale_by_celo2",
     "share_outside",
     "watch_gradients",
+    "zoo",
 ]
 
 
+_SUBMODULES = ("zoo",)
+
+
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"celo2.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'celo2' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

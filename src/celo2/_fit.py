@@ -51,8 +51,15 @@ def flat_arrays(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _wrong_tree(tree: Mapping[str, Any]) -> str:
+    from celo2.zoo.names import identify  # which imports this module by way of celo2.weights
+
     found = _listed(map(repr, tree))
     message = f"not Celo2 weights: expected one entry {_OUTER!r} that holds {_INNER!r}, found {found}"
+    kind = identify(tree)
+    if kind is not None:
+        return (
+            f"{message}: these are weights of {kind!r}, which came before; see celo2.zoo.make({kind!r}, …)."
+        )
     if "rnn_params" in tree or "lstm_init_state" in tree:
         return f"{message}; an LSTM scheduler belongs to Celo, an earlier optimizer with other weights."
     return f"{message}."

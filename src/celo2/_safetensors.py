@@ -15,9 +15,18 @@ import safetensors
 
 from celo2.config import CONTRACT_VERSION, RuleConfig
 
-__all__ = ["Contents", "check_version", "decode_safetensors", "encode_safetensors"]
+__all__ = [
+    "ZOO_FORMAT",
+    "Contents",
+    "check_version",
+    "decode_arrays",
+    "decode_safetensors",
+    "encode_arrays",
+    "encode_safetensors",
+]
 
 _FORMAT = "celo2-weights"
+ZOO_FORMAT = "celo2-zoo-weights"  # of the optimizers in `celo2.zoo`
 
 
 class Contents(NamedTuple):
@@ -36,6 +45,16 @@ def decode_safetensors(data: bytes) -> Contents:
         ValueError: The bytes are no weight file of this package; the message says what was
             expected and found. Whether the arrays fit the options is not looked at.
     """
+    arrays, metadata = decode_arrays(data)
+    return Contents(arrays, *_decode_metadata(metadata))
+
+
+def decode_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The float32 arrays of any safetensors file, and its metadata.
+
+    Raises:
+        ValueError: The bytes are no such file, or an array has another dtype.
+    """
     try:
         entries = safetensors.deserialize(data)  # checks the header, the offsets and the lengths
     except safetensors.SafetensorError as error:
@@ -48,29 +67,34 @@ def decode_safetensors(data: bytes) -> Contents:
             )
         arrays[name] = np.frombuffer(entry["data"], "<f4").reshape(entry["shape"]).astype(np.float32)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return Contents(arrays, *_decode_metadata(header.get("__metadata__") or {}))
+    return arrays, header.get("__metadata__") or {}
 
 
 def encode_safetensors(contents: Contents) -> bytes:
-    """The bytes of a weight file.
-
-    The library writes the metadata in a random order, so its files have no lasting checksum; hence
-    the header is written here: its length in eight bytes, then JSON, padded to a multiple of eight.
-    """
+    """The bytes of a weight file."""
     metadata = {
         "config": contents.config.to_json(),
         "contract_version": str(contents.contract_version),
         "format": _FORMAT,
         "provenance": json.dumps(dict(contents.provenance), sort_keys=True),
     }
-    header: dict[str, object] = {"__metadata__": metadata}
+    return encode_arrays(contents.arrays, metadata)
+
+
+def encode_arrays(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a safetensors file with these float32 arrays.
+
+    The library writes the metadata in a random order, so its files have no lasting checksum; hence
+    the header is written here: its length in eight bytes, then JSON, padded to a multiple of eight.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
-    for name, array in contents.arrays.items():
+    for name, array in arrays.items():
         begin, end = end, end + 4 * array.size
         header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    body = b"".join(array.astype("<f4").tobytes() for array in contents.arrays.values())
+    body = b"".join(array.astype("<f4").tobytes() for array in arrays.values())
     return len(text).to_bytes(8, "little") + text + body
 
 
@@ -85,6 +109,12 @@ def check_version(version: int) -> None:
 
 
 def _decode_metadata(metadata: Mapping[str, str]) -> tuple[RuleConfig, dict[str, str], int]:
+    if metadata.get("format") == ZOO_FORMAT:
+        kind = metadata.get("optimizer", "another optimizer")
+        raise ValueError(
+            f"weights of {kind!r:.40}, not of Celo2; load them with celo2.zoo.load_weights, or use "
+            "celo2.zoo.make."
+        )
     if metadata.get("format") != _FORMAT:
         found = repr(metadata["format"])[:40] if "format" in metadata else "none"
         raise ValueError(

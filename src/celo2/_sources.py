@@ -2,19 +2,81 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from celo2._extras import require
+from celo2._files import read_limited
 from celo2._upstream import THETA_FILE
 
-__all__ = ["SHIPPED", "download", "shipped_file"]
+__all__ = [
+    "OURS",
+    "SHIPPED",
+    "UPSTREAM",
+    "WeightFile",
+    "download",
+    "fetch_file",
+    "find_file",
+    "shipped_file",
+]
 
 SHIPPED = ("celo2", "celo2-base")
+OURS, UPSTREAM = ".safetensors", ".state"  # suffixes of the two formats
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 _REMEDY = "download the file and give its path, or use the shipped 'celo2' or 'celo2-base'"
+
+
+class WeightFile(NamedTuple):
+    """What was found.
+
+    Attributes:
+        data: The whole file.
+        name: For messages; its suffix says which format it has.
+        hub: The repository it was downloaded from, or None.
+    """
+
+    data: bytes
+    name: str
+    hub: str | None = None
+
+
+def find_file(source: str | os.PathLike[str], max_bytes: int) -> WeightFile:
+    """The file that a source means: a shipped name, a path, a folder, or a hub repository, in this order.
+
+    Raises:
+        ValueError: A folder without weights, or a file that is too large or not regular; see `download`.
+        FileNotFoundError: Nothing is there.
+        ConnectionError, ImportError: See `download`.
+    """
+    if isinstance(source, str) and source in SHIPPED:
+        file = shipped_file(source)
+        return WeightFile(file.read_bytes(), file.name)
+    path = Path(source)
+    if path.is_dir():
+        if not (path / THETA_FILE).is_file():
+            raise ValueError(f"{path} is a folder without {THETA_FILE}; name a weight file.")
+        path = path / THETA_FILE
+    elif not path.exists():
+        if isinstance(source, str) and _REPO_ID.fullmatch(source) and path.suffix not in (OURS, UPSTREAM):
+            return fetch_file(source, max_bytes)
+        raise FileNotFoundError(
+            f"no weights at {str(source)!r}; expected a path, one of {', '.join(map(repr, SHIPPED))}, "
+            "or a hub repository 'owner/name'."
+        )
+    return WeightFile(read_limited(path, max_bytes), str(path))
+
+
+def fetch_file(repo_id: str, max_bytes: int) -> WeightFile:
+    """The weight file of a hub repository, whatever exists locally; see `download`."""
+    path = download(repo_id, max_bytes)
+    return WeightFile(read_limited(path, max_bytes), f"{repo_id}/{path.name}", repo_id)
 
 
 def shipped_file(name: str) -> Traversable:

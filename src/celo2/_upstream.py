@@ -13,7 +13,7 @@ from typing import Any, cast
 import msgpack
 import numpy as np
 
-__all__ = ["THETA_FILE", "decode_theta", "encode_theta"]
+__all__ = ["THETA_FILE", "decode_theta", "encode_theta", "encode_tree"]
 
 THETA_FILE = "theta.state"
 
@@ -53,8 +53,18 @@ def decode_theta(data: bytes) -> dict[str, Any]:
 
 def encode_theta(arrays: Mapping[str, np.ndarray]) -> bytes:
     """The bytes of a `theta.state` file with these float32 arrays."""
-    packed = {name: msgpack.ExtType(_ARRAY_CODE, _encode_array(array)) for name, array in arrays.items()}
-    return _pack({"ff_mod_stack": {"~": packed}})
+    return encode_tree({"ff_mod_stack": {"~": arrays}})
+
+
+def encode_tree(tree: Mapping[str, Any]) -> bytes:
+    """The bytes of a `theta.state` file with this tree: nested dicts with float32 arrays at the leaves."""
+
+    def pack(node: Any) -> Any:
+        if isinstance(node, Mapping):
+            return {name: pack(child) for name, child in node.items()}
+        return msgpack.ExtType(_ARRAY_CODE, _encode_array(node))
+
+    return _pack(pack(tree))
 
 
 def _unpack(data: bytes, *, raw: bool) -> Any:

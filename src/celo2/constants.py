@@ -15,3 +15,5 @@ PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
 
 ADAMW_LR_SCALE = 20.0  # learning rate of Celo2's AdamW branch over the rule's: `mult_1d` of the reference
 ADAMW_BETAS = (0.9, 0.95)  # of that branch
+
+GRADIENT_DECAY = 0.99  # of the running mean that gradients are normalised by; ours, not the paper's

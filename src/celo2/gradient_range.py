@@ -10,9 +10,17 @@ from __future__ import annotations
 import json
 import math
 
-from celo2.weights import Weights
+from celo2.weights import Weights, load_checkpoint
 
-__all__ = ["FIELD", "QUANTILES", "check_range", "format_range", "gradient_range"]
+__all__ = [
+    "FIELD",
+    "QUANTILES",
+    "check_normalization",
+    "check_range",
+    "format_range",
+    "gradient_range",
+    "resolve_range",
+]
 
 FIELD = "gradient_rms"  # of the provenance
 # Low and high. Up to a tenth of the gradients in meta-training vanish at any scale (runs that fit a small
@@ -54,6 +62,19 @@ def gradient_range(weights: Weights) -> tuple[float, float]:
     return low, high
 
 
+def resolve_range(low: float | None, high: float | None, weights: Weights | str) -> tuple[float, float]:
+    """Low and high; where one is None, that of the weights.
+
+    Raises:
+        ValueError: Not 0 < low < high < ∞, or weights whose file states no range.
+    """
+    if low is None or high is None:
+        known = gradient_range(weights if isinstance(weights, Weights) else load_checkpoint(weights))
+        low, high = known[0] if low is None else low, known[1] if high is None else high
+    check_range(low, high)
+    return low, high
+
+
 def format_range(low: float, high: float) -> str:
     """The text of the provenance field, to two digits: the quantiles are known no better.
 
@@ -68,3 +89,11 @@ def check_range(low: float, high: float) -> None:
     """Raises a ValueError unless 0 < low < high < ∞."""
     if not 0 < low < high < math.inf:
         raise ValueError(f"a range of root mean squares is 0 < low < high < ∞, got {low} and {high}.")
+
+
+def check_normalization(target: float, decay: float) -> None:
+    """Raises a ValueError for a root mean square or a decay that gradients cannot be normalised with."""
+    if not 0 < target < math.inf:
+        raise ValueError(f"target must be a positive number, got {target}.")
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay must be in [0, 1), got {decay}.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -18,17 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from celo2._files import read_limited, write_atomic
+from celo2._files import write_atomic
 from celo2._fit import check_fit, flat_arrays, read_shapes, read_sizes
 from celo2._safetensors import Contents, check_version, decode_safetensors, encode_safetensors
-from celo2._sources import SHIPPED, download, shipped_file
-from celo2._upstream import THETA_FILE, decode_theta, encode_theta
+from celo2._sources import OURS, SHIPPED, UPSTREAM, WeightFile, fetch_file, find_file, shipped_file
+from celo2._upstream import decode_theta, encode_theta
 from celo2.config import CONTRACT_VERSION, RuleConfig
 
 __all__ = [
     "DEPLOYMENT_OPTIONS",
     "SHIPPED",
     "Weights",
+    "check_array",
+    "decode_weights",
     "fetch_checkpoint",
     "load_checkpoint",
     "resolve_theta",
@@ -40,9 +41,6 @@ __all__ = [
 
 DEPLOYMENT_OPTIONS = frozenset({"rmsmult", "ns_coeffs", "ns_iters", "ns_eps"})  # free to differ from training
 MAX_BYTES = 1 << 20  # of a weight file; the default network takes 1.4 kB
-
-_OURS, _UPSTREAM = ".safetensors", ".state"
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ class Weights:
                 raise ValueError(f"provenance must map text to text, got {field!r:.80}: {text!r:.80}.")
         arrays = flat_arrays(self.arrays)
         check_fit(read_shapes(arrays), self.config)
-        checked = {name: _checked_array(name, arrays[name]) for name in self.config.weight_shapes()}
+        checked = {name: check_array(name, arrays[name]) for name in self.config.weight_shapes()}
         object.__setattr__(self, "arrays", MappingProxyType(checked))
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
 
@@ -147,30 +145,13 @@ def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:
         `load_checkpoint("theta.state", orthogonalize=False)`
     """
     RuleConfig.check_option_names(config)
-    if isinstance(source, str) and source in SHIPPED:
-        file = shipped_file(source)
-        return _decode(file.read_bytes(), file.name, config)
-    path = Path(source)
-    if path.is_dir():
-        if not (path / THETA_FILE).is_file():
-            raise ValueError(f"{path} is a folder without {THETA_FILE}; name a weight file.")
-        path = path / THETA_FILE
-    elif not path.exists():
-        if isinstance(source, str) and _REPO_ID.fullmatch(source) and path.suffix not in (_OURS, _UPSTREAM):
-            return fetch_checkpoint(source, **config)
-        raise FileNotFoundError(
-            f"no weights at {str(source)!r}; expected a path, one of {', '.join(map(repr, SHIPPED))}, "
-            "or a hub repository 'owner/name'."
-        )
-    return _decode(read_limited(path, MAX_BYTES), str(path), config)
+    return decode_weights(find_file(source, MAX_BYTES), **config)
 
 
 def fetch_checkpoint(repo_id: str, **config: Any) -> Weights:
     """Loads weights from a Hugging Face repository, whatever exists locally; see `load_checkpoint`."""
     RuleConfig.check_option_names(config)
-    path = download(repo_id, MAX_BYTES)
-    weights = _decode(read_limited(path, MAX_BYTES), f"{repo_id}/{path.name}", config)
-    return dataclasses.replace(weights, provenance={**weights.provenance, "hub": repo_id})
+    return decode_weights(fetch_file(repo_id, MAX_BYTES), **config)
 
 
 def weights_from_tree(tree: Mapping[str, Any], **config: Any) -> Weights:
@@ -241,7 +222,7 @@ def save_weights(path: str | os.PathLike[str], weights: Weights) -> None:
             not known.
     """
     path = Path(path)
-    if path.suffix == _OURS:
+    if path.suffix == OURS:
         if "orthogonalize" not in weights.stated:
             raise ValueError(
                 "these weights do not say which variant they are; load them with orthogonalize=True "
@@ -249,19 +230,28 @@ def save_weights(path: str | os.PathLike[str], weights: Weights) -> None:
             )
         contents = Contents(weights.arrays, weights.config, weights.provenance, weights.contract_version)
         data = encode_safetensors(contents)
-    elif path.suffix == _UPSTREAM:
+    elif path.suffix == UPSTREAM:
         data = encode_theta(weights.arrays)
     else:
-        raise ValueError(f"{path} must end in {_OURS} or {_UPSTREAM} (upstream's format).")
+        raise ValueError(f"{path} must end in {OURS} or {UPSTREAM} (upstream's format).")
     if len(data) > MAX_BYTES:
         raise ValueError(f"{path} would have {len(data)} bytes, expected at most {MAX_BYTES}.")
     write_atomic(path, data)
 
 
+def decode_weights(file: WeightFile, **config: Any) -> Weights:
+    """Weights from a file that has been read; options and errors are those of `load_checkpoint`."""
+    RuleConfig.check_option_names(config)
+    weights = _decode(file.data, file.name, config)
+    if file.hub is None:
+        return weights
+    return dataclasses.replace(weights, provenance={**weights.provenance, "hub": file.hub})
+
+
 def _decode(data: bytes, name: str, config: Mapping[str, Any]) -> Weights:
     """Weights from the bytes of a file; the suffix of its name says which format it has."""
     try:
-        if name.endswith(_OURS):
+        if name.endswith(OURS):
             weights = Weights(*decode_safetensors(data))
             return dataclasses.replace(weights, config=weights.resolve(**config))
         weights = weights_from_tree(decode_theta(data), **config)
@@ -271,7 +261,7 @@ def _decode(data: bytes, name: str, config: Mapping[str, Any]) -> Weights:
         raise ValueError(f"{name}: {error}") from error
 
 
-def _checked_array(name: str, value: Any) -> np.ndarray:
+def check_array(name: str, value: Any) -> np.ndarray:
     """A read-only copy of a float32 array without NaN or infinity."""
     array = np.asarray(value)
     if array.dtype != np.float32:

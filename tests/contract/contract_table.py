@@ -5,6 +5,7 @@ A new optimizer is one new row: nothing in the tests names an optimizer.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import optax
 
 import celo2
+from celo2 import zoo
 from celo2.baselines import adamuon, normuon, soap
 from celo2.baselines.matrices import on_matrices
 from celo2.baselines.shampoo import scale_by_shampoo
@@ -70,6 +72,41 @@ def conditioned_shampoo(learning_rate: optax.ScalarOrSchedule) -> optax.Gradient
     return on_matrices(matrices, learning_rate, 0.1, adamw_lr_scale=1.0)
 
 
+ZOO_STEPS = 10
+ZOO_SIZES: Mapping[str, Mapping[str, int]] = {
+    "celo": {"lstm_size": 3},
+    "celo_adam": {"lstm_size": 3},
+    "adafac_mlp": {},
+    "rnn_mlp": {"lstm_size": 3},
+    "nn_adam": {"lstm_size": 3},
+    "velo": {"lstm_size": 3, "num_mlps": 2},
+}
+
+
+@functools.cache
+def make_zoo_member(name: str) -> optax.GradientTransformationExtraArgs:
+    """An optimizer of the zoo with dense weights, large enough that its steps are seen.
+
+    Its update is jitted, so that the tests that run op by op share one compilation.
+    """
+    rng = np.random.default_rng(3)
+    start = zoo.init_theta(name, jax.random.key(0), **ZOO_SIZES[name])
+    weights = {n: np.asarray(a + rng.standard_normal(a.shape), np.float32) for n, a in start.items()}
+    tx = zoo.make(name, weights=weights, num_steps=ZOO_STEPS)
+    return optax.GradientTransformationExtraArgs(tx.init, jax.jit(tx.update))  # type: ignore[arg-type]
+
+
+def predecessor(learning_rate: optax.ScalarOrSchedule, name: str) -> optax.GradientTransformation:
+    """An optimizer of the zoo, whose steps have their size and sign, with a learning rate behind it."""
+    return optax.chain(make_zoo_member(name), optax.scale_by_learning_rate(learning_rate, flip_sign=False))
+
+
+def zoo_row(name: str, *, reads_params: bool = False) -> Row:
+    """The row of an optimizer of the zoo."""
+    memory = {"state_reads_params": reads_params, "other_state": ("memory",)}
+    return Row(name, predecessor, {"name": name}, extra={"value": 0.7}, **memory)
+
+
 @dataclass(frozen=True)
 class Row:
     """One optimizer.
@@ -80,6 +117,8 @@ class Row:
         options: Further keywords.
         needs_params: Whether `update` refuses `params=None`.
         accumulates: Whether the floating-point arrays of its state belong to parameters.
+        other_state: Fields of its state whose arrays do not, though `accumulates` says so.
+        state_reads_params: Whether its state depends on the parameters' values.
         extra: What the optimizer takes as Optax's extra arguments, `value` say.
         silent_steps: First updates that leave matrices where they are.
         largest_gradient: The largest gradient that it promises a finite update for.
@@ -90,6 +129,8 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs_params: bool = True
     accumulates: bool = True
+    other_state: tuple[str, ...] = ()
+    state_reads_params: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     silent_steps: int = 0
     largest_gradient: float = float(np.finfo(np.float32).max)
@@ -110,6 +151,12 @@ ROWS = (
     # sums of squares must be finite: eigenvalues of infinite matrices are not numbers
     Row("shampoo", conditioned_shampoo, largest_gradient=1e18),
     Row("soap", soap.SPEC.make, {"weight_decay": 0.1}, silent_steps=1, largest_gradient=1e18),
+    zoo_row("celo"),
+    zoo_row("celo_adam"),
+    zoo_row("adafac_mlp"),
+    zoo_row("rnn_mlp", reads_params=True),
+    zoo_row("nn_adam", reads_params=True),
+    zoo_row("velo", reads_params=True),
 )
 
 

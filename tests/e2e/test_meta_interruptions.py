@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+import quick
 from celo2 import load_checkpoint
 
 STEPS, EVERY = 60, 10
@@ -45,14 +46,7 @@ Start = Callable[..., Run]
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Processes of this module share what they compile, and compile little: plainer random bits and code."""
-    return {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    }
+    return quick.environment(tmp_path_factory.mktemp("compiled")) | {"JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg"}
 
 
 @pytest.fixture

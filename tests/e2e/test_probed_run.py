@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import quick
 from celo2 import load_checkpoint
 
 RECIPE = [
@@ -35,13 +35,7 @@ STEPS, EVERY = 40, 10
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Processes of this module share what they compile, quickly."""
-    return {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    return quick.environment(tmp_path_factory.mktemp("compiled"))
 
 
 def _command(out: Path, *more: str) -> list[str]:

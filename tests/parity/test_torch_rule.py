@@ -30,7 +30,10 @@ def assert_agree(actual: list[Leaves], expected: list[Leaves], comparison: str) 
         assert max(errors.values()) <= tolerance(comparison), f"step {t}: {errors}"
 
 
-@pytest.fixture(params=["blocks", "small blocks", "passes", "plain"])
+PATHS = ["blocks", "small blocks", "passes", "plain"]
+
+
+@pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The fast path, the fast path cut finely, whole tensors in passes, and the plain program."""
     if request.param == "small blocks":
@@ -52,6 +55,7 @@ def test_rule_matches_oracle_in_float64(shared: Path, name: str) -> None:
     assert_agree(replay_torch(run, torch.float64), replay_oracle(run), "torch float64, oracle")
 
 
+@pytest.mark.parametrize("path", [*PATHS, "numba"], indirect=True)  # the last where it is installed
 @pytest.mark.parametrize("name", GOLDEN_RUNS)
 def test_every_path_matches_golden(path: str, name: str) -> None:
     run = load_run(GOLDEN / f"{name}.npz")

@@ -1,7 +1,7 @@
 """Meta-trains for a few iterations on one process of some, and writes theta as an `.npz`.
 
 A script of its own, since a process cannot change its devices; `test_meta_sharding.py` runs it. The inner
-runs are real, of a network with one layer, which compiles faster.
+runs are real, of a network with one layer and a rule of two units, which compile faster.
 """
 
 from __future__ import annotations
@@ -37,12 +37,17 @@ def train(num_devices: int) -> dict[str, Any]:
     import numpy as np
     from jax.sharding import AxisType, Mesh
 
+    from celo2.config import RuleConfig
     from celo2.meta import distributed, outer, truncation
+    from celo2.meta.config import MetaConfig
     from celo2.meta.data import load_datasets, stack_data
     from celo2.tasks.families.mlp import ImageMLPFamily
 
     truncation.make_family = lambda config, _: ImageMLPFamily(  # type: ignore[assignment]
         widths=(64, 10), batch_size=config.batch_size, level=config.level
+    )
+    MetaConfig.rule = property(  # type: ignore[assignment]
+        lambda config: RuleConfig(orthogonalize=config.variant == "celo2", ff_hidden_size=2)
     )
     config = make_config()
     devices = np.array(jax.devices()[:num_devices])

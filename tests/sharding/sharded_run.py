@@ -6,12 +6,12 @@ A script of its own, since a process cannot change its number of devices; `test_
 from __future__ import annotations
 
 import json
-import os
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import celo2
@@ -46,19 +46,31 @@ LAYOUTS = {
         "stack": PartitionSpec("data", "model", None),
     },
 }
-OPTIMIZERS = {  # and the layouts each is run with
-    "celo2": (celo2.scale_by_celo2(orthogonalize=True), tuple(LAYOUTS)),
-    "celo2-base": (celo2.scale_by_celo2(orthogonalize=False), tuple(LAYOUTS)),
-    "bfloat16": (
-        celo2.scale_by_celo2(orthogonalize=False, state_dtype="bfloat16"),
-        ("fully-sharded",),
-    ),
-    "whole": (celo2.celo2(1e-3, weight_decay=0.1, state_dtype="bfloat16"), ("fully-sharded",)),
-}
+CONFIG = celo2.RuleConfig(  # every feature, of one decay: more repeat what is sharded, and compile long
+    ff_hidden_size=2, initial_momentum_decays=(0.9,), initial_adafactor_decays=(0.9,), orthogonalize=True
+)
 STEPS = 3
 TINY = 1e-30  # in place of the largest entry of a state that is zero
 COLLECTIVE = re.compile(r"= (\S.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(")
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
+
+
+def make_weights(config: celo2.RuleConfig) -> celo2.Weights:
+    rng = np.random.default_rng(0)
+    arrays = {n: rng.standard_normal(s).astype(np.float32) for n, s in config.weight_shapes().items()}
+    return celo2.Weights(arrays, config)
+
+
+def make_optimizers() -> dict[str, tuple[optax.GradientTransformation, tuple[str, ...]]]:
+    """Each with the layouts that it is run with."""
+    matrices, base = make_weights(CONFIG), make_weights(CONFIG.replace(orthogonalize=False))
+    rounded = {"state_dtype": "bfloat16"}
+    return {
+        "celo2": (celo2.scale_by_celo2(matrices), tuple(LAYOUTS)),
+        "celo2-base": (celo2.scale_by_celo2(base), tuple(LAYOUTS)),
+        "bfloat16": (celo2.scale_by_celo2(base, **rounded), ("fully-sharded",)),
+        "whole": (celo2.celo2(1e-3, weights=matrices, weight_decay=0.1, **rounded), ("fully-sharded",)),
+    }
 
 
 def make_tree(seed: int, scale: float) -> dict[str, jax.Array]:
@@ -114,11 +126,11 @@ def error(actual, expected) -> float:
 def main() -> None:
     # Not above, since whoever collects doctests imports this file; JAX looks at both when it starts.
     jax.config.update("jax_platforms", "cpu")
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    jax.config.update("jax_num_cpu_devices", 8)
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     params, grads = make_tree(0, 0.02), [make_tree(seed, 1e-3) for seed in range(1, STEPS + 1)]
     found = {}
-    for variant, (rule, layouts) in OPTIMIZERS.items():
+    for variant, (rule, layouts) in make_optimizers().items():
         expected, expected_state, _ = run(rule, params, grads)
         for name in layouts:
             shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in LAYOUTS[name].items()}

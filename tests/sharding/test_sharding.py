@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import quick
+
 LAYOUTS = ("data", "tensor", "fully-sharded")
 VARIANTS = ("celo2", "celo2-base")
 TOLERANCE = 1e-5  # relative to the largest entry: sums are taken in another order
@@ -21,7 +23,8 @@ LARGEST_MATRIX = 256 * 512  # elements; the stack of four matrices has as many i
 @pytest.fixture(scope="module")
 def found() -> dict[str, dict[str, Any]]:
     script = Path(__file__).with_name("sharded_run.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=quick.environment(), capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -20,7 +20,7 @@ from celo2.tasks.families.regression import RegressionFamily
 from celo2.tasks.families.transformer import TransformerFamily
 from celo2.tasks.family import UNTRAINED_LOSS, TaskData, TextData
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 NUM_PARAMETERS = {
     "mlp": 2_410,

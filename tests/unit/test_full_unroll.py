@@ -19,8 +19,6 @@ from celo2.meta.truncation import InnerState
 from celo2.tasks.datasets import load_image_sets
 from celo2.tasks.family import FamilyData, TaskData, stack_datasets
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONFIG = MetaConfig(
     estimator="full-es",
     datasets=("digits", "mnist"),

@@ -72,7 +72,7 @@ def test_numbers_that_are_no_range_are_refused(text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def of_matrices() -> np.ndarray:
+def of_matrices(small_meta_rule) -> np.ndarray:
     """Gradients of Celo2's matrices at a rate so small that every network stays as it was drawn."""
     return measure_gradients(
         trained(variant="celo2", inner_learning_rate=1e-30, scale_range=(1.0, 1.0)), truncations=4
@@ -80,7 +80,7 @@ def of_matrices() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def of_all() -> np.ndarray:
+def of_all(small_meta_rule) -> np.ndarray:
     """The same for all arrays, with networks stored at a hundredth."""
     changes = {"variant": "celo2-base", "inner_learning_rate": 1e-30, "scale_range": (100.0, 100.0)}
     return measure_gradients(trained(**changes), truncations=4)["mlp"]

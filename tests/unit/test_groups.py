@@ -185,7 +185,7 @@ def momentum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(truncation, "make_inner_optimizer", make)
 
 
-@pytest.mark.usefixtures("quick_compilation", "standard_promotion", "momentum")
+@pytest.mark.usefixtures("standard_promotion", "momentum")
 def test_families_in_one_run_on_two_devices(tmp_path: Path) -> None:
     """Two iterations, the second also from a checkpoint: one program, finite, no pair left out."""
     mesh = outer.make_mesh()
@@ -226,7 +226,7 @@ def test_families_in_one_run_on_two_devices(tmp_path: Path) -> None:
         assert np.any(jax.tree.leaves(changed), axis=0).all(), name  # every run of every pair
 
 
-@pytest.mark.usefixtures("quick_compilation", "standard_promotion", "momentum")
+@pytest.mark.usefixtures("standard_promotion", "momentum")
 def test_a_new_run_has_a_new_problem() -> None:
     """Two pairs of quadratics: the first begins anew, the second goes on."""
     config = MetaConfig(families=("quadratic",), truncation_length=1, batch_size=4, min_unroll=100)

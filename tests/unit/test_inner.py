@@ -26,7 +26,7 @@ SHAPES = {
 TOLERANCE = 2e-6  # sums are taken in another order
 
 
-@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.usefixtures("small_meta_rule")
 @pytest.mark.parametrize("variant", ["celo2", "celo2-base"])
 def test_turned_matrices_take_the_same_steps(variant) -> None:
     config = MetaConfig(variant=variant, inner_learning_rate=1.0)

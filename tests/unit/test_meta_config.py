@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from celo2.config import RuleConfig
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def test_recipe_survives_json() -> None:
@@ -20,6 +23,41 @@ def test_recipe_survives_json() -> None:
 def test_variant_decides_orthogonalization() -> None:
     assert MetaConfig(variant="celo2").rule.orthogonalize
     assert not MetaConfig(variant="celo2-base").rule.orthogonalize
+
+
+def test_rule_options_reach_the_rule_and_json() -> None:
+    options = (
+        "ff_hidden_size=16",
+        "normalize_input=false",
+        "initial_rms_decays=[0.999]",
+        "mlp_activation=tanh",
+    )
+    config = MetaConfig(variant="celo2-base", rule_options=options)
+    assert config.rule == RuleConfig(
+        orthogonalize=False,
+        ff_hidden_size=16,
+        normalize_input=False,
+        initial_rms_decays=(0.999,),
+        mlp_activation="tanh",
+    )
+    assert MetaConfig.from_json(config.to_json()) == config
+
+
+def test_frozen_names_are_those_of_the_chosen_rule() -> None:
+    assert "w3" in MetaConfig(rule_options=("ff_hidden_layers=3",), frozen=("w3",)).frozen_names
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_recipes_are_whole_and_readable(path: Path) -> None:
+    recipe = MetaConfig.load(path)
+    assert recipe.to_json() == path.read_text()
+    assert recipe.pairs_by_family
+    assert (recipe.max_unroll, recipe.estimator, recipe.level, recipe.num_pairs) == (
+        2000,
+        "pes",
+        "global",
+        32,
+    )
 
 
 def test_published_setting_has_32_pairs() -> None:
@@ -54,6 +92,15 @@ def test_published_setting_has_32_pairs() -> None:
         ({"outer_warmup": 10, "outer_decay_steps": 10}, "must be above outer_warmup"),
         ({"meta_loss": "test"}, "held-out"),
         ({"sign_scale": 0.0}, "sign_scale must be positive"),
+        ({"variant": "celo", "rule_options": ("ff_hidden_size=4",)}, "rule_options are Celo2's"),
+        ({"rule_options": ("ff_hidden_size",)}, "rule_options: expected NAME=VALUE"),
+        ({"rule_options": ("hidden_size=4",)}, "did you mean 'ff_hidden_size'"),
+        ({"rule_options": ("orthogonalize=false",)}, "what the variant says"),
+        ({"rule_options": ("ff_hidden_size=4", "ff_hidden_size=8")}, "given twice"),
+        ({"rule_options": ("ff_hidden_size=0",)}, "ff_hidden_size must be from 1 to 1024"),
+        ({"rule_options": ("ff_hidden_size=wide",)}, "rule_options: ff_hidden_size must be"),
+        ({"rule_options": ("normalize_input=no",)}, "rule_options: normalize_input must be"),
+        ({"rule_options": ("initial_rms_decays=[1.5]",)}, "initial_rms_decays must be"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )

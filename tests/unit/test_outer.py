@@ -17,7 +17,7 @@ from celo2.meta.outer import OuterMetrics, OuterState
 from celo2.meta.truncation import InnerState
 from celo2.tasks.family import TaskData
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "standard_promotion", "theta_as_inner_run")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "theta_as_inner_run")
 
 CONFIG = MetaConfig(datasets=("digits", "mnist"), tasks_per_set=2)
 

@@ -110,7 +110,6 @@ def test_tasks_are_compiled_once_and_seeds_are_not_a_comparisons(monkeypatch) ->
     assert sorted(CountingRunner.made) == [(name, rates, seeds, 7) for name in ("digits-mlp", "quadratic")]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_probe_is_the_comparison_with_the_public_optimizer() -> None:
     """Weights as an argument of the program, the second time around, or as its constants."""
     weights = load_checkpoint("celo2-base")

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from weights_examples import make_weights
 
 import celo2
+import quick
 from celo2.jax import leaves
 
 SHAPES = [(), (), (5,), (5,), (4, 3), (4, 3), (3, 4), (2, 4, 3), (2, 4, 3), (5,), (0, 4), (0, 4)]
@@ -32,11 +34,11 @@ def make_tree(seed: int, dtypes: tuple[str, ...]) -> dict[str, jax.Array]:
 
 def run(tree: dict[str, jax.Array], grads: list[dict[str, jax.Array]], **options: object) -> list:
     """Updates and state after two steps."""
-    rule = celo2.scale_by_celo2(**options)
-    state = rule.init(tree)
+    rule = celo2.scale_by_celo2(make_weights(**quick.SMALL_RULE, **options))
+    state, update = rule.init(tree), jax.jit(rule.update)
     found = []
     for grad in grads:
-        updates, state = jax.jit(rule.update)(grad, state, tree)
+        updates, state = update(grad, state, tree)
         found.append(updates)
     return [*found, state]
 
@@ -64,7 +66,7 @@ def test_a_deep_network_compiles_few_programs() -> None:
 
     def num_instructions(depth: int) -> int:
         params = {f"bias{index}": jnp.ones(7) for index in range(depth)}
-        rule = celo2.scale_by_celo2(orthogonalize=False)
+        rule = celo2.scale_by_celo2(make_weights(**quick.SMALL_RULE, orthogonalize=False))
         text = jax.jit(rule.update).lower(params, rule.init(params), params).as_text()
         return text.count("stablehlo.rsqrt")
 

@@ -102,6 +102,7 @@ def test_initial_loss_and_accuracy_are_those_of_chance(name: str) -> None:
     assert 0.0 <= accuracies.min() <= accuracies.max() < 0.5
 
 
+@pytest.mark.usefixtures("full_optimization")  # it trains for longer than it compiles
 @every_task
 def test_training_lowers_the_loss_and_a_key_gives_one_run(name: str) -> None:
     run = jax.jit(train_of(name, 50))

@@ -1,7 +1,6 @@
 """The Triton kernels, in Triton's interpreter on the CPU and, where there is a GPU, on it.
 
-`make test-kernels` installs Triton, which PyTorch for CPUs does not bring; `conftest` chooses the
-interpreter.
+`conftest` chooses the interpreter, whose time is the number of blocks.
 """
 
 from __future__ import annotations
@@ -14,31 +13,35 @@ from torch_examples import OPTIONS, OTHER_SIZES, largest_error, make_leaf, make_
 
 from celo2.torch import Celo2Base, implementation
 
-pytest.importorskip("triton", reason="Triton is not installed: make test-kernels")
+pytest.importorskip("triton", reason="Triton is not installed; it is for Linux")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Sums in another order, in float32: 8.0e-7 in the interpreter; a bound, not measured, on a GPU.
 TOLERANCE = 2.4e-6 if DEVICE == "cpu" else 6e-6
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 
 
-@pytest.mark.parametrize("shape", [(20, 70), (70, 20), (33, 33), (2, 9, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(20, 70), (2, 9, 20), (80,)], ids=str)
 def test_kernels_equal_the_plain_program(shape: tuple[int, ...]) -> None:
     results = (update(name, shape, device=DEVICE) for name in ("triton", "plain"))
     assert largest_error(*results) <= TOLERANCE
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_kernels_equal_the_plain_program_for_options(options: dict[str, Any]) -> None:
-    results = (update(name, (20, 31), device=DEVICE, **options) for name in ("triton", "plain"))
-    # On a GPU Newton–Schulz is in bfloat16, which amplifies what rounding does to a direction.
-    assert largest_error(*results) <= (
-        0.05 if options.get("orthogonalize") and DEVICE == "cuda" else TOLERANCE
-    )
-
-
-def test_gradients_and_parameters_of_bfloat16_are_read_as_they_are() -> None:
-    results = (update(name, (20, 31), torch.bfloat16, device=DEVICE) for name in ("triton", "plain"))
+@pytest.mark.parametrize("options", ["features off", "no vectors"])
+def test_kernels_equal_the_plain_program_for_options(options: str) -> None:
+    results = (update(name, (9, 20), device=DEVICE, **OPTIONS[options]) for name in ("triton", "plain"))
     assert largest_error(*results) <= TOLERANCE
+
+
+def test_bfloat16_is_read_as_it_is_and_a_state_of_it_is_rounded() -> None:
+    def run(name: str, state: torch.dtype | None) -> list[torch.Tensor]:
+        return update(name, (9, 20), torch.bfloat16, device=DEVICE, state_dtype=state)
+
+    exact, rounded = run("triton", None), run("triton", torch.bfloat16)
+    assert largest_error(exact, run("plain", None)) <= TOLERANCE
+    one_bit = 2**-7  # of eight, twice rounded: after each of two updates
+    assert rounded[2].dtype == torch.bfloat16
+    for actual, expected in zip(rounded[2:], exact[2:], strict=True):
+        torch.testing.assert_close(actual.float(), expected, rtol=2 * one_bit, atol=0)
 
 
 @pytest.mark.parametrize("options", OTHER_SIZES.values(), ids=OTHER_SIZES)
@@ -50,7 +53,7 @@ def test_networks_of_other_sizes_take_the_passes_on_whole_tensors(options: dict[
 
 
 def test_nan_is_passed_on() -> None:
-    leaf = make_leaf((20, 12), make_network(), torch.float32, DEVICE)
+    leaf = make_leaf((4, 5), make_network(), torch.float32, DEVICE)
     leaf.grad[3, 4] = float("nan")
     param = torch.nn.Parameter(leaf.param)
     param.grad = leaf.grad

@@ -1,7 +1,8 @@
-"""The three passes of the PyTorch rule, on whole tensors and on a CPU's blocks, against the plain program."""
+"""The three passes of the PyTorch rule (whole, on blocks, by Numba's kernels) against the plain program."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,16 +16,20 @@ from celo2.torch.dimensions import make_layout
 TOLERANCE = 1.5e-6  # sums in another order, in float32 (4.7e-7)
 EXACT = 3e-15  # in float64 (1.0e-15)
 BLOCK_SIZE = blocks.BLOCK_SIZE
-SHAPES = [(40, 24), (24, 40), (17, 17), (3, 9, 20), (2, 2, 20, 9)]
+SHAPES = [(40, 24), (24, 40), (17, 17), (3, 9, 20), (2, 2, 20, 9), (31,), ()]
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed: celo2[cpu]")
+every_way = pytest.mark.parametrize("name", ["passes", "blocks", pytest.param("numba", marks=needs_numba)])
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks a matrix, the last of them smaller."""
     monkeypatch.setattr(blocks, "BLOCK_SIZE", 150)
+    if find_spec("numba"):
+        monkeypatch.setattr("celo2.torch.numba_passes.PIECE_SIZE", 150)
 
 
-@pytest.mark.parametrize("name", ["passes", "blocks"])
+@every_way
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_passes_equal_the_plain_program(name: str, shape: tuple[int, ...]) -> None:
     assert largest_error(update(name, shape), update("plain", shape)) <= TOLERANCE
@@ -32,11 +37,13 @@ def test_passes_equal_the_plain_program(name: str, shape: tuple[int, ...]) -> No
     assert largest_error(*double) <= EXACT
 
 
-@pytest.mark.parametrize("name", ["passes", "blocks"])
+@every_way
 @pytest.mark.parametrize("options", [*OPTIONS.values(), *OTHER_SIZES.values()], ids=[*OPTIONS, *OTHER_SIZES])
 def test_passes_equal_the_plain_program_for_options(name: str, options: dict[str, Any]) -> None:
-    results = (update(n, (20, 31), torch.float64, **options) for n in (name, "plain"))
-    assert largest_error(*results) <= EXACT  # 8.0e-16
+    dtype, tolerance = (torch.float32, TOLERANCE) if name == "numba" else (torch.float64, EXACT)
+    for shape in (20, 31), (31,):
+        results = (update(n, shape, dtype, **options) for n in (name, "plain"))
+        assert largest_error(*results) <= tolerance
 
 
 @pytest.mark.parametrize("options", UNCOVERED.values(), ids=UNCOVERED)
@@ -49,23 +56,56 @@ def test_other_options_take_the_plain_program(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "chosen"),
+    ("shape", "kernels", "blocks"),
     [
-        ((64, 64), "blocks"),
-        ((2, 64, 64), "blocks"),
-        ((8, 8), "plain"),
-        ((5000,), "plain"),
-        ((64, 64, 3), "plain"),
+        ((64, 64), "numba", "blocks"),
+        ((2, 64, 64), "numba", "blocks"),
+        ((8, 8), "numba", "plain"),
+        ((5000,), "numba", "plain"),
+        ((64, 64, 3), "plain", "plain"),
+        ((0, 3), "plain", "plain"),
     ],
     ids=str,
 )
-def test_blocks_serve_matrices_of_some_size(shape: tuple[int, ...], chosen: str) -> None:
-    network = make_network()
-    assert implementation.choose(network, torch.empty(shape), make_layout(shape)) == chosen
+def test_what_is_installed_serves_what_it_is_good_for(
+    shape: tuple[int, ...], kernels: str, blocks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, tensor, layout = make_network(), torch.empty(shape), make_layout(shape)
+    monkeypatch.setattr(implementation, "_works", lambda *_: True)
+    monkeypatch.setattr(implementation, "_is_installed", lambda _: True)
+    assert implementation.choose(network, tensor, layout) == kernels
+    assert implementation.choose(network, tensor.double(), layout) == blocks
+    assert implementation.choose(network, tensor, layout, kernels=False) == blocks
+    monkeypatch.setattr(implementation, "_is_installed", lambda _: False)
+    assert implementation.choose(network, tensor, layout) == blocks
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("options", "kernels"), [({}, 1), ({"fused": True}, 1), ({"fused": False}, 0), ({"foreach": True}, 0)]
+)
+def test_fused_and_foreach_choose_the_rules_path(
+    options: dict[str, bool], kernels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from celo2.torch import numba_passes
+
+    calls: list[Any] = []
+    monkeypatch.setattr(numba_passes, "_run", lambda *arguments: calls.append(arguments))
+    param = nn.Parameter(torch.ones(70, 70))
+    param.grad = torch.ones(70, 70)
+    Celo2Base([param], **options).step()
+    assert bool(calls) == kernels
+
+
+def test_fused_without_kernels_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(implementation, "_is_installed", lambda _: False)
+    with pytest.raises(RuntimeError, match=r"celo2\[cpu\]"):
+        Celo2Base([torch.zeros(3)], fused=True)
 
 
 def test_rows_longer_than_a_block_take_the_passes_on_whole_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_SIZE", BLOCK_SIZE)
+    monkeypatch.setattr(implementation, "_is_installed", lambda _: False)
     network, matrix = make_network(), torch.empty(2, BLOCK_SIZE + 1)
     assert implementation.choose(network, matrix, make_layout((2, BLOCK_SIZE + 1))) == "passes"
     assert implementation.choose(network, matrix, make_layout((BLOCK_SIZE + 1, 2))) == "blocks"
@@ -74,10 +114,11 @@ def test_rows_longer_than_a_block_take_the_passes_on_whole_tensors(monkeypatch: 
         assert implementation.choose(network, matrix, make_layout((2, BLOCK_SIZE + 1))) == "passes"
 
 
-def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    once = update("blocks", (40, 24))
+@every_way
+def test_any_number_of_threads_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = update(name, (40, 24))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert largest_error(update("blocks", (40, 24)), once) == 0
+    assert largest_error(update(name, (40, 24)), once) == 0
 
 
 def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +137,7 @@ def test_threads_leave_the_number_of_threads_alone() -> None:
     assert torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize("name", ["passes", "blocks"])
+@every_way
 def test_nan_is_passed_on(name: str) -> None:
     network = make_network()
     leaf = make_leaf((20, 12), network, torch.float32)

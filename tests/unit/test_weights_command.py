@@ -94,7 +94,7 @@ def test_convert_needs_the_variant_of_an_upstream_file(capsys, here):
 
 def test_fetch_writes_what_it_downloads(monkeypatch, here, capsys):
     save_weights("theta.state", make_weights())
-    monkeypatch.setattr("celo2.weights.download", lambda _repo_id, _max_bytes: here / "theta.state")
+    monkeypatch.setattr("celo2._sources.download", lambda _repo_id, _max_bytes: here / "theta.state")
     assert command.main(["fetch", "owner/name", "--out", "new/folder", "--set", "orthogonalize=true"]) == 0
     weights = load_checkpoint("new/folder/name.safetensors")
     assert weights.provenance["hub"] == "owner/name"
@@ -112,10 +112,11 @@ OPTIONS = {
 @pytest.mark.parametrize(("text", "expected"), OPTIONS.values(), ids=OPTIONS)
 def test_set_reads_values(monkeypatch, text, expected):
     seen = {}
+    save_weights("w.safetensors", make_weights())
     monkeypatch.setattr(
-        command, "load_checkpoint", lambda _, **options: seen.update(options) or make_weights()
+        command, "decode_weights", lambda _, **options: seen.update(options) or make_weights()
     )
-    assert command.main(["verify", "w", "--set", text]) == 0
+    assert command.main(["verify", "w.safetensors", "--set", text]) == 0
     assert seen == dict([expected])
 
 

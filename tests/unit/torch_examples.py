@@ -51,7 +51,12 @@ def make_network(**options: Any) -> Network:
 
 
 def make_leaf(
-    shape: tuple[int, ...], network: Network, dtype: torch.dtype, device: str = "cpu", seed: int = 1
+    shape: tuple[int, ...],
+    network: Network,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    seed: int = 1,
+    state_dtype: torch.dtype | None = None,
 ) -> Leaf:
     """A gradient that the clip changes; accumulators at zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -60,7 +65,7 @@ def make_leaf(
         return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(device, dtype)
 
     param, layout = random(1.0), make_layout(shape)
-    state = init_rule(param, layout, network.config, None, on_device=False)
+    state = init_rule(param, layout, network.config, state_dtype, on_device=False)
     state["step"] += 1
     return Leaf(random(600.0), param, rule_accumulators(state), state["step"], layout)
 
@@ -72,11 +77,16 @@ def update_leaves(network: Network, leaves: Sequence[Leaf], *, stack: bool = Tru
 
 
 def update(
-    name: Any, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu", **options: Any
+    name: Any,
+    shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    state_dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> list[Tensor]:
     """The step of two equal leaves after two updates, and their accumulators."""
     network = make_network(**options)
-    leaves = [make_leaf(shape, network, dtype, device, seed) for seed in (1, 2)]
+    leaves = [make_leaf(shape, network, dtype, device, seed, state_dtype) for seed in (1, 2)]
     with implementation.use(name):
         update_leaves(network, leaves)
         smaller = [leaf._replace(grad=-1e-3 * leaf.grad) for leaf in leaves]

@@ -3,7 +3,8 @@
 Every entry is an Optax transform that an outsider would recognise: the hand-designed ones are Optax's
 own (`from_optax.py`) or one file each, at settings that make them strong, since a comparison is worth
 what its weakest baseline is.
-A learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other ones.
+A learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other ones; its
+predecessors, which no weights are shipped of, `celo:PATH`, `velo_s:PATH` and so on (`celo2.zoo`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from celo2.baselines.spec import EvalParams, MakeOptimizer, OptimizerSpec
 from celo2.config import nearest_name
 from celo2.jax.transform import celo2, celo2_base
 from celo2.weights import load_checkpoint
+from celo2.zoo.factory import make as make_predecessor
+from celo2.zoo.specs import PRESETS
+from celo2.zoo.weights import load_weights
 
 __all__ = [
     "OPTIMIZERS",
@@ -72,11 +76,18 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {spec.name: spec for spec in (*_LEARNED_S
 def check_optimizer_name(name: str) -> None:
     """Raises a ValueError, with the nearest name, for a name that `find_optimizer` cannot know."""
     variant, colon, source = name.partition(":")
-    if name not in OPTIMIZERS and not (colon and source and variant in LEARNED):
+    if name in OPTIMIZERS or (colon and source and variant in (*LEARNED, *PRESETS)):
+        return
+    if variant in PRESETS:
         raise ValueError(
-            f"unknown optimizer {name!r}{nearest_name(name, OPTIMIZERS)} "
-            f"There are {', '.join(OPTIMIZERS)}, celo2:PATH and celo2-base:PATH."
+            f"{name!r} has no weights in this package: name them as {variant}:PATH, or {variant}:OWNER/NAME "
+            "for a hub repository (celo:amoudgl/celo, say)."
         )
+    raise ValueError(
+        f"unknown optimizer {name!r}{nearest_name(name, [*OPTIMIZERS, *PRESETS])} "
+        f"There are {', '.join(OPTIMIZERS)}, celo2:PATH, celo2-base:PATH, and, each with :PATH, "
+        f"{', '.join(PRESETS)}."
+    )
 
 
 def describe_optimizers() -> str:
@@ -85,12 +96,14 @@ def describe_optimizers() -> str:
     return "\n".join(f"  {name:{width}} {spec.description}" for name, spec in OPTIMIZERS.items())
 
 
-def find_optimizer(name: str) -> OptimizerSpec:
+def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
     """The optimizer of this name.
 
     Args:
         name: A key of `OPTIMIZERS`, or `celo2:SOURCE` / `celo2-base:SOURCE`, where the source is
-            anything that `celo2.load_checkpoint` takes (a path, say).
+            anything that `celo2.load_checkpoint` takes (a path, say); or `PRESET:SOURCE` with a preset of
+            `celo2.zoo` and what `celo2.zoo.load_weights` takes.
+        num_steps: Length of the runs, which some of the last need.
 
     Raises:
         ValueError: The name is unknown (the message has the nearest), or the weights are unfit.
@@ -104,6 +117,8 @@ def find_optimizer(name: str) -> OptimizerSpec:
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     variant, _, source = name.partition(":")
+    if variant in PRESETS:
+        return _predecessor(name, num_steps)
     weights = load_checkpoint(source, orthogonalize=variant == "celo2")
     shipped = OPTIMIZERS[variant]
     return dataclasses.replace(
@@ -114,8 +129,29 @@ def find_optimizer(name: str) -> OptimizerSpec:
     )
 
 
+def _predecessor(name: str, num_steps: int | None) -> OptimizerSpec:
+    preset, _, source = name.partition(":")
+    weights = load_weights(source)
+    make_predecessor(preset, weights=weights, num_steps=num_steps)  # refuses now rather than under tracing
+
+    def make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+        del learning_rate
+        if weight_decay:
+            raise ValueError(f"{name} has no learning rate to measure a weight decay of {weight_decay} by.")
+        return make_predecessor(preset, weights=weights, num_steps=num_steps)
+
+    description = f"{preset}, a learned optimizer that sets its own step sizes; weights from {source}"
+    return OptimizerSpec(
+        name, description, make, (1.0, 1.0), origin=f'celo2.zoo.make("{preset}")', sets_own_rate=True
+    )
+
+
 def make_optimizer(
-    name: str, learning_rate: optax.ScalarOrSchedule, *, weight_decay: float = 0.0
+    name: str,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    weight_decay: float = 0.0,
+    num_steps: int | None = None,
 ) -> optax.GradientTransformation:
     """Builds an optimizer by name; the arguments and errors are those of `find_optimizer`.
 
@@ -124,4 +160,4 @@ def make_optimizer(
         Traceback (most recent call last):
         ValueError: unknown optimizer 'muom'; did you mean 'muon'? There are ...
     """
-    return find_optimizer(name).make(learning_rate, weight_decay)
+    return find_optimizer(name, num_steps=num_steps).make(learning_rate, weight_decay)

@@ -30,6 +30,8 @@ class OptimizerSpec:
         schedule: Of the learning rate, by its name in `celo2.evaluate.protocol.SCHEDULES`.
         eval_params: What is evaluated, made of the optimizer's state and the trained parameters; None:
             the trained parameters themselves.
+        sets_own_rate: Whether it chooses its step sizes itself: there is one run for each seed, at "rate" 1,
+            and weight decay, which is measured by a learning rate, has no meaning.
     """
 
     name: str
@@ -40,11 +42,17 @@ class OptimizerSpec:
     origin: str = ""
     schedule: Literal["cosine", "constant"] = "cosine"
     eval_params: EvalParams | None = None
+    sets_own_rate: bool = False
 
     def learning_rates(self, count: int) -> tuple[float, ...]:
-        """The default grid: `count` ≥ 1 values, log-uniform over the range; one value is its middle."""
+        """The default grid: `count` ≥ 1 values, log-uniform over the range; one value is its middle.
+
+        Only the value 1 where the optimizer sets its own.
+        """
         if count < 1:
             raise ValueError(f"a grid needs at least one learning rate, got {count}.")
+        if self.sets_own_rate:
+            return (1.0,)
         low, high = self.learning_rate_range
         exact = np.geomspace(low, high, count) if count > 1 else [(low * high) ** 0.5]
         return tuple(float(f"{value:.3g}") for value in exact)

@@ -17,7 +17,7 @@ from rich.table import Table
 from celo2._files import write_atomic
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
+from celo2.evaluate.bench import COLUMNS, NUM_STEPS, BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.trees import TREES, count_parameters
 from celo2.jax.compilation import compiler_options
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
             registry=make_registry(),
         )
         for name in command.optimizers:
-            find_optimizer(name)
+            find_optimizer(name, num_steps=NUM_STEPS)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -22,6 +22,7 @@ from celo2.evaluate.store import save_result
 from celo2.evaluate.summary import caveats
 from celo2.evaluate.tables import make_table
 from celo2.tasks.registry import TASKS
+from celo2.zoo.specs import PRESETS
 
 __all__ = ["CompareOptions", "main"]
 
@@ -36,12 +37,14 @@ examples:
   celo2 compare --quick
   celo2 compare --task tiny-lm --optimizers celo2,adamw,muon --steps 1000 --seeds 3
   celo2 compare --optimizers celo2:mine.safetensors,adamw --learning-rates 1e-3,3e-3,1e-2
+  celo2 compare --optimizers celo2,celo:theta.state,velo_s:owner/name,adamw
   celo2 compare --learning-rates adamw=1e-3,1e-2 muon=1e-3,3e-3
 
 tasks:
 {tasks}
 
-optimizers (and celo2:PATH, celo2-base:PATH for other weights of the rule):
+optimizers (celo2:PATH, celo2-base:PATH for other weights of the rule; predecessors, which set their own
+step sizes, all as NAME:PATH or NAME:OWNER/REPOSITORY: {predecessors}):
 {optimizers}
 """
 
@@ -74,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     )
     try:
         for name in options.optimizers:
-            find_optimizer(name)
+            find_optimizer(name, num_steps=options.steps)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -106,6 +109,7 @@ def _default_folder(task: str) -> Path:
 
 def _describe() -> str:
     return _DESCRIPTION.format(
+        predecessors=", ".join(PRESETS),
         tasks="\n".join(f"  {name:13} {spec.summary}" for name, spec in TASKS.items()),
         optimizers=describe_optimizers(),
     )

@@ -23,10 +23,10 @@ from celo2.meta.train import TrainOptions, meta_train
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Meta-trains the Celo2 rule with persistent evolution strategies on small networks: image
-classifiers, or a mix of families. Ctrl-C saves a checkpoint and ends the run; the same command with
---resume continues it, to the same result. With --probe-every, networks of other kinds are trained
-now and then, and OUT/best.safetensors is what trained them best.
+Meta-trains the Celo2 rule, or one of its predecessors, with persistent evolution strategies on small
+networks: image classifiers, or a mix of families. Ctrl-C saves a checkpoint and ends the run; the same
+command with --resume continues it, to the same result. With --probe-every, networks of other kinds are
+trained now and then, and OUT/best.safetensors is what trained them best.
 
 examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
@@ -35,6 +35,8 @@ examples:
   celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
   celo2 meta-train --families mlp:4 conv:2 transformer quadratic --outer-steps 3600 --out runs/mix
   celo2 meta-train --config runs/celo2/config.json --seed 1 --out runs/again
+  celo2 meta-train --variant celo --phase 1 --outer-learning-rate 3e-4 --out runs/celo-1
+  celo2 meta-train --variant celo --phase 2 --start runs/celo-1/weights/celo-003600.safetensors --out runs/two
   celo2 meta-train --out /shared/run --coordinator 10.0.0.1:9876 --num-processes 2 --process-id 0
   celo2 meta-train --out /shared/run --coordinator 10.0.0.1:9876 --num-processes 2 --process-id 1
   srun celo2 meta-train --out /shared/run --distributed auto

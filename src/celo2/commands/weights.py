@@ -14,8 +14,20 @@ from typing import Any
 
 import numpy as np
 
+from celo2._sources import WeightFile, fetch_file, find_file
+from celo2.commands._zoo_weights import ZOO_OPTIONS, print_zoo, zoo_set_flags
 from celo2.config import RuleConfig
-from celo2.weights import SHIPPED, Weights, fetch_checkpoint, load_checkpoint, save_weights, shipped_file
+from celo2.weights import (
+    MAX_BYTES,
+    SHIPPED,
+    Weights,
+    decode_weights,
+    load_checkpoint,
+    save_weights,
+    shipped_file,
+)
+from celo2.zoo import weights as zoo
+from celo2.zoo.weights import ZooWeights
 
 __all__ = ["main"]
 
@@ -27,10 +39,12 @@ examples:
   celo2 weights convert theta.state mine.safetensors --set orthogonalize=true
   celo2 weights convert celo2-base theta.state
   celo2 weights fetch owner/name --out weights --set orthogonalize=true
+  celo2 weights fetch amoudgl/celo
 
 SOURCE is celo2 or celo2-base (shipped), a *.safetensors file of this package, an upstream
 theta.state file or the folder that holds it, or a Hugging Face repository owner/name.
 An upstream file carries no options of the rule: name those that it was trained with by --set.
+Files of the predecessors (celo2.zoo) are recognised by their arrays.
 """
 
 
@@ -120,7 +134,8 @@ def _parse_option(text: str) -> tuple[str, Any]:
     if not equals:
         raise argparse.ArgumentTypeError(f"expected OPTION=VALUE, got {text!r}")
     try:
-        RuleConfig.check_option_names([name])
+        if name not in ZOO_OPTIONS:
+            RuleConfig.check_option_names([name])
     except TypeError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     try:
@@ -146,7 +161,12 @@ def _list(arguments: argparse.Namespace) -> int:  # noqa: ARG001 (all commands h
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    weights = load_checkpoint(arguments.source, **dict(arguments.options))
+    weights = _load(arguments.source, arguments.options)
+    if isinstance(weights, ZooWeights):
+        print(f"{_printable(arguments.source)}: {_variant(weights)}")
+        print_zoo(weights)
+        _print_contents(weights)
+        return 0
     print(f"{_printable(arguments.source)}: {_variant(weights)}, contract version {weights.contract_version}")
     print("\noptions (* not the default, ? assumed: the file does not carry it)")
     defaults = dataclasses.asdict(RuleConfig())
@@ -155,23 +175,28 @@ def _inspect(arguments: argparse.Namespace) -> int:
         assumed = " " if name in weights.stated else "?"
         note = f"  (default {_text(defaults[name])})" if value != defaults[name] else ""
         print(f"{changed}{assumed} {name:26}{_text(value)}{note}")
-    print(f"\n{'array':8}{'shape':>10}{'norm':>12}{'rms':>12}{'largest':>12}")
+    _print_contents(weights)
+    return 0
+
+
+def _print_contents(weights: Weights | ZooWeights) -> None:
+    width = max(map(len, weights.arrays)) + 4
+    print(f"\n{'array':{width}}{'shape':>10}{'norm':>12}{'rms':>12}{'largest':>12}")
     for name, array in weights.arrays.items():
         exact = array.astype(np.float64)
         norm, rms = np.linalg.norm(exact), np.sqrt(np.mean(exact**2))
-        shape = "×".join(map(str, array.shape))
-        print(f"{name:8}{shape:>10}{norm:>12.4g}{rms:>12.4g}{np.abs(exact).max():>12.4g}")
+        shape = "×".join(map(str, array.shape)) or "()"
+        print(f"{name:{width}}{shape:>10}{norm:>12.4g}{rms:>12.4g}{np.abs(exact).max():>12.4g}")
     print("\nprovenance")
     for field, text in weights.provenance.items() or [("none", "")]:
         print(f"   {_printable(field):26}{_printable(text)}")
-    return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     refused = 0
     for source in arguments.sources:
         try:
-            weights = load_checkpoint(source, **dict(arguments.options))
+            weights = _load(source, arguments.options)
         except (OSError, ImportError, ValueError) as error:
             refused += 1
             print(f"REFUSED {_printable(str(error))}")
@@ -181,26 +206,46 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    weights = load_checkpoint(arguments.source, **dict(arguments.options))
+    weights = _load(arguments.source, arguments.options)
     _save(arguments.destination, weights)
     if arguments.destination.suffix != ".safetensors":
-        print(f"this format carries no options; load it with {_set_flags(weights.config)}")
+        flags = zoo_set_flags(weights) if isinstance(weights, ZooWeights) else _set_flags(weights.config)
+        if flags:
+            print(f"this format carries no options; load it with {flags}")
     return 0
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
-    weights = fetch_checkpoint(arguments.repo_id, **dict(arguments.options))
+    weights = _decode(fetch_file(arguments.repo_id, zoo.MAX_BYTES), arguments.options)
     arguments.out.mkdir(parents=True, exist_ok=True)
     _save(arguments.out / f"{arguments.repo_id.rpartition('/')[2]}.safetensors", weights)
     return 0
 
 
-def _save(path: Path, weights: Weights) -> None:
-    save_weights(path, weights)
+def _load(source: str, options: Sequence[tuple[str, Any]]) -> Weights | ZooWeights:
+    return _decode(find_file(source, zoo.MAX_BYTES), options)
+
+
+def _decode(file: WeightFile, options: Sequence[tuple[str, Any]]) -> Weights | ZooWeights:
+    """Weights of Celo2 or of a predecessor, whichever the file holds."""
+    if zoo.is_zoo_file(file):
+        return zoo.decode_weights(file, **dict(options))
+    if len(file.data) > MAX_BYTES:
+        raise ValueError(f"{file.name} has {len(file.data)} bytes, expected at most {MAX_BYTES}.")
+    return decode_weights(file, **dict(options))
+
+
+def _save(path: Path, weights: Weights | ZooWeights) -> None:
+    if isinstance(weights, ZooWeights):
+        zoo.save_weights(path, weights)
+    else:
+        save_weights(path, weights)
     print(f"wrote {path}: {_variant(weights)}")
 
 
-def _variant(weights: Weights) -> str:
+def _variant(weights: Weights | ZooWeights) -> str:
+    if isinstance(weights, ZooWeights):
+        return f"{weights.kind}, a predecessor of Celo2, {weights.config.num_parameters} numbers"
     known = weights.config.variant if "orthogonalize" in weights.stated else "celo2 or celo2-base"
     return f"{known}, {weights.config.num_parameters} numbers"
 

@@ -27,6 +27,7 @@ from celo2.evaluate.runner import GridRunner, OnProgress, Progress
 from celo2.evaluate.timing import StepCost, StepTimer
 from celo2.tasks.base import Task
 from celo2.tasks.registry import TASKS, make_task
+from celo2.zoo.specs import PRESETS
 
 __all__ = ["ALL", "CompareConfig", "CompareProgress", "CompareResult", "Entry", "TaskFacts", "compare"]
 
@@ -42,7 +43,8 @@ class CompareConfig:
 
     Attributes:
         task: Name of the task (`celo2.tasks.registry.TASKS`).
-        optimizers: Names (`celo2.baselines.OPTIMIZERS`), or `celo2:PATH` for other weights of the rule.
+        optimizers: Names (`celo2.baselines.OPTIMIZERS`), `celo2:PATH` for other weights of the rule,
+            or `celo:PATH` and so on for its predecessors (`celo2.zoo`).
         learning_rates: Peak learning rates by optimizer, or for `"all"` of them; the others get
             their default grid.
         num_learning_rates: Values in each default grid; 0 means 7, or 4 when quick.
@@ -88,12 +90,24 @@ class CompareConfig:
             )
         for name in self.optimizers:
             check_optimizer_name(name)
+            self._check_own_rate(name)
         for name in self.learning_rates:
             if name not in (*self.optimizers, ALL):
                 raise ValueError(
                     f"there are learning rates for {name!r}, which is not among the optimizers "
                     f"({', '.join(self.optimizers)}){nearest_name(name, self.optimizers)}"
                 )
+
+    def _check_own_rate(self, name: str) -> None:
+        """Refuses a learning rate or a weight decay for an optimizer that has no learning rate."""
+        if name.partition(":")[0] not in PRESETS:
+            return
+        if name in self.learning_rates:
+            raise ValueError(f"{name} sets its own step sizes; leave out its learning rates.")
+        if self.weight_decay:
+            raise ValueError(
+                f"weight decay is measured by the learning rate, and {name} has none; leave out one of them."
+            )
 
     @property
     def seed_range(self) -> range:
@@ -103,6 +117,8 @@ class CompareConfig:
     def learning_rates_of(self, spec: OptimizerSpec) -> tuple[float, ...]:
         """The learning rates that an optimizer is tuned over, in ascending order."""
         default = spec.learning_rates(self.num_learning_rates)
+        if spec.sets_own_rate:
+            return default
         return tuple(sorted(self.learning_rates.get(spec.name, self.learning_rates.get(ALL, default))))
 
 
@@ -185,7 +201,7 @@ def compare(
         start = Progress(0.0, 0, config.steps, math.nan)
         on_progress(CompareProgress(", ".join(config.optimizers), start, 0.0))
     task = make_task(config.task)
-    specs = [find_optimizer(name) for name in config.optimizers]
+    specs = [find_optimizer(name, num_steps=config.steps) for name in config.optimizers]
     with ThreadPoolExecutor() as pool:  # all programs at once, which keeps every core busy
         timer = pool.submit(StepTimer, task, {spec.name: _make_for_timing(spec, config) for spec in specs})
         runners = list(pool.map(functools.partial(_prepare, task, config), specs))

@@ -10,6 +10,7 @@ import numpy as np
 
 from celo2.evaluate.compare import CompareResult, Entry
 from celo2.evaluate.grid import RunGrid
+from celo2.zoo.specs import PRESETS
 
 __all__ = ["MeanStd", "Summary", "caveats", "summarize"]
 
@@ -116,7 +117,9 @@ def _caveats_of(entry: Entry) -> Iterator[str]:
         yield f"{entry.name} diverged at every learning rate with at least one seed."
         return
     rate = f"{grid.learning_rates[grid.best]:g}"
-    if len(grid.learning_rates) == 1:
+    if entry.name.partition(":")[0] in PRESETS:
+        yield f"{entry.name} sets its own step sizes: nothing of it was tuned."
+    elif len(grid.learning_rates) == 1:
         yield f"{entry.name} had one learning rate only, {rate}: it is not tuned."
     elif grid.best_at_edge:
         highest = grid.learning_rates[grid.best] == grid.learning_rates.max()

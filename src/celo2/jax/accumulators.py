@@ -14,18 +14,18 @@ A tensor of rank < 2 is not factored: its `row` is the full second moment, its `
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from celo2.config import RuleConfig
 from celo2.constants import FACTORED_EPS, GRAD_CLIP
 from celo2.jax.dimensions import Axes
 
 __all__ = [
     "Accumulators",
+    "Decays",
     "Leaf",
     "clip",
     "init",
@@ -36,6 +36,25 @@ __all__ = [
     "update_factored",
     "update_full",
 ]
+
+
+class Decays(Protocol):
+    """The decays of each kind of accumulator, numbers or traced scalars; a `RuleConfig`, say."""
+
+    @property
+    def initial_momentum_decays(self) -> tuple[Any, ...]:
+        """Of the momenta."""
+        ...
+
+    @property
+    def initial_rms_decays(self) -> tuple[Any, ...]:
+        """Of the second moments."""
+        ...
+
+    @property
+    def initial_adafactor_decays(self) -> tuple[Any, ...]:
+        """Of the row and column accumulators."""
+        ...
 
 
 class Accumulators(NamedTuple):
@@ -83,7 +102,7 @@ def init_col(shape: tuple[int, ...], axes: Axes | None, dtype: jnp.dtype) -> Arr
     return jnp.zeros(() if axes is None else _reduced(shape, axes.small), dtype)
 
 
-def init(shape: tuple[int, ...], axes: Axes | None, config: RuleConfig, dtype: jnp.dtype) -> Accumulators:
+def init(shape: tuple[int, ...], axes: Axes | None, config: Decays, dtype: jnp.dtype) -> Accumulators:
     """All accumulators of an array of this shape, at zero."""
     return Accumulators(
         tuple(jnp.zeros(shape, dtype) for _ in config.initial_momentum_decays),
@@ -93,7 +112,7 @@ def init(shape: tuple[int, ...], axes: Axes | None, config: RuleConfig, dtype: j
     )
 
 
-def update(accumulators: Accumulators, grad: Array, axes: Axes | None, config: RuleConfig) -> Accumulators:
+def update(accumulators: Accumulators, grad: Array, axes: Axes | None, config: Decays) -> Accumulators:
     """One step of every accumulator.
 
     Args:
@@ -111,7 +130,7 @@ def update(accumulators: Accumulators, grad: Array, axes: Axes | None, config: R
     return update_factored(update_full(accumulators, grad, config), row_mean, col_mean, config)
 
 
-def update_full(accumulators: Accumulators, grad: Array, config: RuleConfig) -> Accumulators:
+def update_full(accumulators: Accumulators, grad: Array, config: Decays) -> Accumulators:
     """One step of the accumulators of the gradient's own shape; element by element, so blocks will do."""
     return accumulators._replace(
         momentum=_decay_all(accumulators.momentum, grad, config.initial_momentum_decays),
@@ -120,7 +139,7 @@ def update_full(accumulators: Accumulators, grad: Array, config: RuleConfig) -> 
 
 
 def update_factored(
-    accumulators: Accumulators, row_mean: Array, col_mean: Array | None, config: RuleConfig
+    accumulators: Accumulators, row_mean: Array, col_mean: Array | None, config: Decays
 ) -> Accumulators:
     """One step of the row and column accumulators, from the means of the squared gradient.
 
@@ -137,10 +156,10 @@ def update_factored(
     return accumulators._replace(row=row, col=_decay_all(accumulators.col, col_mean + FACTORED_EPS, decays))
 
 
-def unbias(accumulators: Accumulators, count: ArrayLike, config: RuleConfig) -> Accumulators:
+def unbias(accumulators: Accumulators, count: ArrayLike, config: Decays) -> Accumulators:
     """Divides each accumulator by `1 - β^count`, `count` ≥ 1 being the updates it has seen."""
 
-    def divide(values: tuple[Array, ...], decays: tuple[float, ...]) -> tuple[Array, ...]:
+    def divide(values: tuple[Array, ...], decays: tuple[Any, ...]) -> tuple[Array, ...]:
         return tuple(
             value / (1.0 - decay ** jnp.asarray(count, value.dtype))
             for value, decay in zip(values, decays, strict=True)
@@ -154,7 +173,7 @@ def unbias(accumulators: Accumulators, count: ArrayLike, config: RuleConfig) -> 
     )
 
 
-def _decay_all(values: tuple[Array, ...], new: Array, decays: tuple[float, ...]) -> tuple[Array, ...]:
+def _decay_all(values: tuple[Array, ...], new: Array, decays: tuple[Any, ...]) -> tuple[Array, ...]:
     return tuple(decay * value + (1.0 - decay) * new for value, decay in zip(values, decays, strict=True))
 
 

@@ -43,6 +43,7 @@ def compute(
     config: RuleConfig,
     *,
     raw: Accumulators | None = None,
+    rms_eps: float = RSQRT_EPS,
 ) -> FeatureGroups:
     """The enabled features of one array, each group under the name of its weight matrix.
 
@@ -54,11 +55,14 @@ def compute(
         config: Which features are enabled.
         raw: The accumulators before bias correction, where that is on: the reference leaves the
             factored gradient uncorrected, and only that.
+        rms_eps: Under the reciprocal root of the second moment; the predecessors have another.
     """
     momentum, rms, row, col = accumulators
     factors = compute_factors(row, col, axes)
     raw_factors = factors if raw is None else compute_factors(raw.row, raw.col, axes)
-    groups = compute_full(grad, param, momentum, rms, factors, config, raw_factors=raw_factors)
+    groups = compute_full(
+        grad, param, momentum, rms, factors, config, raw_factors=raw_factors, rms_eps=rms_eps
+    )
     return groups if axes is None else groups | compute_vectors(row, col, config)
 
 
@@ -71,6 +75,7 @@ def compute_full(
     config: RuleConfig,
     *,
     raw_factors: Factors | None = None,
+    rms_eps: float = RSQRT_EPS,
 ) -> FeatureGroups:
     """The groups of the parameter's shape; element by element, so blocks of the arrays will do.
 
@@ -82,8 +87,9 @@ def compute_full(
         factors: Of `compute_factors`.
         config: Which features are enabled.
         raw_factors: The gradient's, where they are others than the momenta's.
+        rms_eps: See `compute`.
     """
-    rsqrt_rms = tuple(jax.lax.rsqrt(v + RSQRT_EPS) for v in rms)
+    rsqrt_rms = tuple(jax.lax.rsqrt(v + rms_eps) for v in rms)
     channels = {
         "grad": lambda: (grad,),
         "clipped_grad": lambda: (jnp.clip(grad, -CLIPPED_GRAD, CLIPPED_GRAD),),

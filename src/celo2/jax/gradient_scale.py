@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from celo2.gradient_range import check_range, gradient_range
-from celo2.weights import SHIPPED, Weights, load_checkpoint
+from celo2.constants import GRADIENT_DECAY
+from celo2.gradient_range import check_normalization, resolve_range
+from celo2.weights import SHIPPED, Weights
 
 __all__ = [
     "NormalizeGradientsState",
@@ -26,8 +27,6 @@ __all__ = [
     "share_outside",
     "watch_gradients",
 ]
-
-DECAY = 0.99  # of the running mean
 
 
 class NormalizeGradientsState(NamedTuple):
@@ -42,7 +41,7 @@ class NormalizeGradientsState(NamedTuple):
     weight: optax.Params
 
 
-def normalize_gradients(target: float, *, decay: float = DECAY) -> optax.GradientTransformation:
+def normalize_gradients(target: float, *, decay: float = GRADIENT_DECAY) -> optax.GradientTransformation:
     """Divides each array by the root of the running mean of its mean square, times `target`.
 
     A gradient that is not finite goes through as it is and leaves the running mean alone. Squares
@@ -63,10 +62,7 @@ def normalize_gradients(target: float, *, decay: float = DECAY) -> optax.Gradien
         >>> round(float(updates["kernel"][0, 0]), 6)
         0.01
     """
-    if not 0 < target < float("inf"):
-        raise ValueError(f"target must be a positive number, got {target}.")
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must be in [0, 1), got {decay}.")
+    check_normalization(target, decay)
 
     def init(params: optax.Params) -> NormalizeGradientsState:
         zeros = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
@@ -143,7 +139,7 @@ def share_outside(
         >>> float(share_outside(grads, 1e-4, 1.0))
         0.75
     """
-    return _share_outside(grads, *_resolve_range(low, high, weights))
+    return _share_outside(grads, *resolve_range(low, high, weights))
 
 
 def watch_gradients(
@@ -171,7 +167,7 @@ def watch_gradients(
         >>> float(optax.tree_utils.tree_get(state, "share_outside"))
         1.0
     """
-    bounds = _resolve_range(low, high, weights)
+    bounds = resolve_range(low, high, weights)
 
     def init(params: optax.Params) -> WatchGradientsState:
         del params
@@ -184,14 +180,6 @@ def watch_gradients(
         return updates, WatchGradientsState(_share_outside(updates, *bounds))
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
-
-
-def _resolve_range(low: float | None, high: float | None, weights: Weights | str) -> tuple[float, float]:
-    if low is None or high is None:
-        known = gradient_range(weights if isinstance(weights, Weights) else load_checkpoint(weights))
-        low, high = known[0] if low is None else low, known[1] if high is None else high
-    check_range(low, high)
-    return low, high
 
 
 def _share_outside(grads: optax.Updates, low: float, high: float) -> Array:

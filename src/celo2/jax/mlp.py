@@ -81,16 +81,21 @@ def normalizer(mean_square: Array) -> Array:
     return jax.lax.rsqrt(mean_square + NORM_EPS)
 
 
-def input_scales(groups: FeatureGroups) -> InputScales:
+def input_scales(groups: FeatureGroups, normalize: Callable[[Array], Array] = normalizer) -> InputScales:
     """`rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes.
 
     The channels of one shape are reduced together: one pass over what they are computed from.
+
+    Args:
+        groups: Weight name → channels.
+        normalize: Mean squares over the last two axes, stacked over channels → scales; the predecessors
+            have another than `normalizer`.
     """
     by_shape: dict[tuple[int, ...], list[Array]] = {}
     for group in groups.values():
         for channel in group:
             by_shape.setdefault(channel.shape, []).append(channel)
-    scales = {shape: iter(normalizer(mean_squares(channels))) for shape, channels in by_shape.items()}
+    scales = {shape: iter(normalize(mean_squares(channels))) for shape, channels in by_shape.items()}
     return {name: tuple(next(scales[channel.shape]) for channel in group) for name, group in groups.items()}
 
 

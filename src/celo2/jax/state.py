@@ -11,9 +11,8 @@ import numpy as np
 import optax
 from jax import Array
 
-from celo2.config import RuleConfig
 from celo2.jax import accumulators as accumulators_lib
-from celo2.jax.accumulators import Accumulators
+from celo2.jax.accumulators import Accumulators, Decays
 from celo2.jax.dimensions import Layout, make_layout
 
 __all__ = [
@@ -54,7 +53,7 @@ def check_state_dtype(dtype: Any) -> jnp.dtype | None:
 
 
 def init_state(
-    params: optax.Params, layouts: Any, rule: RuleConfig, dtype: jnp.dtype | None = None
+    params: optax.Params, layouts: Any, rule: Decays, dtype: jnp.dtype | None = None
 ) -> ScaleByCelo2State:
     """Every accumulator of every parameter, at zero; `dtype` is that of the momenta and of the rms."""
 
@@ -75,8 +74,12 @@ def init_state(
 
 def state_to_leaves(state: ScaleByCelo2State, treedef: Any) -> list[Accumulators]:
     """From one tree for each decay to one `Accumulators` for each leaf."""
-    families = [zip(*map(treedef.flatten_up_to, trees), strict=True) for trees in state[1:]]
-    return [Accumulators(*leaf) for leaf in zip(*families, strict=True)]
+
+    def leaves(trees: tuple[Any, ...]) -> list[tuple[Array, ...]]:
+        found = list(zip(*map(treedef.flatten_up_to, trees), strict=True))
+        return found if trees else [()] * treedef.num_leaves
+
+    return [Accumulators(*leaf) for leaf in zip(*map(leaves, state[1:]), strict=True)]
 
 
 def leaves_to_state(

@@ -37,7 +37,7 @@ from celo2.meta.metrics import METRICS_FILE, read_metrics
 from celo2.meta.outer import OuterState
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.meta.truncation import InnerState
-from celo2.weights import Weights, save_weights
+from celo2.meta.variants import make_weights, save_weights
 
 __all__ = ["RunFiles", "with_start_beside"]
 
@@ -206,7 +206,7 @@ class RunFiles:
                     write_checksums(self._step_folder(step))
         path = self.weights_path(config, step)
         arrays = {name: np.asarray(array) for name, array in state.theta.items()}
-        weights = Weights(arrays, config.rule, provenance={**provenance, "outer_steps": str(step)})
+        weights = make_weights(arrays, config, {**provenance, "outer_steps": str(step)})
         if distributed.is_first():
             with writing(path):
                 path.parent.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ from celo2.tasks.augmentation import LEVELS, Level, parse_mixture
 from celo2.tasks.base import Split
 from celo2.tasks.families import FAMILIES
 from celo2.tasks.family import Source
+from celo2.zoo.specs import PRESETS, Celo, MemberConfig
 
 __all__ = [
     "DECAYING",
@@ -29,7 +30,18 @@ __all__ = [
     "Variant",
 ]
 
-Variant = Literal["celo2", "celo2-base"]
+Variant = Literal[
+    "celo2",
+    "celo2-base",
+    "celo",
+    "celo_adam",
+    "adafac_mlp",
+    "rnn_mlp",
+    "nn_adam",
+    "velo",
+    "velo_s",
+    "velo_4000",
+]
 RateUnits = Literal["stored", "network"]
 Schedule = Literal["constant", "cosine"]
 Estimator = Literal["pes", "truncated-es", "full-es"]
@@ -61,6 +73,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "inner_schedule": get_args(Schedule),
 }
 DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
+_OF_THE_RATE = ("inner_learning_rate", "rate_spread", "rate_units", "inner_schedule", "adamw_lr_scale")
+_FROZEN_BY_PHASE = ((), ("lstm_init_state/*", "rnn_params/*"), ("ff_mod_stack/*",))  # none, 1, 2
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
 _NOT_NEGATIVE = ("outer_weight_decay", "outer_warmup", "outer_decay_steps", "outer_clip")
 _POSITIVE = ("outer_learning_rate", "sign_scale", "sigma", "inner_learning_rate", "adamw_lr_scale")
@@ -73,7 +87,13 @@ class MetaConfig:
     Source: arXiv 2602.19142, section 4 and its public meta-training command.
 
     Attributes:
-        variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors) or "celo2-base".
+        variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors) or "celo2-base"; or a predecessor, by
+            its name in `celo2.zoo`. These set their own step sizes, so that the inner rate and what shapes it
+            must be left alone.
+        phase: Of "celo": 1, the rule alone; 2, its schedule, the rule of `start` frozen; 0, both at once.
+        rule_options: Options of the rule that are not its defaults, as `NAME=VALUE` with the names of
+            `celo2.RuleConfig` and values as in JSON: "ff_hidden_size=16", "initial_rms_decays=[0.999]",
+            "normalize_input=false".
         outer_optimizer: Optax's optimizer of that name, which updates theta; "custom" for any other chain,
             given in Python.
         outer_learning_rate: Of the outer optimizer, at its peak. The published runs take 5e-5 (Celo2) and
@@ -122,6 +142,8 @@ class MetaConfig:
     """
 
     variant: Variant = "celo2"
+    phase: int = 0
+    rule_options: tuple[str, ...] = ()
     outer_optimizer: OuterOptimizer = "adamw"
     outer_learning_rate: float = 4e-4
     outer_weight_decay: float = 0.0
@@ -154,7 +176,7 @@ class MetaConfig:
 
     def __post_init__(self) -> None:
         """Checks every range."""
-        for name in ("families", "datasets", "scale_range", "frozen", "mixture"):
+        for name in ("rule_options", "families", "datasets", "scale_range", "frozen", "mixture"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -171,6 +193,7 @@ class MetaConfig:
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}.")
         self._check_outer()
+        self._check_variant()
         if not 1 <= self.rate_spread < math.inf:
             raise ValueError(f"rate_spread is a factor of at least 1, got {self.rate_spread}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:
@@ -183,8 +206,8 @@ class MetaConfig:
             raise ValueError(f"scale_range must be two rising positive numbers, got {self.scale_range}.")
         if not self.datasets:
             raise ValueError("datasets must name at least one image set.")
-        self._check_frozen()
         for name, parse in (
+            ("rule_options", lambda: self.rule),
             ("mixture", lambda: parse_mixture(self.mixture, self.scale_range)),
             ("families", lambda: self.pairs_by_family),
         ):
@@ -192,6 +215,7 @@ class MetaConfig:
                 parse()
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
+        self._check_frozen()
 
     def _check_outer(self) -> None:
         if self.outer_weight_decay and self.outer_optimizer not in DECAYING:
@@ -205,8 +229,26 @@ class MetaConfig:
                 f"{self.outer_decay_steps} and {self.outer_warmup}."
             )
 
+    def _check_variant(self) -> None:
+        phases = (0, 1, 2) if self.variant == "celo" else (0,)
+        if self.phase not in phases:
+            raise ValueError(f"phase must be one of {phases} for {self.variant!r}, got {self.phase!r}.")
+        if self.member is None:
+            return
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in _OF_THE_RATE:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"{self.variant!r} sets its own step sizes, so {name} has no meaning; leave it out "
+                    f"(got {getattr(self, name)!r})."
+                )
+        if self.rule_options:
+            raise ValueError(f"rule_options are Celo2's, not those of {self.variant!r}; leave them out.")
+        if self.start == "adam":
+            raise ValueError(f"only Celo2 can start at Adam, not {self.variant!r}; say random, or weights.")
+
     def _check_frozen(self) -> None:
-        names = list(self.rule.weight_shapes())
+        names = list(self.weight_shapes())
         for pattern in self.frozen:
             if not fnmatch.filter(names, pattern):
                 raise ValueError(
@@ -231,11 +273,10 @@ class MetaConfig:
 
     @property
     def frozen_names(self) -> frozenset[str]:
-        """The weight arrays that `frozen` names."""
-        names = self.rule.weight_shapes()
-        return frozenset(
-            name for pattern in self.frozen for name in names if fnmatch.fnmatchcase(name, pattern)
-        )
+        """The weight arrays that `frozen` names, and those that the phase leaves alone."""
+        names = self.weight_shapes()
+        patterns = (*self.frozen, *_FROZEN_BY_PHASE[self.phase])
+        return frozenset(name for pattern in patterns for name in names if fnmatch.fnmatchcase(name, pattern))
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -251,8 +292,21 @@ class MetaConfig:
 
     @property
     def rule(self) -> RuleConfig:
-        """The options of the rule that is trained."""
-        return RuleConfig(orthogonalize=self.variant == "celo2")
+        """The options of the rule that is trained, of Celo2 or Celo2-base."""
+        return RuleConfig().replace(
+            **_parse_rule_options(self.rule_options), orthogonalize=self.variant == "celo2"
+        )
+
+    @property
+    def member(self) -> MemberConfig | None:
+        """The predecessor that is trained; None for Celo2 and Celo2-base."""
+        if self.variant == "celo":
+            return Celo(phase=self.phase or 2)
+        return PRESETS.get(self.variant)
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every array of theta."""
+        return (self.member or self.rule).weight_shapes()
 
     def to_json(self) -> str:
         """The recipe as a JSON object."""
@@ -290,6 +344,26 @@ class MetaConfig:
             return cls.from_json(Path(path).read_text())
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def _parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
+    """Options by name; raises a ValueError for what is not `NAME=VALUE` or is set elsewhere."""
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"expected NAME=VALUE, got {word!r}; ff_hidden_size=16, say.")
+        if name == "orthogonalize":
+            raise ValueError("orthogonalize is what the variant says.")
+        if name in options:
+            raise ValueError(f"{name} is given twice.")
+        if name not in RuleConfig.option_names():
+            raise ValueError(f"unknown option {name!r}{nearest_name(name, RuleConfig.option_names())}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value  # text, which JSON would quote
+    return options
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:

@@ -1,31 +1,50 @@
-"""The optimizer inside meta-training: the rule with weights that are being learned."""
+"""The optimizer inside meta-training: the rule, or a predecessor, with weights that are being learned."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from celo2.jax.transform import ADAMW_BETAS, scale_by_celo2
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
+from celo2.zoo.transform import make_transform
 
 __all__ = ["make_inner_optimizer"]
 
 ADAMW_EPS = 1e-8  # under the root of the second moment in the meta-training's AdamW branch
 
 
-def make_inner_optimizer(theta: Theta, config: MetaConfig) -> optax.GradientTransformation:
+def make_inner_optimizer(
+    theta: Theta, config: MetaConfig, num_steps: ArrayLike = 1
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer of the inner runs at the peak learning rate, without weight decay.
 
     Celo2-base: the rule on every parameter. Celo2: the rule on matrices; vectors get Adam's
     direction without bias correction at `adamw_lr_scale` times the rate, as in the published
-    meta-training.
+    meta-training. A predecessor is the public transform as it is.
+
+    Args:
+        theta: The weights, traced.
+        config: The recipe.
+        num_steps: Length of the run, for the predecessors.
+
+    Returns:
+        A transform whose `update` may be given the loss as `value=`.
     """
-    rule = _with_longer_axis_last(scale_by_celo2(theta, orthogonalize=config.rule.orthogonalize))
+    if config.member is not None:
+        return make_transform(theta, config.member, num_steps)
+    return optax.with_extra_args_support(_make_celo2(theta, config))
+
+
+def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformation:
+    rule = _with_longer_axis_last(scale_by_celo2(theta, **dataclasses.asdict(config.rule)))
     rate = config.inner_learning_rate
     if config.variant == "celo2-base":
         return optax.chain(rule, optax.scale(-rate))

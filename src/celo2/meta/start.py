@@ -9,9 +9,10 @@ from jax import Array
 
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
-from celo2.weights import Weights, load_checkpoint
+from celo2.meta.variants import AnyWeights, load_weights, make_weights
+from celo2.zoo.factory import init_theta as init_predecessor
 
-__all__ = ["BUILT_IN", "init_theta", "load_start", "make_start"]
+__all__ = ["BUILT_IN", "check_start", "init_theta", "load_start", "make_start"]
 
 BUILT_IN = ("random", "adam")  # what `MetaConfig.start` can name beside weights
 
@@ -21,13 +22,16 @@ _ADAM_CHANNELS = (("normalized_momentum", 0), ("normalized_grad", 0))
 
 
 def init_theta(key: Array, config: MetaConfig) -> Theta:
-    """The weights before the first outer iteration, float32 arrays of `config.rule.weight_shapes()`.
+    """The weights before the first outer iteration, float32 arrays of `config.weight_shapes()`.
 
-    "random": truncated normal of scale 1/√fan_in and zero biases; the first layer's fan-in is its
-    number of channels over all groups (30 by default). "adam": the same, except that two units of each
-    hidden layer carry an Adam direction with Nesterov momentum to the first output, and no other unit
+    "random", for a predecessor: see `celo2.zoo.init_theta`. For Celo2: truncated normal of scale 1/√fan_in
+    and zero biases; the first layer's fan-in is its number of channels over all groups (30 by default).
+    "adam": the same, except that two units of each hidden layer carry an Adam direction with Nesterov
+    momentum to the first output, and no other unit
     reaches it yet. Anything else: see `load_start`.
     """
+    if config.start == "random" and config.member is not None:
+        return init_predecessor(config.variant, key)
     if config.start == "random":
         return _random_theta(key, config)
     if config.start == "adam":
@@ -35,24 +39,29 @@ def init_theta(key: Array, config: MetaConfig) -> Theta:
     return {name: jnp.asarray(array, jnp.float32) for name, array in load_start(config).arrays.items()}
 
 
-def make_start(config: MetaConfig) -> Weights:
+def make_start(config: MetaConfig) -> AnyWeights:
     """The weights before the first iteration of a recipe, as its run has them."""
     theta_key, _ = jax.random.split(jax.random.key(config.seed))
     arrays = {name: np.asarray(array) for name, array in init_theta(theta_key, config).items()}
-    return Weights(arrays, config.rule, provenance={"made_by": f"start {config.start!r}, seed {config.seed}"})
+    return make_weights(arrays, config, {"made_by": f"start {config.start!r}, seed {config.seed}"})
 
 
-def load_start(config: MetaConfig) -> Weights:
-    """The finished weights that `config.start` names.
+def load_start(config: MetaConfig) -> AnyWeights:
+    """The finished weights that `config.start` names; errors are those of `variants.load_weights`."""
+    return load_weights(config.start, config)
+
+
+def check_start(config: MetaConfig) -> None:
+    """Refuses Celo's second phase without the weights of its first.
 
     Raises:
-        ValueError: They have other options than `config.rule`.
-        OSError: The file cannot be read.
+        ValueError: With what to do.
     """
-    weights = load_checkpoint(config.start, orthogonalize=config.rule.orthogonalize)
-    if weights.config != config.rule:
-        raise ValueError(f"{config.start} has other options than the recipe: {weights.config}.")
-    return weights
+    if config.phase == 2 and config.start in BUILT_IN:
+        raise ValueError(
+            "phase 2 trains the schedule of a finished rule; give the weights of phase 1: "
+            "--start OUT/weights/celo-….safetensors."
+        )
 
 
 def _random_theta(key: Array, config: MetaConfig) -> Theta:
@@ -71,6 +80,12 @@ def _adam_theta(theta: Theta, config: MetaConfig) -> Theta:
     """Lets units 0 and 1 of each hidden layer be `relu(x)` and `relu(-x)`, and output 0 their difference."""
     theta = dict(theta)
     names = {feature.name: name for name, feature in config.rule.feature_groups(2)}
+    missing = [feature for feature, _ in _ADAM_CHANNELS if feature not in names]
+    if missing or config.rule.ff_hidden_size < 2:
+        raise ValueError(
+            f'start "adam" needs the features {[name for name, _ in _ADAM_CHANNELS]} and at least two hidden '
+            f"units; the rule lacks {missing or 'units'}. Start at random weights instead."
+        )
     for name in names.values():
         theta[name] = theta[name].at[:, :2].set(0.0)
     share = 1.0 / len(_ADAM_CHANNELS)

@@ -28,8 +28,8 @@ from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pace import Pace
 from celo2.meta.progress import Progress
 from celo2.meta.sinks import check_sinks
-from celo2.meta.start import BUILT_IN, load_start
-from celo2.meta.watch import Watch, WatchOptions, check_processes
+from celo2.meta.start import BUILT_IN, check_start, load_start
+from celo2.meta.watch import Watch, WatchOptions, check_processes, check_variant
 from celo2.tasks.base import Dataset
 
 __all__ = ["TrainOptions", "meta_train"]
@@ -87,13 +87,15 @@ def meta_train(
         MetaGradientError: Too many meta-gradients were not finite; a checkpoint has been saved.
         RunWriteError: A file of the run could not be written; the last checkpoint is intact.
         ProcessLostError: Another process of the run has ended; the last checkpoint is intact.
-        ValueError: See `make_outer_optimizer`, `check_sinks` and `Watch`.
+        ValueError: See `make_outer_optimizer`, `check_sinks`, `check_variant`, `check_start` and `Watch`.
         ImportError: See `check_sinks`.
         FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
     """
     make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
     check_sinks(options.sinks)
     check_processes(options)
+    check_variant(config, options)
+    check_start(config)
     check_devices(config, jax.device_count())
     datasets = load_datasets(config)
     with distributed.losses_named(options.out), RunFiles(options.out) as files:

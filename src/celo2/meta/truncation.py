@@ -85,14 +85,14 @@ def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig, *, family: st
 
     Args:
         pair_keys: A key for each pair, `(pairs,)`.
-        theta: The rule's weights; only shapes matter.
+        theta: The rule's weights, not perturbed yet; of Celo2 only shapes matter.
         config: The recipe.
         family: The pairs' family, by name.
     """
 
     def init(key: Array) -> InnerState:
         start_key, offset_key = jax.random.split(key)
-        state = _sample_start(start_key, theta, make_family(config, family), config)
+        state = _sample_start(start_key, _both(theta), make_family(config, family), config)
         return state._replace(step=jax.random.randint(offset_key, (), 0, state.length))
 
     return jax.vmap(init)(pair_keys)
@@ -185,8 +185,7 @@ def _make_advance(
 ) -> _Advance:
     """New starts, and one step of all pairs, whose keys are `pair_keys` and the number of the step."""
     start_keys, batch_keys = jnp.moveaxis(jax.vmap(jax.random.split)(pair_keys), 1, 0)
-    theta = jax.tree.map(lambda array: array[0, 0], thetas)
-    fresh = jax.vmap(lambda key: _sample_start(key, theta, family, config))(start_keys)
+    fresh = jax.vmap(lambda key, pair: _sample_start(key, pair, family, config))(start_keys, thetas)
     step_pairs = jax.vmap(_make_step(family, config))
     num_sets = len(config.sets_of(family.source))
     if config.meta_loss == "held-out" and data is not None:
@@ -229,8 +228,13 @@ def _check_held_out(data: FamilyData | TextData, num_sets: int, config: MetaConf
         )
 
 
-def _sample_start(key: Array, theta: Theta, family: TaskFamily, config: MetaConfig) -> InnerState:
-    """A new task for one pair, at step 0."""
+def _both(tree: Any) -> Any:
+    """The same for both signs, on a new first axis."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_SIGNS, *leaf.shape)), tree)
+
+
+def _sample_start(key: Array, thetas: Theta, family: TaskFamily, config: MetaConfig) -> InnerState:
+    """A new task for one pair, at step 0; the optimizers of the two signs may start at what theta says."""
     task_key, length_key, rate_key = jax.random.split(key, 3)
     problem = ()
     if family.source == "problem":
@@ -238,14 +242,10 @@ def _sample_start(key: Array, theta: Theta, family: TaskFamily, config: MetaConf
         problem = family.sample_problem(problem_key)
     stored, scales = family.init(task_key)
     rates = _sample_rates(rate_key, scales, config)
-    opt_state = make_inner_optimizer(theta, config).init(stored)
-
-    def both(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_SIGNS, *leaf.shape)), tree)
-
     length = log_uniform(length_key, config.min_unroll, config.max_unroll).astype(jnp.int32)
+    opt_state = jax.vmap(lambda theta: make_inner_optimizer(theta, config, length).init(stored))(thetas)
     step = jnp.zeros((), jnp.int32)
-    return InnerState(both(stored), both(opt_state), scales, rates, step, length, problem)
+    return InnerState(_both(stored), opt_state, scales, rates, step, length, problem)
 
 
 def _sample_rates(key: Array, scales: Params, config: MetaConfig) -> Params:
@@ -268,20 +268,24 @@ def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Pa
         batch: Batch,
         held_out: Batch | None,
         rates: Params,
+        length: Array,
     ) -> tuple[Params, Any, Array]:
         loss, grads = jax.value_and_grad(family.loss)(params, scales, batch)
+        optimizer = make_inner_optimizer(theta, config, length)
+        updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
         if held_out is not None:
             loss = family.loss(params, scales, held_out)
-        updates, opt_state = make_inner_optimizer(theta, config).update(grads, opt_state, params)
         return jax.tree.map(lambda p, u, rate: p + rate * u, params, updates, rates), opt_state, loss
 
     def step_pair(
         thetas: Theta, state: InnerState, batch: Batch, held_out: Batch | None
     ) -> tuple[Params, Any, Array]:
-        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None, None))
+        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None, None, None))
         share = _rate_share(state.step, state.length, config.inner_schedule)
         rates = jax.tree.map(lambda rate: share * rate, state.rates)
-        return signs(thetas, state.params, state.opt_state, state.scales, batch, held_out, rates)
+        return signs(
+            thetas, state.params, state.opt_state, state.scales, batch, held_out, rates, state.length
+        )
 
     return step_pair
 

@@ -17,7 +17,7 @@ from celo2.meta.outer import OuterState
 from celo2.meta.probe import Probe, ProbeConfig
 from celo2.meta.sinks import open_sinks
 
-__all__ = ["Watch", "WatchOptions", "check_processes"]
+__all__ = ["Watch", "WatchOptions", "check_processes", "check_variant"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,23 @@ def check_processes(options: WatchOptions) -> None:
         )
 
 
+def check_variant(config: MetaConfig, options: WatchOptions) -> None:
+    """Refuses probes of a predecessor: a probe tunes a learning rate, and it has none.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if options.probe_every and config.member is not None:
+        raise ValueError(
+            f"probe_every must be 0 for {config.variant!r}, which sets its own step sizes, got "
+            f"{options.probe_every}; compare its checkpoints with celo2 compare."
+        )
+
+
+def _refuse(theta: Mapping[str, Any]) -> dict[str, Any]:
+    raise AssertionError(f"a run without probes took one of {len(theta)} arrays")
+
+
 class Watch:
     """The sinks and probes of one run; a context that closes the sinks.
 
@@ -65,7 +82,7 @@ class Watch:
             saved, so that a resumed run neither misses a probe nor repeats one.
 
     Raises:
-        ValueError: See `ProbeLog.start`.
+        ValueError: See `ProbeLog.start`, or the probes do not fit the recipe.
     """
 
     def __init__(
@@ -77,8 +94,13 @@ class Watch:
         save: Callable[[OuterState], Path],
     ) -> None:
         self._first, self._save = first, save
-        probe = Probe.of_variant(options.probe, config.variant)
-        self._log = ProbeLog(folder, options.probe_every, options.probe, probe.measure)
+        if options.probe_every and config.rule_options:
+            raise ValueError(
+                f"probe_every must be 0 with rule_options {config.rule_options}, got {options.probe_every}: "
+                "the programs of a probe are for the usual rule. Probe the finished run: celo2 probe RUN."
+            )
+        measure = _refuse if config.member else Probe.of_variant(options.probe, config.variant).measure
+        self._log = ProbeLog(folder, options.probe_every, options.probe, measure)
         if is_first():
             self._log.start(first)
         names = options.sinks if is_first() else ()

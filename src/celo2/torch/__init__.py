@@ -5,7 +5,17 @@ from celo2._extras import require
 require("torch", "torch")
 
 from celo2.torch.dimensions import DimensionNumbers  # noqa: E402
+from celo2.torch.gradient_scale import GradientNormalizer, share_outside  # noqa: E402
 from celo2.torch.optimizer import Celo2, Celo2Base  # noqa: E402
 from celo2.torch.routing import Route, find_routes, routing_table  # noqa: E402
 
-__all__ = ["Celo2", "Celo2Base", "DimensionNumbers", "Route", "find_routes", "routing_table"]
+__all__ = [
+    "Celo2",
+    "Celo2Base",
+    "DimensionNumbers",
+    "GradientNormalizer",
+    "Route",
+    "find_routes",
+    "routing_table",
+    "share_outside",
+]

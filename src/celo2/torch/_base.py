@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from celo2.torch import adamw
-from celo2.torch._groups import check_group, check_param, named_groups, route_stored
+from celo2.torch._groups import check_group, check_param, choose_path, named_groups, route_stored
 from celo2.torch._sharing import Sharing, check_wrappers, local, local_grad
 from celo2.torch._state import check_state, check_state_dtype, init_adamw, init_rule, rule_accumulators
 from celo2.torch.adamw import AdamWLeaf
 from celo2.torch.dimensions import Layout, make_layout
 from celo2.torch.division import Division
+from celo2.torch.implementation import check_kernels
 from celo2.torch.leaves import Leaf, iterate_leaves
 from celo2.torch.network import make_network
 from celo2.torch.routing import Route, find_routes, format_routes
@@ -68,11 +69,15 @@ class RuleOptimizer(Optimizer):
             check_group(group)
             for index, param in enumerate(group["params"]):
                 check_param(param, group.get("param_names", {index: f"parameter {index}"})[index])
-        except (TypeError, ValueError):
+            stored = [(param, route_stored(param, base=self._base)) for param in group["params"]]
+            routes = [self._routes.setdefault(param, route) for param, route in stored]
+            for param in group["params"]:
+                if group["fused"] and self._route(param, group).algorithm == "celo2":
+                    check_kernels(self._network, param.device)
+        except (RuntimeError, TypeError, ValueError):
             self.param_groups.pop()
             raise
-        stored = [(param, route_stored(param, base=self._base)) for param in group["params"]]
-        self._places.append([self._routes.setdefault(param, route) for param, route in stored])
+        self._places.append(routes)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups saved by an older release get the new options' defaults."""
@@ -113,10 +118,11 @@ class RuleOptimizer(Optimizer):
             by_rule, by_adamw = self._collect(group, offset)
             alone = [leaf for leaf, division in by_rule if division is None]
             shared = [(leaf, division) for leaf, division in by_rule if division is not None]
-            stack = group["foreach"] is not False
-            self._apply(group, iterate_leaves(self._network, alone, stack=stack))
+            path = choose_path(group)
+            self._apply(group, iterate_leaves(self._network, alone, **path))
             leaves, divisions = [leaf for leaf, _ in shared], [division for _, division in shared]
-            steps = update_shards(self._network, leaves, divisions, self._sharing.rounds)
+            rounds, kernels = self._sharing.rounds, path["kernels"]
+            steps = update_shards(self._network, leaves, divisions, rounds, kernels=kernels)
             self._apply(group, zip(leaves, steps, strict=True))
             adamw.update(by_adamw, group)
             offset += len(group["params"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from celo2.torch.routing import Route, check_algorithm
 
-__all__ = ["check_group", "check_param", "named_groups", "route_stored"]
+__all__ = ["check_group", "check_param", "choose_path", "named_groups", "route_stored"]
 
 
 def named_groups(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -65,3 +66,9 @@ def check_group(group: dict[str, Any]) -> None:
         raise ValueError("foreach and fused cannot both be True; leave one of them None.")
     if group["algorithm"] is not None:
         check_algorithm(group["algorithm"], "a group's algorithm")
+
+
+def choose_path(group: Mapping[str, Any]) -> dict[str, bool]:
+    """What `foreach` and `fused` of a group say of the rule, for `leaves.iterate_leaves`."""
+    unsaid = group["foreach"] is None and group["fused"] is None
+    return {"stack": group["foreach"] is not False, "kernels": bool(unsaid or group["fused"])}

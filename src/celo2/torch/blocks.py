@@ -32,7 +32,7 @@ __all__ = ["BLOCK_SIZE", "make_passes"]
 BLOCK_SIZE = 1 << 15  # elements of a block: a balance of the cache and of what calls cost
 
 
-def make_passes(network: Network) -> Passes:
+def make_passes(network: Network, *, factored: bool) -> Passes:
     """The passes of `passes.make_passes`, for tensors of the working dtype on a CPU."""
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,14 +41,14 @@ def make_passes(network: Network) -> Passes:
         return along_rows.view(*grad.shape[:-1], 1), along_cols.view(*grad.shape[:-2], 1, -1)
 
     def accumulate(inputs: Inputs) -> Tensor:
-        squares = [_accumulate(part, network.config) for part in _split(inputs)]
+        squares = [_accumulate(part, network.config, factored) for part in _split(inputs)]
         return torch.stack(squares, dim=1).view(-1, *inputs.grad.shape[:-2], 1, 1)
 
     def direct(inputs: Inputs, scales: Tensor, units: Units) -> tuple[Tensor, Tensor]:
         direction = inputs.grad.new_empty(inputs.grad.shape)
         flat = [_sides(unit) for unit in units]
         squares = [
-            _direct(network, *arguments)
+            _direct(network, factored, *arguments)
             for arguments in zip(
                 _split(inputs), scales.flatten(1).unbind(1), *flat, _matrices(direction), strict=True
             )
@@ -122,7 +122,7 @@ def _square_means(grad: Tensor, config: RuleConfig) -> tuple[Tensor, Tensor]:
     return over_cols / cols, partial.sum(0) / rows
 
 
-def _accumulate(inputs: _Matrix, config: RuleConfig) -> Tensor:
+def _accumulate(inputs: _Matrix, config: RuleConfig, factored: bool) -> Tensor:
     """Momenta and second moments in place; mean squares of all channels, `(channels,)`."""
     grad, param, momentum, rms, (along_rows, along_cols) = inputs
     rows, cols = grad.shape
@@ -153,18 +153,26 @@ def _accumulate(inputs: _Matrix, config: RuleConfig) -> Tensor:
         torch.dot(clipped, clipped, out=alone[number, 1])
 
     _run(grad, config, work)
-    factored = (by_row[:-1] * along_rows.square().view(decays, 1, rows)).sum(-1)  # (decays, kept)
-    sums = Sums(by_row[-1].sum(-1), by_rms.sum(0), factored, alone.sum(0))
-    return torch.stack([sums.of(*channel) for channel in features.full_channels(config)]) / (rows * cols)
+    by_factor = (by_row[:-1] * along_rows.square().view(decays, 1, rows)).sum(-1)  # (decays, kept)
+    sums = Sums(by_row[-1].sum(-1), by_rms.sum(0), by_factor, alone.sum(0))
+    channels = features.full_channels(config, factored=factored)
+    return torch.stack([sums.of(*channel) for channel in channels]) / (rows * cols)
 
 
 def _direct(
-    network: Network, inputs: _Matrix, scales: Tensor, along_rows: Tensor, along_cols: Tensor, out: Tensor
+    network: Network,
+    factored: bool,
+    inputs: _Matrix,
+    scales: Tensor,
+    along_rows: Tensor,
+    along_cols: Tensor,
+    out: Tensor,
 ) -> Tensor:
     """Writes the direction of a matrix, and returns its mean square.
 
     Args:
         network: Weights and options.
+        factored: Of `passes.make_passes`.
         inputs: Of one matrix, up to date.
         scales: `(channels,)`.
         along_rows: What to add to the first layer, `(units, rows, 1)`.
@@ -174,8 +182,9 @@ def _direct(
     config = network.config
     slots = Slots.make(config)
     first = out.new_zeros(config.ff_hidden_size, slots.size)
-    names = features.full_names(config, factored=True)
-    places = [slots.place(*channel, config) for channel in features.full_channels(config)]
+    names = features.full_names(config, factored=factored)
+    channels = features.full_channels(config, factored=factored)
+    places = [slots.place(*channel, config) for channel in channels]
     first[:, places] = (network.tensor(*names, like=out) * scales[:, None]).T
     later = [network.layer(layer, like=out) for layer in range(1, config.ff_hidden_layers + 1)]
     activate = torch.relu_ if config.mlp_activation == "relu" else torch.tanh_

@@ -76,11 +76,11 @@ def full_names(config: RuleConfig, *, factored: bool) -> list[str]:
     return [name for name, feature in config.feature_groups(1 + factored) if feature.name not in _VECTORS]
 
 
-def full_channels(config: RuleConfig) -> list[tuple[str, int]]:
-    """The channels of a matrix's shape, in order: the feature, and which of the feature's it is."""
+def full_channels(config: RuleConfig, *, factored: bool) -> list[tuple[str, int]]:
+    """The channels of the parameter's shape, in order: the feature, and which of the feature's it is."""
     return [
         (feature.name, index)
-        for _, feature in config.feature_groups(2)
+        for _, feature in config.feature_groups(1 + factored)
         if feature.name not in _VECTORS
         for index in range(config.num_channels(feature))
     ]

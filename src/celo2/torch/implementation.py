@@ -1,15 +1,17 @@
-"""Which program computes a tensor's direction: the plain one, or passes on a CPU's blocks or GPU kernels.
+"""Which program computes a tensor's direction: the plain one, or passes by compiled kernels or on blocks.
 
-Nobody has to choose: blocks serve matrices on a CPU, kernels those on a CUDA device where Triton is
-installed, the plain program (`step.py`) vectors and rare options. Benchmarks and tests choose with `use`.
+Nobody has to choose: kernels serve matrices on a CPU where Numba is installed and on a CUDA device where
+Triton is, blocks other matrices on a CPU, the plain program (`step.py`) vectors and rare options. The
+optimizer's `foreach` and `fused` switch kernels off and on; benchmarks and tests choose with `use`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Literal, get_args
 from weakref import WeakKeyDictionary
@@ -17,20 +19,22 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from celo2.torch import blocks, passes
+from celo2.torch import blocks, kernel_inputs, passes
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Layout
 from celo2.torch.features import Inputs
 from celo2.torch.network import Network
 from celo2.torch.passes import Passes
 
-__all__ = ["LEAST_SIZE", "Implementation", "choose", "make_passes", "use"]
+__all__ = ["KERNELS", "LEAST_SIZE", "Implementation", "check_kernels", "choose", "make_passes", "use"]
 
-Implementation = Literal["auto", "plain", "passes", "blocks", "triton"]
+Implementation = Literal["auto", "plain", "passes", "blocks", "numba", "triton"]
 
-LEAST_SIZE = 1 << 12  # elements; below it, stacking equal tensors in the plain program costs less
-LEAST_KERNEL_SIZE = 1 << 16  # elements; a smaller one is not worth three kernels and what lies between them
-LEAST_SIDE = 32  # of a matrix; a narrower one would leave most of each block empty
+KERNELS: dict[str, Implementation] = {"cpu": "numba", "cuda": "triton"}  # by the device's type
+LEAST_SIZE = 1 << 12  # elements; below it, stacking equal tensors in the plain program costs less than blocks
+LEAST_SIDE = 32  # of a matrix on a GPU; a narrower one leaves most of each block empty, unless it is small:
+SMALL_SIZE = 1 << 16  # elements, for which launches cost more than empty blocks
+LARGEST_SIDE = 1 << 20  # a grid's limit: 65,535 blocks of 16 rows
 
 _chosen: ContextVar[Implementation] = ContextVar("implementation", default="auto")
 _working: WeakKeyDictionary[Network, dict[torch.device, bool]] = WeakKeyDictionary()  # what `_try` has said
@@ -42,8 +46,8 @@ def use(implementation: Implementation) -> Iterator[None]:
 
     Args:
         implementation: `"auto"`; `"plain"`, the formulas as the paper has them; `"passes"`, the same
-            in three passes; `"blocks"`, the CPU's; `"triton"`, the kernels, on the CPU in Triton's
-            interpreter.
+            in three passes; `"blocks"`, the same on a CPU's blocks; `"numba"`, the kernels for CPUs;
+            `"triton"`, those for GPUs, on a CPU in Triton's interpreter.
     """
     if implementation not in get_args(Implementation):
         names = ", ".join(map(repr, get_args(Implementation)))
@@ -55,41 +59,78 @@ def use(implementation: Implementation) -> Iterator[None]:
         _chosen.reset(token)
 
 
-def choose(network: Network, param: Tensor, layout: Layout) -> Implementation:
-    """How to compute this parameter's step; never `"auto"`."""
-    chosen, config = _chosen.get(), network.config
-    if chosen == "plain" or not passes.covers(len(layout.shape), layout.axes, config):
+def choose(network: Network, param: Tensor, layout: Layout, *, kernels: bool = True) -> Implementation:
+    """How to compute this parameter's step; never `"auto"`.
+
+    Args:
+        network: The weights and the options.
+        param: Gives dtype, device and size.
+        layout: How the rule sees it.
+        kernels: Whether compiled kernels may be chosen; `use` counts for more.
+    """
+    chosen = _chosen.get()
+    if chosen == "plain" or param.numel() == 0 or not passes.covers(layout.axes, network.config):
         return "plain"
-    if chosen == "triton":
-        return "triton" if _fits(network, param) else "passes"
-    if chosen == "passes":
-        return chosen
-    if chosen == "blocks" or param.device.type == "cpu":
-        if chosen == "auto" and param.numel() < LEAST_SIZE:
+    if chosen in KERNELS.values():
+        return chosen if _fits(network, param, chosen) else "passes"
+    shape = layout.shape if layout.axes else layout.shape[::-1]  # a vector is one row
+    if chosen == "auto":
+        compiled = KERNELS.get(param.device.type) if kernels else None
+        if compiled and _suits(network, param, shape, compiled):
+            return compiled
+        if param.device.type != "cpu" or param.numel() < LEAST_SIZE or layout.axes is None:
             return "plain"
-        return "blocks" if layout.shape[-1] <= blocks.BLOCK_SIZE else "passes"  # a block has whole rows
-    large = param.numel() >= LEAST_KERNEL_SIZE and min(layout.shape[-2:]) >= LEAST_SIDE
-    return "triton" if large and _fits(network, param) and _works(network, param.device) else "plain"
+    whole_rows = shape[-1] <= blocks.BLOCK_SIZE  # which a block has
+    return "blocks" if chosen != "passes" and whole_rows else "passes"
 
 
-def make_passes(network: Network, implementation: Implementation) -> Passes:
-    """The passes of an implementation that `choose` has named, not `"plain"`."""
+@functools.lru_cache(maxsize=16)
+def make_passes(network: Network, implementation: Implementation, *, factored: bool) -> Passes:
+    """The passes of an implementation that `choose` has named, not `"plain"`; see `passes.make_passes`."""
     if implementation == "blocks":
-        return blocks.make_passes(network)
+        return blocks.make_passes(network, factored=factored)
+    if implementation == "numba":
+        from celo2.torch import numba_passes
+
+        return numba_passes.make_passes(network, factored=factored)
     if implementation == "triton":
         from celo2.torch import triton_passes
 
-        return triton_passes.make_passes(network)
-    return passes.make_passes(network)
+        return triton_passes.make_passes(network, factored=factored)
+    return passes.make_passes(network, factored=factored)
 
 
-def _fits(network: Network, param: Tensor) -> bool:
-    """Whether Triton is there and its kernels are written for such a network and parameter."""
-    if param.dtype == torch.float64 or importlib.util.find_spec("triton") is None:
-        return False
-    from celo2.torch import triton_passes
+def check_kernels(network: Network, device: torch.device) -> None:
+    """Raises a RuntimeError, with the remedy, where a network has no compiled kernels on a device."""
+    compiled = KERNELS.get(device.type)
+    remedy = "leave fused None."
+    if compiled is None:
+        raise RuntimeError(f"fused=True: there are no kernels for {device.type} devices; {remedy}")
+    if not kernel_inputs.fits(network.config):
+        raise RuntimeError(f"fused=True: the kernels are not written for a network of this size; {remedy}")
+    if not _is_installed(compiled):
+        extra = " (pip install 'celo2[cpu]')" if compiled == "numba" else ""
+        raise RuntimeError(f"fused=True needs {compiled.title()}; install it{extra} or {remedy}")
 
-    return triton_passes.fits(network.config)
+
+def _suits(network: Network, param: Tensor, shape: Sequence[int], compiled: Implementation) -> bool:
+    """Whether kernels compute such a matrix, and well: no grid too large or mostly of empty blocks."""
+    rows, cols = shape[-2:]
+    if param.device.type != "cpu":
+        narrow = min(rows, cols) < LEAST_SIDE and rows * cols > SMALL_SIZE
+        if narrow or max(rows, cols) > LARGEST_SIDE:
+            return False
+    return _fits(network, param, compiled) and _works(network, param.device)
+
+
+def _fits(network: Network, param: Tensor, compiled: Implementation) -> bool:
+    """Whether kernels are installed and written for such a network and parameter."""
+    return param.dtype != torch.float64 and kernel_inputs.fits(network.config) and _is_installed(compiled)
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _works(network: Network, device: torch.device) -> bool:
@@ -101,18 +142,18 @@ def _works(network: Network, device: torch.device) -> bool:
 
 
 def _try(network: Network, device: torch.device) -> bool:
-    """Runs the kernels on a small matrix."""
-    if device.type != "cuda" or torch.version.hip is not None:
+    """Runs the kernels on a small matrix; on a CPU they are kept on disk."""
+    if torch.version.hip is not None and device.type == "cuda":
         return False
     try:
         matrix = torch.ones(LEAST_SIDE, LEAST_SIDE, device=device)
-        row, col, units = matrix[:, :1], matrix[:1], torch.ones(8, LEAST_SIDE, device=device)
+        row, col, units = matrix[:, :1], matrix[:1], matrix[:8]
         state = Accumulators((matrix.clone(), matrix.clone(), matrix.clone()), (matrix.clone(),), (), ())
         inputs = Inputs(matrix, matrix, state, ((row, col),) * 3, ((row, col),) * 3)
-        made = make_passes(network, "triton")
+        made = make_passes(network, KERNELS[device.type], factored=True)
         made.square_means(matrix)
         made.direct(inputs, made.accumulate(inputs), (units[..., None], units[:, None]))
-    except Exception as error:  # whatever it is, the plain program still works
-        warnings.warn(f"the GPU kernels are not used, since they do not run: {error!r}", stacklevel=2)
+    except Exception as error:  # whatever it is, other programs still work
+        warnings.warn(f"compiled kernels are not used, since they do not run: {error!r}", stacklevel=2)
         return False
     return True

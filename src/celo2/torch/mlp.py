@@ -4,7 +4,7 @@ Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, element by 
 
 Each channel `x` enters divided by its root mean square over the last two axes. Instead of dividing
 the tensors, `rsqrt(mean(x²) + 1e-9)` multiplies the channel's row of the first layer. This is the
-plain version, unit by unit; `blocks` and `kernels` have the fast ones.
+plain version, unit by unit; `blocks` and the kernels have the fast ones.
 """
 
 from __future__ import annotations

@@ -39,8 +39,10 @@ class Celo2(RuleOptimizer):
         adamw_betas: Decays of AdamW.
         state_dtype: None, or `torch.bfloat16`: momenta and rms in 8 bytes a parameter instead of 16,
             rounded stochastically by a hash of the step's number, so that a run repeats exactly.
-        foreach: AdamW's, and False updates small tensors one by one instead of together.
-        fused: AdamW's. On the CPU it is on unless `foreach` or `fused` is given.
+        foreach: True: PyTorch's own operations, small tensors of equal shape together; False: one
+            tensor after the other. For both algorithms, as is `fused`.
+        fused: True: compiled kernels, for the rule by Numba on a CPU and by Triton on a CUDA device; False:
+            none. By default, with `foreach` None too, what is fastest of what is installed.
         capturable: Keeps the step's number on the device, for CUDA graphs.
         maximize: Goes up instead of down.
         algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also of a group.
@@ -53,6 +55,7 @@ class Celo2(RuleOptimizer):
             `DTensor`s (`fully_shard`, tensor parallelism), which say themselves who holds what.
 
     Raises:
+        RuntimeError: `fused=True` where kernels are not installed, or there are none.
         TypeError: A parameter that is not a dense tensor of real floating-point numbers.
         ValueError: An option out of its range, or weights of another variant.
 

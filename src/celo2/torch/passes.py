@@ -8,9 +8,10 @@ Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of 
     pass 3   g, p, m, v   → direction; its mean square
 
 Who makes the passes is a parameter: whole tensors, here; blocks that stay in a CPU's cache
-(`blocks.py`); kernels on a GPU (`kernels.py`). Between the passes lie factored moments, their factors,
-what row and column channels add to the first layer: those of equal matrices are stacked, so that a
-deep network has one handful of small operations instead of one for each matrix.
+(`blocks.py`); kernels on a CPU or a GPU (`numba_kernels.py`, `triton_kernels.py`). Between the passes
+lie factored moments, their factors, what row and column channels add to the first layer: those of equal
+matrices are stacked, so that a deep network has one handful of small operations instead of one for each
+matrix. A parameter of rank < 2 is a matrix of one row.
 """
 
 from __future__ import annotations
@@ -30,7 +31,16 @@ from celo2.torch.dimensions import Axes
 from celo2.torch.features import Inputs
 from celo2.torch.network import Network
 
-__all__ = ["Direction", "Matrix", "Passes", "compute", "covers", "make_passes"]
+__all__ = [
+    "Direction",
+    "Matrix",
+    "Passes",
+    "compute",
+    "covers",
+    "make_passes",
+    "sort_factors",
+    "vector_units",
+]
 
 
 class Matrix(NamedTuple):
@@ -79,52 +89,53 @@ class Passes(NamedTuple):
     direct: Callable[[Inputs, Tensor, Units], tuple[Tensor, Tensor]]
 
 
-def covers(rank: int, axes: Axes | None, config: RuleConfig) -> bool:
-    """Whether the passes compute such a tensor: factored over the last two axes, inputs normalised."""
+def covers(axes: Axes | None, config: RuleConfig) -> bool:
+    """Whether the passes compute such a tensor: a vector, or factored over the last two axes."""
     return (
-        rank >= 2
-        and axes is not None
-        and set(axes) == {-2, -1}
+        (axes is None or set(axes) == {-2, -1})
         and config.normalize_input
         and not config.bias_correction
         and config.exp_mult == 0
     )
 
 
-def compute(network: Network, matrices: Sequence[Matrix], axes: Axes, passes: Passes) -> list[Direction]:
+def compute(
+    network: Network, matrices: Sequence[Matrix], axes: Axes | None, passes: Passes
+) -> list[Direction]:
     """The network's direction for matrices of one shape and dtype; their accumulators change.
 
     Args:
         network: Weights and options, which `covers` has approved.
         matrices: Of rank ≥ 2.
-        axes: The factored axes, the last two.
+        axes: The factored axes, the last two; None for vectors, `(..., n, 1)`.
         passes: Who computes what touches whole matrices.
     """
-    config = network.config
+    if axes is None:  # a vector is a matrix of one row, whose column moments are its own second moments
+        matrices = [_turn(matrix) for matrix in matrices]
     sums = [passes.square_means(matrix.grad) for matrix in matrices]
-    means = [torch.stack(side) for side in zip(*sums, strict=True)]  # along the rows, along the columns
-    olds = [matrix.accumulators for matrix in matrices]
-    row_means, col_means = means if axes.large == -1 else means[::-1]
-    row = _decay([old.row for old in olds], row_means, config.initial_adafactor_decays)
-    col = _decay([old.col for old in olds], col_means, config.initial_adafactor_decays)
-    vectors = Accumulators((), (), row, col)
-    factors = features.compute_factors(vectors, axes)
-    if axes.large == -2:
-        factors = tuple(pair[::-1] for pair in factors)
+    along_rows, along_cols = (torch.stack(side) for side in zip(*sums, strict=True))
+    vectors = _update_factored(matrices, along_rows, along_cols, axes, network.config)
+    factors = sort_factors(vectors, axes)
     inputs = [_make_inputs(matrix, factors, index) for index, matrix in enumerate(matrices)]
     squares = torch.stack([passes.accumulate(known) for known in inputs], dim=1)
     scales = torch.rsqrt(squares + mlp.NORM_EPS)  # (channels, matrices, ..., 1, 1)
-    units = _vector_units(vectors, network, axes)
-    return [
+    units = vector_units(vectors, network, axes)
+    directions = [
         Direction(*passes.direct(known, scales[:, index], (units[0][:, index], units[1][:, index])))
         for index, known in enumerate(inputs)
     ]
+    return directions if axes else [own._replace(values=own.values.mT) for own in directions]
 
 
-def make_passes(network: Network) -> Passes:
-    """The passes on whole tensors, by the formulas as they stand: the oracle of the faster ones."""
+def make_passes(network: Network, *, factored: bool) -> Passes:
+    """The passes on whole tensors, by the formulas as they stand: the oracle of the faster ones.
+
+    Args:
+        network: Weights and options.
+        factored: Whether they are for matrices; False: for vectors, as matrices of one row.
+    """
     config = network.config
-    names = features.full_names(config, factored=True)
+    names = features.full_names(config, factored=factored)
 
     def clip(inputs: Inputs) -> Inputs:
         return inputs._replace(grad=inputs.grad.clamp(-GRAD_CLIP, GRAD_CLIP))
@@ -149,6 +160,30 @@ def make_passes(network: Network) -> Passes:
     return Passes(square_means, accumulate, direct)
 
 
+def _turn(matrix: Matrix) -> Matrix:
+    accumulators = Accumulators(*(tuple(x.mT for x in family) for family in matrix.accumulators))
+    return Matrix(matrix.grad.mT, matrix.param.mT, accumulators)
+
+
+def _update_factored(
+    matrices: Sequence[Matrix], along_rows: Tensor, along_cols: Tensor, axes: Axes | None, config: RuleConfig
+) -> Accumulators:
+    """Row and column accumulators of all matrices, stacked, after this step; their own are changed."""
+    row_mean, col_mean = (along_rows, along_cols) if axes and axes.large == -1 else (along_cols, along_rows)
+    decays, olds = config.initial_adafactor_decays, [matrix.accumulators for matrix in matrices]
+    row = _decay([old.row for old in olds], row_mean, decays)
+    col = _decay([old.col for old in olds], col_mean, decays) if axes else ()
+    return Accumulators((), (), row, col)
+
+
+def sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
+    """For each decay the factors along the rows, `(..., rows, 1)`, and along the columns."""
+    factors = features.compute_factors(vectors, axes)
+    if axes is None:
+        return tuple((torch.ones_like(own[..., :1]), own) for (own,) in factors)
+    return factors if axes.large == -1 else tuple(pair[::-1] for pair in factors)
+
+
 def _make_inputs(matrix: Matrix, factors: features.Factors, index: int) -> Inputs:
     own = tuple(tuple(factor[index] for factor in pair) for pair in factors)
     accumulators = matrix.accumulators._replace(row=(), col=())
@@ -167,11 +202,13 @@ def _decay(olds: Sequence[tuple[Tensor, ...]], mean: Tensor, decays: Sequence[fl
     return tuple(stacked)
 
 
-def _vector_units(vectors: Accumulators, network: Network, axes: Axes) -> Units:
+def vector_units(vectors: Accumulators, network: Network, axes: Axes | None) -> Units:
     """What the row and column channels, and the bias, add to each unit of the first layer."""
-    config = network.config
+    config, like = network.config, vectors.row[0]
+    if axes is None:
+        bias = network.tensor("b0", like=like).view(-1, *[1] * like.ndim)
+        return bias.expand(-1, *like.shape[:-1], 1), torch.zeros_like(like).expand(len(bias), *like.shape)
     names = features.vector_names(config, factored=True)
-    like = vectors.row[0]
     groups = features.compute(Inputs(like, like, vectors, (), ()), names, config)
     kinds = {name: feature.name for name, feature in config.feature_groups(2)}
     bias = network.tensor("b0", like=like)

@@ -21,7 +21,7 @@ from celo2.torch.division import Division
 from celo2.torch.leaves import Leaf, working_dtype
 from celo2.torch.network import Network
 from celo2.torch.processes import sum_all
-from celo2.torch.sharded_step import Matrices, Request, Sums
+from celo2.torch.requests import Asking, Matrices, Request, Sums
 
 __all__ = ["BATCH_SIZE", "update_shards"]
 
@@ -29,7 +29,12 @@ BATCH_SIZE = 1 << 24  # elements of a process whose intermediate results are kep
 
 
 def update_shards(
-    network: Network, leaves: Sequence[Leaf], divisions: Sequence[Division], rounds: Rounds
+    network: Network,
+    leaves: Sequence[Leaf],
+    divisions: Sequence[Division],
+    rounds: Rounds,
+    *,
+    kernels: bool = True,
 ) -> list[Tensor]:
     """The un-negated step of every leaf, as far as this process holds it.
 
@@ -39,10 +44,13 @@ def update_shards(
             process.
         divisions: How each is divided.
         rounds: How their matrices were dealt out in the steps before; what is new is added.
+        kernels: Whether compiled kernels may be used.
     """
     steps: list[Tensor] = []
     for batch in _batches(divisions):
-        steps += _run(network, [leaves[i] for i in batch], [divisions[i] for i in batch], rounds)
+        pairs = [(leaves[i], divisions[i]) for i in batch]
+        updates = [sharded_step.update(network, *pair, kernels=kernels) for pair in pairs]
+        steps += _run(network, updates, pairs, rounds)
     return steps
 
 
@@ -60,11 +68,9 @@ def _batches(divisions: Sequence[Division]) -> Iterator[range]:
 
 
 def _run(
-    network: Network, leaves: Sequence[Leaf], divisions: Sequence[Division], rounds: Rounds
+    network: Network, running: Sequence[Asking], pairs: Sequence[tuple[Leaf, Division]], rounds: Rounds
 ) -> list[Tensor]:
     """Lets all updates go on from request to request, and answers these together."""
-    pairs = list(zip(leaves, divisions, strict=True))
-    running = [sharded_step.update(network, leaf, division) for leaf, division in pairs]
     answers: dict[int, Any] = dict.fromkeys(range(len(running)))
     results: dict[int, Tensor] = {}
     while answers:
@@ -75,7 +81,7 @@ def _run(
             except StopIteration as finished:
                 results[index] = finished.value
         sums = {i: r.values for i, r in requests.items() if isinstance(r, Sums)}
-        answers = sum_all({i: (divisions[i].groups, values) for i, values in sums.items()})
+        answers = sum_all({i: (pairs[i][1].groups, values) for i, values in sums.items()})
         answers |= _orthogonalize(requests, pairs, network.config, rounds)
     return [results[index] for index in range(len(running))]
 

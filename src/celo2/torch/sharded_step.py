@@ -9,8 +9,7 @@ generator that yields what it needs of the others, so that all parameters' sums 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,37 +17,22 @@ from torch import Tensor
 from celo2.config import RuleConfig
 from celo2.constants import GRAD_CLIP, NORM_EPS, PRECONDITION_EPS
 from celo2.torch import accumulators as accumulators_lib
-from celo2.torch import features, mlp
+from celo2.torch import features, implementation, mlp, sharded_passes
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.division import Division
 from celo2.torch.features import Inputs
 from celo2.torch.leaves import Leaf, working_dtype
 from celo2.torch.mlp import InputScales
 from celo2.torch.network import Network
-from celo2.torch.rounding import round_all
+from celo2.torch.requests import Asking, Matrices, Sums
+from celo2.torch.sharded_passes import round_shard
 from celo2.torch.shards import Part
 from celo2.torch.step import compute_direction
 
-__all__ = ["Matrices", "Request", "Sums", "update"]
+__all__ = ["update"]
 
 
-class Sums(NamedTuple):
-    """Asks for these tensors, summed over the shards."""
-
-    values: list[Tensor]
-
-
-class Matrices(NamedTuple):
-    """Asks for the tensor of which these are this process's parts, orthogonalised: its parts again."""
-
-    parts: list[Tensor]
-
-
-Request = Sums | Matrices
-_Asking = Generator[Request, list[Tensor], Any]
-
-
-def update(network: Network, leaf: Leaf, division: Division) -> _Asking:
+def update(network: Network, leaf: Leaf, division: Division, *, kernels: bool = True) -> Asking:
     """Yields what it needs and returns the un-negated step of the local elements.
 
     Args:
@@ -56,11 +40,18 @@ def update(network: Network, leaf: Leaf, division: Division) -> _Asking:
         leaf: Local tensors, and the layout of the whole; row and column accumulators are those of the
             whole parameter, for rank < 2 the local ones. Accumulators change.
         division: Which elements are local.
+        kernels: Whether compiled kernels may be used, in this process: they ask for the same.
     """
     config, shard = network.config, division.own
     dtype = working_dtype(leaf.param.dtype)
     if 0 in division.shape:
         return torch.zeros_like(leaf.param, dtype=dtype)
+    chosen = implementation.choose(network, leaf.param, division.layout, kernels=kernels)
+    if chosen in implementation.KERNELS.values() and division.layout.axes is not None:
+        made = implementation.make_passes(network, chosen, factored=True)
+        steps, whole, blocks = yield from sharded_passes.compute(network, leaf, division, made)
+        steps = yield from _finish(steps, whole, blocks, division, config)
+        return shard.leave(steps, like=whole.grad)
     grad = leaf.grad.to(dtype).clamp(-GRAD_CLIP, GRAD_CLIP)
     accumulators = yield from _accumulate(leaf, grad, division, config)
     seen, raw = accumulators, None
@@ -75,7 +66,7 @@ def update(network: Network, leaf: Leaf, division: Division) -> _Asking:
     return shard.leave(steps, like=grad)
 
 
-def _accumulate(leaf: Leaf, grad: Tensor, division: Division, config: RuleConfig) -> _Asking:
+def _accumulate(leaf: Leaf, grad: Tensor, division: Division, config: RuleConfig) -> Asking:
     """The accumulators after this step, momentum and rms not yet rounded; the leaf's own are rounded."""
     axes, layout, own = division.layout.axes, division.layout, leaf.accumulators
     momentum, rms = (tuple(value.to(grad.dtype) for value in family) for family in own[:2])
@@ -92,10 +83,7 @@ def _accumulate(leaf: Leaf, grad: Tensor, division: Division, config: RuleConfig
         means = row / layout.shape[axes.large], col / layout.shape[axes.small]
         accumulators_lib.update_factored(accumulators, *means, config)
     accumulators_lib.update_full(accumulators, grad, config)
-    targets = own.momentum + own.rms
-    if targets[0].dtype != grad.dtype:
-        elements = division.own.numbers(division.shape, grad.device)
-        round_all(momentum + rms, targets, leaf.count, leaf.number, elements=elements)
+    round_shard(leaf, momentum + rms, division)
     return accumulators
 
 
@@ -120,7 +108,7 @@ def _cut(whole: Inputs, division: Division) -> Iterator[Inputs]:
         yield Inputs(grad, param, accumulators, factors, raw)
 
 
-def _directions(network: Network, whole: Inputs, blocks: Sequence[Inputs], division: Division) -> _Asking:
+def _directions(network: Network, whole: Inputs, blocks: Sequence[Inputs], division: Division) -> Asking:
     """Direction and magnitude of every part."""
     config, factored = network.config, division.layout.axes is not None
     if not division.groups:
@@ -137,7 +125,7 @@ def _directions(network: Network, whole: Inputs, blocks: Sequence[Inputs], divis
     return outputs
 
 
-def _scales(whole: Inputs, blocks: Sequence[Inputs], division: Division, network: Network) -> _Asking:
+def _scales(whole: Inputs, blocks: Sequence[Inputs], division: Division, network: Network) -> Asking:
     """`rsqrt(mean(x²) + 1e-9)` of every channel of the whole tensor, for each of its matrices."""
     config, factored = network.config, division.layout.axes is not None
     names = features.full_names(config, factored=factored)
@@ -155,7 +143,7 @@ def _scales(whole: Inputs, blocks: Sequence[Inputs], division: Division, network
 
 def _sum_matrices(
     channels: Sequence[Sequence[Tensor]], num_channels: int, like: Tensor, division: Division
-) -> _Asking:
+) -> Asking:
     """Sums of squares over each matrix of the whole tensor, `(channels, *leading axes, 1, 1)`.
 
     Args:
@@ -180,7 +168,7 @@ def _pick_scales(scales: InputScales, part: Part) -> InputScales:
 
 def _scale_by_magnitude(
     outputs: Sequence[tuple[Tensor, Tensor | None]], whole: Inputs, division: Division, config: RuleConfig
-) -> _Asking:
+) -> Asking:
     directions, magnitudes = [d for d, _ in outputs], [m for _, m in outputs if m is not None]
     if not config.exp_mult:
         return directions
@@ -193,7 +181,7 @@ def _scale_by_magnitude(
 
 def _finish(
     steps: list[Tensor], whole: Inputs, blocks: Sequence[Inputs], division: Division, config: RuleConfig
-) -> _Asking:
+) -> Asking:
     if config.param_scale_mult:
         [total] = yield Sums([(whole.param * whole.param).sum()])
         scale = torch.sqrt(total / math.prod(division.shape) + NORM_EPS)

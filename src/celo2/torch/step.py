@@ -80,17 +80,24 @@ def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple
     return mlp.compute(groups, scales, network.numbers, config)
 
 
-def update_all(network: Network, matrices: Sequence[Matrix], axes: Axes, made: Passes) -> list[Tensor]:
-    """The steps of matrices of one shape that `passes.covers`, by passes; their accumulators change."""
+def update_all(network: Network, matrices: Sequence[Matrix], axes: Axes | None, made: Passes) -> list[Tensor]:
+    """The steps of what `passes.covers`, by passes; their accumulators change.
+
+    Args:
+        network: The weights and the options.
+        matrices: Of one shape, each a stack as in `update`.
+        axes: As in `update`.
+        made: Who makes the passes.
+    """
     config = network.config
+    orthogonalized = config.orthogonalize and axes is not None
     directions = passes.compute(network, matrices, axes, made)
     steps, mean_squares = (list(family) for family in zip(*directions, strict=True))
     if config.param_scale_mult:
-        pairs = zip(steps, matrices, strict=True)
-        steps = [_scale_by_param(step[None], matrix.param[None])[0] for step, matrix in pairs]
-    if config.orthogonalize:
+        steps = [_scale_by_param(step, own.param) for step, own in zip(steps, matrices, strict=True)]
+    if orthogonalized:
         steps = orthogonalize.compute_all(steps, config)
-    if config.orthogonalize or config.param_scale_mult:
+    if orthogonalized or config.param_scale_mult:
         mean_squares = [mlp.mean_square(step) for step in steps]
     return [
         _finish(step, mean_square, matrix.accumulators, config)

@@ -25,14 +25,7 @@ from celo2.constants import CLIPPED_GRAD as _CLIPPED_GRAD
 from celo2.constants import GRAD_CLIP as _GRAD_CLIP
 from celo2.constants import RSQRT_EPS as _RSQRT_EPS
 
-__all__ = ["CHANNELS", "NUM_CHANNELS", "UNITS", "accumulate", "direct", "square_sums"]
-
-CHANNELS = (
-    ("grad", 1), ("clipped_grad", 1), ("param", 1), ("momentum", 3), ("rms", 1), ("normalized_momentum", 3),
-    ("rsqrt_rms", 1), ("factored_grad", 3), ("normalized_grad", 1), ("factored_momentum", 3),
-)  # fmt: skip  # the kernels' order: that of `features.full_channels` with every feature on
-NUM_CHANNELS = 18
-UNITS = 8
+__all__ = ["accumulate", "direct", "square_sums"]
 
 GRAD_CLIP = tl.constexpr(_GRAD_CLIP)
 CLIPPED_GRAD = tl.constexpr(_CLIPPED_GRAD)
@@ -172,8 +165,7 @@ def direct(
 ):  # fmt: skip
     """The direction, and the sum of its squares for each block.
 
-    `W` has the first layer's full channels, the second layer and its bias, the direction's column of the
-    third and its bias, one after the other; the first layer's bias is in the row units.
+    `W` is `kernel_inputs.pack_numbers`; the first layer's bias is in the row units.
     """
     i, j, at, inside = _place(rows, cols, R, C)
     h = (

@@ -1,0 +1,188 @@
+"""The ablations of the text (arXiv 2602.19142) at one equal budget: meta-trains, probes, writes the table.
+
+    python benchmarks/ablations.py --out runs/ablations                 # resumes where it was stopped
+    python benchmarks/ablations.py --out runs/ablations --only hidden-4 hidden-16 --seeds 0
+    python benchmarks/ablations.py --out runs/ablations --table         # only reads what is done
+
+Every setting changes one thing in the same recipe, and is meta-trained with every seed. Each finished rule
+then trains the probe tasks, each at its own best learning rate. A setting's score on a task is the
+logarithm of its loss over that of the unchanged recipe with the same seed; the table has the mean over the
+seeds, tasks counting alike, and Student's 95 % interval of that mean. `docs/ablations.md` gets the table,
+and `docs/assets/ablations.json` every loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from celo2._files import write_atomic
+from celo2.commands._devices import num_cores, use_cpu_devices
+from celo2.commands.probe import measure
+from celo2.evaluate.environment import describe_environment
+from celo2.meta.config import MetaConfig
+from celo2.meta.probe import ProbeConfig, TaskRecord, compute_score
+from celo2.meta.train import TrainOptions, meta_train
+from celo2.weights import load_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RECORDS = ROOT / "docs" / "ablations.md", ROOT / "docs" / "assets" / "ablations.json"
+REFERENCE = "recipe"
+RECIPE = MetaConfig(
+    variant="celo2-base",
+    outer_learning_rate=1e-3,
+    outer_warmup=20,
+    rate_units="network",
+    inner_learning_rate=1e-2,
+    rate_spread=3.0,
+    scale_range=(1e-2, 1e2),
+    inner_schedule="cosine",
+)
+
+
+class Ablation(NamedTuple):
+    """One change of the recipe: in words, and as options of `MetaConfig`."""
+
+    what: str
+    options: dict[str, Any]
+
+
+def _rule(*options: str) -> dict[str, Any]:
+    return {"rule_options": options}
+
+
+ABLATIONS = {
+    REFERENCE: Ablation("hidden 8, rms decay 0.95, three momenta, augmented, normalised, direction only", {}),
+    "hidden-4": Ablation("hidden layers of 4 units", _rule("ff_hidden_size=4")),
+    "hidden-16": Ablation("hidden layers of 16 units", _rule("ff_hidden_size=16")),
+    "rms-0.999": Ablation("rms decay 0.999", _rule("initial_rms_decays=[0.999]")),
+    "no-augmentation": Ablation("no reparametrisation", {"level": "none"}),
+    "no-input-normalization": Ablation("channels not normalised", _rule("normalize_input=false")),
+    "no-output-normalization": Ablation("steps not normalised", _rule("normalize_output=false")),
+    "magnitude": Ablation("direction · exp(0.001 · magnitude), then normalised", _rule("exp_mult=0.001")),
+    "momentum-0.9": Ablation(
+        "one momentum, 0.9",
+        _rule("initial_momentum_decays=[0.9]", "initial_adafactor_decays=[0.9]"),
+    ),
+    "momenta-faster": Ablation(
+        "momenta 0.5, 0.9, 0.99",
+        _rule("initial_momentum_decays=[0.5,0.9,0.99]", "initial_adafactor_decays=[0.5,0.9,0.99]"),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--only", nargs="*", choices=list(ABLATIONS), default=list(ABLATIONS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of meta-training")
+    parser.add_argument("--outer-steps", type=int, default=400, help="the budget of every run")
+    parser.add_argument("--tasks", nargs="*", default=["fashion-mlp", "fashion-conv"])
+    parser.add_argument("--rates", nargs="*", type=float, default=[1e-3, 3e-3, 1e-2, 3e-2])
+    parser.add_argument("--probe-seeds", type=int, default=2)
+    parser.add_argument("--probe-steps", type=int, default=200)
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    options = parser.parse_args()
+    use_cpu_devices(num_cores())
+    probe = ProbeConfig(
+        tasks=tuple(options.tasks),
+        rates=tuple(options.rates),
+        seeds=options.probe_seeds,
+        steps=options.probe_steps,
+    )
+    if not options.table:
+        for seed in options.seeds:  # every setting of one seed before the next
+            for name in dict.fromkeys([REFERENCE, *options.only]):
+                _run(options.out / f"{name}-{seed}", name, seed, options.outer_steps, probe)
+    _write(options.out, options.outer_steps, probe)
+
+
+def _run(folder: Path, name: str, seed: int, outer_steps: int, probe: ProbeConfig) -> None:
+    """Meta-trains and probes one cell, unless that has been done."""
+    record = folder / "probe.json"
+    if record.exists():
+        return
+    print(f"{folder.name}:", flush=True)
+    config = dataclasses.replace(RECIPE, seed=seed, **ABLATIONS[name].options)
+    train = TrainOptions(
+        out=folder, outer_steps=outer_steps, resume=(folder / "config.json").exists(), checkpoint_every=200
+    )
+    weights = meta_train(config, train)
+    if weights.stem.rpartition("-")[2] != f"{outer_steps:06d}":
+        raise SystemExit(f"stopped at {weights.name}; the same command goes on.")
+    [(_, tasks)] = measure({name: load_checkpoint(weights)}, probe)
+    facts = {"name": name, "seed": seed, "outer_steps": outer_steps, "probe": dataclasses.asdict(probe)}
+    text = json.dumps({**facts, "environment": describe_environment(), "tasks": tasks}, indent=2)
+    write_atomic(record, f"{text}\n".encode())
+
+
+def _write(out: Path, outer_steps: int, probe: ProbeConfig) -> None:
+    """Replaces the table of the page by what is done with these settings."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(probe)))
+    records = [json.loads(path.read_text()) for path in sorted(out.glob("*/probe.json"))]
+    records = [one for one in records if (one["outer_steps"], one["probe"]) == (outer_steps, wanted)]
+    cells: dict[str, dict[int, dict[str, TaskRecord]]] = {}
+    for one in records:
+        cells.setdefault(one["name"], {})[one["seed"]] = one["tasks"]
+    if REFERENCE not in cells:
+        raise SystemExit(f"{out} has no finished run of the unchanged recipe with these settings.")
+    table = "".join(f"{line}\n" for line in _table(cells, probe.tasks))
+    last = records[-1]["environment"]
+    machine = ", ".join(f"{key} {last[key]}" for key in ("commit", "jax", "processor", "cores"))
+    note = (
+        f"{outer_steps} outer iterations each; probes of {probe.steps} steps, {probe.seeds} seeds, "
+        f"{len(probe.rates)} learning rates ({', '.join(f'{rate:g}' for rate in probe.rates)}). {machine}.\n"
+    )
+    print(table + note)
+    page = PAGE.read_text(encoding="utf-8")
+    pattern = re.compile(r"(<!-- ablations -->\n).*?(<!-- end -->)", re.DOTALL)
+    PAGE.write_text(pattern.sub(lambda match: f"{match[1]}{table}\n{note}{match[2]}", page), encoding="utf-8")
+    RECORDS.write_text(json.dumps(records, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def _table(cells: dict[str, dict[int, dict[str, TaskRecord]]], tasks: Sequence[str]) -> list[str]:
+    lines = [
+        "| setting | change | seeds | " + " | ".join(tasks) + " | score | 95 % interval |",
+        "|---|---|---:|" + "---:|" * (len(tasks) + 2),
+    ]
+    for name in [name for name in ABLATIONS if name in cells]:
+        seeds = cells[name]
+        losses = [_mean_loss(seeds, task) for task in tasks]
+        if name == REFERENCE:
+            ending = ["0", ""]
+        else:
+            paired = [seed for seed in seeds if seed in cells[REFERENCE]]
+            ending = _score([compute_score(seeds[seed], cells[REFERENCE][seed]) for seed in paired])
+        row = [f"`{name}`", ABLATIONS[name].what, str(len(seeds)), *losses, *ending]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def _mean_loss(seeds: dict[int, dict[str, TaskRecord]], task: str) -> str:
+    losses = [tasks[task]["loss"] for tasks in seeds.values()]
+    return "diverged" if None in losses else f"{np.mean(losses):.4f}"
+
+
+def _score(scores: Sequence[float | None]) -> list[str]:
+    """Mean of the logarithms, and Student's interval; a dash where it cannot be told."""
+    known = [score for score in scores if score is not None]
+    if not known or len(known) < len(scores):
+        return ["diverged" if scores else "–", "–"]
+    if len(known) < 2:
+        return [f"{known[0]:+.3f}", "–"]
+    low, high = stats.t.interval(0.95, len(known) - 1, loc=np.mean(known), scale=stats.sem(known))
+    return [f"{np.mean(known):+.3f}", f"{low:+.3f} to {high:+.3f}"]
+
+
+if __name__ == "__main__":
+    main()

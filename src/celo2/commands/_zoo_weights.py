@@ -1,0 +1,47 @@
+"""What `celo2 weights` says of weights of the predecessors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from celo2.zoo.specs import MEMBERS, PRESETS
+from celo2.zoo.weights import ZooWeights
+
+__all__ = ["ZOO_OPTIONS", "print_zoo", "zoo_set_flags"]
+
+ZOO_OPTIONS = frozenset(field.name for member in MEMBERS.values() for field in dataclasses.fields(member))
+
+
+def print_zoo(weights: ZooWeights) -> None:
+    """The options, the names to use the weights by, and what the optimizer needs."""
+    options = dataclasses.asdict(weights.config)
+    print("\noptions (? assumed: the file does not carry it)")
+    for name, value in options.items() or [("none", "")]:
+        assumed = "?" if options and name not in weights.stated else " "
+        print(f" {assumed} {name:26}{value}")
+    needs = {"loss": "the loss at each step", "num_steps": "the length of the run"}
+    needed = [needs[name] for name in sorted(weights.config.needs)]
+    print(f"   needs                     {' and '.join(needed) or 'gradients and parameters only'}")
+    print(f"   celo2.zoo.make            {', '.join(_fitting_presets(weights))}")
+
+
+def zoo_set_flags(weights: ZooWeights) -> str:
+    """The `--set` flags of what arrays do not tell and is not the default."""
+    told = weights.config.sizes_of(weights.config.weight_shapes())
+    changed = {
+        field.name: value
+        for field in dataclasses.fields(weights.config)
+        if field.name not in told and (value := getattr(weights.config, field.name)) != field.default
+    }
+    return " ".join(f"--set {name}={json.dumps(value)}" for name, value in changed.items())
+
+
+def _fitting_presets(weights: ZooWeights) -> list[str]:
+    """The names under which these weights can be used; general ones take any size."""
+    shapes = weights.config.weight_shapes()
+    return [
+        name
+        for name, preset in PRESETS.items()
+        if preset.kind == weights.kind and (name == preset.kind or preset.weight_shapes() == shapes)
+    ]

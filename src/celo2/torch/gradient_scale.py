@@ -1,0 +1,136 @@
+"""The scale of the gradient: the twin of `celo2.jax.gradient_scale` for training loops.
+
+The rule's epsilons and its clipped-gradient feature are absolute numbers, so that multiplying the loss
+by a constant changes its steps. `share_outside` tells how much of a network has gradients of a scale that
+the weights did not meet in meta-training. `GradientNormalizer` removes the scale: with `s` the running mean
+of `mean(g²)` of a tensor it makes it `g · target / √s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from celo2.constants import GRADIENT_DECAY
+from celo2.gradient_range import check_normalization, resolve_range
+from celo2.torch._sharing import is_divided, local
+from celo2.weights import SHIPPED, Weights
+
+__all__ = ["GradientNormalizer", "share_outside"]
+
+
+class GradientNormalizer:
+    """Divides each gradient by the root of the running mean of its mean square, times `target`.
+
+    Call it between `backward` (and clipping, if any) and the optimizer's step: it changes `param.grad`. A
+    gradient that is not finite stays as it is and leaves the running mean alone; a missing one leaves it
+    alone too. Squares are taken in float32: root mean squares below 1e-23 count as zero, above 1e19 as not
+    finite. Nothing waits for the device.
+
+    Args:
+        params: A module or parameters; those of the rule, since AdamW does not mind a gradient's scale.
+        target: Root mean square that gradients get on average, positive.
+        decay: Of the running mean, in [0, 1); the mean is corrected for its start at zero.
+
+    Raises:
+        ValueError: An argument is out of its range.
+
+    Example:
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> layer.weight.grad = torch.full((2, 2), 1e-9)
+        >>> GradientNormalizer(layer, 1e-2)()
+        >>> round(float(layer.weight.grad[0, 0]), 6)
+        0.01
+    """
+
+    def __init__(self, params: nn.Module | Iterable[Tensor], target: float, *, decay: float = GRADIENT_DECAY):
+        check_normalization(target, decay)
+        self.params = list(params.parameters() if isinstance(params, nn.Module) else params)
+        self.target, self.decay = target, decay
+        self._means = [torch.zeros((), device=local(param).device) for param in self.params]
+        self._weights = [torch.zeros_like(mean) for mean in self._means]  # what the mean of ones would be
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Scales the gradients in place."""
+        for param, mean, weight in zip(self.params, self._means, self._weights, strict=True):
+            if param.grad is None or not param.numel():
+                continue
+            new = _whole(param.grad.float().square().mean())
+            finite = torch.isfinite(new)
+            for average, value in ((mean, new), (weight, torch.ones_like(new))):
+                average.copy_(torch.where(finite, average.lerp(value, 1.0 - self.decay), average))
+            factor = torch.where(mean == 0, 0.0, self.target * torch.rsqrt(mean / weight))
+            grad = local(param.grad)
+            grad.copy_(torch.where(finite, grad.float() * factor, grad.float()))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running means, in the order of the parameters."""
+        return {"mean_square": [m.clone() for m in self._means], "weight": [w.clone() for w in self._weights]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads what `state_dict` returned.
+
+        Raises:
+            ValueError: Of another number of parameters.
+        """
+        for own, saved in ((self._means, "mean_square"), (self._weights, "weight")):
+            for tensor, value in zip(own, state_dict[saved], strict=True):
+                tensor.copy_(value)
+
+
+def share_outside(
+    grads: Iterable[Tensor | None],
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    weights: Weights | str = SHIPPED[0],
+) -> Tensor:
+    """The share of the parameters whose tensor's gradient has a root mean square outside [low, high].
+
+    A tensor counts by its parameters. One whose gradient is zero everywhere has no scale and is left out;
+    a gradient that is not finite is outside.
+
+    Args:
+        grads: Gradients of any floating dtypes, such as `[p.grad for p in model.parameters()]`; None and
+            tensors without elements are left out.
+        low: Least root mean square inside; None: that of the weights.
+        high: Greatest root mean square inside; None: that of the weights.
+        weights: Whose range holds where low or high is None: what `celo2.load_checkpoint` gives or takes.
+
+    Returns:
+        A float32 scalar in [0, 1], on the gradients' device; 0 where nothing has a gradient.
+
+    Raises:
+        ValueError: Not 0 < low < high < ∞, or weights whose file states no range.
+
+    Example:
+        >>> grads = [torch.full((3, 2), 1e-7), torch.full((2,), 1e-2), None]
+        >>> float(share_outside(grads, 1e-4, 1.0))
+        0.75
+    """
+    low, high = resolve_range(low, high, weights)
+    found = [grad.detach() for grad in grads if grad is not None and grad.numel()]
+    if not found:
+        return torch.zeros(())
+    device = local(found[0]).device
+    rms = torch.stack([_root_mean_square(grad).to(device) for grad in found])
+    sizes = torch.tensor([float(grad.numel()) for grad in found], device=device).where(rms != 0, 0.0)
+    inside = (rms >= low) & (rms <= high)  # NaN is outside
+    return (sizes * ~inside).sum() / sizes.sum().clamp_min(1.0)
+
+
+def _root_mean_square(grad: Tensor) -> Tensor:
+    """In float32 and in units of the largest element, so that no square leaves float32's range."""
+    grad = grad.float().abs()
+    largest = _whole(grad.max())
+    unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+    return unit * _whole((grad / unit).square().mean()).sqrt()
+
+
+def _whole(value: Any) -> Tensor:
+    """A scalar that may be a sum or a maximum over processes."""
+    return value.full_tensor() if is_divided(value) else value

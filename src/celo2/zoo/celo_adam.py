@@ -1,0 +1,53 @@
+"""Celo-Adam: Adam with Celo's learned schedule.
+
+Source: arXiv 2501.12670 and its public code.
+
+    p ← p - 0.001 λ m̂ / (1e-8 + sqrt(v̂ + 1e-10)),   m̂ = m / (1 - 0.9^n),   v̂ = v / (1 - 0.999^n)
+
+with `λ` of `celo2.zoo.schedule`: 0.1 where its head says 0, a learning rate of 1e-4.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from celo2.jax import accumulators as accumulators_lib
+from celo2.zoo import schedule
+from celo2.zoo.layers import Theta
+from celo2.zoo.specs import CeloAdam
+from celo2.zoo.step import Decays, Outcome, Rule, Step
+
+__all__ = ["RULE", "adam_direction"]
+
+DECAYS = Decays((0.9,), (0.999,))
+LEARNING_RATE = 0.001
+EPS = 1e-8
+ROOT_EPS = 1e-10
+
+
+def adam_direction(momentum: Array, rms: Array, eps: ArrayLike) -> Array:
+    """`m / (ε + sqrt(v + 1e-10))`."""
+    return momentum / (eps + jnp.sqrt(rms + ROOT_EPS))
+
+
+def _init(theta: Theta, config: CeloAdam, tensors: int, dtype: jnp.dtype) -> schedule.ScheduleState:  # noqa: ARG001
+    return schedule.init_schedule(theta, dtype)
+
+
+def _update(theta: Theta, config: CeloAdam, step: Step) -> Outcome:  # noqa: ARG001
+    rate, memory = schedule.step_schedule(theta, step.memory, step.loss, step.count, step.num_steps)
+    # Rounded to the accumulators' dtype first: what that changes in an average, its correction takes back.
+    decays = Decays(*(tuple(jnp.asarray(decay, step.loss.dtype) for decay in part) for part in DECAYS))
+    changes, states = [], []
+    for leaf in step.leaves:
+        grad = accumulators_lib.clip(leaf.grad)
+        state = accumulators_lib.update_full(leaf.accumulators, grad, decays)
+        unbiased = accumulators_lib.unbias(state, step.count + 1, decays)
+        changes.append(-LEARNING_RATE * rate * adam_direction(unbiased.momentum[0], unbiased.rms[0], EPS))
+        states.append(state)
+    return Outcome(changes, states, memory)
+
+
+RULE = Rule(DECAYS, _init, _update)

@@ -1,0 +1,272 @@
+"""The learned optimizers that came before, as options and arrays: what a weight file of each must hold.
+
+Sources: Celo and Celo-Adam, arXiv 2501.12670; AdaFac-MLP, arXiv 2203.11860; VeLO, arXiv 2211.09760; RNN-MLP
+and NN-Adam, the public code of these. Arrays are named as in the public trees, joined by "/".
+No JAX here: files are inspected with the base install.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from celo2.zoo import arrays
+from celo2.zoo.arrays import MLP12, Arrays, ArraySpec
+
+__all__ = [
+    "MEMBERS",
+    "PRESETS",
+    "AdafacMlp",
+    "Celo",
+    "CeloAdam",
+    "MemberConfig",
+    "NnAdam",
+    "RnnMlp",
+    "Velo",
+]
+
+NUM_TIMES = 11  # time features of AdaFac-MLP and RNN-MLP
+SCHEDULE_INPUTS = 18  # of Celo's LSTM: 9 of the share of steps taken, 9 of the loss
+VELO_INPUTS = SCHEDULE_INPUTS + 12  # and 12 statistics of the tensor
+RNN_MLP_FROM_LSTM, RNN_MLP_FROM_MLP, RNN_MLP_TO_FF, RNN_MLP_WIDTH = 18, 16, 17, 32
+_TRUNCATED_STD = 0.87962566  # of a standard normal truncated at ±2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemberConfig:
+    """Options of one optimizer; a subclass is one kind of weight file.
+
+    Attributes:
+        kind: The optimizer's name.
+        needs: What it needs beside gradients and parameters: "loss" (as `value=` in `update`), "num_steps"
+            (the length of the run, at construction).
+    """
+
+    kind: ClassVar[str]
+    _needs: ClassVar[tuple[str, ...]] = ("loss", "num_steps")
+
+    def __post_init__(self) -> None:
+        """Checks that sizes are whole numbers from 1 on."""
+        for name in ("lstm_size", "num_mlps"):
+            value = getattr(self, name, 1)
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 4096:
+                raise ValueError(f"{name} must be a whole number in [1, 4096], got {value!r}.")
+
+    def array_specs(self) -> Arrays:
+        """Every array of the meta-parameters, by name."""
+        raise NotImplementedError
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every array."""
+        return {name: spec.shape for name, spec in self.array_specs().items()}
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """See the class."""
+        return frozenset(self._needs)
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the arrays have in all."""
+        return sum(math.prod(shape) for shape in self.weight_shapes().values())
+
+    @classmethod
+    def sizes_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The options that the arrays themselves tell."""
+        sizes = {"lstm_size": ("lstm_init_state/hidden", 1), "num_mlps": ("ff_mod_stack/~/b0", 0)}
+        fields = {field.name for field in dataclasses.fields(cls)}
+        found = {}
+        for option, (name, axis) in sizes.items():
+            if option in fields and len(shapes.get(name, ())) == 2:
+                found[option] = shapes[name][axis]
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Celo(MemberConfig):
+    """A rule of 14 feature groups, and a schedule by an LSTM.
+
+    Attributes:
+        lstm_size: Hidden size of the LSTM.
+        num_mlps: Networks that the LSTM weighs; one in the published optimizer.
+        phase: 2: with the schedule; 1: the rule alone, which needs neither the loss nor the steps.
+    """
+
+    kind: ClassVar[str] = "celo"
+    lstm_size: int = 64
+    num_mlps: int = 1
+    phase: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks the phase too."""
+        super().__post_init__()
+        if self.phase not in (1, 2):
+            raise ValueError(
+                f"phase must be 1 (the rule alone) or 2 (with the schedule), got {self.phase!r}."
+            )
+        if self.phase == 1 and self.num_mlps > 1:
+            raise ValueError(
+                f"phase 1 has one network and no LSTM to weigh more, got num_mlps={self.num_mlps}."
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Nothing in phase 1."""
+        return super().needs if self.phase == 2 else frozenset()
+
+    def array_specs(self) -> Arrays:
+        """See `MemberConfig.array_specs`."""
+        heads = arrays.linear("rnn_params/rnn_to_controls", self.lstm_size, self.num_mlps)
+        heads |= arrays.linear("rnn_params/step_size", self.lstm_size, 1)
+        return arrays.mlp_stack(self.num_mlps) | arrays.mixing(SCHEDULE_INPUTS, self.lstm_size) | heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CeloAdam(MemberConfig):
+    """Adam with Celo's schedule.
+
+    Attributes:
+        lstm_size: Hidden size of the LSTM.
+    """
+
+    kind: ClassVar[str] = "celo_adam"
+    lstm_size: int = 64
+
+    def array_specs(self) -> Arrays:
+        """See `MemberConfig.array_specs`."""
+        return arrays.mixing(SCHEDULE_INPUTS, self.lstm_size) | arrays.linear(
+            "rnn_params/step_size", self.lstm_size, 1
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdafacMlp(MemberConfig):
+    """A rule of 12 feature groups and the time, with learned decays ("small_fc_lopt")."""
+
+    kind: ClassVar[str] = "adafac_mlp"
+    _needs: ClassVar[tuple[str, ...]] = ()
+
+    def array_specs(self) -> Arrays:
+        """See `MemberConfig.array_specs`."""
+        hidden = MLP12.ff_hidden_size
+        inputs = sum(MLP12.num_channels(feature) for _, feature in MLP12.feature_groups(2)) + NUM_TIMES
+        widths = ((inputs, hidden), (hidden, hidden), (hidden, 2))
+        layers = {f"nn/~/w{i}": ArraySpec(shape, shape[0] ** -0.5) for i, shape in enumerate(widths)}
+        biases = {f"nn/~/b{i}": ArraySpec(shape[1:]) for i, shape in enumerate(widths)}
+        decays = {
+            "momentum_decays": MLP12.initial_momentum_decays,
+            "rms_decays": MLP12.initial_rms_decays,
+            "adafactor_decays": MLP12.initial_adafactor_decays,
+        }
+        return {name: ArraySpec((len(values),)) for name, values in decays.items()} | layers | biases
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RnnMlp(MemberConfig):
+    """An LSTM for each tensor and a network for each entry, which tell each other.
+
+    Attributes:
+        lstm_size: Hidden size of the LSTM.
+    """
+
+    kind: ClassVar[str] = "rnn_mlp"
+    _needs: ClassVar[tuple[str, ...]] = ("loss",)
+    lstm_size: int = 64
+
+    def array_specs(self) -> Arrays:
+        """See `MemberConfig.array_specs`."""
+        told, tells, width = RNN_MLP_FROM_LSTM, RNN_MLP_FROM_MLP, RNN_MLP_WIDTH
+        start = {
+            "initial_from_lstm": ArraySpec((told,), told**-0.5 / _TRUNCATED_STD),
+            "initial_from_mlp": ArraySpec((tells,), tells**-0.5 / _TRUNCATED_STD),
+        }
+        heads = arrays.linear("rnn_to_ff_params/rnn_to_ff", self.lstm_size, RNN_MLP_TO_FF)
+        heads |= arrays.linear("rnn_to_in_params/rnn_to_in", self.lstm_size, told)
+        sizes = (23 + NUM_TIMES + 3 + RNN_MLP_TO_FF, width, width, 2 + tells)
+        layers: Arrays = {}
+        for i in range(3):
+            layers |= arrays.linear(f"ffmod_params/mlp/~/linear_{i}", sizes[i], sizes[i + 1])
+        return start | arrays.lstm(told + tells + 18, self.lstm_size) | heads | layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NnAdam(MemberConfig):
+    """Adam whose four numbers an LSTM sets for each tensor.
+
+    Attributes:
+        lstm_size: Hidden size of the LSTM.
+        decay_strength: Share by which the numbers return to their start at each step, in [0, 1].
+    """
+
+    kind: ClassVar[str] = "nn_adam"
+    _needs: ClassVar[tuple[str, ...]] = ()
+    lstm_size: int = 64
+    decay_strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the decay too."""
+        super().__post_init__()
+        if not 0 <= self.decay_strength <= 1:
+            raise ValueError(f"decay_strength must be in [0, 1], got {self.decay_strength!r}.")
+
+    def array_specs(self) -> Arrays:
+        """See `MemberConfig.array_specs`."""
+        start = {"lr": 1e-4, "beta1": 1 - 0.9, "beta2": 1 - 0.999, "epsilon": 1e-8}  # lr, 1 - β1, 1 - β2, ε
+        scalars = {f"per_layer_{name}": ArraySpec((), value=0.1 * math.log(y)) for name, y in start.items()}
+        head = arrays.linear("rnn_to_controls_params/rnn_to_controls", self.lstm_size, 4, scale=0.0)
+        return scalars | arrays.lstm(19, self.lstm_size) | head
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Velo(MemberConfig):
+    """An LSTM that mixes, for each tensor, a rule of 14 feature groups out of many.
+
+    Attributes:
+        lstm_size: Hidden size of the LSTM.
+        num_mlps: Networks that are mixed.
+        ff_mult: What the mixed weights are multiplied by.
+        bugged_loss_features: The loss features forget over 10 steps whatever the run's length, as in the
+            oldest published code.
+        bugged_lstm_state: The LSTM's state stays at its start, as in the oldest published code.
+    """
+
+    kind: ClassVar[str] = "velo"
+    lstm_size: int = 512
+    num_mlps: int = 256
+    ff_mult: float = 1.0
+    bugged_loss_features: bool = False
+    bugged_lstm_state: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the factor too."""
+        super().__post_init__()
+        if not 0 < self.ff_mult < math.inf:
+            raise ValueError(f"ff_mult must be positive and finite, got {self.ff_mult!r}.")
+        object.__setattr__(self, "ff_mult", float(self.ff_mult))
+
+    def array_specs(self) -> Arrays:
+        """See `MemberConfig.array_specs`."""
+        heads = arrays.linear("rnn_params/rnn_to_controls", self.lstm_size, self.num_mlps)
+        heads |= arrays.linear("rnn_params/step_size", self.lstm_size, 1)
+        return arrays.mlp_stack(self.num_mlps) | arrays.mixing(VELO_INPUTS, self.lstm_size) | heads
+
+
+MEMBERS: dict[str, type[MemberConfig]] = {
+    member.kind: member for member in (Celo, CeloAdam, AdafacMlp, RnnMlp, NnAdam, Velo)
+}
+"""The kinds of optimizers."""
+
+PRESETS: dict[str, MemberConfig] = {
+    "celo": Celo(),
+    "celo_phase1": Celo(phase=1),
+    "celo_adam": CeloAdam(),
+    "adafac_mlp": AdafacMlp(),
+    "rnn_mlp": RnnMlp(),
+    "nn_adam": NnAdam(),
+    "velo": Velo(),
+    "velo_s": Velo(lstm_size=64, num_mlps=32),
+    "velo_4000": Velo(ff_mult=100.0),
+}
+"""What `celo2.zoo.make` knows by name, with the published options."""

@@ -1,0 +1,133 @@
+"""An optimizer of the zoo as an Optax transform: trees to lists of tensors and back, checks, dtypes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
+
+from celo2.jax.accumulators import Accumulators, Leaf
+from celo2.jax.dimensions import make_axes
+from celo2.jax.state import ScaleByCelo2State, init_state, leaves_to_state, make_layouts, state_to_leaves
+from celo2.zoo.layers import Theta
+from celo2.zoo.rules import RULES
+from celo2.zoo.specs import MemberConfig
+from celo2.zoo.step import Step
+
+__all__ = ["ZooState", "make_transform"]
+
+
+class ZooState(NamedTuple):
+    """State of an optimizer of the zoo.
+
+    Attributes:
+        accumulators: Steps so far, and trees shaped like the parameters.
+        memory: What else it remembers: rows of an LSTM, in the order of the tree's leaves, and losses.
+    """
+
+    accumulators: ScaleByCelo2State
+    memory: Any
+
+
+def make_transform(
+    theta: Theta, config: MemberConfig, num_steps: ArrayLike | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """The transform of an optimizer with these meta-parameters.
+
+    Its updates are complete: they hold the learned step size and the sign, and want no learning rate.
+
+    Args:
+        theta: Arrays by name, of `config.weight_shapes()`; traced ones too.
+        config: Which optimizer, with its options.
+        num_steps: Length of the run, ≥ 1; a traced number too. More steps may be taken.
+
+    Raises:
+        ValueError: The optimizer needs `num_steps` and it is missing, or it is below 1. In `update`: the
+            loss or the parameters are missing.
+    """
+    num_steps = _check_num_steps(config, num_steps)
+    rule = RULES[config.kind]
+
+    def init(params: optax.Params) -> ZooState:
+        leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.size]
+        accumulators = init_state(params, make_layouts(params, None), rule.decays)
+        return ZooState(accumulators, rule.init(theta, config, len(leaves), _common_dtype(leaves)))
+
+    def update(
+        updates: optax.Updates,
+        state: ZooState,
+        params: optax.Params | None = None,
+        *,
+        value: ArrayLike | None = None,
+        is_valid: bool = False,
+        **extra: Any,
+    ) -> tuple[optax.Updates, ZooState]:
+        del extra
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        if "loss" in config.needs and value is None:
+            raise ValueError(
+                f"{config.kind} needs the loss at the parameters of this gradient: "
+                "update(grads, state, params, value=loss)."
+            )
+        grads, treedef = jax.tree.flatten(updates)
+        old = state_to_leaves(state.accumulators, treedef)
+        filled = [index for index, grad in enumerate(grads) if grad.size]
+        leaves = list(map(Leaf, grads, treedef.flatten_up_to(params), old))
+        changes, new, memory = list(grads), list(old), state.memory
+        if filled:
+            step = _as_step([leaves[i] for i in filled], state, value, num_steps, is_valid)
+            outcome = rule.update(theta, config, step)
+            memory = jax.tree.map(lambda a, b: a.astype(b.dtype), outcome.memory, state.memory)
+            for i, change, accumulators in zip(filled, outcome.changes, outcome.accumulators, strict=True):
+                changes[i] = change.astype(grads[i].dtype)
+                new[i] = jax.tree.map(lambda a, b: a.astype(b.dtype), accumulators, old[i])
+        count = jnp.asarray(optax.safe_increment(state.accumulators.count))
+        after = leaves_to_state(new, count, treedef, state.accumulators)
+        return treedef.unflatten(changes), ZooState(after, memory)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+
+
+def _check_num_steps(config: MemberConfig, num_steps: ArrayLike | None) -> ArrayLike:
+    if num_steps is None:
+        if "num_steps" in config.needs:
+            raise ValueError(f"{config.kind} needs the length of the run: num_steps=1000, say.")
+        return 1
+    if not isinstance(num_steps, Array) and not num_steps >= 1:  # type: ignore[operator]
+        raise ValueError(f"num_steps must be at least 1, got {num_steps!r}.")
+    return num_steps
+
+
+def _common_dtype(leaves: list[Array]) -> jnp.dtype:
+    """What a step is computed in: float32, or more if an array has more."""
+    return np.result_type(np.float32, *(leaf.dtype for leaf in leaves))
+
+
+def _as_step(
+    leaves: list[Leaf], state: ZooState, value: ArrayLike | None, num_steps: ArrayLike, is_valid: bool
+) -> Step:
+    dtype = _common_dtype([leaf.param for leaf in leaves])
+
+    def cast(leaf: Leaf) -> Leaf:
+        return Leaf(
+            leaf.grad.astype(dtype),
+            leaf.param.astype(dtype),
+            Accumulators(*jax.tree.map(lambda array: array.astype(dtype), leaf.accumulators)),
+        )
+
+    return Step(
+        leaves=list(map(cast, leaves)),
+        axes=[make_axes(leaf.param.shape) for leaf in leaves],
+        memory=state.memory,
+        count=state.accumulators.count,
+        loss=jnp.asarray(0.0 if value is None else value).astype(dtype),
+        num_steps=num_steps,
+        is_valid=is_valid,
+    )

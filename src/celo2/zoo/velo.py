@@ -1,0 +1,91 @@
+"""VeLO: for each tensor an LSTM mixes a learned rule out of many, and sets its step size.
+
+Source: arXiv 2211.09760 and the public code of Celo (arXiv 2501.12670), whose "velo" this is.
+
+    p ← p - λ S,   λ = step_size(h),   W = (ff_mult / N) Σ rnn_to_controls(h)_i W_i
+
+with `S` of `celo2.zoo.features.step_mlp14` under the weights W, and h the tensor's row of the LSTM. Neither λ
+nor the shares are bounded; λ may be negative. The LSTM sees the schedule's features and statistics of the
+tensor's accumulators as they were before this step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.jax.accumulators import Leaf
+from celo2.zoo import schedule
+from celo2.zoo.celo import accumulate, stacked_weights
+from celo2.zoo.features import step_mlp14
+from celo2.zoo.layers import LstmState, Theta, initial_rows, linear, lstm, mix
+from celo2.zoo.specs import Velo
+from celo2.zoo.statistics import half_log
+from celo2.zoo.step import STANDARD, Outcome, Rule, Step
+
+__all__ = ["RULE"]
+
+NUM_RANKS = 5  # axes longer than 1 that are told apart: 0 to 4
+PARAM_FLOOR = 1e-9  # of the parameter's mean square
+LOG_SCALE = 10.0  # what a statistic is multiplied by before its logarithm
+BUGGED_HORIZON = 10.0  # of the loss features in the oldest published code
+
+
+class VeloState(NamedTuple):
+    """What VeLO remembers: the LSTM, a row for each tensor, and the losses."""
+
+    lstm: LstmState
+    losses: schedule.LossBuffer
+
+
+def _init(theta: Theta, config: Velo, tensors: int, dtype: jnp.dtype) -> VeloState:  # noqa: ARG001
+    return VeloState(initial_rows(theta, tensors, dtype), schedule.init_buffer(dtype))
+
+
+def _update(theta: Theta, config: Velo, step: Step) -> Outcome:
+    rows, losses = _inputs(config, step)
+    new = lstm(theta, mix(theta, rows), step.memory.lstm)
+    shares = linear(theta, "rnn_params/rnn_to_controls", new.hidden) * (config.ff_mult / config.num_mlps)
+    weights = {
+        name: jnp.tensordot(shares, jnp.asarray(array, shares.dtype), axes=1, precision="highest")
+        for name, array in stacked_weights(theta).items()
+    }
+    sizes = linear(theta, "rnn_params/step_size", new.hidden)[:, 0]
+    leaves, changes = accumulate(step), []
+    for index, (leaf, axes) in enumerate(zip(leaves, step.axes, strict=True)):
+        own = {name: array[index] for name, array in weights.items()}
+        changes.append(-sizes[index] * step_mlp14(own, leaf, axes))
+    kept = step.memory.lstm if config.bugged_lstm_state else new
+    return Outcome(changes, [leaf.accumulators for leaf in leaves], VeloState(kept, losses))
+
+
+def _inputs(config: Velo, step: Step) -> tuple[Array, schedule.LossBuffer]:
+    """What the LSTM reads, `(tensors, 30)`, and the losses with this step's."""
+    horizon = BUGGED_HORIZON if config.bugged_loss_features else step.num_steps
+    features, losses = schedule.loss_features(step.memory.losses, step.loss, step.count, horizon)
+    shared = jnp.concatenate([schedule.share_features(step.count, step.num_steps, step.loss.dtype), features])
+    return jnp.stack([jnp.concatenate([shared, _statistics(leaf)]) for leaf in step.leaves]), losses
+
+
+def _statistics(leaf: Leaf) -> Array:
+    """Twelve numbers of one tensor, from its old accumulators over the parameter's size.
+
+    The last three are a mistake of the published code that its weights rely on: the second moment's
+    deviation from the mean of each momentum.
+    """
+    scale = jax.lax.rsqrt(jnp.maximum(jnp.mean(jnp.square(leaf.param)), PARAM_FLOOR))
+    momenta = [scale * momentum for momentum in leaf.accumulators.momentum]
+    (rms,) = (scale * rms for rms in leaf.accumulators.rms)
+    long_axes = sum(size > 1 for size in leaf.param.shape)
+    rank = jax.nn.one_hot(long_axes, NUM_RANKS, dtype=scale.dtype)  # zeros where there are more
+    means = [jnp.mean(momentum) for momentum in momenta]
+    numbers = [jnp.mean(rms), *(jnp.var(momentum) for momentum in momenta)]
+    numbers += [jnp.mean(jnp.square(rms - mean)) for mean in means]
+    logs = half_log(LOG_SCALE * jnp.stack(numbers))
+    return jnp.concatenate([logs[:1], rank, logs[1:]])
+
+
+RULE = Rule(STANDARD, _init, _update)

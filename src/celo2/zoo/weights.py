@@ -1,0 +1,216 @@
+"""Weights of the optimizers in the zoo: NumPy arrays by name, with the optimizer they belong to.
+
+Two kinds of file are read, as for Celo2 itself, none by pickle: safetensors of this package, whose metadata
+say which optimizer, its sizes and where the weights came from; and the public implementations' `theta.state`,
+which has the arrays alone, so that the optimizer is told by their names and shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from celo2._files import write_atomic
+from celo2._safetensors import ZOO_FORMAT, decode_arrays, encode_arrays
+from celo2._sources import OURS, UPSTREAM, WeightFile, find_file
+from celo2._upstream import decode_theta, encode_tree
+from celo2.config import nearest_name
+from celo2.weights import check_array
+from celo2.zoo.names import as_tree, check_fit, find_kind, flatten, identify, read_shapes
+from celo2.zoo.specs import MEMBERS, MemberConfig
+
+__all__ = [
+    "MAX_BYTES",
+    "ZooWeights",
+    "decode_weights",
+    "is_zoo_file",
+    "load_weights",
+    "save_weights",
+    "weights_from_tree",
+]
+
+MAX_BYTES = 1 << 26  # of a weight file; the largest preset takes 9 MB
+_VERSION = "1"  # of the metadata
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ZooWeights:
+    """Trained weights of one optimizer of the zoo, checked when built and read-only from then on.
+
+    Attributes:
+        arrays: The arrays of `config.weight_shapes()` by name, float32, finite.
+        config: The optimizer, with its options.
+        provenance: Free text by field: source, command, data, …
+        stated: Names of the options that the file or the caller fixed; the others are the defaults.
+
+    Raises:
+        ValueError: A missing, unexpected, misshapen, non-float32 or non-finite array.
+    """
+
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    config: MemberConfig
+    provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    stated: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks the arrays, and copies them in the order of the config."""
+        check_fit(read_shapes(self.arrays), self.config)
+        checked = {name: check_array(name, self.arrays[name]) for name in self.config.weight_shapes()}
+        object.__setattr__(self, "arrays", MappingProxyType(checked))
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    @property
+    def kind(self) -> str:
+        """The optimizer's name, one of `MEMBERS`."""
+        return self.config.kind
+
+
+def load_weights(source: str | os.PathLike[str], **options: Any) -> ZooWeights:
+    """Loads weights of an optimizer of the zoo.
+
+    Args:
+        source: A path to safetensors of this package, to an upstream `theta.state`, or to a folder that
+            holds one; otherwise a hub repository `"owner/name"` (needs the `hub` extra).
+        **options: Of the optimizer, where the file does not say them (`ff_mult=100`, say).
+
+    Raises:
+        TypeError: An option that the optimizer does not have.
+        ValueError: Not a weight file of the zoo, or a damaged one, or one that says other options.
+        FileNotFoundError, ConnectionError, ImportError: As `celo2.load_checkpoint`.
+    """
+    return decode_weights(find_file(source, MAX_BYTES), **options)
+
+
+def decode_weights(file: WeightFile, **options: Any) -> ZooWeights:
+    """Weights from a file that has been read; options and errors are those of `load_weights`."""
+    try:
+        weights = _decode_ours(file.data) if file.name.endswith(OURS) else _decode_upstream(file)
+        weights = _with_options(weights, options)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
+    if file.hub is None:
+        return weights
+    return dataclasses.replace(weights, provenance={**weights.provenance, "hub": file.hub})
+
+
+def is_zoo_file(file: WeightFile) -> bool:
+    """Whether a file is, or was meant to be, weights of the zoo; whether they are intact is not looked at."""
+    try:
+        if file.name.endswith(OURS):
+            return decode_arrays(file.data)[1].get("format") == ZOO_FORMAT
+        return identify(decode_theta(file.data)) is not None
+    except ValueError:
+        return False
+
+
+def weights_from_tree(tree: Mapping[str, Any], **options: Any) -> ZooWeights:
+    """Weights from float32 arrays in memory, nested as in an upstream file or by name.
+
+    Raises:
+        TypeError: An option that the optimizer does not have.
+        ValueError: They are no optimizer's, or not all that it needs.
+    """
+    arrays = flatten(tree)
+    shapes = read_shapes(arrays)
+    kind = find_kind(shapes)
+    if kind is None:
+        raise ValueError(
+            f"not weights of {', '.join(MEMBERS)}: found {len(shapes)} arrays, "
+            f"{', '.join(f'{name:.40}' for name in list(shapes)[:4]) or 'none'} …"
+        )
+    sizes = MEMBERS[kind].sizes_of(shapes)
+    return _with_options(ZooWeights(arrays, MEMBERS[kind](**sizes), stated=frozenset(sizes)), options)
+
+
+def save_weights(path: str | os.PathLike[str], weights: ZooWeights) -> None:
+    """Writes a weight file, whole or not at all.
+
+    Args:
+        path: `*.safetensors` for a file that names optimizer, options and provenance; `*.state` for the
+            public implementations' format, which carries the arrays alone.
+        weights: What to write.
+
+    Raises:
+        ValueError: Another suffix.
+    """
+    path = Path(path)
+    if path.suffix == OURS:
+        metadata = {
+            "format": ZOO_FORMAT,
+            "optimizer": weights.kind,
+            "options": json.dumps(dataclasses.asdict(weights.config), sort_keys=True),
+            "provenance": json.dumps(dict(weights.provenance), sort_keys=True),
+            "version": _VERSION,
+        }
+        data = encode_arrays(weights.arrays, metadata)
+    elif path.suffix == UPSTREAM:
+        data = encode_tree(as_tree(weights.arrays))
+    else:
+        raise ValueError(f"{path} must end in {OURS} or {UPSTREAM} (upstream's format).")
+    write_atomic(path, data)
+
+
+def _decode_upstream(file: WeightFile) -> ZooWeights:
+    weights = weights_from_tree(decode_theta(file.data))
+    origin = {"source": Path(file.name).name, "source_sha256": hashlib.sha256(file.data).hexdigest()}
+    return dataclasses.replace(weights, provenance=origin)
+
+
+def _decode_ours(data: bytes) -> ZooWeights:
+    arrays, metadata = decode_arrays(data)
+    if metadata.get("format") != ZOO_FORMAT:
+        found = repr(metadata["format"])[:40] if "format" in metadata else "none"
+        raise ValueError(
+            f"not weights of {', '.join(MEMBERS)}: expected the metadata format={ZOO_FORMAT!r}, found "
+            f"{found}."
+        )
+    kind, version = metadata.get("optimizer", ""), metadata.get("version", "")
+    if version != _VERSION:
+        raise ValueError(f"expected metadata of version {_VERSION}, found {version!r:.40}; upgrade celo2.")
+    if kind not in MEMBERS:
+        raise ValueError(f"weights of {kind!r:.40}, expected one of {', '.join(MEMBERS)}.")
+    options, provenance = (_read_object(metadata, name) for name in ("options", "provenance"))
+    if not all(isinstance(text, str) for text in provenance.values()):
+        raise ValueError("provenance must map text to text.")
+    return ZooWeights(arrays, _make_config(kind, options), provenance, frozenset(options))
+
+
+def _read_object(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(metadata.get(name, ""))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"bad metadata, {name}: {error!s:.200}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def _make_config(kind: str, options: Mapping[str, Any]) -> MemberConfig:
+    try:
+        return MEMBERS[kind](**options)
+    except TypeError as error:
+        raise ValueError(f"bad options of {kind}: {error!s:.200}") from error
+
+
+def _with_options(weights: ZooWeights, options: Mapping[str, Any]) -> ZooWeights:
+    """The weights with a caller's options, of which Celo's phase may always be chosen."""
+    valid = [field.name for field in dataclasses.fields(weights.config)]
+    for name, value in options.items():
+        if name not in valid:
+            raise TypeError(
+                f"{weights.kind} has no option {name!r}{nearest_name(name, valid)} It has "
+                f"{', '.join(valid) or 'none'}."
+            )
+        own = getattr(weights.config, name)
+        if name in weights.stated and name != "phase" and value != own:
+            raise ValueError(f"these {weights.kind} weights have {name}={own!r}, asked for {value!r}.")
+    config = dataclasses.replace(weights.config, **options)
+    return dataclasses.replace(weights, config=config, stated=weights.stated.union(options))

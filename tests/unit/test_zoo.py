@@ -1,0 +1,236 @@
+"""The zoo's front door: names, options, weight files."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import celo2
+from celo2 import zoo
+from celo2.baselines import find_optimizer, make_optimizer
+from celo2.commands import weights as command
+from celo2.evaluate.compare import CompareConfig
+from celo2.zoo.names import as_tree, find_kind, read_shapes
+from celo2.zoo.specs import MEMBERS
+
+SMALL: dict[str, dict[str, Any]] = {
+    "celo": {"lstm_size": 3},
+    "celo_adam": {"lstm_size": 3},
+    "adafac_mlp": {},
+    "rnn_mlp": {"lstm_size": 3},
+    "nn_adam": {"lstm_size": 3},
+    "velo": {"lstm_size": 3, "num_mlps": 2},
+}
+
+
+def make_weights(name: str, **options: Any) -> zoo.ZooWeights:
+    config = MEMBERS[name](**{**SMALL[name], **options})
+    rng = np.random.default_rng(0)
+    arrays = {n: np.asarray(rng.normal(size=s), np.float32) for n, s in config.weight_shapes().items()}
+    return zoo.ZooWeights(arrays, config, {"command": "a test"}, frozenset(vars(config)))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "state"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_files_come_back_as_they_were(tmp_path: Path, name: str, suffix: str) -> None:
+    weights = make_weights(name)
+    zoo.save_weights(tmp_path / f"w.{suffix}", weights)
+    loaded = zoo.load_weights(tmp_path / f"w.{suffix}")
+    assert loaded.config == weights.config
+    for array, expected in weights.arrays.items():
+        np.testing.assert_array_equal(loaded.arrays[array], expected)
+    own = suffix == "safetensors"
+    assert loaded.provenance.get("command" if own else "source") == ("a test" if own else "w.state")
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_trees_are_told_apart_by_their_arrays(name: str) -> None:
+    weights = make_weights(name)
+    tree = as_tree(weights.arrays)
+    assert all("/" not in key for key in tree)
+    assert find_kind(read_shapes(weights.arrays)) == name
+    tx = zoo.make(name, weights=tree, num_steps=5)
+    params = {"w": jnp.ones(2)}
+    assert tx.init(params).accumulators.momentum[0]["w"].shape == (2,)
+
+
+def test_celo2_files_are_no_ones_of_the_zoo() -> None:
+    assert find_kind(read_shapes(celo2.load_checkpoint("celo2").arrays)) is None
+    with pytest.raises(ValueError, match="not weights of celo, celo_adam"):
+        zoo.load_weights("celo2")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "state"])
+def test_celo2s_loader_says_whose_weights_they_are(tmp_path: Path, suffix: str) -> None:
+    zoo.save_weights(tmp_path / f"w.{suffix}", make_weights("rnn_mlp"))
+    with pytest.raises(ValueError, match="weights of 'rnn_mlp'"):
+        celo2.load_checkpoint(tmp_path / f"w.{suffix}")
+
+
+def broken(change: Any) -> bytes:
+    weights = make_weights("celo_adam")
+    arrays = {name: array.copy() for name, array in weights.arrays.items()}
+    metadata = {
+        "format": "celo2-zoo-weights",
+        "optimizer": "celo_adam",
+        "options": json.dumps({"lstm_size": 3}),
+        "provenance": "{}",
+        "version": "1",
+    }
+    change(arrays, metadata)
+    return safetensors.numpy.save(arrays, metadata)
+
+
+DAMAGED: dict[str, tuple[bytes, str]] = {
+    "missing": (
+        broken(lambda a, _: a.pop("rnn_params/step_size/w")),
+        "missing rnn_params/step_size/w, unexpected none",
+    ),
+    "unexpected": (broken(lambda a, _: a.update(x=a["lstm_init_state/cell"])), "unexpected x"),
+    "shape": (
+        broken(lambda a, _: a.update({"lstm_init_state/cell": np.zeros((1, 4), np.float32)})),
+        r"lstm_init_state/cell has shape \(1, 4\), expected \(1, 3\)",
+    ),
+    "NaN": (broken(lambda a, _: a["lstm_init_state/cell"].fill(np.nan)), "3 NaN or infinite"),
+    "optimizer": (broken(lambda _, m: m.update(optimizer="adam")), "weights of 'adam', expected one of celo"),
+    "options": (broken(lambda _, m: m.update(options='{"x": 1}')), "bad options of celo_adam"),
+    "size": (broken(lambda _, m: m.update(options='{"lstm_size": -1}')), "lstm_size must be"),
+    "no JSON": (broken(lambda _, m: m.update(options="[")), "bad metadata, options"),
+    "version": (broken(lambda _, m: m.update(version="2")), "expected metadata of version 1, found '2'"),
+    "cut": (broken(lambda *_: None)[:-10], "expected a safetensors file"),
+    "a pickle": (pickle.dumps({}), "expected a safetensors file"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_damaged_file_is_refused_with_what_was_expected(tmp_path: Path, data: bytes, message: str) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message) as refusal:
+        zoo.load_weights(path)
+    assert "w.safetensors" in str(refusal.value)
+
+
+def test_damaged_upstream_file_is_still_recognised(tmp_path: Path, capsys: Any) -> None:
+    tree = as_tree(make_weights("nn_adam").arrays)
+    packed = msgpack.ExtType(1, msgpack.packb(((2, 2), "float32", bytes(16))))
+    data = msgpack.unpackb(_state_bytes(tmp_path, tree), strict_map_key=False)
+    data["rnn_params"]["rnn/linear"]["b"] = packed
+    (tmp_path / "theta.state").write_bytes(msgpack.packb(data))
+    assert command.main(["inspect", str(tmp_path / "theta.state")]) == 1
+    message = capsys.readouterr().err
+    assert "weights of nn_adam: rnn_params/rnn/linear/b has shape (2, 2), expected (12,)" in message
+
+
+def _state_bytes(folder: Path, tree: Any) -> bytes:
+    from celo2._upstream import encode_tree
+
+    return encode_tree(tree)
+
+
+def test_command_inspects_converts_and_fetches(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    zoo.save_weights("theta.state", make_weights("velo"))
+    monkeypatch.setattr("celo2._sources.download", lambda _repo_id, _max_bytes: tmp_path / "theta.state")
+    assert command.main(["fetch", "owner/velo", "--set", "ff_mult=100"]) == 0
+    fetched = zoo.load_weights("velo.safetensors")
+    assert fetched.config == MEMBERS["velo"](lstm_size=3, num_mlps=2, ff_mult=100.0)
+    assert fetched.provenance["hub"] == "owner/velo"
+    assert command.main(["inspect", "velo.safetensors"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("velo, a predecessor", "the length of the run", "rnn_params/rnn/linear/w", "owner/velo"):
+        assert expected in out
+    assert command.main(["convert", "velo.safetensors", "back.state"]) == 0
+    assert "--set ff_mult=100.0" in capsys.readouterr().out
+    assert command.main(["verify", "back.state", "velo.safetensors"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("celoo", {}, "did you mean 'celo'"),
+        ("celo", {}, r"celo has no weights in this package.*amoudgl/celo.*init_theta\('celo', key\)"),
+        ("celo", {"weights": "celo_adam"}, "these are weights of 'celo_adam', asked for 'celo'"),
+        ("celo", {"weights": "celo"}, "celo needs the length of the run: num_steps=1000"),
+        ("celo", {"weights": "celo", "num_steps": 0}, "num_steps must be at least 1, got 0"),
+        ("velo_s", {"weights": "velo", "num_steps": 5}, "have lstm_size=3, 'velo_s' has 64"),
+        ("velo", {"weights": "velo", "num_steps": 5, "ff_mult": 2.0}, "have ff_mult=1.0, 'velo' has 2.0"),
+    ],
+    ids=["name", "no weights", "other weights", "no steps", "zero steps", "other size", "other option"],
+)
+def test_make_refuses_with_a_remedy(name: str, options: dict[str, Any], message: str) -> None:
+    if "weights" in options:
+        options = options | {"weights": make_weights(options["weights"])}
+    with pytest.raises(ValueError, match=message):
+        zoo.make(name, **options)
+
+
+def test_unknown_option_is_refused() -> None:
+    with pytest.raises(TypeError, match="did you mean 'ff_mult'"):
+        zoo.make("velo", ffmult=2.0)
+    with pytest.raises(TypeError, match="weights must be"):
+        zoo.make("adafac_mlp", weights=3)
+
+
+def test_missing_loss_is_explained() -> None:
+    tx, params = zoo.make("celo_adam", weights=make_weights("celo_adam"), num_steps=5), {"w": jnp.ones(2)}
+    with pytest.raises(ValueError, match=r"needs the loss.*value=loss"):
+        tx.update(params, tx.init(params), params)
+
+
+def test_initialised_theta_has_the_specified_scale() -> None:
+    theta = zoo.init_theta("velo_s", jax.random.key(0))
+    scaled = np.asarray(theta["rnn_params/rnn/linear/w"]) * np.sqrt(128)
+    assert scaled.std() == pytest.approx(0.88, abs=0.01)  # of a normal truncated at ±2
+    assert np.abs(scaled).max() <= 2.0
+    assert np.abs(theta["ff_mod_stack/~/w0__0"]).max() <= 2.0 / np.sqrt(30)
+    assert not np.any(theta["rnn_params/rnn/linear/b"])
+    adam = zoo.init_theta("nn_adam", jax.random.key(0))
+    assert float(adam["per_layer_lr"]) == pytest.approx(0.1 * np.log(1e-4))
+    assert not np.any(adam["rnn_to_controls_params/rnn_to_controls/w"])
+
+
+def test_large_weights_are_on_the_device_once() -> None:
+    """A step may not carry weights from the host: only what is small becomes a number of the program."""
+    weights = make_weights("velo", lstm_size=20)
+    tx, params = zoo.make("velo", weights=weights, num_steps=5), {"w": jnp.ones(3)}
+    jaxpr = jax.make_jaxpr(lambda p: tx.update(p, tx.init(p), p, value=1.0))(params)
+    assert all(c.size <= 256 for c in jaxpr.consts if isinstance(c, np.ndarray))
+    assert any(c.size > 256 for c in jaxpr.consts)
+
+
+def test_comparison_takes_predecessors_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    zoo.save_weights(path, make_weights("celo_adam"))
+    name = f"celo_adam:{path}"
+    spec = find_optimizer(name, num_steps=10)
+    assert spec.learning_rates(7) == (1.0,)
+    assert CompareConfig(optimizers=(name, "adamw")).learning_rates_of(spec) == (1.0,)
+    tx, params = make_optimizer(name, 1.0, num_steps=10), {"w": jnp.ones(2)}
+    updates, _ = tx.update(params, tx.init(params), params, value=jnp.asarray(1.0))  # type: ignore[call-arg]
+    assert np.all(np.asarray(updates["w"]) < 0.0)
+    with pytest.raises(ValueError, match="needs the length of the run"):
+        find_optimizer(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizers": ("celo",)}, "'celo' has no weights in this package"),
+        ({"optimizers": ("celo:x",), "learning_rates": {"celo:x": (0.1,)}}, "sets its own step sizes"),
+        ({"optimizers": ("celo:x",), "weight_decay": 0.1}, "weight decay is measured by the learning rate"),
+    ],
+    ids=["no weights", "learning rate", "weight decay"],
+)
+def test_comparison_refuses_what_has_no_meaning(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CompareConfig(**options)

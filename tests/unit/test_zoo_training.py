@@ -1,0 +1,202 @@
+"""The predecessors train networks, and can be trained themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from celo2 import zoo
+from celo2.meta import outer, pes
+from celo2.meta.config import MetaConfig
+from celo2.meta.data import load_datasets, stack_data
+from celo2.meta.train import TrainOptions, meta_train
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "standard_promotion")
+
+STEPS = 20
+PAIRS = 16  # of the brief training
+CURVATURE = np.linspace(0.5, 2.0, 8, dtype=np.float32)
+RECIPE = MetaConfig(
+    families=("quadratic",),
+    datasets=("digits",),
+    tasks_per_set=2,
+    truncation_length=3,
+    min_unroll=3,
+    max_unroll=6,
+    batch_size=4,
+)
+
+
+def tiny_loss(params: Any) -> jax.Array:
+    return jnp.sum(CURVATURE * jnp.square(params["vector"])) / 2.0
+
+
+def train(name: str, theta: Any, steps: int = STEPS) -> jax.Array:
+    """The loss before and after the steps."""
+    tx = zoo.make(name, weights=theta, num_steps=steps)
+    params = {"vector": jnp.ones(8)}
+
+    def body(carry: Any, _: None) -> Any:
+        params, state = carry
+        loss, grads = jax.value_and_grad(tiny_loss)(params)
+        updates, state = tx.update(grads, state, params, value=loss)
+        return (optax.apply_updates(params, updates), state), None
+
+    (after, _), _ = jax.lax.scan(body, (params, tx.init(params)), None, length=steps)
+    return jnp.stack([tiny_loss(params), tiny_loss(after)])
+
+
+@pytest.mark.parametrize("name", ["celo", "celo_adam"])
+def test_released_weights_train(shared: Path, name: str) -> None:
+    theta = zoo.load_weights(shared / "checkpoints" / f"{name}.theta.state").arrays
+    before, after = jax.jit(lambda: train(name, dict(theta), 100))()
+    assert after < 0.9 * before
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adafac_mlp", {}),
+        ("rnn_mlp", {"lstm_size": 4}),
+        ("nn_adam", {"lstm_size": 4}),
+        ("velo", {"lstm_size": 4, "num_mlps": 2}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_briefly_trained_weights_train(name: str, options: dict[str, int]) -> None:
+    """Theta follows an estimate of the gradient of what 20 steps reach; the loss falls below the start's."""
+    start = zoo.init_theta(name, jax.random.key(0), **options)
+    optimizer = optax.adam(0.03)
+    reached = jax.vmap(jax.vmap(lambda theta: train(name, theta)[1]))
+
+    def improve(count: int, carry: Any) -> Any:
+        theta, state = carry
+        noise = pes.sample_perturbations(jax.random.fold_in(jax.random.key(1), count), theta, 0.1, PAIRS)
+        losses = reached(pes.antithetic(theta, noise))
+        weight = (losses[:, 0] - losses[:, 1]) / (2.0 * 0.1**2 * PAIRS)
+        grads = {name: jnp.tensordot(weight, array, axes=1) for name, array in noise.items()}
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(theta, updates), state
+
+    @jax.jit
+    def run(theta: Any) -> tuple[jax.Array, jax.Array]:
+        trained, _ = jax.lax.fori_loop(0, 30, improve, (theta, optimizer.init(theta)))
+        return train(name, theta), train(name, trained)
+
+    (before, untrained), (_, trained) = run(start)
+    assert trained < 0.99 * before
+    assert trained < untrained
+
+
+def few_outer_steps(config: MetaConfig) -> tuple[Any, Any, Any]:
+    """Theta before and after three outer iterations, and their metrics."""
+    mesh = outer.make_mesh()
+    state = outer.init(config, mesh)
+    before = jax.tree.map(np.asarray, state.theta)
+    data = stack_data(load_datasets(config), config)
+    state, metrics = outer.make_outer_steps(config, mesh)(state, data, 3)
+    return before, jax.tree.map(np.asarray, state.theta), jax.tree.map(lambda x: np.asarray(x)[:3], metrics)
+
+
+@pytest.mark.parametrize("variant", ["celo_adam", "adafac_mlp", "rnn_mlp", "nn_adam", "velo_s"])
+def test_predecessor_is_meta_trained(variant: str) -> None:
+    config = dataclasses.replace(RECIPE, variant=variant)
+    before, after, metrics = few_outer_steps(config)
+    assert {name: array.shape for name, array in after.items()} == config.weight_shapes()
+    assert all(np.isfinite(array).all() for array in after.values())
+    assert not metrics.skipped.any()
+    assert (metrics.grad_norm > 0).all()
+    heads = [name for name in after if name.endswith(("step_size/w", "nn/~/w2", "linear_2/w", "controls/w"))]
+    assert heads
+    assert all(np.any(after[name] != before[name]) for name in heads)
+
+
+def test_celo_is_meta_trained_in_two_phases(tmp_path: Path) -> None:
+    """Each phase moves its own arrays alone; the second goes on from the file of the first, and resumes."""
+    frozen: dict[int, Callable[[str], bool]] = {
+        1: lambda name: not name.startswith("ff_mod_stack/"),
+        2: lambda name: name.startswith("ff_mod_stack/"),
+    }
+    start = "random"
+    for phase in (1, 2):
+        config = dataclasses.replace(RECIPE, variant="celo", phase=phase, start=start)
+        options = TrainOptions(out=tmp_path / str(phase), outer_steps=2)
+        path = meta_train(config, options)
+        weights = zoo.load_weights(path)
+        assert weights.config.phase == phase
+        assert weights.provenance["outer_steps"] == "2"
+        before = _start(config) if phase == 1 else zoo.load_weights(start).arrays
+        moved = {name for name, array in weights.arrays.items() if np.any(array != before[name])}
+        assert moved
+        assert not any(frozen[phase](name) for name in moved)
+        start = str(path)
+    resumed = meta_train(config, dataclasses.replace(options, outer_steps=3, resume=True))
+    assert resumed.name == "celo-000003.safetensors"
+
+
+def _start(config: MetaConfig) -> dict[str, np.ndarray]:
+    from celo2.meta.start import make_start
+
+    return dict(make_start(config).arrays)
+
+
+def test_each_sign_starts_its_lstm_from_its_own_theta() -> None:
+    """The start of the state is learned too, so it must be perturbed with the rest."""
+    from celo2.meta.truncation import _sample_start as sample_start
+    from celo2.meta.truncation import make_family
+
+    config = dataclasses.replace(RECIPE, variant="nn_adam")
+    theta = zoo.init_theta("nn_adam", jax.random.key(0))
+    thetas = {name: jnp.stack([array + 1.0, array - 1.0]) for name, array in theta.items()}
+    state = sample_start(jax.random.key(1), thetas, make_family(config, "quadratic"), config)
+    np.testing.assert_array_equal(state.opt_state.memory.lstm.hidden[0], 1.0)
+    np.testing.assert_array_equal(state.opt_state.memory.lstm.hidden[1], -1.0)
+
+
+REFUSED = {
+    "rate": (
+        {"variant": "velo_s", "inner_learning_rate": 0.1},
+        "sets its own step sizes, so inner_learning_rate",
+    ),
+    "schedule": ({"variant": "celo", "inner_schedule": "cosine"}, "inner_schedule has no meaning"),
+    "phase of another": ({"variant": "velo_s", "phase": 1}, "phase must be one of"),
+    "third phase": ({"variant": "celo", "phase": 3}, "phase must be one of"),
+    "start": ({"variant": "rnn_mlp", "start": "adam"}, "only Celo2 can start at Adam"),
+    "frozen": ({"variant": "celo", "frozen": ("w0__*",)}, "no weight array is named"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
+def test_recipe_that_makes_no_sense_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MetaConfig(**options)
+
+
+def test_second_phase_needs_the_first(tmp_path: Path) -> None:
+    config = dataclasses.replace(RECIPE, variant="celo", phase=2)
+    with pytest.raises(ValueError, match="give the weights of phase 1"):
+        meta_train(config, TrainOptions(out=tmp_path, outer_steps=1))
+
+
+def test_predecessor_is_not_probed(tmp_path: Path) -> None:
+    config = dataclasses.replace(RECIPE, variant="celo_adam")
+    with pytest.raises(ValueError, match="probe_every must be 0 for 'celo_adam'"):
+        meta_train(config, TrainOptions(out=tmp_path, outer_steps=1, probe_every=1))
+
+
+def test_start_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    from celo2.meta.start import load_start
+
+    arrays = {name: np.asarray(a) for name, a in zoo.init_theta("celo_adam", jax.random.key(0)).items()}
+    zoo.save_weights(tmp_path / "w.safetensors", zoo.ZooWeights(arrays, zoo.PRESETS["celo_adam"]))
+    config = dataclasses.replace(RECIPE, variant="nn_adam", start=str(tmp_path / "w.safetensors"))
+    with pytest.raises(ValueError, match="weights of 'celo_adam', expected 'nn_adam'"):
+        load_start(config)

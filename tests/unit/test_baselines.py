@@ -15,7 +15,7 @@ from celo2.baselines import OPTIMIZERS, describe_optimizers, find_optimizer, mak
 from celo2.evaluate.protocol import SCHEDULES
 from conftest import ROOT
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 LEARNED = ("celo2", "celo2-base")
 PAPER_BASELINES = (  # the fifteen that the evaluation of learned optimizers compares with

@@ -13,7 +13,7 @@ import pytest
 
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import make_step
-from celo2.evaluate.protocol import constant_schedule, cosine_schedule, seed_keys, window_length
+from celo2.evaluate.protocol import cosine_schedule, seed_keys, window_length
 from celo2.evaluate.runner import GridRunner, Progress, run_grid
 from celo2.tasks.base import Dataset, Task
 
@@ -231,23 +231,6 @@ def test_curve_is_the_mean_of_the_steps_before_each_point():
     np.testing.assert_array_equal(steps, [2, 21, 40])
     np.testing.assert_allclose(curve[0, 0], [0.5, 19.5, 38.5])
     assert grid.curve(100)[0].shape == (39,)
-
-
-def test_cosine_schedule_warms_up_and_ends_at_zero():
-    schedule = cosine_schedule(2.0, 100)
-    values = np.array([float(np.asarray(schedule(count))) for count in range(101)])
-    np.testing.assert_allclose(values[:6], [0.4, 0.8, 1.2, 1.6, 2.0, 2.0], rtol=1e-6)
-    assert values[100] == pytest.approx(0.0, abs=1e-6)
-    assert (np.diff(values[5:]) < 0).all()
-
-
-def test_constant_schedule_has_the_same_warm_up_and_stays():
-    constant, cosine = constant_schedule(2.0, 100), cosine_schedule(2.0, 100)
-    values = [float(np.asarray(constant(count))) for count in range(101)]
-    np.testing.assert_allclose(
-        values[:5], [float(np.asarray(cosine(count))) for count in range(5)], rtol=1e-6
-    )
-    np.testing.assert_allclose(values[5:], 2.0)
 
 
 def test_runner_trains_with_other_inputs_as_if_it_had_been_compiled_with_them():

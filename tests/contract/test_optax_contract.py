@@ -23,7 +23,7 @@ every_optimizer = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 Update = Callable[..., tuple[Any, Any]]
 
 
-pytestmark = pytest.mark.usefixtures("standard_promotion", "quick_compilation")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def jitted_update(row: Row, tx: optax.GradientTransformationExtraArgs) -> Update:

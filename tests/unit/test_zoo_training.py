@@ -19,7 +19,7 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.data import load_datasets, stack_data
 from celo2.meta.train import TrainOptions, meta_train
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 STEPS = 20
 PAIRS = 16  # of the brief training

@@ -15,8 +15,6 @@ from celo2.zoo.names import as_tree
 from oracle.zoo import OPTIMIZERS
 from tolerances import tolerance
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPES = {  # in pytree order; the first one's parameters are zeros
     "a_zero": (3, 2),
     "matrix": (3, 4),

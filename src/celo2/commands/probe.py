@@ -118,7 +118,10 @@ def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights
         if name in HAND_DESIGNED:
             yield name, None
         elif name in BUILT_IN:
-            yield name, make_start(MetaConfig(variant=variant, start=name))
+            start = make_start(MetaConfig(variant=variant, start=name))
+            if not isinstance(start, Weights):
+                raise ValueError(f"a probe tunes a learning rate, and {variant!r} has none.")
+            yield name, start
         elif (Path(name) / "weights").is_dir():
             paths = sorted((Path(name) / "weights").glob("*.safetensors"))
             if not paths:

@@ -120,7 +120,7 @@ def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights
         elif name in BUILT_IN:
             start = make_start(MetaConfig(variant=variant, start=name))
             if not isinstance(start, Weights):
-                raise ValueError(f"probes compare weights of Celo2 and Celo2-base, got variant {variant!r}.")
+                raise ValueError(f"a probe tunes a learning rate, and {variant!r} has none.")
             yield name, start
         elif (Path(name) / "weights").is_dir():
             paths = sorted((Path(name) / "weights").glob("*.safetensors"))

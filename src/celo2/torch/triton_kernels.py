@@ -16,6 +16,9 @@ Written for three momenta, one second moment, three factored moments and two lay
 feature that is off has weights of zero.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# Triton types a jitted function as one that never returns, since it can be called from kernels alone.
+
 from __future__ import annotations
 
 import triton  # pyright: ignore[reportMissingImports]

@@ -4,7 +4,7 @@
     python benchmarks/ablations.py --out runs/ablations --only hidden-4 hidden-16 --seeds 0
     python benchmarks/ablations.py --out runs/ablations --table         # only reads what is done
 
-Every setting changes one thing in the same recipe, and is meta-trained with every seed. Each finished rule
+Every setting changes one thing in the same recipe (momenta and factored moments are one: the rule pairs them), and is meta-trained with every seed. Each finished rule
 then trains the probe tasks, each at its own best learning rate. A setting's score on a task is the
 logarithm of its loss over that of the unchanged recipe with the same seed; the table has the mean over the
 seeds, tasks counting alike, and Student's 95 % interval of that mean. `docs/ablations.md` gets the table,
@@ -69,11 +69,11 @@ ABLATIONS = {
     "no-output-normalization": Ablation("steps not normalised", _rule("normalize_output=false")),
     "magnitude": Ablation("direction · exp(0.001 · magnitude), then normalised", _rule("exp_mult=0.001")),
     "momentum-0.9": Ablation(
-        "one momentum, 0.9",
+        "one momentum and one factored moment, 0.9",
         _rule("initial_momentum_decays=[0.9]", "initial_adafactor_decays=[0.9]"),
     ),
     "momenta-faster": Ablation(
-        "momenta 0.5, 0.9, 0.99",
+        "momenta and factored moments 0.5, 0.9, 0.99",
         _rule("initial_momentum_decays=[0.5,0.9,0.99]", "initial_adafactor_decays=[0.5,0.9,0.99]"),
     ),
 }

@@ -20,7 +20,7 @@ TOLERANCE = 2.4e-6 if DEVICE == "cpu" else 6e-6
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 
 
-@pytest.mark.parametrize("shape", [(20, 70), (2, 9, 20), (80,)], ids=str)
+@pytest.mark.parametrize("shape", [(20, 70), (20, 9), (2, 9, 20), (80,)], ids=str)
 def test_kernels_equal_the_plain_program(shape: tuple[int, ...]) -> None:
     results = (update(name, shape, device=DEVICE) for name in ("triton", "plain"))
     assert largest_error(*results) <= TOLERANCE

@@ -101,13 +101,18 @@ def make_passes(network: Network, implementation: Implementation, *, factored: b
 
 
 def check_kernels(network: Network, device: torch.device) -> None:
-    """Raises a RuntimeError, with the remedy, where a network has no compiled kernels on a device."""
+    """Raises a RuntimeError, with the remedy, where a network has no compiled kernels on a device.
+
+    Where it has some, single tensors may still be of a kind that they do not compute, float64 say.
+    """
     compiled = KERNELS.get(device.type)
     remedy = "leave fused None."
     if compiled is None:
         raise RuntimeError(f"fused=True: there are no kernels for {device.type} devices; {remedy}")
-    if not kernel_inputs.fits(network.config):
-        raise RuntimeError(f"fused=True: the kernels are not written for a network of this size; {remedy}")
+    if not kernel_inputs.fits(network.config) or not passes.covers(None, network.config):
+        raise RuntimeError(
+            f"fused=True: the kernels are not written for a network of this size or options; {remedy}"
+        )
     if not _is_installed(compiled):
         extra = " (pip install 'celo2[cpu]')" if compiled == "numba" else ""
         raise RuntimeError(f"fused=True needs {compiled.title()}; install it{extra} or {remedy}")

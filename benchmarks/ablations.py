@@ -4,11 +4,11 @@
     python benchmarks/ablations.py --out runs/ablations --only hidden-4 hidden-16 --seeds 0
     python benchmarks/ablations.py --out runs/ablations --table         # only reads what is done
 
-Every setting changes one thing in the same recipe (momenta and factored moments are one: the rule pairs them), and is meta-trained with every seed. Each finished rule
-then trains the probe tasks, each at its own best learning rate. A setting's score on a task is the
-logarithm of its loss over that of the unchanged recipe with the same seed; the table has the mean over the
-seeds, tasks counting alike, and Student's 95 % interval of that mean. `docs/ablations.md` gets the table,
-and `docs/assets/ablations.json` every loss.
+Every setting changes one thing in the same recipe (momenta and factored moments are one: the rule pairs
+them), and is meta-trained with every seed. Each finished rule then trains the probe tasks, each at its own
+best learning rate. A setting's score on a task is the logarithm of its loss over that of the unchanged
+recipe with the same seed; the table has the mean over the seeds, tasks counting alike, and Student's 95 %
+interval of that mean. `docs/ablations.md` gets the table, and `docs/assets/ablations.json` every loss.
 """
 
 from __future__ import annotations

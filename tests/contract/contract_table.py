@@ -101,10 +101,10 @@ def predecessor(learning_rate: optax.ScalarOrSchedule, name: str) -> optax.Gradi
     return optax.chain(make_zoo_member(name), optax.scale_by_learning_rate(learning_rate, flip_sign=False))
 
 
-def zoo_row(name: str, *, reads_params: bool = False) -> Row:
+def zoo_row(name: str, *, reads_params: bool = False, **promises: Any) -> Row:
     """The row of an optimizer of the zoo."""
     memory = {"state_reads_params": reads_params, "other_state": ("memory",)}
-    return Row(name, predecessor, {"name": name}, extra={"value": 0.7}, **memory)
+    return Row(name, predecessor, {"name": name}, extra={"value": 0.7}, **memory, **promises)
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ ROWS = (
     Row("soap", soap.SPEC.make, {"weight_decay": 0.1}, silent_steps=1, largest_gradient=1e18),
     zoo_row("celo"),
     zoo_row("celo_adam"),
-    zoo_row("adafac_mlp"),
+    zoo_row("adafac_mlp", largest_gradient=1e18),  # it clips no gradient; sums of squares must be finite
     zoo_row("rnn_mlp", reads_params=True),
     zoo_row("nn_adam", reads_params=True),
     zoo_row("velo", reads_params=True),

@@ -35,7 +35,7 @@ THETA = {"rate": jnp.float32(30.0)}  # times the inner learning rate
 
 @pytest.fixture(autouse=True)
 def momentum(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(theta: pes.Theta, config: MetaConfig) -> optax.GradientTransformation:
+    def make(theta: pes.Theta, config: MetaConfig, _: jax.Array) -> optax.GradientTransformation:
         by_theta = optax.stateless(lambda tree, _: jax.tree.map(lambda x: theta["rate"] * x, tree))
         return optax.chain(optax.trace(0.9), by_theta, optax.scale(-config.inner_learning_rate))
 

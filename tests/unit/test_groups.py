@@ -177,7 +177,7 @@ def test_metrics_of_a_run_without_families_are_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def momentum(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(theta: pes.Theta, config: MetaConfig) -> optax.GradientTransformation:
+    def make(theta: pes.Theta, config: MetaConfig, _: jax.Array) -> optax.GradientTransformation:
         factor = 1.0 + jnp.sum(theta["b2"])
         by_theta = optax.stateless(lambda tree, _: jax.tree.map(lambda x: factor * x, tree))
         return optax.chain(optax.trace(0.9), by_theta, optax.scale(-config.inner_learning_rate))
@@ -234,15 +234,15 @@ def test_a_new_run_has_a_new_problem() -> None:
     theta = {"b2": jnp.zeros(3)}
 
     @jax.jit
-    def run(keys: jax.Array) -> tuple[truncation.InnerState, truncation.InnerState]:
-        state = truncation.init_pairs(keys, theta, config, family="quadratic")
-        state = state._replace(step=jnp.array([100, 5]), length=jnp.array([100, 100]))
+    def run(state: truncation.InnerState) -> truncation.InnerState:
         thetas = pes.antithetic(theta, {"b2": jnp.zeros((2, 3))})
         index = jnp.zeros(2, jnp.int32)
         more = jax.random.split(jax.random.key(1), 2)
-        return state, truncation.unroll(thetas, state, more, index, None, config, family="quadratic")[0]
+        return truncation.unroll(thetas, state, more, index, None, config, family="quadratic")[0]
 
-    before, after = run(keys)
+    before = truncation.init_pairs(keys, theta, config, family="quadratic")
+    before = before._replace(step=jnp.array([100, 5]), length=jnp.array([100, 100]))
+    after = run(before)
     changed = np.asarray(before.problem["optimum"] != after.problem["optimum"]).any((1, 2))
     np.testing.assert_array_equal(changed, [True, False])
     np.testing.assert_array_equal(after.step, [1, 6])

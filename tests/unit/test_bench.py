@@ -7,7 +7,6 @@ import json
 import pytest
 
 from celo2.commands.bench import main
-from celo2.evaluate import bench
 from celo2.evaluate.bench import BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.trees import TREES, count_parameters
 from celo2.tasks.transformer import TransformerConfig
@@ -44,11 +43,9 @@ def test_a_tree_too_large_to_run_is_compiled_only() -> None:
     assert all(row.compile_seconds > 0 for row in rows)
 
 
-def test_a_whole_training_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_training_step_is_timed() -> None:
     tiny = TransformerConfig(width=8, num_layers=1, num_heads=2, context=8)
-    monkeypatch.setattr(bench, "WHOLE_STEP", tiny)
-    monkeypatch.setattr(bench, "WHOLE_STEP_BATCH", 2)
-    rows = bench_whole_step(["sgdm"], budget=0.01)
+    rows = bench_whole_step(["sgdm"], config=tiny, batch_size=2, budget=0.01)
     assert [row.optimizer for row in rows] == ["adamw", "sgdm"]
     assert rows[0].state_bytes == 8 * rows[0].num_parameters + 4  # and the count
     assert all(row.seconds and row.ratio for row in rows)

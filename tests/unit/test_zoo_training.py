@@ -109,7 +109,9 @@ def few_outer_steps(config: MetaConfig) -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize("variant", ["celo_adam", "adafac_mlp", "rnn_mlp", "nn_adam", "velo_s"])
 def test_predecessor_is_meta_trained(variant: str) -> None:
-    config = dataclasses.replace(RECIPE, variant=variant)
+    # VeLO's first steps are too small for float32 losses; its perturbed weights make larger ones.
+    sigma = 1.0 if variant == "velo_s" else RECIPE.sigma
+    config = dataclasses.replace(RECIPE, variant=variant, sigma=sigma)
     before, after, metrics = few_outer_steps(config)
     assert {name: array.shape for name, array in after.items()} == config.weight_shapes()
     assert all(np.isfinite(array).all() for array in after.values())

@@ -75,6 +75,7 @@ def conditioned_shampoo(learning_rate: optax.ScalarOrSchedule) -> optax.Gradient
 ZOO_STEPS = 10
 ZOO_SIZES: Mapping[str, Mapping[str, int]] = {
     "celo": {"lstm_size": 3},
+    "celo_phase1": {"lstm_size": 3},
     "celo_adam": {"lstm_size": 3},
     "adafac_mlp": {},
     "rnn_mlp": {"lstm_size": 3},
@@ -152,6 +153,7 @@ ROWS = (
     Row("shampoo", conditioned_shampoo, largest_gradient=1e18),
     Row("soap", soap.SPEC.make, {"weight_decay": 0.1}, silent_steps=1, largest_gradient=1e18),
     zoo_row("celo"),
+    zoo_row("celo_phase1"),
     zoo_row("celo_adam"),
     zoo_row("adafac_mlp", largest_gradient=1e18),  # it clips no gradient; sums of squares must be finite
     zoo_row("rnn_mlp", reads_params=True),

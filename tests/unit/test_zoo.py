@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -17,9 +18,12 @@ import safetensors.numpy
 import celo2
 from celo2 import zoo
 from celo2.baselines import find_optimizer, make_optimizer
+from celo2.commands import bench as bench_command
+from celo2.commands import compare as compare_command
 from celo2.commands import weights as command
 from celo2.evaluate.compare import CompareConfig
 from celo2.zoo.names import as_tree, find_kind, read_shapes
+from celo2.zoo.presets import fitting_presets
 from celo2.zoo.specs import MEMBERS
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -50,6 +54,16 @@ def test_files_come_back_as_they_were(tmp_path: Path, name: str, suffix: str) ->
         np.testing.assert_array_equal(loaded.arrays[array], expected)
     own = suffix == "safetensors"
     assert loaded.provenance.get("command" if own else "source") == ("a test" if own else "w.state")
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))])
+def test_weights_can_be_copied_and_pickled(duplicate: Any) -> None:
+    weights = make_weights("nn_adam")
+    again = duplicate(weights)
+    for field in ("config", "provenance", "stated"):
+        assert getattr(again, field) == getattr(weights, field)
+    for name, array in weights.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array)
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -149,9 +163,64 @@ def test_command_inspects_converts_and_fetches(tmp_path: Path, monkeypatch: Any,
     out = capsys.readouterr().out
     for expected in ("velo, a predecessor", "the length of the run", "rnn_params/rnn/linear/w", "owner/velo"):
         assert expected in out
+    assert "celo2.zoo.make            velo, with the options above" in out  # 'velo' itself has ff_mult=1
     assert command.main(["convert", "velo.safetensors", "back.state"]) == 0
     assert "--set ff_mult=100.0" in capsys.readouterr().out
     assert command.main(["verify", "back.state", "velo.safetensors"]) == 0
+
+
+def test_what_an_upstream_file_does_not_say_is_not_written(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    zoo.save_weights("theta.state", make_weights("velo"))
+    assert command.main(["convert", "theta.state", "velo.safetensors"]) == 0
+    assert "options assumed: ff_mult=1.0, bugged_loss_features=false" in capsys.readouterr().out
+    weights = zoo.load_weights("velo.safetensors")
+    assert weights.stated == {"lstm_size", "num_mlps"}
+    zoo.make("velo", weights=weights, num_steps=5, ff_mult=100.0)
+    assert zoo.load_weights("velo.safetensors", ff_mult=100).config == MEMBERS["velo"](
+        lstm_size=3, num_mlps=2, ff_mult=100.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "fitting"),
+    [
+        ("celo", {}, ["celo", "celo_phase1"]),
+        ("celo", {"num_mlps": 2}, ["celo"]),
+        ("nn_adam", {"decay_strength": 0.5}, []),
+        ("velo", {"lstm_size": 64, "num_mlps": 32}, ["velo", "velo_s"]),
+        ("velo", {"ff_mult": 100.0}, []),
+    ],
+    ids=str,
+)
+def test_presets_that_fit_are_those_that_make_takes(
+    name: str, options: dict[str, Any], fitting: list[str]
+) -> None:
+    weights = make_weights(name, **options)
+    assert fitting_presets(weights) == fitting
+    for preset in zoo.PRESETS:
+        if preset in fitting:
+            zoo.make(preset, weights=weights, num_steps=5)
+        else:
+            with pytest.raises(ValueError, match=r"weights|one network"):
+                zoo.make(preset, weights=weights, num_steps=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("velo", "bugged_lstm_state", "false"),
+        ("velo", "ff_mult", True),
+        ("velo", "num_mlps", 2.0),
+        ("nn_adam", "decay_strength", "0.5"),
+        ("celo", "phase", True),
+    ],
+)
+def test_option_of_another_type_is_refused(name: str, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be .*, got {value!r}"):
+        MEMBERS[name](**{option: value})
 
 
 @pytest.mark.parametrize(
@@ -185,6 +254,44 @@ def test_missing_loss_is_explained() -> None:
     tx, params = zoo.make("celo_adam", weights=make_weights("celo_adam"), num_steps=5), {"w": jnp.ones(2)}
     with pytest.raises(ValueError, match=r"needs the loss.*value=loss"):
         tx.update(params, tx.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "error", "message"),
+    [
+        (
+            "rnn_mlp",
+            {"value": np.ones(1)},
+            ValueError,
+            r"value must be the loss as a scalar, got shape \(1,\)",
+        ),
+        ("nn_adam", {"is_valid": True}, ValueError, "nn_adam takes no validation losses"),
+        (
+            "rnn_mlp",
+            {"value": 1.0, "is_valid": jnp.ones((), bool)},
+            TypeError,
+            "must be True or False itself",
+        ),
+    ],
+    ids=["loss of one entry", "validation loss", "traced"],
+)
+def test_extra_argument_without_meaning_is_refused(
+    name: str, extra: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    tx, params = zoo.make(name, weights=make_weights(name)), {"w": jnp.ones(2)}
+    with pytest.raises(error, match=message):
+        tx.update(params, tx.init(params), params, **extra)
+
+
+@pytest.mark.parametrize("name", ["celo_adam", "rnn_mlp"])
+def test_donated_state_leaves_the_weights_alone(name: str) -> None:
+    """One tensor: its row of an LSTM has the shape of the weights that it starts from."""
+    tx = zoo.make(name, weights=zoo.init_theta(name, jax.random.key(0), **SMALL[name]), num_steps=5)
+    params = {"w": jnp.ones(2)}
+    step = jax.jit(lambda state: tx.update(params, state, params, value=1.0)[1], donate_argnums=0)
+    for _ in range(2):
+        state = step(step(tx.init(params)))
+        assert state.accumulators.count == 2
 
 
 def test_initialised_theta_has_the_specified_scale() -> None:
@@ -234,3 +341,13 @@ def test_comparison_takes_predecessors_by_path(tmp_path: Path) -> None:
 def test_comparison_refuses_what_has_no_meaning(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CompareConfig(**options)
+
+
+@pytest.mark.parametrize("module", [bench_command, compare_command], ids=["bench", "compare"])
+def test_commands_say_which_extra_a_repository_needs(module: Any, monkeypatch: Any, capsys: Any) -> None:
+    def missing(_name: str, **_options: Any) -> None:
+        raise ImportError("needs celo2[hub]")
+
+    monkeypatch.setattr(module, "find_optimizer", missing)
+    assert module.main(["--optimizers", "celo:owner/name"]) == 1
+    assert capsys.readouterr().err == "error: needs celo2[hub]\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ import optax
 import pytest
 
 from celo2 import zoo
+from celo2.evaluate.compare import CompareConfig, compare
+from celo2.evaluate.report import render_report
+from celo2.evaluate.summary import caveats
 from celo2.meta import outer, pes
 from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
 from celo2.meta.data import load_datasets, stack_data
 from celo2.meta.train import TrainOptions, meta_train
+from celo2.zoo.specs import MEMBERS
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -65,6 +70,7 @@ def test_released_weights_train(shared: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("celo_adam", {"lstm_size": 4}),
         ("adafac_mlp", {}),
         ("rnn_mlp", {"lstm_size": 4}),
         ("nn_adam", {"lstm_size": 4}),
@@ -97,13 +103,21 @@ def test_briefly_trained_weights_train(name: str, options: dict[str, int]) -> No
     assert trained < untrained
 
 
+@functools.cache
+def make_run(config: MetaConfig) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:
+    """A run's start, and its outer iterations as `(state, count) → (state, metrics)`, compiled once."""
+    mesh = outer.make_mesh()
+    outer_steps = outer.make_outer_steps(config, mesh)
+    data = stack_data(load_datasets(config), config)
+    return lambda: outer.init(config, mesh), lambda state, count: outer_steps(state, data, count)
+
+
 def few_outer_steps(config: MetaConfig) -> tuple[Any, Any, Any]:
     """Theta before and after three outer iterations, and their metrics."""
-    mesh = outer.make_mesh()
-    state = outer.init(config, mesh)
+    start, advance = make_run(config)
+    state = start()
     before = jax.tree.map(np.asarray, state.theta)
-    data = stack_data(load_datasets(config), config)
-    state, metrics = outer.make_outer_steps(config, mesh)(state, data, 3)
+    state, metrics = advance(state, 3)
     return before, jax.tree.map(np.asarray, state.theta), jax.tree.map(lambda x: np.asarray(x)[:3], metrics)
 
 
@@ -152,6 +166,39 @@ def _start(config: MetaConfig) -> dict[str, np.ndarray]:
     from celo2.meta.start import make_start
 
     return dict(make_start(config).arrays)
+
+
+def test_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """Three iterations in one go, and two and one with a checkpoint between them."""
+    config = dataclasses.replace(RECIPE, variant="adafac_mlp")
+    start, advance = make_run(config)
+    expected, _ = advance(start(), 3)
+    stopped, _ = advance(start(), 2)
+    with RunFiles(tmp_path) as files:
+        files.start(config, resume=False)
+        files.save(stopped, config, {})
+        restored = files.restore(config, outer.make_mesh())
+    assert restored is not None
+    resumed, _ = advance(restored, 1)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(expected))
+
+
+def test_predecessor_is_compared_with_a_tuned_optimizer(tmp_path: Path) -> None:
+    theta = zoo.init_theta("celo_adam", jax.random.key(0), lstm_size=3)
+    zoo.save_weights(tmp_path / "w.state", zoo.ZooWeights(theta, MEMBERS["celo_adam"](lstm_size=3)))
+    name = f"celo_adam:{tmp_path / 'w.state'}"
+    config = CompareConfig(
+        task="quadratic", optimizers=(name, "adamw"), steps=20, seeds=1, num_learning_rates=2
+    )
+    result = compare(config)
+    own, tuned = result.entries
+    assert own.grid.learning_rates.tolist() == [1.0]
+    assert len(tuned.grid.learning_rates) == 2
+    assert own.grid.train_loss.shape == (1, 1, 20)
+    assert own.grid.train_loss[0, 0, 0] == tuned.grid.train_loss[0, 0, 0]  # the same start and batch
+    assert np.any(own.grid.train_loss != own.grid.train_loss[0, 0, 0])
+    assert any("sets its own step sizes: nothing of it was tuned" in caveat for caveat in caveats(result))
+    assert f"step sizes of their own for {name}" in render_report(result, "")
 
 
 def test_each_sign_starts_its_lstm_from_its_own_theta() -> None:

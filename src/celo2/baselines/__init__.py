@@ -33,6 +33,7 @@ __all__ = [
     "describe_optimizers",
     "find_optimizer",
     "make_optimizer",
+    "sets_own_rate",
 ]
 
 LEARNED = {"celo2": celo2, "celo2-base": celo2_base}
@@ -78,7 +79,7 @@ def check_optimizer_name(name: str) -> None:
     variant, colon, source = name.partition(":")
     if name in OPTIMIZERS or (colon and source and variant in (*LEARNED, *PRESETS)):
         return
-    if variant in PRESETS:
+    if sets_own_rate(name):
         raise ValueError(
             f"{name!r} has no weights in this package: name them as {variant}:PATH, or {variant}:OWNER/NAME "
             "for a hub repository (celo:amoudgl/celo, say)."
@@ -88,6 +89,11 @@ def check_optimizer_name(name: str) -> None:
         f"There are {', '.join(OPTIMIZERS)}, celo2:PATH, celo2-base:PATH, and, each with :PATH, "
         f"{', '.join(PRESETS)}."
     )
+
+
+def sets_own_rate(name: str) -> bool:
+    """`OptimizerSpec.sets_own_rate` of the optimizer of this name, told without its weights."""
+    return name.partition(":")[0] in PRESETS
 
 
 def describe_optimizers() -> str:
@@ -117,7 +123,7 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
     if name in OPTIMIZERS:
         return OPTIMIZERS[name]
     variant, _, source = name.partition(":")
-    if variant in PRESETS:
+    if sets_own_rate(name):
         return _predecessor(name, num_steps)
     weights = load_checkpoint(source, orthogonalize=variant == "celo2")
     shipped = OPTIMIZERS[variant]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from celo2.zoo.specs import MEMBERS, PRESETS
+from celo2.zoo.presets import fitting_presets
+from celo2.zoo.specs import MEMBERS
 from celo2.zoo.weights import ZooWeights
 
-__all__ = ["ZOO_OPTIONS", "print_zoo", "zoo_set_flags"]
+__all__ = ["ZOO_OPTIONS", "print_assumed", "print_zoo", "zoo_set_flags"]
 
 ZOO_OPTIONS = frozenset(field.name for member in MEMBERS.values() for field in dataclasses.fields(member))
 
@@ -23,7 +24,18 @@ def print_zoo(weights: ZooWeights) -> None:
     needs = {"loss": "the loss at each step", "num_steps": "the length of the run"}
     needed = [needs[name] for name in sorted(weights.config.needs)]
     print(f"   needs                     {' and '.join(needed) or 'gradients and parameters only'}")
-    print(f"   celo2.zoo.make            {', '.join(_fitting_presets(weights))}")
+    names = ", ".join(fitting_presets(weights)) or f"{weights.kind}, with the options above"
+    print(f"   celo2.zoo.make            {names}")
+
+
+def print_assumed(weights: ZooWeights) -> None:
+    """The options that neither the file nor the caller has said, if any."""
+    assumed = {
+        name: v for name, v in dataclasses.asdict(weights.config).items() if name not in weights.stated
+    }
+    if assumed:
+        options = ", ".join(f"{name}={json.dumps(value)}" for name, value in assumed.items())
+        print(f"options assumed: {options}; the file does not carry them, say others by --set")
 
 
 def zoo_set_flags(weights: ZooWeights) -> str:
@@ -35,13 +47,3 @@ def zoo_set_flags(weights: ZooWeights) -> str:
         if field.name not in told and (value := getattr(weights.config, field.name)) != field.default
     }
     return " ".join(f"--set {name}={json.dumps(value)}" for name, value in changed.items())
-
-
-def _fitting_presets(weights: ZooWeights) -> list[str]:
-    """The names under which these weights can be used; general ones take any size."""
-    shapes = weights.config.weight_shapes()
-    return [
-        name
-        for name, preset in PRESETS.items()
-        if preset.kind == weights.kind and (name == preset.kind or preset.weight_shapes() == shapes)
-    ]

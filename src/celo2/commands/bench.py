@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         )
         for name in command.optimizers:
             find_optimizer(name, num_steps=NUM_STEPS)
-    except (OSError, ValueError) as error:
+    except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         argv: What follows `celo2 compare`, `["--quick"]` say.
 
     Returns:
-        0; 1 when weights cannot be read; 130 when it was interrupted.
+        0; 1 when weights cannot be read or fetched; 130 when it was interrupted.
 
     Raises:
         SystemExit: The parser's own, for `--help` and for wrong usage.
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         for name in options.optimizers:
             find_optimizer(name, num_steps=options.steps)
-    except (OSError, ValueError) as error:
+    except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     use_cpu_devices(options.devices or num_cores())

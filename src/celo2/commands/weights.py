@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from celo2._sources import WeightFile, fetch_file, find_file
-from celo2.commands._zoo_weights import ZOO_OPTIONS, print_zoo, zoo_set_flags
+from celo2.commands._zoo_weights import ZOO_OPTIONS, print_assumed, print_zoo, zoo_set_flags
 from celo2.config import RuleConfig
 from celo2.weights import (
     MAX_BYTES,
@@ -241,6 +241,8 @@ def _save(path: Path, weights: Weights | ZooWeights) -> None:
     else:
         save_weights(path, weights)
     print(f"wrote {path}: {_variant(weights)}")
+    if isinstance(weights, ZooWeights):
+        print_assumed(weights)
 
 
 def _variant(weights: Weights | ZooWeights) -> str:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer
+from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer, sets_own_rate
 from celo2.config import nearest_name
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.grid import RunGrid
@@ -27,7 +27,6 @@ from celo2.evaluate.runner import GridRunner, OnProgress, Progress
 from celo2.evaluate.timing import StepCost, StepTimer
 from celo2.tasks.base import Task
 from celo2.tasks.registry import TASKS, make_task
-from celo2.zoo.specs import PRESETS
 
 __all__ = ["ALL", "CompareConfig", "CompareProgress", "CompareResult", "Entry", "TaskFacts", "compare"]
 
@@ -100,7 +99,7 @@ class CompareConfig:
 
     def _check_own_rate(self, name: str) -> None:
         """Refuses a learning rate or a weight decay for an optimizer that has no learning rate."""
-        if name.partition(":")[0] not in PRESETS:
+        if not sets_own_rate(name):
             return
         if name in self.learning_rates:
             raise ValueError(f"{name} sets its own step sizes; leave out its learning rates.")

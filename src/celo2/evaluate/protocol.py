@@ -2,7 +2,7 @@
 
 A cosine decay to zero after a linear warm-up over 5 % of the steps, float32, and the same initial
 parameters and batches for every optimizer (arXiv 2602.19142, evaluation set-up). An optimizer that is
-made for a constant learning rate has one after the warm-up.
+made for a constant learning rate has one after the warm-up; one that sets its own step sizes has neither.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from celo2.baselines import OPTIMIZERS
+from celo2.baselines import OPTIMIZERS, sets_own_rate
 from celo2.evaluate.compare import CompareResult, Entry
 from celo2.evaluate.page import render_page
 from celo2.evaluate.protocol import DIVERGENCE_MARGIN, SELECTION, VALID_BATCHES
@@ -76,10 +76,15 @@ def _diverged_runs(entry: Entry) -> list[str]:
     return runs
 
 
-def _describe_decay(result: CompareResult) -> str:
-    specs = [OPTIMIZERS[entry.name] for entry in result.entries if entry.name in OPTIMIZERS]
-    constant = [spec.name for spec in specs if spec.schedule == "constant"]
-    return "a cosine to zero" + (f" (a constant rate for {', '.join(constant)})" if constant else "")
+def _describe_schedule(result: CompareResult) -> str:
+    """The schedule of the learning rates, and who has another or none."""
+    names = [entry.name for entry in result.entries]
+    constant = [name for name in names if name in OPTIMIZERS and OPTIMIZERS[name].schedule == "constant"]
+    own = [name for name in names if sets_own_rate(name)]
+    exceptions = [f"a constant rate for {', '.join(constant)}"] if constant else []
+    exceptions += [f"step sizes of their own for {', '.join(own)}"] if own else []
+    decay = "a cosine to zero" + (f" ({'; '.join(exceptions)})" if exceptions else "")
+    return f"linear warm-up over 5 % of the steps, then {decay}; float32"
 
 
 def _settings(result: CompareResult) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def _settings(result: CompareResult) -> dict[str, Any]:
         "steps": config.steps,
         "seeds": ", ".join(map(str, config.seed_range)),
         "weight decay": f"{config.weight_decay:g}",
-        "schedule": f"linear warm-up over 5 % of the steps, then {_describe_decay(result)}; float32",
+        "schedule": _describe_schedule(result),
         "pairing": "runs of one seed share initial parameters and batches, whatever the optimizer",
         "best learning rate": SELECTION,
         "final training loss": "mean batch loss over the last 5 % of the steps",

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from celo2.baselines import sets_own_rate
 from celo2.evaluate.compare import CompareResult, Entry
 from celo2.evaluate.grid import RunGrid
-from celo2.zoo.specs import PRESETS
 
 __all__ = ["MeanStd", "Summary", "caveats", "summarize"]
 
@@ -117,7 +117,7 @@ def _caveats_of(entry: Entry) -> Iterator[str]:
         yield f"{entry.name} diverged at every learning rate with at least one seed."
         return
     rate = f"{grid.learning_rates[grid.best]:g}"
-    if entry.name.partition(":")[0] in PRESETS:
+    if sets_own_rate(entry.name):
         yield f"{entry.name} sets its own step sizes: nothing of it was tuned."
     elif len(grid.learning_rates) == 1:
         yield f"{entry.name} had one learning rate only, {rate}: it is not tuned."

@@ -8,9 +8,11 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from celo2.config import RuleConfig, nearest_name
+from celo2.meta.combinations import DECAYING, check_frozen, check_outer, check_variant
+from celo2.meta.rule_options import check_type, parse_rule_options
 from celo2.meta.shares import parse_shares, split_by_weight
 from celo2.tasks.augmentation import LEVELS, Level, parse_mixture
 from celo2.tasks.base import Split
@@ -72,8 +74,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "rate_units": get_args(RateUnits),
     "inner_schedule": get_args(Schedule),
 }
-DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
-_OF_THE_RATE = ("inner_learning_rate", "rate_spread", "rate_units", "inner_schedule", "adamw_lr_scale")
 _FROZEN_BY_PHASE = ((), ("lstm_init_state/*", "rnn_params/*"), ("ff_mod_stack/*",))  # none, 1, 2
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
 _NOT_NEGATIVE = ("outer_weight_decay", "outer_warmup", "outer_decay_steps", "outer_clip")
@@ -192,8 +192,8 @@ class MetaConfig:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value}.")
-        self._check_outer()
-        self._check_variant()
+        check_outer(self)
+        check_variant(self)
         if not 1 <= self.rate_spread < math.inf:
             raise ValueError(f"rate_spread is a factor of at least 1, got {self.rate_spread}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:
@@ -215,47 +215,7 @@ class MetaConfig:
                 parse()
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-        self._check_frozen()
-
-    def _check_outer(self) -> None:
-        if self.outer_weight_decay and self.outer_optimizer not in DECAYING:
-            raise ValueError(
-                f"outer_weight_decay belongs to {DECAYING}, got outer_optimizer={self.outer_optimizer!r}; "
-                "choose one of them, or no decay."
-            )
-        if self.outer_decay_steps and self.outer_decay_steps <= self.outer_warmup:
-            raise ValueError(
-                "outer_decay_steps counts from the first iteration and must be above outer_warmup, got "
-                f"{self.outer_decay_steps} and {self.outer_warmup}."
-            )
-
-    def _check_variant(self) -> None:
-        phases = (0, 1, 2) if self.variant == "celo" else (0,)
-        if self.phase not in phases:
-            raise ValueError(f"phase must be one of {phases} for {self.variant!r}, got {self.phase!r}.")
-        if self.member is None:
-            return
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name in _OF_THE_RATE:
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"{self.variant!r} sets its own step sizes, so {name} has no meaning; leave it out "
-                    f"(got {getattr(self, name)!r})."
-                )
-        if self.rule_options:
-            raise ValueError(f"rule_options are Celo2's, not those of {self.variant!r}; leave them out.")
-        if self.start == "adam":
-            raise ValueError(f"only Celo2 can start at Adam, not {self.variant!r}; say random, or weights.")
-
-    def _check_frozen(self) -> None:
-        names = list(self.weight_shapes())
-        for pattern in self.frozen:
-            if not fnmatch.filter(names, pattern):
-                raise ValueError(
-                    f"frozen: no weight array is named {pattern!r}; there are {', '.join(names)}."
-                )
-        if len(self.frozen_names) == len(names):
-            raise ValueError(f"frozen: {self.frozen} leave nothing to train; free at least one weight array.")
+        check_frozen(self)
 
     @property
     def num_pairs(self) -> int:
@@ -294,7 +254,7 @@ class MetaConfig:
     def rule(self) -> RuleConfig:
         """The options of the rule that is trained, of Celo2 or Celo2-base."""
         return RuleConfig().replace(
-            **_parse_rule_options(self.rule_options), orthogonalize=self.variant == "celo2"
+            **parse_rule_options(self.rule_options), orthogonalize=self.variant == "celo2"
         )
 
     @property
@@ -329,7 +289,7 @@ class MetaConfig:
                 raise ValueError(
                     f"unknown name {name!r} in a meta-training config{nearest_name(name, defaults)}"
                 )
-            _check_type(name, value, defaults[name])
+            check_type(name, value, defaults[name])
         return cls(**options)
 
     @classmethod
@@ -344,41 +304,3 @@ class MetaConfig:
             return cls.from_json(Path(path).read_text())
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
-
-
-def _parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
-    """Options by name; raises a ValueError for what is not `NAME=VALUE` or is set elsewhere."""
-    options = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"expected NAME=VALUE, got {word!r}; ff_hidden_size=16, say.")
-        if name == "orthogonalize":
-            raise ValueError("orthogonalize is what the variant says.")
-        if name in options:
-            raise ValueError(f"{name} is given twice.")
-        if name not in RuleConfig.option_names():
-            raise ValueError(f"unknown option {name!r}{nearest_name(name, RuleConfig.option_names())}")
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value  # text, which JSON would quote
-    return options
-
-
-def _check_type(name: str, value: Any, default: Any) -> None:
-    """JSON knows no dataclass: compares a value's type with that of the option's default."""
-    if isinstance(default, tuple):
-        kind: type = float if name == "scale_range" else str
-        fits = isinstance(value, list) and all(_is_a(kind, item) for item in value)
-        wanted = "a list of numbers" if kind is float else "a list of strings"
-    else:
-        fits = _is_a(type(default), value)
-        wanted = {str: "a string", int: "a whole number", float: "a number"}[type(default)]
-    if not fits:
-        raise ValueError(f"{name} must be {wanted}, got {json.dumps(value)}.")
-
-
-def _is_a(kind: type, value: Any) -> bool:
-    accepted = (int, float) if kind is float else kind
-    return isinstance(value, accepted) and not isinstance(value, bool)

@@ -16,23 +16,16 @@ from jax.typing import ArrayLike
 
 from celo2.config import nearest_name
 from celo2.zoo.names import check_fit, flatten, read_shapes
-from celo2.zoo.specs import PRESETS, MemberConfig
+from celo2.zoo.presets import check_stated, find_preset, sized_preset
+from celo2.zoo.specs import MemberConfig
 from celo2.zoo.transform import make_transform
 from celo2.zoo.weights import ZooWeights, load_weights
 
-__all__ = ["find_preset", "init_theta", "make"]
+__all__ = ["init_theta", "make"]
 
 ZooTheta = ZooWeights | Mapping[str, Any] | str | os.PathLike[str] | None
 
 MAX_NUMBERS = 256  # arrays of up to as many elements become numbers of a compiled program
-_GENERAL = (
-    "celo",
-    "celo_phase1",
-    "celo_adam",
-    "rnn_mlp",
-    "nn_adam",
-    "velo",
-)  # of whatever sizes weights have
 
 
 def make(
@@ -75,10 +68,9 @@ def make(
     if isinstance(weights, str | os.PathLike):
         weights = load_weights(weights)
     arrays = flatten(weights.arrays if isinstance(weights, ZooWeights) else _as_mapping(weights))
-    sizes = config.sizes_of(read_shapes(arrays)) if name in _GENERAL else {}
-    config = dataclasses.replace(config, **{**sizes, **options})
+    config = sized_preset(name, arrays, **options)
     if isinstance(weights, ZooWeights):
-        _check_stated(name, config, weights)
+        check_stated(name, config, weights)
     check_fit(read_shapes(arrays), config)
     return make_transform({name: _place(array) for name, array in arrays.items()}, config, num_steps)
 
@@ -110,19 +102,6 @@ def init_theta(name: str, key: Array, **options: Any) -> dict[str, Array]:
     return theta
 
 
-def find_preset(name: str) -> MemberConfig:
-    """The published options under this name.
-
-    Raises:
-        ValueError: The name is unknown; the message has the nearest.
-    """
-    if name not in PRESETS:
-        raise ValueError(
-            f"unknown optimizer {name!r}{nearest_name(name, PRESETS)} There are {', '.join(PRESETS)}."
-        )
-    return PRESETS[name]
-
-
 def _check_options(config: MemberConfig, options: Mapping[str, Any]) -> None:
     valid = [field.name for field in dataclasses.fields(config)]
     for name in options:
@@ -130,19 +109,6 @@ def _check_options(config: MemberConfig, options: Mapping[str, Any]) -> None:
             raise TypeError(
                 f"{config.kind} has no option {name!r}{nearest_name(name, valid)} It has "
                 f"{', '.join(valid) or 'none'}."
-            )
-
-
-def _check_stated(name: str, config: MemberConfig, weights: ZooWeights) -> None:
-    """Refuses weights of another optimizer, or made under other options; the phases of Celo share theirs."""
-    if weights.kind != config.kind:
-        raise ValueError(f"these are weights of {weights.kind!r}, asked for {name!r}.")
-    for option in weights.stated - {"phase"}:
-        own, asked = getattr(weights.config, option), getattr(config, option)
-        if own != asked:
-            raise ValueError(
-                f"these {weights.kind} weights have {option}={own!r}, {name!r} has {asked!r}; say "
-                f"{option}={own!r}, or take a preset that has it."
             )
 
 

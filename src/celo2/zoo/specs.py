@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, ClassVar
 
 from celo2.zoo import arrays
@@ -31,6 +32,11 @@ NUM_TIMES = 11  # time features of AdaFac-MLP and RNN-MLP
 SCHEDULE_INPUTS = 18  # of Celo's LSTM: 9 of the share of steps taken, 9 of the loss
 VELO_INPUTS = SCHEDULE_INPUTS + 12  # and 12 statistics of the tensor
 RNN_MLP_FROM_LSTM, RNN_MLP_FROM_MLP, RNN_MLP_TO_FF, RNN_MLP_WIDTH = 18, 16, 17, 32
+_TYPES: dict[type, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (int, "a whole number"),
+    float: (Real, "a number"),
+}
 _TRUNCATED_STD = 0.87962566  # of a standard normal truncated at ±2
 
 
@@ -48,10 +54,17 @@ class MemberConfig:
     _needs: ClassVar[tuple[str, ...]] = ("loss", "num_steps")
 
     def __post_init__(self) -> None:
-        """Checks that sizes are whole numbers from 1 on."""
+        """Checks the options' types, by those of their defaults, and that sizes are from 1 on."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind, wanted = _TYPES[type(field.default)]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(f"{field.name} must be {wanted}, got {value!r}.")
+            if kind is Real:
+                object.__setattr__(self, field.name, float(value))
         for name in ("lstm_size", "num_mlps"):
             value = getattr(self, name, 1)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 4096:
+            if not 1 <= value <= 4096:
                 raise ValueError(f"{name} must be a whole number in [1, 4096], got {value!r}.")
 
     def array_specs(self) -> Arrays:
@@ -244,7 +257,6 @@ class Velo(MemberConfig):
         super().__post_init__()
         if not 0 < self.ff_mult < math.inf:
             raise ValueError(f"ff_mult must be positive and finite, got {self.ff_mult!r}.")
-        object.__setattr__(self, "ff_mult", float(self.ff_mult))
 
     def array_specs(self) -> Arrays:
         """See `MemberConfig.array_specs`."""

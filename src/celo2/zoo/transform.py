@@ -17,7 +17,7 @@ from celo2.jax.dimensions import make_axes
 from celo2.jax.state import ScaleByCelo2State, init_state, leaves_to_state, make_layouts, state_to_leaves
 from celo2.zoo.layers import Theta
 from celo2.zoo.rules import RULES
-from celo2.zoo.specs import MemberConfig
+from celo2.zoo.specs import MemberConfig, RnnMlp
 from celo2.zoo.step import Step
 
 __all__ = ["ZooState", "make_transform"]
@@ -49,7 +49,9 @@ def make_transform(
 
     Raises:
         ValueError: The optimizer needs `num_steps` and it is missing, or it is below 1. In `update`: the
-            loss or the parameters are missing.
+            loss or the parameters are missing, the loss is no scalar, or `is_valid` is asked of another
+            optimizer than RNN-MLP.
+        TypeError: In `update`: `is_valid` is no Python bool.
     """
     num_steps = _check_num_steps(config, num_steps)
     rule = RULES[config.kind]
@@ -57,7 +59,8 @@ def make_transform(
     def init(params: optax.Params) -> ZooState:
         leaves = [leaf for leaf in jax.tree.leaves(params) if leaf.size]
         accumulators = init_state(params, make_layouts(params, None), rule.decays)
-        return ZooState(accumulators, rule.init(theta, config, len(leaves), _common_dtype(leaves)))
+        memory = rule.init(theta, config, len(leaves), _common_dtype(leaves))
+        return ZooState(accumulators, jax.tree.map(jnp.copy, memory))  # a donated state must not take theta
 
     def update(
         updates: optax.Updates,
@@ -71,11 +74,8 @@ def make_transform(
         del extra
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
-        if "loss" in config.needs and value is None:
-            raise ValueError(
-                f"{config.kind} needs the loss at the parameters of this gradient: "
-                "update(grads, state, params, value=loss)."
-            )
+        _check_loss(config, value)
+        _check_is_valid(config, is_valid)
         grads, treedef = jax.tree.flatten(updates)
         old = state_to_leaves(state.accumulators, treedef)
         filled = [index for index, grad in enumerate(grads) if grad.size]
@@ -103,6 +103,28 @@ def _check_num_steps(config: MemberConfig, num_steps: ArrayLike | None) -> Array
     if not isinstance(num_steps, Array) and not num_steps >= 1:  # type: ignore[operator]
         raise ValueError(f"num_steps must be at least 1, got {num_steps!r}.")
     return num_steps
+
+
+def _check_loss(config: MemberConfig, value: ArrayLike | None) -> None:
+    if "loss" in config.needs and value is None:
+        raise ValueError(
+            f"{config.kind} needs the loss at the parameters of this gradient: "
+            "update(grads, state, params, value=loss)."
+        )
+    if value is not None and jnp.shape(value) != ():
+        raise ValueError(
+            f"value must be the loss as a scalar, got shape {jnp.shape(value)}; take its mean, say."
+        )
+
+
+def _check_is_valid(config: MemberConfig, is_valid: bool) -> None:
+    if not isinstance(is_valid, bool):
+        raise TypeError(
+            f"is_valid chooses the program and must be True or False itself, got {type(is_valid).__name__}; "
+            "under jax.jit make it a static argument."
+        )
+    if is_valid and not isinstance(config, RnnMlp):
+        raise ValueError(f"{config.kind} takes no validation losses (is_valid=True); only rnn_mlp does.")
 
 
 def _common_dtype(leaves: list[Array]) -> jnp.dtype:

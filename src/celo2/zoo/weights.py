@@ -49,7 +49,8 @@ class ZooWeights:
         arrays: The arrays of `config.weight_shapes()` by name, float32, finite.
         config: The optimizer, with its options.
         provenance: Free text by field: source, command, data, …
-        stated: Names of the options that the file or the caller fixed; the others are the defaults.
+        stated: Names of the options that the arrays, the file or the caller fixed; the others are the
+            defaults, assumed.
 
     Raises:
         ValueError: A missing, unexpected, misshapen, non-float32 or non-finite array.
@@ -62,10 +63,16 @@ class ZooWeights:
 
     def __post_init__(self) -> None:
         """Checks the arrays, and copies them in the order of the config."""
-        check_fit(read_shapes(self.arrays), self.config)
+        shapes = read_shapes(self.arrays)
+        check_fit(shapes, self.config)
         checked = {name: check_array(name, self.arrays[name]) for name in self.config.weight_shapes()}
         object.__setattr__(self, "arrays", MappingProxyType(checked))
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+        object.__setattr__(self, "stated", self.stated.union(self.config.sizes_of(shapes)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets `copy.deepcopy` and `pickle` through, which refuse read-only mappings."""
+        return type(self), (dict(self.arrays), self.config, dict(self.provenance), self.stated)
 
     @property
     def kind(self) -> str:
@@ -126,16 +133,16 @@ def weights_from_tree(tree: Mapping[str, Any], **options: Any) -> ZooWeights:
             f"not weights of {', '.join(MEMBERS)}: found {len(shapes)} arrays, "
             f"{', '.join(f'{name:.40}' for name in list(shapes)[:4]) or 'none'} …"
         )
-    sizes = MEMBERS[kind].sizes_of(shapes)
-    return _with_options(ZooWeights(arrays, MEMBERS[kind](**sizes), stated=frozenset(sizes)), options)
+    config = MEMBERS[kind](**MEMBERS[kind].sizes_of(shapes))
+    return _with_options(ZooWeights(arrays, config), options)
 
 
 def save_weights(path: str | os.PathLike[str], weights: ZooWeights) -> None:
     """Writes a weight file, whole or not at all.
 
     Args:
-        path: `*.safetensors` for a file that names optimizer, options and provenance; `*.state` for the
-            public implementations' format, which carries the arrays alone.
+        path: `*.safetensors` for a file that names optimizer, stated options and provenance; `*.state` for
+            the public implementations' format, which carries the arrays alone.
         weights: What to write.
 
     Raises:
@@ -146,7 +153,7 @@ def save_weights(path: str | os.PathLike[str], weights: ZooWeights) -> None:
         metadata = {
             "format": ZOO_FORMAT,
             "optimizer": weights.kind,
-            "options": json.dumps(dataclasses.asdict(weights.config), sort_keys=True),
+            "options": json.dumps({n: getattr(weights.config, n) for n in sorted(weights.stated)}),
             "provenance": json.dumps(dict(weights.provenance), sort_keys=True),
             "version": _VERSION,
         }
@@ -196,7 +203,7 @@ def _read_object(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
 def _make_config(kind: str, options: Mapping[str, Any]) -> MemberConfig:
     try:
         return MEMBERS[kind](**options)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ValueError(f"bad options of {kind}: {error!s:.200}") from error
 
 

@@ -28,6 +28,7 @@ SLOWEST_FIRST = (  # with two workers a long file must not come last
     "sharding",
     "parity",
     "contract",
+    "unit/test_zoo_training.py",
     "unit/test_truncation.py",
     "unit/test_gradient_range.py",
     "unit/test_rule_leaves.py",

@@ -75,13 +75,13 @@ def main(argv: Sequence[str]) -> int:
     options = tyro.cli(
         CompareOptions, prog="celo2 compare", description=_describe(), args=list(argv), registry=_registry()
     )
+    use_cpu_devices(options.devices or num_cores())  # before weights are placed on one
     try:
         for name in options.optimizers:
             find_optimizer(name, num_steps=options.steps)
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    use_cpu_devices(options.devices or num_cores())
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
         with ProgressDisplay(console) as display:

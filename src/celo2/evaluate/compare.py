@@ -26,7 +26,7 @@ from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.runner import GridRunner, OnProgress, Progress
 from celo2.evaluate.timing import StepCost, StepTimer
 from celo2.tasks.base import Task
-from celo2.tasks.registry import TASKS, make_task
+from celo2.tasks.registry import check_task_name, make_task
 
 __all__ = ["ALL", "CompareConfig", "CompareProgress", "CompareResult", "Entry", "TaskFacts", "compare"]
 
@@ -41,7 +41,7 @@ class CompareConfig:
     """What to compare, and how.
 
     Attributes:
-        task: Name of the task (`celo2.tasks.registry.TASKS`).
+        task: Name of the task (`celo2.tasks.registry.TASKS`), with `@tiny` or `@small` where it has sizes.
         optimizers: Names (`celo2.baselines.OPTIMIZERS`), `celo2:PATH` for other weights of the rule,
             or `celo:PATH` and so on for its predecessors (`celo2.zoo`).
         learning_rates: Peak learning rates by optimizer, or for `"all"` of them; the others get
@@ -83,10 +83,7 @@ class CompareConfig:
             raise ValueError(f"max_memory must be positive (GiB), got {self.max_memory}.")
         if not self.optimizers or len(set(self.optimizers)) != len(self.optimizers):
             raise ValueError(f"optimizers must be one or more different names, got {list(self.optimizers)}.")
-        if self.task not in TASKS:
-            raise ValueError(
-                f"unknown task {self.task!r}{nearest_name(self.task, TASKS)} There are {', '.join(TASKS)}."
-            )
+        check_task_name(self.task)
         for name in self.optimizers:
             check_optimizer_name(name)
             self._check_own_rate(name)

@@ -27,9 +27,11 @@ __all__ = ["MakeFromSchedule", "Program", "Record", "Runs", "TrainState", "make_
 
 RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
 VALID_SEED = 0x5EED  # of the validation examples, the same in every run
+STREAM_COUNT = 2**32 - 1  # in place of a step's number, in the key that starts a stream
 
 MakeFromSchedule = Callable[..., optax.GradientTransformation]  # of the schedule and what is given with it
 TrainState = Any  # (params, optimizer state)
+Carry = tuple[TrainState, Any]  # with the state of the task's stream
 
 
 class Runs(NamedTuple):
@@ -48,7 +50,7 @@ class Record(NamedTuple):
 
 
 def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, Array]]:
-    """One training step: `((params, state), batch, count) → ((params, state), loss before the step)`.
+    """One training step: `((params, state), batch, count) → ((params, state), objective before the step)`.
 
     Optimizers that want the loss get it as Optax's extra argument `value`, and the number of steps taken
     as `step`, if it is given: the same for all runs of a vmap, it tells JAX that what an optimizer does
@@ -61,7 +63,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[.
         loss, grads = jax.value_and_grad(task.loss)(params, batch)
         known = {} if count is None else {"step": count}
         updates, state = extended.update(grads, state, params, value=loss, **known)
-        return (optax.apply_updates(params, updates), state), loss
+        return (optax.apply_updates(params, updates), state), task.judge(loss, batch)
 
     return step
 
@@ -123,10 +125,10 @@ class Program:
         placed = jax.device_put(_as_arrays(runs), NamedSharding(self.mesh, RUNS))
         given = jax.device_put(tuple(inputs), NamedSharding(self.mesh, EVERYWHERE))
         params = jax.device_put(self._params(runs), NamedSharding(self.mesh, RUNS))
-        train_state = self._init(params, placed, given)
+        carry = self._init(params, placed, given)
         for start, stop in self.bounds:
             bounds = np.asarray([start, stop], np.int32)
-            train_state, record = self._advance(train_state, placed, given, bounds, *self.data)
+            carry, record = self._advance(carry, placed, given, bounds, *self.data)
             record = jax.tree.map(np.asarray, record)
             yield stop, record._replace(train_loss=record.train_loss[:, : stop - start])
 
@@ -150,11 +152,11 @@ class Program:
         advance = jax.jit(
             shard(advance_all, RUNS, RUNS, EVERYWHERE, EVERYWHERE, EVERYWHERE, EVERYWHERE), donate_argnums=0
         )
-        train_state = shapes(jax.eval_shape(init, params, runs, inputs), RUNS)
+        carry = shapes(jax.eval_shape(init, params, runs, inputs), RUNS)
         data = shapes(self.data, EVERYWHERE)
         options = compiler_options(self.mesh.devices.flat[0].platform)
         self._init = init.lower(params, runs, inputs).compile(options)
-        self._advance = advance.lower(train_state, runs, inputs, bounds, *data).compile(options)
+        self._advance = advance.lower(carry, runs, inputs, bounds, *data).compile(options)
 
     def _bytes_needed(self) -> float:
         """What the compiled program takes on all devices; 0 where the backend does not say."""
@@ -173,47 +175,54 @@ class Program:
         params = [self.task.init(seed_keys(int(seed))[0]) for seed in seeds]
         return jax.tree.map(lambda *leaves: np.stack(leaves)[index], *params)
 
-    def _init_one(self, params: Any, run: Runs, inputs: Sequence[Any]) -> TrainState:
-        return params, self._optimizer(run, inputs).init(params)
+    def _init_one(self, params: Any, run: Runs, inputs: Sequence[Any]) -> Carry:
+        stream = self.task.init_stream(params, jax.random.fold_in(seed_keys(run.seed)[1], STREAM_COUNT))
+        return (params, self._optimizer(run, inputs).init(params)), stream
 
     def _advance_one(
         self,
-        train_state: TrainState,
+        carry: Carry,
         run: Runs,
         inputs: Sequence[Any],
         bounds: Array,
         train: Any,
         valid: Batch,
-    ) -> tuple[TrainState, Record]:
+    ) -> tuple[Carry, Record]:
         step = make_step(self.task, self._optimizer(run, inputs))
         _, loop_key = seed_keys(run.seed)
         start, stop = bounds
 
-        def body(count: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
-            train_state, losses = carry
-            batch = self.task.sample_batch(jax.random.fold_in(loop_key, count), train)
+        def body(count: Array, state: tuple[Carry, Array]) -> tuple[Carry, Array]:
+            (train_state, stream), losses = state
+            key = jax.random.fold_in(loop_key, count)
+            stream, batch = self.task.next_batch(stream, train_state[0], key, count, train)
             train_state, loss = step(train_state, batch, count)
-            return train_state, losses.at[count - start].set(loss)
+            return (train_state, stream), losses.at[count - start].set(loss)
 
         losses = jnp.zeros(self.piece, jnp.float32)
-        train_state, losses = jax.lax.fori_loop(start, stop, body, (train_state, losses))
-        params, state = train_state
-        return train_state, Record(losses, *_validate(self.task, self.eval_params(state, params), valid))
+        carry, losses = jax.lax.fori_loop(start, stop, body, (carry, losses))
+        params, state = carry[0]
+        return carry, Record(losses, *_validate(self.task, self.eval_params(state, params), valid))
 
 
 def _validate(task: Task, params: Any, batches: Batch) -> tuple[Array, Array]:
     """Mean loss and accuracy (NaN where the task has none) over the validation batches, each `(1,)`."""
+    nothing = jnp.asarray(jnp.nan, jnp.float32)
+    if task.stream is not None:
+        loss = task.stream.validate(params, jax.random.key(VALID_SEED))
+        return loss[None], nothing[None]
 
     def measure(batch: Batch) -> tuple[Array, Array]:
-        accuracy = task.accuracy(params, batch) if task.accuracy else jnp.asarray(jnp.nan, jnp.float32)
-        return task.loss(params, batch), accuracy
+        return task.loss(params, batch), task.accuracy(params, batch) if task.accuracy else nothing
 
     losses, accuracies = jax.lax.map(measure, batches)
     return losses.mean(keepdims=True), accuracies.mean(keepdims=True)
 
 
 def _valid_batches(task: Task) -> Batch:
-    """The batches that every validation uses, stacked."""
+    """The batches that every validation uses, stacked; nothing where a stream validates."""
+    if task.stream is not None:
+        return {}
     keys = jax.random.split(jax.random.key(VALID_SEED), VALID_BATCHES)
     batches = [task.sample_batch(key, dict(task.dataset.valid)) for key in keys]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)

@@ -65,7 +65,7 @@ class StepTimer:
     """
 
     def __init__(self, task: Task, optimizers: Mapping[str, optax.GradientTransformation]) -> None:
-        batch = task.sample_batch(jax.random.key(1), dict(task.dataset.train))
+        batch = task.first_batch(task.init(jax.random.key(0)), jax.random.key(1))
         self._candidates = {
             name: _Candidate(task, optimizer, batch) for name, optimizer in optimizers.items()
         }

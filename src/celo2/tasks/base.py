@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["Batch", "Dataset", "Params", "Split", "Task"]
+__all__ = ["SIZES", "Batch", "Dataset", "Params", "Size", "Split", "Stream", "Task"]
 
 Params = Any  # a tree of arrays
 Batch = Any  # a tree of arrays with a common leading axis
 Split = Literal["train", "valid"]
+Size = Literal["tiny", "small", "full"]  # seconds on a CPU, minutes, as published; the structure is the same
+SIZES: tuple[Size, ...] = get_args(Size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +36,28 @@ class Dataset:
     origin: str = ""
 
     def size(self, split: Split) -> int:
-        """Number of examples of a split."""
-        return len(next(iter(getattr(self, split).values())))
+        """Number of examples of a split; 0 where the set has no arrays."""
+        return len(next(iter(getattr(self, split).values()), ()))
+
+
+class Stream(Protocol):
+    """Where batches come from that are no examples of a data set: what an agent does, say.
+
+    All methods are pure. The count of steps is the same for all runs that are trained together, so that
+    `lax.cond` on it stays a condition under `vmap`.
+    """
+
+    def init(self, params: Params, key: Array) -> Any:
+        """The stream's state before the first step."""
+        ...
+
+    def next(self, state: Any, params: Params, key: Array, count: Array) -> tuple[Any, Batch]:
+        """The next state, and the batch of step `count` (from 0)."""
+        ...
+
+    def validate(self, params: Params, key: Array) -> Array:
+        """The objective, `()`, measured afresh: no example of it was ever trained on."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +77,12 @@ class Task:
         accuracy: `(params, batch) → ()`, or None.
         batch_size: Examples in a training batch.
         initial_loss: About what an untrained network scores; a final loss above it is a divergence.
+        stochastic: Whether the loss draws random numbers (dropout, say): each batch then has a `key`, the
+            data of a random key, uint32 `(2,)`.
+        stream: Where batches come from, if not from the data set.
+        objective: `(loss, batch) → ()`: what is recorded and judged in place of the loss; lower is better.
+        clip: `loss → loss`: the published task's bounds of a loss, or None.
+        tokens_per_batch: Of a language model; None elsewhere.
     """
 
     name: str
@@ -64,9 +92,40 @@ class Task:
     batch_size: int
     initial_loss: float
     accuracy: Callable[[Params, Batch], Array] | None = None
+    stochastic: bool = False
+    stream: Stream | None = None
+    objective: Callable[[Array, Batch], Array] | None = None
+    clip: Callable[[Array], Array] | None = None
+    tokens_per_batch: int | None = None
 
     def sample_batch(self, key: Array, arrays: Mapping[str, Array]) -> Batch:
         """Draws `batch_size` examples with replacement from the arrays of one split."""
         count = len(next(iter(arrays.values())))
         index = jax.random.randint(key, (self.batch_size,), 0, count)
-        return {name: jnp.take(array, index, axis=0) for name, array in arrays.items()}
+        batch = {name: jnp.take(array, index, axis=0) for name, array in arrays.items()}
+        if self.stochastic:
+            batch["key"] = jax.random.key_data(jax.random.fold_in(key, 1))
+        return batch
+
+    def init_stream(self, params: Params, key: Array) -> Any:
+        """The state of `next_batch` before the first step: the stream's, or nothing."""
+        return () if self.stream is None else self.stream.init(params, key)
+
+    def next_batch(
+        self, state: Any, params: Params, key: Array, count: Array, arrays: Mapping[str, Array]
+    ) -> tuple[Any, Batch]:
+        """The next state, and the training batch of step `count`: the stream's, or examples of the arrays."""
+        if self.stream is None:
+            return state, self.sample_batch(key, arrays)
+        return self.stream.next(state, params, key, count)
+
+    def first_batch(self, params: Params, key: Array) -> Batch:
+        """A training batch as at the first step, for those who time or measure one."""
+        init_key, batch_key = jax.random.split(key)
+        state = self.init_stream(params, init_key)
+        count = jnp.zeros((), jnp.int32)
+        return self.next_batch(state, params, batch_key, count, dict(self.dataset.train))[1]
+
+    def judge(self, loss: Array, batch: Batch) -> Array:
+        """What is recorded of a step: the objective, or the loss itself."""
+        return loss if self.objective is None else self.objective(loss, batch)

@@ -80,7 +80,7 @@ def photograph_crops(num_train: int, num_valid: int) -> tuple[np.ndarray, np.nda
     Raises:
         ImportError: scikit-image, which ships the photographs, is not installed.
     """
-    require("all", "skimage")
+    require("eval", "skimage")
     from skimage import data
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,7 @@
-"""The tasks by name."""
+"""The tasks by name.
+
+A published task is as published under its name, and smaller with a size behind it: `NAME@tiny`, `NAME@small`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from celo2.config import nearest_name
-from celo2.tasks.base import Task
+from celo2.tasks.base import SIZES, Task
 from celo2.tasks.convolution import make_fashion_conv
 from celo2.tasks.mlp import make_digits_mlp, make_fashion_mlp
 from celo2.tasks.quadratic import make_quadratic
 from celo2.tasks.transformer import make_tiny_lm
 
-__all__ = ["TASKS", "TaskSpec", "make_task"]
+__all__ = ["TASKS", "TaskSpec", "check_task_name", "make_task"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +27,12 @@ class TaskSpec:
     Attributes:
         make: Builds it; its keywords are the task's options.
         summary: One line for the command line.
+        sized: Whether `make` takes `size`, one of `celo2.tasks.base.SIZES`.
     """
 
     make: Callable[..., Task]
     summary: str
+    sized: bool = False
 
 
 TASKS: Mapping[str, TaskSpec] = {
@@ -39,26 +44,40 @@ TASKS: Mapping[str, TaskSpec] = {
 }
 
 
+def check_task_name(name: str) -> None:
+    """Raises a ValueError, with the nearest name, where `make_task` has no task of this name and size."""
+    base, at, size = name.partition("@")
+    if base not in TASKS:
+        raise ValueError(f"unknown task {base!r}{nearest_name(base, TASKS)} There are {', '.join(TASKS)}.")
+    if at and not TASKS[base].sized:
+        raise ValueError(f"task {base!r} has one size only; leave out {at + size!r}.")
+    if at and size not in SIZES:
+        raise ValueError(f"unknown size {size!r} of task {base!r}; expected one of {', '.join(SIZES)}.")
+
+
 def make_task(name: str, **options: Any) -> Task:
-    """Builds a task by its name in `TASKS`.
+    """Builds a task by its name in `TASKS`, with `@` and a size behind it where it has several.
 
     Args:
         name: The task.
         **options: Keywords of the function that builds it, `batch_size` say.
 
     Raises:
-        ValueError: No task has this name; the message suggests the nearest.
+        ValueError: No task has this name, the message suggests the nearest; or it has no such size.
         TypeError: The task has no such option.
+        FileNotFoundError, ImportError: As its data set's loader says.
 
     Example:
         >>> make_task("digits-mlp", batch_size=32).batch_size
         32
     """
-    if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}{nearest_name(name, TASKS)} (tasks: {', '.join(TASKS)})")
-    make = TASKS[name].make
+    check_task_name(name)
+    base, at, size = name.partition("@")
+    if at:
+        options["size"] = size
+    make = TASKS[base].make
     try:
         inspect.signature(make).bind(**options)
     except TypeError as error:
-        raise TypeError(f"task {name!r}: {error}; its options: {inspect.signature(make)}.") from error
+        raise TypeError(f"task {base!r}: {error}; its options: {inspect.signature(make)}.") from error
     return make(**options)

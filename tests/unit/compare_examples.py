@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from celo2.evaluate.compare import CompareConfig, CompareResult, Entry, TaskFacts
+from celo2.evaluate.compare import CompareConfig, CompareResult, Entry
 from celo2.evaluate.grid import RunGrid
+from celo2.evaluate.runs import TaskFacts
 from celo2.evaluate.timing import StepCost
 
 
@@ -43,7 +44,16 @@ def make_result(*entries: Entry, seeds: int = 2) -> CompareResult:
         config=CompareConfig(
             task="quadratic", optimizers=tuple(e.name for e in entries), seeds=seeds, steps=100
         ),
-        task=TaskFacts("a-task", "a-data-set-sample", "made up & <escaped>", 90, 10, 4, 1000, 2.0),
+        task=TaskFacts(
+            name="a-task",
+            dataset="a-data-set-sample",
+            origin="made up & <escaped>",
+            train_examples=90,
+            valid_examples=10,
+            batch_size=4,
+            num_parameters=1000,
+            initial_loss=2.0,
+        ),
         entries=entries,
         unfinished=(),
         created="2026-01-02T03:04:05+00:00",

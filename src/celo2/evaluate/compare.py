@@ -16,19 +16,19 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import jax
 import optax
 
 from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer, sets_own_rate
 from celo2.config import nearest_name
-from celo2.evaluate.environment import describe_environment
+from celo2.evaluate.environment import describe_environment, describe_task
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.runner import GridRunner, OnProgress, Progress
+from celo2.evaluate.runs import TaskFacts
 from celo2.evaluate.timing import StepCost, StepTimer
 from celo2.tasks.base import Task
 from celo2.tasks.registry import check_task_name, make_task
 
-__all__ = ["ALL", "CompareConfig", "CompareProgress", "CompareResult", "Entry", "TaskFacts", "compare"]
+__all__ = ["ALL", "CompareConfig", "CompareProgress", "CompareResult", "Entry", "compare"]
 
 ALL = "all"  # in place of an optimizer's name: learning rates for each of them
 
@@ -132,19 +132,6 @@ class CompareProgress(NamedTuple):
     done: float
 
 
-class TaskFacts(NamedTuple):
-    """What a report says about the task."""
-
-    name: str
-    dataset: str
-    origin: str
-    train_examples: int
-    valid_examples: int
-    batch_size: int
-    num_parameters: int
-    initial_loss: float
-
-
 class Entry(NamedTuple):
     """One optimizer's part of a comparison."""
 
@@ -212,7 +199,7 @@ def compare(
             raise
     return CompareResult(
         config=config,
-        task=_describe_task(task),
+        task=describe_task(task),
         entries=tuple(entries),
         unfinished=config.optimizers[len(entries) :],
         created=created.isoformat(timespec="seconds"),
@@ -256,17 +243,3 @@ def _reporters(
         on_progress(CompareProgress(specs[index].name, progress, done))
 
     return [functools.partial(report, index) for index in range(len(specs))]
-
-
-def _describe_task(task: Task) -> TaskFacts:
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    return TaskFacts(
-        name=task.name,
-        dataset=task.dataset.name,
-        origin=task.dataset.origin,
-        train_examples=task.dataset.size("train"),
-        valid_examples=task.dataset.size("valid"),
-        batch_size=task.batch_size,
-        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(shapes)),
-        initial_loss=task.initial_loss,
-    )

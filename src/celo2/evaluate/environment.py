@@ -1,8 +1,9 @@
-"""Where a result came from: software, machine, commit."""
+"""Where a result came from: software, machine, commit, task."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import jax
 
 from celo2._version import __version__
+from celo2.evaluate.runs import TaskFacts
+from celo2.tasks.base import Task
 
-__all__ = ["describe_environment"]
+__all__ = ["describe_environment", "describe_task"]
 
 PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 
@@ -31,6 +34,23 @@ def describe_environment() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "devices": f"{len(devices)} × {devices[0].device_kind}",
     }
+
+
+def describe_task(task: Task) -> TaskFacts:
+    """What a report says about a task."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return TaskFacts(
+        name=task.name,
+        dataset=task.dataset.name,
+        origin=task.dataset.origin,
+        train_examples=task.dataset.size("train"),
+        valid_examples=task.dataset.size("valid"),
+        batch_size=task.batch_size,
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(shapes)),
+        initial_loss=task.initial_loss if math.isfinite(task.initial_loss) else None,
+        tokens_per_batch=task.tokens_per_batch,
+        unit="loss" if task.objective is None else "return",
+    )
 
 
 def _commit() -> str:

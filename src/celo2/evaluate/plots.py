@@ -149,7 +149,10 @@ def _shown(entry: Entry) -> int:
 
 
 def scale_losses(axes: Axes) -> None:
-    """A log scale whose ticks are plain numbers."""
+    """A log scale whose ticks are plain numbers; nothing where a line is not above zero (a return, say)."""
+    lines = [np.asarray(line.get_ydata(), np.float64) for line in axes.get_lines()]
+    if any((line <= 0).any() for line in lines if line.size):
+        return
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -158,6 +161,8 @@ def scale_losses(axes: Axes) -> None:
 
 def _limit(axes: Axes, result: CompareResult) -> None:
     """Keeps a diverging curve from squeezing the others: nothing is shown above 2 × the initial loss."""
+    if result.task.initial_loss is None:
+        return
     top = 2.0 * result.task.initial_loss
     low, high = axes.get_ylim()
     if low < top < high and axes.get_lines():

@@ -25,6 +25,7 @@ __all__ = [
     "WINDOW",
     "constant_schedule",
     "cosine_schedule",
+    "linear_schedule",
     "seed_keys",
     "window_length",
 ]
@@ -69,8 +70,20 @@ def constant_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
     return schedule
 
 
+def linear_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
+    """The same warm-up, then a straight line to zero at the last step; arguments as of `cosine_schedule`."""
+    warmup = _warmup_length(steps)
+
+    def schedule(count: ArrayLike) -> Array:
+        time = jnp.asarray(count, jnp.float32)
+        falling = 1.0 - jnp.clip((time - warmup) / (steps - warmup), 0.0, 1.0)
+        return jnp.asarray(peak, jnp.float32) * jnp.minimum((time + 1.0) / warmup, falling)
+
+    return schedule
+
+
 SCHEDULES: Mapping[str, Callable[[ArrayLike, int], optax.Schedule]] = MappingProxyType(
-    {"cosine": cosine_schedule, "constant": constant_schedule}
+    {"cosine": cosine_schedule, "linear": linear_schedule, "constant": constant_schedule}
 )
 """Schedules of the learning rate by name: `(peak, steps) → schedule`."""
 

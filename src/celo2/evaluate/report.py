@@ -100,8 +100,14 @@ def _settings(result: CompareResult) -> dict[str, Any]:
         "final training loss": "mean batch loss over the last 5 % of the steps",
         "best training loss": "lowest mean batch loss over any 5 % of consecutive steps",
         "validation": f"{VALID_BATCHES} batches of held-out examples, drawn once: the same for every run",
-        "diverged": f"a loss that is not finite, or ends above {DIVERGENCE_MARGIN} × an untrained network's "
-        f"({task.initial_loss:.4g})",
+        "diverged": _describe_divergence(task.initial_loss),
         "time per step": "loss, gradient and update of one run alone, median of interleaved rounds",
         "took": f"{result.seconds:.0f} s, compilation included",
     }
+
+
+def _describe_divergence(initial_loss: float | None) -> str:
+    if initial_loss is None:
+        return "a loss that is not finite"
+    limit = f"{DIVERGENCE_MARGIN} × an untrained network's ({initial_loss:.4g})"
+    return f"a loss that is not finite, or ends above {limit}"

@@ -63,6 +63,10 @@ class GridRunner:
         schedule: Of the learning rate, by its name in `celo2.evaluate.protocol.SCHEDULES`.
         eval_params: What is validated, as in `OptimizerSpec`; None: the trained parameters.
 
+    Attributes:
+        width: Runs that are trained at once.
+        num_devices: What they share.
+
     Raises:
         ValueError: There is no learning rate or seed, or one is out of range, or a run is too short.
     """
@@ -87,12 +91,13 @@ class GridRunner:
         self._pairs = np.asarray([(rate, seed) for rate in learning_rates for seed in seeds])
         used = jax.local_devices()[: devices or None][: len(self._pairs)]
         self._program = Program(task, make_optimizer, steps, used, inputs, num_evals, schedule, eval_params)
-        self._width = self._program.fit(len(self._pairs), max_memory)
+        self.width = self._program.fit(len(self._pairs), max_memory)
+        self.num_devices = len(used)
 
     def train(self, on_progress: OnProgress | None = None, *, inputs: Sequence[Any] | None = None) -> RunGrid:
         """Trains every run; `on_progress` is called after each piece, `inputs` replace those given before."""
         given = self._program.inputs if inputs is None else inputs
-        record = _train_in_chunks(self._program, self._pairs, self._width, given, on_progress)
+        record = _train_in_chunks(self._program, self._pairs, self.width, given, on_progress)
         shape = (len(self._learning_rates), len(self._seeds), -1)
         task = self._program.task
         return RunGrid(

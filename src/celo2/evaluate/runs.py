@@ -60,6 +60,7 @@ class TaskFacts:
     """What a report says about a task.
 
     Attributes:
+        name: The task's.
         dataset: The set's name: a stand-in has its own.
         origin: Where the set came from, and its licence.
         train_examples: Of the training split; 0 where there is no set.
@@ -71,6 +72,7 @@ class TaskFacts:
         unit: Of the objective: "nats", "return", …; lower is better whatever it is, so a return is negated.
     """
 
+    name: str
     dataset: str
     origin: str
     train_examples: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def as_json(result: CompareResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 3),
         "settings": {field.name: getattr(result.config, field.name) for field in fields(CompareConfig)},
         "selection": SELECTION,
-        "task": result.task._asdict(),
+        "task": asdict(result.task),
         "optimizers": [_entry_as_json(entry, result.task.num_parameters) for entry in result.entries],
         "unfinished": list(result.unfinished),
         "caveats": caveats(result),

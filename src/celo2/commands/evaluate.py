@@ -1,0 +1,172 @@
+"""`celo2 evaluate`: a suite of tasks, every optimizer tuned alike, into a folder of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from celo2.baselines import describe_optimizers
+from celo2.commands._arguments import make_registry
+from celo2.commands._devices import num_cores, use_cpu_devices
+from celo2.commands._suite_report import report_suite
+from celo2.evaluate.progress import ProgressDisplay
+from celo2.evaluate.run_store import RunStore
+from celo2.evaluate.run_suite import run_locally, run_suite
+from celo2.evaluate.suite import Suite, load_suite
+from celo2.evaluate.train_groups import Failure, Machine
+from celo2.tasks.registry import TASKS
+
+__all__ = ["EvaluateCommand", "main"]
+
+PLAIN_WIDTH = 160  # columns, where the output is no terminal
+INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
+
+_DESCRIPTION = """\
+Trains the tasks of a suite with every optimizer, each tuned over as many learning rates and weight decays
+as the others, with several seeds. Each run is a folder of its own in OUT; the same command goes on where it
+was stopped (Ctrl-C, a crash, kill -9), and one with more seeds, tasks or optimizers adds what is missing.
+At the end, and whenever you ask (celo2 report OUT), there are tables, a page, plots and CSV files.
+
+examples:
+  celo2 evaluate --suite tiny --out runs/tiny
+  celo2 evaluate --suite small --optimizers celo2,celo2:mine.safetensors,adamw,muon --out runs/mine
+  celo2 evaluate --suite full --tasks ViT,vit-s16 --learning-rates 9 --weight-decays 0 0.1 --out runs/vit
+  celo2 evaluate --suite my-suite.toml --out runs/my-suite --ray auto
+  celo2 report runs/tiny
+
+A suite of your own is a TOML file:
+  tasks = ["Conv_Cifar10_32x64x64@small", "fashion-mlp"]
+  optimizers = ["celo2", "adamw"]
+  learning_rates = 7
+  seeds = 3
+  steps = 2000
+  [steps_of]
+  fashion-mlp = 500
+
+tasks (those marked * also as NAME@tiny and NAME@small):
+{tasks}
+
+optimizers (and celo2:PATH, celo2-base:PATH for other weights):
+{optimizers}
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """What `celo2 evaluate` takes; what is not given is the suite's."""
+
+    out: Path
+    """Folder of the runs and of the report."""
+    suite: str = "tiny"
+    """tiny (minutes on two cores), small (hours), full (as published: accelerators), or a TOML or JSON file."""
+    tasks: tuple[str, ...] = ()
+    """Other tasks than the suite's."""
+    optimizers: tuple[str, ...] = ()
+    """Other optimizers than the suite's."""
+    learning_rates: int = 0
+    """Values in each optimizer's default grid."""
+    weight_decays: list[float] = dataclasses.field(default_factory=list)
+    """Decoupled, multiplied by the learning rate; each is tried with every learning rate."""
+    seeds: int = 0
+    """Runs of each setting."""
+    steps: int = 0
+    """Length of every run."""
+    schedule: str = ""
+    """Of the learning rate: cosine, linear or constant, after a warm-up over 5 % of the steps."""
+    baseline: str = "adamw"
+    """Whom the report's scores are relative to."""
+    devices: int = 0
+    """How many of the local devices to use; 0: all."""
+    max_memory: float = 4.0
+    """GiB that the runs trained together may take."""
+    ray: str | None = None
+    """Address of a Ray cluster that shares the work ("auto", or HOST:PORT); needs celo2[ray]."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `celo2 evaluate` with these arguments.
+
+    Returns:
+        0; 1 when a run could not be trained; 2 for a call that cannot be carried out; 130 when it was
+        interrupted.
+    """
+    command = tyro.cli(
+        EvaluateCommand,
+        prog="celo2 evaluate",
+        description=_describe(),
+        args=list(argv),
+        registry=make_registry(),
+    )
+    use_cpu_devices(command.devices or num_cores())
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    try:
+        suite = _suite(command)
+        engine = _ray_engine(command.ray) if command.ray else run_locally
+        machine = Machine(command.devices, command.max_memory * 2**30)
+        console.print(_announce(suite), highlight=False, markup=False)
+        with ProgressDisplay(console) as display:
+            failures = run_suite(
+                suite, RunStore(command.out), machine=machine, engine=engine, on_progress=display
+            )
+    except KeyboardInterrupt:
+        print(f"interrupted; the same command goes on, and celo2 report {command.out} shows what there is.")
+        return INTERRUPTED
+    except (OSError, ImportError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    report_suite(command.out, console, baseline=command.baseline)
+    for failure in failures:
+        print(f"failed: {_name(failure)}: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _suite(command: EvaluateCommand) -> Suite:
+    """The suite, with what the command line changes."""
+    asked = {
+        "tasks": command.tasks,
+        "optimizers": command.optimizers,
+        "learning_rates": command.learning_rates,
+        "weight_decays": tuple(command.weight_decays),
+        "seeds": command.seeds,
+        "steps": command.steps,
+        "schedule": command.schedule,
+    }
+    changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
+    if command.steps:
+        changes["steps_of"] = {}
+    return load_suite(command.suite, **changes)
+
+
+def _announce(suite: Suite) -> str:
+    decays = len(suite.weight_decays)
+    tuned = f"{suite.learning_rates} learning rates" + (f" × {decays} weight decays" if decays > 1 else "")
+    return (
+        f"suite {suite.name}: {len(suite.tasks)} tasks × {len(suite.optimizers)} optimizers × {tuned} "
+        f"× {suite.seeds} seeds, {suite.count_runs()} runs"
+    )
+
+
+def _name(failure: Failure) -> str:
+    return f"{failure.group.task} with {failure.group.optimizer}"
+
+
+def _ray_engine(address: str) -> Any:
+    from celo2.evaluate.ray_engine import make_ray_engine
+
+    return make_ray_engine(address)
+
+
+def _describe() -> str:
+    width = max(map(len, TASKS))
+    return _DESCRIPTION.format(
+        tasks="\n".join(
+            f"  {name + '*' * spec.sized:{width + 1}} {spec.summary}" for name, spec in TASKS.items()
+        ),
+        optimizers=describe_optimizers(),
+    )

@@ -1,0 +1,194 @@
+"""A suite: tasks × optimizers × learning rates × weight decays × seeds, as many for every optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer, sets_own_rate
+from celo2.config import nearest_name
+from celo2.evaluate.protocol import SCHEDULES
+from celo2.evaluate.runs import RunSpec
+from celo2.tasks.registry import check_task_name
+
+__all__ = ["SUITES", "Group", "Suite", "load_suite"]
+
+SUITES = ("tiny", "small", "full")  # files of these names lie in the folder suites/
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What to run.
+
+    Attributes:
+        name: For the report.
+        tasks: Names of tasks (`celo2.tasks.registry`), most of them with a size: `NAME@tiny`.
+        optimizers: Names of optimizers (`celo2.baselines`).
+        learning_rates: Values in the default grid of each optimizer; one that sets its own step sizes has
+            one run in place of them.
+        weight_decays: Tried with every learning rate.
+        seeds: Runs of each setting.
+        first_seed: The seeds are this one and the ones after it.
+        steps: Length of a run.
+        steps_of: The same for tasks that have another.
+        schedule: Of the learning rate, by its name in `celo2.evaluate.protocol.SCHEDULES`; an optimizer that
+            is made for a constant rate has that.
+
+    Raises:
+        ValueError: A name is unknown or appears twice, or a number is out of its range.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    optimizers: tuple[str, ...]
+    learning_rates: int = 7
+    weight_decays: tuple[float, ...] = (0.0,)
+    seeds: int = 3
+    first_seed: int = 0
+    steps: int = 2000
+    steps_of: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        for field in ("tasks", "optimizers", "weight_decays"):
+            values = getattr(self, field)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{field} must be one or more different ones, got {list(values)}.")
+        for field, least in (("learning_rates", 1), ("seeds", 1), ("first_seed", 0), ("steps", 2)):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}.")
+        for task in self.tasks:
+            check_task_name(task)
+        for optimizer in self.optimizers:
+            check_optimizer_name(optimizer)
+        if not all(0 <= decay < math.inf for decay in self.weight_decays):
+            raise ValueError(f"weight decays must not be negative, got {list(self.weight_decays)}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"unknown schedule {self.schedule!r}{nearest_name(self.schedule, SCHEDULES)} "
+                f"There are {', '.join(SCHEDULES)}."
+            )
+        for task, steps in self.steps_of.items():
+            if task not in self.tasks or steps < 2:
+                raise ValueError(
+                    f"steps_of has {steps} steps (≥ 2) for {task!r}, which must be one of the tasks."
+                )
+
+    def groups(self, task: str) -> list[Group]:
+        """What is trained of a task, a group for each program to compile."""
+        steps = self.steps_of.get(task, self.steps)
+        seeds = tuple(range(self.first_seed, self.first_seed + self.seeds))
+        return [
+            Group(
+                task=task,
+                optimizer=name,
+                learning_rates=spec.learning_rates(self.learning_rates),
+                weight_decay=decay,
+                seeds=seeds,
+                steps=steps,
+                schedule=self.schedule if spec.schedule == "cosine" else spec.schedule,
+            )
+            for name, spec in ((name, _spec(name, steps)) for name in self.optimizers)
+            for decay in (self.weight_decays if not spec.sets_own_rate else (0.0,))
+        ]
+
+    def count_runs(self) -> int:
+        """How many runs there are in all."""
+        return sum(len(group.specs()) for task in self.tasks for group in self.groups(task))
+
+
+class Group(NamedTuple):
+    """Runs that one compiled program trains side by side: learning rates × seeds."""
+
+    task: str
+    optimizer: str
+    learning_rates: tuple[float, ...]
+    weight_decay: float
+    seeds: tuple[int, ...]
+    steps: int
+    schedule: str
+
+    def specs(self) -> list[RunSpec]:
+        """Its runs, in the order of `RunGrid`: the seeds of each learning rate together."""
+        common = {
+            "task": self.task,
+            "optimizer": self.optimizer,
+            "weight_decay": self.weight_decay,
+            "steps": self.steps,
+            "schedule": self.schedule,
+        }
+        return [
+            RunSpec(learning_rate=rate, seed=seed, **common)
+            for rate in self.learning_rates
+            for seed in self.seeds
+        ]
+
+    def only(self, missing: Sequence[RunSpec]) -> Group | None:
+        """The smallest group with these runs of it; None without any."""
+        if not missing:
+            return None
+        rates, seeds = ({getattr(spec, name) for spec in missing} for name in ("learning_rate", "seed"))
+        return self._replace(
+            learning_rates=tuple(rate for rate in self.learning_rates if rate in rates),
+            seeds=tuple(seed for seed in self.seeds if seed in seeds),
+        )
+
+
+def _spec(name: str, steps: int) -> OptimizerSpec:
+    return find_optimizer(name, num_steps=steps if sets_own_rate(name) else None)
+
+
+def load_suite(name_or_path: str, **changes: Any) -> Suite:
+    """A suite by its name in `SUITES`, or from a TOML or JSON file with the fields of `Suite`.
+
+    Args:
+        name_or_path: "tiny", say, or a path.
+        **changes: Fields to replace.
+
+    Raises:
+        ValueError: No suite and no file has this name, or the file's content is unfit.
+    """
+    try:
+        content = _read(name_or_path)
+    except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{name_or_path} cannot be read as TOML (or JSON, if so named): {error}") from error
+    fields = {field.name for field in dataclasses.fields(Suite)}
+    unknown = [name for name in content if name not in fields]
+    if unknown:
+        raise ValueError(
+            f"{name_or_path}: unknown field {unknown[0]!r}{nearest_name(unknown[0], fields)} "
+            f"There are {', '.join(sorted(fields))}."
+        )
+    content = {"name": Path(name_or_path).stem, **content, **changes}
+    tasks = tuple(content.get("tasks", ()))
+    content["steps_of"] = {
+        task: steps
+        for task, steps in content.get("steps_of", {}).items()
+        if task in tasks or "tasks" not in changes
+    }
+    lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
+    try:
+        return Suite(**{**content, **lists})
+    except TypeError as error:
+        raise ValueError(f"{name_or_path}: {error}") from error
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    if name_or_path in SUITES:
+        file = resources.files("celo2").joinpath("evaluate", "suites", f"{name_or_path}.toml")
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(
+            f"no suite {name_or_path!r}{nearest_name(name_or_path, SUITES)} Expected {', '.join(SUITES)}, "
+            "or the path of a TOML or JSON file."
+        )
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

@@ -1,0 +1,173 @@
+"""Trains the groups of a suite: compiles those of a task together, then trains one after the other."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from celo2.baselines import OptimizerSpec, find_optimizer
+from celo2.evaluate.environment import describe_environment, describe_task
+from celo2.evaluate.runner import DEFAULT_MAX_MEMORY, GridRunner, Progress
+from celo2.evaluate.runs import RunResult, TaskFacts
+from celo2.evaluate.suite import Group
+from celo2.tasks.base import Task
+from celo2.tasks.registry import make_task
+
+__all__ = ["ONE_MACHINE", "Failure", "GroupProgress", "Machine", "train_groups"]
+
+
+class Machine(NamedTuple):
+    """What a group may use: local devices (0: all), and bytes for the runs trained together."""
+
+    devices: int = 0
+    max_memory: float = DEFAULT_MAX_MEMORY
+
+
+ONE_MACHINE = Machine()
+
+
+class Failure(NamedTuple):
+    """A group that could not be trained, and why."""
+
+    group: Group
+    reason: str
+
+
+class GroupProgress(NamedTuple):
+    """Where the group at hand stands; None while the groups of a task are compiled."""
+
+    group: Group
+    progress: Progress | None
+
+
+OnGroupProgress = Callable[[GroupProgress], None]
+
+
+class _Prepared(NamedTuple):
+    """A compiled group."""
+
+    group: Group
+    runner: GridRunner
+    state_bytes: int
+
+
+def train_groups(
+    groups: Sequence[Group], machine: Machine = ONE_MACHINE, on_progress: OnGroupProgress | None = None
+) -> Iterator[list[RunResult] | Failure]:
+    """Trains groups of one task; yields the runs of each, or why there are none, in the order given.
+
+    The programs are compiled side by side, and nothing else runs while they train, so that the times of
+    their steps can be compared.
+
+    Args:
+        groups: All of the same task.
+        machine: What they may use.
+        on_progress: Called before compilation and after each piece of training.
+    """
+    if on_progress:
+        on_progress(GroupProgress(groups[0], None))
+    try:
+        task = make_task(groups[0].task)
+    except (OSError, ImportError, ValueError) as error:
+        yield from (Failure(group, str(error)) for group in groups)
+        return
+    facts = describe_task(task)
+    with ThreadPoolExecutor() as pool:
+        prepared = [pool.submit(_prepare, task, group, machine) for group in groups]
+        try:
+            for future in prepared:
+                future.exception()  # waits
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    for group, future in zip(groups, prepared, strict=True):
+        yield _train(group, facts, future, on_progress)
+
+
+def _prepare(task: Task, group: Group, machine: Machine) -> _Prepared:
+    spec = find_optimizer(group.optimizer, num_steps=group.steps)
+    runner = GridRunner(
+        task,
+        lambda schedule: spec.make(schedule, group.weight_decay),
+        group.learning_rates,
+        seeds=group.seeds,
+        steps=group.steps,
+        devices=machine.devices,
+        max_memory=machine.max_memory,
+        schedule=group.schedule,
+        eval_params=spec.eval_params,
+    )
+    return _Prepared(group, runner, _state_bytes(task, spec, group))
+
+
+def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.eval_shape(spec.make(group.learning_rates[0], group.weight_decay).init, params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def _train(
+    group: Group, facts: TaskFacts, future: Future[_Prepared], on_progress: OnGroupProgress | None
+) -> list[RunResult] | Failure:
+    try:
+        prepared = future.result()
+        stopwatch = _Stopwatch(group, prepared.runner.width, on_progress)
+        grid = prepared.runner.train(stopwatch)
+    except Exception as error:  # one optimizer's fault must not cost the others' hours
+        return Failure(group, f"{type(error).__name__}: {error}")
+    steps, curves = grid.curve()
+    environment, created = describe_environment(), datetime.datetime.now().astimezone()
+    timing = f"share of {prepared.runner.width} runs side by side on {prepared.runner.num_devices} device(s)"
+    return [
+        RunResult(
+            spec=spec,
+            facts=facts,
+            train_steps=steps,
+            train_loss=curves[index].astype(np.float32),
+            valid_steps=grid.valid_steps,
+            valid_loss=grid.valid_loss[index],
+            valid_accuracy=None if grid.valid_accuracy is None else grid.valid_accuracy[index],
+            diverged_at=int(grid.diverged_at[index]),
+            seconds_per_step=stopwatch.seconds_per_step,
+            timing=timing,
+            state_bytes=prepared.state_bytes,
+            created=created.isoformat(timespec="seconds"),
+            environment=environment,
+        )
+        for spec, index in zip(group.specs(), np.ndindex(curves.shape[:2]), strict=True)
+    ]
+
+
+class _Stopwatch:
+    """Hears of a group's pieces of training, passes them on, and keeps how long each took.
+
+    Args:
+        group: The group.
+        width: Runs trained side by side.
+        on_progress: Whom to tell.
+    """
+
+    def __init__(self, group: Group, width: int, on_progress: OnGroupProgress | None) -> None:
+        self._group, self._width, self._on_progress = group, width, on_progress
+        self._last, self._step = time.perf_counter(), 0
+        self._seconds: list[float] = []
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.step > self._step:  # otherwise others of the group's runs have begun
+            taken = progress.step - self._step
+            self._seconds.append((time.perf_counter() - self._last) / (taken * self._width))
+        if self._on_progress:
+            self._on_progress(GroupProgress(self._group, progress))
+        self._last, self._step = time.perf_counter(), progress.step
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Wall-clock of a step of one run, the median over the pieces."""
+        return float(np.median(self._seconds)) if self._seconds else math.nan

@@ -29,7 +29,8 @@ def main() -> None:
             write(arguments.out / f"{name}_sample_10k.npz", image, label)
     with np.load(arguments.source / "images8.npz", allow_pickle=False) as images8:
         image, label = (
-            np.concatenate([images8[f"digits_{split}_{axis}"] for split in ("train", "test")]) for axis in "xy"
+            np.concatenate([images8[f"digits_{split}_{axis}"] for split in ("train", "test")])
+            for axis in "xy"
         )
     write(arguments.out / "digits_8x8.npz", image, label)
 

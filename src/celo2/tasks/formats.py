@@ -15,7 +15,7 @@ import numpy as np
 
 from celo2._extras import require
 
-__all__ = ["read_cifar100_binary", "read_cifar10_binary", "read_idx", "read_svhn_mat"]
+__all__ = ["read_cifar10_binary", "read_cifar100_binary", "read_idx", "read_svhn_mat"]
 
 _IDX_UINT8 = 0x08  # the third byte of an IDX file's magic number: unsigned bytes
 _CIFAR_PIXELS = 3 * 32 * 32  # the red, green and blue planes, after the labels

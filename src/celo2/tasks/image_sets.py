@@ -33,7 +33,14 @@ from celo2.tasks.datasets import (
 from celo2.tasks.formats import read_cifar100_binary
 from celo2.tasks.images import colour_crops, resize_bilinear
 
-__all__ = ["IMAGENET_SIDE", "Portion", "load_cifar100", "load_evaluation_set", "load_imagenet", "load_patches"]
+__all__ = [
+    "IMAGENET_SIDE",
+    "Portion",
+    "load_cifar100",
+    "load_evaluation_set",
+    "load_imagenet",
+    "load_patches",
+]
 
 Portion = Literal["80pct", "1pct"]  # of the training file
 
@@ -73,7 +80,9 @@ def load_evaluation_set(name: str, side: int, portion: Portion = "80pct") -> Dat
         ImportError: There is no local copy, and the stand-in needs scikit-image.
     """
     if name not in _SOURCES:
-        raise ValueError(f"unknown image set {name!r}{nearest_name(name, _SOURCES)}; there are {', '.join(_SOURCES)}.")
+        raise ValueError(
+            f"unknown image set {name!r}{nearest_name(name, _SOURCES)}; there are {', '.join(_SOURCES)}."
+        )
     return _prepare(name, side, portion, find_folder(_SOURCES[name].folder))
 
 
@@ -85,7 +94,9 @@ def load_cifar100() -> Dataset:
         ValueError: A file is damaged.
     """
     folder = need_folder("cifar-100-binary", "the unpacked cifar-100-binary.tar.gz")
-    splits = [read_cifar100_binary(folder / f"{n}.bin", count) for n, count in (("train", 50_000), ("test", 10_000))]
+    splits = [
+        read_cifar100_binary(folder / f"{n}.bin", count) for n, count in (("train", 50_000), ("test", 10_000))
+    ]
     train, valid = ({"image": image, "label": label} for image, label in splits)
     return Dataset(name="cifar100", train=train, valid=valid, origin=f"CIFAR-100, fine labels, from {folder}")
 
@@ -109,7 +120,7 @@ def load_patches(
         name=f"patches{num_classes}-rgb-32x32",
         train={"image": train_image, "label": train_label},
         valid={"image": valid_image, "label": valid_label},
-        origin=f"crops of ten photographs in the scikit-image wheel, {num_classes} classes, cut on this machine",
+        origin=f"crops of ten photographs in the scikit-image wheel, {num_classes} classes; cut here",
     )
 
 
@@ -122,8 +133,8 @@ def load_imagenet() -> Dataset:
     be as many as fit there.
 
     Returns:
-        `image` uint8 and `label` int32 in each split; name `imagenet`, or `patches100-rgb-224x224` for 32 × 32
-        crops enlarged.
+        `image` uint8 and `label` integers in each split; name `imagenet`, or `patches100-rgb-224x224`, which
+        are crops of 32 × 32, enlarged.
 
     Raises:
         FileNotFoundError: The folder lacks a file.
@@ -155,7 +166,9 @@ def _imagenet_split(folder: Path, split: str) -> dict[str, np.ndarray]:
     if image.dtype != np.uint8 or image.shape != (len(image), IMAGENET_SIDE, IMAGENET_SIDE, 3):
         raise ValueError(f"{paths['image']} is {image.dtype} {image.shape}; expected uint8 (N, 224, 224, 3).")
     if label.dtype.kind not in "iu" or label.shape != (len(image),):
-        raise ValueError(f"{paths['label']} is {label.dtype} {label.shape}; expected integers ({len(image)},).")
+        raise ValueError(
+            f"{paths['label']} is {label.dtype} {label.shape}; expected integers ({len(image)},)."
+        )
     if label.size == 0 or label.min() < 0 or label.max() >= _IMAGENET_CLASSES:
         raise ValueError(f"{paths['label']} must have labels from 0 to {_IMAGENET_CLASSES - 1}.")
     return {"image": image, "label": label.astype(np.int32)}
@@ -197,9 +210,7 @@ def _resize(dataset: Dataset, side: int) -> Dataset:
 
 
 _SOURCES: Mapping[str, _Source] = {
-    "mnist": _Source(
-        "mnist", functools.partial(load_mnist, "full"), functools.partial(load_mnist, "sample")
-    ),
+    "mnist": _Source("mnist", functools.partial(load_mnist, "full"), functools.partial(load_mnist, "sample")),
     "fashion-mnist": _Source(
         "fashion-mnist",
         functools.partial(load_fashion_mnist, "full"),

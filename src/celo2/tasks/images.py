@@ -87,7 +87,9 @@ def photograph_crops(num_train: int, num_valid: int) -> tuple[np.ndarray, np.nda
     train, valid = [], []
     for photograph in _photographs():
         grey = to_grey(photograph) if photograph.ndim == 3 else photograph.astype(np.float32)
-        for part, crops, count in zip(_train_and_valid(grey), (train, valid), (num_train, num_valid), strict=True):
+        for part, crops, count in zip(
+            _train_and_valid(grey), (train, valid), (num_train, num_valid), strict=True
+        ):
             windows = _crops(part, count // len(PHOTOGRAPHS), rng)
             crops.append(np.rint(block_mean(windows, _CROP_BLOCK)).astype(np.uint8))
     return *_shuffled(train, rng), *_shuffled(valid, rng)
@@ -120,7 +122,9 @@ def colour_crops(
     for photograph in _photographs():
         colour = photograph if photograph.ndim == 3 else np.repeat(photograph[..., None], 3, axis=-1)
         for cell in _cells(colour, grid):
-            for part, crops, count in zip(_train_and_valid(cell), (train, valid), (num_train, num_valid), strict=True):
+            for part, crops, count in zip(
+                _train_and_valid(cell), (train, valid), (num_train, num_valid), strict=True
+            ):
                 crops.append(_crops(part, count // num_classes, rng))
     return *_shuffled(train, rng), *_shuffled(valid, rng)
 
@@ -153,7 +157,9 @@ def _crops(picture: np.ndarray, count: int, rng: np.random.Generator) -> np.ndar
     """`(H, W, ...)` → `(count, 32, 32, ...)`."""
     shape = (_CROP_SIDE, _CROP_SIDE, *picture.shape[2:])
     windows = np.lib.stride_tricks.sliding_window_view(picture, shape)
-    windows = windows.reshape(*windows.shape[:2], *shape)  # without the ones of the axes that a crop has in full
+    windows = windows.reshape(
+        *windows.shape[:2], *shape
+    )  # without the ones of the axes that a crop has in full
     top = rng.integers(0, windows.shape[0], count)
     left = rng.integers(0, windows.shape[1], count)
     return windows[top, left]

@@ -23,6 +23,7 @@ __all__ = [
     "accuracy",
     "conv",
     "conv_template",
+    "cross_entropies",
     "cross_entropy",
     "layer_norm",
     "layer_norm_template",
@@ -137,18 +138,23 @@ def layer_norm(params: dict[str, Array], inputs: Array) -> Array:
     return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPS) * scale + bias
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Mean of `-log softmax(logits)[label]`, in nats.
+def cross_entropies(logits: Array, labels: Array) -> Array:
+    """`-log softmax(logits)[label]` of each example, in nats.
 
     Args:
         logits: `(..., classes)` float32.
         labels: `(...)`, integers in `[0, classes)`.
 
     Returns:
-        A float32 scalar.
+        `(...)` float32.
     """
     right = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return -(right * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+    return -(right * jax.nn.log_softmax(logits)).sum(axis=-1)
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """The mean of `cross_entropies`, `()`."""
+    return cross_entropies(logits, labels).mean()
 
 
 def accuracy(logits: Array, labels: Array) -> Array:

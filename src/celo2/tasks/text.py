@@ -1,24 +1,52 @@
-"""Text for the language-model task: source code that every Python installation has."""
+"""Text that every Python installation has: the source code of its standard library.
+
+It stands in for the published texts of the language tasks, under names of its own: as one text of bytes
+where they are, as padded records of byte tokens where those are sentences or articles.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import re
 import sys
 import sysconfig
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from celo2.tasks.base import Dataset
 
-__all__ = ["load_stdlib_text"]
+__all__ = [
+    "BYTE_VOCABULARY",
+    "MAX_BYTES",
+    "NUM_SPECIAL",
+    "PAD",
+    "RecordUnit",
+    "load_stdlib_records",
+    "load_stdlib_text",
+    "pad_records",
+]
+
+PAD = 0  # the token that fills a record up, as in T5's vocabulary
+NUM_SPECIAL = 3  # T5's padding, end and unknown: the bytes of a record come after them
+BYTE_VOCABULARY = NUM_SPECIAL + 256
+MAX_BYTES = 8_000_000
+
+RecordUnit = Literal["lines", "paragraphs"]
 
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 _VALID_SHARE = 0.05  # of the files
+_SEPARATORS: Mapping[RecordUnit, re.Pattern[bytes]] = {
+    "lines": re.compile(rb"\n"),
+    "paragraphs": re.compile(rb"\n\s*\n"),
+}
 
 
-def load_stdlib_text(length: int = 65, *, max_bytes: int = 8_000_000) -> Dataset:
+def load_stdlib_text(length: int = 65, *, max_bytes: int = MAX_BYTES) -> Dataset:
     """The Python source of the running interpreter's standard library, in rows of bytes.
 
     The files are taken in the order of their paths, without the tests, until `max_bytes`; the last
@@ -36,6 +64,54 @@ def load_stdlib_text(length: int = 65, *, max_bytes: int = 8_000_000) -> Dataset
         FileNotFoundError: This interpreter has no standard library on disk.
         ValueError: A split has less than one row.
     """
+    return _make_dataset("stdlib", max_bytes, lambda files: {"text": _rows(b"".join(files), length)})
+
+
+def load_stdlib_records(unit: RecordUnit, length: int, *, max_bytes: int = MAX_BYTES) -> Dataset:
+    """The same files as padded records: lines in place of sentences, paragraphs in place of articles.
+
+    Args:
+        unit: What makes a record: `"lines"`, or `"paragraphs"`, between which there are blank lines. Space
+            around it is left out, and so are empty ones.
+        length: Tokens in a record, ≥ 2: the rest is cut off, a shorter one is filled up with 0.
+        max_bytes: Most bytes of text in all.
+
+    Returns:
+        `tokens` uint16 `(N, length)` in each split; a byte b is the token b + 3, see `NUM_SPECIAL`. The
+        name is `python-3.11-stdlib-lines`, say.
+
+    Raises:
+        FileNotFoundError: This interpreter has no standard library on disk.
+        ValueError: `length` is below 2.
+    """
+    if length < 2:
+        raise ValueError(f"a record needs at least 2 tokens, one to read and one to predict, got {length}.")
+
+    def split(files: Sequence[bytes]) -> dict[str, np.ndarray]:
+        records = (record.strip()[:length] for text in files for record in _SEPARATORS[unit].split(text))
+        kept = [record for record in records if record]
+        tokens = np.frombuffer(b"".join(kept), np.uint8).astype(np.uint16) + np.uint16(NUM_SPECIAL)
+        return {"tokens": pad_records(tokens, [len(record) for record in kept], length)}
+
+    return _make_dataset(f"stdlib-{unit}", max_bytes, split)
+
+
+def pad_records(tokens: np.ndarray, lengths: Sequence[int], length: int) -> np.ndarray:
+    """Records that lie one after the other → `(N, length)`, filled up with `PAD` on the right.
+
+    Args:
+        tokens: All records' tokens, `(sum of lengths,)`.
+        lengths: Of each record, at most `length`.
+        length: Tokens in a row.
+    """
+    rows = np.full((len(lengths), length), PAD, tokens.dtype)
+    rows[np.arange(length) < np.asarray(lengths, np.int64).reshape(-1, 1)] = tokens
+    return rows
+
+
+def _make_dataset(
+    name: str, max_bytes: int, split: Callable[[Sequence[bytes]], Mapping[str, Any]]
+) -> Dataset:
     folder = Path(sysconfig.get_path("stdlib"))
     texts = _read_sources(folder, max_bytes)
     if len(texts) < 2:
@@ -45,14 +121,15 @@ def load_stdlib_text(length: int = 65, *, max_bytes: int = 8_000_000) -> Dataset
         )
     border = len(texts) - max(1, round(_VALID_SHARE * len(texts)))
     return Dataset(
-        name=f"python-{sys.version_info.major}.{sys.version_info.minor}-stdlib",
-        train={"text": _rows(b"".join(texts[:border]), length)},
-        valid={"text": _rows(b"".join(texts[border:]), length)},
+        name=f"python-{sys.version_info.major}.{sys.version_info.minor}-{name}",
+        train=split(texts[:border]),
+        valid=split(texts[border:]),
         origin=f"source code of the standard library of Python {platform.python_version()}, PSF licence",
     )
 
 
-def _read_sources(folder: Path, max_bytes: int) -> list[bytes]:
+@functools.lru_cache(maxsize=2)  # a suite asks for one text in many shapes
+def _read_sources(folder: Path, max_bytes: int) -> tuple[bytes, ...]:
     texts: list[bytes] = []
     room = max_bytes
     for path in _source_paths(folder):
@@ -61,7 +138,7 @@ def _read_sources(folder: Path, max_bytes: int) -> list[bytes]:
         if room < 0:
             break
         texts.append(text)
-    return texts
+    return tuple(texts)
 
 
 def _source_paths(folder: Path) -> list[Path]:

@@ -1,0 +1,1 @@
+"""The networks of the published tasks as Flax modules; imported when a task is made: Flax is optional."""

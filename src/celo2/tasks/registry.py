@@ -13,6 +13,8 @@ from typing import Any
 from celo2.config import nearest_name
 from celo2.tasks.base import SIZES, Task
 from celo2.tasks.convolution import make_fashion_conv
+from celo2.tasks.learned_optimizer import LEARNED_OPTIMIZERS
+from celo2.tasks.minatar import MINATAR_TASKS
 from celo2.tasks.mlp import make_digits_mlp, make_fashion_mlp
 from celo2.tasks.quadratic import make_quadratic
 from celo2.tasks.transformer import make_tiny_lm
@@ -41,6 +43,10 @@ TASKS: Mapping[str, TaskSpec] = {
     "digits-mlp": TaskSpec(make_digits_mlp, "64-32-32-10 perceptron on the UCI digits, 8 × 8"),
     "tiny-lm": TaskSpec(make_tiny_lm, "two-layer transformer on the bytes of Python's standard library"),
     "quadratic": TaskSpec(make_quadratic, "ill-conditioned quadratic of a 64 × 32 matrix, minimum 0"),
+    **{
+        name: TaskSpec(make, summary, sized=True)
+        for name, (make, summary) in {**LEARNED_OPTIMIZERS, **MINATAR_TASKS}.items()
+    },
 }
 
 

@@ -24,7 +24,7 @@ from celo2.zoo.layers import Theta
 from celo2.zoo.specs import AdafacMlp
 from celo2.zoo.step import STANDARD, Decays, Outcome, Rule, Step
 
-__all__ = ["RULE", "TIMES"]
+__all__ = ["RULE", "TIMES", "learned_decays"]
 
 TIMES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)  # steps
 DECAY_SCALE = 10.0  # what a learned decay's logarithm is multiplied by
@@ -36,7 +36,7 @@ def _init(theta: Theta, config: AdafacMlp, tensors: int, dtype: jnp.dtype) -> tu
 
 def _update(theta: Theta, config: AdafacMlp, step: Step) -> Outcome:  # noqa: ARG001
     dtype = step.loss.dtype
-    decays, weights = _learned_decays(theta, dtype), _weights(theta, step.count, dtype)
+    decays, weights = learned_decays(theta, dtype), _weights(theta, step.count, dtype)
     changes, states = [], []
     for leaf, axes in zip(step.leaves, step.axes, strict=True):
         state = accumulators_lib.update(leaf.accumulators, leaf.grad, axes, decays)
@@ -49,8 +49,8 @@ def _update(theta: Theta, config: AdafacMlp, step: Step) -> Outcome:  # noqa: AR
     return Outcome(changes, states, ())
 
 
-def _learned_decays(theta: Theta, dtype: jnp.dtype) -> Decays:
-    """Momentum's decay may leave [0, 1]; the others are kept inside."""
+def learned_decays(theta: Theta, dtype: jnp.dtype) -> Decays:
+    """The decays that theta stands for. Momentum's may leave [0, 1]; the others are kept inside."""
 
     def decode(start: tuple[float, ...], name: str) -> Array:
         shift = jnp.exp(DECAY_SCALE * jnp.asarray(theta[name], dtype))

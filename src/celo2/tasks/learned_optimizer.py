@@ -1,0 +1,129 @@
+"""A task whose parameters are a learned optimizer's weights: it trains a perceptron, and its loss is judged.
+
+Source: `LOpt_AdafacMLPLOpt_FashionMnist_50` of google/learned_optimization, the last of the 17 tasks of
+arXiv 2602.19142.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+from celo2.tasks import adafac_rule
+from celo2.tasks.base import Batch, Params, Size, Task
+from celo2.tasks.classifier import NUM_CLASSES
+from celo2.tasks.datasets import Prefer, load_fashion_mnist_8x8
+from celo2.tasks.layers import cross_entropy
+from celo2.tasks.mlp import compute_mlp, init_mlp
+from celo2.zoo.factory import init_theta
+
+__all__ = ["LEARNED_OPTIMIZERS", "InnerTraining", "clip_loss", "compute_loss", "make_learned_optimizer"]
+
+LOSS_BOUND = 1.5 * math.log(NUM_CLASSES)  # nats; what a loss is clipped to, in the inner training and outside
+INITIAL_LOSS = 2.254  # of the published task
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerTraining:
+    """What the learned optimizer trains, once for each loss.
+
+    Attributes:
+        steps: Updates.
+        batch_size: Images in each.
+        widths: Of the perceptron: pixels, hidden units, classes.
+    """
+
+    steps: int = 50
+    batch_size: int = 128
+    widths: tuple[int, ...] = (64, 32, NUM_CLASSES)
+
+
+_SIZES: Mapping[Size, InnerTraining] = {
+    "tiny": InnerTraining(steps=5, batch_size=16, widths=(64, 8, NUM_CLASSES)),
+    "small": InnerTraining(steps=20, batch_size=32),
+    "full": InnerTraining(),
+}
+
+
+def clip_loss(loss: Array) -> Array:
+    """The loss within [0, 1.5 ln 10], NaN becoming the upper bound."""
+    return jnp.where(jnp.isnan(loss), LOSS_BOUND, jnp.clip(loss, 0.0, LOSS_BOUND))
+
+
+def compute_loss(theta: Params, batch: Batch, inner: InnerTraining) -> Array:
+    """Trains a fresh perceptron with the optimizer that theta is; the mean of the losses before each update.
+
+    Every inner step is checkpointed: reverse mode keeps what a step starts from and computes the rest
+    again.
+
+    Args:
+        theta: 197 numbers, by the names of `celo2.zoo.init_theta("adafac_mlp", key)`.
+        batch: `image` uint8 `(steps · batch_size, 8, 8)` and `label`, cut into batches in their order, and
+            the `key` of the perceptron's initial parameters.
+        inner: What is trained.
+
+    Returns:
+        Nats, in [0, 1.5 ln 10]; `()` of theta's dtype.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(theta))
+    params = init_mlp(jax.random.wrap_key_data(batch["key"]), inner.widths)
+    layout = adafac_rule.Layout(tuple(leaf.shape for leaf in jax.tree.leaves(params)))
+    start, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(dtype), params))
+
+    def score(vector: Array, images: Array, labels: Array) -> Array:
+        logits = compute_mlp(unravel(vector), images.astype(dtype) / 255.0)
+        return clip_loss(cross_entropy(logits, labels))
+
+    def step(
+        carry: tuple[Array, adafac_rule.RuleState], batch: tuple[Array, Array]
+    ) -> tuple[tuple[Array, adafac_rule.RuleState], Array]:
+        vector, state = carry
+        loss, grad = jax.value_and_grad(score)(vector, *batch)
+        return adafac_rule.update(theta, layout, state, grad, vector), loss
+
+    batches = [
+        batch[name].reshape(inner.steps, inner.batch_size, *batch[name].shape[1:])
+        for name in ("image", "label")
+    ]
+    carry = (start, adafac_rule.init_state(layout, dtype))
+    _, losses = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, tuple(batches))
+    return losses.mean()
+
+
+def make_learned_optimizer(*, size: Size = "full", prefer: Prefer = "auto") -> Task:
+    """AdaFac-MLP, 197 parameters, that trains a perceptron on Fashion-MNIST 8 × 8 for 50 steps.
+
+    An example is one image of an inner batch; a batch has those of all inner steps, 50 × 128. Images are
+    rounded to whole grey levels after the resize.
+
+    Args:
+        size: `"small"` has 20 inner steps of 32 images, `"tiny"` 5 of 16 and 8 hidden units in place of 32.
+        prefer: Full set or shipped sample, see `load_fashion_mnist`.
+    """
+    inner = _SIZES[size]
+    return Task(
+        name="LOpt_AdafacMLPLOpt_FashionMnist_50",
+        dataset=load_fashion_mnist_8x8(prefer),
+        init=partial(init_theta, "adafac_mlp"),
+        loss=partial(compute_loss, inner=inner),
+        batch_size=inner.steps * inner.batch_size,
+        initial_loss=INITIAL_LOSS,
+        stochastic=True,
+        clip=clip_loss,
+    )
+
+
+LEARNED_OPTIMIZERS: Mapping[str, tuple[Callable[..., Task], str]] = {
+    "LOpt_AdafacMLPLOpt_FashionMnist_50": (
+        make_learned_optimizer,
+        "AdaFac-MLP's 197 weights, by how well it trains a perceptron on Fashion-MNIST, 8 × 8",
+    ),
+}
+"""Name → what builds the task, and its summary."""

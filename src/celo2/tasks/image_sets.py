@@ -141,11 +141,7 @@ def load_imagenet() -> Dataset:
         ValueError: An array has another shape or type, or a label is out of range.
         ImportError: There is no folder, and scikit-image is not installed.
     """
-    return _load_imagenet(find_folder("imagenet"))
-
-
-@functools.cache
-def _load_imagenet(folder: Path | None) -> Dataset:
+    folder = find_folder("imagenet")
     if folder is None:
         return _resize(load_patches(100, *_ENLARGED_PATCHES), IMAGENET_SIDE)
     splits = [_imagenet_split(folder, split) for split in ("train", "valid")]

@@ -48,7 +48,7 @@ IMAGENET_SIDE = 224  # pixels
 _IMAGENET_CLASSES = 1_000
 _ONE_PERCENT = 500  # images: 1 % of a training file of CIFAR, and as many of a stand-in
 _PATCHES = (20_000, 2_500)  # crops to train and to validate on
-_ENLARGED_PATCHES = (1_000, 200)  # the same where each has 224 × 224 pixels
+_ENLARGED_PATCHES = (500, 100)  # the same where each has 224 × 224 pixels
 _CELLS = (5, 2)  # rows and columns that make 100 classes of ten photographs
 
 
@@ -141,11 +141,7 @@ def load_imagenet() -> Dataset:
         ValueError: An array has another shape or type, or a label is out of range.
         ImportError: There is no folder, and scikit-image is not installed.
     """
-    return _load_imagenet(find_folder("imagenet"))
-
-
-@functools.cache
-def _load_imagenet(folder: Path | None) -> Dataset:
+    folder = find_folder("imagenet")
     if folder is None:
         return _resize(load_patches(100, *_ENLARGED_PATCHES), IMAGENET_SIDE)
     splits = [_imagenet_split(folder, split) for split in ("train", "valid")]

@@ -51,6 +51,7 @@ SIZES: Mapping[Size, ImageSize] = {
     "tiny": ImageSize(grey_side=8, colour_side=8, narrow=4, fewer=8),
 }
 NUM_CLASSES = {"mnist": 10, "fashion-mnist": 10, "cifar10": 10, "cifar100": 100}
+CLASSIFIER_BATCH = 128  # images, of every published classifier
 CONTRAST_IMAGES = 1_000  # so many tell what an untrained autoencoder scores
 
 
@@ -62,7 +63,7 @@ def make_image_mlp(
     activation: Callable[[Array], Array] = jax.nn.relu,
     norm: bool = False,
     initial_loss: float,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     size: Size = "full",
 ) -> Task:
     """A perceptron that classifies images; published bounds 0 and 1.5 ln 10, to which NaN goes.
@@ -74,7 +75,7 @@ def make_image_mlp(
         activation: Elementwise.
         norm: Whether a layer norm comes before each activation.
         initial_loss: What an untrained network scores, as published.
-        batch_size: Images in a training batch.
+        batch_size: Images in a training batch; None: the size's.
         size: See `SIZES`.
     """
     require("eval", "flax")
@@ -92,7 +93,7 @@ def make_image_conv(
     norm: Norm = "none",
     portion: Portion = "80pct",
     initial_loss: float,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     size: Size = "full",
 ) -> Task:
     """3 × 3 convolutions of strides 2, 1, 1 that classify images; published bounds 0 and 1.5 ln K, NaN stays.
@@ -104,7 +105,7 @@ def make_image_conv(
         norm: `"none"`, `"batch"` or `"layer"`, after each ReLU.
         portion: Of the training file.
         initial_loss: What an untrained network scores, as published.
-        batch_size: Images in a training batch.
+        batch_size: Images in a training batch; None: the size's.
         size: See `SIZES`.
     """
     require("eval", "flax")
@@ -121,7 +122,8 @@ def make_image_autoencoder(
     images: str,
     widths: tuple[int, ...] = (128, 32, 128),
     *,
-    batch_size: int,
+    full_batch: int,
+    batch_size: int | None = None,
     size: Size = "full",
 ) -> Task:
     """A perceptron with a sigmoid that reproduces an image: mean squared error, published bounds 0 and 1.
@@ -130,7 +132,8 @@ def make_image_autoencoder(
         name: Of the task.
         images: A set of `load_evaluation_set`.
         widths: Hidden widths, the narrowest in the middle.
-        batch_size: Images in a training batch.
+        full_batch: Images in a training batch of the published task.
+        batch_size: Images in a training batch; None: the size's.
         size: See `SIZES`.
     """
     require("eval", "flax")
@@ -151,7 +154,7 @@ def make_image_autoencoder(
         dataset=dataset,
         init=init,
         loss=loss,
-        batch_size=batch_size // SIZES[size].fewer,
+        batch_size=batch_size or full_batch // SIZES[size].fewer,
         initial_loss=_contrast(dataset),
         clip=clip_error,
     )
@@ -162,7 +165,7 @@ def _make_classifier(
     images: str,
     network: Any,
     size: Size,
-    batch_size: int,
+    batch_size: int | None,
     initial_loss: float,
     clip: Callable[[Array, int], Array],
     portion: Portion = "80pct",
@@ -176,7 +179,7 @@ def _make_classifier(
         dataset,
         init,
         compute,
-        batch_size=batch_size // SIZES[size].fewer,
+        batch_size=batch_size or CLASSIFIER_BATCH // SIZES[size].fewer,
         num_classes=NUM_CLASSES[images],
         initial_loss=initial_loss,
         clip=clip,
@@ -243,12 +246,12 @@ _PUBLISHED: Mapping[str, tuple[Callable[..., Task], Mapping[str, Any], str]] = {
     ),
     "ImageMLPAE_Cifar10_128x32x128_bs256": (
         make_image_autoencoder,
-        {"images": "cifar10", "batch_size": 256},
+        {"images": "cifar10", "full_batch": 256},
         "3072-128-32-128-3072 autoencoder of CIFAR-10",
     ),
     "ImageMLPAE_Mnist_128x32x128_bs128": (
         make_image_autoencoder,
-        {"images": "mnist", "batch_size": 128},
+        {"images": "mnist", "full_batch": 128},
         "784-128-32-128-784 autoencoder of MNIST",
     ),
 }

@@ -245,8 +245,7 @@ def test_rows_at_once_change_neither_loss_nor_gradient() -> None:
     network = GPT(dataclasses.replace(GPT_SIZES, num_layers=1))
     options = {"batch_size": 4, "initial_loss": 1.0}
     whole, parts = (
-        make_contiguous_task("gpt", network, dataset, rows_at_once=number, **options)
-        for number in (None, 2)
+        make_contiguous_task("gpt", network, dataset, rows_at_once=number, **options) for number in (None, 2)
     )
     params = whole.init(jax.random.key(0))
     expected, found = (

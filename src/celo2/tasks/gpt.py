@@ -85,7 +85,7 @@ _SIZES: Mapping[Size, Mapping[str, GPTConfig]] = {
     "tiny": {
         "lm-30m": _bytes_gpt(width=16, num_layers=1, head_size=8, context=16, batch_size=8),
         "gpt2-124m": _bytes_gpt(width=16, num_layers=2, head_size=8, context=16, batch_size=8),
-        "gpt3-xl": _bytes_gpt(width=16, num_layers=2, head_size=4, context=32, batch_size=8),
+        "gpt3-xl": _bytes_gpt(width=16, num_layers=2, head_size=4, context=16, batch_size=8),
     },
 }
 

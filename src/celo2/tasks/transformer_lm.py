@@ -63,7 +63,7 @@ _CHANGES: Mapping[Size, Mapping[str, Any]] = {  # what a size has different; dep
         "num_heads": 3,
         "head_size": 8,
         "context": 8,
-        "batch_size": 16,
+        "batch_size": 8,
     },
 }
 

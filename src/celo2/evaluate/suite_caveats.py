@@ -150,18 +150,18 @@ def _edges(standings: Standings) -> Iterator[str]:
         for edge, other in (("highest", "higher"), ("lowest", "lower")):
             at = [task for task in tasks if task.cells[name].edge == edge]
             if at:
-                rates = join(f"{task.label} ({task.cells[name].best.learning_rate:g})" for task in at)
-                yield f"{name}: the best learning rate is the {edge} tried on {rates}; a {other} may be better."
+                rates = join(f"{task.label} ({task.cells[name].shown.learning_rate:g})" for task in at)
+                yield f"{name}: the best rate is the {edge} tried on {rates}; a {other} one may be better."
         at = [task.label for task in tasks if task.cells[name].decay_at_edge]
         if at:
-            yield f"{name}: the best weight decay is the highest tried on {join(at)}; a higher may be better."
+            yield f"{name}: the best weight decay is the highest tried on {join(at)}."
 
 
 def _lost(standings: Standings) -> Iterator[str]:
     for name in standings.optimizers:
         tasks = [t.label for t in standings.tasks if name in t.cells and t.cells[name].best is None]
         if tasks:
-            yield f"{name} diverged with at least one seed of every setting on {join(tasks)}: its scores are 0."
+            yield f"{name} diverged with a seed of every setting on {join(tasks)}: its scores there are 0."
 
 
 def _timing(standings: Standings) -> Iterator[str]:

@@ -22,7 +22,8 @@ class TaskRow(NamedTuple):
         task: The task's label.
         optimizer: Its name.
         unit: Of the losses; "return": they are negated.
-        setting: The best learning rate, and weight decay if there is one, as text.
+        learning_rate: The best.
+        weight_decay: The best.
         edge: "lowest" or "highest" where the best learning rate is that of those tried, otherwise "".
         settings: How many were tried.
         final_train_loss: Mean objective over the last 5 % of the steps.
@@ -45,7 +46,8 @@ class TaskRow(NamedTuple):
     task: str
     optimizer: str
     unit: str
-    setting: str | None
+    learning_rate: float | None
+    weight_decay: float | None
     edge: str
     settings: int
     final_train_loss: MeanStd | None
@@ -127,7 +129,8 @@ def _task_row(task: TaskRuns, cell: Cell) -> TaskRow:
         task=task.label,
         optimizer=name,
         unit=task.facts.unit,
-        setting=None if cell.best is None else str(cell.best),
+        learning_rate=cell.best and cell.best.learning_rate,
+        weight_decay=cell.best and cell.best.weight_decay,
         edge=cell.edge,
         settings=len(cell.settings),
         final_train_loss=cell.measure(lambda run: run.final_train_loss),

@@ -14,9 +14,9 @@ __all__ = [
     "Datum",
     "Table",
     "as_markdown_table",
+    "overview_table",
     "summary_table",
     "task_table",
-    "winners_table",
 ]
 
 NONE, DIVERGED = "–", "diverged"
@@ -75,7 +75,6 @@ def task_table(rows: Sequence[TaskRow]) -> Table:
         "speed-up, steps",
         "speed-up, time",
         "best rate",
-        "edge",
         f"{what} ½ decade off",
         "decades within 10 %",
         "diverged",
@@ -85,7 +84,7 @@ def task_table(rows: Sequence[TaskRow]) -> Table:
     return Table(columns, [_task_cells(row, returns) for row in rows])
 
 
-def winners_table(rows: Sequence[TaskRow], optimizers: Sequence[str]) -> Table:
+def overview_table(rows: Sequence[TaskRow], optimizers: Sequence[str]) -> Table:
     """Tasks × optimizers: final training loss, mean over the seeds; the lowest of each task is marked."""
     cells: dict[str, dict[str, TaskRow]] = {}
     for row in rows:
@@ -134,7 +133,6 @@ def _task_cells(row: TaskRow, returns: bool) -> list[Datum]:
         _speed_up(row.speed_up),
         _speed_up(row.time_speed_up),
         _setting(row),
-        Datum(row.edge or NONE, row.edge or None),
         _number(row.half_decade, ".3g", unit="×"),
         width if row.bounded in (True, None) else Datum(f"≥ {width.text}", width.value),
         Datum(f"{row.diverged}/{row.runs}", row.diverged / row.runs),
@@ -147,7 +145,8 @@ def _setting(row: TaskRow) -> Datum:
     if row.learning_rate is None:
         return Datum(DIVERGED, None)
     decay = f", wd {row.weight_decay:g}" if row.weight_decay else ""
-    return Datum(f"{row.learning_rate:g}{decay}", row.learning_rate)
+    edge = f" ({row.edge} tried)" if row.edge else ""
+    return Datum(f"{row.learning_rate:g}{decay}{edge}", row.learning_rate)
 
 
 def _final(row: TaskRow | None, best: float) -> Datum:

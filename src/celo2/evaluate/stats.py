@@ -42,6 +42,7 @@ __all__ = [
 
 TOLERANCE = 0.1  # a learning rate is as good as the best within this share of its loss
 HALF_DECADE = 0.5
+ROUNDING = 0.03  # decades; rates are rounded, and 1, 3, 10 are half a decade apart
 RESAMPLES = 2000
 
 
@@ -241,7 +242,7 @@ def rate_sensitivity(rates: np.ndarray, ratios: np.ndarray) -> RateSensitivity:
     """
     place, best = np.log10(rates), int(np.argmin(ratios))
     sides = [(place[best] - place[best::-1], ratios[best::-1]), (place[best:] - place[best], ratios[best:])]
-    off = [_interpolate(away, grown) for away, grown in sides if away[-1] >= HALF_DECADE - 1e-9]
+    off = [_interpolate(away, grown) for away, grown in sides if away[-1] >= HALF_DECADE - ROUNDING]
     ends = [_crossing(away, grown) for away, grown in sides]
     width = round(sum(end for end, _ in ends), 6)  # the rates' logarithms are not exact
     return RateSensitivity(max(off, default=math.nan), width, all(inside for _, inside in ends))
@@ -249,11 +250,12 @@ def rate_sensitivity(rates: np.ndarray, ratios: np.ndarray) -> RateSensitivity:
 
 def _interpolate(away: np.ndarray, ratios: np.ndarray) -> float:
     """The ratio at half a decade."""
-    after = int(np.argmax(away >= HALF_DECADE - 1e-9))
-    share = (HALF_DECADE - away[after - 1]) / (away[after] - away[after - 1])
-    if share > 1 - 1e-6:
-        return float(ratios[after])
-    return float(ratios[after - 1] + share * (ratios[after] - ratios[after - 1]))
+    after = int(np.argmax(away >= HALF_DECADE - ROUNDING))
+    before, beyond = ratios[after - 1], ratios[after]
+    if not math.isfinite(before + beyond):
+        return math.inf
+    share = min((HALF_DECADE - away[after - 1]) / (away[after] - away[after - 1]), 1.0)
+    return float(before + share * (beyond - before))
 
 
 def _crossing(away: np.ndarray, ratios: np.ndarray) -> tuple[float, bool]:

@@ -50,7 +50,7 @@ def upper_limit(task: TaskRuns) -> float | None:
 
 
 def line_style(index: int) -> tuple[str, str]:
-    """Colour and dashes (Matplotlib's name) of an optimizer by its place in the standings; 28 different ones."""
+    """Colour and dashes (Matplotlib's name) of the optimizer at this place of the standings: 28 of them."""
     return COLORS[index % len(COLORS)], list(LINES)[index // len(COLORS) % len(LINES)]
 
 

@@ -126,7 +126,7 @@
   function drawRates(task) {
     const traces = [];
     let values = [];
-    for (const optimizer of drawn(task)) {
+    for (const [place, optimizer] of drawn(task).entries()) {
       const rates = task.rates[optimizer.name];
       values = values.concat(rates.y);
       const line = lineTrace(optimizer, rates.x, rates.y, optimizer.name, "%{y:.4g} at rate %{x}");
@@ -140,7 +140,7 @@
       traces.push({ ...line, mode: "lines+markers", marker: marker });
       traces.push({
         x: rates.lost,
-        y: rates.lost.map((_, index) => 0.98),
+        y: rates.lost.map(() => 0.98 - 0.03 * place), // none hides another
         yaxis: "y2",
         mode: "markers",
         marker: { symbol: "x", color: optimizer.color, size: 8 },

@@ -107,10 +107,9 @@ def as_markdown(results: Iterable[RunResult], *, baseline: str = BASELINE) -> st
     lines += ["Final training loss (or return), mean ± standard deviation over the seeds:", ""]
     lines += [*as_markdown_table(overview_table(task_rows, standings.optimizers)), ""]
     for title, sentences in (("Where Celo2 loses", defeats(standings)), ("Caveats", caveats(standings))):
-        lines += [f"{title}:", "", *(f"- {sentence}" for sentence in sentences or ["nowhere"]), ""]
-    lines += [
-        f"{name}: {value}." for name, value in _settings(standings).items() if name in ("steps", "seeds")
-    ]
+        lines += [f"{title}:", "", *(f"- {sentence}" for sentence in sentences or ["none"]), ""]
+    settings = _settings(standings)
+    lines.append("; ".join(f"{name}: {settings[name]}" for name in ("steps", "seeds", "weight decay")) + ".")
     return "\n".join(lines) + "\n"
 
 

@@ -108,9 +108,7 @@ def test_page_opens_without_errors_and_without_the_network(page, address):
     assert address in asked
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
     buttons = page.find_elements("css selector", "#curves .modebar-btn")
-    labels = {
-        button.get_attribute("aria-label") for button in buttons
-    }  # none that sends the figure elsewhere
+    labels = {button.get_attribute("aria-label") for button in buttons}  # none sends it elsewhere
     assert labels == {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
 
 

@@ -63,6 +63,10 @@ def _render(runs: list[RunResult]) -> Page:
     return Page(render_suite(standings, rank_optimizers(standings), rank_tasks(standings)))
 
 
+def _refuse(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -97,13 +101,17 @@ def test_page_says(page, text):
 
 
 def test_page_carries_finite_numbers_only(page):
-    def refuse(name):
-        raise AssertionError(name)
-
-    data = json.loads(page.scripts[0], parse_constant=refuse)
+    data = json.loads(page.scripts[0], parse_constant=_refuse)
     assert [task["label"] for task in data["tasks"]] == ["catch@tiny", "conv@tiny", "lm@tiny"]
     conv = data["tasks"][1]["rates"]["muon"]
     assert (conv["x"], conv["lost"], conv["best"]) == ([0.001, 0.01], [0.1], 0.01)
+
+
+def test_infinite_score_is_told_but_not_drawn():
+    page = _render([make_run(1.0), make_run(0.0, optimizer="muon")])
+    assert "Score, adamw = 1, highest first: muon inf, adamw 1.000." in page.text
+    scores = json.loads(page.scripts[0], parse_constant=_refuse)["scores"]
+    assert [score["score"] for score in scores] == [None, 1.0]
 
 
 def test_every_environment_is_told_once_with_its_number_of_runs():

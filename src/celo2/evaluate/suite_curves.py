@@ -117,9 +117,11 @@ def _rate_data(task: TaskRuns, cell: Cell) -> dict[str, Any]:
 
 
 def _score_data(row: OptimizerRow) -> dict[str, Any]:
-    interval = row.over_tasks or row.over_seeds or (row.score, row.score)
-    low, high = interval
-    return {"name": row.optimizer, "score": row.score, "low": low, "high": high}
+    """The score with its interval; a number that is not finite is not drawn."""
+    score = math.nan if row.score is None else row.score
+    interval = row.over_tasks or row.over_seeds or stats.Interval(score, score)
+    numbers = {"score": score, "low": interval.low, "high": interval.high}
+    return {"name": row.optimizer, **{key: x if math.isfinite(x) else None for key, x in numbers.items()}}
 
 
 def _band(task: TaskRuns, cell: Cell, curve: Callable[[RunResult], tuple[np.ndarray, np.ndarray]]) -> Band:

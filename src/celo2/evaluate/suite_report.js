@@ -140,7 +140,7 @@
       traces.push({ ...line, mode: "lines+markers", marker: marker });
       traces.push({
         x: rates.lost,
-        y: rates.lost.map(() => 0.98 - 0.03 * place), // none hides another
+        y: rates.lost.map(() => 0.98 - 0.02 * place), // none hides another
         yaxis: "y2",
         mode: "markers",
         marker: { symbol: "x", color: optimizer.color, size: 8 },

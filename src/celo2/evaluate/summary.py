@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,31 +10,11 @@ import numpy as np
 from celo2.baselines import sets_own_rate
 from celo2.evaluate.compare import CompareResult, Entry
 from celo2.evaluate.grid import RunGrid
+from celo2.evaluate.mean_std import MeanStd
 
 __all__ = ["MeanStd", "Summary", "caveats", "summarize"]
 
 REFERENCE = "adamw"  # step times are also given as multiples of this optimizer's
-
-
-class MeanStd(NamedTuple):
-    """Mean and standard deviation over seeds; the deviation of one seed is NaN."""
-
-    mean: float
-    std: float
-
-    @classmethod
-    def over(cls, values: np.ndarray) -> MeanStd | None:
-        """Of the runs of one learning rate, `(S,)`; None where there are none."""
-        if values.size == 0:
-            return None
-        exact = values.astype(np.float64)
-        return cls(float(exact.mean()), float(exact.std(ddof=1)) if exact.size > 1 else math.nan)
-
-    def __str__(self) -> str:
-        """Four digits after the point, the deviation where there is one."""
-        if math.isnan(self.std):
-            return f"{self.mean:.4f}"
-        return f"{self.mean:.4f} ±{self.std:.4f}"
 
 
 class Summary(NamedTuple):

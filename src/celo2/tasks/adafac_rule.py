@@ -111,7 +111,7 @@ def update(
     """One update of all tensors.
 
     Args:
-        theta: The 197 meta-parameters by name, as of `celo2.zoo.init_theta("adafac_mlp", key)`.
+        theta: The meta-parameters by name, as of `celo2.zoo.init_theta("adafac_mlp", key)`.
         layout: Of the tensors.
         state: Of the updates before.
         grad: `(P,)`.

@@ -11,7 +11,9 @@ from celo2.evaluate.runs import RunResult, RunSpec, TaskFacts
 
 ENVIRONMENT = {"celo2": "0.0", "commit": "abc123", "processor": "a <processor>", "devices": "2 × cpu"}
 IMAGES = TaskFacts(
+    name="conv",
     dataset="images-sample",
+    stands_in_for="Images",
     origin="made up & <escaped>",
     train_examples=900,
     valid_examples=100,
@@ -21,6 +23,7 @@ IMAGES = TaskFacts(
     unit="nats",
 )
 TEXT = TaskFacts(
+    name="lm",
     dataset="sentences",
     origin="made up, too",
     train_examples=500,
@@ -32,6 +35,7 @@ TEXT = TaskFacts(
     unit="nats",
 )
 AGENT = TaskFacts(
+    name="catch",
     dataset="catch",
     origin="a game",
     train_examples=0,

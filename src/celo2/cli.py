@@ -27,11 +27,16 @@ COMMANDS = {
     "compare": Command(
         "celo2.commands.compare", "eval", "train one task with several optimizers, side by side"
     ),
+    "evaluate": Command(
+        "celo2.commands.evaluate", "eval", "a suite of tasks, every optimizer tuned alike; stops and resumes"
+    ),
     "meta-train": Command("celo2.commands.meta_train", "meta", "make a rule; stops and resumes"),
     "probe": Command(
         "celo2.commands.probe", "meta", "train held-out tasks with weights, to choose among them"
     ),
-    "report": Command("celo2.commands.report", "eval", "draw runs of meta-train: figure, page, table"),
+    "report": Command(
+        "celo2.commands.report", "eval", "what runs of evaluate or meta-train say: page, plots, tables"
+    ),
     "weights": Command("celo2.commands.weights", "", "list, inspect, convert, verify and fetch weights"),
 }
 

@@ -85,7 +85,7 @@ def test_page_is_well_formed_and_needs_nothing_from_outside(page):
         "3 tasks, 4 optimizers",
         "72 runs",
         "celo2 1.111, muon 1.053, adamw 1.000, celo2-base 0.909",
-        "Not the published data, or a part of it: images-sample.",
+        "Not the published data: images-sample in place of Images.",
         "conv@tiny: muon, learning rate 0.1, seed 1: not finite from step 300 on",
         "conv@tiny: muon (0.3838) is better than celo2-base (0.4444, 16 % higher).",
         "made up & <escaped>",

@@ -14,7 +14,7 @@ from rich.console import Console
 from celo2.baselines import describe_optimizers
 from celo2.commands._arguments import make_registry
 from celo2.commands._devices import num_cores, use_cpu_devices
-from celo2.commands._suite_report import report_suite
+from celo2.commands._suite_report import load_suites, report_suite
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.run_store import RunStore
 from celo2.evaluate.run_suite import run_locally, run_suite
@@ -120,7 +120,15 @@ def main(argv: Sequence[str]) -> int:
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    report_suite(command.out, console, baseline=command.baseline)
+    return _report(command, console, failures)
+
+
+def _report(command: EvaluateCommand, console: Console, failures: Sequence[Failure]) -> int:
+    """Shows what came out, and what did not."""
+    try:
+        report_suite(load_suites([command.out]), command.out, console, baseline=command.baseline)
+    except ValueError as error:  # nothing is finished
+        print(f"error: {error}", file=sys.stderr)
     for failure in failures:
         print(f"failed: {_name(failure)}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0

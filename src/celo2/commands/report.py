@@ -10,6 +10,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from celo2.commands._suite_report import is_suite, load_suites, report_suite, write_pack, write_tables
+from celo2.evaluate.scores import BASELINE
 from celo2.meta.history import RunHistory, is_run, load_history
 from celo2.meta.metrics import METRICS_FILE
 from celo2.meta.report import make_table, write_report
@@ -19,11 +21,19 @@ __all__ = ["ReportCommand", "main"]
 PLAIN_WIDTH = 120  # columns, where the output is no terminal
 
 _DESCRIPTION = """\
-Draws runs of celo2 meta-train, finished or not: meta-loss of each task, meta-gradient, diverged losses,
+What runs have to say, finished or not.
+
+Of a suite (celo2 evaluate): scores, tables, curves, sensitivity to the learning rate, as a page with
+interactive figures, pictures and CSV files.
+
+Of celo2 meta-train: meta-loss of each task, meta-gradient, diverged losses,
 resets and skipped iterations, and the probes, also against the meta-loss. Several runs are drawn over each
 other, seeds of one recipe say.
 
 examples:
+  celo2 report runs/tiny
+  celo2 report runs/tiny --baseline muon --out report
+  celo2 report runs/tiny --pack results/tiny.npz --markdown docs/results.md
   celo2 report runs/celo2
   celo2 report runs/seed-0 runs/seed-1 runs/seed-2 --out runs/seeds
 """
@@ -34,25 +44,48 @@ class ReportCommand:
     """What `celo2 report` takes."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Runs of celo2 meta-train."""
+    """Folders of celo2 evaluate, or its runs packed into a file; or runs of celo2 meta-train."""
     out: Path | None = None
-    """Folder for report.html and report.png; the first run's by default."""
+    """Folder for the report; the first run's by default."""
+    baseline: str = BASELINE
+    """Of a suite: whom the scores are relative to."""
+    markdown: Path | None = None
+    """Of a suite: a Markdown page whose tables, between `<!-- results -->` and `<!-- end -->`, are replaced."""
+    pack: Path | None = None
+    """Of a suite: a file, NAME.npz, for all its runs; celo2 report reads it like the folder."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `celo2 report`; returns the exit status: 0, or 2 if there is nothing to report."""
     command = tyro.cli(ReportCommand, prog="celo2 report", description=_DESCRIPTION, args=list(argv))
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
-        runs = _load(command.folders)
-        paths = write_report(runs, command.out or command.folders[0])
+        if command.folders and all(map(is_suite, command.folders)):
+            _report_suites(command, console)
+        else:
+            _report_meta_training(command, console)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+    return 0
+
+
+def _report_suites(command: ReportCommand, console: Console) -> None:
+    results, first = load_suites(command.folders), command.folders[0]
+    if command.pack:
+        write_pack(results, command.pack)
+    if command.markdown:
+        write_tables(results, command.markdown, baseline=command.baseline)
+    out = command.out or (first if first.is_dir() else first.parent)
+    report_suite(results, out, console, baseline=command.baseline)
+
+
+def _report_meta_training(command: ReportCommand, console: Console) -> None:
+    runs = _load(command.folders)
+    paths = write_report(runs, command.out or command.folders[0])
     console.print(make_table(runs))
     for kind, path in paths.items():
         console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True, markup=False)
-    return 0
 
 
 def _load(folders: Sequence[Path]) -> list[RunHistory]:

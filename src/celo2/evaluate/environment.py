@@ -49,6 +49,7 @@ def describe_task(task: Task) -> TaskFacts:
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         initial_loss=task.initial_loss if math.isfinite(task.initial_loss) else None,
         tokens_per_batch=task.tokens_per_batch,
+        stands_in_for=task.dataset.stands_in_for,
         unit="loss" if task.objective is None else "return",
     )
 

@@ -63,6 +63,7 @@ class TaskFacts:
         name: The task's.
         dataset: The set's name: a stand-in has its own.
         origin: Where the set came from, and its licence.
+        stands_in_for: The published set whose place this one takes; "" where it is the set itself.
         train_examples: Of the training split; 0 where there is no set.
         valid_examples: Held out.
         batch_size: Examples in a training batch.
@@ -82,6 +83,7 @@ class TaskFacts:
     initial_loss: float | None
     tokens_per_batch: int | None = None
     unit: str = "loss"
+    stands_in_for: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

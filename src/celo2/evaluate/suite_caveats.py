@@ -9,13 +9,7 @@ from celo2.evaluate.cells import Setting
 from celo2.evaluate.runs import RunResult
 from celo2.evaluate.scores import Standings, TaskRuns, is_ours
 
-__all__ = ["caveats", "defeats", "describe_divergence", "describe_loss", "is_stand_in", "join"]
-
-STAND_INS = (
-    "stand-in",
-    "sample",
-    "synthetic",
-)  # parts of the names of data that stand in for a published set
+__all__ = ["caveats", "defeats", "describe_divergence", "describe_loss", "join"]
 
 
 def caveats(standings: Standings) -> list[str]:
@@ -44,11 +38,6 @@ def describe_divergence(run: RunResult) -> str:
         else f"not finite from step {run.diverged_at} on"
     )
     return f"{run.spec.optimizer}, learning rate {Setting.of(run.spec)}, seed {run.spec.seed}: {when}"
-
-
-def is_stand_in(dataset: str) -> bool:
-    """Whether a data set's name says that it stands in for another one, or is a part of it."""
-    return any(mark in dataset for mark in STAND_INS)
 
 
 def join(names: Iterable[str], most: int = 6) -> str:
@@ -112,9 +101,10 @@ def _unscored(standings: Standings) -> Iterator[str]:
 
 
 def _data(standings: Standings) -> Iterator[str]:
-    names = sorted({task.facts.dataset for task in standings.tasks if is_stand_in(task.facts.dataset)})
+    pairs = {(task.facts.dataset, task.facts.stands_in_for) for task in standings.tasks}
+    names = [f"{name} in place of {published}" for name, published in sorted(pairs) if published]
     if names:
-        yield f"Not the published data, or a part of it: {join(names)}."
+        yield f"Not the published data: {join(names, most=20)}."
     for size in ("tiny", "small"):
         count = sum(task.label.partition(",")[0].endswith(f"@{size}") for task in standings.tasks)
         if count:

@@ -137,7 +137,8 @@ def _data_sets(standings: Standings) -> list[dict[str, str]]:
     for task in standings.tasks:
         facts = task.facts
         examples = f"{facts.train_examples:,} ({facts.valid_examples:,})" if facts.train_examples else "–"
-        sets.setdefault((facts.dataset, examples, facts.origin), []).append(task.label)
+        name = facts.dataset + (f", in place of {facts.stands_in_for}" if facts.stands_in_for else "")
+        sets.setdefault((name, examples, facts.origin), []).append(task.label)
     return [
         {"name": name, "examples": examples, "origin": origin, "tasks": join(tasks, most=30)}
         for (name, examples, origin), tasks in sets.items()

@@ -28,12 +28,14 @@ class Dataset:
         train: Arrays by name, the leading axis running over examples.
         valid: The same names, held out.
         origin: One sentence: where the arrays came from, and under which licence.
+        stands_in_for: The published set whose place this one takes, or of which it is a part; otherwise "".
     """
 
     name: str
     train: Mapping[str, Any]
     valid: Mapping[str, Any]
     origin: str = ""
+    stands_in_for: str = ""
 
     def size(self, split: Split) -> int:
         """Number of examples of a split; 0 where the set has no arrays."""

@@ -51,6 +51,7 @@ class Corpus:
     """A published text.
 
     Attributes:
+        title: As its authors call it.
         name: Of its folder and of the data set.
         patterns: Which files of the folder, at any depth, have its records, one a line (`.jsonl`: as `text`).
         train_from: Share of the records before the training split; validation is from 0.01 to 0.02.
@@ -58,6 +59,7 @@ class Corpus:
         content: What to put into the folder, for messages.
     """
 
+    title: str
     name: str
     patterns: tuple[str, ...]
     train_from: float
@@ -66,6 +68,7 @@ class Corpus:
 
 
 LM1B = Corpus(
+    "LM1B",
     "lm1b",
     ("training-monolingual.tokenized.shuffled/news.en-*",),
     train_from=0.02,
@@ -73,6 +76,7 @@ LM1B = Corpus(
     content="the unpacked 1-billion-word-language-modeling-benchmark-r13output",
 )
 WIKIPEDIA = Corpus(
+    "Wikipedia (2020-12-01, English)",
     "wikipedia",
     ("*.txt", "*.jsonl"),
     train_from=0.03,
@@ -101,7 +105,7 @@ def load_corpus(corpus: Corpus, length: int) -> Dataset:
 @functools.cache
 def load_stand_in(corpus: Corpus, length: int) -> Dataset:
     """`load_stdlib_records`, loaded once in a process."""
-    return load_stdlib_records(corpus.stand_in, length)
+    return dataclasses.replace(load_stdlib_records(corpus.stand_in, length), stands_in_for=corpus.title)
 
 
 @functools.cache

@@ -109,7 +109,7 @@ def make_gpt(name: str, *, size: Size = "full", batch_size: int | None = None) -
     if size == "full":
         dataset = load_token_shards(config.folder, config.context, config.train_tokens)
     else:
-        dataset = load_bytes(config.context)
+        dataset = load_bytes(config.context, _SIZES["full"][name].folder)
     return make_contiguous_task(
         name,
         GPT(config),

@@ -53,8 +53,9 @@ _CELLS = (5, 2)  # rows and columns that make 100 classes of ten photographs
 
 
 class _Source(NamedTuple):
-    """Where a published set comes from: its folder, what reads that, and what stands in without it."""
+    """Where a published set comes from: its title and folder, what reads that, and what stands in without it."""
 
+    title: str
     folder: str
     load: Callable[[], Dataset]
     load_stand_in: Callable[[], Dataset]
@@ -143,7 +144,8 @@ def load_imagenet() -> Dataset:
     """
     folder = find_folder("imagenet")
     if folder is None:
-        return _resize(load_patches(100, *_ENLARGED_PATCHES), IMAGENET_SIDE)
+        patches = load_patches(100, *_ENLARGED_PATCHES)
+        return _resize(dataclasses.replace(patches, stands_in_for="ImageNet-1k"), IMAGENET_SIDE)
     splits = [_imagenet_split(folder, split) for split in ("train", "valid")]
     return Dataset(name="imagenet", train=splits[0], valid=splits[1], origin=f"ImageNet-1k, from {folder}")
 
@@ -174,7 +176,10 @@ def _imagenet_split(folder: Path, split: str) -> dict[str, np.ndarray]:
 def _prepare(name: str, side: int, portion: Portion, folder: Path | None) -> Dataset:
     """As `load_evaluation_set`; the folder is the place of the local copy, None for the stand-in."""
     source = _SOURCES[name]
-    dataset = source.load_stand_in() if folder is None else _published_split(source.load())
+    if folder is None:
+        dataset = dataclasses.replace(source.load_stand_in(), stands_in_for=source.title)
+    else:
+        dataset = _published_split(source.load())
     return _resize(_first_images(dataset) if portion == "1pct" else dataset, side)
 
 
@@ -206,12 +211,15 @@ def _resize(dataset: Dataset, side: int) -> Dataset:
 
 
 _SOURCES: Mapping[str, _Source] = {
-    "mnist": _Source("mnist", functools.partial(load_mnist, "full"), functools.partial(load_mnist, "sample")),
+    "mnist": _Source(
+        "MNIST", "mnist", functools.partial(load_mnist, "full"), functools.partial(load_mnist, "sample")
+    ),
     "fashion-mnist": _Source(
+        "Fashion-MNIST",
         "fashion-mnist",
         functools.partial(load_fashion_mnist, "full"),
         functools.partial(load_fashion_mnist, "sample"),
     ),
-    "cifar10": _Source("cifar-10-batches-bin", load_cifar10, functools.partial(load_patches, 10)),
-    "cifar100": _Source("cifar-100-binary", load_cifar100, functools.partial(load_patches, 100)),
+    "cifar10": _Source("CIFAR-10", "cifar-10-batches-bin", load_cifar10, functools.partial(load_patches, 10)),
+    "cifar100": _Source("CIFAR-100", "cifar-100-binary", load_cifar100, functools.partial(load_patches, 100)),
 }

@@ -41,13 +41,14 @@ def load_token_shards(name: str, context: int, train_tokens: int) -> Dataset:
         FileNotFoundError, ValueError: There is a copy, but it lacks shards or has a damaged one.
     """
     folder = find_folder(name)
-    return load_bytes(context) if folder is None else _load_once(folder, context, train_tokens)
+    return load_bytes(context, name) if folder is None else _load_once(folder, context, train_tokens)
 
 
-def load_bytes(context: int) -> Dataset:
+def load_bytes(context: int, stands_in_for: str) -> Dataset:
     """The stand-in: `load_stdlib_text`, its bytes as `tokens`."""
     text = load_stdlib_text(context)
-    return Dataset(text.name, {"tokens": text.train["text"]}, {"tokens": text.valid["text"]}, text.origin)
+    train, valid = ({"tokens": split["text"]} for split in (text.train, text.valid))
+    return Dataset(text.name, train, valid, text.origin, stands_in_for)
 
 
 @functools.cache

@@ -1,0 +1,111 @@
+"""What `celo2 evaluate` and `celo2 report` show of a suite's runs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from celo2._files import write_atomic
+from celo2.evaluate.run_store import load_results, pack
+from celo2.evaluate.runs import RunResult
+from celo2.evaluate.scores import BASELINE, arrange
+from celo2.evaluate.suite_caveats import caveats
+from celo2.evaluate.suite_summary import rank_optimizers, rank_tasks
+from celo2.evaluate.suite_tables import Table as SuiteTable
+from celo2.evaluate.suite_tables import overview_table, summary_table
+
+__all__ = ["is_suite", "load_suites", "report_suite", "write_pack", "write_tables"]
+
+MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def is_suite(place: Path) -> bool:
+    """Whether this is a folder of `celo2 evaluate`, or runs packed into a file."""
+    return (place / "runs").is_dir() or (place.is_file() and place.suffix == ".npz")
+
+
+def load_suites(places: Sequence[Path]) -> list[RunResult]:
+    """The runs of folders and packed files; what is damaged is told on standard error.
+
+    Raises:
+        ValueError: There is no finished run.
+    """
+    results: list[RunResult] = []
+    for place in places:
+        loaded = load_results(place)
+        results += loaded.results
+        for reason in loaded.damaged.values():
+            print(f"left out: {reason} The same celo2 evaluate repeats it.", file=sys.stderr)
+    if not results:
+        raise ValueError(f"no run in {', '.join(map(str, places))} is finished.")
+    return results
+
+
+def report_suite(
+    results: Sequence[RunResult], out: Path, console: Console, *, baseline: str = BASELINE
+) -> None:
+    """Shows the tables and writes the report's files.
+
+    Args:
+        results: Runs of a suite.
+        out: Folder of the files.
+        console: Where to show.
+        baseline: Whom the scores are relative to.
+
+    Raises:
+        ValueError: A run is there twice.
+    """
+    from celo2.evaluate.suite_report import write_suite_report  # loads plotly and matplotlib
+
+    standings = arrange(results, baseline)
+    rows, tasks = rank_optimizers(standings), rank_tasks(standings)
+    names = [row.optimizer for row in rows]
+    console.print(_as_rich(overview_table(tasks, names), "final training loss at the best setting"))
+    console.print(_as_rich(summary_table(rows, baseline), f"scores: {baseline} = 1, higher is better"))
+    for caveat in caveats(standings):
+        console.print(f"note: {caveat}", highlight=False, markup=False)
+    paths = write_suite_report(results, out, baseline=baseline)
+    for kind, path in paths.items():
+        console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def write_tables(results: Sequence[RunResult], page: Path, *, baseline: str = BASELINE) -> None:
+    """Replaces what stands between `<!-- results -->` and `<!-- end -->` of a Markdown page by the tables.
+
+    Raises:
+        ValueError: The page does not have the two marks.
+    """
+    from celo2.evaluate.suite_report import as_markdown
+
+    text = page.read_text(encoding="utf-8")
+    if not MARKED.search(text):
+        raise ValueError(f"{page} needs a line <!-- results --> and, after it, one <!-- end -->.")
+    tables = as_markdown(results, baseline=baseline)
+    text = MARKED.sub(lambda match: f"{match[1]}{tables.rstrip()}\n{match[2]}", text)
+    write_atomic(page, text.encode())
+
+
+def write_pack(results: Sequence[RunResult], path: Path) -> None:
+    """Packs runs into one file.
+
+    Raises:
+        ValueError: The name does not end in .npz.
+    """
+    if path.suffix != ".npz":
+        raise ValueError(f"packed runs need a name that ends in .npz, got {path}.")
+    pack(results, path)
+
+
+def _as_rich(table: SuiteTable, title: str) -> Table:
+    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(f"[bold]{cell.text}[/]" if cell.best else cell.text for cell in row))
+    return shown

@@ -24,15 +24,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=root / "src" / "celo2" / "data")
     arguments = parser.parse_args()
     with np.load(arguments.source / "images28.npz", allow_pickle=False) as images28:
-        image, label = images28["fashion_mnist_test_x"], images28["fashion_mnist_test_y"]
-    write(arguments.out / "fashion_mnist_sample_10k.npz", image, label)
+        for name, source in (("fashion_mnist", "fashion_mnist_test"), ("mnist", "mnist")):
+            image, label = (images28[f"{source}_{axis}"] for axis in "xy")
+            write(arguments.out / f"{name}_sample_10k.npz", image, label)
     with np.load(arguments.source / "images8.npz", allow_pickle=False) as images8:
-        for name in ("mnist", "digits"):
-            image, label = (
-                np.concatenate([images8[f"{name}_{split}_{axis}"] for split in ("train", "test")])
-                for axis in "xy"
-            )
-            write(arguments.out / f"{name}_8x8.npz", image, label)
+        image, label = (
+            np.concatenate([images8[f"digits_{split}_{axis}"] for split in ("train", "test")])
+            for axis in "xy"
+        )
+    write(arguments.out / "digits_8x8.npz", image, label)
 
 
 def write(path: Path, image: np.ndarray, label: np.ndarray) -> None:

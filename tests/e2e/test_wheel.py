@@ -48,6 +48,7 @@ def test_wheel_carries_weights_data_and_types(wheel: Path) -> None:
         "pretrained/celo2-base.safetensors",
         "pretrained/celo2.md",
         "data/fashion_mnist_sample_10k.npz",
+        "data/mnist_sample_10k.npz",
         "data/LICENSES.md",
         "evaluate/report.html.j2",
         "py.typed",

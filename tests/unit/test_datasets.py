@@ -185,7 +185,7 @@ def test_patches_are_balanced_and_the_same_every_time() -> None:
 
 def test_patches_without_scikit_image_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ImportError, match=r"celo2\[all\]"):
+    with pytest.raises(ImportError, match=r"celo2\[eval\]"):
         load_image_sets(["patches"])
 
 

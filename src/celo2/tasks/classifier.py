@@ -13,7 +13,7 @@ from celo2.tasks.layers import accuracy, cross_entropy
 
 __all__ = ["NUM_CLASSES", "make_classifier"]
 
-NUM_CLASSES = 10  # of every image set of this package
+NUM_CLASSES = 10  # of every image set that is shipped
 
 
 def make_classifier(
@@ -23,16 +23,25 @@ def make_classifier(
     compute_logits: Callable[[Params, Array], Array],
     *,
     batch_size: int,
+    num_classes: int = NUM_CLASSES,
+    initial_loss: float | None = None,
+    clip: Callable[[Array, int], Array] | None = None,
 ) -> Task:
-    """A ten-class image task: cross-entropy in nats on images in [0, 1], neither centred nor scaled.
+    """An image task: cross-entropy in nats on images in [0, 1], neither centred nor scaled.
 
     Args:
         name: The task's name.
-        dataset: `image` uint8 `(N, H, W)` and `label` in each split.
+        dataset: `image` uint8, `(N, H, W)` or `(N, H, W, 3)`, and `label` in each split.
         init: `key → params`.
-        compute_logits: `(params, images (N, H, W) float32 in [0, 1]) → (N, 10)`.
+        compute_logits: `(params, images float32 in [0, 1]) → (N, num_classes)`.
         batch_size: Images in a training batch.
+        num_classes: K; labels are 0 to K - 1.
+        initial_loss: What an untrained network scores; None: ln K.
+        clip: `(loss, K) → loss`, the published bounds, see `celo2.tasks.clips`.
     """
+
+    def clip_loss(loss: Array) -> Array:
+        return clip(loss, num_classes) if clip else loss
 
     def logits_of(params: Params, batch: Batch) -> Array:
         return compute_logits(params, batch["image"].astype(jnp.float32) / 255.0)
@@ -44,5 +53,6 @@ def make_classifier(
         loss=lambda params, batch: cross_entropy(logits_of(params, batch), batch["label"]),
         accuracy=lambda params, batch: accuracy(logits_of(params, batch), batch["label"]),
         batch_size=batch_size,
-        initial_loss=math.log(NUM_CLASSES),
+        initial_loss=math.log(num_classes) if initial_loss is None else initial_loss,
+        clip=clip_loss if clip else None,
     )

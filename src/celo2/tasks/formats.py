@@ -15,11 +15,11 @@ import numpy as np
 
 from celo2._extras import require
 
-__all__ = ["read_cifar10_binary", "read_idx", "read_svhn_mat"]
+__all__ = ["read_cifar10_binary", "read_cifar100_binary", "read_idx", "read_svhn_mat"]
 
 _IDX_UINT8 = 0x08  # the third byte of an IDX file's magic number: unsigned bytes
-_CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
-_CIFAR_RECORDS = 10_000  # in every file of the set
+_CIFAR_PIXELS = 3 * 32 * 32  # the red, green and blue planes, after the labels
+_CIFAR10_RECORDS = 10_000  # in every file of the set
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:
@@ -65,16 +65,38 @@ def read_cifar10_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
         FileNotFoundError: There is no such file.
         ValueError: The file has another size, or a label above 9.
     """
+    return _read_cifar(path, _CIFAR10_RECORDS, num_labels=1, classes=10)
+
+
+def read_cifar100_binary(path: Path, num_records: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads one file of CIFAR-100's binary version; of its two labels, coarse and fine, the fine one.
+
+    Args:
+        path: `train.bin` or `test.bin`.
+        num_records: How many images it must have: 50,000 or 10,000.
+
+    Returns:
+        Images `(num_records, 32, 32, 3)` and labels `(num_records,)`, 0 to 99, uint8.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file has another size, or a label above 99.
+    """
+    return _read_cifar(path, num_records, num_labels=2, classes=100)
+
+
+def _read_cifar(path: Path, records: int, num_labels: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Records of labels, of which the last counts, and pixels."""
     content = _read_bytes(path)
-    expected = _CIFAR_RECORD * _CIFAR_RECORDS
-    if len(content) != expected:
+    length = num_labels + _CIFAR_PIXELS
+    if len(content) != length * records:
         raise ValueError(
-            f"{path} has {len(content)} bytes, expected {expected} ({_CIFAR_RECORDS} records of "
-            f"{_CIFAR_RECORD}); it must be of the binary version, cifar-10-binary.tar.gz."
+            f"{path} has {len(content)} bytes, expected {length * records} ({records} records of "
+            f"{length}); it must be of the binary version, cifar-{classes}-binary.tar.gz."
         )
-    records = np.frombuffer(content, np.uint8).reshape(_CIFAR_RECORDS, _CIFAR_RECORD)
-    images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return images, _check_labels(records[:, 0], path)
+    rows = np.frombuffer(content, np.uint8).reshape(records, length)
+    images = rows[:, num_labels:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return images, _check_labels(rows[:, num_labels - 1], path, classes)
 
 
 def read_svhn_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +124,7 @@ def read_svhn_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"{path}: X is {images.dtype} of shape {images.shape}, expected uint8 (32, 32, 3, {len(labels)})."
         )
-    return images.transpose(3, 0, 1, 2), _check_labels(labels % 10, path)
+    return images.transpose(3, 0, 1, 2), _check_labels(labels % 10, path, 10)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -114,7 +136,7 @@ def _read_bytes(path: Path) -> bytes:
         raise ValueError(f"{path} is truncated or damaged: {error}; fetch it again.") from error
 
 
-def _check_labels(labels: np.ndarray, path: Path) -> np.ndarray:
-    if labels.max(initial=0) > 9:
-        raise ValueError(f"{path} is damaged: label {labels.max()}, expected 0 to 9.")
+def _check_labels(labels: np.ndarray, path: Path, classes: int) -> np.ndarray:
+    if labels.max(initial=0) >= classes:
+        raise ValueError(f"{path} is damaged: label {labels.max()}, expected 0 to {classes - 1}.")
     return labels.astype(np.uint8)

@@ -13,11 +13,13 @@ from typing import Any
 from celo2.config import nearest_name
 from celo2.tasks.base import SIZES, Task
 from celo2.tasks.convolution import make_fashion_conv
+from celo2.tasks.image_tasks import IMAGE_TASKS
 from celo2.tasks.learned_optimizer import LEARNED_OPTIMIZERS
 from celo2.tasks.minatar import MINATAR_TASKS
 from celo2.tasks.mlp import make_digits_mlp, make_fashion_mlp
 from celo2.tasks.quadratic import make_quadratic
 from celo2.tasks.transformer import make_tiny_lm
+from celo2.tasks.vit_tasks import VIT_TASKS
 
 __all__ = ["TASKS", "TaskSpec", "check_task_name", "make_task"]
 
@@ -45,7 +47,12 @@ TASKS: Mapping[str, TaskSpec] = {
     "quadratic": TaskSpec(make_quadratic, "ill-conditioned quadratic of a 64 × 32 matrix, minimum 0"),
     **{
         name: TaskSpec(make, summary, sized=True)
-        for name, (make, summary) in {**LEARNED_OPTIMIZERS, **MINATAR_TASKS}.items()
+        for name, (make, summary) in {
+            **IMAGE_TASKS,
+            **VIT_TASKS,
+            **LEARNED_OPTIMIZERS,
+            **MINATAR_TASKS,
+        }.items()
     },
 }
 

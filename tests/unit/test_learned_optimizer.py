@@ -17,7 +17,6 @@ from celo2.tasks import adafac_rule
 from celo2.tasks.layers import cross_entropy
 from celo2.tasks.learned_optimizer import (
     InnerTraining,
-    clip_loss,
     compute_loss,
     init_theta,
     make_learned_optimizer,
@@ -55,7 +54,7 @@ def make_batch(inner: InnerTraining, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def test_parameters_are_those_of_the_published_optimizer() -> None:
-    task = make_learned_optimizer(size="tiny", prefer="sample")
+    task = make_learned_optimizer(size="tiny")
     theta = task.init(jax.random.key(0))
     assert {name: array.shape for name, array in theta.items()} == {
         "momentum_decays": (3,),
@@ -149,14 +148,6 @@ def test_first_loss_is_before_any_update_and_the_key_draws_the_perceptron() -> N
     )
 
 
-@pytest.mark.parametrize(
-    ("loss", "expected"),
-    [(math.nan, BOUND), (math.inf, BOUND), (-math.inf, 0.0), (-1.0, 0.0), (2.0, 2.0), (5.0, BOUND)],
-)
-def test_clip(loss: float, expected: float) -> None:
-    assert_allclose(clip_loss(jnp.float32(loss)), expected, rtol=1e-6)
-
-
 def test_an_optimizer_that_diverges_has_a_finite_loss() -> None:
     theta = jax.tree.map(np.float32, make_theta(6, scale=300.0))
     loss = jax.jit(compute_loss, static_argnums=2)(theta, make_batch(INNER), INNER)
@@ -164,7 +155,7 @@ def test_an_optimizer_that_diverges_has_a_finite_loss() -> None:
 
 
 def test_untrained_optimizer_scores_the_published_loss() -> None:
-    task = make_learned_optimizer(size="full", prefer="sample")
+    task = make_learned_optimizer(size="full")
     assert task.batch_size == 6_400
     inner = InnerTraining(batch_size=16)  # a mean over fewer images is the same on average
 

@@ -68,7 +68,7 @@ def _fetch(ray: Any, reference: Any, group: Group) -> list[RunResult] | Failure:
         return Failure(group, f"{type(error).__name__}: {str(error).splitlines()[0]}")
 
 
-def _resources(ray: Any, num_cpus: float | None, num_gpus: float | None) -> dict[str, float]:
+def _resources(ray: Any, num_cpus: float | None, num_gpus: float | None) -> dict[str, Any]:
     """What a group reserves."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if num_cpus is None:

@@ -53,7 +53,7 @@ _CELLS = (5, 2)  # rows and columns that make 100 classes of ten photographs
 
 
 class _Source(NamedTuple):
-    """Where a published set comes from: its title and folder, what reads that, and what stands in without it."""
+    """A published set: its title, its folder, what reads that, and what stands in without it."""
 
     title: str
     folder: str

@@ -1,13 +1,11 @@
 """A task whose parameters are a learned optimizer's weights: it trains a perceptron, and its loss is judged.
 
-Source: `LOpt_AdafacMLPLOpt_FashionMnist_50` of google/learned_optimization, the last of the 17 tasks of
-arXiv 2602.19142.
+Source: `LOpt_AdafacMLPLOpt_FashionMnist_50` of google/learned_optimization.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -19,7 +17,8 @@ from jax.flatten_util import ravel_pytree
 from celo2.tasks import adafac_rule
 from celo2.tasks.base import Batch, Params, Size, Task
 from celo2.tasks.classifier import NUM_CLASSES
-from celo2.tasks.datasets import Prefer, load_fashion_mnist_8x8
+from celo2.tasks.clips import clip_or_ceiling
+from celo2.tasks.image_sets import load_evaluation_set
 from celo2.tasks.layers import Initial, cross_entropy, sample_params
 from celo2.tasks.mlp import compute_mlp, init_mlp
 from celo2.zoo.specs import AdafacMlp
@@ -27,13 +26,11 @@ from celo2.zoo.specs import AdafacMlp
 __all__ = [
     "LEARNED_OPTIMIZERS",
     "InnerTraining",
-    "clip_loss",
     "compute_loss",
     "init_theta",
     "make_learned_optimizer",
 ]
 
-LOSS_BOUND = 1.5 * math.log(NUM_CLASSES)  # nats; what a loss is clipped to, in the inner training and outside
 INITIAL_LOSS = 2.33  # nats, to 1 % at every size; the published curves begin at 2.254, as a lower envelope
 
 
@@ -57,11 +54,6 @@ _SIZES: Mapping[Size, InnerTraining] = {
     "small": InnerTraining(steps=20, batch_size=32),
     "full": InnerTraining(),
 }
-
-
-def clip_loss(loss: Array) -> Array:
-    """The loss within [0, 1.5 ln 10], NaN becoming the upper bound."""
-    return jnp.where(jnp.isnan(loss), LOSS_BOUND, jnp.clip(loss, 0.0, LOSS_BOUND))
 
 
 def init_theta(key: Array) -> Params:
@@ -93,7 +85,7 @@ def compute_loss(theta: Params, batch: Batch, inner: InnerTraining) -> Array:
 
     def score(vector: Array, images: Array, labels: Array) -> Array:
         logits = compute_mlp(unravel(vector), images.astype(dtype) / 255.0)
-        return clip_loss(cross_entropy(logits, labels))
+        return clip_or_ceiling(cross_entropy(logits, labels), NUM_CLASSES)
 
     def step(
         carry: tuple[Array, adafac_rule.RuleState], batch: tuple[Array, Array]
@@ -111,7 +103,7 @@ def compute_loss(theta: Params, batch: Batch, inner: InnerTraining) -> Array:
     return losses.mean()
 
 
-def make_learned_optimizer(*, size: Size = "full", prefer: Prefer = "auto") -> Task:
+def make_learned_optimizer(*, size: Size = "full") -> Task:
     """AdaFac-MLP, 197 parameters, that trains a perceptron on Fashion-MNIST 8 × 8 for 50 steps.
 
     An example is one image of an inner batch; a batch has those of all inner steps, 50 × 128. Images are
@@ -119,18 +111,17 @@ def make_learned_optimizer(*, size: Size = "full", prefer: Prefer = "auto") -> T
 
     Args:
         size: `"small"` has 20 inner steps of 32 images, `"tiny"` 5 of 16 and 8 hidden units in place of 32.
-        prefer: Full set or shipped sample, see `load_fashion_mnist`.
     """
     inner = _SIZES[size]
     return Task(
         name="LOpt_AdafacMLPLOpt_FashionMnist_50",
-        dataset=load_fashion_mnist_8x8(prefer),
+        dataset=load_evaluation_set("fashion-mnist", 8),
         init=init_theta,
         loss=partial(compute_loss, inner=inner),
         batch_size=inner.steps * inner.batch_size,
         initial_loss=INITIAL_LOSS,
         stochastic=True,
-        clip=clip_loss,
+        clip=partial(clip_or_ceiling, num_classes=NUM_CLASSES),
     )
 
 

@@ -11,6 +11,7 @@ import quick
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", f"{quick.XLA_FLAGS} --xla_force_host_platform_device_count=2")
 os.environ.setdefault(quick.DISABLE, "true")
+os.environ.setdefault("NPROC", "4")  # as `use_cpu_devices` sets it, and for the same reason
 if not Path("/dev/nvidia0").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, by whomever
 

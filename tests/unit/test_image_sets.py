@@ -153,7 +153,7 @@ def write_imagenet(folder: Path, **changed: np.ndarray) -> None:
         arrays = {"image": np.full((2, 224, 224, 3), 7, np.uint8), "label": np.array([0, 999])}
         for name, array in arrays.items():
             file = f"{split}_{name}"
-            np.save(folder / f"{file}.npy", changed[file] if file in changed else array)
+            np.save(folder / f"{file}.npy", changed.get(file, array))
 
 
 def test_imagenet_is_mapped_from_its_arrays(no_local_copies: Path) -> None:

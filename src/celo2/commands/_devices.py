@@ -15,7 +15,12 @@ def num_cores() -> int:
 
 
 def use_cpu_devices(count: int) -> None:
-    """Makes JAX see the processor as `count` devices, unless it runs or the user has said how many."""
+    """Makes JAX see the processor as `count` devices, unless it runs or the user has said how many.
+
+    XLA gets twice as many threads as devices: each device keeps one waiting while LAPACK decomposes matrices
+    (Shampoo, SOAP), and LAPACK needs one that is free, or all wait for ever.
+    """
+    os.environ.setdefault("NPROC", str(2 * count))  # what XLA takes for the number of cores
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return  # JAX refuses to be told twice
     try:

@@ -50,7 +50,7 @@ class ReportCommand:
     baseline: str = BASELINE
     """Of a suite: whom the scores are relative to."""
     markdown: Path | None = None
-    """Of a suite: a Markdown page whose tables, between `<!-- results -->` and `<!-- end -->`, are replaced."""
+    """Of a suite: a Markdown page, to replace what is between `<!-- results -->` and `<!-- end -->`."""
     pack: Path | None = None
     """Of a suite: a file, NAME.npz, for all its runs; celo2 report reads it like the folder."""
 

@@ -1,7 +1,6 @@
-"""`python -m celo2` is the command `celo2`."""
-
-import sys
+"""`python -m celo2`: the command line, where its script is not on the path."""
 
 from celo2.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    raise SystemExit(main())

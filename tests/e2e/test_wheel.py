@@ -51,6 +51,11 @@ def test_wheel_carries_weights_data_and_types(wheel: Path) -> None:
         "data/mnist_sample_10k.npz",
         "data/LICENSES.md",
         "evaluate/report.html.j2",
+        "evaluate/suite_report.html.j2",
+        "evaluate/suite_report.css",
+        "evaluate/suite_report.js",
+        "evaluate/suite_table.html.j2",
+        "evaluate/suites/tiny.toml",
         "py.typed",
     ):
         assert f"celo2/{file}" in names

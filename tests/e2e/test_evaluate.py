@@ -1,0 +1,123 @@
+"""`celo2 evaluate` from its command line to its report, and killed in the middle."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import quick
+from celo2.commands.evaluate import main
+from celo2.commands.report import main as report
+from celo2.evaluate.run_store import RunStore, load_results, pack
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+SUITE = """
+tasks = ["quadratic", "digits-mlp"]
+optimizers = ["sgdm", "adamw"]
+learning_rates = 2
+seeds = 2
+steps = 20
+"""
+NUM_RUNS = 16
+MAX_WAIT = 240.0  # seconds; far more than it takes
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("suite") / "two.toml"
+    path.write_text(SUITE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(suite: Path, standard_promotion: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a suite that nothing has disturbed."""
+    out = tmp_path_factory.mktemp("finished")
+    assert main(["--suite", str(suite), "--out", str(out)]) == 0
+    return out
+
+
+def _losses(folder: Path) -> list[tuple]:
+    return [
+        (run.spec, run.train_loss.tolist(), run.valid_loss.tolist(), run.diverged_at)
+        for run in load_results(folder).results
+    ]
+
+
+def test_a_killed_suite_resumes_with_the_same_losses(suite: Path, finished: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "killed", tmp_path / "log"
+    command = [sys.executable, "-m", "celo2", "evaluate", "--suite", str(suite), "--out", str(out)]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **quick.environment()}
+        )
+    try:
+        deadline = time.monotonic() + MAX_WAIT
+        while not list(out.glob("runs/*/*/lr-*")):  # the first group is in its place
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = RunStore(out).load()
+    assert 0 < len(before.results) < NUM_RUNS
+    assert before.damaged == {}
+    assert main(["--suite", str(suite), "--out", str(out)]) == 0
+    assert _losses(out) == _losses(finished)
+
+
+def test_the_report_has_every_run(finished: Path) -> None:
+    assert {"report.html", "runs.csv", "summary.csv", "tasks.csv", "curves.png", "scores.png"} <= {
+        path.name for path in finished.iterdir()
+    }
+    with (finished / "runs.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == NUM_RUNS
+
+
+def test_a_finished_suite_trains_nothing(suite: Path, finished: Path, capsys: pytest.CaptureFixture) -> None:
+    times = {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*/*/*")}
+    assert main(["--suite", str(suite), "--out", str(finished)]) == 0
+    assert "compiling" not in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*/*/*")} == times
+
+
+def test_packed_runs_give_the_same_tables(finished: Path, tmp_path: Path) -> None:
+    pages = []
+    for name in ("folder", "packed"):
+        page = tmp_path / f"{name}.md"
+        page.write_text("before\n<!-- results -->\nold\n<!-- end -->\nafter\n")
+        pages.append(page)
+    pack(load_results(finished).results, tmp_path / "runs.npz")
+    for place, page in zip((finished, tmp_path / "runs.npz"), pages, strict=True):
+        assert report([str(place), "--markdown", str(page), "--out", str(tmp_path / page.stem)]) == 0
+    texts = [page.read_text() for page in pages]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("before\n")
+    assert texts[0].endswith("after\n")
+    assert "old" not in texts[0]
+    assert "| adamw |" in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--suite", "tinny"], "no suite 'tinny'; did you mean 'tiny'"),
+        (["--optimizers", "muom"], "did you mean 'muon'"),
+        (["--tasks", "quadratics"], "did you mean 'quadratic'"),
+    ],
+    ids=["suite", "optimizer", "task"],
+)
+def test_wrong_usage_is_explained(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err

@@ -25,9 +25,9 @@ import numpy as np
 from scipy import stats
 
 from celo2._files import write_atomic
-from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.commands.probe import measure
 from celo2.evaluate.environment import describe_environment
+from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.config import MetaConfig
 from celo2.meta.probe import ProbeConfig, TaskRecord, compute_score
 from celo2.meta.train import TrainOptions, meta_train

@@ -22,8 +22,8 @@ from typing import get_args
 
 import jax
 
-from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.evaluate.environment import describe_environment
+from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta import outer
 from celo2.meta.config import MetaConfig, Variant
 from celo2.meta.data import load_datasets, stack_data

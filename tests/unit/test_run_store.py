@@ -128,6 +128,7 @@ def test_runs_of_a_killed_process_get_no_name(tmp_path: Path, monkeypatch: pytes
         store.add(runs)
     monkeypatch.undo()
     again = RunStore(tmp_path)
+    again.prepare()
     assert again.load() == ([], {})
     assert not list(tmp_path.glob("**/.partial-*"))
     again.add(runs)

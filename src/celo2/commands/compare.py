@@ -15,12 +15,12 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.evaluate.compare import ALL, CompareConfig, CompareResult, compare
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.store import save_result
 from celo2.evaluate.summary import caveats
 from celo2.evaluate.tables import make_table
+from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.tasks.registry import TASKS
 from celo2.zoo.specs import PRESETS
 

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from celo2.baselines import describe_optimizers
 from celo2.commands._arguments import make_registry
-from celo2.commands._devices import num_cores, use_cpu_devices
 from celo2.commands._suite_report import load_suites, report_suite
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.run_store import RunStore
 from celo2.evaluate.run_suite import run_locally, run_suite
 from celo2.evaluate.suite import Suite, load_suite
 from celo2.evaluate.train_groups import Failure, Machine
+from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.tasks.registry import TASKS
 
 __all__ = ["EvaluateCommand", "main"]
@@ -36,7 +36,7 @@ At the end, and whenever you ask (celo2 report OUT), there are tables, a page, p
 examples:
   celo2 evaluate --suite tiny --out runs/tiny
   celo2 evaluate --suite small --optimizers celo2,celo2:mine.safetensors,adamw,muon --out runs/mine
-  celo2 evaluate --suite full --tasks ViT,vit-s16 --learning-rates 9 --weight-decays 0 0.1 --out runs/vit
+  celo2 evaluate --suite full --tasks VIT_Cifar100_skinnydeep,vit-s16 --weight-decays 0 0.1 --out runs/vit
   celo2 evaluate --suite my-suite.toml --out runs/my-suite --ray auto
   celo2 report runs/tiny
 

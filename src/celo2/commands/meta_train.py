@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from celo2.commands._devices import num_cores, use_cpu_devices
+from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.checkpoint import with_start_beside
 from celo2.meta.config import MetaConfig
 from celo2.meta.distributed import ProcessLostError, is_first, join, leave, leaving_on_error

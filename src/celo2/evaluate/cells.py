@@ -18,7 +18,7 @@ from celo2.evaluate import stats
 from celo2.evaluate.mean_std import MeanStd
 from celo2.evaluate.runs import RunResult, RunSpec
 
-__all__ = ["Cell", "Setting"]
+__all__ = ["Cell", "Setting", "stack_curves"]
 
 
 class Setting(NamedTuple):
@@ -121,13 +121,14 @@ class Cell:
 
     @property
     def timing(self) -> str:
-        """How `seconds_per_step` was measured: "alone" where a run was, otherwise "together"."""
-        return min(run.timing for run in self.runs)
+        """How and where `seconds_per_step` was measured, in words: two that differ cannot be compared."""
+        return min(map(_timing, self.runs))
 
     @property
     def seconds_per_step(self) -> float:
-        """Median over the runs, over those timed alone where there are any."""
-        return float(np.median([run.seconds_per_step for run in self.runs if run.timing == self.timing]))
+        """Median over the runs that were measured as `timing` says."""
+        chosen = self.timing
+        return float(np.median([run.seconds_per_step for run in self.runs if _timing(run) == chosen]))
 
     def measure(self, of: Callable[[RunResult], float]) -> MeanStd | None:
         """A figure of the runs at the best setting, over the seeds; None where there is none."""
@@ -135,9 +136,22 @@ class Cell:
 
     def mean_curve(self) -> tuple[np.ndarray, np.ndarray]:
         """Steps, `(P,)`, and the training loss at the best setting, mean over the seeds, `(P,)`."""
-        runs = self.best_runs
-        losses = np.asarray([run.train_loss for run in runs], np.float64)
-        return runs[0].train_steps, losses.mean(axis=0)
+        steps, losses = stack_curves([(run.train_steps, run.train_loss) for run in self.best_runs])
+        return steps, losses.mean(axis=0)
+
+
+def stack_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves at the steps of the one with the fewest points, `(P,)` and `(curves, P)` float64.
+
+    Runs that were packed have fewer points than others; between its points a curve is a straight line.
+    """
+    steps = min((steps for steps, _ in curves), key=len)
+    return steps, np.stack([np.interp(steps, xs, np.asarray(ys, np.float64)) for xs, ys in curves])
+
+
+def _timing(run: RunResult) -> str:
+    """How the run's time was measured, and on what."""
+    return ", ".join([run.timing, *(str(run.environment.get(name)) for name in ("processor", "devices"))])
 
 
 def _final_losses(runs: Sequence[RunResult]) -> np.ndarray:

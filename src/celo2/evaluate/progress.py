@@ -111,6 +111,7 @@ def _of_suite(progress: SuiteProgress) -> _Status:
         return _Status(done, group.task, f"{group.task}: compiling", finished=False)
     done += grid.done * len(group.specs()) / progress.total
     label = f"{group.task}, {group.optimizer}"
+    done = min(done, 1.0)  # a group may repeat runs that there are
     return _Status(done, label, f"{label}: {_describe(grid)}", grid.done == 1.0)
 
 

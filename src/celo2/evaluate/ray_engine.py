@@ -10,6 +10,7 @@ from celo2.evaluate.run_suite import Engine
 from celo2.evaluate.runs import RunResult
 from celo2.evaluate.suite import Group
 from celo2.evaluate.train_groups import Failure, GroupProgress, Machine, train_groups
+from celo2.jax.host_devices import num_cores, use_cpu_devices
 
 __all__ = ["make_ray_engine"]
 
@@ -24,7 +25,7 @@ def make_ray_engine(address: str, *, num_cpus: float | None = None, num_gpus: fl
     Args:
         address: Of the cluster: "auto", "HOST:PORT", "ray://HOST:PORT", or "local" for a cluster of this
             machine alone.
-        num_cpus: Cores that a group reserves; None: all of the smallest machine.
+        num_cpus: Cores that a group reserves; None: all of the smallest machine, or its share for each GPU.
         num_gpus: GPUs that a group reserves; None: one, where the cluster has any.
 
     Raises:
@@ -57,6 +58,7 @@ def make_ray_engine(address: str, *, num_cpus: float | None = None, num_gpus: fl
 
 def _train_one(group: Group, machine: Machine) -> list[RunResult] | Failure:
     """What a worker does."""
+    use_cpu_devices(machine.devices or num_cores())
     [outcome] = train_groups([group], machine)
     return outcome
 
@@ -65,14 +67,16 @@ def _fetch(ray: Any, reference: Any, group: Group) -> list[RunResult] | Failure:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:  # the worker died, say
-        return Failure(group, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        reason = str(getattr(error, "cause", None) or error)
+        return Failure(group, f"{type(error).__name__}: {reason}")
 
 
 def _resources(ray: Any, num_cpus: float | None, num_gpus: float | None) -> dict[str, Any]:
     """What a group reserves."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if num_cpus is None:
-        num_cpus = min((node.get("CPU", 0) for node in alive if node.get("CPU", 0)), default=1)
     if num_gpus is None:
         num_gpus = float(any(node.get("GPU", 0) for node in alive))
+    if num_cpus is None:
+        shares = [node.get("CPU", 0) // max(1, node.get("GPU", 0)) for node in alive]
+        num_cpus = min((share for share in shares if share), default=1)
     return {"num_cpus": num_cpus, "num_gpus": num_gpus}

@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,11 +48,14 @@ class Loaded(NamedTuple):
 
 
 class RunStore:
-    """The runs of a suite in a folder, which is made if need be."""
+    """The runs of a suite in a folder; one process writes at a time, others may read meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._runs = folder / "runs"
+
+    def prepare(self) -> None:
+        """Makes the folder if need be, and removes what a killed process left half-written."""
         self._runs.mkdir(parents=True, exist_ok=True)
         for left in self._runs.glob("*/*/.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -71,8 +75,8 @@ class RunStore:
     def add(self, results: Sequence[RunResult]) -> None:
         """Writes runs, but for those that are there; what is damaged is replaced.
 
-        All are written before the first gets its name: runs that were trained together are found together,
-        and are repeated together if the process is killed.
+        All are written before the first gets its name, so that a killed process nearly always leaves the runs
+        that were trained together, or none of them.
         """
         partials: dict[Path, Path] = {}
         for result in results:
@@ -164,7 +168,7 @@ def unpack(path: Path) -> list[RunResult]:
         with zipfile.ZipFile(path) as archive:
             head = json.loads(archive.read("runs.json"))
             flat = np.load(io.BytesIO(archive.read("curves.npy")), allow_pickle=False)
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a file of packed runs, or is damaged: {error}") from error
     if head.get("schema") != PACK_SCHEMA:
         raise ValueError(f"{path} has schema {head.get('schema')!r}, expected {PACK_SCHEMA!r}.")

@@ -71,6 +71,7 @@ def run_suite(
         ValueError: The folder has runs of one of the tasks of another length.
         KeyboardInterrupt: Ctrl-C; all groups finished by then are in the folder.
     """
+    store.prepare()
     _check_lengths(suite, store)
     settings = json.dumps(dataclasses.asdict(suite), indent=1)
     write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())

@@ -103,7 +103,7 @@ class RunResult:
         diverged_at: The step at which the loss ceased to be finite, the run's length if it ended above an
             untrained network's loss, -1 if it did not diverge.
         seconds_per_step: Wall-clock, measured as `timing` says.
-        timing: "alone": one run by itself; "together": a share of the runs trained side by side.
+        timing: In words: "share of 15 runs side by side on 2 device(s)", say, or "alone".
         state_bytes: Size of the optimizer's state.
         created: When it was finished, ISO 8601 with the offset from UTC.
         environment: Software and machine (`describe_environment`).

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from celo2.evaluate import stats
-from celo2.evaluate.cells import Cell
+from celo2.evaluate.cells import Cell, stack_curves
 from celo2.evaluate.plots import COLORS
 from celo2.evaluate.runs import RunResult
 from celo2.evaluate.scores import Standings, TaskRuns
@@ -126,8 +126,8 @@ def _score_data(row: OptimizerRow) -> dict[str, Any]:
 
 def _band(task: TaskRuns, cell: Cell, curve: Callable[[RunResult], tuple[np.ndarray, np.ndarray]]) -> Band:
     runs = cell.settings[cell.shown]
-    steps = curve(runs[0])[0]
-    losses = np.asarray([curve(run)[1] for run in runs], np.float64) * (-1.0 if task.returns else 1.0)
+    steps, losses = stack_curves([curve(run) for run in runs])
+    losses *= -1.0 if task.returns else 1.0
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(MAX_POINTS, len(steps))).round().astype(int))
     alive = chosen[np.isfinite(losses[:, chosen]).all(0)]
     shown = losses[:, alive]

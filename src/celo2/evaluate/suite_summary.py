@@ -174,16 +174,7 @@ _RELATIVE = ("score", "over_seeds", "over_tasks", "improvement", "speed_up", "ti
 def _score_columns(tasks: list[TaskRuns], name: str) -> dict:
     """What is relative to the baseline, by the names of `OptimizerRow`."""
     if not tasks:
-        empty = (
-            "score",
-            "over_seeds",
-            "over_tasks",
-            "improvement",
-            "speed_up",
-            "time_speed_up",
-            "time_ratio",
-        )
-        return {"tasks": 0, **dict.fromkeys(empty)}
+        return {"tasks": 0, **dict.fromkeys(_RELATIVE)}
     scores = [task.scores(name) for task in tasks]
     ratios = [ratio for task in tasks if (ratio := task.time_ratio(name))]
     repeated = any(len(one) > 1 for one in scores)

@@ -75,10 +75,10 @@ def train_groups(
         on_progress(GroupProgress(groups[0], None))
     try:
         task = make_task(groups[0].task)
-    except (OSError, ImportError, ValueError) as error:
-        yield from (Failure(group, str(error)) for group in groups)
+        facts = describe_task(task)
+    except Exception as error:  # one task's fault must not cost the others' hours
+        yield from (Failure(group, f"{type(error).__name__}: {error}") for group in groups)
         return
-    facts = describe_task(task)
     with ThreadPoolExecutor() as pool:
         prepared = [pool.submit(_prepare, task, group, machine) for group in groups]
         try:
@@ -89,6 +89,7 @@ def train_groups(
             raise
     for group, future in zip(groups, prepared, strict=True):
         yield _train(group, facts, future, on_progress)
+    jax.clear_caches()  # of programs that no other task uses
 
 
 def _prepare(task: Task, group: Group, machine: Machine) -> _Prepared:

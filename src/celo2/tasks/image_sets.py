@@ -35,6 +35,7 @@ from celo2.tasks.images import colour_crops, resize_bilinear
 
 __all__ = [
     "IMAGENET_SIDE",
+    "IMAGENET_TITLE",
     "Portion",
     "load_cifar100",
     "load_evaluation_set",
@@ -45,6 +46,7 @@ __all__ = [
 Portion = Literal["80pct", "1pct"]  # of the training file
 
 IMAGENET_SIDE = 224  # pixels
+IMAGENET_TITLE = "ImageNet-1k"
 _IMAGENET_CLASSES = 1_000
 _ONE_PERCENT = 500  # images: 1 % of a training file of CIFAR, and as many of a stand-in
 _PATCHES = (20_000, 2_500)  # crops to train and to validate on
@@ -145,7 +147,7 @@ def load_imagenet() -> Dataset:
     folder = find_folder("imagenet")
     if folder is None:
         patches = load_patches(100, *_ENLARGED_PATCHES)
-        return _resize(dataclasses.replace(patches, stands_in_for="ImageNet-1k"), IMAGENET_SIDE)
+        return _resize(dataclasses.replace(patches, stands_in_for=IMAGENET_TITLE), IMAGENET_SIDE)
     splits = [_imagenet_split(folder, split) for split in ("train", "valid")]
     return Dataset(name="imagenet", train=splits[0], valid=splits[1], origin=f"ImageNet-1k, from {folder}")
 

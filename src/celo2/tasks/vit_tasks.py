@@ -18,7 +18,7 @@ from celo2._extras import require
 from celo2.tasks.base import Dataset, Params, Size, Task
 from celo2.tasks.classifier import make_classifier
 from celo2.tasks.clips import clip_to_ten
-from celo2.tasks.image_sets import IMAGENET_SIDE, Portion, load_evaluation_set, load_imagenet
+from celo2.tasks.image_sets import IMAGENET_SIDE, IMAGENET_TITLE, Portion, load_evaluation_set, load_imagenet
 
 if TYPE_CHECKING:
     from celo2.tasks.vision_transformer import VisionTransformer
@@ -112,7 +112,11 @@ def make_vit_s16(*, size: Size = "full", batch_size: int | None = None) -> Task:
     network = VisionTransformer(
         chosen.num_classes, chosen.patch, chosen.width, chosen.depth, chosen.num_heads, pooling="mean"
     )
-    dataset = load_imagenet() if size == "full" else load_evaluation_set("cifar100", chosen.side)
+    if size == "full":
+        dataset = load_imagenet()
+    else:
+        small = load_evaluation_set("cifar100", chosen.side)
+        dataset = dataclasses.replace(small, stands_in_for=IMAGENET_TITLE)
     return _make_task("vit-s16", dataset, network, batch_size or chosen.batch_size, centre=True)
 
 

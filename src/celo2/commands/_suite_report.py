@@ -105,7 +105,7 @@ def write_pack(results: Sequence[RunResult], path: Path) -> None:
 def _as_rich(table: SuiteTable, title: str) -> Table:
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if index else "left", overflow="fold")
+        shown.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
     for row in table.rows:
         shown.add_row(*(f"[bold]{cell.text}[/]" if cell.best else cell.text for cell in row))
     return shown

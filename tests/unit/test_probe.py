@@ -93,7 +93,7 @@ class CountingRunner:
     made: list[tuple] = []  # noqa: RUF012
 
     def __init__(self, task, _, rates, *, seeds, steps, **__) -> None:
-        self.made.append((task.name, rates, tuple(seeds), steps))
+        self.made.append((task.task.name, rates, tuple(seeds), steps))
         self.rates = rates
 
     def train(self, *, inputs):

@@ -24,7 +24,7 @@ class Runner:
     made: list[tuple[str, tuple[float, ...]]] = []  # noqa: RUF012
 
     def __init__(self, task, _, rates, **__) -> None:
-        self.made.append((task.name, tuple(rates)))
+        self.made.append((task.task.name, tuple(rates)))
         self.rates = rates
 
     def train(self, *, inputs):

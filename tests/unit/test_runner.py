@@ -15,6 +15,7 @@ from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import make_step
 from celo2.evaluate.protocol import cosine_schedule, seed_keys, window_length
 from celo2.evaluate.runner import GridRunner, Progress, run_grid
+from celo2.evaluate.task_program import SharedTask
 from celo2.tasks.base import Dataset, Task
 
 RATES = (0.01, 0.1, 0.3)
@@ -237,7 +238,9 @@ def test_runner_trains_with_other_inputs_as_if_it_had_been_compiled_with_them():
     def scaled_sgd(schedule, scale):
         return optax.chain(optax.scale(scale["of"]), optax.sgd(schedule))
 
-    runner = GridRunner(make_bowl(), scaled_sgd, RATES, steps=STEPS, inputs=({"of": jnp.float32(1.0)},))
+    runner = GridRunner(
+        SharedTask(make_bowl()), scaled_sgd, RATES, steps=STEPS, inputs=({"of": jnp.float32(1.0)},)
+    )
     halved = runner.train(inputs=({"of": jnp.float32(0.5)},))
     expected = run_grid(make_bowl(), optax.sgd, [rate / 2 for rate in RATES], steps=STEPS)
     np.testing.assert_allclose(halved.train_loss, expected.train_loss, rtol=1e-5)

@@ -10,9 +10,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from celo2.evaluate.grid import RunGrid
-from celo2.evaluate.program import STREAM_COUNT, make_step
+from celo2.evaluate.program import make_step
 from celo2.evaluate.protocol import cosine_schedule, seed_keys
 from celo2.evaluate.runner import run_grid
+from celo2.evaluate.task_program import STREAM_COUNT
 from celo2.tasks.base import Dataset, Task
 
 RATES, SEEDS = (0.05, 0.2), (0, 3)

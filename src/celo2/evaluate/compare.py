@@ -24,8 +24,8 @@ from celo2.evaluate.environment import describe_environment, describe_task
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.runner import GridRunner, OnProgress, Progress
 from celo2.evaluate.runs import TaskFacts
+from celo2.evaluate.task_program import SharedTask
 from celo2.evaluate.timing import StepCost, StepTimer
-from celo2.tasks.base import Task
 from celo2.tasks.registry import check_task_name, make_task
 
 __all__ = ["ALL", "CompareConfig", "CompareProgress", "CompareResult", "Entry", "compare"]
@@ -187,7 +187,7 @@ def compare(
     specs = [find_optimizer(name, num_steps=config.steps) for name in config.optimizers]
     with ThreadPoolExecutor() as pool:  # all programs at once, which keeps every core busy
         timer = pool.submit(StepTimer, task, {spec.name: _make_for_timing(spec, config) for spec in specs})
-        runners = list(pool.map(functools.partial(_prepare, task, config), specs))
+        runners = list(pool.map(functools.partial(_prepare, SharedTask(task), config), specs))
     costs = timer.result().measure()
     entries: list[Entry] = []
     try:
@@ -208,7 +208,7 @@ def compare(
     )
 
 
-def _prepare(task: Task, config: CompareConfig, spec: OptimizerSpec) -> GridRunner:
+def _prepare(task: SharedTask, config: CompareConfig, spec: OptimizerSpec) -> GridRunner:
     return GridRunner(
         task,
         lambda schedule: spec.make(schedule, config.weight_decay),

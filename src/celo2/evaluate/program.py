@@ -1,37 +1,35 @@
-"""The compiled program that trains many runs of one task and one optimizer.
+"""Many runs of one task and one optimizer, trained together.
 
-A run is (learning rate, seed). Runs are spread over the devices of a mesh and vmapped on each; one
-call takes all of them through a piece of the steps and validates.
+A run is (learning rate, seed). A step is two compiled programs: losses and gradients, which every
+optimizer of the task shares (`task_program.py`), and the optimizer's update. Compiling one program for
+both would take longer than training a small task does, once for each optimizer.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
 from celo2.baselines import EvalParams
-from celo2.evaluate.protocol import NUM_EVALS, SCHEDULES, VALID_BATCHES, seed_keys
-from celo2.jax.compilation import compiler_options
-from celo2.tasks.base import Batch, Task
+from celo2.evaluate.protocol import NUM_EVALS, SCHEDULES
+from celo2.evaluate.task_program import EVERYWHERE, RUNS, Feed, PlacedTask, TaskProgram, bytes_needed
+from celo2.tasks.base import Batch, Params, Task
 
 __all__ = ["MakeFromSchedule", "Program", "Record", "Runs", "TrainState", "make_step"]
 
-RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
-VALID_SEED = 0x5EED  # of the validation examples, the same in every run
-STREAM_COUNT = 2**32 - 1  # in place of a step's number, in the key that starts a stream
+AHEAD = 2  # steps that may wait for the devices: each holds its gradients
 
 MakeFromSchedule = Callable[..., optax.GradientTransformation]  # of the schedule and what is given with it
 TrainState = Any  # (params, optimizer state)
-Carry = tuple[TrainState, Any]  # with the state of the task's stream
 
 
 class Runs(NamedTuple):
@@ -50,7 +48,18 @@ class Record(NamedTuple):
 
 
 def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, Array]]:
-    """One training step: `((params, state), batch, count) → ((params, state), objective before the step)`.
+    """One training step: `((params, state), batch) → ((params, state), objective before the step)`."""
+    update = _make_update(optimizer)
+
+    def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
+        loss, grads = jax.value_and_grad(task.loss)(train_state[0], batch)
+        return update(train_state, grads, loss), task.judge(loss, batch)
+
+    return step
+
+
+def _make_update(optimizer: optax.GradientTransformation) -> Callable[..., TrainState]:
+    """The optimizer's part of a step: `((params, state), gradients, loss) → (params, state)`.
 
     Optimizers that want the loss get it as Optax's extra argument `value`, and the number of steps taken
     as `step`, if it is given: the same for all runs of a vmap, it tells JAX that what an optimizer does
@@ -58,24 +67,21 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[.
     """
     extended = optax.with_extra_args_support(optimizer)
 
-    def step(train_state: TrainState, batch: Batch, count: Array | None = None) -> tuple[TrainState, Array]:
+    def update(train_state: TrainState, grads: Params, loss: Array, **known: Array) -> TrainState:
         params, state = train_state
-        loss, grads = jax.value_and_grad(task.loss)(params, batch)
-        known = {} if count is None else {"step": count}
         updates, state = extended.update(grads, state, params, value=loss, **known)
-        return (optax.apply_updates(params, updates), state), task.judge(loss, batch)
+        return optax.apply_updates(params, updates), state
 
-    return step
+    return update
 
 
 class Program:
-    """The compiled program, and the task's data on the devices.
+    """The compiled programs of one optimizer.
 
     Args:
-        task: The problem.
+        placed: The task, its data and its own programs.
         make_optimizer: `(schedule, *inputs) → Optax transform`; called under tracing.
         steps: Length of a run.
-        devices: JAX devices to run on.
         inputs: Trees of arrays for `make_optimizer`; `train` takes others of the same shapes.
         num_evals: Validations of a run, the last one after its last step.
         schedule: Of the learning rate, by its name in `SCHEDULES`.
@@ -84,27 +90,22 @@ class Program:
 
     def __init__(
         self,
-        task: Task,
+        placed: PlacedTask,
         make_optimizer: MakeFromSchedule,
         steps: int,
-        devices: Sequence[Any],
         inputs: Sequence[Any] = (),
         num_evals: int = NUM_EVALS,
         schedule: str = "cosine",
         eval_params: EvalParams | None = None,
     ) -> None:
-        self.task = task
+        self.placed = placed
         self.make_optimizer = make_optimizer
         self.steps = steps
         self.inputs = tuple(inputs)
         self.make_schedule = SCHEDULES[schedule]
-        self.eval_params = eval_params or (lambda _, params: params)
+        self.eval_params = eval_params
         self.piece = math.ceil(steps / num_evals)
         self.bounds = [(start, min(start + self.piece, steps)) for start in range(0, steps, self.piece)]
-        self.mesh = Mesh(np.asarray(devices), ("runs",))
-        self.data = jax.device_put(
-            (dict(task.dataset.train), _valid_batches(task)), NamedSharding(self.mesh, EVERYWHERE)
-        )
 
     def fit(self, num_runs: int, max_memory: float) -> int:
         """Compiles for as many runs at once as the memory holds; returns how many.
@@ -112,120 +113,77 @@ class Program:
         What a number of runs takes is the compiler's own figure; it is halved until it fits. The
         result is a multiple of the devices, and never less than one run on each.
         """
-        devices = self.mesh.size
+        devices = self.placed.mesh.size
         width = math.ceil(num_runs / devices) * devices
         while True:
-            self._compile(width)
-            if width == devices or self._bytes_needed() <= max_memory:
+            num_bytes = self._compile(width)
+            if width == devices or num_bytes <= max_memory:
                 return width
             width = math.ceil(width / 2 / devices) * devices
 
     def train(self, runs: Runs, inputs: Sequence[Any]) -> Iterator[tuple[int, Record]]:
         """Takes runs, as many as `fit` said, to the end; yields the steps taken and a piece's record."""
-        placed = jax.device_put(_as_arrays(runs), NamedSharding(self.mesh, RUNS))
-        given = jax.device_put(tuple(inputs), NamedSharding(self.mesh, EVERYWHERE))
-        params = jax.device_put(self._params(runs), NamedSharding(self.mesh, RUNS))
-        carry = self._init(params, placed, given)
+        mesh = self.placed.mesh
+        spread = jax.device_put(_as_arrays(runs), NamedSharding(mesh, RUNS))
+        given, count = jax.device_put((tuple(inputs), np.int32(0)), NamedSharding(mesh, EVERYWHERE))
+        params = self.placed.make_params(np.asarray(runs.seed).tolist())
+        feed: Feed = self._task.start(params, spread.seed)
+        train_state = params, self._init(params, spread, given)
+        waiting: deque[Array] = deque()
         for start, stop in self.bounds:
-            bounds = np.asarray([start, stop], np.int32)
-            carry, record = self._advance(carry, placed, given, bounds, *self.data)
-            record = jax.tree.map(np.asarray, record)
-            yield stop, record._replace(train_loss=record.train_loss[:, : stop - start])
+            for _ in range(start, stop):
+                feed, loss, grads = self._task.differentiate(
+                    feed, train_state[0], spread.seed, count, self.placed.train
+                )
+                train_state, count = self._update(train_state, grads, loss, spread, count, given)
+                waiting.append(loss)
+                if len(waiting) > AHEAD:
+                    waiting.popleft().block_until_ready()
+            judged = self._task.validate(self._evaluated(train_state), self.placed.valid)
+            train_loss = np.asarray(feed.losses)[:, : stop - start]
+            yield stop, Record(train_loss, *(np.asarray(values)[:, None] for values in judged))
 
-    def _compile(self, width: int) -> None:
-        def shard(function: Callable[..., Any], *in_specs: PartitionSpec) -> Callable[..., Any]:
-            return jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=RUNS, check_vma=False)
+    def _compile(self, width: int) -> float:
+        """Compiles for so many runs; returns the bytes that they take, all devices counted."""
+        placed = self.placed
+        params = placed.params_shapes(width)
+        runs = placed.place_shapes(_as_arrays(Runs(np.zeros(width), np.zeros(width))), RUNS)
+        loss = placed.place_shapes(np.zeros(width, np.float32), RUNS)
+        count, inputs = placed.place_shapes((np.int32(0), self.inputs), EVERYWHERE)
 
-        def shapes(tree: Any, spec: PartitionSpec) -> Any:
-            sharding = NamedSharding(self.mesh, spec)
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+        def init_one(params: Params, run: Runs, inputs: Sequence[Any]) -> Any:
+            return self._optimizer(run, inputs).init(params)
 
-        def stacked(x: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((width, *x.shape), x.dtype)
+        def update_one(
+            train_state: TrainState, grads: Params, loss: Array, run: Runs, count: Array, inputs: Any
+        ) -> TrainState:
+            return _make_update(self._optimizer(run, inputs))(train_state, grads, loss, step=count)
 
-        params = shapes(jax.tree.map(stacked, jax.eval_shape(self.task.init, jax.random.key(0))), RUNS)
-        runs = shapes(_as_arrays(Runs(np.zeros(width), np.zeros(width))), RUNS)
-        bounds, inputs = shapes((np.zeros(2, np.int32), self.inputs), EVERYWHERE)
-        init_all = jax.vmap(self._init_one, in_axes=(0, 0, None))
-        init = jax.jit(shard(init_all, RUNS, RUNS, EVERYWHERE), donate_argnums=0)
-        advance_all = jax.vmap(self._advance_one, in_axes=(0, 0, None, None, None, None))
-        advance = jax.jit(
-            shard(advance_all, RUNS, RUNS, EVERYWHERE, EVERYWHERE, EVERYWHERE, EVERYWHERE), donate_argnums=0
+        def update_all(
+            train_state: TrainState, grads: Params, loss: Array, runs: Runs, count: Array, inputs: Any
+        ) -> tuple[TrainState, Array]:
+            update = jax.vmap(update_one, in_axes=(0, 0, 0, 0, None, None))
+            return update(train_state, grads, loss, runs, count, inputs), count + 1
+
+        init = jax.vmap(init_one, in_axes=(0, 0, None))
+        train_state = params, placed.place_shapes(jax.eval_shape(init, params, runs, inputs), RUNS)
+        self._init = placed.compile(init, (params, runs, inputs), RUNS)
+        self._update = placed.compile(
+            update_all,
+            (train_state, params, loss, runs, count, inputs),
+            (RUNS, EVERYWHERE),
+            donate_argnums=0,
         )
-        carry = shapes(jax.eval_shape(init, params, runs, inputs), RUNS)
-        data = shapes(self.data, EVERYWHERE)
-        options = compiler_options(self.mesh.devices.flat[0].platform)
-        self._init = init.lower(params, runs, inputs).compile(options)
-        self._advance = advance.lower(carry, runs, inputs, bounds, *data).compile(options)
-
-    def _bytes_needed(self) -> float:
-        """What the compiled program takes on all devices; 0 where the backend does not say."""
-        memory: Any = self._advance.memory_analysis()
-        if memory is None:
-            return 0.0
-        needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        return (needed - memory.alias_size_in_bytes) * self.mesh.size
+        self._evaluated: Callable[[TrainState], Params] = lambda train_state: train_state[0]
+        if self.eval_params is not None:
+            choose = self.eval_params
+            evaluated = jax.vmap(lambda train_state: choose(train_state[1], train_state[0]))
+            self._evaluated = placed.compile(evaluated, (train_state,), RUNS)
+        self._task: TaskProgram = placed.program(width, self.piece)
+        return self._task.num_bytes + bytes_needed(self._update) * placed.mesh.size
 
     def _optimizer(self, run: Runs, inputs: Sequence[Any]) -> optax.GradientTransformation:
         return self.make_optimizer(self.make_schedule(run.learning_rate, self.steps), *inputs)
-
-    def _params(self, runs: Runs) -> Any:
-        """Initial parameters of each run, stacked; the same for the runs of one seed."""
-        seeds, index = np.unique(np.asarray(runs.seed), return_inverse=True)
-        params = [self.task.init(seed_keys(int(seed))[0]) for seed in seeds]
-        return jax.tree.map(lambda *leaves: np.stack(leaves)[index], *params)
-
-    def _init_one(self, params: Any, run: Runs, inputs: Sequence[Any]) -> Carry:
-        stream = self.task.init_stream(params, jax.random.fold_in(seed_keys(run.seed)[1], STREAM_COUNT))
-        return (params, self._optimizer(run, inputs).init(params)), stream
-
-    def _advance_one(
-        self,
-        carry: Carry,
-        run: Runs,
-        inputs: Sequence[Any],
-        bounds: Array,
-        train: Any,
-        valid: Batch,
-    ) -> tuple[Carry, Record]:
-        step = make_step(self.task, self._optimizer(run, inputs))
-        _, loop_key = seed_keys(run.seed)
-        start, stop = bounds
-
-        def body(count: Array, state: tuple[Carry, Array]) -> tuple[Carry, Array]:
-            (train_state, stream), losses = state
-            key = jax.random.fold_in(loop_key, count)
-            stream, batch = self.task.next_batch(stream, train_state[0], key, count, train)
-            train_state, loss = step(train_state, batch, count)
-            return (train_state, stream), losses.at[count - start].set(loss)
-
-        losses = jnp.zeros(self.piece, jnp.float32)
-        carry, losses = jax.lax.fori_loop(start, stop, body, (carry, losses))
-        params, state = carry[0]
-        return carry, Record(losses, *_validate(self.task, self.eval_params(state, params), valid))
-
-
-def _validate(task: Task, params: Any, batches: Batch) -> tuple[Array, Array]:
-    """Mean loss and accuracy (NaN where the task has none) over the validation batches, each `(1,)`."""
-    nothing = jnp.asarray(jnp.nan, jnp.float32)
-    if task.stream is not None:
-        loss = task.stream.validate(params, jax.random.key(VALID_SEED))
-        return loss[None], nothing[None]
-
-    def measure(batch: Batch) -> tuple[Array, Array]:
-        return task.loss(params, batch), task.accuracy(params, batch) if task.accuracy else nothing
-
-    losses, accuracies = jax.lax.map(measure, batches)
-    return losses.mean(keepdims=True), accuracies.mean(keepdims=True)
-
-
-def _valid_batches(task: Task) -> Batch:
-    """The batches that every validation uses, stacked; nothing where a stream validates."""
-    if task.stream is not None:
-        return {}
-    keys = jax.random.split(jax.random.key(VALID_SEED), VALID_BATCHES)
-    batches = [task.sample_batch(key, dict(task.dataset.valid)) for key in keys]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
 def _as_arrays(runs: Runs) -> Runs:

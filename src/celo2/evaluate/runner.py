@@ -17,6 +17,7 @@ from celo2.baselines import EvalParams
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import MakeFromSchedule, Program, Record, Runs
 from celo2.evaluate.protocol import NUM_EVALS
+from celo2.evaluate.task_program import SharedTask
 from celo2.tasks.base import Task
 
 __all__ = ["DEFAULT_MAX_MEMORY", "GridRunner", "OnProgress", "Progress", "run_grid"]
@@ -50,7 +51,7 @@ class GridRunner:
     same ones whatever the optimizer, the learning rate and the number of devices.
 
     Args:
-        task: The problem.
+        task: The problem; runners of several optimizers share one, and what is compiled for it.
         make_optimizer: `(schedule of the learning rate, *inputs) → Optax transform`; called under tracing.
         learning_rates: Peak learning rates, positive.
         seeds: Seeds, non-negative.
@@ -73,7 +74,7 @@ class GridRunner:
 
     def __init__(
         self,
-        task: Task,
+        task: SharedTask,
         make_optimizer: MakeFromSchedule,
         learning_rates: Sequence[float],
         *,
@@ -90,7 +91,9 @@ class GridRunner:
         self._learning_rates, self._seeds = learning_rates, seeds
         self._pairs = np.asarray([(rate, seed) for rate in learning_rates for seed in seeds])
         used = jax.local_devices()[: devices or None][: len(self._pairs)]
-        self._program = Program(task, make_optimizer, steps, used, inputs, num_evals, schedule, eval_params)
+        self._program = Program(
+            task.place(used), make_optimizer, steps, inputs, num_evals, schedule, eval_params
+        )
         self.width = self._program.fit(len(self._pairs), max_memory)
         self.num_devices = len(used)
 
@@ -99,7 +102,7 @@ class GridRunner:
         given = self._program.inputs if inputs is None else inputs
         record = _train_in_chunks(self._program, self._pairs, self.width, given, on_progress)
         shape = (len(self._learning_rates), len(self._seeds), -1)
-        task = self._program.task
+        task = self._program.placed.task
         return RunGrid(
             learning_rates=np.asarray(self._learning_rates, np.float64),
             seeds=np.asarray(self._seeds),
@@ -119,8 +122,8 @@ def run_grid(
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> RunGrid:
-    """Compiles and trains in one call; arguments and errors are those of `GridRunner`."""
-    return GridRunner(task, make_optimizer, learning_rates, **options).train(on_progress)
+    """Compiles and trains in one call; the other arguments, and the errors, are those of `GridRunner`."""
+    return GridRunner(SharedTask(task), make_optimizer, learning_rates, **options).train(on_progress)
 
 
 def _train_in_chunks(

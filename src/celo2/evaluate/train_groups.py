@@ -17,6 +17,7 @@ from celo2.evaluate.environment import describe_environment, describe_task
 from celo2.evaluate.runner import DEFAULT_MAX_MEMORY, GridRunner, Progress
 from celo2.evaluate.runs import RunResult, TaskFacts
 from celo2.evaluate.suite import Group
+from celo2.evaluate.task_program import SharedTask
 from celo2.tasks.base import Task
 from celo2.tasks.registry import make_task
 
@@ -74,13 +75,13 @@ def train_groups(
     if on_progress:
         on_progress(GroupProgress(groups[0], None))
     try:
-        task = make_task(groups[0].task)
-        facts = describe_task(task)
+        shared = SharedTask(make_task(groups[0].task))
+        facts = describe_task(shared.task)
     except Exception as error:  # one task's fault must not cost the others' hours
         yield from (Failure(group, f"{type(error).__name__}: {error}") for group in groups)
         return
     with ThreadPoolExecutor() as pool:
-        prepared = [pool.submit(_prepare, task, group, machine) for group in groups]
+        prepared = [pool.submit(_prepare, shared, group, machine) for group in groups]
         try:
             for future in prepared:
                 future.exception()  # waits
@@ -92,10 +93,10 @@ def train_groups(
     jax.clear_caches()  # of programs that no other task uses
 
 
-def _prepare(task: Task, group: Group, machine: Machine) -> _Prepared:
+def _prepare(shared: SharedTask, group: Group, machine: Machine) -> _Prepared:
     spec = find_optimizer(group.optimizer, num_steps=group.steps)
     runner = GridRunner(
-        task,
+        shared,
         lambda schedule: spec.make(schedule, group.weight_decay),
         group.learning_rates,
         seeds=group.seeds,
@@ -105,7 +106,7 @@ def _prepare(task: Task, group: Group, machine: Machine) -> _Prepared:
         schedule=group.schedule,
         eval_params=spec.eval_params,
     )
-    return _Prepared(group, runner, _state_bytes(task, spec, group))
+    return _Prepared(group, runner, _state_bytes(shared.task, spec, group))
 
 
 def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:

@@ -28,6 +28,7 @@ from celo2.baselines import LEARNED
 from celo2.config import nearest_name
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.runner import GridRunner
+from celo2.evaluate.task_program import SharedTask
 from celo2.tasks.registry import TASKS, make_task
 
 __all__ = ["FIRST_SEED", "Probe", "ProbeConfig", "TaskRecord", "compute_score", "describe", "summarize_grid"]
@@ -130,7 +131,7 @@ class Probe:
     def _compile(self, name: str, inputs: tuple[Any, ...]) -> GridRunner:
         config = self.config
         return GridRunner(
-            make_task(name),
+            SharedTask(make_task(name)),
             self._make_optimizer,
             config.rates,
             seeds=config.seed_range,

@@ -86,6 +86,7 @@ def make_run(
         "seconds_per_step": 0.002 if optimizer.startswith("celo2") else 0.001,
         "timing": "alone",
         "state_bytes": 8 * facts.num_parameters,
+        "weights": "5eed" * 16 if optimizer.startswith("celo2") else "",
         "created": "2026-01-02T03:04:05+00:00",
         "environment": ENVIRONMENT,
     }

@@ -29,6 +29,7 @@ __all__ = [
     "SHIPPED",
     "Weights",
     "check_array",
+    "compute_checksum",
     "decode_weights",
     "fetch_checkpoint",
     "load_checkpoint",
@@ -119,6 +120,14 @@ class Weights:
         return (
             f"wrong variant: these {self.config.variant} weights have {found}, asked for {asked}; {remedy}."
         )
+
+
+def compute_checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of a network's arrays with their names and shapes: the same for equal weights in any file."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}{array.shape}{array.dtype.str}".encode() + array.tobytes())
+    return digest.hexdigest()
 
 
 def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:

@@ -38,6 +38,7 @@ def make_run(*, accuracy: bool = True, **spec: Any) -> RunResult:
         seconds_per_step=1e-3,
         timing="alone",
         state_bytes=8000,
+        weights="",
         created="2026-01-01T00:00:00+00:00",
         environment=ENVIRONMENT,
     )

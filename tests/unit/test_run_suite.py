@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from run_results import make_run
 
+from celo2.baselines import find_optimizer
 from celo2.evaluate import train_groups as module
 from celo2.evaluate.run_store import RunStore
 from celo2.evaluate.run_suite import SuiteProgress, run_suite
@@ -27,9 +29,9 @@ SUITE = Suite(
 class FakeEngine:
     """Makes up runs; `trained` collects what it was asked for, and it stops as `stop_after` says."""
 
-    def __init__(self, stop_after: int = 100, broken: str = "") -> None:
+    def __init__(self, stop_after: int = 100, broken: str = "", dataset: str = "a-set") -> None:
         self.trained: list[tuple] = []
-        self._stop_after, self._broken = stop_after, broken
+        self._stop_after, self._broken, self._dataset = stop_after, broken, dataset
 
     def __call__(self, tasks, _, on_progress) -> Iterator[list[RunResult] | Failure]:
         for group in (group for groups in tasks for group in groups):
@@ -40,7 +42,9 @@ class FakeEngine:
             if group.optimizer == self._broken:
                 yield Failure(group, "it broke")
             else:
-                yield [make_run(**vars(spec)) for spec in group.specs()]
+                runs = [make_run(**vars(spec)) for spec in group.specs()]
+                facts = dataclasses.replace(runs[0].facts, dataset=self._dataset)
+                yield [dataclasses.replace(run, facts=facts) for run in runs]
 
 
 def test_a_stopped_suite_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -76,6 +80,22 @@ def test_runs_of_another_length_are_refused(tmp_path: Path) -> None:
         run_suite(longer, RunStore(tmp_path), engine=FakeEngine())
 
 
+def test_runs_on_other_data_are_refused(tmp_path: Path) -> None:
+    run_suite(SUITE, RunStore(tmp_path), engine=FakeEngine())
+    more = Suite(**{**vars(SUITE), "seeds": 3})
+    with pytest.raises(ValueError, match="runs of digits-mlp on a-set, and now it trains on another-set"):
+        run_suite(more, RunStore(tmp_path), engine=FakeEngine(dataset="another-set"))
+    assert len(RunStore(tmp_path).load().results) == 16
+
+
+def test_runs_of_other_weights_are_refused(tmp_path: Path) -> None:
+    shipped = find_optimizer("celo2").weights
+    learned = Suite(**{**vars(SUITE), "optimizers": ("celo2", "adamw")})
+    run_suite(learned, RunStore(tmp_path), engine=FakeEngine())  # which makes up runs of no weights
+    with pytest.raises(ValueError, match=rf"runs of celo2 with other weights .* now \({shipped[:16]}"):
+        run_suite(learned, RunStore(tmp_path), engine=FakeEngine())
+
+
 def test_progress_counts_runs(tmp_path: Path) -> None:
     seen: list[SuiteProgress] = []
     run_suite(SUITE, RunStore(tmp_path), engine=FakeEngine(), on_progress=seen.append)
@@ -96,6 +116,7 @@ def test_groups_are_trained_and_described() -> None:
             assert np.isfinite(result.train_loss).all()
             assert 0 < result.seconds_per_step < 10
             assert result.state_bytes >= 4 * 64 * 32
+            assert result.weights == ""
             assert result.timing.startswith("share of 4 runs")
     assert seen[0].progress is None
     assert seen[-1].progress is not None

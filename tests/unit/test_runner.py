@@ -15,7 +15,7 @@ from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import make_step
 from celo2.evaluate.protocol import cosine_schedule, seed_keys, window_length
 from celo2.evaluate.runner import GridRunner, Progress, run_grid
-from celo2.evaluate.task_program import SharedTask
+from celo2.evaluate.task_program import RUNS, SharedTask
 from celo2.tasks.base import Dataset, Task
 
 RATES = (0.01, 0.1, 0.3)
@@ -86,6 +86,7 @@ def grid(progress: list[Progress]) -> RunGrid:
 
 def test_run_grid_equals_runs_one_by_one(grid):
     assert grid.train_loss.shape == (len(RATES), len(SEEDS), STEPS)
+    assert 0 < grid.seconds_per_step < 1
     for row, rate in enumerate(RATES):
         for column, seed in enumerate(SEEDS):
             alone = train_alone(make_bowl(noise=0.5), optax.sgd, rate, seed, STEPS)
@@ -293,3 +294,22 @@ def test_number_of_validations_leaves_the_training_alone(grid):
     assert once.valid_steps.tolist() == [STEPS]
     np.testing.assert_allclose(once.train_loss, grid.train_loss, rtol=1e-5)
     np.testing.assert_allclose(once.final_valid_loss, grid.final_valid_loss, rtol=1e-5)
+
+
+def test_equal_programs_are_compiled_once_and_others_are_not():
+    devices = jax.local_devices()[:1]
+    bowl, other = (SharedTask(make_bowl(noise)).place(devices) for noise in (0.0, 0.5))
+    numbers = bowl.params_shapes(2)
+    twice, again, thrice = (
+        placed.compile(lambda tree, by=by: jax.tree.map(lambda x: by * x, tree), (numbers,), RUNS)
+        for placed, by in ((bowl, 2.0), (other, 2.0), (other, 3.0))
+    )
+    assert twice is again
+    assert thrice is not twice
+    np.testing.assert_array_equal(thrice({"x": jnp.ones((2, 3))})["x"], 3.0)
+    first, second = (
+        bowl.compile(pick, (numbers, numbers), RUNS) for pick in (lambda a, _: a, lambda _, b: b)
+    )
+    ones, twos = ({"x": jnp.full((2, 3), value)} for value in (1.0, 2.0))
+    np.testing.assert_array_equal(first(ones, twos)["x"], 1.0)
+    np.testing.assert_array_equal(second(ones, twos)["x"], 2.0)

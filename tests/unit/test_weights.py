@@ -18,6 +18,7 @@ from celo2.config import CONTRACT_VERSION, RuleConfig
 from celo2.weights import (
     SHIPPED,
     Weights,
+    compute_checksum,
     load_checkpoint,
     resolve_theta,
     resolve_tree,
@@ -65,6 +66,15 @@ def test_weights_are_read_only():
 def test_weights_order_their_arrays_as_the_network_does():
     arrays = make_arrays()
     assert list(Weights(dict(reversed(arrays.items()))).arrays) == list(RuleConfig().weight_shapes())
+
+
+def test_checksum_is_of_the_arrays_alone():
+    arrays = make_arrays()
+    checksum = compute_checksum(arrays)
+    assert compute_checksum(dict(reversed(arrays.items()))) == checksum
+    assert compute_checksum({**arrays, "b0": np.nextafter(arrays["b0"], np.float32(9))}) != checksum
+    assert compute_checksum({**arrays, "b0": arrays["b0"][None]}) != checksum
+    assert compute_checksum({**without("b0"), "b9": arrays["b0"]}) != checksum
 
 
 def test_weights_survive_deepcopy():

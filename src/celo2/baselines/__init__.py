@@ -19,7 +19,7 @@ from celo2.baselines.matrices import UNIT_STEP_RANGE
 from celo2.baselines.spec import EvalParams, MakeOptimizer, OptimizerSpec
 from celo2.config import nearest_name
 from celo2.jax.transform import celo2, celo2_base
-from celo2.weights import load_checkpoint
+from celo2.weights import compute_checksum, load_checkpoint
 from celo2.zoo.factory import make as make_predecessor
 from celo2.zoo.specs import PRESETS
 from celo2.zoo.weights import load_weights
@@ -55,6 +55,7 @@ _LEARNED_SPECS = (
         UNIT_STEP_RANGE,
         reference=_CELO2_PAPER,
         origin="celo2.celo2",
+        weights=compute_checksum(load_checkpoint("celo2").arrays),
     ),
     OptimizerSpec(
         "celo2-base",
@@ -63,6 +64,7 @@ _LEARNED_SPECS = (
         UNIT_STEP_RANGE,
         reference=_CELO2_PAPER,
         origin="celo2.celo2_base",
+        weights=compute_checksum(load_checkpoint("celo2-base").arrays),
     ),
 )
 _HAND_DESIGNED_SPECS = sorted(
@@ -132,6 +134,7 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
         name=name,
         description=f"{shipped.description}; weights from {source}",
         make=_learned(variant, weights),
+        weights=compute_checksum(weights.arrays),
     )
 
 
@@ -148,7 +151,13 @@ def _predecessor(name: str, num_steps: int | None) -> OptimizerSpec:
 
     description = f"{preset}, a learned optimizer that sets its own step sizes; weights from {source}"
     return OptimizerSpec(
-        name, description, make, (1.0, 1.0), origin=f'celo2.zoo.make("{preset}")', sets_own_rate=True
+        name,
+        description,
+        make,
+        (1.0, 1.0),
+        origin=f'celo2.zoo.make("{preset}")',
+        sets_own_rate=True,
+        weights=compute_checksum(weights.arrays),
     )
 
 

@@ -32,6 +32,7 @@ class OptimizerSpec:
             the trained parameters themselves.
         sets_own_rate: Whether it chooses its step sizes itself: there is one run for each seed, at "rate" 1,
             and weight decay, which is measured by a learning rate, has no meaning.
+        weights: Of a learned optimizer, `celo2.weights.compute_checksum`; "" of a hand-designed one.
     """
 
     name: str
@@ -43,6 +44,7 @@ class OptimizerSpec:
     schedule: Literal["cosine", "constant"] = "cosine"
     eval_params: EvalParams | None = None
     sets_own_rate: bool = False
+    weights: str = ""
 
     def learning_rates(self, count: int) -> tuple[float, ...]:
         """The default grid: `count` ≥ 1 values, log-uniform over the range; one value is its middle.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +25,9 @@ class RunGrid:
         valid_loss: Mean loss over the validation examples, `(L, S, V)`.
         valid_accuracy: Share of right answers in [0, 1], `(L, S, V)`; None where the task has none.
         initial_loss: About what an untrained network scores.
+        seconds_per_step: Wall-clock of a step of one run, validations left out: a step of the runs trained
+            side by side, divided by their number; the median over the pieces between validations. NaN where
+            nobody measured.
     """
 
     learning_rates: np.ndarray
@@ -33,6 +37,7 @@ class RunGrid:
     valid_loss: np.ndarray
     valid_accuracy: np.ndarray | None
     initial_loss: float
+    seconds_per_step: float = math.nan
 
     @property
     def steps(self) -> int:

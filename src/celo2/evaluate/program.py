@@ -8,6 +8,7 @@ both would take longer than training a small task does, once for each optimizer.
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from celo2.evaluate.protocol import NUM_EVALS, SCHEDULES
 from celo2.evaluate.task_program import EVERYWHERE, RUNS, Feed, PlacedTask, TaskProgram, bytes_needed
 from celo2.tasks.base import Batch, Params, Task
 
-__all__ = ["MakeFromSchedule", "Program", "Record", "Runs", "TrainState", "make_step"]
+__all__ = ["MakeFromSchedule", "Piece", "Program", "Record", "Runs", "TrainState", "make_step"]
 
 AHEAD = 2  # steps that may wait for the devices: each holds its gradients
 
@@ -45,6 +46,14 @@ class Record(NamedTuple):
     train_loss: Any
     valid_loss: Any
     valid_accuracy: Any
+
+
+class Piece(NamedTuple):
+    """A part of the steps that runs have taken: how many in all, what it left, how long its steps took."""
+
+    stop: int
+    record: Record
+    seconds: float
 
 
 def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, Array]]:
@@ -121,8 +130,8 @@ class Program:
                 return width
             width = math.ceil(width / 2 / devices) * devices
 
-    def train(self, runs: Runs, inputs: Sequence[Any]) -> Iterator[tuple[int, Record]]:
-        """Takes runs, as many as `fit` said, to the end; yields the steps taken and a piece's record."""
+    def train(self, runs: Runs, inputs: Sequence[Any]) -> Iterator[Piece]:
+        """Takes runs, as many as `fit` said, to the end, piece by piece; each ends with a validation."""
         mesh = self.placed.mesh
         spread = jax.device_put(_as_arrays(runs), NamedSharding(mesh, RUNS))
         given, count = jax.device_put((tuple(inputs), np.int32(0)), NamedSharding(mesh, EVERYWHERE))
@@ -131,6 +140,7 @@ class Program:
         train_state = params, self._init(params, spread, given)
         waiting: deque[Array] = deque()
         for start, stop in self.bounds:
+            begin = time.perf_counter()
             for _ in range(start, stop):
                 feed, loss, grads = self._task.differentiate(
                     feed, train_state[0], spread.seed, count, self.placed.train
@@ -139,9 +149,12 @@ class Program:
                 waiting.append(loss)
                 if len(waiting) > AHEAD:
                     waiting.popleft().block_until_ready()
+            count.block_until_ready()
+            seconds = time.perf_counter() - begin
             judged = self._task.validate(self._evaluated(train_state), self.placed.valid)
             train_loss = np.asarray(feed.losses)[:, : stop - start]
-            yield stop, Record(train_loss, *(np.asarray(values)[:, None] for values in judged))
+            record = Record(train_loss, *(np.asarray(values)[:, None] for values in judged))
+            yield Piece(stop, record, seconds)
 
     def _compile(self, width: int) -> float:
         """Compiles for so many runs; returns the bytes that they take, all devices counted."""

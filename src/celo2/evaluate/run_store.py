@@ -215,7 +215,7 @@ def _result(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> RunResult:
     return RunResult(spec=spec, facts=facts, environment=record["environment"], **fields, **curves)  # type: ignore[arg-type]
 
 
-_SCALARS = ("diverged_at", "seconds_per_step", "timing", "state_bytes", "created")
+_SCALARS = ("diverged_at", "seconds_per_step", "timing", "state_bytes", "weights", "created")
 
 
 def _scalars(result: RunResult) -> dict[str, Any]:

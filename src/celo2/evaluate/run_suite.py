@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
+from pathlib import Path
 from typing import NamedTuple
 
 from celo2._files import write_atomic
+from celo2.baselines import find_optimizer
 from celo2.evaluate.run_store import RunStore
-from celo2.evaluate.runs import RunResult
+from celo2.evaluate.runs import RunResult, RunSpec
 from celo2.evaluate.suite import Group, Suite
 from celo2.evaluate.train_groups import ONE_MACHINE, Failure, GroupProgress, Machine, train_groups
 
@@ -68,46 +70,80 @@ def run_suite(
         The groups that could not be trained, and why; they are tried again by the next call.
 
     Raises:
-        ValueError: The folder has runs of one of the tasks of another length.
+        ValueError: The folder's runs of a task have another length or other data, or those of an optimizer
+            other weights.
         KeyboardInterrupt: Ctrl-C; all groups finished by then are in the folder.
     """
     store.prepare()
-    _check_lengths(suite, store)
+    stored = [result for result in store.load().results if result.spec.task in suite.tasks]
+    _check_lengths(suite, stored, store.folder)
+    _check_weights(suite, stored, store.folder)
     settings = json.dumps(dataclasses.asdict(suite), indent=1)
     write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())
-    wanted = [spec for task in suite.tasks for group in suite.groups(task) for spec in group.specs()]
-    done = {spec for spec in wanted if store.has(spec)}
+    groups = [suite.groups(task) for task in suite.tasks]
+    wanted = {spec for whole in groups for group in whole for spec in group.specs()}
+    done = wanted & {result.spec for result in stored}
+    datasets = {result.spec.task: result.facts.dataset for result in stored}
 
     def report(current: GroupProgress | None = None) -> None:
         if on_progress:
             on_progress(SuiteProgress(len(done), len(wanted), current))
 
     report()
-    missing = [
-        [
-            group
-            for whole in suite.groups(task)
-            if (group := whole.only([spec for spec in whole.specs() if spec not in done]))
-        ]
-        for task in suite.tasks
-    ]
     failures: list[Failure] = []
-    for outcome in engine([groups for groups in missing if groups], machine, report):
+    for outcome in engine(_missing(groups, done), machine, report):
         if isinstance(outcome, Failure):
             failures.append(outcome)
             continue
+        _check_dataset(outcome[0], datasets, store.folder)
         store.add(outcome)
         done.update(result.spec for result in outcome)
         report()
     return failures
 
 
-def _check_lengths(suite: Suite, store: RunStore) -> None:
+def _missing(groups: Sequence[Sequence[Group]], done: Set[RunSpec]) -> list[list[Group]]:
+    """What is left of each task's groups; no list of a task of which nothing is."""
+    left = [
+        [
+            part
+            for group in whole
+            if (part := group.only([spec for spec in group.specs() if spec not in done]))
+        ]
+        for whole in groups
+    ]
+    return [parts for parts in left if parts]
+
+
+def _check_lengths(suite: Suite, stored: Sequence[RunResult], folder: Path) -> None:
     """Refuses to mix runs of different lengths, which no table could compare."""
-    for result in store.load().results:
+    for result in stored:
         task, steps = result.spec.task, result.spec.steps
-        if task in suite.tasks and suite.steps_of.get(task, suite.steps) != steps:
+        wanted = suite.steps_of.get(task, suite.steps)
+        if wanted != steps:
             raise ValueError(
-                f"{store.folder} has runs of {task} of {steps} steps, and now "
-                f"{suite.steps_of.get(task, suite.steps)} were asked for; use another folder."
+                f"{folder} has runs of {task} of {steps} steps, and now {wanted} were asked for; use another "
+                "folder."
             )
+
+
+def _check_weights(suite: Suite, stored: Sequence[RunResult], folder: Path) -> None:
+    """Refuses to mix runs of one name with different weights: of a file that has changed, say."""
+    now = {name: find_optimizer(name, num_steps=suite.steps).weights for name in suite.optimizers}
+    for result in stored:
+        name = result.spec.optimizer
+        if now.get(name, result.weights) != result.weights:
+            raise ValueError(
+                f"{folder} has runs of {name} with other weights (SHA-256 {result.weights[:16]}…) than those "
+                f"of now ({now[name][:16]}…); use another folder, or give the new weights another name."
+            )
+
+
+def _check_dataset(result: RunResult, datasets: dict[str, str], folder: Path) -> None:
+    """Refuses to mix runs on different data: a stand-in's with those of the set that has come since, say."""
+    task, dataset = result.spec.task, result.facts.dataset
+    if datasets.setdefault(task, dataset) != dataset:
+        raise ValueError(
+            f"{folder} has runs of {task} on {datasets[task]}, and now it trains on {dataset}; use another "
+            f"folder, or remove its runs of {task}."
+        )

@@ -100,7 +100,9 @@ class GridRunner:
     def train(self, on_progress: OnProgress | None = None, *, inputs: Sequence[Any] | None = None) -> RunGrid:
         """Trains every run; `on_progress` is called after each piece, `inputs` replace those given before."""
         given = self._program.inputs if inputs is None else inputs
-        record = _train_in_chunks(self._program, self._pairs, self.width, given, on_progress)
+        record, seconds_per_step = _train_in_chunks(
+            self._program, self._pairs, self.width, given, on_progress
+        )
         shape = (len(self._learning_rates), len(self._seeds), -1)
         task = self._program.placed.task
         return RunGrid(
@@ -111,6 +113,7 @@ class GridRunner:
             valid_loss=record.valid_loss.reshape(shape),
             valid_accuracy=record.valid_accuracy.reshape(shape) if task.accuracy else None,
             initial_loss=task.initial_loss,
+            seconds_per_step=seconds_per_step,
         )
 
 
@@ -132,19 +135,26 @@ def _train_in_chunks(
     width: int,
     inputs: Sequence[Any],
     on_progress: OnProgress | None,
-) -> Record:
-    """Trains `(learning rate, seed)` pairs, `width` at a time; a last, shorter chunk repeats its last run."""
+) -> tuple[Record, float]:
+    """Trains `(learning rate, seed)` pairs, `width` at a time; a last, shorter chunk repeats its last run.
+
+    Returns:
+        What they left, and the seconds of a step of one run, as `RunGrid` has them.
+    """
     chunks = [pairs[np.arange(at, at + width).clip(max=len(pairs) - 1)] for at in range(0, len(pairs), width)]
-    records = []
+    records, seconds = [], []
     for number, chunk in enumerate(chunks):
         pieces = []
-        for stop, piece in program.train(Runs(chunk[:, 0], chunk[:, 1]), inputs):
-            pieces.append(piece)
+        for piece in program.train(Runs(chunk[:, 0], chunk[:, 1]), inputs):
+            losses = piece.record.train_loss
+            pieces.append(piece.record)
+            seconds.append(piece.seconds / losses.size)
             if on_progress:
-                done = (number + stop / program.steps) / len(chunks)
-                on_progress(Progress(done, stop, program.steps, _lowest(piece.train_loss.mean(-1))))
+                done = (number + piece.stop / program.steps) / len(chunks)
+                on_progress(Progress(done, piece.stop, program.steps, _lowest(losses.mean(-1))))
         records.append(_concatenate(pieces, axis=1))
-    return Record(*(array[: len(pairs)] for array in _concatenate(records, axis=0)))
+    record = Record(*(array[: len(pairs)] for array in _concatenate(records, axis=0)))
+    return record, float(np.median(seconds))
 
 
 def _concatenate(records: Sequence[Record], axis: int) -> Record:

@@ -105,6 +105,7 @@ class RunResult:
         seconds_per_step: Wall-clock, measured as `timing` says.
         timing: In words: "share of 15 runs side by side on 2 device(s)", say, or "alone".
         state_bytes: Size of the optimizer's state.
+        weights: A learned optimizer's, as in `OptimizerSpec`: their checksum, "" of a hand-designed one.
         created: When it was finished, ISO 8601 with the offset from UTC.
         environment: Software and machine (`describe_environment`).
     """
@@ -120,6 +121,7 @@ class RunResult:
     seconds_per_step: float
     timing: str
     state_bytes: int
+    weights: str
     created: str
     environment: Mapping[str, Any]
 

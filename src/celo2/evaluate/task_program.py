@@ -7,6 +7,7 @@ and gives its loss and its gradient; another validates.
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ __all__ = [
 
 RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
 VALID_SEED = 0x5EED  # of the validation examples, the same in every run
+MAX_COMPILED = 48  # programs that are kept: about those of one task with ten optimizers
 STREAM_COUNT = 2**32 - 1  # in place of a step's number, in the key that starts a stream
 
 
@@ -122,13 +124,15 @@ class PlacedTask:
     def compile(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], out_specs: Any, **options: Any
     ) -> Any:
-        """Compiles a function of a device's runs; the arguments are placed shapes, the options those of `jit`."""
+        """Compiles a function of a device's runs for placed shapes; the options are those of `jax.jit`."""
         in_specs = jax.tree.map(lambda x: x.sharding.spec, arguments)
         sharded = jax.shard_map(
             function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
-        lowered = jax.jit(sharded, **options).lower(*arguments)
-        return lowered.compile(compiler_options(self.mesh.devices.flat[0].platform))
+        devices = tuple(self.mesh.devices.flat)
+        # Arguments that are not used stay in the program's text, which tells programs apart.
+        jitted = jax.jit(sharded, keep_unused=True, **options)
+        return _compile_once(jitted.lower(*arguments), devices)
 
     def program(self, width: int, piece: int) -> TaskProgram:
         """The compiled program.
@@ -170,6 +174,29 @@ class PlacedTask:
             validate=self.compile(validate, (params, valid), RUNS),
             num_bytes=bytes_needed(stepping) * self.mesh.size,
         )
+
+
+_compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+_compiled_lock = threading.Lock()
+
+
+def _compile_once(lowered: Any, devices: tuple[Any, ...]) -> Any:
+    """Compiles a program, unless one with the same text and trees of arguments is among the last ones.
+
+    Tasks that differ in their data alone have the same programs, and the optimizers' updates are the same
+    for all tasks whose parameters have the same shapes.
+    """
+    key = (devices, lowered.in_tree, lowered.out_tree, lowered.as_text())
+    with _compiled_lock:
+        if key in _compiled:
+            _compiled.move_to_end(key)
+            return _compiled[key]
+    compiled = lowered.compile(compiler_options(devices[0].platform))
+    with _compiled_lock:
+        _compiled[key] = compiled
+        while len(_compiled) > MAX_COMPILED:
+            _compiled.popitem(last=False)
+    return compiled
 
 
 def bytes_needed(compiled: Any) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -57,6 +55,7 @@ class _Prepared(NamedTuple):
     group: Group
     runner: GridRunner
     state_bytes: int
+    weights: str
 
 
 def train_groups(
@@ -106,7 +105,7 @@ def _prepare(shared: SharedTask, group: Group, machine: Machine) -> _Prepared:
         schedule=group.schedule,
         eval_params=spec.eval_params,
     )
-    return _Prepared(group, runner, _state_bytes(shared.task, spec, group))
+    return _Prepared(group, runner, _state_bytes(shared.task, spec, group), spec.weights)
 
 
 def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
@@ -120,8 +119,9 @@ def _train(
 ) -> list[RunResult] | Failure:
     try:
         prepared = future.result()
-        stopwatch = _Stopwatch(group, prepared.runner.width, on_progress)
-        grid = prepared.runner.train(stopwatch)
+        grid = prepared.runner.train(
+            on_progress and (lambda progress: on_progress(GroupProgress(group, progress)))
+        )
     except Exception as error:  # one optimizer's fault must not cost the others' hours
         return Failure(group, f"{type(error).__name__}: {error}")
     steps, curves = grid.curve()
@@ -137,39 +137,12 @@ def _train(
             valid_loss=grid.valid_loss[index],
             valid_accuracy=None if grid.valid_accuracy is None else grid.valid_accuracy[index],
             diverged_at=int(grid.diverged_at[index]),
-            seconds_per_step=stopwatch.seconds_per_step,
+            seconds_per_step=grid.seconds_per_step,
             timing=timing,
             state_bytes=prepared.state_bytes,
+            weights=prepared.weights,
             created=created.isoformat(timespec="seconds"),
             environment=environment,
         )
         for spec, index in zip(group.specs(), np.ndindex(curves.shape[:2]), strict=True)
     ]
-
-
-class _Stopwatch:
-    """Hears of a group's pieces of training, passes them on, and keeps how long each took.
-
-    Args:
-        group: The group.
-        width: Runs trained side by side.
-        on_progress: Whom to tell.
-    """
-
-    def __init__(self, group: Group, width: int, on_progress: OnGroupProgress | None) -> None:
-        self._group, self._width, self._on_progress = group, width, on_progress
-        self._last, self._step = time.perf_counter(), 0
-        self._seconds: list[float] = []
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.step > self._step:  # otherwise others of the group's runs have begun
-            taken = progress.step - self._step
-            self._seconds.append((time.perf_counter() - self._last) / (taken * self._width))
-        if self._on_progress:
-            self._on_progress(GroupProgress(self._group, progress))
-        self._last, self._step = time.perf_counter(), progress.step
-
-    @property
-    def seconds_per_step(self) -> float:
-        """Wall-clock of a step of one run, the median over the pieces."""
-        return float(np.median(self._seconds)) if self._seconds else math.nan

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from celo2.evaluate.runs import RunResult
 from celo2.evaluate.scores import arrange
 from celo2.evaluate.suite_caveats import caveats, defeats, describe_divergence
 from celo2.evaluate.suite_summary import rank_optimizers, rank_tasks
@@ -174,6 +175,13 @@ def test_complete_suite_is_warned_of_its_data_and_sizes_only():
     assert "size tiny" in notes[1]
 
 
+def level_off(run: RunResult) -> RunResult:
+    """The run with its final loss from the middle on."""
+    losses = run.train_loss.copy()
+    losses[len(losses) // 2 - 1 :] = losses[-1]
+    return dataclasses.replace(run, train_loss=losses)
+
+
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
@@ -189,6 +197,10 @@ def test_complete_suite_is_warned_of_its_data_and_sizes_only():
         ),
         (lambda runs: [r for r in runs if r.spec.learning_rate != 0.1], "best rate is the highest tried"),
         (lambda runs: [r for r in runs if r.spec.learning_rate == 0.1], "one setting for each optimizer"),
+        (
+            lambda runs: [level_off(r) if r.spec.optimizer == "adamw" else r for r in runs],
+            "of 2.00× in steps",
+        ),
         (lambda runs: [dataclasses.replace(r, timing="together") for r in runs], "side by side"),
         (
             lambda runs: [dataclasses.replace(runs[0], environment={"processor": "other"}), *runs[1:]],
@@ -199,7 +211,18 @@ def test_complete_suite_is_warned_of_its_data_and_sizes_only():
             "highest tried on conv",
         ),
     ],
-    ids=["seeds", "incomplete", "missing", "settings", "edge", "untuned", "timing", "machines", "decay"],
+    ids=[
+        "seeds",
+        "incomplete",
+        "missing",
+        "settings",
+        "edge",
+        "untuned",
+        "parity",
+        "timing",
+        "machines",
+        "decay",
+    ],
 )
 def test_warnings(change, warning):
     assert any(warning in note for note in caveats(arrange(change(make_suite()))))

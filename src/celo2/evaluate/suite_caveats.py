@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
 from celo2.evaluate.cells import Setting
@@ -11,10 +12,12 @@ from celo2.evaluate.scores import Standings, TaskRuns, is_ours
 
 __all__ = ["caveats", "defeats", "describe_divergence", "describe_loss", "join"]
 
+PARITY = 1.05  # a speed-up of the baseline over itself that needs no comment
+
 
 def caveats(standings: Standings) -> list[str]:
     """What a reader must know before believing the tables; the gravest first."""
-    parts = (_missing, _unscored, _data, _seeds, _settings, _edges, _lost, _timing)
+    parts = (_missing, _unscored, _data, _seeds, _settings, _edges, _lost, _parity, _timing)
     return [note for part in parts for note in part(standings)]
 
 
@@ -152,6 +155,18 @@ def _lost(standings: Standings) -> Iterator[str]:
         tasks = [t.label for t in standings.tasks if name in t.cells and t.cells[name].best is None]
         if tasks:
             yield f"{name} diverged with a seed of every setting on {join(tasks)}: its scores there are 0."
+
+
+def _parity(standings: Standings) -> Iterator[str]:
+    """The baseline's own speed-up, where a reader would take the same of another for an advantage."""
+    name = standings.baseline
+    found = [task.speed_up(name) for task in standings.tasks if name in task.cells]
+    known = [value for value in found if value is not None]
+    if known and (own := statistics.median_low(known)) > PARITY:
+        yield (
+            f"{name} itself reaches its final loss before the end of its runs, at a speed-up of {own:.2f}× "
+            "in steps (median over the tasks): as much of another optimizer is no advantage."
+        )
 
 
 def _timing(standings: Standings) -> Iterator[str]:

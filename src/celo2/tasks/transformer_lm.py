@@ -59,7 +59,7 @@ _CHANGES: Mapping[Size, Mapping[str, Any]] = {  # what a size has different; dep
     "small": {"vocabulary": BYTE_VOCABULARY, "batch_size": 32},
     "tiny": {
         "vocabulary": BYTE_VOCABULARY,
-        "width": 16,
+        "width": 24,
         "num_heads": 3,
         "head_size": 8,
         "context": 8,

@@ -15,7 +15,7 @@ from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import make_step
 from celo2.evaluate.protocol import cosine_schedule, seed_keys, window_length
 from celo2.evaluate.runner import GridRunner, Progress, run_grid
-from celo2.evaluate.task_program import RUNS, SharedTask
+from celo2.evaluate.task_program import RUNS, PlacedTask, SharedTask
 from celo2.tasks.base import Dataset, Task
 
 RATES = (0.01, 0.1, 0.3)
@@ -300,16 +300,22 @@ def test_equal_programs_are_compiled_once_and_others_are_not():
     devices = jax.local_devices()[:1]
     bowl, other = (SharedTask(make_bowl(noise)).place(devices) for noise in (0.0, 0.5))
     numbers = bowl.params_shapes(2)
-    twice, again, thrice = (
-        placed.compile(lambda tree, by=by: jax.tree.map(lambda x: by * x, tree), (numbers,), RUNS)
-        for placed, by in ((bowl, 2.0), (other, 2.0), (other, 3.0))
-    )
+
+    def multiply(placed: PlacedTask, factors: np.ndarray):
+        return placed.compile(lambda tree: (tree["x"].sum() * factors)[-1:], (numbers,), RUNS)
+
+    factors = np.full(5000, 2.0, np.float32)  # a constant that is not written out in most texts
+    twice, again = multiply(bowl, factors), multiply(other, factors)
+    thrice = multiply(other, np.append(factors[:-1], np.float32(3.0)))
     assert twice is again
-    assert thrice is not twice
-    np.testing.assert_array_equal(thrice({"x": jnp.ones((2, 3))})["x"], 3.0)
-    first, second = (
-        bowl.compile(pick, (numbers, numbers), RUNS) for pick in (lambda a, _: a, lambda _, b: b)
-    )
+    np.testing.assert_array_equal(thrice({"x": jnp.ones((2, 3))}), [18.0])
+
+
+def test_programs_that_use_other_arguments_are_not_equal():
+    bowl = SharedTask(make_bowl()).place(jax.local_devices()[:1])
+    numbers = bowl.params_shapes(2)
+    picks = (lambda a, _: a, lambda _, b: b)
+    first, second = (bowl.compile(pick, (numbers, numbers), RUNS) for pick in picks)
     ones, twos = ({"x": jnp.full((2, 3), value)} for value in (1.0, 2.0))
     np.testing.assert_array_equal(first(ones, twos)["x"], 1.0)
     np.testing.assert_array_equal(second(ones, twos)["x"], 2.0)

@@ -70,7 +70,7 @@ def _behind(task: TaskRuns, loss: float, best: float) -> str:
     if not math.isfinite(loss) or best == 0 or (best < 0) != task.returns:
         return text
     share = 100 * (loss - best) / abs(best)
-    return f"{text}, {share:.2g} % {'lower' if task.returns else 'higher'}"
+    return f"{text}, {share:{'.0f' if share >= 10 else '.2g'}} % {'lower' if task.returns else 'higher'}"
 
 
 def _missing(standings: Standings) -> Iterator[str]:

@@ -8,8 +8,8 @@ import numpy as np
 
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.runner import OnProgress, Progress
+from celo2.evaluate.task_program import SharedTask
 from celo2.evaluate.timing import StepCost
-from celo2.tasks.base import Task
 
 __all__ = ["InstantRunner", "InstantTimer"]
 
@@ -19,7 +19,9 @@ class InstantRunner:
 
     asked: ClassVar[list[tuple]] = []
 
-    def __init__(self, task: Task, _: Any, learning_rates: Any, *, seeds: Any, steps: int, **__: Any) -> None:
+    def __init__(
+        self, task: SharedTask, _: Any, learning_rates: Any, *, seeds: Any, steps: int, **__: Any
+    ) -> None:
         self.asked.append((learning_rates, tuple(seeds), steps))
         shape = (len(learning_rates), len(seeds), steps)
         self.grid = RunGrid(
@@ -29,7 +31,7 @@ class InstantRunner:
             valid_steps=np.asarray([steps]),
             valid_loss=np.full((*shape[:2], 1), 0.5, np.float32),
             valid_accuracy=None,
-            initial_loss=task.initial_loss,
+            initial_loss=task.task.initial_loss,
         )
 
     def train(self, on_progress: OnProgress | None = None) -> RunGrid:

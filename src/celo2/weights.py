@@ -122,9 +122,14 @@ class Weights:
         )
 
 
-def compute_checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of a network's arrays with their names and shapes: the same for equal weights in any file."""
-    digest = hashlib.sha256()
+def compute_checksum(arrays: Mapping[str, np.ndarray], config: Any) -> str:
+    """SHA-256 of a network's arrays and its options: the same for equal weights in any file.
+
+    Args:
+        arrays: By name.
+        config: The options, a frozen dataclass.
+    """
+    digest = hashlib.sha256(repr(config).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name}{array.shape}{array.dtype.str}".encode() + array.tobytes())
     return digest.hexdigest()

@@ -117,6 +117,20 @@ def test_a_damaged_run_is_reported_and_can_be_repeated(
     assert_same_run(store.load().results[0], run)
 
 
+def test_a_run_of_an_earlier_version_is_damaged_and_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(run_store, "_SCALARS", tuple(n for n in run_store._SCALARS if n != "weights"))
+        RunStore(tmp_path).add([make_run()])
+        pack([make_run()], tmp_path / "old.npz")
+    [reason] = RunStore(tmp_path).load().damaged.values()
+    assert "lacks weights" in reason
+    assert not RunStore(tmp_path).has(make_run().spec)
+    with pytest.raises(ValueError, match="lacks weights"):
+        unpack(tmp_path / "old.npz")
+
+
 def test_runs_of_a_killed_process_get_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, runs = RunStore(tmp_path), [make_run(seed=seed) for seed in range(3)]
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +28,9 @@ SUITE = Suite(
 class FakeEngine:
     """Makes up runs; `trained` collects what it was asked for, and it stops as `stop_after` says."""
 
-    def __init__(self, stop_after: int = 100, broken: str = "", dataset: str = "a-set") -> None:
+    def __init__(self, stop_after: int = 100, broken: str = "") -> None:
         self.trained: list[tuple] = []
-        self._stop_after, self._broken, self._dataset = stop_after, broken, dataset
+        self._stop_after, self._broken = stop_after, broken
 
     def __call__(self, tasks, _, on_progress) -> Iterator[list[RunResult] | Failure]:
         for group in (group for groups in tasks for group in groups):
@@ -42,9 +41,7 @@ class FakeEngine:
             if group.optimizer == self._broken:
                 yield Failure(group, "it broke")
             else:
-                runs = [make_run(**vars(spec)) for spec in group.specs()]
-                facts = dataclasses.replace(runs[0].facts, dataset=self._dataset)
-                yield [dataclasses.replace(run, facts=facts) for run in runs]
+                yield [make_run(**vars(spec)) for spec in group.specs()]
 
 
 def test_a_stopped_suite_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -80,12 +77,17 @@ def test_runs_of_another_length_are_refused(tmp_path: Path) -> None:
         run_suite(longer, RunStore(tmp_path), engine=FakeEngine())
 
 
-def test_runs_on_other_data_are_refused(tmp_path: Path) -> None:
-    run_suite(SUITE, RunStore(tmp_path), engine=FakeEngine())
-    more = Suite(**{**vars(SUITE), "seeds": 3})
-    with pytest.raises(ValueError, match="runs of digits-mlp on a-set, and now it trains on another-set"):
-        run_suite(more, RunStore(tmp_path), engine=FakeEngine(dataset="another-set"))
-    assert len(RunStore(tmp_path).load().results) == 16
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_task_on_other_data_fails_untrained_and_the_others_are_trained(tmp_path: Path) -> None:
+    one_task = Suite(**{**vars(SUITE), "tasks": ("quadratic",), "seeds": 1})
+    run_suite(one_task, RunStore(tmp_path), engine=FakeEngine())  # on a made-up set
+    failures = run_suite(SUITE, RunStore(tmp_path))
+    assert [(failure.group.task, failure.group.optimizer) for failure in failures] == [
+        ("quadratic", "adamw"),
+        ("quadratic", "lion"),
+    ]
+    assert "has runs of it on a-set, and now it trains on quadratic" in failures[0].reason
+    assert len(RunStore(tmp_path).load().results) == 4 + 8
 
 
 def test_runs_of_other_weights_are_refused(tmp_path: Path) -> None:
@@ -94,6 +96,16 @@ def test_runs_of_other_weights_are_refused(tmp_path: Path) -> None:
     run_suite(learned, RunStore(tmp_path), engine=FakeEngine())  # which makes up runs of no weights
     with pytest.raises(ValueError, match=rf"runs of celo2 with other weights .* now \({shipped[:16]}"):
         run_suite(learned, RunStore(tmp_path), engine=FakeEngine())
+    elsewhere = Suite(**{**vars(learned), "tasks": ("fashion-mlp",)})
+    with pytest.raises(ValueError, match="with other weights"):
+        run_suite(elsewhere, RunStore(tmp_path), engine=FakeEngine())
+
+
+def test_weights_that_change_meanwhile_are_a_failure() -> None:
+    groups = [group._replace(weights="others") for group in SUITE.groups("quadratic")[:1]]
+    [failure] = train_groups(groups)
+    assert isinstance(failure, Failure)
+    assert "weights of adamw have changed since the suite began" in failure.reason
 
 
 def test_progress_counts_runs(tmp_path: Path) -> None:

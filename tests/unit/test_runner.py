@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,9 @@ import pytest
 
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import make_step
-from celo2.evaluate.protocol import cosine_schedule, seed_keys, window_length
+from celo2.evaluate.protocol import NUM_EVALS, cosine_schedule, seed_keys, window_length
 from celo2.evaluate.runner import GridRunner, Progress, run_grid
-from celo2.evaluate.task_program import RUNS, PlacedTask, SharedTask
+from celo2.evaluate.task_program import SharedTask
 from celo2.tasks.base import Dataset, Task
 
 RATES = (0.01, 0.1, 0.3)
@@ -296,26 +297,27 @@ def test_number_of_validations_leaves_the_training_alone(grid):
     np.testing.assert_allclose(once.final_valid_loss, grid.final_valid_loss, rtol=1e-5)
 
 
-def test_equal_programs_are_compiled_once_and_others_are_not():
-    devices = jax.local_devices()[:1]
-    bowl, other = (SharedTask(make_bowl(noise)).place(devices) for noise in (0.0, 0.5))
-    numbers = bowl.params_shapes(2)
-
-    def multiply(placed: PlacedTask, factors: np.ndarray):
-        return placed.compile(lambda tree: (tree["x"].sum() * factors)[-1:], (numbers,), RUNS)
-
-    factors = np.full(5000, 2.0, np.float32)  # a constant that is not written out in most texts
-    twice, again = multiply(bowl, factors), multiply(other, factors)
-    thrice = multiply(other, np.append(factors[:-1], np.float32(3.0)))
-    assert twice is again
-    np.testing.assert_array_equal(thrice({"x": jnp.ones((2, 3))}), [18.0])
+def test_runners_of_one_task_share_its_program_and_its_data():
+    shared = SharedTask(make_bowl())
+    devices = jax.local_devices()
+    one = GridRunner(shared, optax.sgd, RATES, seeds=SEEDS, steps=STEPS)
+    program = shared.place(devices).program(one.width, math.ceil(STEPS / NUM_EVALS))
+    GridRunner(shared, optax.lion, RATES, seeds=SEEDS, steps=STEPS)
+    assert shared.place(devices).program(one.width, math.ceil(STEPS / NUM_EVALS)) is program
+    assert shared.place(devices) is shared.place(list(devices))
 
 
-def test_programs_that_use_other_arguments_are_not_equal():
-    bowl = SharedTask(make_bowl()).place(jax.local_devices()[:1])
-    numbers = bowl.params_shapes(2)
-    picks = (lambda a, _: a, lambda _, b: b)
-    first, second = (bowl.compile(pick, (numbers, numbers), RUNS) for pick in picks)
-    ones, twos = ({"x": jnp.full((2, 3), value)} for value in (1.0, 2.0))
-    np.testing.assert_array_equal(first(ones, twos)["x"], 1.0)
-    np.testing.assert_array_equal(second(ones, twos)["x"], 2.0)
+def test_times_of_steps_leave_validations_out():
+    pause = 0.2  # seconds
+
+    def wait(value):
+        time.sleep(pause)
+        return np.float32(0.0)
+
+    def accuracy(params, batch):
+        del batch
+        return jax.pure_callback(wait, jnp.zeros(()), params["x"][0], vmap_method="sequential")
+
+    task = dataclasses.replace(make_bowl(), accuracy=accuracy)
+    grid = run_grid(task, optax.sgd, (0.1,), steps=STEPS, devices=1, num_evals=1)
+    assert grid.seconds_per_step * STEPS < pause  # one validation waits 16 times

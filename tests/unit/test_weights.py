@@ -68,13 +68,17 @@ def test_weights_order_their_arrays_as_the_network_does():
     assert list(Weights(dict(reversed(arrays.items()))).arrays) == list(RuleConfig().weight_shapes())
 
 
-def test_checksum_is_of_the_arrays_alone():
-    arrays = make_arrays()
-    checksum = compute_checksum(arrays)
-    assert compute_checksum(dict(reversed(arrays.items()))) == checksum
-    assert compute_checksum({**arrays, "b0": np.nextafter(arrays["b0"], np.float32(9))}) != checksum
-    assert compute_checksum({**arrays, "b0": arrays["b0"][None]}) != checksum
-    assert compute_checksum({**without("b0"), "b9": arrays["b0"]}) != checksum
+def test_checksum_is_of_the_arrays_and_the_options():
+    arrays, config = make_arrays(), RuleConfig()
+    checksum = compute_checksum(arrays, config)
+    assert compute_checksum(dict(reversed(arrays.items())), RuleConfig()) == checksum
+    assert compute_checksum(arrays, config.replace(initial_rms_decays=(0.9,))) != checksum
+    for other in (
+        {**arrays, "b0": np.nextafter(arrays["b0"], np.float32(9))},
+        {**arrays, "b0": arrays["b0"][None]},
+        {**without("b0"), "b9": arrays["b0"]},
+    ):
+        assert compute_checksum(other, config) != checksum
 
 
 def test_weights_survive_deepcopy():

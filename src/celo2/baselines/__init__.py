@@ -55,7 +55,6 @@ _LEARNED_SPECS = (
         UNIT_STEP_RANGE,
         reference=_CELO2_PAPER,
         origin="celo2.celo2",
-        weights=compute_checksum(load_checkpoint("celo2").arrays),
     ),
     OptimizerSpec(
         "celo2-base",
@@ -64,7 +63,6 @@ _LEARNED_SPECS = (
         UNIT_STEP_RANGE,
         reference=_CELO2_PAPER,
         origin="celo2.celo2_base",
-        weights=compute_checksum(load_checkpoint("celo2-base").arrays),
     ),
 )
 _HAND_DESIGNED_SPECS = sorted(
@@ -122,19 +120,22 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
         (0.0003, 0.00548, 0.1)
     """
     check_optimizer_name(name)
-    if name in OPTIMIZERS:
-        return OPTIMIZERS[name]
     variant, _, source = name.partition(":")
     if sets_own_rate(name):
         return _predecessor(name, num_steps)
-    weights = load_checkpoint(source, orthogonalize=variant == "celo2")
+    if variant not in LEARNED:
+        return OPTIMIZERS[name]
     shipped = OPTIMIZERS[variant]
+    weights = load_checkpoint(source or variant, orthogonalize=variant == "celo2")
+    checksum = compute_checksum(weights.arrays, weights.config)
+    if not source:
+        return dataclasses.replace(shipped, weights=checksum)
     return dataclasses.replace(
         shipped,
         name=name,
         description=f"{shipped.description}; weights from {source}",
         make=_learned(variant, weights),
-        weights=compute_checksum(weights.arrays),
+        weights=checksum,
     )
 
 
@@ -157,7 +158,7 @@ def _predecessor(name: str, num_steps: int | None) -> OptimizerSpec:
         (1.0, 1.0),
         origin=f'celo2.zoo.make("{preset}")',
         sets_own_rate=True,
-        weights=compute_checksum(weights.arrays),
+        weights=compute_checksum(weights.arrays, weights.config),
     )
 
 

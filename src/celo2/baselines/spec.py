@@ -32,7 +32,8 @@ class OptimizerSpec:
             the trained parameters themselves.
         sets_own_rate: Whether it chooses its step sizes itself: there is one run for each seed, at "rate" 1,
             and weight decay, which is measured by a learning rate, has no meaning.
-        weights: Of a learned optimizer, `celo2.weights.compute_checksum`; "" of a hand-designed one.
+        weights: Of a learned optimizer, `celo2.weights.compute_checksum`, filled in by `find_optimizer`; ""
+            of a hand-designed one.
     """
 
     name: str

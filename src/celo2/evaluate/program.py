@@ -139,6 +139,7 @@ class Program:
         feed: Feed = self._task.start(params, spread.seed)
         train_state = params, self._init(params, spread, given)
         waiting: deque[Array] = deque()
+        jax.block_until_ready((feed, train_state))
         for start, stop in self.bounds:
             begin = time.perf_counter()
             for _ in range(start, stop):

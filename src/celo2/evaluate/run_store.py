@@ -205,7 +205,13 @@ def _read(path: Path) -> RunResult:
 
 
 def _result(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> RunResult:
-    """A run from its record in JSON's types and its curves."""
+    """A run from its record in JSON's types and its curves.
+
+    Raises:
+        ValueError: The record lacks a field: it was written before there was one.
+    """
+    if missing := [name for name in _SCALARS if name not in record]:
+        raise ValueError(f"a run's record lacks {', '.join(missing)}; it is of an earlier version.")
     fields = {name: record[name] for name in _SCALARS}
     fields["seconds_per_step"] = (
         math.nan if fields["seconds_per_step"] is None else fields["seconds_per_step"]

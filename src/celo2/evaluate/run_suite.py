@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from celo2._files import write_atomic
-from celo2.baselines import find_optimizer
 from celo2.evaluate.run_store import RunStore
 from celo2.evaluate.runs import RunResult, RunSpec
 from celo2.evaluate.suite import Group, Suite
@@ -70,20 +69,22 @@ def run_suite(
         The groups that could not be trained, and why; they are tried again by the next call.
 
     Raises:
-        ValueError: The folder's runs of a task have another length or other data, or those of an optimizer
-            other weights.
+        ValueError: The folder's runs of a task have another length, or those of an optimizer other weights.
         KeyboardInterrupt: Ctrl-C; all groups finished by then are in the folder.
     """
     store.prepare()
-    stored = [result for result in store.load().results if result.spec.task in suite.tasks]
+    stored = store.load().results
     _check_lengths(suite, stored, store.folder)
     _check_weights(suite, stored, store.folder)
     settings = json.dumps(dataclasses.asdict(suite), indent=1)
     write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())
-    groups = [suite.groups(task) for task in suite.tasks]
+    datasets = {result.spec.task: result.facts.dataset for result in stored}
+    groups = [
+        [group._replace(dataset=datasets.get(task, "")) for group in suite.groups(task)]
+        for task in suite.tasks
+    ]
     wanted = {spec for whole in groups for group in whole for spec in group.specs()}
     done = wanted & {result.spec for result in stored}
-    datasets = {result.spec.task: result.facts.dataset for result in stored}
 
     def report(current: GroupProgress | None = None) -> None:
         if on_progress:
@@ -95,7 +96,6 @@ def run_suite(
         if isinstance(outcome, Failure):
             failures.append(outcome)
             continue
-        _check_dataset(outcome[0], datasets, store.folder)
         store.add(outcome)
         done.update(result.spec for result in outcome)
         report()
@@ -120,7 +120,7 @@ def _check_lengths(suite: Suite, stored: Sequence[RunResult], folder: Path) -> N
     for result in stored:
         task, steps = result.spec.task, result.spec.steps
         wanted = suite.steps_of.get(task, suite.steps)
-        if wanted != steps:
+        if task in suite.tasks and wanted != steps:
             raise ValueError(
                 f"{folder} has runs of {task} of {steps} steps, and now {wanted} were asked for; use another "
                 "folder."
@@ -129,21 +129,11 @@ def _check_lengths(suite: Suite, stored: Sequence[RunResult], folder: Path) -> N
 
 def _check_weights(suite: Suite, stored: Sequence[RunResult], folder: Path) -> None:
     """Refuses to mix runs of one name with different weights: of a file that has changed, say."""
-    now = {name: find_optimizer(name, num_steps=suite.steps).weights for name in suite.optimizers}
+    now = {group.optimizer: group.weights for group in suite.groups(suite.tasks[0])}
     for result in stored:
         name = result.spec.optimizer
         if now.get(name, result.weights) != result.weights:
             raise ValueError(
-                f"{folder} has runs of {name} with other weights (SHA-256 {result.weights[:16]}…) than those "
-                f"of now ({now[name][:16]}…); use another folder, or give the new weights another name."
+                f"{folder} has runs of {name} with other weights (checksum {result.weights[:16]}…) than "
+                f"those of now ({now[name][:16]}…); use another folder, or give the new weights another name."
             )
-
-
-def _check_dataset(result: RunResult, datasets: dict[str, str], folder: Path) -> None:
-    """Refuses to mix runs on different data: a stand-in's with those of the set that has come since, say."""
-    task, dataset = result.spec.task, result.facts.dataset
-    if datasets.setdefault(task, dataset) != dataset:
-        raise ValueError(
-            f"{folder} has runs of {task} on {datasets[task]}, and now it trains on {dataset}; use another "
-            f"folder, or remove its runs of {task}."
-        )

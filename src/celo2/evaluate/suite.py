@@ -82,7 +82,7 @@ class Suite:
                 )
 
     def groups(self, task: str) -> list[Group]:
-        """What is trained of a task, a group for each program to compile."""
+        """What is trained of a task, a group for each optimizer and weight decay."""
         steps = self.steps_of.get(task, self.steps)
         seeds = tuple(range(self.first_seed, self.first_seed + self.seeds))
         return [
@@ -94,6 +94,7 @@ class Suite:
                 seeds=seeds,
                 steps=steps,
                 schedule=self.schedule if spec.schedule == "cosine" else spec.schedule,
+                weights=spec.weights,
             )
             for name, spec in ((name, _spec(name, steps)) for name in self.optimizers)
             for decay in (self.weight_decays if not spec.sets_own_rate else (0.0,))
@@ -105,7 +106,15 @@ class Suite:
 
 
 class Group(NamedTuple):
-    """Runs that one compiled program trains side by side: learning rates × seeds."""
+    """Runs that are trained side by side: learning rates × seeds.
+
+    Attributes:
+        task: As in `RunSpec`, and so are the others that are not told.
+        learning_rates: Of the runs.
+        seeds: Of the runs, with each learning rate.
+        weights: That the optimizer must have (`OptimizerSpec.weights`).
+        dataset: That the task must have, where a folder has runs on it; "": any.
+    """
 
     task: str
     optimizer: str
@@ -114,6 +123,8 @@ class Group(NamedTuple):
     seeds: tuple[int, ...]
     steps: int
     schedule: str
+    weights: str = ""
+    dataset: str = ""
 
     def specs(self) -> list[RunSpec]:
         """Its runs, in the order of `RunGrid`: the seeds of each learning rate together."""

@@ -6,9 +6,7 @@ and gives its loss and its gradient; another validates.
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,7 +33,6 @@ __all__ = [
 
 RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
 VALID_SEED = 0x5EED  # of the validation examples, the same in every run
-MAX_COMPILED = 48  # programs that are kept: about those of one task with ten optimizers
 STREAM_COUNT = 2**32 - 1  # in place of a step's number, in the key that starts a stream
 
 
@@ -54,7 +51,7 @@ class TaskProgram(NamedTuple):
         differentiate: `(feed, params, seeds, count, train) → (feed, losses (R,), gradients)`; the feed given
             is used up, and the objective of step `count` is put into the new one.
         validate: `(params, valid) → (losses (R,), accuracies (R,))`, NaN where the task has none.
-        num_bytes: That `differentiate` takes on all devices.
+        num_bytes: That `differentiate` or `validate` takes on all devices, whichever takes more.
     """
 
     start: Callable[..., Feed]
@@ -130,10 +127,8 @@ class PlacedTask:
         sharded = jax.shard_map(
             function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
-        devices = tuple(self.mesh.devices.flat)
-        # Arguments that are not used stay in the program's text, which tells programs apart.
-        jitted = jax.jit(sharded, keep_unused=True, **options)
-        return _compile_once(jitted.lower(*arguments), devices)
+        lowered = jax.jit(sharded, **options).lower(*arguments)
+        return lowered.compile(compiler_options(self.mesh.devices.flat[0].platform))
 
     def program(self, width: int, piece: int) -> TaskProgram:
         """The compiled program.
@@ -169,36 +164,13 @@ class PlacedTask:
         count, train, valid = self.place_shapes((np.int32(0), self.train, self.valid), EVERYWHERE)
         feed = self.place_shapes(jax.eval_shape(start, params, seeds), RUNS)
         stepping = self.compile(differentiate, (feed, params, seeds, count, train), RUNS, donate_argnums=0)
+        validating = self.compile(validate, (params, valid), RUNS)
         return TaskProgram(
             start=self.compile(start, (params, seeds), RUNS),
             differentiate=stepping,
-            validate=self.compile(validate, (params, valid), RUNS),
-            num_bytes=bytes_needed(stepping) * self.mesh.size,
+            validate=validating,
+            num_bytes=max(map(bytes_needed, (stepping, validating))) * self.mesh.size,
         )
-
-
-_compiled: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-_compiled_lock = threading.Lock()
-
-
-def _compile_once(lowered: Any, devices: tuple[Any, ...]) -> Any:
-    """Compiles a program, unless one with the same text and trees of arguments is among the last ones.
-
-    Tasks that differ in their data alone have the same programs, and the optimizers' updates are the same
-    for all tasks whose parameters have the same shapes.
-    """
-    text = hashlib.sha256(lowered.as_text().encode()).digest()
-    key = (devices, lowered.in_tree, lowered.out_tree, text)
-    with _compiled_lock:
-        if key in _compiled:
-            _compiled.move_to_end(key)
-            return _compiled[key]
-    compiled = lowered.compile(compiler_options(devices[0].platform))
-    with _compiled_lock:
-        _compiled[key] = compiled
-        while len(_compiled) > MAX_COMPILED:
-            _compiled.popitem(last=False)
-    return compiled
 
 
 def bytes_needed(compiled: Any) -> float:

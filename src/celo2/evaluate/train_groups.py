@@ -55,7 +55,6 @@ class _Prepared(NamedTuple):
     group: Group
     runner: GridRunner
     state_bytes: int
-    weights: str
 
 
 def train_groups(
@@ -79,6 +78,13 @@ def train_groups(
     except Exception as error:  # one task's fault must not cost the others' hours
         yield from (Failure(group, f"{type(error).__name__}: {error}") for group in groups)
         return
+    if other := next((group.dataset for group in groups if group.dataset not in ("", facts.dataset)), ""):
+        reason = (
+            f"the folder has runs of it on {other}, and now it trains on {facts.dataset}; use another "
+            "folder, or remove those runs."
+        )
+        yield from (Failure(group, reason) for group in groups)
+        return
     with ThreadPoolExecutor() as pool:
         prepared = [pool.submit(_prepare, shared, group, machine) for group in groups]
         try:
@@ -94,6 +100,10 @@ def train_groups(
 
 def _prepare(shared: SharedTask, group: Group, machine: Machine) -> _Prepared:
     spec = find_optimizer(group.optimizer, num_steps=group.steps)
+    if spec.weights != group.weights:
+        raise ValueError(
+            f"the weights of {group.optimizer} have changed since the suite began; start it again."
+        )
     runner = GridRunner(
         shared,
         lambda schedule: spec.make(schedule, group.weight_decay),
@@ -105,7 +115,7 @@ def _prepare(shared: SharedTask, group: Group, machine: Machine) -> _Prepared:
         schedule=group.schedule,
         eval_params=spec.eval_params,
     )
-    return _Prepared(group, runner, _state_bytes(shared.task, spec, group), spec.weights)
+    return _Prepared(group, runner, _state_bytes(shared.task, spec, group))
 
 
 def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
@@ -140,7 +150,7 @@ def _train(
             seconds_per_step=grid.seconds_per_step,
             timing=timing,
             state_bytes=prepared.state_bytes,
-            weights=prepared.weights,
+            weights=group.weights,
             created=created.isoformat(timespec="seconds"),
             environment=environment,
         )

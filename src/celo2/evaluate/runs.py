@@ -16,7 +16,7 @@ __all__ = ["RunResult", "RunSpec", "TaskFacts"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class RunSpec:
-    """One run: everything that decides its result, but for the software and the machine.
+    """One run: all that was asked for. Data, weights, software and machine are facts of its result.
 
     Attributes:
         task: The task with its size (`celo2.tasks.registry`), "Conv_Cifar10_32x64x64@tiny" say.

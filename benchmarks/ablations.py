@@ -75,7 +75,9 @@ ABLATIONS = {
     "no-input-normalization": Ablation("channels not normalised", _rule("normalize_input=false")),
     "no-output-normalization": Ablation("steps not normalised", _rule("normalize_output=false")),
     "no-normalization": Ablation(
-        "neither channels nor steps normalised", _rule("normalize_input=false", "normalize_output=false"), 3.961
+        "neither channels nor steps normalised",
+        _rule("normalize_input=false", "normalize_output=false"),
+        3.961,
     ),
     "magnitude": Ablation(
         "direction · exp(0.001 · magnitude), then normalised", _rule("exp_mult=0.001"), 3.900

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from celo2.meta.config import MetaConfig, Variant
+from celo2.meta.choices import Variant
+from celo2.meta.config import MetaConfig
 from celo2.meta.inner import make_inner_optimizer
 from celo2.meta.start import BUILT_IN, init_theta
 from celo2.meta.truncation import make_family

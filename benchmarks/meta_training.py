@@ -25,7 +25,8 @@ import jax
 from celo2.evaluate.environment import describe_environment
 from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta import outer
-from celo2.meta.config import MetaConfig, Variant
+from celo2.meta.choices import Variant
+from celo2.meta.config import MetaConfig
 from celo2.meta.data import load_datasets, stack_data
 
 PUBLIC_SECONDS = 2.0  # an iteration of the public engine on two cores

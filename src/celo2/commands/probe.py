@@ -17,7 +17,8 @@ from rich.table import Table
 from celo2._files import write_atomic
 from celo2.baselines import LEARNED, OPTIMIZERS
 from celo2.jax.host_devices import num_cores, use_cpu_devices
-from celo2.meta.config import MetaConfig, Variant
+from celo2.meta.choices import Variant
+from celo2.meta.config import MetaConfig
 from celo2.meta.probe import Probe, ProbeConfig, TaskRecord, compute_score, describe_task
 from celo2.meta.start import BUILT_IN, make_start
 from celo2.weights import SHIPPED, Weights, load_checkpoint, resolve_tree

@@ -74,15 +74,11 @@ def run_suite(
     """
     store.prepare()
     stored = store.load().results
+    groups = _make_groups(suite, stored)
     _check_lengths(suite, stored, store.folder)
-    _check_weights(suite, stored, store.folder)
+    _check_weights(groups[0], stored, store.folder)
     settings = json.dumps(dataclasses.asdict(suite), indent=1)
     write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())
-    datasets = {result.spec.task: result.facts.dataset for result in stored}
-    groups = [
-        [group._replace(dataset=datasets.get(task, "")) for group in suite.groups(task)]
-        for task in suite.tasks
-    ]
     wanted = {spec for whole in groups for group in whole for spec in group.specs()}
     done = wanted & {result.spec for result in stored}
 
@@ -100,6 +96,15 @@ def run_suite(
         done.update(result.spec for result in outcome)
         report()
     return failures
+
+
+def _make_groups(suite: Suite, stored: Sequence[RunResult]) -> list[list[Group]]:
+    """Each task's groups, which must train on the data of the runs that are there."""
+    datasets = {result.spec.task: result.facts.dataset for result in stored}
+    return [
+        [group._replace(dataset=datasets.get(task, "")) for group in suite.groups(task)]
+        for task in suite.tasks
+    ]
 
 
 def _missing(groups: Sequence[Sequence[Group]], done: Set[RunSpec]) -> list[list[Group]]:
@@ -127,9 +132,9 @@ def _check_lengths(suite: Suite, stored: Sequence[RunResult], folder: Path) -> N
             )
 
 
-def _check_weights(suite: Suite, stored: Sequence[RunResult], folder: Path) -> None:
+def _check_weights(groups: Sequence[Group], stored: Sequence[RunResult], folder: Path) -> None:
     """Refuses to mix runs of one name with different weights: of a file that has changed, say."""
-    now = {group.optimizer: group.weights for group in suite.groups(suite.tasks[0])}
+    now = {group.optimizer: group.weights for group in groups}
     for result in stored:
         name = result.spec.optimizer
         if now.get(name, result.weights) != result.weights:

@@ -8,72 +8,29 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Literal, get_args
 
 from celo2.config import RuleConfig, nearest_name
-from celo2.meta.combinations import DECAYING, check_frozen, check_outer, check_variant
+from celo2.meta.choices import (
+    CHOICES,
+    Estimator,
+    LossDifference,
+    MetaLoss,
+    OuterOptimizer,
+    RateUnits,
+    Schedule,
+    Variant,
+)
+from celo2.meta.combinations import check_frozen, check_outer, check_variant
 from celo2.meta.rule_options import check_type, parse_rule_options
 from celo2.meta.shares import parse_shares, split_by_weight
-from celo2.tasks.augmentation import LEVELS, Level, parse_mixture
+from celo2.tasks.augmentation import Level, parse_mixture
 from celo2.tasks.base import Split
 from celo2.tasks.families import FAMILIES
 from celo2.tasks.family import Source
 from celo2.zoo.specs import PRESETS, Celo, MemberConfig
 
-__all__ = [
-    "DECAYING",
-    "Estimator",
-    "LossDifference",
-    "MetaConfig",
-    "MetaLoss",
-    "OuterOptimizer",
-    "RateUnits",
-    "Schedule",
-    "Variant",
-]
+__all__ = ["MetaConfig"]
 
-Variant = Literal[
-    "celo2",
-    "celo2-base",
-    "celo",
-    "celo_adam",
-    "adafac_mlp",
-    "rnn_mlp",
-    "nn_adam",
-    "velo",
-    "velo_s",
-    "velo_4000",
-]
-RateUnits = Literal["stored", "network"]
-Schedule = Literal["constant", "cosine"]
-Estimator = Literal["pes", "truncated-es", "full-es"]
-LossDifference = Literal["value", "sign"]
-OuterOptimizer = Literal[
-    "adamw",
-    "lion",
-    "adam",
-    "nadam",
-    "radam",
-    "amsgrad",
-    "adabelief",
-    "yogi",
-    "adagrad",
-    "rmsprop",
-    "sgd",
-    "custom",
-]
-MetaLoss = Literal["training", "held-out", "final"]
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "variant": get_args(Variant),
-    "outer_optimizer": get_args(OuterOptimizer),
-    "estimator": get_args(Estimator),
-    "loss_difference": get_args(LossDifference),
-    "meta_loss": get_args(MetaLoss),
-    "level": LEVELS,
-    "rate_units": get_args(RateUnits),
-    "inner_schedule": get_args(Schedule),
-}
 _FROZEN_BY_PHASE = ((), ("lstm_init_state/*", "rnn_params/*"), ("ff_mod_stack/*",))  # none, 1, 2
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
 _NOT_NEGATIVE = ("outer_weight_decay", "outer_warmup", "outer_decay_steps", "outer_clip")
@@ -178,7 +135,7 @@ class MetaConfig:
         """Checks every range."""
         for name in ("rule_options", "families", "datasets", "scale_range", "frozen", "mixture"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, choices in _CHOICES.items():
+        for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
         for name in _AT_LEAST_ONE:

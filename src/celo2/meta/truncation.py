@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from celo2.meta.config import MetaConfig, Schedule
+from celo2.meta.config import MetaConfig
 from celo2.meta.inner import make_inner_optimizer
 from celo2.meta.losses import Losses, loss_weight
 from celo2.meta.pes import Theta
+from celo2.meta.rates import rate_share, sample_rates
 from celo2.tasks.augmentation import log_uniform, parse_mixture
 from celo2.tasks.base import Batch, Params
 from celo2.tasks.families import FAMILIES
@@ -241,17 +242,11 @@ def _sample_start(key: Array, thetas: Theta, family: TaskFamily, config: MetaCon
         task_key, problem_key = jax.random.split(task_key)
         problem = family.sample_problem(problem_key)
     stored, scales = family.init(task_key)
-    rates = _sample_rates(rate_key, scales, config)
+    rates = sample_rates(rate_key, scales, config)
     length = log_uniform(length_key, config.min_unroll, config.max_unroll).astype(jnp.int32)
     opt_state = jax.vmap(lambda theta: make_inner_optimizer(theta, config, length).init(stored))(thetas)
     step = jnp.zeros((), jnp.int32)
     return InnerState(_both(stored), opt_state, scales, rates, step, length, problem)
-
-
-def _sample_rates(key: Array, scales: Params, config: MetaConfig) -> Params:
-    """One factor for the task; in the network's units the larger an array's scale, the less it moves."""
-    factor = log_uniform(key, 1.0 / config.rate_spread, config.rate_spread)
-    return jax.tree.map(lambda scale: factor / scale if config.rate_units == "network" else factor, scales)
 
 
 def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
@@ -281,21 +276,13 @@ def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Pa
         thetas: Theta, state: InnerState, batch: Batch, held_out: Batch | None
     ) -> tuple[Params, Any, Array]:
         signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None, None, None))
-        share = _rate_share(state.step, state.length, config.inner_schedule)
+        share = rate_share(state.step, state.length, config.inner_schedule)
         rates = jax.tree.map(lambda rate: share * rate, state.rates)
         return signs(
             thetas, state.params, state.opt_state, state.scales, batch, held_out, rates, state.length
         )
 
     return step_pair
-
-
-def _rate_share(step: Array, length: Array, schedule: Schedule) -> Array:
-    """The learning rate at a step of a run over its peak, in [0, 1]."""
-    if schedule == "constant":
-        return jnp.ones((), jnp.float32)
-    progress = step.astype(jnp.float32) / length.astype(jnp.float32)
-    return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
 def _select(mask: Array, new: InnerState, old: InnerState) -> InnerState:

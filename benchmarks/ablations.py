@@ -100,9 +100,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--only", nargs="*", choices=list(ABLATIONS), default=list(ABLATIONS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of meta-training")
-    parser.add_argument("--outer-steps", type=int, default=1000, help="the budget of every run")
+    parser.add_argument("--outer-steps", type=int, default=600, help="the budget of every run")
     parser.add_argument("--tasks", nargs="*", default=["fashion-mlp", "fashion-conv"])
-    parser.add_argument("--rates", nargs="*", type=float, default=[1e-3, 3e-3, 1e-2, 3e-2])
+    parser.add_argument("--rates", nargs="*", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2])
     parser.add_argument("--probe-seeds", type=int, default=2)
     parser.add_argument("--probe-steps", type=int, default=200)
     parser.add_argument("--table", action="store_true", help="train nothing")
@@ -127,7 +127,7 @@ def _run(folder: Path, name: str, seed: int, outer_steps: int, probe: ProbeConfi
     if record.exists():
         return
     print(f"{folder.name}:", flush=True)
-    config = dataclasses.replace(RECIPE, seed=seed, **ABLATIONS[name].options)
+    config = dataclasses.replace(RECIPE, seed=seed, outer_decay_steps=outer_steps, **ABLATIONS[name].options)
     train = TrainOptions(
         out=folder, outer_steps=outer_steps, resume=(folder / "config.json").exists(), checkpoint_every=200
     )

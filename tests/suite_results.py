@@ -8,33 +8,30 @@ from typing import Any
 import numpy as np
 
 from celo2.evaluate.runs import RunResult, RunSpec, TaskFacts
+from run_results import make_facts, make_result
 
-ENVIRONMENT = {"celo2": "0.0", "commit": "abc123", "processor": "a <processor>", "devices": "2 × cpu"}
-IMAGES = TaskFacts(
+IMAGES = make_facts(
     name="conv",
     dataset="images-sample",
     stands_in_for="Images",
-    origin="made up & <escaped>",
     train_examples=900,
     valid_examples=100,
     batch_size=16,
-    num_parameters=1000,
     initial_loss=2.3,
     unit="nats",
 )
-TEXT = TaskFacts(
+TEXT = make_facts(
     name="lm",
     dataset="sentences",
     origin="made up, too",
     train_examples=500,
     valid_examples=50,
-    batch_size=4,
     num_parameters=2000,
     initial_loss=10.0,
     tokens_per_batch=256,
     unit="nats",
 )
-AGENT = TaskFacts(
+AGENT = make_facts(
     name="catch",
     dataset="catch",
     origin="a game",
@@ -74,23 +71,18 @@ def make_run(
     spec = RunSpec(
         task=task, optimizer=optimizer, learning_rate=rate, weight_decay=decay, seed=seed, steps=steps
     )
+    learned = optimizer.startswith("celo2")
     values: dict[str, Any] = {
-        "spec": spec,
-        "facts": facts,
         "train_steps": train_steps,
         "train_loss": losses,
         "valid_steps": train_steps[valid],
         "valid_loss": losses[valid] + 0.1,
         "valid_accuracy": np.linspace(0.1, 0.8, len(valid)) if facts is IMAGES else None,
         "diverged_at": diverged_at,
-        "seconds_per_step": 0.002 if optimizer.startswith("celo2") else 0.001,
-        "timing": "alone",
-        "state_bytes": 8 * facts.num_parameters,
-        "weights": "5eed" * 16 if optimizer.startswith("celo2") else "",
-        "created": "2026-01-02T03:04:05+00:00",
-        "environment": ENVIRONMENT,
+        "seconds_per_step": 0.002 if learned else 0.001,
+        "weights": "5eed" * 16 if learned else "",
     }
-    return RunResult(**{**values, **changes})
+    return make_result(spec, facts, **{**values, **changes})
 
 
 def make_suite() -> list[RunResult]:

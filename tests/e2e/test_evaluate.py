@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import kill_when
 
-import quick
 from celo2.commands.evaluate import main
 from celo2.commands.report import main as report
 from celo2.evaluate.run_store import RunStore, load_results, pack
@@ -27,7 +23,6 @@ seeds = 2
 steps = 20
 """
 NUM_RUNS = 16
-MAX_WAIT = 240.0  # seconds; far more than it takes
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +47,13 @@ def _losses(folder: Path) -> list[tuple]:
     ]
 
 
-def test_a_killed_suite_resumes_with_the_same_losses(suite: Path, finished: Path, tmp_path: Path) -> None:
-    out, log = tmp_path / "killed", tmp_path / "log"
+def test_a_killed_suite_resumes_with_the_same_losses(
+    suite: Path, finished: Path, tmp_path: Path, environment
+) -> None:
+    out = tmp_path / "killed"
     command = [sys.executable, "-m", "celo2", "evaluate", "--suite", str(suite), "--out", str(out)]
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **quick.environment()}
-        )
-    try:
-        deadline = time.monotonic() + MAX_WAIT
-        while not list(out.glob("runs/*/*/lr-*")):  # the first group is in its place
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    first_group = "runs/*/*/lr-*"  # in its place
+    kill_when(lambda: list(out.glob(first_group)), command, environment)
     before = RunStore(out).load()
     assert 0 < len(before.results) < NUM_RUNS
     assert before.damaged == {}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import kill_when, run
 
-import quick
 from celo2 import load_checkpoint
 
 STEPS, EVERY = 200, 20
@@ -20,19 +18,9 @@ SETS = ["--datasets", "digits", "mnist", "--tasks-per-set", "1", "--batch-size",
 UNROLL = ["--truncation-length", "5", "--min-unroll", "5", "--max-unroll", "12"]
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Processes of this module share what they compile."""
-    return quick.environment(tmp_path_factory.mktemp("compiled"))
-
-
 def _command(out: Path, *more: str, steps: int = STEPS) -> list[str]:
     words = ["--outer-steps", str(steps), "--checkpoint-every", str(EVERY), "--out", str(out)]
     return [sys.executable, "-m", "celo2", "meta-train", *SETS, *UNROLL, *words, *more]
-
-
-def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def _records(out: Path) -> list[dict]:
@@ -42,9 +30,7 @@ def _records(out: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = _run(_command(out), environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"iteration {STEPS}/{STEPS}" in done.stdout
+    assert f"iteration {STEPS}/{STEPS}" in run(_command(out), environment).out
     return out
 
 
@@ -68,16 +54,9 @@ def test_killed_run_resumes_to_the_same_weights(
     whole_run: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        _command(out), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not (out / "weights").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when((out / "weights").exists, _command(out), environment)
     assert not _final_weights(out).exists(), "the run was over before it could be killed"
-    done = _run(_command(out, "--resume"), environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(_command(out, "--resume"), environment)
     assert _final_weights(out).read_bytes() == _final_weights(whole_run).read_bytes()
     for resumed, whole in zip(_records(out), _records(whole_run), strict=True):
         assert (resumed["step"], resumed["meta_loss"]) == (whole["step"], whole["meta_loss"])
@@ -91,10 +70,9 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(
     for file in (out / "checkpoints" / str(STEPS)).rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    done = _run(_command(out, "--resume", steps=STEPS + EVERY), environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"checkpoint {STEPS} is not readable" in done.stdout
-    assert f"iterations {STEPS - EVERY + 1} to {STEPS + EVERY}" in done.stdout
+    said = run(_command(out, "--resume", steps=STEPS + EVERY), environment).out
+    assert f"checkpoint {STEPS} is not readable" in said
+    assert f"iterations {STEPS - EVERY + 1} to {STEPS + EVERY}" in said
     again, before = (load_checkpoint(_final_weights(folder)).arrays for folder in (out, whole_run))
     for name, array in before.items():
         np.testing.assert_array_equal(again[name], array)
@@ -111,15 +89,12 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(
 def test_folder_of_another_run_is_refused(
     whole_run: Path, environment: dict[str, str], words: tuple[str, ...], message: str
 ) -> None:
-    done = _run(_command(whole_run, *words), environment)
-    assert done.returncode == 2
-    assert message in done.stderr
+    assert message in run(_command(whole_run, *words), environment, status=2).err
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path, environment: dict[str, str]) -> None:
-    done = _run(_command(tmp_path / "none", "--resume"), environment)
-    assert done.returncode == 2
-    assert "nothing to resume" in done.stderr
+    said = run(_command(tmp_path / "none", "--resume"), environment, status=2).err
+    assert "nothing to resume" in said
 
 
 def test_run_keeps_the_weights_that_it_starts_from(
@@ -128,11 +103,10 @@ def test_run_keeps_the_weights_that_it_starts_from(
     start = tmp_path / "start.safetensors"
     start.write_bytes(_final_weights(whole_run).read_bytes())
     command = _command(tmp_path / "run", "--start", str(start), steps=EVERY)
-    assert _run(command, environment).returncode == 0
+    run(command, environment)
     start.unlink()
     command[command.index("--outer-steps") + 1] = str(2 * EVERY)
-    done = _run([*command, "--resume"], environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run([*command, "--resume"], environment)
     made = load_checkpoint(tmp_path / "run" / "weights" / f"celo2-{2 * EVERY:06d}.safetensors").provenance
     assert made["start_outer_steps"] == str(STEPS)
     assert len(made["start_sha256"]) == 64

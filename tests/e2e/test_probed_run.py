@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import kill_when, run
 
-import quick
 from celo2 import load_checkpoint
 
 RECIPE = [
@@ -32,20 +29,10 @@ PROBE = ["--tasks", "quadratic", "--rates", "0.03", "0.1", "--steps", "40"]
 STEPS, EVERY = 40, 10
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Processes of this module share what they compile, quickly."""
-    return quick.environment(tmp_path_factory.mktemp("compiled"))
-
-
 def _command(out: Path, *more: str) -> list[str]:
     words = ["--outer-steps", str(STEPS), "--probe-every", str(EVERY), "--out", str(out), "--devices", "1"]
     probe = [word.replace("--", "--probe-") for word in PROBE]
     return [sys.executable, "-m", "celo2", "meta-train", *RECIPE, *UNROLL, *words, *probe, *more]
-
-
-def _run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def _probes(out: Path) -> list[dict]:
@@ -60,9 +47,7 @@ def _probes(out: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    done = _run(_command(out), environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"probe at {STEPS}: score" in done.stdout
+    assert f"probe at {STEPS}: score" in run(_command(out), environment).out
     return out
 
 
@@ -80,7 +65,7 @@ def test_best_weights_are_those_of_the_lowest_score(whole_run: Path) -> None:
 def test_probes_leave_the_training_alone(whole_run: Path, tmp_path: Path, environment) -> None:
     command = _command(tmp_path / "run")
     command[command.index("--probe-every") + 1] = "0"
-    assert _run(command, environment).returncode == 0
+    run(command, environment)
     name = f"weights/celo2-base-{STEPS:06d}.safetensors"
     watched, alone = (load_checkpoint(folder / name).arrays for folder in (whole_run, tmp_path / "run"))
     for array in watched:
@@ -89,16 +74,10 @@ def test_probes_leave_the_training_alone(whole_run: Path, tmp_path: Path, enviro
 
 def test_killed_run_resumes_to_the_same_probes(whole_run: Path, tmp_path: Path, environment) -> None:
     out = tmp_path / "run"
-    process = subprocess.Popen(
-        _command(out), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not (out / "weights" / f"celo2-base-{EVERY:06d}.safetensors").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    weights = out / "weights" / f"celo2-base-{EVERY:06d}.safetensors"
+    kill_when(weights.exists, _command(out), environment)
     assert len(_probes(out)) < STEPS // EVERY + 1, "the run was over before it could be killed"
-    done = _run(_command(out, "--resume"), environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(_command(out, "--resume"), environment)
     assert _probes(out) == _probes(whole_run)
     assert (out / "best.safetensors").read_bytes() == (whole_run / "best.safetensors").read_bytes()
 
@@ -106,10 +85,9 @@ def test_killed_run_resumes_to_the_same_probes(whole_run: Path, tmp_path: Path, 
 def test_weights_are_probed_afterwards_as_in_the_run(whole_run: Path, tmp_path: Path, environment) -> None:
     file = tmp_path / "probe.json"
     words = ["adam", str(whole_run), "--variant", "celo2-base", "--json", str(file), "--devices", "1"]
-    done = _run([sys.executable, "-m", "celo2", "probe", *words, *PROBE], environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    said = run([sys.executable, "-m", "celo2", "probe", *words, *PROBE], environment).err
     start, *found = json.loads(file.read_text())["candidates"]
     assert [row["score"] for row in found] == [probe["score"] for probe in _probes(whole_run)]
     assert (start["name"], start["score"]) == ("adam", 0.0)
     assert start["tasks"]["quadratic"]["losses"] == found[0]["tasks"]["quadratic"]["losses"]
-    assert "celo2-base-000020.safetensors: done" in done.stderr
+    assert "celo2-base-000020.safetensors: done" in said

@@ -71,7 +71,7 @@ def _wait(page, condition: str) -> None:
     """Until a JavaScript expression holds."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(page, 10, poll_frequency=0.05).until(lambda d: d.execute_script(f"return {condition}"))
+    WebDriverWait(page, 60, poll_frequency=0.05).until(lambda d: d.execute_script(f"return {condition}"))
 
 
 def _choose(page, task: str) -> None:
@@ -208,7 +208,8 @@ def test_sorting_by_keyboard_puts_infinity_last(page):
 def test_phone_has_no_horizontal_scroll(page):
     phone = {"width": 360, "height": 800, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    _wait(page, "document.getElementById('curves')._fullLayout.width < 360")  # drawn anew
+    drawn_anew = "[...document.querySelectorAll('.plot .main-svg')].every(svg => svg.clientWidth < 360)"
+    _wait(page, f"{drawn_anew} && window.innerWidth === 360")  # which follows what is widest, a moment later
     widths = "return [document.documentElement.scrollWidth, window.innerWidth]"
     assert page.execute_script(widths) == [360, 360]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rule_runs import GOLDEN, REFERENCE_RUNS, load_run, replay_oracle
 
 from oracle import pes, rule
+from rule_runs import GOLDEN, REFERENCE_RUNS, load_run, replay_oracle
 from tolerances import relative_error, tolerance
 
 GOLDEN_RUNS = sorted(path.stem for path in GOLDEN.glob("*.npz"))

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, Run, load_run
 
 import celo2
 import quick
 from oracle import rule
+from rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, Run, load_run
 from tolerances import relative_error, tolerance
 
 GOLDEN_RUNS = ("base", "bias_corrected", "celo2", "subset", "unnormalized")

@@ -12,12 +12,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, load_run, replay_oracle
 from test_rule import GOLDEN_RUNS, make_run, rule_options
 from torch_replay import Replay, replay_torch
 
 from celo2.torch import DimensionNumbers, blocks, implementation
 from oracle import rule
+from rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, load_run, replay_oracle
 from tolerances import relative_error, tolerance
 
 Array = NDArray[np.floating]

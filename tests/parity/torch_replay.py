@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rule_runs import Leaves, Run
 
 from celo2.config import RuleConfig
 from celo2.torch import DimensionNumbers
@@ -17,6 +16,7 @@ from celo2.torch.dimensions import make_layout
 from celo2.torch.leaves import Leaf, iterate_leaves
 from celo2.torch.network import Network
 from celo2.weights import Weights
+from rule_runs import Leaves, Run
 
 torch.set_num_threads(1)  # of a process that is one of several: two threads would wait for each other
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from celo2.evaluate.compare import CompareConfig, CompareResult, Entry
 from celo2.evaluate.grid import RunGrid
-from celo2.evaluate.runs import TaskFacts
 from celo2.evaluate.timing import StepCost
+from run_results import CREATED, ENVIRONMENT, make_facts
 
 
 def make_fake_grid(
@@ -44,19 +44,10 @@ def make_result(*entries: Entry, seeds: int = 2) -> CompareResult:
         config=CompareConfig(
             task="quadratic", optimizers=tuple(e.name for e in entries), seeds=seeds, steps=100
         ),
-        task=TaskFacts(
-            name="a-task",
-            dataset="a-data-set-sample",
-            origin="made up & <escaped>",
-            train_examples=90,
-            valid_examples=10,
-            batch_size=4,
-            num_parameters=1000,
-            initial_loss=2.0,
-        ),
+        task=make_facts(dataset="a-data-set-sample"),
         entries=entries,
         unfinished=(),
-        created="2026-01-02T03:04:05+00:00",
+        created=CREATED,
         seconds=12.5,
-        environment={"celo2": "0.0", "commit": "abc123", "devices": "2 × cpu"},
+        environment=ENVIRONMENT,
     )

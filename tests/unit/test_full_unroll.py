@@ -9,8 +9,8 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from momentum import use_momentum
 
 from celo2.meta import outer, pes, truncation
 from celo2.meta.config import MetaConfig
@@ -35,11 +35,7 @@ THETA = {"rate": jnp.float32(30.0)}  # times the inner learning rate
 
 @pytest.fixture(autouse=True)
 def momentum(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(theta: pes.Theta, config: MetaConfig, _: jax.Array) -> optax.GradientTransformation:
-        by_theta = optax.stateless(lambda tree, _: jax.tree.map(lambda x: theta["rate"] * x, tree))
-        return optax.chain(optax.trace(0.9), by_theta, optax.scale(-config.inner_learning_rate))
-
-    monkeypatch.setattr(truncation, "make_inner_optimizer", make)
+    use_momentum(monkeypatch, lambda theta: theta["rate"])
 
 
 @pytest.fixture(scope="module")

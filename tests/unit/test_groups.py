@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from momentum import use_momentum
 
 from celo2.commands import meta_train as command
 from celo2.meta import groups, outer, pes, truncation
@@ -177,12 +177,7 @@ def test_metrics_of_a_run_without_families_are_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def momentum(monkeypatch: pytest.MonkeyPatch) -> None:
-    def make(theta: pes.Theta, config: MetaConfig, _: jax.Array) -> optax.GradientTransformation:
-        factor = 1.0 + jnp.sum(theta["b2"])
-        by_theta = optax.stateless(lambda tree, _: jax.tree.map(lambda x: factor * x, tree))
-        return optax.chain(optax.trace(0.9), by_theta, optax.scale(-config.inner_learning_rate))
-
-    monkeypatch.setattr(truncation, "make_inner_optimizer", make)
+    use_momentum(monkeypatch, lambda theta: 1.0 + jnp.sum(theta["b2"]))
 
 
 @pytest.mark.usefixtures("standard_promotion", "momentum")

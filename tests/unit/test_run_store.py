@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from run_results import make_run
 
 from celo2.evaluate import run_store
 from celo2.evaluate.run_store import RunStore, load_results, pack, unpack
 from celo2.evaluate.runs import RunResult, RunSpec
+from run_results import make_random_run
 
 
 def assert_same_run(found: RunResult, wanted: RunResult) -> None:
@@ -23,7 +23,7 @@ def assert_same_run(found: RunResult, wanted: RunResult) -> None:
 
 @pytest.mark.parametrize("accuracy", [True, False], ids=["accuracy", "no-accuracy"])
 def test_a_run_comes_back_as_it_was(tmp_path: Path, accuracy: bool) -> None:
-    run = make_run(accuracy=accuracy, seed=3)
+    run = make_random_run(accuracy=accuracy, seed=3)
     RunStore(tmp_path).add([run])
     [found] = load_results(tmp_path).results
     assert_same_run(found, run)
@@ -32,7 +32,7 @@ def test_a_run_comes_back_as_it_was(tmp_path: Path, accuracy: bool) -> None:
 def test_non_finite_numbers_come_back(tmp_path: Path) -> None:
     curve = np.asarray([1.0, np.nan, np.inf], np.float32)
     run = dataclasses.replace(
-        make_run(task="a-game"),
+        make_random_run(task="a-game"),
         train_loss=curve,
         train_steps=np.asarray([1, 2, 20]),
         seconds_per_step=np.nan,
@@ -46,7 +46,7 @@ def test_non_finite_numbers_come_back(tmp_path: Path) -> None:
 
 def test_specs_that_differ_in_anything_have_folders_of_their_own(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
-    base = make_run().spec
+    base = make_random_run().spec
     changes = {
         "task": "a/task",
         "optimizer": "celo2:../x",
@@ -63,7 +63,7 @@ def test_specs_that_differ_in_anything_have_folders_of_their_own(tmp_path: Path)
 
 
 def test_a_finished_run_is_never_written_again(tmp_path: Path) -> None:
-    store, run = RunStore(tmp_path), make_run()
+    store, run = RunStore(tmp_path), make_random_run()
     store.add([run])
     before = (store.path(run.spec) / "curve.npz").stat()
     store.add([dataclasses.replace(run, diverged_at=7)])
@@ -103,8 +103,8 @@ def _other_schema(run: Path) -> None:
 def test_a_damaged_run_is_reported_and_can_be_repeated(
     tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    store, run = RunStore(tmp_path), make_run()
-    store.add([run, make_run(seed=1)])
+    store, run = RunStore(tmp_path), make_random_run()
+    store.add([run, make_random_run(seed=1)])
     damage(store.path(run.spec))
     loaded = store.load()
     assert [result.spec.seed for result in loaded.results] == [1]
@@ -122,17 +122,17 @@ def test_a_run_of_an_earlier_version_is_damaged_and_repeated(
 ) -> None:
     with monkeypatch.context() as earlier:
         earlier.setattr(run_store, "_SCALARS", tuple(n for n in run_store._SCALARS if n != "weights"))
-        RunStore(tmp_path).add([make_run()])
-        pack([make_run()], tmp_path / "old.npz")
+        RunStore(tmp_path).add([make_random_run()])
+        pack([make_random_run()], tmp_path / "old.npz")
     [reason] = RunStore(tmp_path).load().damaged.values()
     assert "lacks weights" in reason
-    assert not RunStore(tmp_path).has(make_run().spec)
+    assert not RunStore(tmp_path).has(make_random_run().spec)
     with pytest.raises(ValueError, match="lacks weights"):
         unpack(tmp_path / "old.npz")
 
 
 def test_runs_of_a_killed_process_get_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, runs = RunStore(tmp_path), [make_run(seed=seed) for seed in range(3)]
+    store, runs = RunStore(tmp_path), [make_random_run(seed=seed) for seed in range(3)]
 
     def killed(*_: object) -> None:
         raise SystemExit
@@ -150,7 +150,8 @@ def test_runs_of_a_killed_process_get_no_name(tmp_path: Path, monkeypatch: pytes
 
 
 def test_packed_runs_come_back(tmp_path: Path) -> None:
-    runs = [make_run(seed=seed, accuracy=bool(seed)) for seed in (2, 0, 1)] + [make_run(task="a-game")]
+    runs = [make_random_run(seed=seed, accuracy=bool(seed)) for seed in (2, 0, 1)]
+    runs.append(make_random_run(task="a-game"))
     pack(runs, tmp_path / "runs.npz", max_points=1000)
     for found, wanted in zip(
         unpack(tmp_path / "runs.npz"), sorted(runs, key=lambda run: run.spec), strict=True
@@ -159,7 +160,7 @@ def test_packed_runs_come_back(tmp_path: Path) -> None:
 
 
 def test_packing_thins_training_curves_and_keeps_their_end(tmp_path: Path) -> None:
-    run = make_run()
+    run = make_random_run()
     pack([run], tmp_path / "runs.npz", max_points=5)
     [found] = load_results(tmp_path / "runs.npz").results
     assert len(found.train_steps) == len(found.train_loss) == 5
@@ -168,7 +169,7 @@ def test_packing_thins_training_curves_and_keeps_their_end(tmp_path: Path) -> No
 
 
 def test_the_same_runs_pack_to_the_same_bytes(tmp_path: Path) -> None:
-    runs = [make_run(seed=seed) for seed in range(3)]
+    runs = [make_random_run(seed=seed) for seed in range(3)]
     pack(runs, tmp_path / "a.npz")
     pack(runs[::-1], tmp_path / "b.npz")
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()

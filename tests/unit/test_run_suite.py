@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_results import make_run
 
 from celo2.baselines import find_optimizer
 from celo2.evaluate import train_groups as module
@@ -14,6 +13,7 @@ from celo2.evaluate.run_suite import SuiteProgress, run_suite
 from celo2.evaluate.runs import RunResult
 from celo2.evaluate.suite import Suite
 from celo2.evaluate.train_groups import Failure, GroupProgress, train_groups
+from run_results import make_random_run
 
 SUITE = Suite(
     name="a-suite",
@@ -41,7 +41,7 @@ class FakeEngine:
             if group.optimizer == self._broken:
                 yield Failure(group, "it broke")
             else:
-                yield [make_run(**vars(spec)) for spec in group.specs()]
+                yield [make_random_run(**vars(spec)) for spec in group.specs()]
 
 
 def test_a_stopped_suite_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import numpy as np
@@ -12,29 +11,7 @@ from weights_examples import make_arrays, make_weights
 
 from celo2.config import CONTRACT_VERSION, RuleConfig
 from celo2.weights import MAX_BYTES, Weights, load_checkpoint, save_weights
-
-REFERENCE_RUNS = (
-    "base_default",
-    "bias_correction",
-    "celo2_default",
-    "celo2_mixed",
-    "decays_two",
-    "features_subset",
-    "features_subset2",
-    "gradients_huge",
-    "gradients_sparse",
-    "gradients_tiny",
-    "gradients_zero",
-    "hidden16_layers1",
-    "magnitude",
-    "magnitude_aggregated",
-    "no_normalize_input",
-    "param_scale_mult",
-    "precondition_output",
-    "rms_decay_0999",
-    "rmsmult",
-    "tanh_hidden4",
-)
+from rule_runs import REFERENCE_RUNS, load_run
 
 
 def assert_same_arrays(weights: Weights, expected: dict) -> None:
@@ -43,17 +20,13 @@ def assert_same_arrays(weights: Weights, expected: dict) -> None:
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-@pytest.mark.parametrize("run", REFERENCE_RUNS)
-def test_upstream_file_of_the_reference_loads(shared, run):
+@pytest.mark.parametrize("name", REFERENCE_RUNS)
+def test_upstream_file_of_the_reference_loads(shared, name):
     folder = shared / "conformance" / "rule"
-    with np.load(folder / f"{run}.npz") as stored:
-        config = json.loads(str(stored["config_json"]))
-        theta = {key.removeprefix("theta/"): stored[key] for key in stored if key.startswith("theta/")}
-    for not_an_option in ("learning_rate", "steps", "gradients"):
-        del config[not_an_option]
-    weights = load_checkpoint(folder / f"{run}.theta.state", **config)
-    assert_same_arrays(weights, theta)
-    assert weights.config == RuleConfig(**config)
+    run = load_run(folder / f"{name}.npz")
+    weights = load_checkpoint(folder / f"{name}.theta.state", **run.options)
+    assert_same_arrays(weights, run.theta)
+    assert weights.config == RuleConfig(**run.options)
 
 
 @pytest.mark.parametrize(

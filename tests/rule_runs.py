@@ -1,4 +1,4 @@
-"""Recorded runs of the rule: the reference's (../shared/conformance/rule) and the project's own (golden/)."""
+"""Recorded runs of the rule: the reference's (../shared/conformance/rule) and our own (parity/golden/)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oracle import rule
 Array = NDArray[np.floating]
 Leaves = dict[str, Array]
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "parity" / "golden"
 
 REFERENCE_RUNS = (
     "base_default",

@@ -1,0 +1,154 @@
+"""Bare parameters of many shapes, trained on meshes of one and two axes and in one process."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch_sharded_errors import misplaced, param_errors, state_error
+
+from celo2 import Weights
+from celo2.config import RuleConfig
+from celo2.torch import Celo2, Celo2Base, DimensionNumbers
+
+STEPS = 2
+LR = 0.01
+SHAPES: dict[str, tuple[tuple[int, ...], DimensionNumbers | None]] = {
+    "even": ((16, 12), None),
+    "uneven": ((13, 7), DimensionNumbers(1, 0)),
+    "fewer rows than processes": ((3, 9), None),
+    "square": ((9, 9), None),
+    "stack": ((5, 4, 6), None),
+    "factored in front": ((10, 9, 3, 2), None),
+    "convolution": ((6, 5, 3, 2), DimensionNumbers((1, 2, 3), 0)),
+    "transposed convolution": ((5, 6, 2, 3), DimensionNumbers((0, 2, 3), 1)),
+    "q, k, v": ((18, 7), DimensionNumbers(1, 0, 3)),
+    "q, k, v by heads": ((24, 5), DimensionNumbers(1, 0, 6)),
+    "q, k, v as (in, out)": ((7, 18), DimensionNumbers(0, 1, 3)),
+    "heads, merged": ((7, 3, 5), DimensionNumbers(0, (1, 2), 3)),
+    "vector": ((11,), None),
+    "scalar": ((), None),
+}
+LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {  # shape of the mesh, placements
+    "rows": ((4,), (Shard(0),)),
+    "columns": ((4,), (Shard(1),)),
+    "replicas": ((4,), (Replicate(),)),
+    "rows, columns": ((2, 2), (Shard(0), Shard(1))),
+    "columns, rows": ((2, 2), (Shard(1), Shard(0))),
+    "replicated rows": ((2, 2), (Replicate(), Shard(0))),
+    "rows twice": ((2, 2), (Shard(0), Shard(0))),
+}
+ODD = RuleConfig(
+    exp_mult=0.1, aggregate_mag=True, param_scale_mult=True, precondition_output=True, bias_correction=True
+)
+RAW = RuleConfig(
+    rmsmult=2.0, normalize_input=False, with_fac_rms=False, mlp_activation="tanh", orthogonalize=False
+)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that each kind of collective had, and how often it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, list[int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if name.startswith(("c10d::", "_c10d_functional::")) and "wait" not in name:
+            tensors = [x for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, Tensor)]
+            entry = self.found.setdefault(name.split("::")[1].strip("_"), [0, 0])
+            entry[:] = [max(entry[0], *(x.numel() for x in tensors)), entry[1] + 1]
+        return func(*args, **(kwargs or {}))
+
+
+def make_weights(config: RuleConfig) -> Weights:
+    rng = np.random.default_rng(0)
+    arrays = {n: rng.standard_normal(s).astype(np.float32) for n, s in config.weight_shapes().items()}
+    return Weights(arrays, config)
+
+
+OPTIMIZERS = {
+    "celo2": lambda params, **options: Celo2(params, LR, weight_decay=0.1, **options),
+    "base": lambda params, **options: Celo2Base(params, LR, weight_decay=0.1, **options),
+    "odd": lambda params, **options: Celo2(params, LR, weights=make_weights(ODD), maximize=True, **options),
+    "raw": lambda params, **options: Celo2Base(params, LR, weights=make_weights(RAW), **options),
+}
+
+CASES = {
+    "celo2": (torch.float32, ("rows", "columns", "replicas", "rows, columns", "replicated rows")),
+    "base": (torch.float32, ("rows", "columns", "replicas", "rows, columns", "rows twice")),
+    "odd": (torch.float64, ("rows", "columns, rows")),
+    "raw": (torch.float64, ("replicated rows",)),
+}
+
+
+class Holder(nn.Module):
+    """Bare parameters with names of letters, so that routing sees no layer."""
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        super().__init__()
+        for number, tensor in enumerate(tensors.values()):
+            self.register_parameter(f"p{number:02}", nn.Parameter(tensor))
+
+
+def draw(seed: int, dtype: torch.dtype, scale: float) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: scale * torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for name, (shape, _) in SHAPES.items()
+    }
+
+
+def make_optimizer(variant: str, module: nn.Module, **options: Any) -> Celo2:
+    numbers = {f"p{i:02}": n for i, (_, n) in enumerate(SHAPES.values()) if n is not None}
+    everything = {f"p{i:02}": "celo2" for i, (shape, _) in enumerate(SHAPES.values()) if len(shape) > 1}
+    return OPTIMIZERS[variant](module, dimension_numbers=numbers, overrides=everything, **options)
+
+
+def place(tensor: Tensor, mesh: Any, placements: tuple[Any, ...]) -> Tensor:
+    if mesh is None:
+        return tensor
+    fitting = [p if isinstance(p, Replicate) or p.dim < tensor.ndim else Replicate() for p in placements]
+    return distribute_tensor(tensor.clone(), mesh, fitting, src_data_rank=None)
+
+
+def train_bare(
+    variant: str, dtype: torch.dtype, mesh: Any = None, placements: tuple[Any, ...] = (), **options: Any
+) -> tuple[Holder, Celo2, Largest]:
+    """A few steps on gradients drawn at random."""
+    start = draw(0, dtype, 0.1)
+    module = Holder({name: place(tensor, mesh, placements) for name, tensor in start.items()})
+    optimizer, watch = make_optimizer(variant, module, **options), Largest()
+    for step in range(STEPS):
+        grads = draw(step + 1, dtype, 0.01)
+        for param, grad in zip(module.parameters(), grads.values(), strict=True):
+            param.grad = place(grad, mesh, placements)
+        watched = step == STEPS - 1 and variant in ("celo2", "base")  # it slows everything down
+        with watch if watched else contextlib.nullcontext():
+            optimizer.step()
+    return module, optimizer, watch
+
+
+def run_layouts() -> dict[str, Any]:
+    """Bare parameters of many shapes, on meshes of one and two axes."""
+    found = {}
+    meshes = {shape: init_device_mesh("cpu", shape) for shape, _ in LAYOUTS.values()}
+    for variant, (dtype, layouts) in CASES.items():
+        twin, expected, _ = train_bare(variant, dtype)
+        for layout in layouts:
+            mesh_shape, placements = LAYOUTS[layout]
+            module, optimizer, watch = train_bare(variant, dtype, meshes[mesh_shape], placements)
+            found[f"{variant} | {layout}"] = {
+                "errors": param_errors(module, twin, draw(0, dtype, 0.1)),
+                "state_error": state_error(optimizer, expected),
+                "misplaced": misplaced(optimizer),
+                "collectives": watch.found,
+            }
+    return found

@@ -320,4 +320,4 @@ def test_times_of_steps_leave_validations_out():
 
     task = dataclasses.replace(make_bowl(), accuracy=accuracy)
     grid = run_grid(task, optax.sgd, (0.1,), steps=STEPS, devices=1, num_evals=1)
-    assert grid.seconds_per_step * STEPS < pause  # one validation waits 16 times
+    assert grid.seconds_per_step * STEPS < 16 * pause  # as long as the one validation waits

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from celo2._files import write_atomic
 from celo2.baselines import LEARNED, OPTIMIZERS
+from celo2.config import RuleConfig
 from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.choices import Variant
 from celo2.meta.config import MetaConfig
 from celo2.meta.probe import Probe, ProbeConfig, TaskRecord, compute_score, describe_task
 from celo2.meta.start import BUILT_IN, make_start
-from celo2.weights import SHIPPED, Weights, load_checkpoint, resolve_tree
+from celo2.weights import SHIPPED, Weights, load_checkpoint
 
 __all__ = ["ProbeCommand", "load_candidates", "main", "make_table", "measure"]
 
@@ -153,8 +154,7 @@ def measure(
 def _probe_of(weights: Weights, config: ProbeConfig, probes: dict[str, Probe]) -> Probe:
     """The probe of a variant; weights with unusual options of the rule have a program of their own."""
     variant = weights.config.variant
-    _, usual = resolve_tree(weights.arrays, orthogonalize=weights.config.orthogonalize)
-    if weights.config != usual:
+    if weights.config != RuleConfig(orthogonalize=weights.config.orthogonalize):
         return Probe(config, lambda schedule, _: LEARNED[variant](schedule, weights=weights))
     return probes.setdefault(variant, Probe.of_variant(config, variant))
 

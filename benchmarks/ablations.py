@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from scipy import stats
 
@@ -73,7 +74,7 @@ ABLATIONS = {
     "rms-0.999": Ablation("rms decay 0.999", _rule("initial_rms_decays=[0.999]"), 3.893),
     "no-augmentation": Ablation("no reparametrisation", {"level": "none"}, 4.417),
     "no-input-normalization": Ablation("channels not normalised", _rule("normalize_input=false")),
-    "no-output-normalization": Ablation("steps not normalised", _rule("normalize_output=false")),
+    "no-output-normalization": Ablation("steps not normalised", _rule("normalize_output=false"), 3.961),
     "no-normalization": Ablation(
         "neither channels nor steps normalised",
         _rule("normalize_input=false", "normalize_output=false"),
@@ -121,13 +122,19 @@ def main() -> None:
     _write(options.out, options.outer_steps, probe)
 
 
+def _config(name: str, seed: int, outer_steps: int) -> MetaConfig:
+    """The recipe of one cell."""
+    return dataclasses.replace(RECIPE, seed=seed, outer_decay_steps=outer_steps, **ABLATIONS[name].options)
+
+
 def _run(folder: Path, name: str, seed: int, outer_steps: int, probe: ProbeConfig) -> None:
     """Meta-trains and probes one cell, unless that has been done."""
-    record = folder / "probe.json"
+    config, record = _config(name, seed, outer_steps), folder / "probe.json"
+    if (folder / "config.json").exists() and MetaConfig.load(folder / "config.json") != config:
+        raise SystemExit(f"{folder} is a run of another recipe; use another folder, or remove it.")
     if record.exists():
         return
     print(f"{folder.name}:", flush=True)
-    config = dataclasses.replace(RECIPE, seed=seed, outer_decay_steps=outer_steps, **ABLATIONS[name].options)
     train = TrainOptions(
         out=folder, outer_steps=outer_steps, resume=(folder / "config.json").exists(), checkpoint_every=200
     )
@@ -138,24 +145,39 @@ def _run(folder: Path, name: str, seed: int, outer_steps: int, probe: ProbeConfi
     facts = {"name": name, "seed": seed, "outer_steps": outer_steps, "probe": dataclasses.asdict(probe)}
     text = json.dumps({**facts, "environment": describe_environment(), "tasks": tasks}, indent=2)
     write_atomic(record, f"{text}\n".encode())
+    jax.clear_caches()  # programs of a cell keep its tasks' data in memory
+
+
+def _load(out: Path, outer_steps: int, probe: ProbeConfig) -> list[dict[str, Any]]:
+    """The records of the folder that are of these settings, and of the recipe as it is now."""
+    wanted = json.loads(json.dumps(dataclasses.asdict(probe)))
+    records = []
+    for path in sorted(out.glob("*/probe.json")):
+        one = json.loads(path.read_text())
+        if (one["outer_steps"], one["probe"]) != (outer_steps, wanted):
+            continue
+        if MetaConfig.load(path.with_name("config.json")) == _config(one["name"], one["seed"], outer_steps):
+            records.append(one)
+    return records
 
 
 def _write(out: Path, outer_steps: int, probe: ProbeConfig) -> None:
     """Replaces the table of the page by what is done with these settings."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(probe)))
-    records = [json.loads(path.read_text()) for path in sorted(out.glob("*/probe.json"))]
-    records = [one for one in records if (one["outer_steps"], one["probe"]) == (outer_steps, wanted)]
+    records = _load(out, outer_steps, probe)
     cells: dict[str, dict[int, dict[str, TaskRecord]]] = {}
     for one in records:
         cells.setdefault(one["name"], {})[one["seed"]] = one["tasks"]
     if REFERENCE not in cells:
         raise SystemExit(f"{out} has no finished run of the unchanged recipe with these settings.")
     table = "".join(f"{line}\n" for line in _table(cells, probe.tasks))
-    last = records[-1]["environment"]
-    machine = ", ".join(f"{key} {last[key]}" for key in ("commit", "jax", "processor", "cores"))
+    machines = {
+        ", ".join(f"{key} {one['environment'][key]}" for key in ("commit", "jax", "processor", "cores"))
+        for one in records
+    }
     note = (
         f"{outer_steps} outer iterations each; probes of {probe.steps} steps, {probe.seeds} seeds, "
-        f"{len(probe.rates)} learning rates ({', '.join(f'{rate:g}' for rate in probe.rates)}). {machine}.\n"
+        f"{len(probe.rates)} learning rates ({', '.join(f'{rate:g}' for rate in probe.rates)}). "
+        f"{'; '.join(sorted(machines))}.\n"
     )
     print(table + note)
     page = PAGE.read_text(encoding="utf-8")

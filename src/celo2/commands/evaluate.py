@@ -64,7 +64,8 @@ class EvaluateCommand:
     out: Path
     """Folder of the runs and of the report."""
     suite: str = "tiny"
-    """tiny (minutes on two cores), small (a day), full (accelerators), or a path of a TOML or JSON file."""
+    """tiny (minutes on two cores), small (hours to a day on a CPU, an estimate), full (accelerators), or a
+    path of a TOML or JSON file."""
     tasks: tuple[str, ...] = ()
     """Other tasks than the suite's."""
     optimizers: tuple[str, ...] = ()

@@ -1,5 +1,8 @@
 """The compiler options: known to the compiler, faithful to the rule and to what is not finite."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,3 +44,30 @@ def test_what_is_not_finite_stays_so():
     np.testing.assert_array_equal(inf, np.isinf(x))
     assert np.isnan(total)
     assert finite == -16.0
+
+
+LARGE_NETWORK = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # what went wrong took all memory there is
+import jax, numpy as np, celo2
+from celo2.config import RuleConfig
+
+config = RuleConfig(ff_hidden_size=16, orthogonalize=False)
+rng = np.random.default_rng(0)
+arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in config.weight_shapes().items()}
+params = {"bias": np.linspace(-1, 1, 10, dtype=np.float32)}
+
+def step(weights):
+    transform = celo2.scale_by_celo2(weights, orthogonalize=False)
+    return transform.update(params, transform.init(params), params)[0]["bias"]
+
+options = celo2.compiler_options("cpu")
+finished = jax.jit(lambda: step(celo2.Weights(arrays, config)), compiler_options=options)()
+traced = jax.jit(step, compiler_options=options)(arrays)
+np.testing.assert_allclose(finished, traced, rtol=0, atol=2e-6)  # of values around one
+"""
+
+
+def test_finished_weights_of_a_large_network_compile_in_little_memory():
+    done = subprocess.run([sys.executable, "-c", LARGE_NETWORK], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

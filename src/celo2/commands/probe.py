@@ -143,7 +143,7 @@ def measure(
         config: What is trained.
         num_rates: How many rates a hand-designed optimizer is tuned over; 0: as many as weights.
     """
-    probes: dict[str, Probe] = {}
+    probes: dict[RuleConfig, Probe] = {}
     for name, weights in candidates.items():
         if weights is None:
             yield name, _measure_hand_designed(name, config, num_rates or len(config.rates))
@@ -151,12 +151,17 @@ def measure(
             yield name, _probe_of(weights, config, probes).measure(weights.arrays)
 
 
-def _probe_of(weights: Weights, config: ProbeConfig, probes: dict[str, Probe]) -> Probe:
-    """The probe of a variant; weights with unusual options of the rule have a program of their own."""
-    variant = weights.config.variant
-    if weights.config != RuleConfig(orthogonalize=weights.config.orthogonalize):
-        return Probe(config, lambda schedule, _: LEARNED[variant](schedule, weights=weights))
-    return probes.setdefault(variant, Probe.of_variant(config, variant))
+def _probe_of(weights: Weights, config: ProbeConfig, probes: dict[RuleConfig, Probe]) -> Probe:
+    """The probe of a variant and size; weights with other options of the rule have a program of their own."""
+    rule = weights.config
+    usual = RuleConfig(
+        orthogonalize=rule.orthogonalize,
+        ff_hidden_size=rule.ff_hidden_size,
+        ff_hidden_layers=rule.ff_hidden_layers,
+    )
+    if rule != usual:
+        return Probe(config, lambda schedule, _: LEARNED[rule.variant](schedule, weights=weights))
+    return probes.setdefault(rule, Probe.of_variant(config, rule.variant))
 
 
 def _measure_hand_designed(name: str, config: ProbeConfig, num_rates: int) -> dict[str, TaskRecord]:

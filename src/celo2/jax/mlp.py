@@ -27,6 +27,7 @@ __all__ = [
     "InputScales",
     "Units",
     "compute",
+    "make_opaque",
     "input_scales",
     "mean_square",
     "mean_squares",
@@ -35,6 +36,8 @@ __all__ = [
     "vector_units",
 ]
 
+
+NUMBERS_UP_TO = 8  # hidden units: finished weights of a larger network are not written into the program
 
 InputScales = dict[str, tuple[Array, ...]]  # weight name → scale of each channel
 Units = Array | Sequence[Array]  # what is added to each hidden unit: `(units, ...)`, or as many arrays
@@ -134,6 +137,20 @@ def compute(
     num_outputs = 2 if config.exp_mult else 1
     direction, *magnitude = _layer(hidden, entries, config.ff_hidden_layers, num_outputs, add)
     return direction, magnitude[0] if magnitude else None
+
+
+def make_opaque(weights: Mapping[str, Any], config: RuleConfig) -> Mapping[str, Any]:
+    """Finished weights of a large network as arrays that XLA does not look into; others as they are.
+
+    Where sums may be reordered (`compilation.compiler_options`), LLVM rearranges those of a layer with
+    constant weights, and from 16 units on takes more memory for it than a machine has.
+    """
+    if config.ff_hidden_size <= NUMBERS_UP_TO:
+        return weights
+    return {
+        name: jax.lax.optimization_barrier(jnp.asarray(array)) if isinstance(array, np.ndarray) else array
+        for name, array in weights.items()
+    }
 
 
 def vector_units(

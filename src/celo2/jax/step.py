@@ -71,11 +71,12 @@ def update_all(
         return [(array.grad.astype(accumulators.row[0].dtype), array.accumulators) for array in arrays]
     chosen = implementation.choose(weights, grad, accumulators, axes, config)
     if chosen == "plain" or axes is None:
-        return [_update(weights, *array, count, axes=axes, config=config) for array in arrays]
+        opaque = mlp.make_opaque(weights, config)
+        return [_update(opaque, *array, count, axes=axes, config=config) for array in arrays]
 
     def by_xla(arrays: Sequence[Leaf]) -> list[Result]:
         # One by one: a loop that reads a part of a stack is compiled anew for each part.
-        made = passes.make_passes(weights, config)
+        made = passes.make_passes(mlp.make_opaque(weights, config), config)
 
         def one(array: Leaf) -> passes.Direction:
             return by_passes([_convert(array)], made)[0]

@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--variants", nargs="+", choices=get_args(Variant), default=get_args(Variant))
+    parser.add_argument("--variants", nargs="+", choices=get_args(Variant), default=["celo2", "celo2-base"])
     parser.add_argument("--families", nargs="+", default=["mlp"], help="task families, NAME or NAME:WEIGHT")
     parser.add_argument("--calls", type=int, default=7, help="timed, of each rule")
     parser.add_argument("--iterations", type=int, default=0, help="of a call; 0: about two seconds' worth")

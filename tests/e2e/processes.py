@@ -20,7 +20,9 @@ class Printed(NamedTuple):
 
 def run(command: list[str], environment: dict[str, str], *, status: int = 0) -> Printed:
     """What a command prints that ends by itself, with this status."""
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=MAX_WAIT
+    )
     assert done.returncode == status, done.stdout + done.stderr
     return Printed(done.stdout, done.stderr)
 

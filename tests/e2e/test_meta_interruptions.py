@@ -104,7 +104,9 @@ def _finish(run: Run, status: int = 0) -> str:
 
 def _kill_when(run: Run, condition: Callable[[], object], delay: float = 0.0) -> None:
     deadline = time.monotonic() + MAX_WAIT
-    while not condition() and run.process.poll() is None and time.monotonic() < deadline:
+    while not condition():
+        assert run.process.poll() is None, f"it was over before it could be killed: {run.log.read_text()}"
+        assert time.monotonic() < deadline, f"waited {MAX_WAIT} s: {run.log.read_text()}"
         time.sleep(0.002)
     time.sleep(delay)
     run.process.kill()

@@ -208,8 +208,9 @@ def test_sorting_by_keyboard_puts_infinity_last(page):
 def test_phone_has_no_horizontal_scroll(page):
     phone = {"width": 360, "height": 800, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
-    drawn_anew = "[...document.querySelectorAll('.plot .main-svg')].every(svg => svg.clientWidth < 360)"
-    _wait(page, f"{drawn_anew} && window.innerWidth === 360")  # which follows what is widest, a moment later
+    figures = "[...document.querySelectorAll('.plot .main-svg')]"
+    _wait(page, f"{figures}.length && {figures}.every(svg => svg.clientWidth < 360)")  # drawn anew
+    _wait(page, "window.innerWidth === 360")  # which follows what is widest, a moment later
     widths = "return [document.documentElement.scrollWidth, window.innerWidth]"
     assert page.execute_script(widths) == [360, 360]
 

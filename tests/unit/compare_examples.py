@@ -38,7 +38,7 @@ def make_entry(name: str, final: Sequence[Sequence[float]], *, seconds: float = 
     return Entry(name, f"{name} as described", make_fake_grid(final, accuracy=True), StepCost(seconds, 4000))
 
 
-def make_result(*entries: Entry, seeds: int = 2) -> CompareResult:
+def make_comparison(*entries: Entry, seeds: int = 2) -> CompareResult:
     """A comparison of these optimizers on a task with 1,000 parameters."""
     return CompareResult(
         config=CompareConfig(

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import optax
 import pytest
-from compare_examples import make_entry, make_result
+from compare_examples import make_comparison, make_entry
 from rich.console import Console
 
 from celo2.baselines import OPTIMIZERS, find_optimizer, make_optimizer
@@ -148,7 +148,7 @@ def test_interrupt_with_nothing_finished_goes_up(interrupt_training):
 
 
 def test_summary_is_over_the_seeds_at_the_best_learning_rate():
-    result = make_result(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]], seconds=2e-3))
+    result = make_comparison(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]], seconds=2e-3))
     (summary,) = summarize(result)
     assert summary.learning_rate == pytest.approx(1e-2)
     assert summary.final_train_loss == pytest.approx((0.3, math.sqrt(0.02)))
@@ -163,7 +163,7 @@ def test_mean_of_one_seed_has_no_deviation():
 
 def test_diverged_optimizer_stays_in_the_table():
     bad = make_entry("sgd", [[np.nan, 0.5], [9.0, 9.0]])
-    result = make_result(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]]), bad)
+    result = make_comparison(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]]), bad)
     row = dict(zip(COLUMNS, make_rows(result)[1], strict=True))
     assert row["optimizer"] == "sgd"
     assert row["final train loss"] == "diverged"
@@ -183,17 +183,17 @@ def test_diverged_optimizer_stays_in_the_table():
     ids=["lowest", "highest", "untuned", "diverged", "one-seed"],
 )
 def test_caveats(final, caveat):
-    result = make_result(make_entry("adamw", final), seeds=len(final[0]))
+    result = make_comparison(make_entry("adamw", final), seeds=len(final[0]))
     assert any(caveat in found for found in caveats(result)), caveats(result)
 
 
 def test_no_caveat_where_there_is_none():
-    assert caveats(make_result(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]]))) == []
+    assert caveats(make_comparison(make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]]))) == []
 
 
 @pytest.mark.parametrize("width", [60, 200])
 def test_table_shows_every_figure_whole(width):
-    result = make_result(
+    result = make_comparison(
         make_entry("adamw", [[0.9, 0.9], [0.2, 0.4]]), make_entry("celo2-base", [[0.9, 0.9], [0.3, 0.3]])
     )
     console = Console(width=width, file=io.StringIO())

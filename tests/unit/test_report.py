@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from compare_examples import make_entry, make_result
+from compare_examples import make_comparison, make_entry
 
 from celo2.evaluate.compare import CompareResult
 from celo2.evaluate.plots import draw_figure, figure_svg
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def result() -> CompareResult:
     """One optimizer tuned well, one with a diverged run, one that diverged everywhere."""
-    return make_result(
+    return make_comparison(
         make_entry("adamw", [[0.9, 0.9], [0.2, 0.4], [0.5, 0.5]]),
         make_entry("muon", [[0.4, 0.4], [0.3, 0.3], [np.nan, 0.5]]),
         make_entry("sgd", [[np.nan, np.inf], [9.0, 9.0]]),
@@ -98,7 +98,7 @@ def test_report_says(page, text):
 
 
 def test_report_without_any_usable_run_says_so():
-    result = make_result(make_entry("sgd", [[np.nan, 0.1]]))
+    result = make_comparison(make_entry("sgd", [[np.nan, 0.1]]))
     text = Page(render_report(result, figure_svg(draw_figure(result)))).text
     assert "No optimizer had a learning rate at which all its runs ended well." in text
 
@@ -118,7 +118,7 @@ def test_figure_has_a_line_for_every_optimizer(result):
 
 
 def test_time_axis_is_steps_times_step_time():
-    result = make_result(make_entry("adamw", [[0.2, 0.4]], seconds=0.5))
+    result = make_comparison(make_entry("adamw", [[0.2, 0.4]], seconds=0.5))
     against_steps, against_time = (panel.get_lines()[0].get_xdata() for panel in draw_figure(result).axes[:2])
     np.testing.assert_allclose(against_time, 0.5 * np.asarray(against_steps))
 
@@ -157,6 +157,6 @@ def test_page_says_whose_learning_rate_stays_constant():
     cosine = make_entry("adamw", [[0.2], [0.3]])
     constant = make_entry("schedule-free-adamw", [[0.2], [0.3]])
     assert "a constant rate for schedule-free-adamw)" in render_report(
-        make_result(cosine, constant), "<svg/>"
+        make_comparison(cosine, constant), "<svg/>"
     )
-    assert "constant rate" not in render_report(make_result(cosine), "<svg/>")
+    assert "constant rate" not in render_report(make_comparison(cosine), "<svg/>")

@@ -41,6 +41,29 @@ def test_a_group_has_the_learning_rates_of_its_optimizer_and_every_seed() -> Non
     assert {(spec.task, spec.optimizer, spec.steps) for spec in group.specs()} == {("quadratic", "adamw", 10)}
 
 
+def test_rates_of_one_optimizer_replace_its_grid(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps({**SMALL, "rates_of": {"adamw": [1e-7, 1]}}))
+    found = {group.optimizer: group.learning_rates for group in load_suite(str(path)).groups("quadratic")}
+    assert found == {"adamw": (1e-7, 1.0), "celo2": OPTIMIZERS["celo2"].learning_rates(2)}
+    assert not load_suite(str(path), optimizers=("celo2",)).rates_of
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({"sgd": (0.1,)}, "must be one of the optimizers"),
+        ({"adamw": ()}, "different positive numbers"),
+        ({"adamw": (0.1, 0.1)}, "different positive numbers"),
+        ({"adamw": (0.1, -0.1)}, "different positive numbers"),
+    ],
+    ids=["another", "none", "twice", "negative"],
+)
+def test_unfit_rates_are_refused(rates: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_suite(rates_of=rates)
+
+
 def test_weight_decays_are_groups_of_their_own() -> None:
     suite = make_suite(weight_decays=(0.0, 0.1))
     assert [(group.optimizer, group.weight_decay) for group in suite.groups("quadratic")] == [

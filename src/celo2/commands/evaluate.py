@@ -48,6 +48,8 @@ A suite of your own is a TOML file:
   steps = 2000
   [steps_of]
   fashion-mlp = 500
+  [rates_of]
+  adamw = [1e-3, 3e-3, 1e-2]
 
 tasks (those marked * also as NAME@tiny and NAME@small):
 {tasks}
@@ -149,6 +151,8 @@ def _suite(command: EvaluateCommand) -> Suite:
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
     if command.steps:
         changes["steps_of"] = {}
+    if command.learning_rates:
+        changes["rates_of"] = {}
     return load_suite(command.suite, **changes)
 
 

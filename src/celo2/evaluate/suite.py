@@ -32,6 +32,8 @@ class Suite:
         optimizers: Names of optimizers (`celo2.baselines`).
         learning_rates: Values in the default grid of each optimizer; one that sets its own step sizes has
             one run in place of them.
+        rates_of: Learning rates of optimizers that have others than their default grid: those of a
+            published sweep, say. The report says who was tuned over more settings.
         weight_decays: Tried with every learning rate.
         seeds: Runs of each setting.
         first_seed: The seeds are this one and the ones after it.
@@ -48,6 +50,7 @@ class Suite:
     tasks: tuple[str, ...]
     optimizers: tuple[str, ...]
     learning_rates: int = 7
+    rates_of: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     weight_decays: tuple[float, ...] = (0.0,)
     seeds: int = 3
     first_seed: int = 0
@@ -75,6 +78,8 @@ class Suite:
                 f"unknown schedule {self.schedule!r}{nearest_name(self.schedule, SCHEDULES)} "
                 f"There are {', '.join(SCHEDULES)}."
             )
+        for optimizer, rates in self.rates_of.items():
+            _check_rates(optimizer, rates, self.optimizers)
         for task, steps in self.steps_of.items():
             if task not in self.tasks or steps < 2:
                 raise ValueError(
@@ -89,7 +94,7 @@ class Suite:
             Group(
                 task=task,
                 optimizer=name,
-                learning_rates=spec.learning_rates(self.learning_rates),
+                learning_rates=self.rates_of.get(name) or spec.learning_rates(self.learning_rates),
                 weight_decay=decay,
                 seeds=seeds,
                 steps=steps,
@@ -152,6 +157,15 @@ class Group(NamedTuple):
         )
 
 
+def _check_rates(optimizer: str, rates: Sequence[float], optimizers: Sequence[str]) -> None:
+    if optimizer not in optimizers:
+        raise ValueError(f"rates_of has rates for {optimizer!r}, which must be one of the optimizers.")
+    if sets_own_rate(optimizer):
+        raise ValueError(f"{optimizer!r} sets its own step sizes; leave it out of rates_of.")
+    if not rates or len(set(rates)) != len(rates) or not all(0 < rate < math.inf for rate in rates):
+        raise ValueError(f"rates_of {optimizer!r} must be different positive numbers, got {list(rates)}.")
+
+
 def _spec(name: str, steps: int) -> OptimizerSpec:
     return find_optimizer(name, num_steps=steps if sets_own_rate(name) else None)
 
@@ -183,6 +197,11 @@ def load_suite(name_or_path: str, **changes: Any) -> Suite:
         task: steps
         for task, steps in content.get("steps_of", {}).items()
         if task in tasks or "tasks" not in changes
+    }
+    content["rates_of"] = {
+        name: tuple(map(float, rates))
+        for name, rates in content.get("rates_of", {}).items()
+        if name in content.get("optimizers", ()) or "optimizers" not in changes
     }
     lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +14,10 @@ import pytest
 
 from celo2.baselines import OPTIMIZERS, describe_optimizers, find_optimizer, make_optimizer
 from celo2.evaluate.protocol import SCHEDULES
-from conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LEARNED = ("celo2", "celo2-base")
 PAPER_BASELINES = (  # the fifteen that the evaluation of learned optimizers compares with

@@ -78,7 +78,6 @@ ABLATIONS = {
     "no-normalization": Ablation(
         "neither channels nor steps normalised",
         _rule("normalize_input=false", "normalize_output=false"),
-        3.961,
     ),
     "magnitude": Ablation(
         "direction · exp(0.001 · magnitude), then normalised", _rule("exp_mult=0.001"), 3.900

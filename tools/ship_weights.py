@@ -26,8 +26,8 @@ from gradient_range import with_gradient_range
 
 from celo2 import load_checkpoint
 from celo2.gradient_range import FIELD
-from celo2.meta.checkpoint import read_metrics
 from celo2.meta.config import MetaConfig
+from celo2.meta.metrics import read_metrics
 from celo2.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     weights = load_checkpoint(options.weights)
     steps = int(weights.provenance["outer_steps"])
-    records = [record for record in read_metrics(options.run / "metrics.jsonl") if record["step"] <= steps]
+    records = [record for record in read_metrics(options.run) if record["step"] <= steps]
     variant = weights.config.variant
     shipped = ROOT / "src" / "celo2" / "pretrained" / f"{variant}.safetensors"
     weights = with_gradient_range(weights)

@@ -1,7 +1,7 @@
 """Ships one checkpoint of a meta-training run: weights into the package, curve into the docs, facts printed.
 
 Into `recipes/` go what `celo2 meta-train --config recipes/VARIANT.json` repeats, and VARIANT.csv, the run's
-metrics, each row the mean over as many outer iterations as lie between two rows.
+metrics (`run_metrics.py`).
 
     python tools/ship_weights.py runs/celo2 runs/celo2/weights/celo2-003600.safetensors --commit 1a2b3c4
 
@@ -11,7 +11,6 @@ The printed table goes into the model card, src/celo2/pretrained/VARIANT.md.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import hashlib
 import json
@@ -23,18 +22,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from gradient_range import with_gradient_range
+from run_metrics import store_run
 
 from celo2 import load_checkpoint
 from celo2.gradient_range import FIELD
-from celo2.meta.config import MetaConfig
 from celo2.meta.metrics import read_metrics
 from celo2.weights import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOOTHING = 100  # iterations of the running mean that is drawn and printed
-ROW = 10  # iterations behind one row of the stored metrics
-
-_MEASURED = ("meta_loss", "grad_norm", "diverged", "resets", "skipped")
 
 
 def main() -> None:
@@ -54,7 +50,7 @@ def main() -> None:
     provenance = {**weights.provenance, "commit": options.commit}
     save_weights(shipped, dataclasses.replace(weights, provenance=provenance))
     _draw(records, variant, ROOT / "docs" / "assets" / f"{variant}-meta-training.png")
-    _store(options.run, records, variant)
+    store_run(options.run, records, ROOT / "recipes" / variant)
     print(_facts(records, provenance, hashlib.sha256(shipped.read_bytes()).hexdigest()))
 
 
@@ -70,28 +66,6 @@ def _total_seconds(records: list[dict]) -> float:
     seconds = [record["seconds"] for record in records]
     ends = [before for before, after in zip(seconds, [*seconds[1:], 0.0], strict=True) if after < before]
     return sum(ends)
-
-
-def _store(run: Path, records: list[dict], variant: str) -> None:
-    """The recipe, and the metrics of the run up to the weights."""
-    folder = ROOT / "recipes"
-    folder.mkdir(exist_ok=True)
-    recipe = MetaConfig.load(run / "config.json")  # refuses one that can no longer be repeated
-    (folder / f"{variant}.json").write_text(recipe.to_json())
-    with (folder / f"{variant}.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        losses = list(records[0]["loss_per_task"])
-        table.writerow(["step", "seconds", *losses, *_MEASURED])
-        for at in range(0, len(records), ROW):
-            part = records[at : at + ROW]
-            means = [_mean([record["loss_per_task"][name] for record in part]) for name in losses]
-            means += [_mean([record[name] for record in part]) for name in _MEASURED]
-            table.writerow([part[-1]["step"], part[-1]["seconds"], *means])
-
-
-def _mean(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{np.mean(known):.6g}" if known else ""
 
 
 def _draw(records: list[dict], variant: str, path: Path) -> None:

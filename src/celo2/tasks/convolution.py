@@ -11,10 +11,10 @@ from jax import Array
 
 from celo2.tasks.base import Params, Task
 from celo2.tasks.classifier import NUM_CLASSES, make_classifier
-from celo2.tasks.datasets import Prefer, load_fashion_mnist
+from celo2.tasks.datasets import Prefer, load_fashion_mnist, load_shipped_images
 from celo2.tasks.layers import conv, conv_template, linear, linear_template, sample_params
 
-__all__ = ["compute_conv_net", "init_conv_net", "make_fashion_conv"]
+__all__ = ["compute_conv_net", "init_conv_net", "make_conv", "make_fashion_conv"]
 
 
 def init_conv_net(key: Array, channels: Sequence[int]) -> Params:
@@ -58,3 +58,21 @@ def make_fashion_conv(
     init = partial(init_conv_net, channels=tuple(channels))
     dataset = load_fashion_mnist(prefer)
     return make_classifier("fashion-conv", dataset, init, compute_conv_net, batch_size=batch_size)
+
+
+def make_conv(
+    *, images: str = "fashion-mnist", channels: Sequence[int] = (8, 16), batch_size: int = 64
+) -> Task:
+    """Strided convolutions of any number and width that classify one of the shipped image sets.
+
+    Args:
+        images: A name of `celo2.tasks.datasets.load_shipped_images`.
+        channels: Output channels of each convolution.
+        batch_size: Images in a training batch.
+
+    Raises:
+        ValueError: An unknown image set.
+    """
+    init = partial(init_conv_net, channels=tuple(channels))
+    dataset = load_shipped_images(images)
+    return make_classifier("conv", dataset, init, compute_conv_net, batch_size=batch_size)

@@ -37,6 +37,7 @@ __all__ = [
     "load_mnist",
     "load_mnist_8x8",
     "load_patches_8x8",
+    "load_shipped_images",
     "load_svhn_8x8",
     "map_images",
     "need_folder",
@@ -199,6 +200,36 @@ def load_image_sets(names: Sequence[str] | None = None) -> dict[str, Dataset]:
                 f"unknown image set {name!r}{nearest_name(name, IMAGE_SETS)} (sets: {', '.join(IMAGE_SETS)})"
             )
     return {name: IMAGE_SETS[name]() for name in names}
+
+
+_SHIPPED_IMAGES: Mapping[str, Callable[[], Dataset]] = {
+    "fashion-mnist": lambda: load_fashion_mnist_8x8("sample"),
+    "mnist": load_mnist_8x8,
+    "digits": load_digits_8x8,
+    "patches": load_patches_8x8,
+    "fashion-mnist-28x28": lambda: load_fashion_mnist("sample"),
+    "mnist-28x28": lambda: load_mnist("sample"),
+}
+
+
+def load_shipped_images(name: str) -> Dataset:
+    """An image set that is the same on every machine, whatever else lies on it; ten classes each.
+
+    Args:
+        name: "fashion-mnist", "mnist", "digits" or "patches", grey, 8 × 8; "fashion-mnist-28x28" or
+            "mnist-28x28".
+
+    Returns:
+        `image` uint8 and `label` in each split.
+
+    Raises:
+        ValueError: An unknown name.
+        ImportError: "patches" needs scikit-image.
+    """
+    if name not in _SHIPPED_IMAGES:
+        hint = nearest_name(name, _SHIPPED_IMAGES)
+        raise ValueError(f"unknown image set {name!r}{hint} There are {', '.join(_SHIPPED_IMAGES)}.")
+    return _SHIPPED_IMAGES[name]()
 
 
 def _load_idx_set(name: str, source: str, prefer: Prefer) -> Dataset | None:

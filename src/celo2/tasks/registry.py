@@ -12,15 +12,15 @@ from typing import Any
 
 from celo2.config import nearest_name
 from celo2.tasks.base import SIZES, Task
-from celo2.tasks.convolution import make_fashion_conv
+from celo2.tasks.convolution import make_conv, make_fashion_conv
 from celo2.tasks.gpt import GPTS
 from celo2.tasks.image_tasks import IMAGE_TASKS
 from celo2.tasks.learned_optimizer import LEARNED_OPTIMIZERS
 from celo2.tasks.minatar import MINATAR_TASKS
-from celo2.tasks.mlp import make_digits_mlp, make_fashion_mlp
+from celo2.tasks.mlp import make_autoencoder, make_digits_mlp, make_fashion_mlp, make_mlp
 from celo2.tasks.quadratic import make_quadratic
 from celo2.tasks.rnn_lm import RNN_LMS
-from celo2.tasks.transformer import make_tiny_lm
+from celo2.tasks.transformer import make_byte_lm, make_tiny_lm
 from celo2.tasks.transformer_lm import TRANSFORMER_LMS
 from celo2.tasks.vit_tasks import VIT_TASKS
 
@@ -48,6 +48,10 @@ TASKS: Mapping[str, TaskSpec] = {
     "digits-mlp": TaskSpec(make_digits_mlp, "64-32-32-10 perceptron on the UCI digits, 8 × 8"),
     "tiny-lm": TaskSpec(make_tiny_lm, "two-layer transformer on the bytes of Python's standard library"),
     "quadratic": TaskSpec(make_quadratic, "ill-conditioned quadratic of a 64 × 32 matrix, minimum 0"),
+    "mlp": TaskSpec(make_mlp, "perceptron of any size on a shipped image set"),
+    "autoencoder": TaskSpec(make_autoencoder, "autoencoder of any size of a shipped image set"),
+    "conv": TaskSpec(make_conv, "strided convolutions of any size on a shipped image set"),
+    "byte-lm": TaskSpec(make_byte_lm, "byte-level transformer of any size on a text of Python's own"),
     **{
         name: TaskSpec(make, summary, sized=True)
         for table in (

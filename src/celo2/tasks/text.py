@@ -26,6 +26,7 @@ __all__ = [
     "NUM_SPECIAL",
     "PAD",
     "RecordUnit",
+    "load_pydoc_text",
     "load_stdlib_records",
     "load_stdlib_text",
     "pad_records",
@@ -40,6 +41,7 @@ RecordUnit = Literal["lines", "paragraphs"]
 
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
 _VALID_SHARE = 0.05  # of the files
+_VALID_SHARE_OF_TOPICS = 0.1  # of the bytes
 _SEPARATORS: Mapping[RecordUnit, re.Pattern[bytes]] = {
     "lines": re.compile(rb"\n"),
     "paragraphs": re.compile(rb"\n\s*\n"),
@@ -65,6 +67,38 @@ def load_stdlib_text(length: int = 65, *, max_bytes: int = MAX_BYTES) -> Dataset
         ValueError: A split has less than one row.
     """
     return _make_dataset("stdlib", max_bytes, lambda files: {"text": _rows(b"".join(files), length)})
+
+
+def load_pydoc_text(length: int = 65) -> Dataset:
+    """Python's language reference in English, as `help()` prints it, in rows of bytes.
+
+    The topics come in the order of their names; the last 10 % of the text are the validation split. The
+    file that holds them lies behind the part of the library that `load_stdlib_text` reads.
+
+    Args:
+        length: Bytes in a row, ≥ 2: a model's context and the byte after it.
+
+    Returns:
+        `text` uint8 `(N, length)` in each split, about 660 kB in all; the name carries Python's version.
+
+    Raises:
+        FileNotFoundError: This interpreter has no `pydoc_data`.
+        ValueError: A split has less than one row.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise FileNotFoundError(
+            "this Python lacks pydoc_data.topics, whose text this task learns; use an ordinary Python."
+        ) from error
+    text = "\n".join(topics[name] for name in sorted(topics)).encode()
+    border = round((1 - _VALID_SHARE_OF_TOPICS) * len(text))
+    return Dataset(
+        name=f"python-{sys.version_info.major}.{sys.version_info.minor}-pydoc",
+        train={"text": _rows(text[:border], length)},
+        valid={"text": _rows(text[border:], length)},
+        origin=f"language reference of Python {platform.python_version()}, PSF licence",
+    )
 
 
 def load_stdlib_records(unit: RecordUnit, length: int, *, max_bytes: int = MAX_BYTES) -> Dataset:

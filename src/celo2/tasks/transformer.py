@@ -1,4 +1,4 @@
-"""A small causal transformer on bytes: pre-layer-norm, learned positions, untied head."""
+"""A small causal transformer on bytes: pre-layer-norm, learned positions, a head of its own or a tied one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from celo2.tasks.base import Batch, Params, Task
+from celo2.tasks.base import Batch, Dataset, Params, Task
 from celo2.tasks.layers import (
+    TRUNCATED_STD,
     Initial,
     accuracy,
     cross_entropy,
@@ -22,9 +23,9 @@ from celo2.tasks.layers import (
     linear_template,
     sample_params,
 )
-from celo2.tasks.text import load_stdlib_text
+from celo2.tasks.text import load_pydoc_text, load_stdlib_text
 
-__all__ = ["TransformerConfig", "compute_logits", "init_transformer", "make_tiny_lm"]
+__all__ = ["TransformerConfig", "compute_logits", "init_transformer", "make_byte_lm", "make_tiny_lm"]
 
 VOCABULARY = 256  # bytes
 
@@ -39,6 +40,9 @@ class TransformerConfig:
         num_heads: Attention heads.
         context: Longest input in tokens.
         mlp_ratio: Hidden width of the MLP over `width`.
+        tied: Whether the head is the embedding's table, without a bias.
+        init_scale: Standard deviation of every weight before training, as in GPT-2 (0.02); 0: by fan-in, as
+            `init_transformer` says.
 
     Raises:
         ValueError: A size is below 1, or `width` is not a multiple of `num_heads`.
@@ -49,32 +53,47 @@ class TransformerConfig:
     num_heads: int = 4
     context: int = 64
     mlp_ratio: int = 4
+    tied: bool = False
+    init_scale: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the sizes."""
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"{field.name} must be at least 1, got {getattr(self, field.name)}.")
+        for name in ("width", "num_layers", "num_heads", "context", "mlp_ratio"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.init_scale < math.inf:
+            raise ValueError(f"init_scale must be finite and not negative, got {self.init_scale}.")
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads ({self.num_heads}), got {self.width}.")
 
 
 def init_transformer(key: Array, config: TransformerConfig) -> Params:
-    """Parameters `embedding`, `positions`, `block_0`, …, `final_norm`, `head`.
+    """Parameters `embedding`, `positions`, `block_0`, …, `final_norm`, and `head` unless it is tied.
 
-    The head's scale is 1/width instead of 1/√width: the first logits are near zero, and the first
-    loss is ln 256.
+    The scale of the head, or of the tied table, is 1/width instead of 1/√width: the first logits are near
+    zero, and the first loss is ln 256.
     """
     width = config.width
     blocks = {f"block_{index}": _block_template(config) for index in range(config.num_layers)}
+    table_scale = 1 / width if config.tied else 1 / math.sqrt(width)
     template = {
-        "embedding": {"table": Initial((VOCABULARY, width), scale=1 / math.sqrt(width))},
-        "positions": {"table": Initial((config.context, width), scale=1 / math.sqrt(width))},
+        "embedding": {"table": Initial((VOCABULARY, width), scale=table_scale)},
+        "positions": {"table": Initial((config.context, width), scale=table_scale)},
         **blocks,
         "final_norm": layer_norm_template(width),
-        "head": linear_template(width, VOCABULARY, scale=1 / width),
     }
-    return sample_params(key, template)
+    if not config.tied:
+        template["head"] = linear_template(width, VOCABULARY, scale=1 / width)
+    return sample_params(key, _rescale(template, config.init_scale) if config.init_scale else template)
+
+
+def _rescale(template: Any, deviation: float) -> Any:
+    """The template with one standard deviation for everything that is not constant."""
+
+    def rescale(initial: Initial) -> Initial:
+        return dataclasses.replace(initial, scale=deviation / TRUNCATED_STD) if initial.scale else initial
+
+    return jax.tree.map(rescale, template)
 
 
 def _block_template(config: TransformerConfig) -> dict[str, Any]:
@@ -116,7 +135,8 @@ def compute_logits(params: Params, tokens: Array, config: TransformerConfig) -> 
         )
         hidden = jax.nn.gelu(linear(block["mlp"]["up"], layer_norm(block["mlp_norm"], stream)))
         stream = stream + linear(block["mlp"]["down"], hidden)
-    return linear(params["head"], layer_norm(params["final_norm"], stream))
+    stream = layer_norm(params["final_norm"], stream)
+    return stream @ params["embedding"]["table"].T if config.tied else linear(params["head"], stream)
 
 
 def _attend(params: Params, inputs: Array, num_heads: int) -> Array:
@@ -143,14 +163,42 @@ def make_tiny_lm(
         max_bytes: Most bytes of text, see `load_stdlib_text`.
     """
     config = TransformerConfig() if config is None else config
+    return _make_task(
+        "tiny-lm", config, load_stdlib_text(config.context + 1, max_bytes=max_bytes), batch_size
+    )
 
+
+def make_byte_lm(*, text: str = "stdlib", batch_size: int = 16, **sizes: Any) -> Task:
+    """A byte-level transformer of any size on one of two texts that every Python installation has.
+
+    Args:
+        text: "stdlib", source code, or "pydoc", the English of Python's language reference.
+        batch_size: Rows of `context` + 1 bytes in a training batch.
+        **sizes: Of `TransformerConfig`.
+
+    Raises:
+        ValueError: An unknown text, or sizes that do not fit.
+        TypeError: An unknown size.
+
+    Example:
+        >>> make_byte_lm(width=16, num_heads=2, num_layers=1, context=16, tied=True).batch_size
+        16
+    """
+    loaders = {"stdlib": load_stdlib_text, "pydoc": load_pydoc_text}
+    if text not in loaders:
+        raise ValueError(f"unknown text {text!r}; there are {', '.join(loaders)}.")
+    config = TransformerConfig(**sizes)
+    return _make_task("byte-lm", config, loaders[text](config.context + 1), batch_size)
+
+
+def _make_task(name: str, config: TransformerConfig, dataset: Dataset, batch_size: int) -> Task:
     def logits_and_targets(params: Params, batch: Batch) -> tuple[Array, Array]:
         tokens = batch["text"].astype(jnp.int32)
         return compute_logits(params, tokens[:, :-1], config), tokens[:, 1:]
 
     return Task(
-        name="tiny-lm",
-        dataset=load_stdlib_text(config.context + 1, max_bytes=max_bytes),
+        name=name,
+        dataset=dataset,
         init=partial(init_transformer, config=config),
         loss=lambda params, batch: cross_entropy(*logits_and_targets(params, batch)),
         accuracy=lambda params, batch: accuracy(*logits_and_targets(params, batch)),

@@ -37,12 +37,15 @@ COMMANDS = {
     "report": Command(
         "celo2.commands.report", "eval", "what runs of evaluate or meta-train say: page, plots, tables"
     ),
+    "search": Command(
+        "celo2.commands.search", "meta", "find a rule among a few numbers, by CMA-ES; stops and resumes"
+    ),
     "weights": Command("celo2.commands.weights", "", "list, inspect, convert, verify and fetch weights"),
 }
 
 EXTRA_MODULES = {
     "": (),
-    "meta": ("jax", "optax", "orbax", "rich", "tyro"),
+    "meta": ("cmaes", "jax", "optax", "orbax", "rich", "tyro"),
     "eval": ("jax", "optax", "rich", "tyro", "matplotlib", "jinja2"),
 }
 

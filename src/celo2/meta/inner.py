@@ -16,7 +16,7 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
 from celo2.zoo.transform import make_transform
 
-__all__ = ["make_inner_optimizer"]
+__all__ = ["make_inner_optimizer", "with_longer_axis_last"]
 
 ADAMW_EPS = 1e-8  # under the root of the second moment in the meta-training's AdamW branch
 
@@ -44,7 +44,7 @@ def make_inner_optimizer(
 
 
 def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformation:
-    rule = _with_longer_axis_last(scale_by_celo2(theta, **dataclasses.asdict(config.rule)))
+    rule = with_longer_axis_last(scale_by_celo2(theta, **dataclasses.asdict(config.rule)))
     rate = config.inner_learning_rate
     if config.variant == "celo2-base":
         return optax.chain(rule, optax.scale(-rate))
@@ -57,7 +57,7 @@ def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformatio
     )
 
 
-def _with_longer_axis_last(rule: optax.GradientTransformation) -> optax.GradientTransformation:
+def with_longer_axis_last(rule: optax.GradientTransformation) -> optax.GradientTransformation:
     """The same rule, which sees a matrix of more rows than columns transposed, and keeps its state so.
 
     What the rule does to a matrix does not depend on which of its two axes comes first unless they are

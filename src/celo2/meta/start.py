@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from celo2.config import RuleConfig
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
 from celo2.meta.variants import AnyWeights, load_weights, make_weights
 from celo2.zoo.factory import init_theta as init_predecessor
 
-__all__ = ["BUILT_IN", "check_start", "init_theta", "load_start", "make_start"]
+__all__ = [
+    "ADAM_MIXTURE",
+    "BUILT_IN",
+    "check_start",
+    "init_theta",
+    "load_start",
+    "make_start",
+    "mixture_theta",
+]
 
 BUILT_IN = ("random", "adam")  # what `MetaConfig.start` can name beside weights
 
-# The channels whose mean is the direction of the "adam" start: m₀.₉ · rsqrt(v) and g · rsqrt(v), each
-# normalised as every input is. The gradient beside its momentum is Nesterov's term, as in NAdam.
-_ADAM_CHANNELS = (("normalized_momentum", 0), ("normalized_grad", 0))
+ADAM_MIXTURE: Mapping[tuple[str, int], float] = {("normalized_momentum", 0): 0.5, ("normalized_grad", 0): 0.5}
+"""The direction of the "adam" start: the mean of m₀.₉ · rsqrt(v) and g · rsqrt(v), each normalised as every
+input is. The gradient beside its momentum is Nesterov's term, as in NAdam."""
 
 
 def init_theta(key: Array, config: MetaConfig) -> Theta:
@@ -35,7 +46,7 @@ def init_theta(key: Array, config: MetaConfig) -> Theta:
     if config.start == "random":
         return _random_theta(key, config)
     if config.start == "adam":
-        return _adam_theta(_random_theta(key, config), config)
+        return mixture_theta(_random_theta(key, config), config.rule, ADAM_MIXTURE)
     return {name: jnp.asarray(array, jnp.float32) for name, array in load_start(config).arrays.items()}
 
 
@@ -76,23 +87,36 @@ def _random_theta(key: Array, config: MetaConfig) -> Theta:
     return theta
 
 
-def _adam_theta(theta: Theta, config: MetaConfig) -> Theta:
-    """Lets units 0 and 1 of each hidden layer be `relu(x)` and `relu(-x)`, and output 0 their difference."""
-    theta = dict(theta)
-    names = {feature.name: name for name, feature in config.rule.feature_groups(2)}
-    missing = [feature for feature, _ in _ADAM_CHANNELS if feature not in names]
-    if missing or config.rule.ff_hidden_size < 2:
+def mixture_theta(theta: Theta, config: RuleConfig, mixture: Mapping[tuple[str, int], float]) -> Theta:
+    """Lets the direction be a weighted sum of channels, exactly; no other unit reaches it.
+
+    Units 0 and 1 of each hidden layer become `relu(s)` and `relu(-s)`, output 0 their difference.
+
+    Args:
+        theta: Weights of the rule; what these units do not replace stays.
+        config: The rule's options.
+        mixture: Weight of each channel, by feature and number within its group.
+
+    Raises:
+        ValueError: The rule lacks a channel or a second hidden unit.
+    """
+    theta = {name: jnp.asarray(array) for name, array in theta.items()}
+    groups = {
+        feature.name: (name, config.num_channels(feature)) for name, feature in config.feature_groups(2)
+    }
+    missing = [channel for channel in mixture if channel[1] >= groups.get(channel[0], ("", 0))[1]]
+    if missing or config.ff_hidden_size < 2:
         raise ValueError(
-            f'start "adam" needs the features {[name for name, _ in _ADAM_CHANNELS]} and at least two hidden '
-            f"units; the rule lacks {missing or 'units'}. Start at random weights instead."
+            f"a mixture of {sorted(mixture)} needs these channels and at least two hidden units; the rule "
+            f"lacks {sorted(missing) or 'units'}. Start at random weights instead."
         )
-    for name in names.values():
+    for name, _ in groups.values():
         theta[name] = theta[name].at[:, :2].set(0.0)
-    share = 1.0 / len(_ADAM_CHANNELS)
-    for feature, channel in _ADAM_CHANNELS:
-        theta[names[feature]] = theta[names[feature]].at[channel, :2].set(jnp.array([share, -share]))
+    for (feature, channel), weight in mixture.items():
+        name, _ = groups[feature]
+        theta[name] = theta[name].at[channel, :2].set(jnp.array([weight, -weight]))
     signs = jnp.array([1.0, -1.0])
-    last = config.rule.ff_hidden_layers
+    last = config.ff_hidden_layers
     for layer in range(1, last):
         theta[f"w{layer}"] = theta[f"w{layer}"].at[:, :2].set(0.0).at[:2, :2].set(jnp.outer(signs, signs))
     theta[f"w{last}"] = theta[f"w{last}"].at[:, 0].set(0.0).at[:2, 0].set(signs)

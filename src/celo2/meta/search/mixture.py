@@ -1,0 +1,201 @@
+"""Rules whose direction is one weighted sum of the odd channels: two units of the network, a few numbers.
+
+The network of the rule (arXiv 2602.19142, section 3) has 30 input channels, of which fifteen change their
+sign with the gradient. Any weighted sum of these passes through two hidden units exactly,
+`relu(s) - relu(-s) = s`, so it is a rule that the package can run; Adam's direction with Nesterov momentum is
+one of them. Together with the decays of the accumulators a rule is then a vector of 22 numbers, which is few
+enough for evolution strategies that learn a covariance, and its steps cost a fraction of the network's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from celo2.config import RuleConfig
+from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.jax import accumulators, features, mlp, orthogonalize
+from celo2.jax.dimensions import make_axes
+from celo2.jax.routing import param_labels
+from celo2.meta.inner import with_longer_axis_last
+from celo2.meta.start import ADAM_MIXTURE, mixture_theta
+from celo2.weights import Weights
+
+__all__ = [
+    "CHANNELS",
+    "Mixture",
+    "describe",
+    "is_vector",
+    "make_optimizer",
+    "make_weights",
+    "to_mixture",
+    "to_vector",
+]
+
+_ODD = ("grad", "clipped_grad", "momentum", "normalized_momentum", "factored_grad", "normalized_grad")
+_ODD_OF_MATRICES = ("factored_momentum",)
+_DEFAULTS = RuleConfig()
+CHANNELS: tuple[tuple[str, int], ...] = tuple(
+    (feature.name, index)
+    for _, feature in _DEFAULTS.feature_groups(2)
+    if feature.name in _ODD + _ODD_OF_MATRICES
+    for index in range(_DEFAULTS.num_channels(feature))
+)
+"""The odd channels: feature and number within its group. The parameter is left out: decay is the user's."""
+
+_DECAYS = tuple(
+    (name, index)
+    for name in ("initial_momentum_decays", "initial_rms_decays", "initial_adafactor_decays")
+    for index in range(len(getattr(_DEFAULTS, name)))
+)
+DECAY_UNIT = 4.0  # change of log(1 - β) for a change of 1 of its coordinate
+LONGEST, SHORTEST = 1e-4, 1.0  # bounds of 1 - β: a memory of 10,000 steps, and none
+
+
+class Mixture(NamedTuple):
+    """A rule: the shares of the channels, and the decays of the accumulators (a `Decays` of `accumulators`).
+
+    Attributes:
+        shares: Of `CHANNELS`, `(15,)`; only their ratios matter, since steps are normalised.
+        initial_momentum_decays: Three.
+        initial_rms_decays: One.
+        initial_adafactor_decays: Three.
+    """
+
+    shares: Any
+    initial_momentum_decays: tuple[Any, ...]
+    initial_rms_decays: tuple[Any, ...]
+    initial_adafactor_decays: tuple[Any, ...]
+
+
+def to_vector() -> np.ndarray:
+    """The vector of the Adam-like start, `(22,)`: its shares, and 0 for every decay."""
+    shares = [ADAM_MIXTURE.get(channel, 0.0) for channel in CHANNELS]
+    return np.asarray([*shares, *np.zeros(len(_DECAYS))])
+
+
+def to_mixture(vector: Any) -> Mixture:
+    """The rule of a vector `(22,)`, which may be traced: shares, then decays around their defaults.
+
+    A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, kept within [1e-4, 1].
+    """
+    shares, coordinates = vector[: len(CHANNELS)], vector[len(CHANNELS) :]
+    decays: dict[str, list[Any]] = {}
+    for position, (name, index) in enumerate(_DECAYS):
+        complement = (1.0 - getattr(_DEFAULTS, name)[index]) * jnp.exp(DECAY_UNIT * coordinates[position])
+        decays.setdefault(name, []).append(1.0 - jnp.clip(complement, LONGEST, SHORTEST))
+    return Mixture(shares, **{name: tuple(values) for name, values in decays.items()})
+
+
+def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]) -> Weights:
+    """The rule of a vector as finished weights, shares scaled to magnitudes that sum to 1.
+
+    Args:
+        vector: `(22,)`.
+        variant: "celo2" or "celo2-base".
+        provenance: What the weights say of themselves.
+    """
+    mixture = to_mixture(np.asarray(vector, np.float64))
+    decays = {name: tuple(round(float(b), 6) for b in getattr(mixture, name)) for name, _ in _DECAYS}
+    config = dataclasses.replace(_DEFAULTS, orthogonalize=variant == "celo2", **decays)
+    shares = np.asarray(mixture.shares, np.float64)
+    shares = shares / np.abs(shares).sum()
+    theta = {name: np.zeros(shape, np.float32) for name, shape in config.weight_shapes().items()}
+    mixed = mixture_theta(theta, config, dict(zip(CHANNELS, shares.tolist(), strict=True)))
+    return Weights({name: np.asarray(array) for name, array in mixed.items()}, config, provenance)
+
+
+class _MixtureState(NamedTuple):
+    accumulators: Any
+
+
+def _scale_by_mixture(mixture: Mixture, orthogonalizes: bool) -> optax.GradientTransformation:
+    """`scale_by_celo2` with the weights of a mixture, computed without the network."""
+
+    def init(params: Any) -> _MixtureState:
+        def init_one(leaf: Array) -> accumulators.Accumulators:
+            return accumulators.init(leaf.shape, make_axes(leaf.shape), mixture, leaf.dtype)
+
+        return _MixtureState(jax.tree.map(init_one, params))
+
+    def update(updates: Any, state: _MixtureState, params: Any = None) -> tuple[Any, _MixtureState]:
+        grads, treedef = jax.tree.flatten(updates)
+        done = [
+            _compute_step(grad, param, memory, mixture, orthogonalizes)
+            for grad, param, memory in zip(
+                grads, treedef.flatten_up_to(params), treedef.flatten_up_to(state.accumulators), strict=True
+            )
+        ]
+        steps, memories = zip(*done, strict=True) if done else ((), ())
+        return treedef.unflatten(steps), _MixtureState(treedef.unflatten(memories))
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def _compute_step(
+    grad: Array, param: Array, memory: accumulators.Accumulators, mixture: Mixture, orthogonalizes: bool
+) -> tuple[Array, accumulators.Accumulators]:
+    axes = make_axes(grad.shape)
+    grad = accumulators.clip(grad)
+    memory = accumulators.update(memory, grad, axes, mixture)
+    factors = features.compute_factors(memory.row, memory.col, axes)
+    groups = features.compute_full(grad, param, memory.momentum, memory.rms, factors, _DEFAULTS)
+    names = {feature.name: name for name, feature in _DEFAULTS.feature_groups(grad.ndim)}
+    direction = jnp.zeros_like(grad)
+    for position, (feature, index) in enumerate(CHANNELS):
+        if feature in names:
+            channel = groups[names[feature]][index]
+            direction += mixture.shares[position] * mlp.normalizer(mlp.mean_square(channel)) * channel
+    if orthogonalizes and grad.ndim >= 2:
+        direction = orthogonalize.compute(direction, _DEFAULTS)
+    return direction * mlp.normalizer(mlp.mean_square(direction)), memory
+
+
+def make_optimizer(
+    mixture: Mixture, variant: str, schedule: optax.Schedule, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """The complete optimizer of a mixture, as `celo2.celo2` or `celo2.celo2_base` are of finished weights.
+
+    Args:
+        mixture: May be traced.
+        variant: "celo2" or "celo2-base".
+        schedule: Of the learning rate.
+        weight_decay: Decoupled.
+    """
+    rule = optax.chain(
+        with_longer_axis_last(_scale_by_mixture(mixture, variant == "celo2")),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
+    if variant == "celo2-base":
+        return rule
+    adamw = optax.adamw(
+        lambda count: ADAMW_LR_SCALE * schedule(count), *ADAMW_BETAS, weight_decay=weight_decay
+    )
+
+    def label(params: Any) -> Any:
+        return param_labels(params, undecided="allow")
+
+    return optax.partition({"celo2": rule, "adamw": adamw}, label)
+
+
+def describe(vector: np.ndarray) -> str:
+    """The larger shares and all decays of a vector, on one line."""
+    mixture = to_mixture(np.asarray(vector, np.float64))
+    shares = np.asarray(vector[: len(CHANNELS)]) / np.abs(vector[: len(CHANNELS)]).sum()
+    largest = np.argsort(-np.abs(shares))[:8]
+    parts = [f"{CHANNELS[i][0]}[{CHANNELS[i][1]}] {shares[i]:+.2f}" for i in largest if abs(shares[i]) > 0.01]
+    decays = [" ".join(f"{1 - float(b):.2g}" for b in getattr(mixture, name)) for name in mixture._fields[1:]]
+    return f"{', '.join(parts)}; 1 - β: {' | '.join(decays)}"
+
+
+def is_vector(vector: np.ndarray) -> bool:
+    """Whether a vector has the right length and finite numbers."""
+    return vector.shape == (len(CHANNELS) + len(_DECAYS),) and bool(np.isfinite(vector).all())

@@ -1,0 +1,164 @@
+"""How good candidates are: the loss at the end of short runs, at each one's best rate, against the start's.
+
+For a candidate and a task,
+
+    r = min over the rates of log loss(candidate) - min over the rates of log loss(start),
+
+the loss being the mean training loss over the last fifth of a run, both from the same initial parameters, on
+the same batches, on a cosine schedule. A candidate's value is the weighted soft maximum of its tasks' r,
+
+    1/κ · log Σ w exp(κ r),
+
+so that a gain on one kind of task cannot pay for a loss on another: with κ = 25 a task that is 8 % worse
+counts as much as e² tasks that stay where they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from celo2.evaluate.protocol import DIVERGENCE_MARGIN, cosine_schedule, seed_keys
+from celo2.jax.compilation import compiler_options
+from celo2.meta.search.mixture import make_optimizer, to_mixture
+from celo2.meta.task_sets import TaskEntry, TaskSet
+
+__all__ = ["END_SHARE", "RATE_FACTORS", "Objective", "best_of_rates", "soft_maximum"]
+
+END_SHARE = 0.2  # of the steps, over whose losses a run's end is averaged
+RATE_FACTORS = (0.6, 1.0, 1.67)  # times the task's own rate
+LARGEST_CORRECTION = 0.02  # of the lowest log loss by the parabola
+SHARPNESS = 25.0  # κ
+
+
+def soft_maximum(ratios: np.ndarray, weights: Sequence[float], sharpness: float = SHARPNESS) -> np.ndarray:
+    """`1/κ · log Σ w exp(κ r)` over the last axis.
+
+    Args:
+        ratios: Log ratios of tasks, `(..., tasks)`.
+        weights: Of the tasks, summing to 1.
+        sharpness: κ > 0; towards 0 it is the weighted mean, towards infinity the maximum.
+
+    Example:
+        >>> soft_maximum(np.array([-0.04, -0.04]), [0.5, 0.5]).round(3)
+        np.float64(-0.04)
+        >>> float(soft_maximum(np.array([-0.08, 0.0]), [0.5, 0.5])) > -0.04
+        True
+    """
+    highest = ratios.max(-1, keepdims=True)
+    total = (np.asarray(weights) * np.exp(sharpness * (ratios - highest))).sum(-1)
+    return highest[..., 0] + np.log(total) / sharpness
+
+
+def best_of_rates(losses: np.ndarray) -> np.ndarray:
+    """The lowest log loss over the rate, by the parabola through three rates of equal ratio.
+
+    Args:
+        losses: `(…, 3)`, rising rates.
+
+    Returns:
+        `(…,)`: the parabola's minimum where it has one between the outer rates, otherwise the lowest of
+        the three; never more than 0.02 below the lowest, so that one odd run cannot make a candidate.
+
+    Example:
+        >>> best_of_rates(np.array([1.0, 0.0, 1.0]))
+        array(0.)
+    """
+    low, middle, high = np.moveaxis(losses, -1, 0)
+    curvature = low - 2.0 * middle + high
+    slope = (high - low) / 2.0
+    lowest = losses.min(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        place = -slope / curvature
+        vertex = middle - slope**2 / (2.0 * curvature)
+    inside = (curvature > 0) & (np.abs(place) <= 1.0)
+    return np.where(inside, np.maximum(vertex, lowest - LARGEST_CORRECTION), lowest)
+
+
+class Objective:
+    """The tasks of a set, compiled when first measured.
+
+    Args:
+        task_set: What candidates are trained on.
+        variant: "celo2" or "celo2-base".
+
+    Attributes:
+        task_set: The set.
+    """
+
+    def __init__(self, task_set: TaskSet, variant: str) -> None:
+        self.task_set = task_set
+        self._variant = variant
+        self._programs: dict[tuple[str, int], Any] = {}
+        self._tasks = {entry.name: entry.make() for entry in task_set.tasks}
+
+    def measure(self, name: str, vectors: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
+        """Log losses of a task at the end of the runs, at each candidate's best rate.
+
+        Args:
+            name: The task's.
+            vectors: Candidates, `(candidates, 22)`; another number of them is compiled anew.
+            seeds: Of the runs; the same for all candidates.
+
+        Returns:
+            `(candidates,)`, of the mean over the seeds.
+        """
+        (entry,) = self.task_set.select([name]).tasks
+        return best_of_rates(np.mean([self._run(entry, vectors, seed) for seed in seeds], axis=0))
+
+    def _run(self, entry: TaskEntry, vectors: np.ndarray, seed: int) -> np.ndarray:
+        """`(candidates, rates)` for one seed."""
+        task = self._tasks[entry.name]
+        rates = [factor * entry.rate for factor in RATE_FACTORS]
+        runs = (
+            jnp.repeat(jnp.asarray(vectors, jnp.float32), len(rates), axis=0),
+            jnp.tile(jnp.asarray(rates, jnp.float32), len(vectors)),
+        )
+        arguments = (runs, jnp.asarray(seed, jnp.uint32), jax.tree.map(jnp.asarray, dict(task.dataset.train)))
+        key = entry.name, len(vectors)
+        if key not in self._programs:
+            lowered = jax.jit(partial(self._train_all, entry)).lower(*arguments)
+            self._programs[key] = lowered.compile(compiler_options(jax.default_backend()))
+        losses = np.asarray(self._programs[key](*arguments)).reshape(len(vectors), len(rates))
+        ceiling = math.log(DIVERGENCE_MARGIN * task.initial_loss)
+        return np.minimum(np.nan_to_num(losses, nan=ceiling, posinf=ceiling), ceiling)
+
+    def _train_all(self, entry: TaskEntry, runs: tuple[Array, Array], seed: Array, data: Any) -> Array:
+        train = self._train(entry)
+        size = entry.at_once or len(runs[1])
+        return jax.lax.map(lambda run: train(*run, seed, data), runs, batch_size=size)
+
+    def _train(self, entry: TaskEntry) -> Any:
+        """`(vector, rate, seed, data) → log of the loss at the end`, NaN where it diverged."""
+        task = self._tasks[entry.name]
+        variant = self._variant
+        first_counted = entry.steps - max(1, round(END_SHARE * entry.steps))
+
+        def train(vector: Array, rate: Array, seed: Array, data: Any) -> Array:
+            optimizer = make_optimizer(
+                to_mixture(vector), variant, cosine_schedule(rate, entry.steps), entry.weight_decay
+            )
+            init_key, batch_key = seed_keys(seed)
+            params = task.init(init_key)
+
+            def step(carry: tuple[Any, Any, Array], count: Array) -> tuple[Any, None]:
+                params, opt_state, total = carry
+                batch = task.sample_batch(jax.random.fold_in(batch_key, count), data)
+                loss, grads = jax.value_and_grad(task.loss)(params, batch)
+                updates, opt_state = optimizer.update(grads, opt_state, params)
+                total += jnp.where(count >= first_counted, loss, 0.0)
+                return (optax.apply_updates(params, updates), opt_state, total), None
+
+            carry = params, optimizer.init(params), jnp.zeros(())
+            (_, _, total), _ = jax.lax.scan(step, carry, jnp.arange(entry.steps))
+            return jnp.log(total / (entry.steps - first_counted))
+
+        return train

@@ -1,0 +1,220 @@
+"""The search: candidates from CMA-ES, their values from short runs, everything recorded.
+
+Source: N. Hansen, "The CMA evolution strategy: a tutorial" (arXiv 1604.00772), by the library `cmaes`. Each
+generation trains on some of the set's tasks, in turn, with seeds that no earlier one had. All its candidates
+have the same tasks, seeds and batches, and so have the start and the distribution's mean, which are trained
+beside them.
+
+OUT/config.json          what decides the result
+OUT/generations.jsonl    one line for each generation: tasks, candidates' values, the mean, its log ratios
+OUT/weights/             the mean as finished weights, now and then
+
+Candidates depend on the seed and on the values of earlier generations alone, so the record is also the
+checkpoint: resuming asks for them again, tells the recorded values, and goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cmaes import CMA
+
+from celo2._files import read_records, write_atomic
+from celo2.meta.search import mixture
+from celo2.meta.search.objective import Objective, soft_maximum
+from celo2.meta.task_sets import load_task_set
+from celo2.weights import save_weights
+
+__all__ = ["Generation", "SearchConfig", "search"]
+
+RECORD, CONFIG = "generations.jsonl", "config.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What decides the result of a search, but for its length.
+
+    Attributes:
+        variant: "celo2" or "celo2-base".
+        tasks: A task set, by name or file.
+        tasks_per_generation: How many of its tasks a generation trains on; 0: all.
+        population: Candidates of a generation, ≥ 4.
+        spread: Standard deviation of the first generation's shares, which begin at a half each.
+        seeds: Runs of each task, rate and candidate.
+        start: Numbers to begin at, as the record has them; none: the Adam-like start.
+        seed: Of the candidates.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    variant: str = "celo2"
+    tasks: str = "searching"
+    tasks_per_generation: int = 4
+    population: int = 12
+    spread: float = 0.08
+    seeds: int = 1
+    start: tuple[float, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        object.__setattr__(self, "start", tuple(map(float, self.start)))
+        if self.variant not in ("celo2", "celo2-base"):
+            raise ValueError(f"variant must be 'celo2' or 'celo2-base', got {self.variant!r}.")
+        if self.population < 4 or self.seeds < 1 or self.tasks_per_generation < 0 or not self.spread > 0:
+            raise ValueError(
+                "expected population ≥ 4, seeds ≥ 1, tasks_per_generation ≥ 0 and spread > 0, got "
+                f"{self.population}, {self.seeds}, {self.tasks_per_generation}, {self.spread}."
+            )
+        if self.start and not mixture.is_vector(np.asarray(self.start)):
+            wanted = len(mixture.to_vector())
+            raise ValueError(f"start must be {wanted} finite numbers, got {len(self.start)}: {self.start}.")
+
+    def to_json(self) -> str:
+        """The settings as a JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What one generation left, a line of the record.
+
+    Attributes:
+        generation: Its number, from 0.
+        tasks: What it trained on.
+        values: Of the candidates, soft maxima of their log ratios over units; lower is better.
+        mean: Log ratio of the distribution's mean to the start, by task.
+        vector: The mean that was measured.
+        spread: Of the distribution: the mean standard deviation of a coordinate.
+        seconds: Taken.
+    """
+
+    generation: int
+    tasks: tuple[str, ...]
+    values: tuple[float, ...]
+    mean: dict[str, float]
+    vector: tuple[float, ...]
+    spread: float
+    seconds: float
+
+
+def search(
+    config: SearchConfig,
+    out: Path,
+    *,
+    generations: int,
+    save_every: int = 5,
+    on_generation: Callable[[Generation], Any] | None = None,
+) -> np.ndarray:
+    """Runs, or goes on with, a search up to so many generations.
+
+    Args:
+        config: What decides the result.
+        out: Its folder; made, or one that holds a search with the same settings.
+        generations: In all.
+        save_every: Generations between weight files.
+        on_generation: Called with each new line of the record.
+
+    Returns:
+        The distribution's mean, `(22,)`.
+
+    Raises:
+        ValueError: The folder's search has other settings.
+        OSError: It cannot be written.
+    """
+    task_set = load_task_set(config.tasks)
+    objective = Objective(task_set, config.variant)
+    records = _open(config, out)
+    strategy = CMA(
+        mean=np.asarray(config.start) if config.start else mixture.to_vector(),
+        sigma=config.spread,
+        population_size=config.population,
+        seed=config.seed,
+    )
+    for number in range(generations):
+        candidates = [strategy.ask() for _ in range(config.population)]
+        if number < len(records):
+            values = records[number]["values"]
+        else:
+            done = _measure(objective, config, number, candidates, strategy)
+            values = done.values
+            with (out / RECORD).open("a") as file:
+                file.write(json.dumps(dataclasses.asdict(done)) + "\n")
+            if on_generation:
+                on_generation(done)
+        strategy.tell(list(zip(candidates, values, strict=True)))
+        if number >= len(records) and ((number + 1) % save_every == 0 or number + 1 == generations):
+            _save(strategy.mean, config, out, number + 1)
+    return strategy.mean
+
+
+def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
+    """Makes or checks the folder; returns the record, whose torn last line is cut off."""
+    (out / "weights").mkdir(parents=True, exist_ok=True)
+    path = out / CONFIG
+    if path.exists():
+        known = json.loads(path.read_text())
+        wanted = json.loads(config.to_json())
+        differing = [name for name, value in wanted.items() if known.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"{out} holds a search with other settings ({', '.join(differing)}); name another folder, or "
+                "give the same ones."
+            )
+    else:
+        write_atomic(path, config.to_json().encode())
+    records = read_records(out / RECORD)
+    if records:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        write_atomic(out / RECORD, lines.encode())
+    return records
+
+
+def _tasks_of(config: SearchConfig, names: tuple[str, ...], number: int) -> tuple[str, ...]:
+    """The tasks of a generation: all in a random order, a few at a time, then all again in another order."""
+    size = config.tasks_per_generation or len(names)
+    per_round = -(-len(names) // size)
+    order = np.random.default_rng([config.seed, number // per_round]).permutation(len(names))
+    place = number % per_round
+    return tuple(names[i] for i in sorted(order[place * size : (place + 1) * size]))
+
+
+def _measure(
+    objective: Objective, config: SearchConfig, number: int, candidates: list[np.ndarray], strategy: CMA
+) -> Generation:
+    begin = time.monotonic()
+    task_set = objective.task_set
+    names = _tasks_of(config, tuple(entry.name for entry in task_set.tasks), number)
+    chosen = task_set.select(names)
+    vectors = np.stack([mixture.to_vector(), strategy.mean, *candidates])
+    first = task_set.first_seed + config.seeds * (number + 100_000 * config.seed)
+    seeds = range(first, first + config.seeds)
+    losses = np.stack([objective.measure(name, vectors, seeds) for name in names], axis=-1)
+    ratios = losses - losses[0]
+    units = np.asarray([entry.unit for entry in chosen.tasks])
+    values = soft_maximum(ratios[2:] / units, chosen.kind_weights)
+    return Generation(
+        number,
+        names,
+        tuple(values.tolist()),
+        dict(zip(names, ratios[1].round(5).tolist(), strict=True)),
+        tuple(strategy.mean.tolist()),
+        float(np.std([candidate - strategy.mean for candidate in candidates])),
+        round(time.monotonic() - begin, 2),
+    )
+
+
+def _save(vector: np.ndarray, config: SearchConfig, out: Path, number: int) -> None:
+    provenance = {
+        "made_by": f"celo2 search, {number} generations",
+        "recipe": config.to_json(),
+    }
+    weights = mixture.make_weights(vector, config.variant, provenance)
+    save_weights(out / "weights" / f"{config.variant}-{number:06d}.safetensors", weights)

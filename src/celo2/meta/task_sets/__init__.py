@@ -1,0 +1,186 @@
+"""Declared sets of tasks: what a search trains on, what chooses among weights, what judges them.
+
+A set is a TOML file, so that it stands fixed in the repository before the runs that use it:
+
+    first_seed = 3000            # seeds of the runs: first_seed, first_seed + 1, …
+    seeds = 8
+
+    [[tasks]]
+    name = "perceptron"          # of the row in tables and files
+    task = "mlp"                 # of `celo2.tasks.registry.TASKS`, with @tiny or @small where it has sizes
+    kind = "perceptron"          # tasks of one kind share one vote; the name itself by default
+    steps = 300
+    rate = 8e-3                  # where the search for the best rate of rules with unit steps begins
+    weight_decay = 0.1           # decoupled; 0 by default
+    options = { widths = [32] }  # keywords of the function that makes the task
+
+Three sets come with the package. `searching` is small and broad, half of it transformers. `choosing` may
+select checkpoints and recipes. `judging` has other kinds of network, other data and other sizes, half of its
+runs are 1,500 steps long, and it is only ever run on weights that are about to be shipped and on the rows
+beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from celo2.config import nearest_name
+from celo2.tasks.base import Task
+from celo2.tasks.registry import check_task_name, make_task
+
+__all__ = ["TASK_SETS", "TaskEntry", "TaskSet", "load_task_set"]
+
+TASK_SETS = ("searching", "choosing", "judging")
+"""Names of the sets in the package."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """One task of a set, and how it is trained.
+
+    Attributes:
+        name: Of its row.
+        task: Name in the registry.
+        kind: Tasks of one kind share one vote in a mean.
+        steps: Length of a run, ≥ 5.
+        rate: Peak learning rate of rules with unit steps at which the search for the best one begins.
+        weight_decay: Decoupled, multiplied by the learning rate.
+        options: Keywords of the function that makes the task.
+        unit: A search divides the task's log ratio by it: what a per cent of the loss is worth differs
+            between a classifier's training loss, which falls to zero, and a language model's, which does not.
+        at_once: How many runs a search trains side by side; 0: all. A few keep large activations in cache.
+
+    Raises:
+        ValueError: A name is unknown or a number is out of its range.
+    """
+
+    name: str
+    task: str
+    kind: str = ""
+    steps: int = 300
+    rate: float = 8e-3
+    weight_decay: float = 0.0
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unit: float = 1.0
+    at_once: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks name and numbers."""
+        check_task_name(self.task)
+        if not self.kind:
+            object.__setattr__(self, "kind", self.name)
+        if self.steps < 5:
+            raise ValueError(f"task {self.name!r}: steps must be at least 5, got {self.steps}.")
+        if not (0 < self.unit < math.inf and self.at_once >= 0):
+            raise ValueError(
+                f"task {self.name!r}: expected unit > 0 and at_once ≥ 0, got {self.unit} and {self.at_once}."
+            )
+        if not (0 < self.rate < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ValueError(
+                f"task {self.name!r}: expected rate > 0 and weight_decay ≥ 0, got {self.rate} and "
+                f"{self.weight_decay}."
+            )
+
+    def make(self) -> Task:
+        """Builds the task; errors are those of `celo2.tasks.registry.make_task`."""
+        return make_task(self.task, **self.options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskSet:
+    """Tasks with the seeds that they are run with.
+
+    Attributes:
+        name: Of the set.
+        tasks: The tasks, each with a name of its own.
+        seeds: Runs of each task and rate.
+        first_seed: Of these runs; sets differ in it, so that none judges by what another chose with.
+
+    Raises:
+        ValueError: There is no task or seed, or two tasks have one name.
+    """
+
+    name: str
+    tasks: tuple[TaskEntry, ...]
+    seeds: int = 8
+    first_seed: int = 1000
+
+    def __post_init__(self) -> None:
+        """Checks names and seeds."""
+        names = [entry.name for entry in self.tasks]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"task set {self.name!r} needs tasks with different names, got {names}.")
+        if self.seeds < 1 or self.first_seed < 0:
+            raise ValueError(
+                f"task set {self.name!r}: expected seeds ≥ 1 and first_seed ≥ 0, got {self.seeds} and "
+                f"{self.first_seed}."
+            )
+
+    @property
+    def seed_range(self) -> range:
+        """The seeds."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def select(self, names: Sequence[str]) -> TaskSet:
+        """The set with the tasks of these names only.
+
+        Raises:
+            ValueError: The set has no task of a name; the message suggests the nearest.
+        """
+        known = {entry.name: entry for entry in self.tasks}
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"task set {self.name!r} has no task {name!r}{nearest_name(name, known)} "
+                    f"It has {', '.join(known)}."
+                )
+        return dataclasses.replace(self, tasks=tuple(known[name] for name in names))
+
+    @property
+    def kind_weights(self) -> tuple[float, ...]:
+        """Weight of each task in a mean in which kinds count alike; they sum to 1."""
+        kinds = [entry.kind for entry in self.tasks]
+        return tuple(1.0 / (len(set(kinds)) * kinds.count(kind)) for kind in kinds)
+
+
+def load_task_set(source: str | Path) -> TaskSet:
+    """A set of the package by its name, or one of a TOML file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is no such file; the message says where and why.
+
+    Example:
+        >>> load_task_set("judging").seeds
+        8
+    """
+    if source in TASK_SETS:
+        text = resources.files(__name__).joinpath(f"{source}.toml").read_text()
+        name = str(source)
+    else:
+        path = Path(source)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"there is no task set {str(source)!r}{nearest_name(str(source), TASK_SETS)} Expected "
+                f"{', '.join(TASK_SETS)}, or a TOML file."
+            )
+        text, name = path.read_text(), path.stem
+    try:
+        return _parse(name, tomllib.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"task set {source}: {error}") from error
+
+
+def _parse(name: str, content: Mapping[str, Any]) -> TaskSet:
+    fields = {field.name for field in dataclasses.fields(TaskSet)} - {"name"}
+    unknown = set(content) - fields
+    if unknown:
+        raise ValueError(f"unknown key {sorted(unknown)[0]!r}; expected {', '.join(sorted(fields))}.")
+    entries = [TaskEntry(**entry) for entry in content.get("tasks", [])]
+    return TaskSet(name=name, **{**content, "tasks": tuple(entries)})

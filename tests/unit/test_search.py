@@ -1,0 +1,167 @@
+"""The search over mixtures: the fast rule is the public one, values and resumption are right."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from celo2.evaluate.protocol import cosine_schedule
+from celo2.jax.transform import celo2, celo2_base
+from celo2.meta.search import mixture
+from celo2.meta.search.objective import best_of_rates, soft_maximum
+from celo2.meta.search.run import SearchConfig, search
+from celo2.meta.task_sets import TASK_SETS, load_task_set
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+TINY_SET = """
+seeds = 1
+first_seed = 5
+[[tasks]]
+name = "a"
+task = "mlp"
+steps = 6
+options = { images = "digits", widths = [4], batch_size = 4 }
+[[tasks]]
+name = "b"
+task = "autoencoder"
+steps = 5
+at_once = 5
+options = { images = "digits", widths = [4, 2, 4], batch_size = 4 }
+"""
+
+
+@pytest.fixture
+def tiny_set(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY_SET)
+    return str(path)
+
+
+def _params(key):
+    shapes = {"hidden": (6, 10), "wide": (9, 4), "square": (5, 5), "bias": (10,), "head": (10, 7)}
+    keys = jax.random.split(key, len(shapes))
+    return {
+        name: {"kernel": jax.random.normal(k, shape)}
+        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("variant", ["celo2", "celo2-base"])
+def test_mixture_trains_as_the_public_optimizer_with_its_weights(variant):
+    vector = mixture.to_vector() + 0.1 * np.random.default_rng(0).normal(size=22)
+    schedule = cosine_schedule(1e-2, 20)
+    public = {"celo2": celo2, "celo2-base": celo2_base}[variant]
+    weights = mixture.make_weights(vector, variant, {})
+    one = mixture.make_optimizer(mixture.to_mixture(jnp.asarray(vector)), variant, schedule, 0.1)
+    two = public(schedule, weights=weights, weight_decay=0.1)
+
+    def train(optimizer):
+        params = _params(jax.random.key(0))
+        state = optimizer.init(params)
+        for count in range(6):
+            grads = _params(jax.random.key(count + 1))
+            updates, state = jax.jit(optimizer.update)(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    for mine, theirs in zip(jax.tree.leaves(train(one)), jax.tree.leaves(train(two)), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+def test_start_vector_is_the_adam_like_start():
+    weights = mixture.make_weights(mixture.to_vector(), "celo2", {})
+    assert weights.config.initial_momentum_decays == (0.9, 0.99, 0.999)
+    assert weights.arrays["w0__5"][0, 0] == pytest.approx(0.5)
+    assert weights.arrays["w0__8"][0, 0] == pytest.approx(0.5)
+
+
+def test_decays_stay_in_their_bounds():
+    vector = mixture.to_vector()
+    vector[-7:] = [10, -10, 0, 10, -10, 0, 10]
+    decays = mixture.make_weights(vector, "celo2-base", {}).config
+    assert decays.initial_momentum_decays == (0.0, 0.9999, 0.999)
+
+
+def test_soft_maximum_lets_no_gain_pay_for_a_loss():
+    weights = [0.5, 0.5]
+    assert soft_maximum(np.array([-0.1, 0.05]), weights) > 0 > np.mean([-0.1, 0.05])
+    assert soft_maximum(np.array([-0.1, 0.05]), weights, 1e-6) == pytest.approx(-0.025, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [
+        pytest.param([1.0, 0.99, 1.0], 0.99, id="vertex-at-the-middle"),
+        pytest.param([1.0, 0.98, 0.99], 0.97958, id="vertex-between"),
+        pytest.param([3.0, 2.0, 1.0], 1.0, id="at-the-edge"),
+        pytest.param([1.0, 2.0, 1.5], 1.0, id="no-minimum"),
+        pytest.param([2.0, 1.0, 1.1], 0.98, id="correction-is-limited"),
+    ],
+)
+def test_best_of_rates(losses, best):
+    assert best_of_rates(np.array(losses)) == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", TASK_SETS)
+def test_shipped_task_sets_can_be_built(name):
+    task_set = load_task_set(name)
+    for entry in task_set.tasks:
+        assert entry.make().initial_loss > 0
+    assert sum(task_set.kind_weights) == pytest.approx(1)
+
+
+def test_shipped_task_sets_share_no_seed():
+    seeds = [set(load_task_set(name).seed_range) for name in TASK_SETS]
+    assert not set.intersection(*seeds)
+    assert len(set().union(*seeds)) == sum(map(len, seeds))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("sedes = 3", "unknown key 'sedes'", id="unknown-key"),
+        pytest.param("", "needs tasks", id="empty"),
+        pytest.param('[[tasks]]\nname="a"\ntask="mpl"', "did you mean 'mlp'", id="unknown-task"),
+        pytest.param('[[tasks]]\nname="a"\ntask="mlp"\nsteps=1', "steps must be at least 5", id="steps"),
+        pytest.param('[[tasks]]\nname="a"\ntask="mlp"\nstep=9', "step", id="unknown-field"),
+    ],
+)
+def test_task_set_refuses(tmp_path, text, message):
+    path = tmp_path / "set.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_task_set(path)
+
+
+def test_unknown_task_set_names_those_there_are():
+    with pytest.raises(FileNotFoundError, match="did you mean 'judging'"):
+        load_task_set("juding")
+
+
+def test_search_resumes_to_the_same_record(tmp_path, tiny_set):
+    config = SearchConfig(tasks=tiny_set, tasks_per_generation=1, population=4, seed=3)
+    whole = search(config, tmp_path / "whole", generations=4)
+    search(config, tmp_path / "parts", generations=2)
+    with (tmp_path / "parts" / "generations.jsonl").open("a") as file:
+        file.write('{"generation": 2, "val')  # what a killed run leaves
+    parts = search(config, tmp_path / "parts", generations=4)
+    np.testing.assert_array_equal(whole, parts)
+
+    def read(name):
+        lines = (tmp_path / name / "generations.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+    assert read("whole") == read("parts")
+    assert {task for record in read("whole")[:2] for task in record["tasks"]} == {"a", "b"}
+    names = sorted(path.name for path in (tmp_path / "parts" / "weights").iterdir())
+    assert names == ["celo2-000002.safetensors", "celo2-000004.safetensors"]
+
+
+def test_search_refuses_a_folder_with_other_settings(tmp_path, tiny_set):
+    search(SearchConfig(tasks=tiny_set, population=4), tmp_path / "out", generations=1)
+    with pytest.raises(ValueError, match="population"):
+        search(SearchConfig(tasks=tiny_set, population=5), tmp_path / "out", generations=1)

@@ -30,7 +30,7 @@ trained now and then, and OUT/best.safetensors is what trained them best.
 
 examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
-  celo2 meta-train --out runs/celo2 --probe-every 400 --probe-tasks tiny-lm digits-mlp
+  celo2 meta-train --out runs/celo2 --probe-every 400 --probe-seeds 2
   celo2 meta-train --out runs/celo2 --sinks tensorboard wandb
   celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
   celo2 meta-train --families mlp:4 conv:2 transformer quadratic --outer-steps 3600 --out runs/mix
@@ -69,14 +69,12 @@ class MetaTrainCommand:
     """Where the numbers go beside OUT/metrics.jsonl; needs celo2[watch]."""
     probe_every: int = 0
     """Outer iterations between probes, which choose OUT/best.safetensors; 0: never."""
-    probe_tasks: tuple[str, ...] = ProbeConfig().tasks
-    """Tasks that a probe trains, by names of celo2 compare."""
-    probe_rates: tuple[float, ...] = ProbeConfig().rates
-    """Learning rates that a probe tries; each task's best counts."""
-    probe_seeds: int = ProbeConfig().seeds
-    """Runs of each task and rate."""
-    probe_steps: int = ProbeConfig().steps
-    """Steps of each run."""
+    probe_set: str = ProbeConfig().task_set
+    """Declared set of tasks that a probe trains, a name or a TOML file."""
+    probe_tasks: tuple[str, ...] = ()
+    """Which of the set's tasks; none: all."""
+    probe_seeds: int = 0
+    """Runs of each task and rate; 0: as many as the set says."""
     devices: int = 0
     """Host devices that share the pairs on a CPU; 0: as many as there are cores, or fewer where that many
     cannot share every family's pairs equally."""
@@ -93,9 +91,7 @@ class MetaTrainCommand:
     @property
     def probe(self) -> ProbeConfig:
         """What a probe trains."""
-        return ProbeConfig(
-            tasks=self.probe_tasks, rates=self.probe_rates, seeds=self.probe_seeds, steps=self.probe_steps
-        )
+        return ProbeConfig(task_set=self.probe_set, tasks=self.probe_tasks, seeds=self.probe_seeds)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,14 +1,17 @@
-"""`celo2 probe`: trains held-out tasks with finished weights, to choose among them."""
+"""`celo2 probe`: compares weights and hand-designed optimizers in pairs, on a declared set of tasks."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 from rich import box
 from rich.console import Console
@@ -20,28 +23,37 @@ from celo2.config import RuleConfig
 from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.choices import Variant
 from celo2.meta.config import MetaConfig
-from celo2.meta.probe import Probe, ProbeConfig, TaskRecord, compute_score, describe_task
+from celo2.meta.probe import Comparison, Probe, ProbeConfig, TaskRecord, compare, describe_task
+from celo2.meta.probe.paired import LEAST_SEEDS
 from celo2.meta.start import BUILT_IN, make_start
-from celo2.weights import SHIPPED, Weights, load_checkpoint
+from celo2.meta.task_sets import TASK_SETS
+from celo2.weights import SHIPPED, Weights, compute_checksum, load_checkpoint
 
-__all__ = ["ProbeCommand", "load_candidates", "main", "make_table", "measure"]
+__all__ = ["ProbeCommand", "load_candidates", "main", "measure"]
 
-PLAIN_WIDTH = 160  # columns, where the output is no terminal
+TITLES = {"train": "training loss", "valid": "validation loss"}
+PLAIN_WIDTH = 200  # columns, where the output is no terminal
 HAND_DESIGNED = tuple(name for name in OPTIMIZERS if name not in (*SHIPPED, *BUILT_IN))
 
 _DESCRIPTION = f"""\
-Trains held-out tasks with weights, as the probes of `celo2 meta-train --probe-every` do, and compares the
-final training losses at each one's best learning rate. The score is the mean logarithm of the loss over
-that of the first in the list: below zero is better than the first.
+Trains the tasks of a declared set with each candidate and compares them in pairs: the same seeds, starts
+and batches for all, each at its own best learning rate, which is searched for on a ladder of factor √2. The
+table shows the log ratio of the losses at the end of the runs to the first candidate's, with its 95 %
+interval over the seeds; the mean over the tasks has an interval that counts seeds and tasks. Below zero is
+better than the first.
 
 A candidate is a weight file; a run's folder, for all of its weights; celo2 or celo2-base, the shipped
-ones; {" or ".join(BUILT_IN)}, where meta-training can start; or any other hand-designed optimizer that
-`celo2 compare --help` lists, tuned over as many rates of its own.
+ones; {" or ".join(BUILT_IN)}, where meta-training can start; or any hand-designed optimizer that
+`celo2 compare --help` lists, tuned in the same way around the middle of its own range. Claims need at least
+{LEAST_SEEDS} seeds.
+
+The sets of the package are {", ".join(TASK_SETS)}. `choosing` may select weights and recipes;
+`judging` is only for weights that are about to be shipped, and never to choose among them.
 
 examples:
-  celo2 probe adam runs/celo2
-  celo2 probe celo2 runs/celo2/best.safetensors adamw --tasks tiny-lm --steps 300 --seeds 3
-  celo2 probe random runs/base --variant celo2-base --rates 3e-4 1e-3 3e-3 --json probe.json
+  celo2 probe adam runs/search/weights/celo2-000100.safetensors --seeds 4
+  celo2 probe adam celo2 muon adamw --set judging --out runs/judging
+  celo2 probe random runs/base --variant celo2-base --tasks gpt stdlib-transformer --json probe.json
 """
 
 
@@ -51,55 +63,171 @@ class ProbeCommand:
 
     candidates: tyro.conf.Positional[tuple[str, ...]]
     """Weights, runs or names; the first is what the others are compared with."""
-    tasks: tuple[str, ...] = ProbeConfig().tasks
-    """Tasks by names of celo2 compare."""
-    rates: tuple[float, ...] = ProbeConfig().rates
-    """Learning rates; each task's best counts."""
-    seeds: int = ProbeConfig().seeds
-    """Runs of each task and rate."""
-    steps: int = ProbeConfig().steps
-    """Steps of each run."""
+    set: str = ProbeConfig().task_set
+    """Declared set of tasks, a name or a TOML file."""
+    tasks: tuple[str, ...] = ()
+    """Which of the set's tasks; none: all."""
+    seeds: int = 0
+    """Runs of each task and rate; 0: as many as the set says."""
     variant: Variant = "celo2"
     """Of the starts random and adam."""
+    out: Path | None = None
+    """Folder that keeps every finished task of every candidate, so that nothing is trained twice."""
     json: Path | None = None
     """Also write everything to this file."""
+    markdown: Path | None = None
+    """Also write the tables to this file."""
     devices: int = 0
     """Host devices that share the runs on a CPU; 0: one for each core."""
 
     @property
     def probe(self) -> ProbeConfig:
         """What is trained."""
-        return ProbeConfig(tasks=self.tasks, rates=self.rates, seeds=self.seeds, steps=self.steps)
+        return ProbeConfig(task_set=self.set, tasks=self.tasks, seeds=self.seeds)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `celo2 probe`; returns the exit status: 0, or 2 if it cannot be run."""
+    """Runs `celo2 probe`; returns the exit status: 0, 2 if it cannot be run, 130 after Ctrl-C."""
     command = tyro.cli(ProbeCommand, prog="celo2 probe", description=_DESCRIPTION, args=list(argv))
     try:
         config = command.probe
         if not command.candidates:
             raise ValueError("name at least one candidate: a weight file, a run's folder, adam.")
-        if command.json and not command.json.absolute().parent.is_dir():
-            raise ValueError(f"there is no folder {command.json.parent} to write {command.json.name} into.")
+        for path in (command.json, command.markdown):
+            if path and not path.absolute().parent.is_dir():
+                raise ValueError(f"there is no folder {path.parent} to write {path.name} into.")
         use_cpu_devices(command.devices or num_cores())
         candidates = load_candidates(command.candidates, command.variant)
+        store = _Store(command.out, config)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    found = {}
-    for name, tasks in measure(candidates, config):
-        found[name] = tasks
-        print(f"{name}: done in {sum(record['seconds'] for record in tasks.values()):.1f} s", file=sys.stderr)
-    first = next(iter(found.values()))
-    scores = {name: compute_score(tasks, first) for name, tasks in found.items()}
+    found: dict[str, dict[str, TaskRecord]] = {}
+    status = 0
+    try:
+        for name, task, record in measure(candidates, config, store.load, store.save):
+            found.setdefault(name, {})[task] = record
+            print(f"{name}, {task}: {describe_task(record)}; {record['seconds']:.1f} s", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; what is finished follows.", file=sys.stderr)
+        status = 130
+    _show(command, config, found)
+    return status
+
+
+def _show(command: ProbeCommand, config: ProbeConfig, found: Mapping[str, Mapping[str, TaskRecord]]) -> None:
+    """Prints and writes the tables of the tasks that every candidate has finished."""
+    common = [task for task in next(iter(found.values()), {}) if all(task in done for done in found.values())]
+    if not common:
+        return
+    whole = {name: {task: done[task] for task in common} for name, done in found.items()}
+    first, *_ = whole.values()
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    caption = f"final training loss at the best learning rate; {config.steps} steps, {config.seeds} seed(s)"
-    console.print(make_table(found, scores, caption))
+    texts = []
+    for measure_name, title in TITLES.items():
+        rows = {name: compare(done, first, measure_name) for name, done in whole.items()}
+        console.print(_make_table(rows, whole, measure_name))
+        texts.append(_make_markdown(rows, title))
+    seeds = config.load().seeds
+    if seeds < LEAST_SEEDS:
+        console.print(f"{seeds} seed(s): too few for a claim, which needs {LEAST_SEEDS}.")
+    edges = [f"{name} on {task}" for name, done in whole.items() for task in common if done[task]["at_edge"]]
+    if edges:
+        console.print(f"The best rate is at the end of those tried: {', '.join(edges)}.")
+    if command.markdown:
+        write_atomic(command.markdown, "\n".join(texts).encode())
     if command.json:
-        rows = [{"name": name, "score": scores[name], "tasks": found[name]} for name in found]
-        text = json.dumps({"probe": dataclasses.asdict(config), "candidates": rows}, indent=2)
+        rows = [
+            {"name": name, "tasks": done}
+            | {title: _as_dict(compare(done, first, measure_name)) for measure_name, title in TITLES.items()}
+            for name, done in whole.items()
+        ]
+        text = json.dumps({"probe": json.loads(config.to_json()), "candidates": rows}, indent=2)
         write_atomic(command.json, f"{text}\n".encode())
-    return 0
+
+
+def _as_dict(comparison: Comparison) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(comparison)).replace("NaN", "null"))
+
+
+def _make_table(
+    rows: Mapping[str, Comparison], found: Mapping[str, Mapping[str, TaskRecord]], measure_name: str
+) -> Table:
+    """A row for each task and a column for each candidate, the mean last."""
+    title = f"{TITLES[measure_name]}, log ratio to {next(iter(rows))}"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("task", overflow="fold")
+    for name in rows:
+        table.add_column(_short(name), justify="right", overflow="fold")
+    reference, others = next(iter(found.values())), list(rows.values())[1:]
+    for number, (task, record) in enumerate(reference.items()):
+        loss = describe_task(record) if measure_name == "train" else f"{record['valid_loss'] or math.nan:.4f}"
+        table.add_row(task, loss, *(comparison.rows[number].format() for comparison in others))
+    table.add_section()
+    table.add_row("mean (seeds and tasks)", "0", *(row.mean.format() for row in others))
+    table.add_row("error from seeds alone", "", *(f"{100 * row.seeds_error:.1f} %" for row in others))
+    table.add_row("could have seen", "", *(f"{100 * row.mean.seen:.1f} %" for row in others))
+    table.add_row("better on", "", *(f"{row.wins} of {len(row.rows)}" for row in others))
+    return table
+
+
+def _make_markdown(rows: Mapping[str, Comparison], title: str) -> str:
+    """A row for each candidate: the mean, each task, and on how many it is better."""
+    tasks = [row.name for row in next(iter(rows.values())).rows]
+    head = ["", f"mean {title}", *tasks, "better on"]
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    for number, (name, comparison) in enumerate(rows.items()):
+        cells = [f"{100 * row.mean:+.1f} ±{100 * row.error:.1f}" for row in comparison.rows]
+        text = [comparison.mean.format(), *cells, f"{comparison.wins} of {len(cells)}"]
+        lines.append(
+            f"| {_short(name)} | {' | '.join(text if number else ['0'] * (len(text) - 1) + ['–'])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _short(name: str) -> str:
+    """A path's last part."""
+    return Path(name).name.removesuffix(".safetensors") if "/" in name else name
+
+
+class _Store:
+    """A folder that keeps the records of finished tasks, one file for each candidate.
+
+    Args:
+        folder: Made if it does not exist; None: nothing is kept.
+        config: What is probed; a folder keeps the records of one.
+
+    Raises:
+        ValueError: The folder has records of other settings.
+    """
+
+    def __init__(self, folder: Path | None, config: ProbeConfig) -> None:
+        self._folder = folder
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = json.loads(dataclasses.replace(config, tasks=()).to_json())
+        path = folder / "probe.json"
+        if path.exists() and json.loads(path.read_text()) != settings:
+            raise ValueError(f"{folder} has records of other settings ({path}); name another folder.")
+        write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
+
+    def load(self, name: str, weights: Weights | None) -> dict[str, TaskRecord]:
+        """The records of a candidate by task; of other weights under its name there are none."""
+        path = self._path(name, weights)
+        return json.loads(path.read_text()) if path and path.exists() else {}
+
+    def save(self, name: str, weights: Weights | None, tasks: Mapping[str, TaskRecord]) -> None:
+        """Writes the records of a candidate."""
+        path = self._path(name, weights)
+        if path:
+            write_atomic(path, (json.dumps(tasks, indent=1) + "\n").encode())
+
+    def _path(self, name: str, weights: Weights | None) -> Path | None:
+        if self._folder is None:
+            return None
+        digest = compute_checksum(weights.arrays, weights.config)[:12] if weights else "optimizer"
+        return self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', _short(name))[:60]}-{digest}.json"
 
 
 def load_candidates(names: Sequence[str], variant: Variant = "celo2") -> dict[str, Weights | None]:
@@ -134,25 +262,40 @@ def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights
 
 
 def measure(
-    candidates: Mapping[str, Weights | None], config: ProbeConfig, *, num_rates: int = 0
-) -> Iterator[tuple[str, dict[str, TaskRecord]]]:
-    """Each candidate's records by task; the programs of a variant are compiled once.
+    candidates: Mapping[str, Weights | None],
+    config: ProbeConfig,
+    load: Callable[[str, Weights | None], dict[str, TaskRecord]] = lambda *_: {},
+    save: Callable[[str, Weights | None, Mapping[str, TaskRecord]], Any] = lambda *_: None,
+) -> Iterator[tuple[str, str, TaskRecord]]:
+    """Each candidate's record of each task, as it is finished; the programs of a variant are compiled once.
 
     Args:
         candidates: What `load_candidates` returns.
         config: What is trained.
-        num_rates: How many rates a hand-designed optimizer is tuned over; 0: as many as weights.
+        load: Gives the records that a candidate has already, by task.
+        save: Takes all of a candidate's records whenever one is finished.
     """
     probes: dict[RuleConfig, Probe] = {}
+    wanted = [entry.name for entry in config.load().tasks]
     for name, weights in candidates.items():
+        known = load(name, weights)
+        yield from ((name, task, known[task]) for task in wanted if task in known)
+        missing = tuple(task for task in wanted if task not in known)
+        if not missing:
+            continue
+        rest = dataclasses.replace(config, tasks=missing)
         if weights is None:
-            yield name, _measure_hand_designed(name, config, num_rates or len(config.rates))
+            probe, arrays = Probe.of_spec(rest, OPTIMIZERS[name]), {}
         else:
-            yield name, _probe_of(weights, config, probes).measure(weights.arrays)
+            probe, arrays = _probe_of(weights, rest, probes), weights.arrays
+        for task, record in probe.measure_each(arrays):
+            known[task] = record
+            save(name, weights, known)
+            yield name, task, record
 
 
 def _probe_of(weights: Weights, config: ProbeConfig, probes: dict[RuleConfig, Probe]) -> Probe:
-    """The probe of a variant and size; weights with other options of the rule have a program of their own."""
+    """The probe of a variant, size and decays; weights with other options have a program of their own."""
     rule = weights.config
     usual = RuleConfig(
         orthogonalize=rule.orthogonalize,
@@ -160,30 +303,17 @@ def _probe_of(weights: Weights, config: ProbeConfig, probes: dict[RuleConfig, Pr
         ff_hidden_layers=rule.ff_hidden_layers,
     )
     if rule != usual:
-        return Probe(config, lambda schedule, _: LEARNED[rule.variant](schedule, weights=weights))
-    return probes.setdefault(rule, Probe.of_variant(config, rule.variant))
+        return Probe(config, _make_fixed(weights))
+    if rule not in probes or probes[rule].config != config:
+        probes[rule] = Probe.of_variant(config, rule.variant)
+    return probes[rule]
 
 
-def _measure_hand_designed(name: str, config: ProbeConfig, num_rates: int) -> dict[str, TaskRecord]:
-    spec = OPTIMIZERS[name]
-    own = dataclasses.replace(config, rates=spec.learning_rates(num_rates))
-    probe = Probe(own, lambda schedule, _: spec.make(schedule, 0.0), spec.schedule)
-    return probe.measure({})
+def _make_fixed(weights: Weights) -> Callable[..., Any]:
+    transform = LEARNED[weights.config.variant]
 
+    def make(schedule: Any, weight_decay: float, theta: Mapping[str, np.ndarray]) -> Any:
+        del theta  # these weights' options are part of the program, so that it takes them as constants
+        return transform(schedule, weights=weights, weight_decay=weight_decay)
 
-def make_table(
-    found: Mapping[str, Mapping[str, TaskRecord]], scores: Mapping[str, float | None], caption: str
-) -> Table:
-    """The losses and scores of candidates, the best in bold."""
-    table = Table(caption=caption, box=box.SIMPLE_HEAD)
-    table.add_column("candidate", overflow="fold")
-    for task in next(iter(found.values())):
-        table.add_column(task, justify="right")
-    table.add_column("score", justify="right")
-    scored: dict[str, Any] = {name: score for name, score in scores.items() if score is not None}
-    best = min(scored, key=scored.__getitem__, default=None)
-    for name, tasks in found.items():
-        score = "–" if scores[name] is None else f"{scores[name]:+.4f}"
-        cells = (describe_task(record) for record in tasks.values())
-        table.add_row(name, *cells, score, style="bold" if name == best else "")
-    return table
+    return make

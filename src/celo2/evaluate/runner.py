@@ -89,24 +89,42 @@ class GridRunner:
     ) -> None:
         _check(learning_rates, seeds, steps)
         self._learning_rates, self._seeds = learning_rates, seeds
-        self._pairs = np.asarray([(rate, seed) for rate in learning_rates for seed in seeds])
-        used = jax.local_devices()[: devices or None][: len(self._pairs)]
+        num_runs = len(learning_rates) * len(seeds)
+        used = jax.local_devices()[: devices or None][:num_runs]
         self._program = Program(
             task.place(used), make_optimizer, steps, inputs, num_evals, schedule, eval_params
         )
-        self.width = self._program.fit(len(self._pairs), max_memory)
+        self.width = self._program.fit(num_runs, max_memory)
         self.num_devices = len(used)
 
-    def train(self, on_progress: OnProgress | None = None, *, inputs: Sequence[Any] | None = None) -> RunGrid:
-        """Trains every run; `on_progress` is called after each piece, `inputs` replace those given before."""
+    def train(
+        self,
+        on_progress: OnProgress | None = None,
+        *,
+        inputs: Sequence[Any] | None = None,
+        learning_rates: Sequence[float] | None = None,
+    ) -> RunGrid:
+        """Trains every run.
+
+        Args:
+            on_progress: Called after each piece.
+            inputs: In place of those given before, of the same shapes.
+            learning_rates: In place of those given before, as many.
+
+        Raises:
+            ValueError: Other rates are not as many, or one is out of range.
+        """
         given = self._program.inputs if inputs is None else inputs
-        record, seconds_per_step = _train_in_chunks(
-            self._program, self._pairs, self.width, given, on_progress
-        )
-        shape = (len(self._learning_rates), len(self._seeds), -1)
+        rates = self._learning_rates if learning_rates is None else learning_rates
+        _check(rates, self._seeds, self._program.steps)
+        if len(rates) != len(self._learning_rates):
+            raise ValueError(f"expected {len(self._learning_rates)} learning rates, got {list(rates)}.")
+        pairs = np.asarray([(rate, seed) for rate in rates for seed in self._seeds])
+        record, seconds_per_step = _train_in_chunks(self._program, pairs, self.width, given, on_progress)
+        shape = (len(rates), len(self._seeds), -1)
         task = self._program.placed.task
         return RunGrid(
-            learning_rates=np.asarray(self._learning_rates, np.float64),
+            learning_rates=np.asarray(rates, np.float64),
             seeds=np.asarray(self._seeds),
             train_loss=record.train_loss.reshape(shape),
             valid_steps=np.asarray([stop for _, stop in self._program.bounds]),

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from celo2._files import read_records
-from celo2.meta.choose import PROBES_FILE, best_of
 from celo2.meta.metrics import METRICS_FILE, read_metrics
+from celo2.meta.probe.log import PROBES_FILE, best_of
 
 __all__ = ["RunHistory", "is_run", "load_history", "smooth"]
 

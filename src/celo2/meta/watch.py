@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 
-from celo2.meta.choose import ProbeLog, as_point, describe_probe
 from celo2.meta.config import MetaConfig
 from celo2.meta.distributed import is_first
 from celo2.meta.outer import OuterState
 from celo2.meta.probe import Probe, ProbeConfig
+from celo2.meta.probe.log import ProbeLog, as_point, describe_probe
 from celo2.meta.sinks import open_sinks
 
 __all__ = ["Watch", "WatchOptions", "check_processes", "check_variant"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from celo2.tasks.base import Batch, Dataset, Params, Task
@@ -40,6 +41,7 @@ class TransformerConfig:
         num_heads: Attention heads.
         context: Longest input in tokens.
         mlp_ratio: Hidden width of the MLP over `width`.
+        symbols: Tokens there are, 2 to 256.
         tied: Whether the head is the embedding's table, without a bias.
         init_scale: Standard deviation of every weight before training, as in GPT-2 (0.02); 0: by fan-in, as
             `init_transformer` says.
@@ -53,6 +55,7 @@ class TransformerConfig:
     num_heads: int = 4
     context: int = 64
     mlp_ratio: int = 4
+    symbols: int = VOCABULARY
     tied: bool = False
     init_scale: float = 0.0
 
@@ -61,6 +64,8 @@ class TransformerConfig:
         for name in ("width", "num_layers", "num_heads", "context", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 2 <= self.symbols <= VOCABULARY:
+            raise ValueError(f"symbols must be from 2 to {VOCABULARY}, got {self.symbols}.")
         if not 0 <= self.init_scale < math.inf:
             raise ValueError(f"init_scale must be finite and not negative, got {self.init_scale}.")
         if self.width % self.num_heads:
@@ -77,13 +82,13 @@ def init_transformer(key: Array, config: TransformerConfig) -> Params:
     blocks = {f"block_{index}": _block_template(config) for index in range(config.num_layers)}
     table_scale = 1 / width if config.tied else 1 / math.sqrt(width)
     template = {
-        "embedding": {"table": Initial((VOCABULARY, width), scale=table_scale)},
+        "embedding": {"table": Initial((config.symbols, width), scale=table_scale)},
         "positions": {"table": Initial((config.context, width), scale=table_scale)},
         **blocks,
         "final_norm": layer_norm_template(width),
     }
     if not config.tied:
-        template["head"] = linear_template(width, VOCABULARY, scale=1 / width)
+        template["head"] = linear_template(width, config.symbols, scale=1 / width)
     return sample_params(key, _rescale(template, config.init_scale) if config.init_scale else template)
 
 
@@ -120,11 +125,11 @@ def compute_logits(params: Params, tokens: Array, config: TransformerConfig) -> 
 
     Args:
         params: From `init_transformer`.
-        tokens: `(N, T)` integers in `[0, 256)`, T ≤ `config.context`.
+        tokens: `(N, T)` integers in `[0, config.symbols)`, T ≤ `config.context`.
         config: The sizes that `params` was made with.
 
     Returns:
-        `(N, T, 256)` float32.
+        `(N, T, config.symbols)` float32.
     """
     positions = params["positions"]["table"][None, : tokens.shape[1]]
     stream = params["embedding"]["table"][tokens] + positions
@@ -174,7 +179,9 @@ def make_byte_lm(*, text: str = "stdlib", batch_size: int = 16, **sizes: Any) ->
     Args:
         text: "stdlib", source code, or "pydoc", the English of Python's language reference.
         batch_size: Rows of `context` + 1 bytes in a training batch.
-        **sizes: Of `TransformerConfig`.
+        **sizes: Of `TransformerConfig`. With fewer than 256 `symbols`, the most frequent bytes of the training
+            text keep one each, and all others share the last: a small model then learns what follows from the
+            context rather than the bytes' frequencies.
 
     Raises:
         ValueError: An unknown text, or sizes that do not fit.
@@ -188,7 +195,10 @@ def make_byte_lm(*, text: str = "stdlib", batch_size: int = 16, **sizes: Any) ->
     if text not in loaders:
         raise ValueError(f"unknown text {text!r}; there are {', '.join(loaders)}.")
     config = TransformerConfig(**sizes)
-    return _make_task("byte-lm", config, loaders[text](config.context + 1), batch_size)
+    dataset = loaders[text](config.context + 1)
+    if config.symbols < VOCABULARY:
+        dataset = _reduce_symbols(dataset, config.symbols)
+    return _make_task("byte-lm", config, dataset, batch_size)
 
 
 def _make_task(name: str, config: TransformerConfig, dataset: Dataset, batch_size: int) -> Task:
@@ -203,5 +213,14 @@ def _make_task(name: str, config: TransformerConfig, dataset: Dataset, batch_siz
         loss=lambda params, batch: cross_entropy(*logits_and_targets(params, batch)),
         accuracy=lambda params, batch: accuracy(*logits_and_targets(params, batch)),
         batch_size=batch_size,
-        initial_loss=math.log(VOCABULARY),
+        initial_loss=math.log(config.symbols),
     )
+
+
+def _reduce_symbols(dataset: Dataset, symbols: int) -> Dataset:
+    """The same text in so many symbols."""
+    counts = np.bincount(dataset.train["text"].ravel(), minlength=VOCABULARY)
+    table = np.full(VOCABULARY, symbols - 1, np.uint8)
+    table[np.argsort(-counts, kind="stable")[: symbols - 1]] = np.arange(symbols - 1)
+    train, valid = ({"text": table[split["text"]]} for split in (dataset.train, dataset.valid))
+    return dataclasses.replace(dataset, name=f"{dataset.name}-{symbols}", train=train, valid=valid)

@@ -23,6 +23,8 @@ beside them.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -141,6 +143,12 @@ class TaskSet:
                     f"It has {', '.join(known)}."
                 )
         return dataclasses.replace(self, tasks=tuple(known[name] for name in names))
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that tell sets apart whose tasks, options or seeds differ."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def kind_weights(self) -> tuple[float, ...]:

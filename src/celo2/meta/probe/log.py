@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from celo2._files import read_records, write_atomic
-from celo2.meta.probe import ProbeConfig, TaskRecord, compute_score, describe
+from celo2.meta.probe.measure import ProbeConfig, TaskRecord, compute_score, describe
 from celo2.weights import load_checkpoint, save_weights
 
 __all__ = ["BEST_FILE", "PROBES_FILE", "Measure", "ProbeLog", "as_point", "best_of", "describe_probe"]

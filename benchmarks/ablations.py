@@ -101,19 +101,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(ABLATIONS), default=list(ABLATIONS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="of meta-training")
     parser.add_argument("--outer-steps", type=int, default=600, help="the budget of every run")
-    parser.add_argument("--tasks", nargs="*", default=["fashion-mlp", "fashion-conv"])
-    parser.add_argument("--rates", nargs="*", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2])
-    parser.add_argument("--probe-seeds", type=int, default=2)
-    parser.add_argument("--probe-steps", type=int, default=200)
+    parser.add_argument("--tasks", nargs="*", default=["patches-perceptron", "mnist-convolution"])
+    parser.add_argument("--probe-seeds", type=int, default=8, help="of the tasks of the set `choosing`")
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args()
     use_cpu_devices(num_cores())
-    probe = ProbeConfig(
-        tasks=tuple(options.tasks),
-        rates=tuple(options.rates),
-        seeds=options.probe_seeds,
-        steps=options.probe_steps,
-    )
+    probe = ProbeConfig(tasks=tuple(options.tasks), seeds=options.probe_seeds)
     if not options.table:
         for seed in options.seeds:  # every setting of one seed before the next
             for name in dict.fromkeys([REFERENCE, *options.only]):
@@ -140,8 +133,8 @@ def _run(folder: Path, name: str, seed: int, outer_steps: int, probe: ProbeConfi
     weights = meta_train(config, train)
     if weights.stem.rpartition("-")[2] != f"{outer_steps:06d}":
         raise SystemExit(f"stopped at {weights.name}; the same command goes on.")
-    [(_, tasks)] = measure({name: load_checkpoint(weights)}, probe)
-    facts = {"name": name, "seed": seed, "outer_steps": outer_steps, "probe": dataclasses.asdict(probe)}
+    tasks = {task: record for _, task, record in measure({name: load_checkpoint(weights)}, probe)}
+    facts = {"name": name, "seed": seed, "outer_steps": outer_steps, "probe": json.loads(probe.to_json())}
     text = json.dumps({**facts, "environment": describe_environment(), "tasks": tasks}, indent=2)
     write_atomic(record, f"{text}\n".encode())
     jax.clear_caches()  # programs of a cell keep its tasks' data in memory
@@ -149,7 +142,7 @@ def _run(folder: Path, name: str, seed: int, outer_steps: int, probe: ProbeConfi
 
 def _load(out: Path, outer_steps: int, probe: ProbeConfig) -> list[dict[str, Any]]:
     """The records of the folder that are of these settings, and of the recipe as it is now."""
-    wanted = json.loads(json.dumps(dataclasses.asdict(probe)))
+    wanted = json.loads(probe.to_json())
     records = []
     for path in sorted(out.glob("*/probe.json")):
         one = json.loads(path.read_text())
@@ -174,8 +167,7 @@ def _write(out: Path, outer_steps: int, probe: ProbeConfig) -> None:
         for one in records
     }
     note = (
-        f"{outer_steps} outer iterations each; probes of {probe.steps} steps, {probe.seeds} seeds, "
-        f"{len(probe.rates)} learning rates ({', '.join(f'{rate:g}' for rate in probe.rates)}). "
+        f"{outer_steps} outer iterations each; probes with {probe.load().seeds} seeds at each best rate. "
         f"{'; '.join(sorted(machines))}.\n"
     )
     print(table + note)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from probe import STEPS
+from state_dtype import STEPS
 
 from celo2 import load_checkpoint
 from celo2.baselines import LEARNED
@@ -73,7 +73,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--targets", type=float, nargs="+", default=[1e-2], help="of normalize_gradients")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 5e-3], help="peak rates tried")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each rate: seeds 0, 1, …")
-    parser.add_argument("--share", type=float, default=1.0, help="of the steps of benchmarks/probe.py")
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps of each task")
     parser.add_argument("--meta-training", action="store_true", help="the range met in meta-training")
     return parser.parse_args()
 

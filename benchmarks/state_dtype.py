@@ -15,12 +15,13 @@ import time
 
 import jax
 import numpy as np
-from probe import STEPS
 
 from celo2.baselines import LEARNED
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.runner import run_grid
 from celo2.tasks.registry import make_task
+
+STEPS = {"fashion-mlp": 300, "tiny-lm": 150, "fashion-conv": 150, "digits-mlp": 300}
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="fashion-mlp,tiny-lm,fashion-conv", help="names of celo2 compare")
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 5e-3], help="peak rates tried")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each rate: seeds 0, 1, …")
-    parser.add_argument("--share", type=float, default=1.0, help="of the steps of benchmarks/probe.py")
+    parser.add_argument("--share", type=float, default=1.0, help="of the steps of each task")
     options = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     started = time.monotonic()

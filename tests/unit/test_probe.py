@@ -1,129 +1,186 @@
-"""Probes: what is measured, how it is scored, and that nothing is compiled twice."""
+"""Probes: which rates are tried, what is measured, how candidates are compared, and what is compiled."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from compare_examples import make_fake_grid
+from scipy import stats
 
 from celo2 import load_checkpoint
 from celo2.evaluate.runner import run_grid
 from celo2.jax.transform import celo2_base
-from celo2.meta import probe as module
-from celo2.meta.probe import FIRST_SEED, Probe, ProbeConfig, compute_score, describe_task, summarize_grid
+from celo2.meta.probe import Probe, ProbeConfig, compare, compute_score, describe_task
+from celo2.meta.probe import measure as module
+from celo2.meta.probe.measure import LADDER, log_ratios, next_rungs
+from celo2.meta.probe.paired import detectable
 from celo2.tasks.registry import make_task
+from probe_records import TINY_SET, make_record
 
 
-def record(loss: float | None, untrained: float = 2.3) -> dict[str, Any]:
-    return {"loss": loss, "untrained": untrained}
+@pytest.fixture
+def tiny_set(tmp_path) -> str:
+    path = tmp_path / "bowl.toml"
+    path.write_text(TINY_SET)
+    return str(path)
 
 
-def test_best_rate_has_the_lowest_mean_among_those_without_a_diverged_run() -> None:
-    found = summarize_grid(make_fake_grid([[0.9, 0.5], [0.3, 0.5], [0.1, np.nan]]))
-    assert found["loss"] == pytest.approx(0.4)
-    assert found["spread"] == pytest.approx(math.sqrt(0.02))
-    assert (found["rate"], found["at_edge"]) == (pytest.approx(1e-2), False)
-    assert found["losses"] == [pytest.approx(0.7), pytest.approx(0.4), None]
-    assert found["untrained"] == 2.0
+def _search(loss_of) -> dict[int, tuple[float, ...]]:
+    """All rungs that the search tries on losses that are a function of the rung."""
+    known: dict[int, tuple[float, ...]] = {}
+    while wanted := next_rungs(known):
+        assert not set(wanted) & set(known), "a rung was tried twice"
+        known |= {rung: loss_of(rung) for rung in wanted}
+    return known
 
 
-def test_one_seed_has_no_spread_and_the_highest_rate_is_an_edge() -> None:
-    found = summarize_grid(make_fake_grid([[0.9], [0.5]]))
-    assert found["spread"] is None
-    assert found["at_edge"]
-    assert describe_task(found) == "0.5000 at 0.1 (highest tried)"
+@pytest.mark.parametrize("best", [-19, -11, -6, -1, 0, 3, 7, 14])
+def test_search_brackets_the_best_rate(best: int) -> None:
+    known = _search(lambda rung: (abs(rung - best),))
+    assert min(known, key=lambda rung: known[rung]) == best
+    assert {best - 1, best + 1} <= set(known)
+    assert len(known) <= 15
 
 
-def test_task_that_diverged_everywhere_has_no_loss() -> None:
-    found = summarize_grid(make_fake_grid([[np.inf], [3.0]]))  # 3 is above an untrained network's loss
-    assert (found["loss"], found["rate"], found["losses"]) == (None, None, [None, None])
-    assert describe_task(found) == "diverged at every rate"
+def test_search_brackets_the_best_of_both_measures() -> None:
+    known = _search(lambda rung: (abs(rung - 3), abs(rung + 4)))
+    assert {2, 3, 4, -5, -4, -3} <= set(known)
 
 
-def test_score_is_the_log_of_the_geometric_mean_of_the_ratios() -> None:
-    start = {"a": record(1.0), "b": record(4.0)}
+def test_search_ends_at_the_last_rung_and_goes_down_where_all_diverge() -> None:
+    assert max(_search(lambda rung: (-rung,))) == module.LAST_RUNG
+    assert min(_search(lambda rung: (math.inf,))) < -module.LAST_RUNG + 4
+    assert 0 < min(_search(lambda rung: (math.inf if rung > -9 else rung + 30,)).values())[0] < 12
+
+
+class Runner:
+    """In place of `GridRunner`: losses by rate, and what is compiled is counted."""
+
+    made: list[tuple] = []  # noqa: RUF012
+
+    def __init__(self, task, _, rates, *, seeds, steps, **__) -> None:
+        self.made.append((task.task.name, len(rates), tuple(seeds), steps))
+
+    def train(self, *, inputs, learning_rates):
+        # the best rate is two rungs above the first, 0.05; the second seed diverges above 0.3
+        losses = [
+            [float(inputs[0]["w"]) * (1 + abs(math.log(rate / 0.1))) + seed for seed in (0.0, 0.1)]
+            for rate in learning_rates
+        ]
+        losses = [[a, math.nan if r > 0.3 else b] for (a, b), r in zip(losses, learning_rates, strict=True)]
+        return make_fake_grid(losses, learning_rates=learning_rates)
+
+
+def test_record_is_of_the_best_rate_without_a_diverged_run(tiny_set: str, monkeypatch) -> None:
+    monkeypatch.setattr(module, "GridRunner", Runner)
+    monkeypatch.setattr(Runner, "made", [])
+    probe = Probe(ProbeConfig(task_set=tiny_set), lambda *_: None)  # type: ignore[arg-type,return-value]
+    record, again = (probe.measure({"w": np.float32(0.5)})["bowl"] for _ in range(2))
+    assert Runner.made == [("quadratic", module.RATES_AT_ONCE, (7, 8), 12)]  # compiled once
+    assert {**record, "seconds": 0} == {**again, "seconds": 0}
+    assert record["rate"] == pytest.approx(0.1)
+    assert record["loss"] == pytest.approx(0.55)
+    assert record["spread"] == pytest.approx(0.1 / math.sqrt(2))
+    assert not record["at_edge"]
+    assert record["rates"] == sorted(record["rates"])
+    ratios = np.diff(np.log(record["rates"])) / math.log(LADDER)
+    np.testing.assert_allclose(ratios, ratios.round(), atol=1e-9)
+    highest = record["train_losses"][-1]
+    assert highest[1] is None
+    assert record["losses"][-1] is None
+
+
+def test_task_that_diverged_everywhere_counts_as_untrained() -> None:
+    lost = make_record(None, untrained=2.0)
+    assert describe_task(lost) == "diverged at every rate"
+    assert compute_score({"a": lost}, {"a": make_record(1.0)}) is None
+    assert compute_score({"a": make_record(1.0)}, {"a": lost}) == pytest.approx(math.log(0.5))
+
+
+def test_score_is_the_log_of_the_geometric_mean_of_the_ratios_of_equal_seeds() -> None:
+    start = {"a": make_record([1.0, 4.0]), "b": make_record([4.0, 4.0])}
     assert compute_score(start, start) == 0.0
-    now = {"a": record(0.5), "b": record(3.0)}
+    now = {"a": make_record([0.5, 2.0]), "b": make_record([3.0, 3.0])}
     assert math.exp(compute_score(now, start) or 0.0) == pytest.approx(math.sqrt(0.5 * 0.75))
 
 
-def test_score_does_not_depend_on_the_size_of_a_tasks_losses() -> None:
-    start, now = {"a": record(1.0), "b": record(4.0)}, {"a": record(0.5), "b": record(3.0)}
-    big_start, big = {**start, "b": record(400.0)}, {**now, "b": record(300.0)}
-    assert compute_score(big, big_start) == pytest.approx(compute_score(now, start))
+def test_loss_of_zero_has_a_ratio() -> None:
+    assert np.isfinite(log_ratios(make_record(0.0), make_record(1.0))).all()
 
 
-def test_diverged_weights_have_no_score_and_a_diverged_start_counts_as_untrained() -> None:
-    assert compute_score({"a": record(1.0), "b": record(None)}, {"a": record(1.0), "b": record(1.0)}) is None
-    score = compute_score({"a": record(1.0)}, {"a": record(None, untrained=2.0)})
-    assert score == pytest.approx(math.log(0.5))
+def test_pairing_takes_out_what_seeds_share() -> None:
+    rng = np.random.default_rng(0)
+    shared = np.exp(rng.normal(0, 0.3, 8))
+    start = {"a": make_record(list(shared))}
+    now = {"a": make_record(list(shared * np.exp(rng.normal(-0.02, 0.003, 8))))}
+    row = compare(now, start).rows[0]
+    assert row.high < 0
+    assert row.error < 0.003
 
 
-def test_loss_of_zero_has_a_score() -> None:
-    score = compute_score({"a": record(0.0)}, {"a": record(1.0)})
-    assert score is not None
-    assert math.isfinite(score)
+def test_intervals_are_students() -> None:
+    values = np.array([-0.03, -0.01, -0.02, -0.05])
+    start = {"a": make_record([1.0] * 4)}
+    row = compare({"a": make_record(list(np.exp(values)))}, start).rows[0]
+    low, high = stats.t.interval(0.95, 3, loc=values.mean(), scale=stats.sem(values))
+    assert (row.mean, row.low, row.high) == pytest.approx((values.mean(), low, high))
+
+
+def test_interval_of_the_mean_counts_tasks() -> None:
+    start = {name: make_record([1.0, 1.0]) for name in "abc"}
+    now = {
+        name: make_record([math.exp(mean)] * 2) for name, mean in zip("abc", (-0.3, 0.1, -0.1), strict=True)
+    }
+    found = compare(now, start)
+    assert found.mean.error == pytest.approx(stats.sem([-0.3, 0.1, -0.1]))
+    assert found.seeds_error == 0.0
+    assert (found.wins, found.num_seeds) == (2, 2)
+
+
+def test_detectable_difference_is_seen_four_times_in_five() -> None:
+    rng = np.random.default_rng(1)
+    true = detectable(1 / math.sqrt(8), 8)
+    samples = rng.normal(true, 1.0, (4000, 8))
+    means, errors = samples.mean(1), samples.std(1, ddof=1) / math.sqrt(8)
+    seen = np.abs(means) > errors * stats.t.ppf(0.975, 7)
+    assert 0.74 < seen.mean() < 0.86
+
+
+def test_comparison_without_the_references_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="has not been trained on 'b'"):
+        compare({"b": make_record([1.0, 1.0])}, {"a": make_record([1.0, 1.0])})
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ("tiny-ln",)}, "did you mean 'tiny-lm'"),
-        ({"tasks": ()}, "one or more different names"),
-        ({"tasks": ("tiny-lm", "tiny-lm")}, "one or more different names"),
-        ({"rates": ()}, "one or more positive"),
-        ({"rates": (0.0,)}, "one or more positive"),
-        ({"rates": (0.1, 0.1)}, "must differ"),
-        ({"seeds": 0}, "at least 1 seed"),
-        ({"steps": 1}, "2 steps"),
+        ({"tasks": ("gtp",)}, "did you mean 'gpt'"),
+        ({"seeds": -1}, "seeds must not be negative"),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
+    ids=["task", "seeds"],
 )
 def test_unusable_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ProbeConfig(**options)
 
 
-class CountingRunner:
-    """In place of `GridRunner`: the loss is theta's, and what is compiled is counted."""
-
-    made: list[tuple] = []  # noqa: RUF012
-
-    def __init__(self, task, _, rates, *, seeds, steps, **__) -> None:
-        self.made.append((task.task.name, rates, tuple(seeds), steps))
-        self.rates = rates
-
-    def train(self, *, inputs):
-        return make_fake_grid([[float(inputs[0]["w"])]] * len(self.rates), learning_rates=self.rates)
-
-
-def test_tasks_are_compiled_once_and_seeds_are_not_a_comparisons(monkeypatch) -> None:
-    monkeypatch.setattr(module, "GridRunner", CountingRunner)
-    monkeypatch.setattr(CountingRunner, "made", [])
-    probe = Probe(ProbeConfig(tasks=("quadratic", "digits-mlp"), seeds=2, steps=7), lambda *_: None)  # type: ignore[arg-type,return-value]
-    losses = [probe.measure({"w": np.float32(loss)})["quadratic"]["loss"] for loss in (0.5, 0.25)]
-    assert losses == [0.5, 0.25]
-    rates, seeds = (1e-3, 3e-3, 1e-2), (FIRST_SEED, FIRST_SEED + 1)
-    assert sorted(CountingRunner.made) == [(name, rates, seeds, 7) for name in ("digits-mlp", "quadratic")]
-
-
-def test_probe_is_the_comparison_with_the_public_optimizer() -> None:
+def test_probe_is_the_comparison_with_the_public_optimizer(tiny_set: str) -> None:
     """Weights as an argument of the program, the second time around, or as its constants."""
     weights = load_checkpoint("celo2-base")
-    config = ProbeConfig(tasks=("quadratic",), rates=(3e-2, 1e-1), steps=12)
-    probe = Probe.of_variant(config, "celo2-base")
-    other = probe.measure({name: -array for name, array in weights.arrays.items()})["quadratic"]
-    first, again = (probe.measure(weights.arrays)["quadratic"] for _ in range(2))
+    probe = Probe.of_variant(ProbeConfig(task_set=tiny_set), "celo2-base")
+    other = probe.measure({name: -array for name, array in weights.arrays.items()})["bowl"]
+    first, again = (probe.measure(weights.arrays)["bowl"] for _ in range(2))
     assert {**first, "seconds": 0} == {**again, "seconds": 0}
     grid = run_grid(
         make_task("quadratic"),
         lambda schedule: celo2_base(schedule, weights=weights),
-        config.rates,
-        seeds=(FIRST_SEED,),
-        steps=config.steps,
+        first["rates"],
+        seeds=(7, 8),
+        steps=12,
     )
-    np.testing.assert_allclose(first["losses"], grid.scores, rtol=1e-4)
+    ends = grid.train_loss[..., -2:].mean(-1)
+    finite = [rate for rate, loss in enumerate(first["losses"]) if loss is not None]
+    np.testing.assert_allclose([first["losses"][i] for i in finite], ends.mean(-1)[finite], rtol=1e-4)
     assert other["loss"] != pytest.approx(first["loss"], rel=1e-3)

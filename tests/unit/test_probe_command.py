@@ -12,30 +12,30 @@ from compare_examples import make_fake_grid
 from celo2 import Weights, load_checkpoint
 from celo2.commands import probe as command
 from celo2.config import RuleConfig
-from celo2.meta import probe
 from celo2.meta.config import MetaConfig
+from celo2.meta.probe import measure
 from celo2.meta.start import make_start
 from celo2.weights import save_weights
+from probe_records import TINY_SET
 
 
 class Runner:
     """In place of `GridRunner`: the loss is read from a weight, or a half where there are none."""
 
-    made: list[tuple[str, tuple[float, ...]]] = []  # noqa: RUF012
+    made: list[str] = []  # noqa: RUF012
 
-    def __init__(self, task, _, rates, **__) -> None:
-        self.made.append((task.task.name, tuple(rates)))
-        self.rates = rates
+    def __init__(self, task, *_, **__) -> None:
+        self.made.append(task.task.name)
 
-    def train(self, *, inputs):
+    def train(self, *, inputs, learning_rates):
         loss = float(inputs[0]["b2"][0]) if inputs[0] else 0.5
-        return make_fake_grid([[loss]] * len(self.rates), learning_rates=self.rates)
+        return make_fake_grid([[loss, loss]] * len(learning_rates), learning_rates=learning_rates)
 
 
 @pytest.fixture(autouse=True)
-def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[float, ...]]]:
-    """What was compiled: tasks and rates."""
-    monkeypatch.setattr(probe, "GridRunner", Runner)
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was compiled: names of tasks."""
+    monkeypatch.setattr(measure, "GridRunner", Runner)
     monkeypatch.setattr(Runner, "made", [])
     return Runner.made
 
@@ -55,14 +55,19 @@ def _save(path: Path, loss: float, config: RuleConfig) -> Path:
     return path
 
 
-WORDS = ["--tasks", "quadratic", "--rates", "0.1", "0.2", "--devices", "1"]
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    path = tmp_path / "bowl.toml"
+    path.write_text(TINY_SET)
+    return ["--set", str(path), "--devices", "1"]
 
 
 def test_every_checkpoint_of_a_run_is_scored_against_the_first(
-    run: Path, made, tmp_path: Path, capsys
+    run: Path, made, words: list[str], tmp_path: Path, capsys
 ) -> None:
-    file = tmp_path / "out.json"
-    assert command.main([str(run), "adamw", *WORDS, "--json", str(file)]) == 0
+    file, table = tmp_path / "out.json", tmp_path / "table.md"
+    files = ["--json", str(file), "--markdown", str(table)]
+    assert command.main([str(run), "adamw", *words, *files]) == 0
     rows = json.loads(file.read_text())["candidates"]
     assert [Path(row["name"]).name for row in rows] == [
         "celo2-000000.safetensors",
@@ -70,12 +75,41 @@ def test_every_checkpoint_of_a_run_is_scored_against_the_first(
         "adamw",
     ]
     assert [row["score"] for row in rows] == pytest.approx([0.0, np.log(0.25), np.log(0.5)])
-    assert [name for name, _ in made] == ["quadratic"] * 2  # once for the rule, once for AdamW
-    assert made[0][1] == (0.1, 0.2)
-    assert made[1][1] != made[0][1]
-    printed = capsys.readouterr().out
-    assert "0.2500 at 0.1 (lowest tried)" in printed
-    assert "-1.3863" in printed
+    assert made == ["quadratic"] * 2  # once for the rule, once for AdamW
+    printed = capsys.readouterr()
+    assert "2 seed(s): too few for a claim" in printed.out
+    assert "celo2-000010.safetensors, bowl: 0.2500" in printed.err
+    assert "| celo2-000010 | -138.6 % | -138.6 ±0.0 | 1 of 1 |" in table.read_text()
+
+
+def test_finished_tasks_are_kept_and_weights_that_changed_are_not(
+    run: Path, made, words: list[str], tmp_path: Path, capsys
+) -> None:
+    keep = ["--out", str(tmp_path / "kept")]
+    assert command.main([str(run), "adamw", *words, *keep]) == 0
+    assert len(made) == 2
+    assert command.main([str(run), "adamw", *words, *keep]) == 0
+    assert len(made) == 2  # nothing was trained again
+    _save(run / "weights" / "celo2-000010.safetensors", 0.5, RuleConfig())
+    assert command.main([str(run), "adamw", *words, *keep]) == 0
+    assert len(made) == 3
+    assert command.main([str(run), *words, "--seeds", "3", *keep]) == 2
+    assert "records of other settings" in capsys.readouterr().err
+
+
+def test_interrupted_command_shows_what_is_finished(
+    run: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    def interrupted(self, *, inputs, learning_rates):
+        if not inputs[0]:
+            raise KeyboardInterrupt
+        return make_fake_grid([[1.0, 1.0]] * 2, learning_rates=learning_rates)
+
+    monkeypatch.setattr(Runner, "train", interrupted)
+    file = tmp_path / "out.json"
+    assert command.main([str(run), "adamw", *words, "--json", str(file)]) == 130
+    assert len(json.loads(file.read_text())["candidates"]) == 2
+    assert "interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -89,11 +123,11 @@ def test_every_checkpoint_of_a_run_is_scored_against_the_first(
     ids=["variant", "iterations", "size", "decays"],
 )
 def test_other_variants_and_options_have_programs_of_their_own(
-    tmp_path: Path, made, other: RuleConfig
+    tmp_path: Path, made, words: list[str], other: RuleConfig
 ) -> None:
     usual = [_save(tmp_path / f"{n}.safetensors", 1.0, RuleConfig()) for n in "ab"]
     unusual = _save(tmp_path / "other.safetensors", 1.0, other)
-    assert command.main([*map(str, [*usual, unusual]), *WORDS]) == 0
+    assert command.main([*map(str, [*usual, unusual]), *words]) == 0
     assert len(made) == 2
 
 
@@ -112,7 +146,7 @@ def test_built_in_start_is_that_of_a_run(variant: str) -> None:
     ("words", "message"),
     [
         (["nothing.safetensors"], "no weights at 'nothing.safetensors'"),
-        (["adam", "--tasks", "tiny-ln"], "did you mean 'tiny-lm'"),
+        (["adam", "--tasks", "gtp"], "did you mean 'gpt'"),
         (["adam", "--json", "no/such/folder.json"], "there is no folder no/such"),
         ([], "name at least one"),
     ],

@@ -20,9 +20,10 @@ from celo2.meta.outer import OuterMetrics, OuterState
 from celo2.meta.probe import ProbeConfig
 from celo2.meta.sinks import Sinks
 from celo2.meta.train import TrainOptions, meta_train
+from probe_records import make_record
 
 CONFIG = MetaConfig(datasets=("digits",))
-OPTIONS = {"outer_steps": 40, "checkpoint_every": 15, "probe": ProbeConfig(tasks=("quadratic",))}
+OPTIONS = {"outer_steps": 40, "checkpoint_every": 15, "probe": ProbeConfig()}
 BEST_STEP = 20
 
 
@@ -64,9 +65,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         def measure(self, theta):
             steps.append(int(theta["b0"][0]))
-            loss = 1.0 + abs(steps[-1] - BEST_STEP)
-            task = {"loss": loss, "spread": None, "rate": 0.01, "at_edge": False, "rates": [0.01]}
-            return {"quadratic": {**task, "losses": [loss], "untrained": 8.0, "seconds": 0.0}}
+            return {"quadratic": make_record(1.0 + abs(steps[-1] - BEST_STEP))}
 
     monkeypatch.setattr(watch, "Probe", InstantProbe)
     return steps
@@ -141,7 +140,7 @@ def test_probes_that_begin_late_are_compared_with_the_start_too(tmp_path: Path, 
 def test_resumed_run_with_other_probes_is_refused(tmp_path: Path) -> None:
     run(tmp_path, outer_steps=10)
     with pytest.raises(ValueError, match="was probed with other settings"):
-        run(tmp_path, resume=True, probe=ProbeConfig(tasks=("quadratic",), steps=3))
+        run(tmp_path, resume=True, probe=ProbeConfig(seeds=3))
 
 
 def test_refused_resumption_leaves_the_probes_alone(tmp_path: Path, kill_at) -> None:
@@ -152,7 +151,7 @@ def test_refused_resumption_leaves_the_probes_alone(tmp_path: Path, kill_at) -> 
     for step in (30, 25):
         shutil.rmtree(tmp_path / "checkpoints" / str(step))  # so that a probe would be dropped
     with pytest.raises(ValueError, match="probed with other settings"):
-        run(tmp_path, resume=True, probe=ProbeConfig(tasks=("tiny-lm",)))
+        run(tmp_path, resume=True, probe=ProbeConfig(tasks=("gpt",)))
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
 
 
@@ -204,21 +203,20 @@ def test_probes_of_a_run_on_several_processes_are_refused(tmp_path: Path, monkey
 def test_command_passes_its_words_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[TrainOptions] = []
     monkeypatch.setattr(command, "meta_train", lambda _, options: asked.append(options))
-    words = ["--out", str(tmp_path), "--probe-every", "7", "--probe-tasks", "tiny-lm", "quadratic"]
-    more = ["--probe-rates", "1e-2", "1e-3", "--probe-seeds", "2", "--probe-steps", "9", "--sinks", "wandb"]
+    words = ["--out", str(tmp_path), "--probe-every", "7", "--probe-tasks", "gpt"]
+    more = ["--probe-set", "choosing", "--probe-seeds", "2", "--sinks", "wandb"]
     assert command.main([*words, *more, "--devices", "1"]) == 0
     assert asked[0].probe_every == 7
     assert asked[0].sinks == ("wandb",)
-    expected = ProbeConfig(tasks=("tiny-lm", "quadratic"), rates=(1e-3, 1e-2), seeds=2, steps=9)
-    assert asked[0].probe == expected
+    assert asked[0].probe == ProbeConfig(task_set="choosing", tasks=("gpt",), seeds=2)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--probe-every", "-1"], "probe_every must not be negative"),
-        (["--probe-tasks", "tiny"], "unknown probe task 'tiny'"),
-        (["--probe-rates", "0"], "one or more positive"),
+        (["--probe-tasks", "gtp"], "did you mean 'gpt'"),
+        (["--probe-set", "chosing"], "did you mean 'choosing'"),
         (["--sinks", "wandb"], "pip install 'celo2[watch]'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

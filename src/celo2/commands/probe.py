@@ -23,7 +23,15 @@ from celo2.config import RuleConfig
 from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.choices import Variant
 from celo2.meta.config import MetaConfig
-from celo2.meta.probe import Comparison, Probe, ProbeConfig, TaskRecord, compare, describe_task
+from celo2.meta.probe import (
+    Comparison,
+    Probe,
+    ProbeConfig,
+    TaskRecord,
+    compare,
+    compute_score,
+    describe_task,
+)
 from celo2.meta.probe.paired import LEAST_SEEDS
 from celo2.meta.start import BUILT_IN, make_start
 from celo2.meta.task_sets import TASK_SETS
@@ -138,7 +146,7 @@ def _show(command: ProbeCommand, config: ProbeConfig, found: Mapping[str, Mappin
         write_atomic(command.markdown, "\n".join(texts).encode())
     if command.json:
         rows = [
-            {"name": name, "tasks": done}
+            {"name": name, "score": compute_score(done, first), "tasks": done}
             | {title: _as_dict(compare(done, first, measure_name)) for measure_name, title in TITLES.items()}
             for name, done in whole.items()
         ]

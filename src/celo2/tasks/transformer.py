@@ -179,9 +179,9 @@ def make_byte_lm(*, text: str = "stdlib", batch_size: int = 16, **sizes: Any) ->
     Args:
         text: "stdlib", source code, or "pydoc", the English of Python's language reference.
         batch_size: Rows of `context` + 1 bytes in a training batch.
-        **sizes: Of `TransformerConfig`. With fewer than 256 `symbols`, the most frequent bytes of the training
-            text keep one each, and all others share the last: a small model then learns what follows from the
-            context rather than the bytes' frequencies.
+        **sizes: Of `TransformerConfig`. With fewer than 256 `symbols`, the most frequent bytes of the
+            training text keep one each, and all others share the last: a small model then learns what follows
+            from the context rather than the bytes' frequencies.
 
     Raises:
         ValueError: An unknown text, or sizes that do not fit.

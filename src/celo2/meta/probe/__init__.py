@@ -1,7 +1,7 @@
 """Probes: how well weights train networks that meta-training does not train, compared in pairs.
 
-`measure` trains the tasks of a declared set at rates around each one's best; `paired` compares two candidates seed
-by seed, with intervals; `log` keeps the probes of a meta-training run and its best weights.
+`measure` trains the tasks of a declared set at rates around each one's best; `paired` compares two candidates
+seed by seed, with intervals; `log` keeps the probes of a meta-training run and its best weights.
 """
 
 from celo2.meta.probe.log import ProbeLog

@@ -1,12 +1,13 @@
 """Trains the tasks of a set with one candidate, each at learning rates around its best.
 
-The meta-loss is measured on tiny networks at the recipe's own inner rates; a rule is used on other networks, at a
-rate that somebody has tuned. A probe does that: it trains each task under the protocol of a comparison (cosine
-after a warm-up, float32) with the same seeds for every candidate, so that candidates can be compared in pairs.
+The meta-loss is measured on tiny networks at the recipe's own inner rates; a rule is used on other networks,
+at a rate that somebody has tuned. A probe does that: it trains each task under the protocol of a comparison
+(cosine after a warm-up, float32) with the same seeds for every candidate, so that candidates can be compared
+in pairs.
 
-The rates lie on a ladder of factor √2 around the task's own rate. A coarse round tries four of them, a factor of
-four apart; each further round tries the neighbours of the best so far, at half the distance, and goes on beyond an
-end where the best is there. A loss is that of the end of a run, the mean over its last fifth.
+The rates lie on a ladder of factor √2 around the task's own rate. A coarse round tries four of them, a factor
+of four apart; each further round tries the neighbours of the best so far, at half the distance, and goes on
+beyond an end where the best is there. A loss is that of the end of a run, the mean over its last fifth.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class _Ends:
-    """The ends of the runs at one rate: training and validation losses `(seeds,)`, infinite if it diverged."""
+    """The ends of the runs at one rate: losses `(seeds,)`, infinite for a run that diverged."""
 
     train: np.ndarray
     valid: np.ndarray

@@ -1,9 +1,9 @@
 """Compares candidates in pairs: the same seeds, starts and batches, each at its own best rate.
 
-For each task the log ratios of the seeds' losses give a mean, its standard error and a Student interval over the
-seeds. The mean over the tasks has an interval that counts seeds and tasks: the tasks' means scatter by both, so the
-standard error is their standard deviation over √tasks. Pairing takes out what a start and its batches do to both
-candidates alike, which is most of the scatter.
+For each task the log ratios of the seeds' losses give a mean, its standard error and a Student interval over
+the seeds. The mean over the tasks has an interval that counts seeds and tasks: the tasks' means scatter by
+both, so the standard error is their standard deviation over √tasks. Pairing takes out what a start and its
+batches do to both candidates alike, which is most of the scatter.
 """
 
 from __future__ import annotations

@@ -11,11 +11,12 @@ import pytest
 
 from celo2 import Weights, load_checkpoint
 from celo2.config import RuleConfig
-from celo2.meta.choose import ProbeLog, as_point, describe_probe
 from celo2.meta.probe import ProbeConfig
+from celo2.meta.probe.log import ProbeLog, as_point, describe_probe
 from celo2.weights import save_weights
+from probe_records import make_record
 
-CONFIG = ProbeConfig(tasks=("quadratic",))
+CONFIG = ProbeConfig()
 
 
 @pytest.fixture
@@ -30,9 +31,7 @@ def log_of(tmp_path: Path):
             save_weights(weights_of(tmp_path, step), Weights(arrays, provenance={"outer_steps": str(step)}))
 
         def measure(theta):
-            loss = losses[int(theta["b0"][0])]
-            task = {"loss": loss, "spread": None, "rate": 0.01, "at_edge": False, "rates": [0.01]}
-            return {"quadratic": {**task, "losses": [loss], "untrained": 8.0, "seconds": 0.1}}
+            return {"quadratic": make_record(losses[int(theta["b0"][0])])}
 
         return ProbeLog(tmp_path, every, config, measure)
 
@@ -126,11 +125,11 @@ def test_other_settings_are_refused_where_scores_would_be_compared(log_of, tmp_p
     log.start(0)
     take(log, tmp_path, 0)
     log_of({0: 2.0}, every=5).start(0)  # another pace is the same probe
-    other = log_of({0: 2.0}, config=ProbeConfig(tasks=("quadratic",), steps=50))
-    with pytest.raises(ValueError, match=r"steps: 100 before, 50 now.*remove its probes\.jsonl"):
+    other = log_of({0: 2.0}, config=ProbeConfig(seeds=3))
+    with pytest.raises(ValueError, match=r"seeds: 8 before, 3 now.*remove its probes\.jsonl"):
         other.start(0)
     (tmp_path / "probes.jsonl").unlink()
-    log_of({0: 2.0}, config=ProbeConfig(tasks=("quadratic",), steps=50)).start(0)
+    log_of({0: 2.0}, config=ProbeConfig(seeds=3)).start(0)
 
 
 def test_line_and_point_of_a_probe(log_of, tmp_path: Path) -> None:

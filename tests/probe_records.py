@@ -1,0 +1,39 @@
+"""Made-up records of probes, as `celo2.meta.probe` writes them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+TINY_SET = """
+first_seed = 7
+seeds = 2
+[[tasks]]
+name = "bowl"
+task = "quadratic"
+steps = 12
+rate = 0.05
+"""
+
+
+def make_record(
+    losses: list[float] | float | None, *, untrained: float = 8.0, rate: float = 0.01
+) -> dict[str, Any]:
+    """A task whose runs ended with these losses, one for each seed, at the one rate tried; None: all diverged."""
+    seeds = losses if isinstance(losses, list) else [losses]
+    diverged = any(loss is None for loss in seeds)
+    mean = None if diverged else math.fsum(seeds) / len(seeds)
+    return {
+        "loss": mean,
+        "spread": None,
+        "rate": None if diverged else rate,
+        "at_edge": False,
+        "valid_loss": mean,
+        "valid_rate": None if diverged else rate,
+        "rates": [rate],
+        "losses": [mean],
+        "train_losses": [seeds],
+        "valid_losses": [seeds],
+        "untrained": untrained,
+        "seconds": 0.1,
+    }

@@ -19,7 +19,7 @@ rate = 0.05
 def make_record(
     losses: list[float] | float | None, *, untrained: float = 8.0, rate: float = 0.01
 ) -> dict[str, Any]:
-    """A task whose runs ended with these losses, one for each seed, at the one rate tried; None: all diverged."""
+    """A task whose runs ended with these losses, one for each seed, at one rate; None: all diverged."""
     seeds = losses if isinstance(losses, list) else [losses]
     diverged = any(loss is None for loss in seeds)
     mean = None if diverged else math.fsum(seeds) / len(seeds)

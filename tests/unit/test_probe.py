@@ -51,7 +51,7 @@ def test_search_brackets_the_best_of_both_measures() -> None:
 
 def test_search_ends_at_the_last_rung_and_goes_down_where_all_diverge() -> None:
     assert max(_search(lambda rung: (-rung,))) == module.LAST_RUNG
-    assert min(_search(lambda rung: (math.inf,))) < -module.LAST_RUNG + 4
+    assert min(_search(lambda _: (math.inf,))) < -module.LAST_RUNG + 4
     assert 0 < min(_search(lambda rung: (math.inf if rung > -9 else rung + 30,)).values())[0] < 12
 
 

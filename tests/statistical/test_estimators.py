@@ -29,12 +29,14 @@ THETA = {"v": jnp.array([0.3, -0.2])}
 TARGET = jnp.array([1.0, 0.5])
 
 
-def _unroll(theta: Array, position: Array, age: Array, length: int) -> tuple[Array, Array, tuple[Array, ...]]:
+def _unroll(
+    theta: Array, position: Array, age: Array, length: int, run: int
+) -> tuple[Array, Array, tuple[Array, ...]]:
     """One truncation of one run: position, age; losses, resets and ages, each `(length,)`."""
 
     def step(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
         position, age = carry
-        is_done = age >= RUN
+        is_done = age >= run
         position, age = jnp.where(is_done, 0.0, position), jnp.where(is_done, 0, age)
         loss = 0.5 * jnp.sum((position - TARGET) ** 2)
         return (position + theta, age + 1), (loss, is_done, age)
@@ -45,7 +47,7 @@ def _unroll(theta: Array, position: Array, age: Array, length: int) -> tuple[Arr
 
 def _losses(losses: Array, is_done: Array, ages: Array, config: MetaConfig) -> Losses:
     """Those of `(pairs, 2, steps)`."""
-    weight = loss_weight(ages[:, 0].T, jnp.int32(RUN), config)
+    weight = loss_weight(ages[:, 0].T, jnp.int32(config.max_unroll), config)
     unused = jnp.zeros_like(weight)
     return Losses(losses[:, 0].T, losses[:, 1].T, is_done[:, 0].T, unused, unused, unused, weight)
 
@@ -53,14 +55,17 @@ def _losses(losses: Array, is_done: Array, ages: Array, config: MetaConfig) -> L
 def _estimate_run(key: Array, config: MetaConfig) -> Array:
     """Sum over the truncations of K times the estimate: the gradient of the sum of the losses."""
     is_full = config.estimator == "full-es"
-    length, number = (RUN, 1) if is_full else (TRUNCATION, NUM_TRUNCATIONS)
+    run = config.max_unroll
+    length, number = (run, 1) if is_full else (TRUNCATION, NUM_TRUNCATIONS)
     positions, ages = jnp.zeros((PAIRS, 2, 2)), jnp.zeros((PAIRS, 2), jnp.int32)
-    inner = InnerState(positions, ages, {}, {}, ages[:, 0], ages[:, 0])
+    inner = InnerState(positions, ages, {}, {}, ages[:, 0], jnp.full(PAIRS, run))
     accumulator = {"v": jnp.zeros((PAIRS, 2))}
     total = jnp.zeros(2)
-    unroll = jax.vmap(jax.vmap(partial(_unroll, length=length)))
-    for truncation_key in jax.random.split(key, number):
-        noise = pes.sample_perturbations(truncation_key, THETA, SIGMA, PAIRS)
+    unroll = jax.vmap(jax.vmap(partial(_unroll, length=length, run=run)))
+    for count, truncation_key in enumerate(jax.random.split(key, number)):
+        fresh = pes.sample_perturbations(truncation_key, THETA, SIGMA, PAIRS)
+        starting = (inner.opt_state[:, 0] >= run) | (count == 0)
+        noise = estimators.perturb(fresh, accumulator, starting, config)
         thetas = pes.antithetic(THETA, noise)["v"]
         positions, ages, measured = unroll(thetas, inner.params, inner.opt_state)
         inner = estimators.next_start(inner._replace(params=positions, opt_state=ages), config)
@@ -71,8 +76,10 @@ def _estimate_run(key: Array, config: MetaConfig) -> Array:
 
 
 @cache
-def _mean_and_standard_error(estimator: str, **options: object) -> tuple[np.ndarray, np.ndarray]:
-    lengths = {"truncation_length": TRUNCATION, "min_unroll": RUN, "max_unroll": RUN}
+def _mean_and_standard_error(
+    estimator: str, run: int = RUN, **options: object
+) -> tuple[np.ndarray, np.ndarray]:
+    lengths = {"truncation_length": TRUNCATION, "min_unroll": run, "max_unroll": run}
     config = MetaConfig(estimator=estimator, sigma=SIGMA, **lengths, **options)
     keys = jax.random.split(jax.random.key(0), BATCHES)
     estimates = np.asarray(jax.jit(jax.vmap(lambda key: _estimate_run(key, config)))(keys))
@@ -102,6 +109,33 @@ def test_estimator_expects_the_gradient_that_it_promises(estimator: str, exact: 
     mean, error = _mean_and_standard_error(estimator)
     assert (error < 0.1 * np.linalg.norm(exact)).all()  # else the next line would prove nothing
     assert (np.abs(mean - exact) < 5.0 * error).all(), (mean, exact, error)
+
+
+def test_noise_reuse_expects_the_whole_gradient_with_less_noise_than_pes() -> None:
+    """Runs of two truncations and of all three: each ends with one, as the lengths of such a recipe do."""
+    for run in (2 * TRUNCATION, NUM_TRUNCATIONS * TRUNCATION):
+        mean, error = _mean_and_standard_error("noise-reuse-es", run)
+        exact = _exact(AGES % run, AGES % run)
+        assert (error < 0.1 * np.linalg.norm(exact)).all()
+        assert (np.abs(mean - exact) < 5.0 * error).all(), (mean, exact, error)
+        _, larger_error = _mean_and_standard_error("pes", run)
+        assert (error < 0.9 * larger_error).all(), (run, error, larger_error)
+
+
+@pytest.mark.parametrize("pairs", [4, 64])
+def test_signal_to_noise_of_noise_alone_is_one_over_the_pairs_less_one(pairs: int) -> None:
+    """And of a signal `s` beside noise of unit variance in each of d numbers, `|s|²/d` more."""
+    rng = np.random.default_rng(0)
+    found, shifted = [], []
+    for _ in range(400):
+        noise = rng.normal(size=(pairs, 5))
+        for shift, values in ((0.0, found), (0.5, shifted)):
+            # losses whose difference times ε is the gradient wanted: ε is one number at a time
+            gradients = {f"v{i}": jnp.asarray(noise[:, i] + shift, jnp.float32) for i in range(5)}
+            mean = {name: each.mean() for name, each in gradients.items()}
+            values.append(float(pes.signal_to_noise(mean, gradients)))
+    assert np.mean(found) == pytest.approx(1 / (pairs - 1), rel=0.25)
+    assert np.mean(shifted) - np.mean(found) == pytest.approx(0.25 * pairs / (pairs - 1), rel=0.25)
 
 
 @pytest.mark.parametrize("estimator", ["pes", "full-es"])

@@ -18,6 +18,7 @@ def make_record(step: int, **changes: Any) -> dict[str, Any]:
         "meta_loss": loss,
         "loss_per_task": {TASKS[0]: loss + 0.5, TASKS[1]: loss - 0.5},
         "grad_norm": None if step % 50 == 0 else 3.0 / step,
+        "signal_to_noise": None if step % 50 == 0 else 0.1 / step,
         "diverged": 0.25,
         "resets": 2,
         "ended_runs": 4,

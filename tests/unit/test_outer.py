@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from celo2.meta import estimators, groups, outer
+from celo2.meta import estimators, groups, outer, pes
 from celo2.meta.config import MetaConfig
 from celo2.meta.losses import Losses
 from celo2.meta.outer import OuterMetrics, OuterState
@@ -147,7 +147,8 @@ def test_diverged_runs_are_counted_at_their_last_step() -> None:
     is_running = jnp.array([[True, True], [True, True], [False, True]])
     ones = jnp.ones((3, 2))
     losses = Losses(ones, ones, is_last & False, diverged, is_running, is_last, ones)
-    metrics = outer._compute_metrics(losses, {"w": jnp.ones(4)}, jnp.int32(0), task_sizes=(1, 1))
+    found = pes.Estimate({"w": jnp.ones(4)}, {}, jnp.zeros(()), jnp.ones(()))
+    metrics = outer._compute_metrics(losses, found, jnp.int32(0), task_sizes=(1, 1))
     assert int(metrics.ended_runs) == 4
     assert int(metrics.diverged_runs) == 1
     assert float(metrics.diverged) == pytest.approx(3 / 10)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from celo2 import load_checkpoint
 from celo2.evaluate.protocol import cosine_schedule
 from celo2.jax.transform import celo2, celo2_base
 from celo2.meta.search import mixture
@@ -158,7 +159,9 @@ def test_search_resumes_to_the_same_record(tmp_path, tiny_set):
     assert read("whole") == read("parts")
     assert {task for record in read("whole")[:2] for task in record["tasks"]} == {"a", "b"}
     names = sorted(path.name for path in (tmp_path / "parts" / "weights").iterdir())
-    assert names == ["celo2-000002.safetensors", "celo2-000004.safetensors"]
+    assert names == [f"celo2-00000{ending}.safetensors" for ending in ("2-averaged", "2", "4-averaged", "4")]
+    first, second = (load_checkpoint(tmp_path / "parts" / "weights" / name) for name in names[2:])
+    assert first.config != second.config  # decays are searched, and averaged
 
 
 def test_search_refuses_a_folder_with_other_settings(tmp_path, tiny_set):

@@ -160,7 +160,8 @@ class RunFiles:
         unreadable: dict[int, Exception] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type:
+                ignore[call - arg]
             except (ValueError, OSError, KeyError) as error:
                 if jax.process_count() > 1:
                     raise  # the others may have read their part

@@ -10,10 +10,12 @@ __all__ = [
     "CHOICES",
     "Estimator",
     "LossDifference",
+    "LossScale",
     "MetaLoss",
     "OuterOptimizer",
     "RateUnits",
     "Schedule",
+    "UnrollLaw",
     "Variant",
 ]
 
@@ -31,7 +33,9 @@ Variant = Literal[
 ]
 RateUnits = Literal["stored", "network"]
 Schedule = Literal["constant", "cosine"]
-Estimator = Literal["pes", "truncated-es", "full-es"]
+Estimator = Literal["pes", "truncated-es", "full-es", "noise-reuse-es"]
+LossScale = Literal["linear", "log"]
+UnrollLaw = Literal["log-uniform", "uniform"]
 LossDifference = Literal["value", "sign"]
 OuterOptimizer = Literal[
     "adamw",
@@ -54,7 +58,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "outer_optimizer": get_args(OuterOptimizer),
     "estimator": get_args(Estimator),
     "loss_difference": get_args(LossDifference),
+    "loss_scale": get_args(LossScale),
     "meta_loss": get_args(MetaLoss),
+    "unroll_law": get_args(UnrollLaw),
     "level": LEVELS,
     "rate_units": get_args(RateUnits),
     "inner_schedule": get_args(Schedule),

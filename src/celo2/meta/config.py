@@ -14,10 +14,12 @@ from celo2.meta.choices import (
     CHOICES,
     Estimator,
     LossDifference,
+    LossScale,
     MetaLoss,
     OuterOptimizer,
     RateUnits,
     Schedule,
+    UnrollLaw,
     Variant,
 )
 from celo2.meta.combinations import check_frozen, check_outer, check_variant
@@ -33,7 +35,7 @@ __all__ = ["MetaConfig"]
 
 _FROZEN_BY_PHASE = ((), ("lstm_init_state/*", "rnn_params/*"), ("ff_mod_stack/*",))  # none, 1, 2
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
-_NOT_NEGATIVE = ("outer_weight_decay", "outer_warmup", "outer_decay_steps", "outer_clip")
+_NOT_NEGATIVE = ("inner_clip", "outer_weight_decay", "outer_warmup", "outer_decay_steps", "outer_clip")
 _POSITIVE = ("outer_learning_rate", "sign_scale", "sigma", "inner_learning_rate", "adamw_lr_scale")
 
 
@@ -68,17 +70,25 @@ class MetaConfig:
             families, also of those that use no images.
         estimator: Of the meta-gradient: "pes", persistent evolution strategies; "truncated-es", which
             ignores what a perturbation does after its K steps; "full-es", whole runs at each outer
-            iteration (`meta.estimators` compares them).
+            iteration; "noise-reuse-es", one perturbation for a whole run (`meta.estimators` compares them).
         loss_difference: What of a pair's loss difference the estimate uses: its "value", or its "sign"
             times `sign_scale`, so that no pair outweighs the others.
         sign_scale: What the sign is multiplied by.
         meta_loss: What a rule is judged by: the mean "training" loss of the steps; the mean loss of a
             "held-out" batch at each step, from the part of the set that is not trained on; or the "final"
             loss, the training loss of a run's last step.
+        loss_scale: "linear", or "log": the logarithm of a loss is judged, so that a per cent counts alike on
+            every task and at every size of the loss. The difference within a pair is then that of the log
+            ratios to any third rule on the same task, seed, rate and step, the start say, which cancels.
         sigma: Standard deviation of the perturbations of theta.
         truncation_length: Inner steps K of one outer iteration, or of one piece of a whole run.
         min_unroll: Least length of an inner run, at least `truncation_length`.
         max_unroll: Greatest length of an inner run.
+        unroll_law: Lengths are "log-uniform" (published) or "uniform" between the two. With
+            "noise-reuse-es" they are rounded up to multiples of K, so that runs end with a truncation.
+        inner_clip: Norm to which the gradients of each inner step are clipped; 0: not clipped.
+        family_rates: `NAME:FACTOR`: what the inner rate is multiplied by in a family's runs, so that the
+            rates drawn lie around each family's best.
         inner_learning_rate: Of the networks that are trained, at its peak.
         rate_spread: Each run's peak rate is drawn log-uniformly from the inner learning rate divided by
             this factor to the rate times it; at least 1.
@@ -113,12 +123,16 @@ class MetaConfig:
     tasks_per_set: int = 8
     estimator: Estimator = "pes"
     loss_difference: LossDifference = "value"
+    loss_scale: LossScale = "linear"
     sign_scale: float = 1.0
     meta_loss: MetaLoss = "training"
     sigma: float = 0.01
     truncation_length: int = 50
     min_unroll: int = 100
     max_unroll: int = 2000
+    unroll_law: UnrollLaw = "log-uniform"
+    inner_clip: float = 0.0
+    family_rates: tuple[str, ...] = ()
     inner_learning_rate: float = 1e-3
     rate_spread: float = 1.0
     rate_units: RateUnits = "stored"
@@ -133,7 +147,15 @@ class MetaConfig:
 
     def __post_init__(self) -> None:
         """Checks every range."""
-        for name in ("rule_options", "families", "datasets", "scale_range", "frozen", "mixture"):
+        for name in (
+            "rule_options",
+            "families",
+            "datasets",
+            "scale_range",
+            "frozen",
+            "mixture",
+            "family_rates",
+        ):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
@@ -167,6 +189,7 @@ class MetaConfig:
             ("rule_options", lambda: self.rule),
             ("mixture", lambda: parse_mixture(self.mixture, self.scale_range)),
             ("families", lambda: self.pairs_by_family),
+            ("family_rates", lambda: self.rate_factors),
         ):
             try:
                 parse()
@@ -201,10 +224,15 @@ class MetaConfig:
         return ("train", "valid") if self.meta_loss == "held-out" else ("train",)
 
     @property
+    def rate_factors(self) -> dict[str, float]:
+        """What each family's inner rate is multiplied by; families that are not named have 1."""
+        return parse_shares(self.family_rates, list(self.pairs_by_family)) if self.family_rates else {}
+
+    @property
     def mean_unroll(self) -> float:
-        """Mean length of an inner run: that of the log-uniform law, without its rounding."""
-        if self.min_unroll == self.max_unroll:
-            return float(self.min_unroll)
+        """Mean length of an inner run, without the rounding."""
+        if self.min_unroll == self.max_unroll or self.unroll_law == "uniform":
+            return (self.min_unroll + self.max_unroll) / 2
         return (self.max_unroll - self.min_unroll) / math.log(self.max_unroll / self.min_unroll)
 
     @property

@@ -5,13 +5,16 @@
 | `pes` | K steps | the sum of the run's perturbations | where each of them stands |
 | `truncated-es` | K steps | this iteration's perturbation | where θ + ε stands |
 | `full-es` | whole runs | this iteration's perturbation | a new start |
+| `noise-reuse-es` | K steps | the run's one perturbation | where each of them stands |
 
 The first is unbiased and has the largest variance. The second ignores what a perturbation does after its
 own K steps: small variance, and a bias towards short-sighted rules. The third is unbiased, and as slow as
-its longest run.
+its longest run. The fourth is unbiased too: a run keeps its perturbation from its first step to its last, so
+that nothing accumulates, and among estimators that share noise between truncations none has less variance.
 
 Source: arXiv 2112.13835, sections 2 and 3, where they are named PES and ES; truncated evolution strategies
-go on from one state for both signs as in learned_optimization's estimator of that name.
+go on from one state for both signs as in learned_optimization's estimator of that name; noise-reuse evolution
+strategies: arXiv 2304.12180, algorithm 1.
 """
 
 from __future__ import annotations
@@ -26,7 +29,39 @@ from celo2.meta.losses import Losses
 from celo2.meta.pes import Estimate, Theta
 from celo2.meta.truncation import InnerState
 
-__all__ = ["estimate", "next_start"]
+__all__ = ["estimate", "mask_unread", "next_start", "perturb"]
+
+
+def perturb(fresh: Theta, accumulator: Theta, starting: Array, config: MetaConfig) -> Theta:
+    """The perturbation of each pair in this outer iteration: a new one, or that of its run.
+
+    Args:
+        fresh: New perturbations, leading axis `pairs`.
+        accumulator: With "noise-reuse-es", those of the runs; unused otherwise.
+        starting: Whether a pair's run starts with this iteration, `(pairs,)` bool.
+        config: The recipe.
+    """
+    if config.estimator != "noise-reuse-es":
+        return fresh
+
+    def choose(new: Array, old: Array) -> Array:
+        return jnp.where(starting.reshape(starting.shape + (1,) * (new.ndim - 1)), new, old)
+
+    return {name: choose(noise, accumulator[name]) for name, noise in fresh.items()}
+
+
+def mask_unread(perturbation: Theta, config: MetaConfig) -> Theta:
+    """Without the numbers that the rule never reads: outputs of its last layer, whose gradient is only noise.
+
+    Args:
+        perturbation: Leading axis `pairs`.
+        config: The recipe.
+    """
+    if config.member is not None:
+        return perturbation
+    layer, read = config.rule.ff_hidden_layers, 2 if config.rule.exp_mult else 1
+    names = perturbation.keys() & {f"w{layer}", f"b{layer}"}
+    return {**perturbation, **{name: perturbation[name].at[..., read:].set(0.0) for name in names}}
 
 
 def estimate(losses: Losses, perturbation: Theta, accumulator: Theta, config: MetaConfig) -> Estimate:
@@ -35,21 +70,24 @@ def estimate(losses: Losses, perturbation: Theta, accumulator: Theta, config: Me
     Args:
         losses: What it measured, `(steps, pairs)`.
         perturbation: Its ε, leading axis `pairs`.
-        accumulator: Sum of the runs' earlier perturbations, leading axis `pairs`; zero, and staying so,
-            unless the estimator is "pes".
+        accumulator: Sum of the runs' earlier perturbations, leading axis `pairs`; with "noise-reuse-es",
+            which accumulates nothing, their perturbations; otherwise zero, and staying so.
         config: The recipe.
     """
+    reuses = config.estimator == "noise-reuse-es"
     found = pes.estimate(
         losses.positive,
         losses.negative,
         losses.is_done,
         perturbation,
-        accumulator,
+        jax.tree.map(jnp.zeros_like, accumulator) if reuses else accumulator,
         sigma=config.sigma,
         weight=losses.weight,
         sign_scale=config.sign_scale if config.loss_difference == "sign" else 0.0,
     )
-    return found if config.estimator == "pes" else found._replace(accumulator=accumulator)
+    if config.estimator == "pes":
+        return found
+    return found._replace(accumulator=perturbation if reuses else accumulator)
 
 
 def next_start(inner: InnerState, config: MetaConfig) -> InnerState:

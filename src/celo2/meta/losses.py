@@ -9,15 +9,17 @@ from jax import Array
 
 from celo2.meta.config import MetaConfig
 
-__all__ = ["Losses", "loss_weight"]
+__all__ = ["LEAST_LOSS", "Losses", "loss_weight", "scale_loss"]
+
+LEAST_LOSS = 1e-3  # that has a logarithm of its own, in units in which an untrained network scores log(10)
 
 
 class Losses(NamedTuple):
     """What was measured, each `(steps, pairs)`; K steps in a truncation.
 
     Attributes:
-        positive: Meta-loss under θ + ε, in [0, ceiling].
-        negative: Meta-loss under θ - ε, in [0, ceiling].
+        positive: Meta-loss under θ + ε, see `scale_loss`.
+        negative: Meta-loss under θ - ε, see `scale_loss`.
         is_done: The run was reset just before this step.
         diverged: Runs of the pair (0, 1 or 2) whose loss was not finite.
         is_running: Whether the step was part of a run, and not after the end of one.
@@ -53,3 +55,10 @@ def loss_weight(step: Array, length: Array, config: MetaConfig) -> Array:
     if is_full:
         return jnp.where(step < length, 1.0 / length.astype(jnp.float32), 0.0)
     return jnp.full(step.shape, 1.0 / config.truncation_length, jnp.float32)
+
+
+def scale_loss(losses: Array, ceiling: float, config: MetaConfig) -> Array:
+    """What is judged of finite losses: themselves in [0, ceiling], or their logarithms."""
+    if config.loss_scale == "log":
+        return jnp.log(jnp.clip(losses, LEAST_LOSS, ceiling))
+    return jnp.clip(losses, 0.0, ceiling)

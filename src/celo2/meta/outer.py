@@ -65,6 +65,7 @@ class OuterMetrics(NamedTuple):
         loss_per_task: Mean meta-loss of each of `groups.task_names`; NaN if no loss counted.
         meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
+        signal_to_noise: Of the meta-gradient, see `pes.Estimate`.
         diverged: Share of inner losses that were not finite.
         resets: Pairs that were reset.
         ended_runs: Inner runs that took their last step, of both signs.
@@ -75,6 +76,7 @@ class OuterMetrics(NamedTuple):
     loss_per_task: Array
     meta_loss: Array
     grad_norm: Array
+    signal_to_noise: Array
     diverged: Array
     resets: Array
     ended_runs: Array
@@ -171,8 +173,12 @@ def _make_outer_step(
     def outer_step(state: OuterState, data: TaskData) -> tuple[OuterState, OuterMetrics]:
         run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
         noise_key, pairs_key = jax.random.split(run_key)
-        perturbation = pes.sample_perturbations(
+        fresh = pes.sample_perturbations(
             noise_key, state.theta, config.sigma, config.num_pairs, frozen=frozen
+        )
+        starting = jnp.concatenate([runs.step >= runs.length for runs in state.inner]) | (state.count == 0)
+        perturbation = estimators.perturb(
+            estimators.mask_unread(fresh, config), state.accumulator, starting, config
         )
         inner, losses = unroll_sharded(
             split_pairs(pes.antithetic(state.theta, perturbation), config),
@@ -184,7 +190,7 @@ def _make_outer_step(
         losses = join_losses(losses)
         found = estimators.estimate(losses, perturbation, state.accumulator, config)
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
-        metrics = _compute_metrics(losses, found.gradient, skipped, task_sizes=task_sizes(config))
+        metrics = _compute_metrics(losses, found, skipped, task_sizes=task_sizes(config))
         inner = tuple(estimators.next_start(runs, config) for runs in inner)
         return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1), metrics
 
@@ -192,14 +198,15 @@ def _make_outer_step(
 
 
 def _compute_metrics(
-    losses: Losses, gradient: Theta, skipped: Array, *, task_sizes: Sequence[int]
+    losses: Losses, found: pes.Estimate, skipped: Array, *, task_sizes: Sequence[int]
 ) -> OuterMetrics:
     loss_per_task, meta_loss = _mean_losses(losses, task_sizes)
     diverged = jnp.where(losses.is_running, losses.diverged, 0)
     return OuterMetrics(
         loss_per_task=loss_per_task,
         meta_loss=meta_loss,
-        grad_norm=optax.tree.norm(gradient),
+        grad_norm=optax.tree.norm(found.gradient),
+        signal_to_noise=found.signal_to_noise,
         diverged=jnp.sum(diverged) / (2.0 * jnp.sum(losses.is_running)),
         resets=jnp.sum(losses.is_done),
         ended_runs=2 * jnp.sum(losses.is_last),

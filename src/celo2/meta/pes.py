@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["Estimate", "Theta", "antithetic", "estimate", "sample_perturbations"]
+__all__ = ["Estimate", "Theta", "antithetic", "estimate", "sample_perturbations", "signal_to_noise"]
 
 Theta = dict[str, Array]
 
@@ -33,11 +33,14 @@ class Estimate(NamedTuple):
         gradient: Meta-gradient of the mean loss, a tree like theta.
         accumulator: New sum of perturbations of each pair, leading axis `pairs`.
         mean_loss: Mean meta-loss of both signs, a scalar.
+        signal_to_noise: `|ḡ|² / mean |gᵢ - ḡ|²` over the pairs' own gradients gᵢ, whose mean is ḡ. From noise
+            alone, one over the number of pairs less one is expected: what lies above is signal.
     """
 
     gradient: Theta
     accumulator: Theta
     mean_loss: Array
+    signal_to_noise: Array
 
 
 def sample_perturbations(
@@ -112,19 +115,36 @@ def estimate(
     was_reset = jnp.any(is_done, axis=0)
     total = {name: accumulator[name] + noise for name, noise in perturbation.items()}
 
-    def gradient_of(name: str) -> Array:
+    def gradients_of(name: str) -> Array:
         noise = perturbation[name]
         weighted = _per_pair(before, noise) * total[name] + _per_pair(after, noise) * noise
-        return jnp.mean(weighted, axis=0) / (2.0 * sigma**2)
+        return weighted / (2.0 * sigma**2)
 
+    gradients = {name: gradients_of(name) for name in perturbation}
+    gradient = {name: jnp.mean(each, axis=0) for name, each in gradients.items()}
     return Estimate(
-        {name: gradient_of(name) for name in perturbation},
+        gradient,
         {
             name: jnp.where(_per_pair(was_reset, noise), noise, total[name])
             for name, noise in perturbation.items()
         },
         jnp.mean(jnp.sum(share * (loss_pos + loss_neg) / 2.0, axis=0)),
+        signal_to_noise(gradient, gradients),
     )
+
+
+def signal_to_noise(mean: Theta, gradients: Theta) -> Array:
+    """See `Estimate`; NaN for one pair, whose deviation is nothing.
+
+    Args:
+        mean: The meta-gradient.
+        gradients: Each pair's own, leading axis `pairs`.
+    """
+    signal = sum(jnp.sum(jnp.square(array)) for array in mean.values())
+    noise = sum(
+        jnp.sum(jnp.square(each - mean[name][None])) / each.shape[0] for name, each in gradients.items()
+    )
+    return jnp.asarray(signal / noise)
 
 
 def _per_pair(values: Array, like: Array) -> Array:

@@ -29,19 +29,28 @@ def smoothing_window(run: RunHistory) -> int:
 
 
 def draw_runs(runs: Sequence[RunHistory]) -> Figure:
-    """Six panels. Colours are runs', except where one run's tasks are shown: there they are the tasks'."""
+    """Seven panels. Colours are runs', except where one run's tasks are shown: there they are the tasks'."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(14, 9), layout="constrained")
-        (loss, gradient, diverged), (scores, agreement, faults) = figure.subplots(2, 3)
+        figure = Figure(figsize=(18, 9), layout="constrained")
+        (loss, gradient, signal, diverged), (scores, agreement, faults, unused) = figure.subplots(2, 4)
+        unused.remove()
         _draw_losses(loss, runs)
         _draw_column(gradient, runs, "grad_norm", "Norm of the meta-gradient", "L2 norm", log=True)
+        _draw_column(
+            signal,
+            runs,
+            "signal_to_noise",
+            "Signal to noise of the meta-gradient",
+            "ratio of squares",
+            log=True,
+        )
         _draw_column(
             diverged, runs, "diverged", "Inner losses that were not finite", "share, %", factor=100.0
         )
         _draw_probes(scores, runs)
         _draw_agreement(agreement, runs)
         _draw_faults(faults, runs)
-        for axes in (loss, gradient, diverged, scores, faults):
+        for axes in (loss, gradient, signal, diverged, scores, faults):
             axes.set_xlabel("outer iteration")
         for axes in figure.axes:
             if axes.get_legend_handles_labels()[0]:

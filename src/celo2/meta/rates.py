@@ -14,9 +14,9 @@ from celo2.tasks.base import Params
 __all__ = ["rate_share", "sample_rates"]
 
 
-def sample_rates(key: Array, scales: Params, config: MetaConfig) -> Params:
+def sample_rates(key: Array, scales: Params, config: MetaConfig, family_factor: float = 1.0) -> Params:
     """One factor for the task; in the network's units the larger an array's scale, the less it moves."""
-    factor = log_uniform(key, 1.0 / config.rate_spread, config.rate_spread)
+    factor = family_factor * log_uniform(key, 1.0 / config.rate_spread, config.rate_spread)
     return jax.tree.map(lambda scale: factor / scale if config.rate_units == "network" else factor, scales)
 
 

@@ -170,6 +170,7 @@ def _as_records(
                 zip(task_names(config), map(_number_or_none, metrics.loss_per_task[index]), strict=True)
             ),
             "grad_norm": _number_or_none(metrics.grad_norm[index]),
+            "signal_to_noise": _number_or_none(metrics.signal_to_noise[index]),
             "diverged": float(metrics.diverged[index]),
             "resets": int(metrics.resets[index]),
             "ended_runs": int(metrics.ended_runs[index]),

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from celo2.meta.config import MetaConfig
 from celo2.meta.inner import make_inner_optimizer
-from celo2.meta.losses import Losses, loss_weight
+from celo2.meta.losses import Losses, loss_weight, scale_loss
 from celo2.meta.pes import Theta
 from celo2.meta.rates import rate_share, sample_rates
 from celo2.tasks.augmentation import log_uniform, parse_mixture
@@ -93,8 +94,9 @@ def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig, *, family: st
 
     def init(key: Array) -> InnerState:
         start_key, offset_key = jax.random.split(key)
-        state = _sample_start(start_key, _both(theta), make_family(config, family), config)
-        return state._replace(step=jax.random.randint(offset_key, (), 0, state.length))
+        state = _sample_start(start_key, _both(theta), family, config)
+        unit = _length_unit(config)
+        return state._replace(step=unit * jax.random.randint(offset_key, (), 0, state.length // unit))
 
     return jax.vmap(init)(pair_keys)
 
@@ -124,9 +126,7 @@ def unroll(
     Raises:
         ValueError: The recipe's meta-loss is the held-out one, and `data` has no held-out splits.
     """
-    fresh, draw, advance = _make_advance(
-        thetas, pair_keys, set_index, data, make_family(config, family), config
-    )
+    fresh, draw, advance = _make_advance(thetas, pair_keys, set_index, data, family, config)
 
     def body(state: InnerState, draws: Draws) -> tuple[InnerState, Losses]:
         is_done = state.step >= state.length
@@ -158,9 +158,7 @@ def unroll_full(
         The runs as they ended, and losses of at least `max_unroll` steps; `is_done` is false.
     """
     del state
-    fresh, draw, advance = _make_advance(
-        thetas, pair_keys, set_index, data, make_family(config, family), config
-    )
+    fresh, draw, advance = _make_advance(thetas, pair_keys, set_index, data, family, config)
     length = config.truncation_length
     num_pieces = -(-config.max_unroll // length)
 
@@ -181,12 +179,13 @@ def _make_advance(
     pair_keys: Array,
     set_index: Array,
     data: SharedData,
-    family: TaskFamily,
+    family_name: str,
     config: MetaConfig,
 ) -> _Advance:
     """New starts, and one step of all pairs, whose keys are `pair_keys` and the number of the step."""
+    family = make_family(config, family_name)
     start_keys, batch_keys = jnp.moveaxis(jax.vmap(jax.random.split)(pair_keys), 1, 0)
-    fresh = jax.vmap(lambda key, pair: _sample_start(key, pair, family, config))(start_keys, thetas)
+    fresh = jax.vmap(lambda key, pair: _sample_start(key, pair, family_name, config))(start_keys, thetas)
     step_pairs = jax.vmap(_make_step(family, config))
     num_sets = len(config.sets_of(family.source))
     if config.meta_loss == "held-out" and data is not None:
@@ -205,7 +204,7 @@ def _make_advance(
         held_out = None if draws.held_out is None else make(draws.held_out)
         params, opt_state, losses = step_pairs(thetas, state, make(draws.training), held_out)
         finite = jnp.isfinite(losses)
-        clipped = jnp.clip(jnp.where(finite, losses, family.loss_ceiling), 0.0, family.loss_ceiling)
+        clipped = scale_loss(jnp.where(finite, losses, family.loss_ceiling), family.loss_ceiling, config)
         after = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
         return after, Losses(
             positive=clipped[:, 0],
@@ -234,16 +233,32 @@ def _both(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_SIGNS, *leaf.shape)), tree)
 
 
-def _sample_start(key: Array, thetas: Theta, family: TaskFamily, config: MetaConfig) -> InnerState:
+def _length_unit(config: MetaConfig) -> int:
+    """A length is a multiple of so many steps: runs under one perturbation end with a truncation."""
+    return config.truncation_length if config.estimator == "noise-reuse-es" else 1
+
+
+def _sample_length(key: Array, config: MetaConfig) -> Array:
+    """Steps of a new inner run, `()` int32."""
+    if config.unroll_law == "uniform":
+        length = jax.random.randint(key, (), config.min_unroll, config.max_unroll + 1)
+    else:
+        length = log_uniform(key, config.min_unroll, config.max_unroll).astype(jnp.int32)
+    unit = _length_unit(config)
+    return (length + unit - 1) // unit * unit
+
+
+def _sample_start(key: Array, thetas: Theta, family_name: str, config: MetaConfig) -> InnerState:
     """A new task for one pair, at step 0; the optimizers of the two signs may start at what theta says."""
+    family = make_family(config, family_name)
     task_key, length_key, rate_key = jax.random.split(key, 3)
     problem = ()
     if family.source == "problem":
         task_key, problem_key = jax.random.split(task_key)
         problem = family.sample_problem(problem_key)
     stored, scales = family.init(task_key)
-    rates = sample_rates(rate_key, scales, config)
-    length = log_uniform(length_key, config.min_unroll, config.max_unroll).astype(jnp.int32)
+    rates = sample_rates(rate_key, scales, config, config.rate_factors.get(family_name, 1.0))
+    length = _sample_length(length_key, config)
     opt_state = jax.vmap(lambda theta: make_inner_optimizer(theta, config, length).init(stored))(thetas)
     step = jnp.zeros((), jnp.int32)
     return InnerState(_both(stored), opt_state, scales, rates, step, length, problem)
@@ -266,6 +281,8 @@ def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Pa
         length: Array,
     ) -> tuple[Params, Any, Array]:
         loss, grads = jax.value_and_grad(family.loss)(params, scales, batch)
+        if config.inner_clip:
+            grads, _ = optax.clip_by_global_norm(config.inner_clip).update(grads, optax.EmptyState())
         optimizer = make_inner_optimizer(theta, config, length)
         updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
         if held_out is not None:

@@ -7,7 +7,8 @@ beside them.
 
 OUT/config.json          what decides the result
 OUT/generations.jsonl    one line for each generation: tasks, candidates' values, the mean, its log ratios
-OUT/weights/             the mean as finished weights, now and then
+OUT/weights/             the mean as finished weights, now and then, and its average over the last third of
+                         the generations, which the noise of single ones moves less
 
 Candidates depend on the seed and on the values of earlier generations alone, so the record is also the
 checkpoint: resuming asks for them again, tells the recorded values, and goes on.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 from cmaes import CMA
 
+from celo2 import __version__
 from celo2._files import read_records, write_atomic
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import Objective, soft_maximum
@@ -123,7 +126,7 @@ def search(
         on_generation: Called with each new line of the record.
 
     Returns:
-        The distribution's mean, `(22,)`.
+        The mean of the distributions of the last third of the generations, `(22,)`.
 
     Raises:
         ValueError: The folder's search has other settings.
@@ -138,6 +141,7 @@ def search(
         population_size=config.population,
         seed=config.seed,
     )
+    means: list[np.ndarray] = []
     for number in range(generations):
         candidates = [strategy.ask() for _ in range(config.population)]
         if number < len(records):
@@ -150,9 +154,13 @@ def search(
             if on_generation:
                 on_generation(done)
         strategy.tell(list(zip(candidates, values, strict=True)))
-        if number >= len(records) and ((number + 1) % save_every == 0 or number + 1 == generations):
-            _save(strategy.mean, config, out, number + 1)
-    return strategy.mean
+        means.append(strategy.mean)
+        if number >= len(records) and (number + 1) % save_every == 0:
+            _save(strategy.mean, config, out, f"{number + 1:06d}")
+    average = np.mean(means[-math.ceil(generations / 3) :], axis=0)
+    _save(strategy.mean, config, out, f"{generations:06d}")
+    _save(average, config, out, f"{generations:06d}-averaged")
+    return average
 
 
 def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
@@ -211,10 +219,12 @@ def _measure(
     )
 
 
-def _save(vector: np.ndarray, config: SearchConfig, out: Path, number: int) -> None:
+def _save(vector: np.ndarray, config: SearchConfig, out: Path, label: str) -> None:
     provenance = {
-        "made_by": f"celo2 search, {number} generations",
-        "recipe": config.to_json(),
+        "made_by": f"celo2 {__version__}",
+        "command": f"celo2 search --variant {config.variant}, generation {label}",
+        "recipe": " ".join(config.to_json().split()),
+        "mixture": mixture.describe(vector),
     }
     weights = mixture.make_weights(vector, config.variant, provenance)
-    save_weights(out / "weights" / f"{config.variant}-{number:06d}.safetensors", weights)
+    save_weights(out / "weights" / f"{config.variant}-{label}.safetensors", weights)

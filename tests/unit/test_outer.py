@@ -120,6 +120,25 @@ def test_signs_go_on_from_one_state_with_truncated_es_only(estimator: str) -> No
     np.testing.assert_array_equal(after.step, step)
 
 
+def test_a_run_keeps_its_perturbation_with_noise_reuse_only() -> None:
+    fresh, held = {"w": jnp.ones((3, 2))}, {"w": jnp.zeros((3, 2))}
+    starting = jnp.array([True, False, True])
+    reusing = dataclasses.replace(CONFIG, estimator="noise-reuse-es")
+    kept = estimators.perturb(fresh, held, starting, reusing)["w"]
+    np.testing.assert_array_equal(kept, [[1, 1], [0, 0], [1, 1]])
+    assert estimators.perturb(fresh, held, starting, CONFIG) is fresh
+
+
+@pytest.mark.parametrize(("options", "read"), [((), 1), (("exp_mult=0.1",), 2)], ids=["default", "magnitude"])
+def test_outputs_that_nothing_reads_are_not_perturbed(options: tuple[str, ...], read: int) -> None:
+    config = dataclasses.replace(CONFIG, rule_options=options)
+    ones = {name: jnp.ones((2, *shape)) for name, shape in config.weight_shapes().items()}
+    masked = estimators.mask_unread(ones, config)
+    kept = {name: int(array[0].sum()) for name, array in masked.items()}
+    assert (kept["w2"], kept["b2"]) == (8 * read, read)
+    assert sum(kept.values()) == 347 - 9 * (3 - read)
+
+
 @pytest.mark.parametrize("fault", ["gradient", "update"])
 def test_what_is_not_finite_is_skipped_and_counted(fault: str) -> None:
     if fault == "gradient":

@@ -12,7 +12,7 @@ import pytest
 from celo2.meta import pes
 from celo2.meta.config import MetaConfig
 from celo2.meta.inner import make_inner_optimizer
-from celo2.meta.losses import Losses
+from celo2.meta.losses import LEAST_LOSS, Losses, scale_loss
 from celo2.meta.start import init_theta
 from celo2.meta.truncation import InnerState, init_pairs, make_family, unroll
 from celo2.tasks.datasets import load_image_sets
@@ -137,6 +137,55 @@ def test_rates_are_spread_around_the_inner_one(theta: pes.Theta, data) -> None:
     assert factors.min() >= 0.25 * (1 - 5e-3)
     assert factors.max() <= 4.0 * (1 + 5e-3)
     assert np.ptp(np.log(factors)) > 0.1
+
+
+def test_rate_of_a_family_is_multiplied_by_its_factor(theta: pes.Theta, data) -> None:
+    config = dataclasses.replace(ONE_STEP, level="none", family_rates=("mlp:3",))
+    rms = _rms_of_one_step(theta, data, config, [0, 0, 0])
+    np.testing.assert_allclose(rms, 3.0 * CONFIG.inner_learning_rate, rtol=5e-3)  # parameters round
+
+
+def test_lengths_follow_the_law_and_runs_under_one_perturbation_end_with_a_truncation(theta) -> None:
+    keys = jax.random.split(jax.random.key(3), 512)
+    options = {"truncation_length": 10, "min_unroll": 10, "max_unroll": 1000}
+    means = {}
+    for law in ("uniform", "log-uniform"):
+        for estimator, unit in (("pes", 1), ("noise-reuse-es", 10)):
+            config = dataclasses.replace(CONFIG, **options, unroll_law=law, estimator=estimator)
+            states = jax.vmap(lambda key, config=config: init_pairs(key[None], theta, config))(keys)
+            step, length = np.asarray(states.step).ravel(), np.asarray(states.length).ravel()
+            assert (length % unit == 0).all()
+            assert (step % unit == 0).all()
+            assert (step < length).all()
+            assert len(np.unique(step)) > 20
+            means[law] = config.mean_unroll, length.mean(), length.std() / np.sqrt(len(length))
+    for expected, mean, error in means.values():
+        assert abs(mean - expected) < 5 * error + 10
+
+
+def test_log_losses_are_the_logarithms_of_the_clipped_ones(theta, data, compiled_unroll, start) -> None:
+    config = dataclasses.replace(CONFIG, loss_scale="log")
+    thetas = _thetas(theta, 0.01)
+    _, plain = compiled_unroll(thetas, start, _keys(5), data)
+    _, logs = jax.jit(lambda *given: unroll(*given, SETS, data, config))(thetas, start, _keys(5))
+    np.testing.assert_allclose(logs.positive, np.log(plain.positive), atol=1e-4)
+    assert float(scale_loss(jnp.zeros(()), 3.0, config)) == pytest.approx(np.log(LEAST_LOSS))
+
+
+def test_inner_gradients_are_clipped_to_a_norm(theta: pes.Theta, data) -> None:
+    """Vectors show it, whose step from rest is `m · rsqrt(v + 1e-8)`: of tiny gradients it is tiny."""
+    moves = []
+    for clip in (0.0, 1e-6):
+        config = dataclasses.replace(ONE_STEP, variant="celo2", level="none", inner_clip=clip)
+        state = init_pairs(jax.random.split(jax.random.key(1), 2), theta, config)
+        state = state._replace(step=jnp.zeros(2, jnp.int32), length=jnp.full(2, 10))
+        thetas = pes.antithetic(theta, pes.sample_perturbations(jax.random.key(2), theta, 0.0, 2))
+        arguments = thetas, state, _keys(7)[:2], jnp.zeros(2, int), data
+        after, _ = jax.jit(lambda *given, config=config: unroll(*given, config))(*arguments)
+        moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), after.params, state.params)
+        moves.append(float(moved["layer_0"]["bias"]))
+    assert moves[0] > 1e-3
+    assert moves[1] <= 0.02 * 0.1 * 1e-6 / 1e-4  # the rate, the momentum's share, the clip, the root's floor
 
 
 def test_celo2_trains_vectors_by_uncorrected_adam(theta: pes.Theta) -> None:

@@ -88,7 +88,8 @@ def test_options_that_differ_come_first(tmp_path: Path) -> None:
 
 def test_figure_shows_every_task_and_probe(run: Path) -> None:
     figure = draw_runs([load_history(run, "a")])
-    losses, gradient, _, probes, agreement, faults = figure.axes
+    losses, gradient, signal, _, probes, agreement, faults = figure.axes
+    assert "Signal to noise" in signal.get_title()
     labels = [line.get_label() for line in losses.get_lines() if not str(line.get_label()).startswith("_")]
     assert labels == ["mlp/digits", "mlp/<b>bold</b>"]
     assert gradient.get_yscale() == "log"

@@ -26,6 +26,17 @@ OPTIONS: dict[str, dict] = {  # what keeps a task small here; the networks are t
     "digits-mlp": {},
     "tiny-lm": {"max_bytes": 300_000, "batch_size": 4},
     "quadratic": {},
+    "mlp": {"images": "digits", "activation": "tanh"},
+    "autoencoder": {"images": "digits"},
+    "conv": {"images": "digits"},
+    "byte-lm": {
+        "text": "pydoc",
+        "width": 16,
+        "num_heads": 2,
+        "num_layers": 1,
+        "context": 16,
+        "batch_size": 8,
+    },
 }
 NUM_PARAMETERS = {
     "fashion-mlp": 118_282,
@@ -33,6 +44,10 @@ NUM_PARAMETERS = {
     "digits-mlp": 3_466,
     "tiny-lm": 137_216,
     "quadratic": 2_048,
+    "mlp": 2_410,
+    "autoencoder": 4_744,
+    "conv": 1_418,
+    "byte-lm": 12_016,
 }
 
 
@@ -121,6 +136,37 @@ def test_batch_is_rows_of_the_data_in_their_types(name: str) -> None:
         key: ((task_of(name).batch_size, *array.shape[1:]), array.dtype) for key, array in arrays.items()
     }
     assert {key: (array.shape, array.dtype) for key, array in batch.items()} == expected
+
+
+def test_byte_lm_may_be_tied_small_in_symbols_and_begin_at_one_scale() -> None:
+    sizes = {"width": 16, "num_heads": 2, "num_layers": 1, "context": 16}
+    task = make_task("byte-lm", symbols=20, tied=True, init_scale=0.02, **sizes)
+    params = task.init(jax.random.key(0))
+    assert "head" not in params
+    assert params["embedding"]["table"].shape == (20, 16)
+    spread = float(params["block_0"]["mlp"]["up"]["kernel"].std())
+    assert spread == pytest.approx(0.02, rel=0.1)
+    texts = [split["text"] for split in (task.dataset.train, task.dataset.valid)]
+    assert {int(text.max()) for text in texts} == {19}
+    counts = np.bincount(texts[0].ravel(), minlength=20)
+    assert (np.diff(counts[:19]) <= 0).all()  # the most frequent bytes, in this order; 19 is all others
+    assert task.initial_loss == pytest.approx(math.log(20))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mlp", {"images": "minst"}, "did you mean 'mnist'"),
+        ("mlp", {"activation": "rel"}, "did you mean 'relu'"),
+        ("byte-lm", {"text": "bible"}, "unknown text 'bible'"),
+        ("byte-lm", {"symbols": 300}, "symbols must be from 2 to 256"),
+        ("byte-lm", {"init_scale": -1.0}, "init_scale must be finite"),
+    ],
+    ids=["images", "activation", "text", "symbols", "scale"],
+)
+def test_unusable_options_are_refused(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_task(name, **options)
 
 
 def test_fashion_mlp_has_the_shapes_of_the_published_task() -> None:

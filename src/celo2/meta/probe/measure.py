@@ -27,10 +27,9 @@ from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.protocol import NUM_EVALS
 from celo2.evaluate.runner import GridRunner
 from celo2.evaluate.task_program import SharedTask
-from celo2.meta.task_sets import TaskEntry, TaskSet, load_task_set
+from celo2.meta.task_sets import END_SHARE, TaskEntry, TaskSet, load_task_set
 
 __all__ = [
-    "END_SHARE",
     "Probe",
     "ProbeConfig",
     "TaskRecord",
@@ -46,7 +45,6 @@ FIRST_RUNGS = (-6, -2, 2, 6)  # rungs of the first round, around the task's own 
 STRIDES = (4, 2, 1)  # distances of the neighbours that further rounds try
 LAST_RUNG = 20  # a factor of 1,000 from the task's own rate, at which the search for a better one ends
 RATES_AT_ONCE = 2  # trained together; a program is compiled for as many
-END_SHARE = 0.2  # of the steps, and of the validations, over which a run's end is averaged
 LOSS_FLOOR = 1e-6  # a loss below it counts as this much: ratios are of logarithms
 
 TaskRecord = dict[str, Any]  # what `Probe.measure` says of a task

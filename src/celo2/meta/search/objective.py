@@ -29,11 +29,10 @@ from jax import Array
 from celo2.evaluate.protocol import DIVERGENCE_MARGIN, cosine_schedule, seed_keys
 from celo2.jax.compilation import compiler_options
 from celo2.meta.search.mixture import make_optimizer, to_mixture
-from celo2.meta.task_sets import TaskEntry, TaskSet
+from celo2.meta.task_sets import END_SHARE, TaskEntry, TaskSet
 
-__all__ = ["END_SHARE", "RATE_FACTORS", "Objective", "best_of_rates", "soft_maximum"]
+__all__ = ["RATE_FACTORS", "Objective", "best_of_rates", "soft_maximum"]
 
-END_SHARE = 0.2  # of the steps, over whose losses a run's end is averaged
 RATE_FACTORS = (0.6, 1.0, 1.67)  # times the task's own rate
 LARGEST_CORRECTION = 0.02  # of the lowest log loss by the parabola
 SHARPNESS = 25.0  # κ

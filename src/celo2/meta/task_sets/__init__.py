@@ -36,7 +36,9 @@ from celo2.config import nearest_name
 from celo2.tasks.base import Task
 from celo2.tasks.registry import check_task_name, make_task
 
-__all__ = ["TASK_SETS", "TaskEntry", "TaskSet", "load_task_set"]
+__all__ = ["END_SHARE", "TASK_SETS", "TaskEntry", "TaskSet", "load_task_set"]
+
+END_SHARE = 0.2  # of the steps, and of the validations, over which the loss at the end of a run is averaged
 
 TASK_SETS = ("searching", "choosing", "judging")
 """Names of the sets in the package."""

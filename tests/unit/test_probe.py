@@ -14,6 +14,7 @@ from celo2.evaluate.runner import run_grid
 from celo2.jax.transform import celo2_base
 from celo2.meta.probe import Probe, ProbeConfig, compare, compute_score, describe_task
 from celo2.meta.probe import measure as module
+from celo2.meta.probe.figure import draw_comparisons
 from celo2.meta.probe.measure import LADDER, log_ratios, next_rungs
 from celo2.meta.probe.paired import detectable
 from celo2.tasks.registry import make_task
@@ -146,6 +147,19 @@ def test_detectable_difference_is_seen_four_times_in_five() -> None:
     means, errors = samples.mean(1), samples.std(1, ddof=1) / math.sqrt(8)
     seen = np.abs(means) > errors * stats.t.ppf(0.975, 7)
     assert 0.74 < seen.mean() < 0.86
+
+
+def test_figure_has_every_task_and_candidate() -> None:
+    start = {name: make_record([1.0, 1.0]) for name in "ab"}
+    now = {name: make_record([0.9, 0.8]) for name in "ab"}
+    rows = {"new": compare(now, start), "old": compare(start, start)}
+    figure = draw_comparisons({"training": rows, "validation": rows}, "adam")
+    left, right = figure.axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b", "mean"]
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["new", "old"]
+    assert "training: log ratio to adam" in left.get_xlabel()
+    line = left.containers[0].lines[0]
+    np.testing.assert_allclose(line.get_xdata(), 100 * np.log([0.9 * 0.8] * 3) / 2)
 
 
 def test_comparison_without_the_references_task_is_refused() -> None:

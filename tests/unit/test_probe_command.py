@@ -65,8 +65,8 @@ def words(tmp_path: Path) -> list[str]:
 def test_every_checkpoint_of_a_run_is_scored_against_the_first(
     run: Path, made, words: list[str], tmp_path: Path, capsys
 ) -> None:
-    file, table = tmp_path / "out.json", tmp_path / "table.md"
-    files = ["--json", str(file), "--markdown", str(table)]
+    file, table, plot = tmp_path / "out.json", tmp_path / "table.md", tmp_path / "plot.png"
+    files = ["--json", str(file), "--markdown", str(table), "--plot", str(plot)]
     assert command.main([str(run), "adamw", *words, *files]) == 0
     rows = json.loads(file.read_text())["candidates"]
     assert [Path(row["name"]).name for row in rows] == [
@@ -76,6 +76,7 @@ def test_every_checkpoint_of_a_run_is_scored_against_the_first(
     ]
     assert [row["score"] for row in rows] == pytest.approx([0.0, np.log(0.25), np.log(0.5)])
     assert made == ["quadratic"] * 2  # once for the rule, once for AdamW
+    assert plot.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr()
     assert "2 seed(s): too few for a claim" in printed.out
     assert "celo2-000010.safetensors, bowl: 0.2500" in printed.err

@@ -85,6 +85,8 @@ class ProbeCommand:
     """Also write everything to this file."""
     markdown: Path | None = None
     """Also write the tables to this file."""
+    plot: Path | None = None
+    """Also draw the tables to this file, a PNG; needs celo2[eval]."""
     devices: int = 0
     """Host devices that share the runs on a CPU; 0: one for each core."""
 
@@ -101,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
         config = command.probe
         if not command.candidates:
             raise ValueError("name at least one candidate: a weight file, a run's folder, adam.")
-        for path in (command.json, command.markdown):
+        for path in (command.json, command.markdown, command.plot):
             if path and not path.absolute().parent.is_dir():
                 raise ValueError(f"there is no folder {path.parent} to write {path.name} into.")
         use_cpu_devices(command.devices or num_cores())
@@ -142,6 +144,8 @@ def _show(command: ProbeCommand, config: ProbeConfig, found: Mapping[str, Mappin
     edges = [f"{name} on {task}" for name, done in whole.items() for task in common if done[task]["at_edge"]]
     if edges:
         console.print(f"The best rate is at the end of those tried: {', '.join(edges)}.")
+    if command.plot and len(whole) > 1:
+        _draw(command.plot, whole)
     if command.markdown:
         write_atomic(command.markdown, "\n".join(texts).encode())
     if command.json:
@@ -152,6 +156,19 @@ def _show(command: ProbeCommand, config: ProbeConfig, found: Mapping[str, Mappin
         ]
         text = json.dumps({"probe": json.loads(config.to_json()), "candidates": rows}, indent=2)
         write_atomic(command.json, f"{text}\n".encode())
+
+
+def _draw(path: Path, found: Mapping[str, Mapping[str, TaskRecord]]) -> None:
+    """Draws every candidate but the first, which is the line at zero."""
+    from celo2.evaluate.plots import save_png
+    from celo2.meta.probe.figure import draw_comparisons
+
+    (reference, first), *others = found.items()
+    measures = {
+        title: {_short(name): compare(done, first, measure_name) for name, done in others}
+        for measure_name, title in TITLES.items()
+    }
+    save_png(draw_comparisons(measures, _short(reference)), path)
 
 
 def _as_dict(comparison: Comparison) -> dict[str, Any]:

@@ -14,10 +14,10 @@ A set is a TOML file, so that it stands fixed in the repository before the runs 
     weight_decay = 0.1           # decoupled; 0 by default
     options = { widths = [32] }  # keywords of the function that makes the task
 
-Three sets come with the package. `searching` is small and broad, half of it transformers. `choosing` may
+Four sets come with the package. `searching` is small and broad, half of it transformers. `choosing` may
 select checkpoints and recipes. `judging` has other kinds of network, other data and other sizes, half of its
 runs are 1,500 steps long, and it is only ever run on weights that are about to be shipped and on the rows
-beside them.
+beside them. `scaling` has one task at three widths and one at three lengths.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["END_SHARE", "TASK_SETS", "TaskEntry", "TaskSet", "load_task_set"]
 
 END_SHARE = 0.2  # of the steps, and of the validations, over which the loss at the end of a run is averaged
 
-TASK_SETS = ("searching", "choosing", "judging")
+TASK_SETS = ("searching", "choosing", "judging", "scaling")
 """Names of the sets in the package."""
 
 

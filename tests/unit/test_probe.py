@@ -159,7 +159,7 @@ def test_figure_has_every_task_and_candidate() -> None:
     assert [text.get_text() for text in right.get_legend().get_texts()] == ["new", "old"]
     assert "training: log ratio to adam" in left.get_xlabel()
     line = left.containers[0].lines[0]
-    np.testing.assert_allclose(line.get_xdata(), 100 * np.log([0.9 * 0.8] * 3) / 2)
+    np.testing.assert_allclose(np.asarray(line.get_xdata(), float), 100 * np.log([0.9 * 0.8] * 3) / 2)
 
 
 def test_comparison_without_the_references_task_is_refused() -> None:

@@ -1,0 +1,128 @@
+"""Which matrices are output heads: by the modules that are called so, the vocabulary, and who reads what.
+
+A module called `head` or `classifier` may hold hidden layers too (VGG's): its heads are the matrices that
+none of the others in it reads. Nothing here depends on the order of registration or on a wrapper, since
+only numbered layers (`0`, `2`, `4`) have an order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from celo2.routing.finding import Finding, Findings
+from celo2.routing.names import MLP_WORDS, Name, is_head, is_weak_head
+from celo2.routing.network import Network, natural_order
+from celo2.routing.params import Param
+
+__all__ = ["by_name", "by_output", "by_vocabulary"]
+
+
+def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
+    """The last matrices of modules that are called heads."""
+    members = {}
+    for param in _open(network, found):
+        if name := _head_name(network, param):
+            members[param] = name
+    for param, name in members.items():
+        if not any(_comes_later(reader, param) for reader in network.readers(param, list(members))):
+            yield param, Finding("head", f"output head, {name}")
+
+
+def by_vocabulary(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
+    """The matrix outside of the body that makes one output for each entry of an embedding."""
+    tables = [param for param, finding in found.items() if finding.role == "embedding"]
+    vocabularies = {param.shape[-2] for param in tables if param.rank >= 2 and param.kind != "depthwise"}
+    vocabularies = {size for size in vocabularies if size > 1}
+    for param in _candidates(network, found):
+        assert param.matrix is not None
+        size = param.matrix.outputs
+        if size not in vocabularies:
+            continue
+        read = any(
+            reader.matrix is not None and reader.matrix.inputs == size for reader in network.readers(param)
+        )
+        twins = [other for other in _candidates(network, found) if other is not param]
+        if not read and not any(other.matrix and other.matrix.outputs == size for other in twins):
+            yield param, Finding("head", f"output head, {size} is the vocabulary")
+        elif not any(MLP_WORDS & name.words for name in param.names):
+            reason = f"{size} is the vocabulary, but a hidden size too: an output head?"
+            yield param, Finding("head", reason, decided=False)
+
+
+def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
+    """Projections whose output nothing reads; and the last one of the outermost chain of layers."""
+    tables = [param for param, finding in found.items() if finding.role in ("embedding", "position")]
+    network.add_widths({param.shape[-1] for param in tables if param.shape})
+    if network.is_part or len(network.matrices) + len(tables) < 2:
+        return
+    last = _last_of_chain(network)
+    for param in _candidates(network, found):
+        assert param.matrix is not None
+        size, weak = param.matrix.outputs, _weak_name(network, param)
+        readers = list(network.readers(param))
+        if not readers and not network.is_width(size):
+            yield param, Finding("head", f"output head, no layer reads its {size} outputs")
+        elif weak and not any(_in_chain(network, reader, param) for reader in readers):
+            yield param, Finding("head", f"output head, {weak}")
+        elif param is last:
+            yield param, Finding("head", "output head, the last layer")
+
+
+def _open(network: Network, found: Findings) -> list[Param]:
+    return [param for param in network.matrices if param not in found]
+
+
+def _candidates(network: Network, found: Findings) -> list[Param]:
+    """Open projections outside of the body: single matrices of linear layers and convolutions."""
+    return [
+        param
+        for param in _open(network, found)
+        if param.kind in ("linear", "matrix", "convolution")
+        and not network.is_repeated(param)
+        and not network.in_body(param)
+    ]
+
+
+def _head_name(network: Network, param: Param) -> Name | None:
+    """The outermost name on the way up to the body that speaks of a head."""
+    found = None
+    for index in reversed(range(len(param.names))):
+        if network.starts_body(param, index):
+            return found
+        if is_head(param.names[index]):
+            found = param.names[index]
+    return found
+
+
+def _comes_later(reader: Param, param: Param) -> bool:
+    """Whether a layer that could read another's output follows it, where each could read the other's."""
+    assert reader.matrix is not None
+    assert param.matrix is not None
+    if param.matrix.inputs != reader.matrix.outputs:
+        return True
+    if reader.holder != param.holder:
+        return False
+    return natural_order(reader) > natural_order(param)
+
+
+def _weak_name(network: Network, param: Param) -> Name | None:
+    """A name near the root that an output head may have."""
+    near = [name for name in param.names if not name.is_class][network.depth : network.depth + 2]
+    return next((name for name in near if is_weak_head(name)), None)
+
+
+def _in_chain(network: Network, reader: Param, param: Param) -> bool:
+    """Whether both are in the same part of the network, one name below the root, the reader later."""
+    near = network.depth + 1
+    return reader.places[:near] == param.places[:near] and _comes_later(reader, param)
+
+
+def _last_of_chain(network: Network) -> Param | None:
+    """The last matrix where the network is one numbered chain of layers: nothing else can be its output."""
+    depth = network.depth
+    chain: Sequence[Param] = network.matrices
+    if len(chain) < 2 or any(len(param.unit) != depth + 1 for param in chain):
+        return None
+    if not all(param.unit[-1][-1:].isdecimal() for param in chain if param is not min(chain, key=natural_order)):
+        return None
+    return max(chain, key=natural_order)

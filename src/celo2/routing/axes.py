@@ -20,12 +20,13 @@ from celo2.routing.names import (
 )
 from celo2.routing.params import Kind, Matrix
 
-__all__ = ["count_parts", "find_matrix", "looks_fused", "make_matrix", "with_parts"]
+__all__ = ["count_parts", "find_matrix", "is_interleaved", "looks_fused", "make_matrix", "with_parts"]
 
 QKV_WORDS = ({"qkv"}, {"wqkv"}, {"c", "attn"})
 GATE_UP_WORDS = ({"gate", "up"}, {"up", "gate"}, {"gate", "and", "up"})
 KEY_VALUE_WORDS = ({"kv"}, {"to", "kv"}, {"kv", "proj"}, {"key", "value"})
 FUSED_WORDS = {"qkv", "kv", "wqkv"}
+INTERLEAVED = ("CodeGenAttention", "GPTBigCodeAttention", "GptOssExperts")  # parts that are not side by side
 OUTPUT_WORDS = {"out", "o", "wo", "output", "proj"}
 Axes = tuple[int, ...]
 
@@ -112,6 +113,8 @@ def count_parts(names: Sequence[Name], matrix: Matrix, head_inputs: Sequence[int
         >>> count_parts(make_names(["attn", "qkv", "kernel"]), make_matrix((8, 24), (0,), (1,)))
         (3, 'q, k, v')
     """
+    if is_interleaved(names):
+        return 1, ""
     words = _layer_words(names)
     widths = {matrix.inputs, *head_inputs}
     if any(pair <= words for pair in QKV_WORDS) or (
@@ -130,11 +133,16 @@ def count_parts(names: Sequence[Name], matrix: Matrix, head_inputs: Sequence[int
 
 def looks_fused(names: Sequence[Name], matrix: Matrix) -> bool:
     """Whether a matrix that is not cut may be several all the same: by name, or as wide as three."""
-    if matrix.numbers is not None and matrix.numbers.output_splits > 1:
+    if is_interleaved(names) or (matrix.numbers is not None and matrix.numbers.output_splits > 1):
         return False
     words = _layer_words(names)
-    several = {"query", "key", "value"} <= words or {"gate", "up"} <= words or bool(FUSED_WORDS & words)
+    several = {"gate", "up"} <= words or bool(FUSED_WORDS & words)
     return several or ({"in", "proj"} <= words and matrix.outputs >= 2 * matrix.inputs)
+
+
+def is_interleaved(names: Sequence[Name]) -> bool:
+    """Whether a class is known to keep the parts of a fused matrix together head by head, or in turns."""
+    return any(name.is_class and name.text in INTERLEAVED for name in names)
 
 
 def _layer_words(names: Sequence[Name]) -> frozenset[str]:
@@ -154,9 +162,12 @@ def _attention_axes(
         return axes[:1], axes[1:]
     if is_query(layer) and len(axes) == 4 and shape[axes[1]] in (2, 3):
         return axes[:1], axes[2:]
-    if in_attention and len(axes) == 3 and OUTPUT_WORDS & layer.words:
-        return axes[:2], axes[2:]
-    return None
+    if not in_attention or len(axes) != 3:
+        return None
+    first, second, third = (shape[axis] for axis in axes)
+    if OUTPUT_WORDS & layer.words:  # (heads, head_dim, d), or (d, heads, head_dim) read from behind
+        return (axes[1:], axes[:1]) if first == second * third != third else (axes[:2], axes[2:])
+    return (axes[:1], axes[1:]) if first == second * third else None
 
 
 def _convolution(

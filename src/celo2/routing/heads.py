@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from celo2.routing.finding import Finding, Findings
-from celo2.routing.names import MLP_WORDS, Name, is_head, is_weak_head
+from celo2.routing.names import MLP_WORDS, Name, is_head, is_position, is_token, is_weak_head
 from celo2.routing.network import Network, natural_order
 from celo2.routing.params import Param
 
@@ -23,16 +23,17 @@ def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]
     for param in _open(network, found):
         if name := _head_name(network, param):
             members[param] = name
+    tables = {param.identity for param, finding in found.items() if finding.role == "embedding"}
+    tied = [param for param in network.matrices if param.identity in tables and param not in members]
     for param, name in members.items():
-        if not any(_comes_later(reader, param) for reader in network.readers(param, list(members))):
+        if not any(_comes_later(reader, param) for reader in network.readers(param, [*members, *tied])):
             yield param, Finding("head", f"output head, {name}")
 
 
 def by_vocabulary(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
     """The matrix outside of the body that makes one output for each entry of an embedding."""
     tables = [param for param, finding in found.items() if finding.role == "embedding"]
-    vocabularies = {param.shape[-2] for param in tables if param.rank >= 2 and param.kind != "depthwise"}
-    vocabularies = {size for size in vocabularies if size > 1}
+    vocabularies = {param.shape[-2] for param in tables if param.rank >= 2 and not _counts_others(param)}
     for param in _candidates(network, found):
         assert param.matrix is not None
         size = param.matrix.outputs
@@ -62,10 +63,16 @@ def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Findin
         readers = list(network.readers(param))
         if not readers and not network.is_width(size):
             yield param, Finding("head", f"output head, no layer reads its {size} outputs")
-        elif weak and not any(_in_chain(network, reader, param) for reader in readers):
+        elif weak and not any(_is_head(reader, found) or _in_chain(network, reader, param) for reader in readers):
             yield param, Finding("head", f"output head, {weak}")
         elif param is last:
             yield param, Finding("head", "output head, the last layer")
+
+
+def _counts_others(param: Param) -> bool:
+    """Whether a table has an entry for each position, kind or slot, and none for each token."""
+    other = any(is_position(name) or is_token(name) or {"type", "segment"} & name.words for name in param.nearest)
+    return other or param.kind == "bare"
 
 
 def _open(network: Network, found: Findings) -> list[Param]:
@@ -109,6 +116,10 @@ def _weak_name(network: Network, param: Param) -> Name | None:
     """A name near the root that an output head may have."""
     near = [name for name in param.names if not name.is_class][network.depth : network.depth + 2]
     return next((name for name in near if is_weak_head(name)), None)
+
+
+def _is_head(param: Param, found: Findings) -> bool:
+    return param in found and found[param].role == "head"
 
 
 def _in_chain(network: Network, reader: Param, param: Param) -> bool:

@@ -12,6 +12,7 @@ from celo2.routing.params import Param
 __all__ = ["Network", "natural_order"]
 
 PARTS = (1, 2, 3, 4)  # how an output may be cut before it is read: gated MLP, query-key-value, gates
+COLORS = 4  # a convolution of as many channels reads the data
 Place = tuple[str, ...]
 
 
@@ -100,7 +101,7 @@ def _could_read(reader: Param, param: Param) -> bool:
     flattened = spatial == (True, False) and reader.kind in ("linear", "matrix")
     unflattened = spatial == (False, True) and param.kind in ("linear", "matrix")
     return (flattened and size > 1 and inputs % size == 0) or (
-        unflattened and inputs > 1 and size % inputs == 0
+        unflattened and inputs > COLORS and size % inputs == 0
     )
 
 

@@ -73,7 +73,7 @@ def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]
     for param in _open(network, found):
         if param.owner:
             continue
-        if finding := _router_by_name(param) or _table_by_name(network, param):
+        if finding := _router_by_name(network, param) or _table_by_name(network, param):
             yield param, finding
 
 
@@ -161,11 +161,16 @@ def _hidden(param: Param) -> Finding:
     return Finding("hidden", "hidden matrix" if param.rank == 2 else f"hidden, rank {param.rank}, as stored")
 
 
-def _router_by_name(param: Param) -> Finding | None:
+def _router_by_name(network: Network, param: Param) -> Finding | None:
     if param.kind in ("convolution", "recurrent", "attention"):
         return None
-    name = next((name for name in param.nearest if is_router(name)), None)
-    return Finding("router", f"router, {name}") if name else None
+    for index in reversed(range(len(param.names))):
+        name = param.names[index]
+        if is_router(name):
+            return Finding("router", f"router, {name}")
+        if EXPERT_WORDS & name.words or network.starts_body(param, index):
+            return None
+    return None
 
 
 def _table_by_name(network: Network, param: Param) -> Finding | None:
@@ -183,6 +188,8 @@ def _table_by_name(network: Network, param: Param) -> Finding | None:
         return Finding("position", f"positional table, {name}")
     if param.kind == "stack":
         return None
+    if _is_token(param.own):
+        return Finding("embedding", f"learned token, {param.own}")
     if name := _nearest_lookup(network, param):
         return Finding("embedding", f"embedding, {name}")
     if name := next(filter(_is_token, near), None):

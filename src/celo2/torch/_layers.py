@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from celo2.dimension_numbers import DimensionNumbers
 from celo2.routing import Kind, Matrix, Param, make_names
 from celo2.routing.axes import count_parts, find_matrix, make_matrix, with_parts
-from celo2.routing.names import KERNEL_NAMES, Name, make_name, split_words
+from celo2.routing.names import KERNEL_NAMES, Name, is_attention, make_name, split_words
 
 __all__ = ["EMBEDDINGS", "clean_name", "describe_named", "describe_parameters"]
 
@@ -34,7 +34,6 @@ WRAPPERS = {  # class → where it keeps the module that it wraps
     "OptimizedModule": "_orig_mod",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
 }
-INTERLEAVED = ("CodeGenAttention", "GPTBigCodeAttention", "GptOssExperts")  # their parts are not side by side
 OUTPUT_NAMES = {"out", "o", "wo", "proj", "dense", "output"}  # of what reads the heads of attention
 
 
@@ -200,7 +199,7 @@ def _linear(place: Place, names: Sequence[Name], shape: tuple[int, ...], *, redu
     whole = make_matrix(shape, (reduction,), (1 - reduction,))
     if whole.numbers is None:
         whole = Matrix(DimensionNumbers(0, 1), whole.inputs, whole.outputs, whole.note)
-    if place.owner or any(made in INTERLEAVED for made in place.classes):
+    if place.owner:
         return whole
     parts, what = count_parts(names, whole, _inputs_of_outputs(place))
     return with_parts(whole, shape, parts, f"hidden, split into {what}")
@@ -234,12 +233,12 @@ def _from_names(
     if param.ndim == 3 and own not in KERNEL_NAMES:
         if shape[0] == 1:
             return "bare", make_matrix(shape, (1,), (2,))
+        if any(map(is_attention, names)):
+            return find_matrix(names, shape)
         transposed = transposed or _outputs_first(own, shape, layer, widths)
         kind, matrix = find_matrix(names, shape, batch=(0,), transposed=transposed)
-        if type(layer).__name__ not in INTERLEAVED:
-            parts, what = count_parts(names, matrix)
-            matrix = with_parts(matrix, shape, parts, f"{matrix.note}, split into {what}")
-        return kind, matrix
+        parts, what = count_parts(names, matrix)
+        return kind, with_parts(matrix, shape, parts, f"{matrix.note}, split into {what}")
     return find_matrix(names, shape, transposed=transposed)
 
 

@@ -131,13 +131,20 @@ def count_parts(names: Sequence[Name], matrix: Matrix, head_inputs: Sequence[int
     return 1, ""
 
 
-def looks_fused(names: Sequence[Name], matrix: Matrix) -> bool:
-    """Whether a matrix that is not cut may be several all the same: by name, or as wide as three."""
+def looks_fused(names: Sequence[Name], matrix: Matrix, *, by_size: bool = False) -> bool:
+    """Whether a matrix that is not cut may be several all the same: by its name, or by who reads it.
+
+    Args:
+        names: On the parameter's path.
+        matrix: What is in it.
+        by_size: Whether the layers beside it read a part of its output.
+    """
     if is_interleaved(names) or (matrix.numbers is not None and matrix.numbers.output_splits > 1):
         return False
     words = _layer_words(names)
-    several = {"gate", "up"} <= words or bool(FUSED_WORDS & words)
-    return several or ({"in", "proj"} <= words and matrix.outputs >= 2 * matrix.inputs)
+    if {"query", "key", "value"} <= words:
+        return False  # by heads, each of them with all three: no equal parts side by side
+    return by_size or {"gate", "up"} <= words or bool(FUSED_WORDS & words)
 
 
 def is_interleaved(names: Sequence[Name]) -> bool:

@@ -34,6 +34,8 @@ def by_vocabulary(network: Network, found: Findings) -> Iterator[tuple[Param, Fi
     """The matrix outside of the body that makes one output for each entry of an embedding."""
     tables = [param for param, finding in found.items() if finding.role == "embedding"]
     vocabularies = {param.shape[-2] for param in tables if param.rank >= 2 and not _counts_others(param)}
+    heads = {param for param, finding in found.items() if finding.role == "head"}
+    vocabularies -= {param.matrix.outputs for param in heads if param.matrix is not None}
     for param in _candidates(network, found):
         assert param.matrix is not None
         size = param.matrix.outputs

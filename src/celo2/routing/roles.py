@@ -180,16 +180,18 @@ def _table_by_name(network: Network, param: Param) -> Finding | None:
     if is_vector(param.own):
         return Finding("vector", f"stacked vectors, {param.own}")
     near = [name for name in param.nearest if not is_body(name)]
-    if name := next(filter(is_norm, near if param.own.text not in ("kernel", "w") else []), None):
+    if name := next(filter(is_norm, param.nearest if param.own.text not in ("kernel", "w") else ()), None):
         return Finding("vector", f"stacked vectors, {name}")
     if tuple(param.own.text.lower().split("_")) in DECAYS:
         return Finding("vector", f"decays of a state-space layer, {param.own}")
     if name := next(filter(is_position, near), None):
         return Finding("position", f"positional table, {name}")
-    if param.kind == "stack":
-        return None
     if _is_token(param.own):
         return Finding("embedding", f"learned token, {param.own}")
+    if is_lookup(param.own):
+        return Finding("embedding", f"embedding, {param.own}")
+    if param.kind == "stack":
+        return None
     if name := _nearest_lookup(network, param):
         return Finding("embedding", f"embedding, {name}")
     if name := next(filter(_is_token, near), None):

@@ -67,11 +67,12 @@ def make_routes(
         TypeError: Dimension numbers that are none.
         ValueError: An unknown algorithm, or dimension numbers that do not fit a shape.
     """
-    found = find_roles(Network(params, is_part=is_part))
+    network = Network(params, is_part=is_part)
+    found = find_roles(network)
     algorithms, numbers = algorithms or {}, numbers or {}
     routes = []
     for param in params:
-        route = _make_route(param, found[param], base=base)
+        route = _make_route(network, param, found[param], base=base)
         if param.path in numbers:
             route = route._replace(numbers=check_numbers(numbers[param.path], param.shape))
         if choice := algorithms.get(param.path):
@@ -130,14 +131,14 @@ def warn(message: str) -> None:
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_ours(frame.f_back.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, RoutingWarning, stacklevel=level)
+    warnings.warn(message, RoutingWarning, stacklevel=level + 1)
 
 
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] in ("celo2", "jax", "optax", "torch")
 
 
-def _make_route(param: Param, finding: Finding, *, base: bool) -> Route:
+def _make_route(network: Network, param: Param, finding: Finding, *, base: bool) -> Route:
     multiplies = finding.role in ("hidden", "head", "router") or not finding.decided
     numbers = param.matrix.numbers if param.matrix is not None and multiplies else None
     if base:
@@ -145,6 +146,6 @@ def _make_route(param: Param, finding: Finding, *, base: bool) -> Route:
     if finding.role != "hidden" and finding.decided:
         return Route("adamw", finding.reason, numbers)
     reason = finding.reason
-    if param.matrix is not None and looks_fused(param.names, param.matrix):
+    if param.matrix is not None and looks_fused(param.names, param.matrix, by_size=network.looks_fused(param)):
         reason += "; fused? see dimension_numbers"
     return Route("celo2", reason, numbers, finding.decided)

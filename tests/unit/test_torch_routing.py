@@ -61,9 +61,11 @@ def test_language_model(depth: int, tied: bool, head_first: bool) -> None:
     hidden = ("attn.qkv.weight", "attn.out.weight", "mlp.0.weight", "mlp.2.weight")
     assert by_rule(model) == {f"blocks.{i}.{name}" for i in range(depth) for name in hidden}
     routes = find_routes(model)
-    assert all(routes[name].numbers == LINEAR for name in by_rule(model))
+    fused = LINEAR._replace(output_splits=3)
+    expected = {name: fused if "qkv" in name else LINEAR for name in by_rule(model)}
+    assert {name: routes[name].numbers for name in expected} == expected
     if tied and head_first:
-        assert routes["lm_head.weight"].reason == "tied to wte"
+        assert routes["lm_head.weight"].reason == "tied to wte.weight"
 
 
 class ViT(nn.Module):
@@ -82,7 +84,8 @@ class ViT(nn.Module):
 def test_vision_transformer() -> None:
     model = ViT()
     hidden = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
-    assert by_rule(model) == {f"encoder.layers.{i}.{name}" for i in (0, 1) for name in hidden}
+    blocks = {f"encoder.layers.{i}.{name}" for i in (0, 1) for name in hidden}
+    assert by_rule(model) == blocks | {"patch_embed.proj.weight"}
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -242,13 +245,13 @@ def test_bare_parameters(make: Callable[[], nn.Module], algorithm: str, numbers:
 
 def test_overrides_and_dimension_numbers() -> None:
     model = GPT(2, tied=False)
-    fused = DimensionNumbers(1, 0, 3)
+    by_head = DimensionNumbers(1, 0, 6)
     routes = find_routes(
-        model, overrides={r"mlp\.0": "adamw", "mlp": "celo2"}, dimension_numbers={r"qkv\.weight": fused}
+        model, overrides={r"mlp\.0": "adamw", "mlp": "celo2"}, dimension_numbers={r"qkv\.weight": by_head}
     )
-    assert routes["blocks.1.mlp.0.weight"] == ("adamw", "override", LINEAR)
+    assert routes["blocks.1.mlp.0.weight"] == ("adamw", "override", LINEAR, True)
     assert routes["blocks.1.mlp.2.weight"].algorithm == "celo2"
-    assert routes["blocks.0.attn.qkv.weight"].numbers == fused
+    assert routes["blocks.0.attn.qkv.weight"].numbers == by_head
 
     def choose(name: str, param: Tensor) -> str | None:
         return "adamw" if param.ndim > 1 and "blocks.0" in name else None

@@ -24,7 +24,7 @@ def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]
         if name := _head_name(network, param):
             members[param] = name
     tables = {param.identity for param, finding in found.items() if finding.role == "embedding"}
-    tied = [param for param in network.matrices if param.identity in tables and param not in members]
+    tied = [param for param in _open(network, found) if param.identity in tables and param not in members]
     for param, name in members.items():
         if not any(_comes_later(reader, param) for reader in network.readers(param, [*members, *tied])):
             yield param, Finding("head", f"output head, {name}")
@@ -32,6 +32,8 @@ def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]
 
 def by_vocabulary(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
     """The matrix outside of the body that makes one output for each entry of an embedding."""
+    if network.is_part:
+        return
     tables = [param for param, finding in found.items() if finding.role == "embedding"]
     vocabularies = {param.shape[-2] for param in tables if param.rank >= 2 and not _counts_others(param)}
     heads = {param for param, finding in found.items() if finding.role == "head"}
@@ -41,9 +43,8 @@ def by_vocabulary(network: Network, found: Findings) -> Iterator[tuple[Param, Fi
         size = param.matrix.outputs
         if size not in vocabularies:
             continue
-        read = any(
-            reader.matrix is not None and reader.matrix.inputs == size for reader in network.readers(param)
-        )
+        readers = network.readers(param, _layers(network, found))
+        read = any(reader.matrix is not None and reader.matrix.inputs == size for reader in readers)
         twins = [other for other in _candidates(network, found) if other is not param]
         if not read and not any(other.matrix and other.matrix.outputs == size for other in twins):
             yield param, Finding("head", f"output head, {size} is the vocabulary")
@@ -56,13 +57,14 @@ def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Findin
     """Projections whose output nothing reads; and the last one of the outermost chain of layers."""
     tables = [param for param, finding in found.items() if finding.role in ("embedding", "position")]
     network.add_widths({param.shape[-1] for param in tables if param.shape})
-    if network.is_part or len(network.matrices) + len(tables) < 2:
+    layers = _layers(network, found)
+    if network.is_part or len(layers) + len(tables) < 2:
         return
-    last = _last_of_chain(network)
+    last = _last_of_chain(network, layers)
     for param in _candidates(network, found):
         assert param.matrix is not None
         size, weak = param.matrix.outputs, _weak_name(network, param)
-        readers = list(network.readers(param))
+        readers = list(network.readers(param, layers))
         if not readers and not network.is_width(size):
             yield param, Finding("head", f"output head, no layer reads its {size} outputs")
         elif weak and not any(_is_head(reader, found) or _in_chain(network, reader, param) for reader in readers):
@@ -79,6 +81,12 @@ def _counts_others(param: Param) -> bool:
 
 def _open(network: Network, found: Findings) -> list[Param]:
     return [param for param in network.matrices if param not in found]
+
+
+def _layers(network: Network, found: Findings) -> list[Param]:
+    """All that reads what layers make: the matrices without those that turned out to be tables."""
+    tables = ("vector", "embedding", "position")
+    return [param for param in network.matrices if param not in found or found[param].role not in tables]
 
 
 def _candidates(network: Network, found: Findings) -> list[Param]:
@@ -130,10 +138,9 @@ def _in_chain(network: Network, reader: Param, param: Param) -> bool:
     return reader.places[:near] == param.places[:near] and _comes_later(reader, param)
 
 
-def _last_of_chain(network: Network) -> Param | None:
+def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:
     """The last matrix where the network is one numbered chain of layers: nothing else can be its output."""
     depth = network.depth
-    chain: Sequence[Param] = network.matrices
     if len(chain) < 2 or any(len(param.unit) != depth + 1 for param in chain):
         return None
     if not all(param.unit[-1][-1:].isdecimal() for param in chain if param is not min(chain, key=natural_order)):

@@ -166,7 +166,10 @@ def _class_names(texts: Sequence[str], holders: Sequence[Any]) -> list[str]:
     if len(holders) != len(texts):  # a dictionary's key that has slashes
         return []
     own = [_equinox_class(holder) for holder in holders[1:]]
-    classes = [type(holder).__name__ if made == "Module" else "" for made, holder in zip(own, holders[1:], strict=True)]
+    classes = [
+        type(holder).__name__ if made == "Module" else ""
+        for made, holder in zip(own, holders[1:], strict=True)
+    ]
     return classes
 
 
@@ -216,7 +219,11 @@ def _find_matrix(
     if len(shape) - len(batch) < 2:
         return "matrix", None  # a stack of vectors
     transposed = "weight" in own.words
-    (bias,) = [other[0] for other in beside if len(other) == 1] if len(beside) == 1 and len(beside[0]) == 1 else (0,)
+    (bias,) = (
+        [other[0] for other in beside if len(other) == 1]
+        if len(beside) == 1 and len(beside[0]) == 1
+        else (0,)
+    )
     if len(shape) == 2 and shape.count(bias) == 1:
         transposed = shape[0] == bias
     kind, matrix = find_matrix(names, shape, batch=batch, transposed=transposed, in_attention=in_attention)
@@ -253,7 +260,9 @@ def _has_one_input(param: Param) -> bool:
 def _is_data_read(param: Param, params: Sequence[Param]) -> bool:
     """Whether another layer reads the data, or layers beside it make its channels and read them."""
     matrices = [other.matrix for other in params if other.matrix and not _has_one_input(other)]
-    outputs = {matrix.outputs for matrix in matrices} | {other.matrix.outputs for other in params if other.matrix}
+    outputs = {matrix.outputs for matrix in matrices} | {
+        other.matrix.outputs for other in params if other.matrix
+    }
     if any(other.kind == "embedding" for other in params) or any(
         not {made for made in outputs if matrix.inputs % made == 0} for matrix in matrices
     ):

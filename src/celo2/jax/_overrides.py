@@ -40,7 +40,9 @@ def choose_labels(overrides: Any, named: Sequence[tuple[str, Any]]) -> dict[str,
     return _choose_by_tree(entries, paths, "overrides")
 
 
-def choose_numbers(numbers: Any, params: Any, named: Sequence[tuple[str, Any]]) -> tuple[dict[str, Any], set[str]]:
+def choose_numbers(
+    numbers: Any, params: Any, named: Sequence[tuple[str, Any]]
+) -> tuple[dict[str, Any], set[str]]:
     """The user's dimension numbers for some leaves, and the leaves that they leave to AdamW.
 
     None in a tree of ours leaves a leaf to what is inferred; under a regular expression it takes the leaf

@@ -55,4 +55,3 @@ def _may_be_stack(module: str, paths: Sequence[str], shapes: Mapping[str, Shape]
 def _is_stacked_vector(path: str, shapes: Mapping[str, Shape]) -> bool:
     names = [make_name(name) for name in path.split("/")]
     return len(shapes[path]) == 2 and (is_vector(names[-1]) or any(map(is_norm, names[-2:])))
-

@@ -14,7 +14,17 @@ import jax
 from celo2.dimension_numbers import DimensionNumbers
 from celo2.jax._leaves import describe_leaves, has_holes, named_leaves, path_name, read_tree
 from celo2.jax._overrides import choose_labels, choose_numbers
-from celo2.routing import Param, Route, RoutingWarning, Row, Undecided, check_algorithm, format_table, make_routes, tell
+from celo2.routing import (
+    Param,
+    Route,
+    RoutingWarning,
+    Row,
+    Undecided,
+    check_algorithm,
+    format_table,
+    make_routes,
+    tell,
+)
 
 __all__ = [
     "Label",
@@ -183,7 +193,10 @@ def label_table(params: Any, labels: Any = None, **options: Any) -> str:
             "pass what param_labels(params) returns."
         )
     return format_table(
-        [Row(leaf.path, leaf.shape, _make_route(label, leaf)) for leaf, label in zip(leaves, flat, strict=True)]
+        [
+            Row(leaf.path, leaf.shape, _make_route(label, leaf))
+            for leaf, label in zip(leaves, flat, strict=True)
+        ]
     )
 
 

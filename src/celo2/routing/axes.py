@@ -177,9 +177,7 @@ def _attention_axes(
     return (axes[:1], axes[1:]) if first == second * third else None
 
 
-def _convolution(
-    shape: Sequence[int], axes: Axes, batch: Axes, *, transposed: bool
-) -> tuple[Kind, Matrix]:
+def _convolution(shape: Sequence[int], axes: Axes, batch: Axes, *, transposed: bool) -> tuple[Kind, Matrix]:
     """A kernel `(window…, in, out)`, or `(out, in, window…)` if stored as PyTorch does."""
     output, channels = (axes[0], axes[1]) if transposed else (axes[-1], axes[-2])
     reduction = tuple(axis for axis in axes if axis != output)

@@ -17,7 +17,9 @@ def check_algorithm(value: Any, source: str, what: str = "algorithm") -> str:
     """Returns a valid algorithm; a ValueError names the valid ones for any other."""
     if not isinstance(value, str) or value not in ALGORITHMS:
         hint = nearest_name(value, ALGORITHMS) if isinstance(value, str) else ""
-        raise ValueError(f"unknown {what} {value!r} for {source}{hint}; valid {what}s are 'celo2' and 'adamw'.")
+        raise ValueError(
+            f"unknown {what} {value!r} for {source}{hint}; valid {what}s are 'celo2' and 'adamw'."
+        )
     return value
 
 

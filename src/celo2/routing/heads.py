@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from celo2.routing.finding import Finding, Findings
-from celo2.routing.names import MLP_WORDS, Name, is_head, is_position, is_token, is_weak_head
+from celo2.routing.names import MLP_WORDS, Name, is_decoder, is_head, is_output, is_position, is_token
 from celo2.routing.network import Network, natural_order
 from celo2.routing.params import Param
 
@@ -63,19 +63,22 @@ def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Findin
     last = _last_of_chain(network, layers)
     for param in _candidates(network, found):
         assert param.matrix is not None
-        size, weak = param.matrix.outputs, _weak_name(network, param)
-        readers = list(network.readers(param, layers))
+        size, readers = param.matrix.outputs, list(network.readers(param, layers))
         if not readers and not network.is_width(size):
             yield param, Finding("head", f"output head, no layer reads its {size} outputs")
-        elif weak and not any(_is_head(reader, found) or _in_chain(network, reader, param) for reader in readers):
-            yield param, Finding("head", f"output head, {weak}")
+        elif _is_read_by_head(readers, found):
+            continue
+        elif name := _ends_decoder(param, readers) or _is_named_output(network, param, readers, layers):
+            yield param, Finding("head", f"output head, {name}")
         elif param is last:
             yield param, Finding("head", "output head, the last layer")
 
 
 def _counts_others(param: Param) -> bool:
     """Whether a table has an entry for each position, kind or slot, and none for each token."""
-    other = any(is_position(name) or is_token(name) or {"type", "segment"} & name.words for name in param.nearest)
+    other = any(
+        is_position(name) or is_token(name) or {"type", "segment"} & name.words for name in param.nearest
+    )
     return other or param.kind == "bare"
 
 
@@ -122,20 +125,31 @@ def _comes_later(reader: Param, param: Param) -> bool:
     return natural_order(reader) > natural_order(param)
 
 
-def _weak_name(network: Network, param: Param) -> Name | None:
-    """A name near the root that an output head may have."""
-    near = [name for name in param.names if not name.is_class][network.depth : network.depth + 2]
-    return next((name for name in near if is_weak_head(name)), None)
+def _is_read_by_head(readers: Sequence[Param], found: Findings) -> bool:
+    return any(reader in found and found[reader].role == "head" for reader in readers)
 
 
-def _is_head(param: Param, found: Findings) -> bool:
-    return param in found and found[param].role == "head"
+def _ends_decoder(param: Param, readers: Sequence[Param]) -> Name | None:
+    """The name of a decoder in which nothing reads this one's output."""
+    plain = [name for name in param.names if not name.is_class]
+    for length, name in enumerate(plain[: len(param.unit)], start=1):
+        if is_decoder(name):
+            inside = [reader for reader in readers if reader.places[:length] == param.places[:length]]
+            return None if any(_comes_later(reader, param) for reader in inside) else name
+    return None
 
 
-def _in_chain(network: Network, reader: Param, param: Param) -> bool:
-    """Whether both are in the same part of the network, one name below the root, the reader later."""
-    near = network.depth + 1
-    return reader.places[:near] == param.places[:near] and _comes_later(reader, param)
+def _is_named_output(
+    network: Network, param: Param, readers: Sequence[Param], layers: Sequence[Param]
+) -> Name | None:
+    """A name such as `out` near the root, where what could read it may as well read the data."""
+    near = [name for name in param.names if not name.is_class][network.depth : len(param.unit)][:2]
+    name = next(filter(is_output, near), None)
+    if name is None:
+        return None
+    others = {layer.matrix.outputs for layer in layers if layer.matrix is not None and layer is not param}
+    made = any(reader.matrix is not None and reader.matrix.inputs in others for reader in readers)
+    return None if made else name
 
 
 def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:
@@ -143,6 +157,8 @@ def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:
     depth = network.depth
     if len(chain) < 2 or any(len(param.unit) != depth + 1 for param in chain):
         return None
-    if not all(param.unit[-1][-1:].isdecimal() for param in chain if param is not min(chain, key=natural_order)):
+    if not all(
+        param.unit[-1][-1:].isdecimal() for param in chain if param is not min(chain, key=natural_order)
+    ):
         return None
     return max(chain, key=natural_order)

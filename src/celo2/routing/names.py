@@ -20,17 +20,18 @@ __all__ = [
     "Name",
     "is_attention",
     "is_body",
+    "is_decoder",
     "is_head",
     "is_list",
     "is_lookup",
     "is_norm",
+    "is_output",
     "is_position",
     "is_projection",
     "is_query",
     "is_router",
     "is_token",
     "is_vector",
-    "is_weak_head",
     "make_name",
     "split_words",
 ]
@@ -54,8 +55,8 @@ ROUTERS = {"router", "routers"}
 HEADS = {"head", "heads", "lmhead", "logit", "logits", "classifier", "classifiers", "unembed", "unembedding"}
 HEADS |= {"readout", "final", "predictor", "predictors", "bbox"}
 HEAD_PAIRS = ({"class", "embed"}, {"cls", "score"}, {"lm", "head"})
-WEAK_HEADS = {"out", "output", "outputs", "last", "decoder", "decode", "generator"}
-WEAK_HEADS |= {"prediction", "predictions", "pred", "score", "scores"}
+OUTPUTS = {"out", "output", "outputs", "last", "prediction", "predictions", "pred", "score", "scores"}
+DECODERS = {"decoder", "decode", "generator"}
 ATTENTION = {"attention", "attn", "mha", "mhsa", "multihead"}
 BODY = ATTENTION | {"block", "blocks", "mixer", "encoderblock", "decoderblock", "resblock", "bottleneck"}
 LAYER_LISTS = {"layers", "layer", "blocks", "block", "h", "stages", "stage", "cells", "scan", "stack"}
@@ -145,13 +146,20 @@ def is_head(name: Name) -> bool:
     return bool(HEADS & name.words) or any(pair <= name.words for pair in HEAD_PAIRS)
 
 
-def is_weak_head(name: Name) -> bool:
+def is_output(name: Name) -> bool:
     """Whether this is a name that an output head may have, but a layer inside a block too (`out`)."""
-    return bool(WEAK_HEADS & name.words) and not {"layer", "block"} & name.words
+    return bool(OUTPUTS & name.words) and not {"layer", "block", "enc", "encoder"} & name.words
+
+
+def is_decoder(name: Name) -> bool:
+    """Whether this names the part of a network that makes data: its last layer is an output head."""
+    return bool(DECODERS & name.words) and not {"layer", "block"} & name.words
 
 
 def is_attention(name: Name) -> bool:
     """Whether this names attention; `multi_head_attention` and `multi_head` too."""
+    if name.is_class:  # not `AttentionDecoderLayer`, which holds an MLP too
+        return name.last_word in ATTENTION
     return bool(ATTENTION & name.words) or {"multi", "head"} <= name.words
 
 
@@ -163,7 +171,9 @@ def is_query(name: Name) -> bool:
 
 def is_body(name: Name) -> bool:
     """Whether this names something inside the network: attention, or a block."""
-    if name.is_class:  # `MambaMixer` and `TransformerEncoderLayer` are; `AttentionClassifier`, `MlpMixer` are not
+    if (
+        name.is_class
+    ):  # `MambaMixer` and `TransformerEncoderLayer` are; `AttentionClassifier`, `MlpMixer` are not
         told = name.last_word in BODY or {"transformer", "layer"} <= name.words
         return told and not {"mlp", "mixer"} <= name.words
     return bool(name.words & BODY) or is_attention(name) or is_query(name)

@@ -79,15 +79,20 @@ class Network:
             if other is not param and _could_read(other, param):
                 yield other
 
-
     def looks_fused(self, param: Param) -> bool:
         """Whether layers beside it read a half or a third of its output, and none all of it."""
         if param.kind not in ("linear", "matrix") or param.matrix is None or param.owner:
             return False
         whole = param.matrix.outputs
-        beside = [other for other in self.under[param.holder] if other.holder == param.holder and other is not param]
-        sizes = {other.matrix.inputs for other in beside if other.matrix and other.kind in ("linear", "matrix")}
-        return whole not in sizes | {param.matrix.inputs} and any(size * parts == whole for size in sizes for parts in (2, 3))
+        beside = [
+            other for other in self.under[param.holder] if other.holder == param.holder and other is not param
+        ]
+        sizes = {
+            other.matrix.inputs for other in beside if other.matrix and other.kind in ("linear", "matrix")
+        }
+        return whole not in sizes | {param.matrix.inputs} and any(
+            size * parts == whole for size in sizes for parts in (2, 3)
+        )
 
 
 def is_projection(param: Param) -> bool:

@@ -34,7 +34,13 @@ from celo2.routing.params import Param
 
 __all__ = ["RULES", "find_roles"]
 
-DECAYS = {("a", "log"), ("a", "logs"), ("dt", "bias"), ("time", "decay"), ("time", "maa")}  # of state-space layers
+DECAYS = {
+    ("a", "log"),
+    ("a", "logs"),
+    ("dt", "bias"),
+    ("time", "decay"),
+    ("time", "maa"),
+}  # of state-space layers
 
 
 def find_roles(network: Network) -> dict[Param, Finding]:
@@ -259,6 +265,4 @@ def _is_called_matrix(param: Param) -> bool:
     """Whether a bare parameter's name speaks of a matrix: `weight`, `w1`, `up_proj`, `in_proj_weight`."""
     words = param.own.words
     plain = {"up", "down", "in", "out", "gate", "kernel", "weights", "matrix", "lora", "mat"} | KERNEL_NAMES
-    return (
-        is_projection(param.own) or is_query(param.own) or bool(plain & words) or len(param.own.text) <= 2
-    )
+    return is_projection(param.own) or is_query(param.own) or bool(plain & words) or len(param.own.text) <= 2

@@ -20,7 +20,16 @@ from celo2.routing.network import Network
 from celo2.routing.params import Param
 from celo2.routing.roles import find_roles
 
-__all__ = ["Algorithm", "Route", "RoutingWarning", "Undecided", "check_numbers", "make_routes", "tell", "warn"]
+__all__ = [
+    "Algorithm",
+    "Route",
+    "RoutingWarning",
+    "Undecided",
+    "check_numbers",
+    "make_routes",
+    "tell",
+    "warn",
+]
 
 Algorithm = Literal["celo2", "adamw"]
 Undecided = Literal["warn", "raise", "allow"]
@@ -94,9 +103,7 @@ def check_numbers(numbers: Any, shape: Sequence[int]) -> DimensionNumbers | None
     if not (hasattr(numbers, "reduction_axis") and hasattr(numbers, "output_axis")):
         raise TypeError(f"dimension numbers must be DimensionNumbers or None, got {numbers!r}.")
     find_matrix_axes(shape, numbers)
-    return DimensionNumbers(
-        numbers.reduction_axis, numbers.output_axis, getattr(numbers, "output_splits", 1)
-    )
+    return DimensionNumbers(numbers.reduction_axis, numbers.output_axis, getattr(numbers, "output_splits", 1))
 
 
 def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided = "warn") -> None:
@@ -146,6 +153,8 @@ def _make_route(network: Network, param: Param, finding: Finding, *, base: bool)
     if finding.role != "hidden" and finding.decided:
         return Route("adamw", finding.reason, numbers)
     reason = finding.reason
-    if param.matrix is not None and looks_fused(param.names, param.matrix, by_size=network.looks_fused(param)):
+    if param.matrix is not None and looks_fused(
+        param.names, param.matrix, by_size=network.looks_fused(param)
+    ):
         reason += "; fused? see dimension_numbers"
     return Route("celo2", reason, numbers, finding.decided)

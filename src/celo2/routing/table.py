@@ -45,7 +45,12 @@ def format_table(rows: Sequence[Row]) -> str:
         _, shape, route, trainable = row
         mark = "" if route.decided else " ?"
         frozen = "" if trainable else " (frozen)"
-        cells = (str(shape), f"{route.algorithm}{mark}", _matrix_of(row), SAME.sub("#", route.reason) + frozen)
+        cells = (
+            str(shape),
+            f"{route.algorithm}{mark}",
+            _matrix_of(row),
+            SAME.sub("#", route.reason) + frozen,
+        )
         groups.setdefault((SAME.sub("#", row.path), *cells), []).append(row)
     table = [HEADER]
     for (_, shape, algorithm, matrix, _), alike in groups.items():

@@ -186,7 +186,9 @@ def _convolution(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Kind, Matrix
     return kind, Matrix(numbers, layer.in_channels, layer.out_channels, "hidden, convolution")
 
 
-def _attention(layer: nn.MultiheadAttention, own: str, shape: tuple[int, ...], *, split_heads: bool) -> Matrix:
+def _attention(
+    layer: nn.MultiheadAttention, own: str, shape: tuple[int, ...], *, split_heads: bool
+) -> Matrix:
     parts = 3 if own == "in_proj_weight" else 1
     whole = make_matrix(shape, (1,), (0,))
     if split_heads:
@@ -259,7 +261,9 @@ def _outputs_first(own: str, shape: tuple[int, ...], layer: nn.Module | None, wi
         if (other[2], 2 * other[1]) == (first, second) or (second, 2 * first) == other[1:]:
             return False  # (d, 2 f) beside (f, d)
     is_down = bool({"down", "output", "out"} & set(split_words(own))) or own in ("w2", "fc2")
-    return (first in widths and second not in widths) if is_down else (second in widths and first not in widths)
+    return (
+        (first in widths and second not in widths) if is_down else (second in widths and first not in widths)
+    )
 
 
 def _widths(module: nn.Module) -> set[int]:

@@ -78,6 +78,8 @@ def find_matrix(
         reduction, output = ((axes[1],), (axes[0],)) if transposed else ((axes[0],), (axes[1],))
         kind: Kind = "stack" if batch else "matrix"
         return kind, make_matrix(shape, reduction, output, note=_stack_note(batch))
+    if transposed and (found := _outputs_first_axes(names, layer, axes)):
+        return "attention", make_matrix(shape, *found, note="hidden, attention" + _over(batch))
     if found := _attention_axes(names, layer, shape, axes, in_attention=in_attention):
         return "attention", make_matrix(shape, *found, note="hidden, attention" + _over(batch))
     is_convolution = any(CONVOLUTION_WORDS & name.words for name in names) or len(axes) > 3

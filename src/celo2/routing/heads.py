@@ -147,9 +147,10 @@ def _is_named_output(
     name = next(filter(is_output, near), None)
     if name is None:
         return None
+    size = param.matrix.outputs if param.matrix is not None else 0
     others = {layer.matrix.outputs for layer in layers if layer.matrix is not None and layer is not param}
-    made = any(reader.matrix is not None and reader.matrix.inputs in others for reader in readers)
-    return None if made else name
+    is_read = any(reader.matrix is not None and reader.matrix.inputs == size for reader in readers)
+    return None if is_read and size in others else name
 
 
 def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:

@@ -113,6 +113,8 @@ def _could_read(reader: Param, param: Param) -> bool:
     if any(size == inputs * parts for parts in PARTS) or size == reader.matrix.second_input:
         return True
     spatial = param.kind == "convolution", reader.kind == "convolution"
+    if spatial == (True, True) and any(size * parts == inputs for parts in PARTS):
+        return True  # concatenated with others of its size
     flattened = spatial == (True, False) and reader.kind in ("linear", "matrix")
     unflattened = spatial == (False, True) and param.kind in ("linear", "matrix")
     return (flattened and size > 1 and inputs % size == 0) or (

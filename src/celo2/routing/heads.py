@@ -63,7 +63,7 @@ def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Findin
     last = _last_of_chain(network, layers)
     for param in _candidates(network, found):
         assert param.matrix is not None
-        size, readers = param.matrix.outputs, list(network.readers(param, layers))
+        size, readers = param.matrix.outputs, list(network.readers(param, layers, concatenated=True))
         if not readers and not network.is_width(size):
             yield param, Finding("head", f"output head, no layer reads its {size} outputs")
         elif _is_read_by_head(readers, found):
@@ -104,13 +104,19 @@ def _candidates(network: Network, found: Findings) -> list[Param]:
 
 
 def _head_name(network: Network, param: Param) -> Name | None:
-    """The outermost name on the way up to the body that speaks of a head."""
-    found = None
+    """The outermost name on the way up to the body that speaks of a head.
+
+    What all of a network is in says nothing: a trainer's `LitClassifier`, its attribute `classifier`.
+    """
+    found, place = None, len(param.places)
+    whole = network.depth if not network.is_part and network.depth < len(param.unit) else -1
     for index in reversed(range(len(param.names))):
-        if network.starts_body(param, index):
+        name = param.names[index]
+        if place <= whole or network.starts_body(param, index):
             return found
-        if is_head(param.names[index]):
-            found = param.names[index]
+        if is_head(name):
+            found = name
+        place -= not name.is_class
     return found
 
 

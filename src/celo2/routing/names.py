@@ -176,7 +176,7 @@ def is_body(name: Name) -> bool:
     ):  # `MambaMixer` and `TransformerEncoderLayer` are; `AttentionClassifier`, `MlpMixer` are not
         told = name.last_word in BODY or {"transformer", "layer"} <= name.words
         return told and not {"mlp", "mixer"} <= name.words
-    return bool(name.words & BODY) or is_attention(name) or is_query(name)
+    return bool(name.words & BODY) or is_attention(name)
 
 
 def is_list(names: Sequence[Name], index: int) -> bool:

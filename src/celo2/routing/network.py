@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from celo2.routing.names import is_body, is_list, is_query, make_name
+from celo2.routing.names import is_attention, is_body, is_list, is_query, make_name
 from celo2.routing.params import Param
 
 __all__ = ["Network", "natural_order"]
@@ -39,7 +39,7 @@ class Network:
         self.matrices = [param for param in own if is_projection(param)]
         self._alike = Counter(_pattern(param) for param in params)
         self._widths = {param.shape[-1] for param in own if param.kind == "norm" and param.shape}
-        self._attentions = {param.holder for param in own if is_query(make_name(param.unit[-1]))}
+        self._attentions = _find_attentions(own)
         self._units: dict[Place, set[Place]] = defaultdict(set)
         for param in self.matrices:
             for length in range(len(param.unit)):
@@ -51,19 +51,23 @@ class Network:
 
     def in_body(self, param: Param) -> bool:
         """Whether attention, a block or a numbered layer of several matrices holds it."""
-        if param.holder in self._attentions:
+        if self._is_in_attention(param):
             return True
         return any(self.starts_body(param, index) for index in range(len(param.names) - param.is_kernel))
 
     def starts_body(self, param: Param, index: int) -> bool:
         """Whether the name at this index of a parameter's path begins the body of the network."""
         names = param.names
-        if is_body(names[index]):
+        if is_body(names[index]) or (is_query(names[index]) and self._is_in_attention(param)):
             return True
         if names[index].is_class or not is_list(names, index):
             return False
         place = tuple(name.text for name in names[: index + 1] if not name.is_class)
         return len(self._units[place]) > 1
+
+    def _is_in_attention(self, param: Param) -> bool:
+        holders = {param.places[:length] for length in range(len(param.unit))}
+        return not self._attentions.isdisjoint(holders) or any(map(is_attention, param.names))
 
     def add_widths(self, widths: set[int]) -> None:
         """Says that something reads features of these sizes: what a table adds its vectors to."""
@@ -73,10 +77,18 @@ class Network:
         """Whether a norm or a table has this size."""
         return size in self._widths
 
-    def readers(self, param: Param, among: Sequence[Param] | None = None) -> Iterator[Param]:
-        """Matrices whose input could be this one's output: as it is, in parts, flattened or unflattened."""
-        for other in self.matrices if among is None else among:
-            if other is not param and _could_read(other, param):
+    def readers(self, param: Param, among: Sequence[Param], *, concatenated: bool = False) -> Iterator[Param]:
+        """Matrices whose input could be this one's output: as it is, in parts, flattened or unflattened.
+
+        Args:
+            param: Whose output is read.
+            among: The matrices that may read it.
+            concatenated: Whether convolutions may read several outputs of its size side by side.
+        """
+        for other in among:
+            if other is param:
+                continue
+            if _could_read(other, param) or (concatenated and _could_read_several(other, param)):
                 yield other
 
     def looks_fused(self, param: Param) -> bool:
@@ -106,6 +118,15 @@ def natural_order(param: Param) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
+def _find_attentions(params: Sequence[Param]) -> set[Place]:
+    """Modules with queries and keys, or keys and values; a critic's `value` alone is none."""
+    found: dict[Place, set[str]] = defaultdict(set)
+    for param in params:
+        if is_query(make_name(param.unit[-1])):
+            found[param.holder].add(param.unit[-1])
+    return {holder for holder, queries in found.items() if len(queries) > 1}
+
+
 def _could_read(reader: Param, param: Param) -> bool:
     assert reader.matrix is not None
     assert param.matrix is not None
@@ -113,13 +134,17 @@ def _could_read(reader: Param, param: Param) -> bool:
     if any(size == inputs * parts for parts in PARTS) or size == reader.matrix.second_input:
         return True
     spatial = param.kind == "convolution", reader.kind == "convolution"
-    if spatial == (True, True) and any(size * parts == inputs for parts in PARTS):
-        return True  # concatenated with others of its size
     flattened = spatial == (True, False) and reader.kind in ("linear", "matrix")
     unflattened = spatial == (False, True) and param.kind in ("linear", "matrix")
     return (flattened and size > 1 and inputs % size == 0) or (
         unflattened and inputs > COLORS and size % inputs == 0
     )
+
+
+def _could_read_several(reader: Param, param: Param) -> bool:
+    if reader.matrix is None or param.matrix is None or (reader.kind, param.kind) != ("convolution",) * 2:
+        return False
+    return any(param.matrix.outputs * parts == reader.matrix.inputs for parts in PARTS)
 
 
 def _common_depth(params: Sequence[Param]) -> int:

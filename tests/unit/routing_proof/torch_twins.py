@@ -84,7 +84,11 @@ def torchvision_vit() -> nn.Module:
         "VisionTransformer",
         class_token=(1, 1, 64),
         conv_proj=conv(3, 64, 8, stride=8),
-        encoder=net("Encoder", pos_embedding=(1, 17, 64), layers=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).layers),
+        encoder=net(
+            "Encoder",
+            pos_embedding=(1, 17, 64),
+            layers=nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).layers,
+        ),
         heads=net(pre_logits=linear(64, 48), head=linear(48, 10)),
     )
 
@@ -105,7 +109,11 @@ def convnext() -> nn.Module:
         stem=nn.Sequential(conv(3, 16, 4, stride=4), nn.LayerNorm(16)),
         stages=[
             net("ConvNeXtStage", blocks=[block(16)]),
-            net("ConvNeXtStage", downsample=nn.Sequential(nn.LayerNorm(16), conv(16, 32, 2)), blocks=[block(32)]),
+            net(
+                "ConvNeXtStage",
+                downsample=nn.Sequential(nn.LayerNorm(16), conv(16, 32, 2)),
+                blocks=[block(32)],
+            ),
         ],
         head=head,
     )
@@ -137,7 +145,9 @@ def squeezenet() -> nn.Module:
 def mlp_mixer() -> nn.Module:
     def block() -> nn.Module:
         tokens = net("Mlp", fc1=linear(16, 24), fc2=linear(24, 16))
-        return net("MixerBlock", mlp_tokens=tokens, mlp_channels=net("Mlp", fc1=linear(64, 160), fc2=linear(160, 64)))
+        return net(
+            "MixerBlock", mlp_tokens=tokens, mlp_channels=net("Mlp", fc1=linear(64, 160), fc2=linear(160, 64))
+        )
 
     stem = net("PatchEmbed", proj=conv(3, 64, 8, stride=8))
     return net("MlpMixer", stem=stem, blocks=[block(), block()], norm=nn.LayerNorm(64), head=linear(64, 10))
@@ -149,10 +159,18 @@ def faster_rcnn() -> nn.Module:
         box_head=net("TwoMLPHead", fc6=linear(32 * 49, 128), fc7=linear(128, 128)),
         box_predictor=net("FastRCNNPredictor", cls_score=linear(128, 11), bbox_pred=linear(128, 44)),
         mask_head=nn.Sequential(conv(32, 32), nn.ReLU(), conv(32, 32)),
-        mask_predictor=net("MaskRCNNPredictor", conv5_mask=nn.ConvTranspose2d(32, 24, 2), mask_fcn_logits=conv(24, 11, 1)),
+        mask_predictor=net(
+            "MaskRCNNPredictor", conv5_mask=nn.ConvTranspose2d(32, 24, 2), mask_fcn_logits=conv(24, 11, 1)
+        ),
     )
-    rpn = net("RPNHead", conv=nn.Sequential(conv(32, 32)), cls_logits=conv(32, 3, 1), bbox_pred=conv(32, 12, 1))
-    body = net("ResNet", conv1=conv(3, 16, 7), layer1=nn.Sequential(net("BasicBlock", conv1=conv(16, 32), conv2=conv(32, 32))))
+    rpn = net(
+        "RPNHead", conv=nn.Sequential(conv(32, 32)), cls_logits=conv(32, 3, 1), bbox_pred=conv(32, 12, 1)
+    )
+    body = net(
+        "ResNet",
+        conv1=conv(3, 16, 7),
+        layer1=nn.Sequential(net("BasicBlock", conv1=conv(16, 32), conv2=conv(32, 32))),
+    )
     return net("MaskRCNN", backbone=body, rpn=net(head=rpn), roi_heads=heads)
 
 
@@ -162,7 +180,9 @@ def dit() -> nn.Module:
         inner.add_module("adaLN_modulation", nn.Sequential(nn.SiLU(), linear(64, 6 * 64)))
         return inner
 
-    final = net("FinalLayer", linear=linear(64, 32), adaLN_modulation=nn.Sequential(nn.SiLU(), linear(64, 128)))
+    final = net(
+        "FinalLayer", linear=linear(64, 32), adaLN_modulation=nn.Sequential(nn.SiLU(), linear(64, 128))
+    )
     return net(
         "DiT",
         pos_embed=(1, 16, 64),
@@ -177,7 +197,12 @@ def dit() -> nn.Module:
 def unet() -> nn.Module:
     def resnet(inputs: int, outputs: int) -> nn.Module:
         projection = linear(128, outputs)
-        return net("ResnetBlock2D", conv1=conv(inputs, outputs), time_emb_proj=projection, conv2=conv(outputs, outputs))
+        return net(
+            "ResnetBlock2D",
+            conv1=conv(inputs, outputs),
+            time_emb_proj=projection,
+            conv2=conv(outputs, outputs),
+        )
 
     return net(
         "UNet2DModel",
@@ -193,7 +218,13 @@ def unet() -> nn.Module:
 def vae() -> nn.Module:
     encoder = net("Encoder", conv_in=conv(3, 32), conv_norm_out=nn.GroupNorm(4, 32), conv_out=conv(32, 8))
     decoder = net("Decoder", conv_in=conv(4, 32), conv_norm_out=nn.GroupNorm(4, 32), conv_out=conv(32, 3))
-    return net("AutoencoderKL", encoder=encoder, decoder=decoder, quant_conv=conv(8, 8, 1), post_quant_conv=conv(4, 4, 1))
+    return net(
+        "AutoencoderKL",
+        encoder=encoder,
+        decoder=decoder,
+        quant_conv=conv(8, 8, 1),
+        post_quant_conv=conv(4, 4, 1),
+    )
 
 
 def vocoder() -> nn.Module:
@@ -208,7 +239,9 @@ def vocoder() -> nn.Module:
 
 
 def gan() -> nn.Module:
-    generator = nn.Sequential(nn.Linear(10, 4 * 4 * 32), nn.ConvTranspose2d(32, 16, 4), nn.ConvTranspose2d(16, 3, 4))
+    generator = nn.Sequential(
+        nn.Linear(10, 4 * 4 * 32), nn.ConvTranspose2d(32, 16, 4), nn.ConvTranspose2d(16, 3, 4)
+    )
     layers = [spectral_norm(conv(3, 16, 4)), nn.ReLU(), spectral_norm(conv(16, 32, 4)), nn.Flatten()]
     discriminator = nn.Sequential(*layers, spectral_norm(nn.Linear(32 * 16, 5)))
     return net("LightningGAN", generator=generator, discriminator=discriminator)
@@ -228,30 +261,59 @@ class ColumnParallelLinear(nn.Module):
 
 def megatron() -> nn.Module:
     def layer() -> nn.Module:
-        attention = net("SelfAttention", linear_qkv=ColumnParallelLinear(64, 192), linear_proj=ColumnParallelLinear(64, 64))
+        attention = net(
+            "SelfAttention",
+            linear_qkv=ColumnParallelLinear(64, 192),
+            linear_proj=ColumnParallelLinear(64, 64),
+        )
         mlp = net("MLP", linear_fc1=ColumnParallelLinear(64, 160), linear_fc2=ColumnParallelLinear(160, 64))
         return net("TransformerLayer", self_attention=attention, mlp=mlp)
 
-    embedding = net("LanguageModelEmbedding", word_embeddings=VocabParallelEmbedding(300, 64), position_embeddings=VocabParallelEmbedding(32, 64))
-    return net("GPTModel", embedding=embedding, decoder=net("TransformerBlock", layers=[layer(), layer()]), output_layer=ColumnParallelLinear(64, 300))
+    embedding = net(
+        "LanguageModelEmbedding",
+        word_embeddings=VocabParallelEmbedding(300, 64),
+        position_embeddings=VocabParallelEmbedding(32, 64),
+    )
+    return net(
+        "GPTModel",
+        embedding=embedding,
+        decoder=net("TransformerBlock", layers=[layer(), layer()]),
+        output_layer=ColumnParallelLinear(64, 300),
+    )
 
 
 def lora(base: nn.Module, rank: int = 4) -> nn.Module:
     """As peft wraps a layer: its weight frozen, and two small matrices beside it."""
     base.requires_grad_(False)
     if isinstance(base, nn.Embedding):
-        tables = {"lora_embedding_A": (rank, base.num_embeddings), "lora_embedding_B": (base.embedding_dim, rank)}
+        tables = {
+            "lora_embedding_A": (rank, base.num_embeddings),
+            "lora_embedding_B": (base.embedding_dim, rank),
+        }
         dicts = {name: nn.ParameterDict({"default": torch.zeros(shape)}) for name, shape in tables.items()}
         return net("Embedding", base_layer=base, **dicts)
     assert isinstance(base, nn.Linear)
-    first, second = nn.Linear(base.in_features, rank, bias=False), nn.Linear(rank, base.out_features, bias=False)
-    return net("Linear", base_layer=base, lora_A=nn.ModuleDict({"default": first}), lora_B=nn.ModuleDict({"default": second}))
+    first, second = (
+        nn.Linear(base.in_features, rank, bias=False),
+        nn.Linear(rank, base.out_features, bias=False),
+    )
+    return net(
+        "Linear",
+        base_layer=base,
+        lora_A=nn.ModuleDict({"default": first}),
+        lora_B=nn.ModuleDict({"default": second}),
+    )
 
 
 def peft_model() -> nn.Module:
     layers = [net("DecoderLayer", q_proj=lora(linear(64, 48)), o_proj=linear(48, 64)) for _ in range(2)]
     model = net("LlamaModel", embed_tokens=lora(nn.Embedding(300, 64)), layers=layers)
-    return net("PeftModel", base_model=net("LoraModel", model=net("LlamaForCausalLM", model=model, lm_head=lora(linear(64, 300)))))
+    return net(
+        "PeftModel",
+        base_model=net(
+            "LoraModel", model=net("LlamaForCausalLM", model=model, lm_head=lora(linear(64, 300)))
+        ),
+    )
 
 
 def seq2seq() -> nn.Module:
@@ -284,7 +346,12 @@ def mixture() -> nn.Module:
         return net("BlockSparseTop2MLP", w1=linear(64, 96), w2=linear(96, 64), w3=linear(64, 96))
 
     block = net("SparseMoeBlock", gate=nn.Linear(64, 4, bias=False), experts=[expert() for _ in range(4)])
-    return net("Model", embed_tokens=nn.Embedding(300, 64), layers=[net(block_sparse_moe=block)], lm_head=linear(64, 300))
+    return net(
+        "Model",
+        embed_tokens=nn.Embedding(300, 64),
+        layers=[net(block_sparse_moe=block)],
+        lm_head=linear(64, 300),
+    )
 
 
 def perceiver() -> nn.Module:
@@ -477,7 +544,7 @@ MODELS: dict[str, Model] = {
             "transformer.*.linear1": "160 × 64 [1 → 0]",
             "transformer.*.linear2": "64 × 160 [1 → 0]",
             "generator": "adamw",
-                "*_tok_emb.embedding": "adamw",
+            "*_tok_emb.embedding": "adamw",
         },
     ),
     "graph convolutions": (graph_network, {"convs.0.lin": "64 × 30 [1 → 0]", "convs.1.lin": "adamw"}),

@@ -179,6 +179,15 @@ def _attention_axes(
     return (axes[:1], axes[1:]) if first == second * third else None
 
 
+def _outputs_first_axes(names: Sequence[Name], layer: Name, axes: Axes) -> tuple[Axes, Axes] | None:
+    """`(heads…, head_dim, d)` of a query's `weight`, `(d, heads, head_dim)` of the output's."""
+    if is_query(layer):
+        return axes[-1:], axes[:-1]
+    if any(is_attention(name) for name in names) and OUTPUT_WORDS & layer.words:
+        return axes[1:], axes[:1]
+    return None
+
+
 def _convolution(shape: Sequence[int], axes: Axes, batch: Axes, *, transposed: bool) -> tuple[Kind, Matrix]:
     """A kernel `(window…, in, out)`, or `(out, in, window…)` if stored as PyTorch does."""
     output, channels = (axes[0], axes[1]) if transposed else (axes[-1], axes[-2])

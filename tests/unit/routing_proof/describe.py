@@ -38,7 +38,7 @@ def check(found: Iterable[tuple[str, tuple[int, ...], Route]], expected: Mapping
             if route.algorithm != "adamw":
                 wrong.append(f"{name}: a vector, but {route}")
             continue
-        plain = re.sub(KERNELS, "", name).replace("/", ".")
+        plain = plain_name(name)
         pattern = next((pattern for pattern in expected if fnmatchcase(plain, pattern)), None)
         used.add(pattern)
         actual = describe(shape, route)
@@ -47,6 +47,11 @@ def check(found: Iterable[tuple[str, tuple[int, ...], Route]], expected: Mapping
             wrong.append(f"{plain} {shape}: {actual}, {route.reason!r}; expected {wanted}")
     assert not wrong, "\n".join(wrong)
     assert used == set(expected), f"patterns that match nothing: {set(expected) - used}"
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name in either framework, without what each calls a layer's kernel."""
+    return re.sub(KERNELS, "", name).replace("/", ".")
 
 
 def _is_as(actual: str, expected: str) -> bool:

@@ -370,7 +370,9 @@ def test_frozen_parameters_are_shown_and_not_counted() -> None:
     assert sum("attn.qkv.weight" in line for line in table) == 1
     assert table[1].startswith("wte.weight ")
     assert table[1].endswith("(frozen)")
-    assert any(line.startswith("blocks.[0-11].attn.qkv.weight") and "3 of 8 × 8  1 → 0" in line for line in table)
+    assert any(
+        line.startswith("blocks.[0-11].attn.qkv.weight") and "3 of 8 × 8  1 → 0" in line for line in table
+    )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     counted = [int(line.split(", ")[1].split(" ")[0].replace(",", "")) for line in table[-2:]]
     assert sum(counted) == trained

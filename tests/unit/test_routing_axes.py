@@ -79,7 +79,7 @@ def test_a_step_is_that_of_the_layers_matrix_whatever_its_storage(standard_promo
         ({r"kernel$": None}, dict.fromkeys(INFERRED)),
         ({"attn/query/kernel": DimensionNumbers(0, 2)}, {"query": DimensionNumbers(0, 2)}),
         ({"attn": {"query": {"kernel": DimensionNumbers(0, 2)}}}, {"query": DimensionNumbers(0, 2)}),
-        (lambda params: {"conv": {"kernel": DimensionNumbers(2, 3)}}, {"conv": DimensionNumbers(2, 3)}),
+        (lambda _: {"conv": {"kernel": DimensionNumbers(2, 3)}}, {"conv": DimensionNumbers(2, 3)}),
         ({"conv": {"kernel": None}, "attn": None}, {}),
     ],
     ids=["nothing", "pattern", "compiled", "as stored", "path", "tree", "callable", "None in a tree of ours"],

@@ -1,4 +1,4 @@
-"""Networks of other libraries, as twins: each parameter gets what an expert would give it, however it is wrapped."""
+"""Twins of networks of other libraries: each parameter gets what an expert would give it, in any wrapper."""
 
 from __future__ import annotations
 

@@ -139,18 +139,19 @@ def _find_holders(tree: Any, keys: tuple[Any, ...]) -> tuple[Any, ...]:
     holders, node = [], tree
     for key in keys:
         holders.append(node if _equinox_class(node) else None)
-        try:
-            if isinstance(key, jax.tree_util.GetAttrKey):
-                node = getattr(node, key.name)
-            elif isinstance(key, jax.tree_util.SequenceKey):
-                node = node[key.idx]
-            elif isinstance(key, jax.tree_util.DictKey):
-                node = node[key.key]
-            else:
-                node = None
-        except (AttributeError, KeyError, IndexError, TypeError):
-            node = None
+        node = _child(node, key)
     return tuple(holders)
+
+
+def _child(node: Any, key: Any) -> Any:
+    """What is at a key of a node, None where that cannot be told."""
+    if isinstance(key, jax.tree_util.GetAttrKey):
+        return getattr(node, key.name, None)
+    if isinstance(key, jax.tree_util.SequenceKey) and isinstance(node, Sequence):
+        return node[key.idx]
+    if isinstance(key, jax.tree_util.DictKey) and isinstance(node, Mapping):
+        return node[key.key]
+    return None
 
 
 def _equinox_class(node: Any) -> str:
@@ -175,7 +176,7 @@ def _class_names(texts: Sequence[str], holders: Sequence[Any]) -> list[str]:
 
 def _find_equinox_matrix(layer: Any, own: str, shape: tuple[int, ...]) -> tuple[Kind | None, Matrix | None]:
     """What a layer of Equinox is, and the matrix in its parameter; None for any other layer."""
-    made = _equinox_class(layer) if layer is not None else ""
+    made = _equinox_class(layer)
     if made.rstrip("123d") == "Conv" and len(shape) > 2 and own == "weight":
         groups = layer.groups
         splits = groups if shape[0] > groups else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 from optax.contrib import MuonDimensionNumbers
@@ -69,7 +69,7 @@ def _is_spec(node: Any) -> bool:
     return node is None or isinstance(node, SPECS)
 
 
-def _is_patterns(choices: Any, paths: Sequence[str], kinds: Any) -> bool:
+def _is_patterns(choices: Any, paths: Sequence[str], kinds: Any) -> TypeGuard[Mapping[Any, Any]]:
     """Whether a mapping is from regular expressions: to choices, and its keys are not all places."""
     return (
         isinstance(choices, Mapping)

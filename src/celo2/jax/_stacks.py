@@ -38,7 +38,7 @@ def find_stack_axes(shapes: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
             continue
         axis = next((axis for axis in AXES if len({shapes[path][axis] for path in paths}) == 1), None)
         if axis is not None and shapes[paths[0]][axis] > 1:
-            found |= {path: (axis,) for path in paths}
+            found |= dict.fromkeys(paths, (axis,))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which parameter is a hidden matrix, trained by the rule, and along which axes: one answer for every backend.
+"""Which parameter is a hidden matrix, trained by the rule, and along which axes; the same for every backend.
 
 `celo2.jax.routing` reads trees of arrays and `celo2.torch.routing` modules; both describe each parameter by
 a `Param`, and the rest is here: names, evidence in the order of precedence, routes and their table.

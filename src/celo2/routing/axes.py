@@ -74,10 +74,11 @@ def find_matrix(
     axes = tuple(axis for axis in range(len(shape)) if axis not in batch)
     own, layer = names[-1], names[-2] if names[-1].text in KERNEL_NAMES and len(names) > 1 else names[-1]
     in_experts = any(EXPERT_WORDS & name.words for name in names)
+    first, second = axes[-2:]
+    last_two = ((second,), (first,)) if transposed else ((first,), (second,))
     if len(axes) == 2:
-        reduction, output = ((axes[1],), (axes[0],)) if transposed else ((axes[0],), (axes[1],))
         kind: Kind = "stack" if batch else "matrix"
-        return kind, make_matrix(shape, reduction, output, note=_stack_note(batch))
+        return kind, make_matrix(shape, *last_two, note=_stack_note(batch))
     if transposed and (found := _outputs_first_axes(names, layer, axes)):
         return "attention", make_matrix(shape, *found, note="hidden, attention" + _over(batch))
     if found := _attention_axes(names, layer, shape, axes, in_attention=in_attention):
@@ -85,9 +86,7 @@ def find_matrix(
     is_convolution = any(CONVOLUTION_WORDS & name.words for name in names) or len(axes) > 3
     if own.text in KERNEL_NAMES and is_convolution and not in_experts:
         return _convolution(shape, axes, batch, transposed=transposed)
-    batch, axes = (*batch, *axes[:-2]), axes[-2:]
-    reduction, output = ((axes[1],), (axes[0],)) if transposed else ((axes[0],), (axes[1],))
-    return "stack", make_matrix(shape, reduction, output, note=_stack_note(batch))
+    return "stack", make_matrix(shape, *last_two, note=_stack_note((*batch, *axes[:-2])))
 
 
 def with_parts(matrix: Matrix, shape: Sequence[int], parts: int, note: str) -> Matrix:

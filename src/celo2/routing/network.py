@@ -1,19 +1,32 @@
-"""What only all parameters of a network together can tell: what is repeated, and who reads what."""
+"""What only all parameters of a network together can tell: what is repeated, who reads what; and findings."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from celo2.routing.names import is_attention, is_body, is_list, is_query, make_name
 from celo2.routing.params import Param
 
-__all__ = ["Network", "natural_order"]
+__all__ = ["Finding", "Findings", "Network", "Role", "natural_order"]
 
 PARTS = (1, 2, 3, 4)  # how an output may be cut before it is read: gated MLP, query-key-value, gates
 COLORS = 4  # a convolution of as many channels reads the data
 Place = tuple[str, ...]
+Role = Literal["vector", "embedding", "position", "router", "head", "hidden"]
+
+
+class Finding(NamedTuple):
+    """What a parameter is, and why; an undecided finding is shown, not acted upon."""
+
+    role: Role
+    reason: str
+    decided: bool = True
+
+
+Findings = Mapping[Param, Finding]
 
 
 class Network:

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from celo2.routing import heads
-from celo2.routing.finding import Finding, Findings, Role
 from celo2.routing.names import (
     EXPERT_WORDS,
     GATE_WORDS,
@@ -29,7 +28,7 @@ from celo2.routing.names import (
     is_vector,
     make_name,
 )
-from celo2.routing.network import Network
+from celo2.routing.network import Finding, Findings, Network
 from celo2.routing.params import Param
 
 __all__ = ["RULES", "find_roles"]

@@ -15,8 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from celo2.dimension_numbers import DimensionNumbers, find_matrix_axes
 from celo2.routing.axes import looks_fused
 from celo2.routing.choices import check_algorithm
-from celo2.routing.finding import Finding
-from celo2.routing.network import Network
+from celo2.routing.network import Finding, Network
 from celo2.routing.params import Param
 from celo2.routing.roles import find_roles
 

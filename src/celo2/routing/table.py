@@ -13,7 +13,7 @@ from celo2.routing.routes import Route
 
 __all__ = ["Row", "format_table"]
 
-HEADER = ("name", "shape", "algorithm", "matrix", "reason")
+HEADER: tuple[str, ...] = ("name", "shape", "algorithm", "matrix", "reason")
 SAME = re.compile(r"\d+")
 
 

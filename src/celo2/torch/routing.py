@@ -154,6 +154,6 @@ def _one_for_each(
             continue
         held, old = kept[name]
         told = param.path in chosen and name not in chosen
-        if told or (old.algorithm, route.algorithm) == ("celo2", "adamw") and name not in chosen:
+        if told or ((old.algorithm, route.algorithm) == ("celo2", "adamw") and name not in chosen):
             kept[name] = held, route._replace(numbers=old.numbers if not told else route.numbers)
     return kept

@@ -1,4 +1,7 @@
-"""Trees of networks in JAX, as shapes, and the routes that are right for them; tables as in `transformers_models`."""
+"""Trees of networks in JAX, as shapes, and the routes that are right for them.
+
+Tables are as in `transformers_models`.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Twins of networks of other libraries, with their names, classes and proportions, and the routes right for them.
+"""Twins of networks of other libraries, with their names, classes and proportions, and the right routes.
 
 They have layers and no forward pass, which routing does not look at. Tables are as in `transformers_models`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,7 +38,7 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 def chain(*sizes: int) -> nn.Sequential:
     """Linear layers with activations between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

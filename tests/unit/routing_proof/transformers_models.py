@@ -1,8 +1,8 @@
-"""Networks of `transformers`, small and without memory (meta device), and the routes that are right for them.
+"""Networks of `transformers`, small and without memory (meta device), and the routes right for them.
 
-A route is `adamw`, or the matrices as `count of outputs × inputs` with their axes `[inputs → outputs]`. Names are
-patterns of `fnmatch` without the last `.weight`; the first that matches counts, and each must match. Vectors are
-left out: all get AdamW.
+A route is `adamw`, or the matrices as `count of outputs × inputs` with their axes `[inputs → outputs]`.
+Names are patterns of `fnmatch` without the last `.weight`; the first that matches counts, and each must
+match. Vectors are left out: all get AdamW.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Networks of `transformers` that see, and the routes that are right for them: as in `transformers_models`."""
+"""Networks of `transformers` that see, and the routes right for them, as in `transformers_models`."""
 
 from __future__ import annotations
 

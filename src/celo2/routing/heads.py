@@ -9,11 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from celo2.routing.names import MLP_WORDS, Name, is_decoder, is_head, is_output, is_position, is_token
+from celo2.routing.names import MLP_WORDS, Name, is_decoder, is_head, is_output, is_position
 from celo2.routing.network import Finding, Findings, Network, natural_order
 from celo2.routing.params import Param
 
 __all__ = ["by_name", "by_output", "by_vocabulary"]
+
+COUNTED = {
+    "type",
+    "segment",
+    "mask",
+    "query",
+    "queries",
+    "object",
+    "register",
+    "registers",
+    "latents",
+    "slots",
+}  # what a table has entries for, if not for tokens
 
 
 def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
@@ -75,9 +88,7 @@ def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Findin
 
 def _counts_others(param: Param) -> bool:
     """Whether a table has an entry for each position, kind or slot, and none for each token."""
-    other = any(
-        is_position(name) or is_token(name) or {"type", "segment"} & name.words for name in param.nearest
-    )
+    other = any(is_position(name) or COUNTED & name.words for name in param.nearest)
     return other or param.kind == "bare"
 
 

@@ -6,6 +6,7 @@ has classes, the class of a module counts as one more name beside the module's o
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -93,6 +94,7 @@ def split_words(text: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)]
 
 
+@functools.lru_cache(maxsize=4096)  # a network repeats its names
 def make_name(text: str, *, is_class: bool = False) -> Name:
     """Splits one name into its words.
 

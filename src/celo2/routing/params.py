@@ -114,12 +114,12 @@ class Param:
         """The plain names on its path, without classes; those of the holders first, its own last."""
         return tuple(name.text for name in self.names if not name.is_class)
 
-    @property
+    @cached_property
     def unit(self) -> tuple[str, ...]:
         """The place of the layer that holds it; of a parameter that is no kernel, its own place."""
         return self.places[:-1] if self.is_kernel and len(self.places) > 1 else self.places
 
-    @property
+    @cached_property
     def holder(self) -> tuple[str, ...]:
         """The place of the module that holds its layer."""
         return self.unit[:-1]

@@ -15,18 +15,9 @@ from celo2.routing.params import Param
 
 __all__ = ["by_name", "by_output", "by_vocabulary"]
 
-COUNTED = {
-    "type",
-    "segment",
-    "mask",
-    "query",
-    "queries",
-    "object",
-    "register",
-    "registers",
-    "latents",
-    "slots",
-}  # what a table has entries for, if not for tokens
+# What a table may have an entry for instead of each token.
+COUNTED = {"type", "segment", "mask", "query", "queries", "object"}
+COUNTED |= {"register", "registers", "latents", "slots"}
 
 
 def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:

@@ -164,6 +164,8 @@ def _attention_axes(
 ) -> tuple[Axes, Axes] | None:
     """`(d, heads, head_dim)` of a query, `(d, 3, heads, head_dim)` of all three, `(heads, head_dim, d)`."""
     in_attention = in_attention or any(is_attention(name) for name in names)
+    if "einsum" in layer.words and len(axes) in (3, 4):
+        return _einsum_axes(layer, axes)
     if is_query(layer) and len(axes) == 3:
         if shape[axes[1]] == 3 and "qkv" in layer.words:
             return axes[:1], axes[2:]
@@ -176,6 +178,13 @@ def _attention_axes(
     if OUTPUT_WORDS & layer.words:  # (heads, head_dim, d), or (d, heads, head_dim) read from behind
         return (axes[1:], axes[:1]) if first == second * third != third else (axes[:2], axes[2:])
     return (axes[:1], axes[1:]) if first == second * third else None
+
+
+def _einsum_axes(layer: Name, axes: Axes) -> tuple[Axes, Axes] | None:
+    """Gemma's: `(heads, d, head_dim)`, `(2, heads, d, head_dim)` for key and value, `(heads, head_dim, d)`."""
+    if is_query(layer):
+        return (axes[-2],), (axes[-3], axes[-1])
+    return (axes[-3:-1], axes[-1:]) if is_attention(layer) else None
 
 
 def _outputs_first_axes(names: Sequence[Name], layer: Name, axes: Axes) -> tuple[Axes, Axes] | None:

@@ -167,7 +167,7 @@ def is_attention(name: Name) -> bool:
 
 def is_query(name: Name) -> bool:
     """Whether this is the name of an attention layer's query, key or value."""
-    words = name.words - {"proj", "projection", "w", "to", "linear"}
+    words = name.words - {"proj", "projection", "w", "to", "linear", "einsum"}
     return bool(words) and words <= QUERIES
 
 

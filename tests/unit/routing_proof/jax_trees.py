@@ -285,7 +285,33 @@ def attention_with_fused_kernel() -> Any:
     }
 
 
+def gemma() -> Any:
+    """Kernels of einsums, with the heads first."""
+    attention = {
+        "q_einsum": {"w": shape(4, 64, 12)},
+        "kv_einsum": {"w": shape(2, 2, 64, 12)},
+        "attn_vec_einsum": {"w": shape(4, 12, 64)},
+    }
+    mlp = {"gating_einsum": shape(2, 64, 160), "linear": shape(160, 64)}
+    layers = {
+        f"layer_{index}": {"attn": attention, "mlp": mlp, "pre_attention_norm": norm(64)}
+        for index in range(2)
+    }
+    return {"embedder": {"input_embedding": shape(300, 64)}, "final_norm": norm(64)} | layers
+
+
 TREES: dict[str, Tree] = {
+    "Gemma in Flax, tied": (
+        gemma,
+        {
+            "embedder.input_embedding": "adamw",
+            "*.q_einsum": "48 × 64 [1 → 0,2]",
+            "*.kv_einsum": "2 of 24 × 64 [2 → 1,3]",
+            "*.attn_vec_einsum": "64 × 48 [0,1 → 2]",
+            "*.gating_einsum": "2 of 160 × 64 [1 → 2]",
+            "*.linear": "64 × 160 [0 → 1]",
+        },
+    ),
     "MaxText, scanned along axis 1": (
         maxtext,
         {

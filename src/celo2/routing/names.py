@@ -57,7 +57,7 @@ HEADS = {"head", "heads", "lmhead", "logit", "logits", "classifier", "classifier
 HEADS |= {"readout", "final", "predictor", "predictors", "bbox"}
 HEAD_PAIRS = ({"class", "embed"}, {"cls", "score"}, {"lm", "head"})
 OUTPUTS = {"out", "output", "outputs", "last", "prediction", "predictions", "pred", "score", "scores"}
-DECODERS = {"decoder", "decode", "generator"}
+DECODERS = {"decoder", "decode", "generator", "gen"}
 ATTENTION = {"attention", "attn", "mha", "mhsa", "multihead"}
 BODY = ATTENTION | {"block", "blocks", "mixer", "encoderblock", "decoderblock", "resblock", "bottleneck"}
 LAYER_LISTS = {"layers", "layer", "blocks", "block", "h", "stages", "stage", "cells", "scan", "stack"}
@@ -150,7 +150,9 @@ def is_head(name: Name) -> bool:
 
 def is_output(name: Name) -> bool:
     """Whether this is a name that an output head may have, but a layer inside a block too (`out`)."""
-    return bool(OUTPUTS & name.words) and not {"layer", "block", "enc", "encoder"} & name.words
+    return bool(OUTPUTS & name.words) and not (
+        is_norm(name) or {"layer", "block", "enc", "encoder"} & name.words
+    )
 
 
 def is_decoder(name: Name) -> bool:

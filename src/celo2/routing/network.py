@@ -13,7 +13,7 @@ from celo2.routing.params import Param
 __all__ = ["Finding", "Findings", "Network", "Role", "natural_order"]
 
 PARTS = (1, 2, 3, 4)  # how an output may be cut before it is read: gated MLP, query-key-value, gates
-COLORS = 4  # a convolution of as many channels reads the data
+COLORS = 4  # a convolution that reads or makes so few channels is at an end of the network
 Place = tuple[str, ...]
 Role = Literal["vector", "embedding", "position", "router", "head", "hidden"]
 
@@ -157,7 +157,8 @@ def _could_read(reader: Param, param: Param) -> bool:
 def _could_read_several(reader: Param, param: Param) -> bool:
     if reader.matrix is None or param.matrix is None or (reader.kind, param.kind) != ("convolution",) * 2:
         return False
-    return any(param.matrix.outputs * parts == reader.matrix.inputs for parts in PARTS)
+    size = param.matrix.outputs
+    return size > COLORS and any(size * parts == reader.matrix.inputs for parts in PARTS)
 
 
 def _common_depth(params: Sequence[Param]) -> int:

@@ -317,6 +317,80 @@ def peft_model() -> nn.Module:
     )
 
 
+def flux() -> nn.Module:
+    def block() -> nn.Module:
+        layers = {name: linear(64, 64) for name in ("to_q", "to_k", "to_v", "add_q_proj")}
+        attention = net("FluxAttention", **layers, to_out=[linear(64, 64), nn.Dropout()])
+        forward = net("FeedForward", net=[net("GELU", proj=linear(64, 256)), nn.Dropout(), linear(256, 64)])
+        return net("FluxTransformerBlock", norm1=net(linear=linear(64, 384)), attn=attention, ff=forward)
+
+    times = net("TimestepEmbedding", linear_1=linear(32, 64), linear_2=linear(64, 64))
+    return net(
+        "FluxTransformer2DModel",
+        x_embedder=linear(16, 64),
+        context_embedder=linear(40, 64),
+        time_text_embed=net(timestep_embedder=times),
+        transformer_blocks=[block()],
+        norm_out=net("AdaLayerNormContinuous", linear=linear(64, 128)),
+        proj_out=linear(64, 16),
+    )
+
+
+def inception() -> nn.Module:
+    def layer(inputs: int, outputs: int, window: int = 1) -> nn.Module:
+        return net("BasicConv2d", conv=conv(inputs, outputs, window), bn=nn.BatchNorm2d(outputs))
+
+    branches = {"branch1": layer(16, 12), "branch2": nn.Sequential(layer(16, 20), layer(20, 28, 3))}
+    return net(
+        "GoogLeNet", conv1=layer(3, 16, 7), inception3a=net("Inception", **branches), fc=linear(40, 10)
+    )
+
+
+def radiance_field() -> nn.Module:
+    return net(
+        "NeRF",
+        pts_linears=[linear(63, 256), linear(256, 256), linear(319, 256)],
+        views_linears=[linear(283, 128)],
+        feature_linear=linear(256, 256),
+        alpha_linear=linear(256, 1),
+        rgb_linear=linear(128, 3),
+    )
+
+
+def actor_critic() -> nn.Module:
+    actor = net("Actor", latent_pi=chain(17, 256, 192), mu=linear(192, 6), log_std=linear(192, 6))
+    return net(
+        "SACPolicy", actor=actor, critic=net("Critic", qf0=chain(23, 256, 192, 1), qf1=chain(23, 256, 192, 1))
+    )
+
+
+def q_network() -> nn.Module:
+    features = nn.Sequential(conv(4, 32, 8), nn.ReLU(), conv(32, 64, 4), nn.Flatten())
+    return net("DQN", features=features, q=chain(3136, 512, 6))
+
+
+def quantized_autoencoder() -> nn.Module:
+    decoder = nn.Sequential(nn.ConvTranspose2d(16, 32, 4), nn.ReLU(), nn.ConvTranspose2d(32, 3, 4))
+    quantizer = net("VectorQuantizer", embedding=nn.Embedding(64, 16))
+    return net(
+        "VQVAE", encoder=nn.Sequential(conv(3, 32, 4), conv(32, 16, 4)), quantizer=quantizer, decoder=decoder
+    )
+
+
+def recurrent() -> nn.Module:
+    """The head is the only `nn.Linear`."""
+    return net("RNNModel", embedding=nn.Embedding(50, 24), lstm=nn.LSTM(24, 32, 2), fc=linear(32, 50))
+
+
+def tagger() -> nn.Module:
+    return net("Tagger", emb=nn.Embedding(50, 24), gru=nn.GRU(24, 32, bidirectional=True), out=linear(64, 9))
+
+
+def reversed_autoencoder() -> nn.Module:
+    """The decoder is registered first."""
+    return net("AutoEncoder", decoder=chain(4, 16, 60), encoder=chain(60, 16, 4))
+
+
 def seq2seq() -> nn.Module:
     transformer = nn.Transformer(64, 4, 2, 2, 160, batch_first=True)
     return net(
@@ -546,6 +620,99 @@ MODELS: dict[str, Model] = {
             "transformer.*.linear2": "64 × 160 [1 → 0]",
             "generator": "adamw",
             "*_tok_emb.embedding": "adamw",
+        },
+    ),
+    "diffusers: Flux": (
+        flux,
+        {
+            "x_embedder": "64 × 16 [1 → 0]",
+            "context_embedder": "64 × 40 [1 → 0]",
+            "*.linear_1": "64 × 32 [1 → 0]",
+            "*.linear_2": "64 × 64 [1 → 0]",
+            "*.norm1.linear": "384 × 64 [1 → 0]",
+            "*.attn.*": "64 × 64 [1 → 0]",
+            "*.ff.net.0.proj": "256 × 64 [1 → 0]",
+            "*.ff.net.2": "64 × 256 [1 → 0]",
+            "norm_out.linear": "128 × 64 [1 → 0]",
+            "proj_out": "adamw",
+        },
+    ),
+    "torchvision: GoogLeNet": (
+        inception,
+        {
+            "conv1.conv": "16 × 147 [1,2,3 → 0]",
+            "*.branch1.conv": "12 × 16 [1,2,3 → 0]",
+            "*.branch2.0.conv": "20 × 16 [1,2,3 → 0]",
+            "*.branch2.1.conv": "28 × 180 [1,2,3 → 0]",
+            "fc": "adamw",
+        },
+    ),
+    "NeRF": (
+        radiance_field,
+        {
+            "pts_linears.0": "256 × 63 [1 → 0]",
+            "pts_linears.1": "256 × 256 [1 → 0]",
+            "pts_linears.2": "256 × 319 [1 → 0]",
+            "views_linears.0": "128 × 283 [1 → 0]",
+            "feature_linear": "256 × 256 [1 → 0]",
+            "rgb_linear": "adamw",
+        },
+    ),
+    "soft actor-critic": (
+        actor_critic,
+        {
+            "actor.latent_pi.0": "256 × 17 [1 → 0]",
+            "actor.latent_pi.2": "192 × 256 [1 → 0]",
+            "actor.mu": "adamw",
+            "actor.log_std": "adamw",
+            "critic.qf?.0": "256 × 23 [1 → 0]",
+            "critic.qf?.2": "192 × 256 [1 → 0]",
+        },
+    ),
+    "Q network": (
+        q_network,
+        {
+            "features.0": "32 × 256 [1,2,3 → 0]",
+            "features.2": "64 × 512 [1,2,3 → 0]",
+            "q.0": "512 × 3136 [1 → 0]",
+            "q.2": "adamw",
+        },
+    ),
+    "VQ-VAE": (
+        quantized_autoencoder,
+        {
+            "encoder.0": "32 × 48 [1,2,3 → 0]",
+            "encoder.1": "16 × 512 [1,2,3 → 0]",
+            "quantizer.embedding": "adamw",
+            "decoder.0": "32 × 256 [0,2,3 → 1]",
+            "decoder.2": "adamw",
+        },
+    ),
+    "LSTM language model": (
+        recurrent,
+        {
+            "embedding": "adamw",
+            "lstm.weight_ih_l0": "4 of 32 × 24 [1 → 0]",
+            "lstm.weight_??_l?": "4 of 32 × 32 [1 → 0]",
+            "fc": "adamw",
+        },
+    ),
+    "GRU tagger": (
+        tagger,
+        {
+            "emb": "adamw",
+            "gru.weight_ih_*": "3 of 32 × 24 [1 → 0]",
+            "gru.weight_hh_*": "3 of 32 × 32 [1 → 0]",
+            "out": "adamw",
+        },
+    ),
+    "autoencoder, the decoder first": (
+        reversed_autoencoder,
+        {
+            "decoder.0": "16 × 4 [1 → 0]",
+            "decoder.2": "adamw",
+            "encoder.0": "16 × 60 [1 → 0]",
+            "encoder.2": "4 × 16 [1 → 0]",
         },
     ),
     "graph convolutions": (graph_network, {"convs.0.lin": "64 × 30 [1 → 0]", "convs.1.lin": "adamw"}),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routing_proof import transformers_models, transformers_vision
+from routing_proof import transformers_encoders, transformers_models, transformers_vision
 from routing_proof.describe import check
 
 from celo2.torch import find_routes
 
-MODELS = transformers_models.MODELS | transformers_vision.MODELS
+MODELS = transformers_models.MODELS | transformers_encoders.MODELS | transformers_vision.MODELS
 
 
 @pytest.mark.parametrize(("make", "expected"), MODELS.values(), ids=MODELS)

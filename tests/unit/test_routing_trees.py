@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from routing_proof import flax_trees, other_trees
 from routing_proof.describe import check
-from routing_proof.jax_trees import TREES
 
 from celo2.jax.routing import named_leaves, param_labels
 from celo2.routing import Route
+
+TREES = flax_trees.TREES | other_trees.TREES
 
 
 def routes_of(params) -> list:

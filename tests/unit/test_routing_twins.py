@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from routing_proof import other_twins, vision_twins
 from routing_proof.describe import check
-from routing_proof.torch_twins import MODELS
 from torch import nn
 
 from celo2.torch import find_routes
+
+MODELS = vision_twins.MODELS | other_twins.MODELS
 
 
 def routes_of(model: nn.Module) -> list:

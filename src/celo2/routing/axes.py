@@ -181,7 +181,7 @@ def _attention_axes(
 
 
 def _einsum_axes(layer: Name, axes: Axes) -> tuple[Axes, Axes] | None:
-    """Gemma's: `(heads, d, head_dim)`, `(2, heads, d, head_dim)` for key and value, `(heads, head_dim, d)`."""
+    """Gemma's `(heads, d, head_dim)`, for key and value `(2, heads, d, head_dim)`; `(heads, head_dim, d)`."""
     if is_query(layer):
         return (axes[-2],), (axes[-3], axes[-1])
     return (axes[-3:-1], axes[-1:]) if is_attention(layer) else None

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from routing_proof.jax_trees import dense, norm, shape
-from routing_proof.torch_twins import net
+from routing_proof.building import net
+from routing_proof.tree_building import dense, norm, shape
 from torch import nn
 
 

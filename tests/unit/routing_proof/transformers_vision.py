@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import transformers as hf
-from routing_proof.transformers_models import BACKBONE, BART, DOWN, SIZES, SQUARE, UP, VIT, Model
+from routing_proof.transformers_models import BART, DOWN, SIZES, SQUARE, UP, Model
+
+VIT = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 160,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 10,
+}
+
+BACKBONE = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1]}
 
 PATCHES = {"*.patch_embeddings.projection": "64 × 192 [1,2,3 → 0]"}
 VIT_BODY = {

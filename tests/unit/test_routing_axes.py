@@ -129,7 +129,7 @@ def shapes_of(tree: Any) -> list[tuple[int, ...]]:
 def test_the_base_optimizer_takes_the_same_matrices_and_the_direction_alone_none() -> None:
     params = random_like(NET, 0)
     (direction, *_) = celo2.celo2_base(1.0).init(params)
-    given = celo2.scale_by_celo2(orthogonalize=False, dimension_numbers=find_dimension_numbers(NET))
+    given = celo2.scale_by_celo2(orthogonalize=False, dimension_numbers=celo2.find_dimension_numbers)
     stored = celo2.scale_by_celo2(orthogonalize=False)
     assert shapes_of(direction) == shapes_of(given.init(params))
     assert shapes_of(direction) != shapes_of(stored.init(params))

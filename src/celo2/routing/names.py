@@ -21,6 +21,7 @@ __all__ = [
     "Name",
     "is_attention",
     "is_body",
+    "is_decay",
     "is_decoder",
     "is_head",
     "is_list",
@@ -61,6 +62,7 @@ DECODERS = {"decoder", "decode", "generator", "gen"}
 ATTENTION = {"attention", "attn", "mha", "mhsa", "multihead"}
 BODY = ATTENTION | {"block", "blocks", "mixer", "encoderblock", "decoderblock", "resblock", "bottleneck"}
 LAYER_LISTS = {"layers", "layer", "blocks", "block", "h", "stages", "stage", "cells", "scan", "stack"}
+DECAYS = {"a_log", "a_logs", "dt_bias", "time_decay", "time_maa"}  # of state-space layers
 QUERIES = {"q", "k", "v", "query", "key", "value", "qkv", "kv", "wq", "wk", "wv", "wqkv"}
 
 
@@ -114,6 +116,11 @@ def is_vector(own: Name) -> bool:
 def is_norm(name: Name) -> bool:
     """Whether this names a normalising layer."""
     return any(word in NORMS or word.endswith("norm") for word in name.words)
+
+
+def is_decay(own: Name) -> bool:
+    """Whether a parameter's own name is that of a state-space layer's decays, a vector for each channel."""
+    return own.text.lower() in DECAYS
 
 
 def is_lookup(name: Name) -> bool:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from celo2.routing.names import is_attention, is_body, is_list, is_query, make_name
+from celo2.routing.names import is_attention, is_body, is_decay, is_list, is_query, make_name
 from celo2.routing.params import Param
 
 __all__ = ["Finding", "Findings", "Network", "Role", "natural_order"]
@@ -52,7 +52,7 @@ class Network:
         self.matrices = [param for param in own if is_projection(param)]
         self._alike = Counter(_pattern(param) for param in params)
         self._widths = {param.shape[-1] for param in own if param.kind == "norm" and param.shape}
-        self._attentions = _find_attentions(own)
+        self._mixers = _find_mixers(own)
         self._units: dict[Place, set[Place]] = defaultdict(set)
         for param in self.matrices:
             for length in range(len(param.unit)):
@@ -64,23 +64,23 @@ class Network:
 
     def in_body(self, param: Param) -> bool:
         """Whether attention, a block or a numbered layer of several matrices holds it."""
-        if self._is_in_attention(param):
+        if self._is_in_mixer(param):
             return True
         return any(self.starts_body(param, index) for index in range(len(param.names) - param.is_kernel))
 
     def starts_body(self, param: Param, index: int) -> bool:
         """Whether the name at this index of a parameter's path begins the body of the network."""
         names = param.names
-        if is_body(names[index]) or (is_query(names[index]) and self._is_in_attention(param)):
+        if is_body(names[index]) or (is_query(names[index]) and self._is_in_mixer(param)):
             return True
         if names[index].is_class or not is_list(names, index):
             return False
         place = tuple(name.text for name in names[: index + 1] if not name.is_class)
         return len(self._units[place]) > 1
 
-    def _is_in_attention(self, param: Param) -> bool:
+    def _is_in_mixer(self, param: Param) -> bool:
         holders = {param.places[:length] for length in range(len(param.unit))}
-        return not self._attentions.isdisjoint(holders) or any(map(is_attention, param.names))
+        return not self._mixers.isdisjoint(holders) or any(map(is_attention, param.names))
 
     def add_widths(self, widths: set[int]) -> None:
         """Says that something reads features of these sizes: what a table adds its vectors to."""
@@ -131,13 +131,17 @@ def natural_order(param: Param) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def _find_attentions(params: Sequence[Param]) -> set[Place]:
-    """Modules with queries and keys, or keys and values; a critic's `value` alone is none."""
-    found: dict[Place, set[str]] = defaultdict(set)
+def _find_mixers(params: Sequence[Param]) -> set[Place]:
+    """Modules that are attention or a state-space layer by what they hold, whatever they are called.
+
+    Attention has queries and keys, or keys and values; a critic's `value` alone is none.
+    """
+    queries: dict[Place, set[str]] = defaultdict(set)
     for param in params:
         if is_query(make_name(param.unit[-1])):
-            found[param.holder].add(param.unit[-1])
-    return {holder for holder, queries in found.items() if len(queries) > 1}
+            queries[param.holder].add(param.unit[-1])
+    attentions = {holder for holder, names in queries.items() if len(names) > 1}
+    return attentions | {param.holder for param in params if is_decay(param.own)}
 
 
 def _could_read(reader: Param, param: Param) -> bool:

@@ -18,6 +18,7 @@ from celo2.routing.names import (
     LAYER_LISTS,
     Name,
     is_body,
+    is_decay,
     is_lookup,
     is_norm,
     is_position,
@@ -32,14 +33,6 @@ from celo2.routing.network import Finding, Findings, Network
 from celo2.routing.params import Param
 
 __all__ = ["RULES", "find_roles"]
-
-DECAYS = {
-    ("a", "log"),
-    ("a", "logs"),
-    ("dt", "bias"),
-    ("time", "decay"),
-    ("time", "maa"),
-}  # of state-space layers
 
 
 def find_roles(network: Network) -> dict[Param, Finding]:
@@ -187,7 +180,7 @@ def _table_by_name(network: Network, param: Param) -> Finding | None:
     near = [name for name in param.nearest if not is_body(name)]
     if name := next(filter(is_norm, param.nearest if param.own.text not in ("kernel", "w") else ()), None):
         return Finding("vector", f"stacked vectors, {name}")
-    if tuple(param.own.text.lower().split("_")) in DECAYS:
+    if is_decay(param.own):
         return Finding("vector", f"decays of a state-space layer, {param.own}")
     if name := next(filter(is_position, near), None):
         return Finding("position", f"positional table, {name}")

@@ -244,6 +244,16 @@ NETWORKS: dict[str, tuple[Spec, dict[str, str]]] = {
             "*.out_proj": "64 × 128",
         },
     ),
+    "a Mamba layer alone": (
+        mamba_block()["mixer"],
+        {
+            "A_log": "adamw",
+            "in_proj": "256 × 64",
+            "x_proj": "20 × 128",
+            "dt_proj": "128 × 4",
+            "out_proj": "64 × 128",
+        },
+    ),
     "actor and critic": (
         {"torso": [linear(8, 64), linear(64, 48)], "policy": linear(48, 6), "value": linear(48, 1)},
         {"torso.0": "64 × 8", "torso.1": "48 × 64", "policy": "adamw"},

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from celo2.jax.compilation import compiler_options
     from celo2.jax.dimensions import DimensionNumbers
     from celo2.jax.gradient_scale import normalize_gradients, share_outside, watch_gradients
-    from celo2.jax.routing import label_table, param_labels
+    from celo2.jax.routing import find_dimension_numbers, label_table, param_labels
     from celo2.jax.transform import celo2, celo2_base, scale_by_celo2
     from celo2.weights import Weights, load_checkpoint
 
@@ -29,6 +29,7 @@ _HOME = {
     "normalize_gradients": "celo2.jax.gradient_scale",
     "share_outside": "celo2.jax.gradient_scale",
     "watch_gradients": "celo2.jax.gradient_scale",
+    "find_dimension_numbers": "celo2.jax.routing",
     "label_table": "celo2.jax.routing",
     "param_labels": "celo2.jax.routing",
     "celo2": "celo2.jax.transform",
@@ -44,6 +45,7 @@ __all__ = [
     "celo2",
     "celo2_base",
     "compiler_options",
+    "find_dimension_numbers",
     "label_table",
     "load_checkpoint",
     "normalize_gradients",

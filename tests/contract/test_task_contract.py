@@ -102,7 +102,6 @@ def test_a_task_says_what_it_trains_on(name: str) -> None:
     assert set(task.dataset.train) == set(task.dataset.valid)
 
 
-@pytest.mark.filterwarnings("ignore::celo2.jax.routing.RoutingWarning")  # a learned optimizer's last layer
 @every_task
 def test_the_rule_gets_matrices_and_adamw_all_vectors(name: str) -> None:
     params = jax.eval_shape(task_of(name).init, jax.random.key(0))

@@ -66,6 +66,7 @@ def test_a_state_dict_from_before_an_option_was_there_still_loads(factory: type[
     assert optimizer.param_groups[0]["algorithm"] is None
 
 
+@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
 @every_optimizer
 def test_named_parameters_keep_their_names(factory: type[Celo2]) -> None:
     model = make_model()

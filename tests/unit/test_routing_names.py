@@ -39,6 +39,9 @@ from celo2.jax.routing import named_leaves, param_labels, path_name
         "B",
         "remember/kernel",
         "encoder/decoder_layer_1/mlp/kernel",
+        "patch_embed/proj/kernel",
+        "embed/Dense_0/kernel",
+        "pre_logits/kernel",
     ],
 )
 def test_param_labels_matches_whole_words_only(path):
@@ -52,9 +55,10 @@ def test_param_labels_matches_whole_words_only(path):
     [
         ("token_type_embeddings/weight", "embedding"),
         ("model/wte/embedding", "embedding"),
-        ("patch_embed/proj/kernel", "embedding"),
         ("TokenEmbedder_0/w", "embedding"),
-        ("register_tokens", "embedding"),
+        ("register_tokens", "token"),
+        ("perceiver/latents", "token"),
+        ("layers_0/mamba/A_log", "decays"),
         ("Transformer/posembed_input/pos_embedding", "positional"),
         ("attn/relative_position_bias_table", "bias"),
         ("decoder/logits_dense/kernel", "head"),

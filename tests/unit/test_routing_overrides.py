@@ -23,20 +23,23 @@ NET = {"body": {"w1": shape(8, 8), "w10": shape(8, 8)}, "head": {"kernel": shape
 DEFAULT = {"body/w1": "celo2", "body/w10": "celo2", "head/bias": "adamw", "head/kernel": "adamw"}
 
 
+UNCLEAR = {"embed": shape(32, 8), "mlp": {"up": shape(8, 32), "down": shape(32, 8)}, "thing": shape(8, 32)}
+
+
 def test_param_labels_undecided_is_an_argument():
-    params = [shape(9, 5), shape(5, 3)]
-    with pytest.raises(ValueError, match=r"1 of 2 parameters .*\n  1  \(5, 3\)"):
-        param_labels(params, undecided="raise")
+    with pytest.raises(ValueError, match=r"1 of 4 parameters .*\n  thing  \(8, 32\)"):
+        param_labels(UNCLEAR, undecided="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert [label.decided for label in param_labels(params, undecided="allow")] == [True, False]
+        labels = named_leaves(param_labels(UNCLEAR, undecided="allow"))
+        assert [path for path, label in labels if not label.decided] == ["thing"]
     with pytest.raises(ValueError, match="undecided must be one of"):
-        param_labels(params, undecided="ignore")  # type: ignore[arg-type]
+        param_labels(UNCLEAR, undecided="ignore")  # type: ignore[arg-type]
 
 
 def test_param_labels_follows_the_remedy_of_its_own_warning():
-    labels = param_labels([shape(9, 5), shape(5, 3)], overrides={"1": "adamw"}, undecided="raise")
-    assert labels == ["celo2", "adamw"]
+    labels = param_labels(UNCLEAR, overrides={"thing": "adamw"}, undecided="raise")
+    assert labels["thing"] == "adamw"
 
 
 OVERRIDES: dict[str, tuple[Any, dict[str, str]]] = {
@@ -95,15 +98,35 @@ def test_label_is_a_string_that_survives_a_copy():
 
 
 def test_label_table_shows_every_leaf_and_the_totals():
-    params = {"w0": shape(9, 5), "b0": shape(5), "w1": shape(5, 3)}
-    assert label_table(params).splitlines() == [
-        "path  shape   label    reason",
-        "b0    (5,)    adamw    rank 1",
-        "w0    (9, 5)  celo2    hidden matrix",
-        "w1    (5, 3)  celo2 ?  no other matrix has its 3 outputs: an output head?",
-        "celo2: 2 tensors, 60 parameters",
-        "adamw: 1 tensor, 5 parameters",
+    assert label_table(UNCLEAR | {"b": shape(8)}).splitlines() == [
+        "name      shape    algorithm  matrix         reason",
+        "b         (8,)     adamw                     rank 1",
+        "embed     (32, 8)  adamw                     embedding, name 'embed'",
+        "mlp/down  (32, 8)  celo2      8 × 32  0 → 1  hidden matrix",
+        "mlp/up    (8, 32)  celo2      32 × 8  0 → 1  hidden matrix",
+        "thing     (8, 32)  celo2 ?    32 × 8  0 → 1  "
+        "32 is the vocabulary, but a hidden size too: an output head?",
+        "celo2: 3 tensors, 768 parameters",
+        "adamw: 2 tensors, 264 parameters",
     ]
+
+
+def test_label_table_gives_equal_layers_one_line_and_shows_the_axes():
+    block = {"attn": {"qkv": {"kernel": shape(8, 24)}, "out": {"kernel": shape(2, 4, 8)}}}
+    table = label_table({f"block_{i}": block for i in range(12)} | {"conv": {"kernel": shape(3, 3, 8, 16)}})
+    assert table.splitlines()[1:4] == [
+        "block_[0-11]/attn/out/kernel  (2, 4, 8)      celo2      8 × 8  0,1 → 2      hidden, attention",
+        "block_[0-11]/attn/qkv/kernel  (8, 24)        celo2      3 of 8 × 8  0 → 1   "
+        "hidden, split into q, k, v",
+        "conv/kernel                   (3, 3, 8, 16)  celo2      16 × 72  0,1,2 → 3  hidden, convolution",
+    ]
+
+
+def test_label_table_points_at_matrices_that_look_fused():
+    """Grouped queries make unequal parts, which no number of equal parts cuts."""
+    attention = {"qkv": {"kernel": shape(8, 16)}, "out": {"kernel": shape(8, 8)}}
+    table = label_table({f"block_{i}": {"attn": attention} for i in range(2)})
+    assert "hidden matrix; fused? see dimension_numbers" in table
 
 
 def test_label_table_takes_plain_labels():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from celo2.torch import Celo2, Celo2Base, DimensionNumbers, find_routes, routing_table
+from celo2.torch.routing import RoutingWarning
 
 LINEAR = DimensionNumbers(1, 0)
 
@@ -61,9 +62,11 @@ def test_language_model(depth: int, tied: bool, head_first: bool) -> None:
     hidden = ("attn.qkv.weight", "attn.out.weight", "mlp.0.weight", "mlp.2.weight")
     assert by_rule(model) == {f"blocks.{i}.{name}" for i in range(depth) for name in hidden}
     routes = find_routes(model)
-    assert all(routes[name].numbers == LINEAR for name in by_rule(model))
+    fused = LINEAR._replace(output_splits=3)
+    expected = {name: fused if "qkv" in name else LINEAR for name in by_rule(model)}
+    assert {name: routes[name].numbers for name in expected} == expected
     if tied and head_first:
-        assert routes["lm_head.weight"].reason == "tied to wte"
+        assert routes["lm_head.weight"].reason == "tied to wte.weight"
 
 
 class ViT(nn.Module):
@@ -82,7 +85,8 @@ class ViT(nn.Module):
 def test_vision_transformer() -> None:
     model = ViT()
     hidden = ("self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight")
-    assert by_rule(model) == {f"encoder.layers.{i}.{name}" for i in (0, 1) for name in hidden}
+    blocks = {f"encoder.layers.{i}.{name}" for i in (0, 1) for name in hidden}
+    assert by_rule(model) == blocks | {"patch_embed.proj.weight"}
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -242,13 +246,13 @@ def test_bare_parameters(make: Callable[[], nn.Module], algorithm: str, numbers:
 
 def test_overrides_and_dimension_numbers() -> None:
     model = GPT(2, tied=False)
-    fused = DimensionNumbers(1, 0, 3)
+    by_head = DimensionNumbers(1, 0, 6)
     routes = find_routes(
-        model, overrides={r"mlp\.0": "adamw", "mlp": "celo2"}, dimension_numbers={r"qkv\.weight": fused}
+        model, overrides={r"mlp\.0": "adamw", "mlp": "celo2"}, dimension_numbers={r"qkv\.weight": by_head}
     )
-    assert routes["blocks.1.mlp.0.weight"] == ("adamw", "override", LINEAR)
+    assert routes["blocks.1.mlp.0.weight"] == ("adamw", "override", LINEAR, True)
     assert routes["blocks.1.mlp.2.weight"].algorithm == "celo2"
-    assert routes["blocks.0.attn.qkv.weight"].numbers == fused
+    assert routes["blocks.0.attn.qkv.weight"].numbers == by_head
 
     def choose(name: str, param: Tensor) -> str | None:
         return "adamw" if param.ndim > 1 and "blocks.0" in name else None
@@ -288,6 +292,90 @@ def test_print_shows_the_routing() -> None:
     assert "wte.weight" in table
     assert "celo2: 4 tensors" in table
     assert "adamw: 0 tensors" in repr(Celo2Base(model))
+
+
+class Tied(nn.Module):
+    """A shared table whose first place is a linear layer of no telling name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 30, bias=False), nn.Embedding(30, 8)
+        self.second.weight = self.first.weight
+        self.body = nn.Linear(8, 8)
+
+
+def test_a_table_in_two_places_has_one_route() -> None:
+    routes = find_routes(Tied())
+    assert set(routes) == {"first.weight", "body.weight", "body.bias"}
+    assert routes["first.weight"].reason == "tied to second.weight"
+    kept = find_routes(Tied(), overrides={"second": "celo2"})
+    assert kept["first.weight"][:2] == ("celo2", "override")
+
+
+def test_matrices_without_a_module_are_told_of_once_with_the_remedy() -> None:
+    model = GPT(1, tied=False)
+    with pytest.warns(RoutingWarning, match=r"came without the module.*Celo2\(model, lr=…\)") as record:
+        optimizer = Celo2(model.parameters())
+    assert len(record) == 1
+    assert record[0].filename == __file__
+    assert optimizer._route(model.wte.weight, optimizer.param_groups[0]).algorithm == "celo2"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: Celo2(model),
+        lambda model: Celo2(model.parameters(), module=model),
+        lambda model: Celo2(model.parameters(), algorithm="celo2"),
+        lambda model: Celo2([param for param in model.parameters() if param.ndim < 2]),
+        lambda model: Celo2Base(model.parameters()),
+    ],
+    ids=["module", "module beside groups", "algorithm given", "vectors", "base"],
+)
+def test_what_says_how_parameters_are_trained_needs_no_warning(make: Callable[[nn.Module], Celo2]) -> None:
+    assert make(GPT(1, tied=False)).param_groups
+
+
+@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")
+def test_names_without_a_module_are_read() -> None:
+    model = nn.ModuleDict({"lm_head": nn.Linear(8, 30), "conv": nn.Conv2d(3, 8, 3), "fc": nn.Linear(8, 8)})
+    optimizer = Celo2(model.named_parameters())
+    routes = {name: optimizer._route(param, group) for name, param, group in optimizer._named_params()}
+    assert routes["lm_head.weight"].algorithm == "adamw"
+    assert routes["conv.weight"].numbers == DimensionNumbers((1, 2, 3), 0)
+    assert routes["fc.weight"].numbers == LINEAR
+
+
+class Unclear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.thing, self.fc = nn.Parameter(torch.zeros(6, 8)), nn.Linear(8, 8)
+
+
+@pytest.mark.parametrize("make", [find_routes, Celo2], ids=["find_routes", "Celo2"])
+def test_what_is_undecided_is_said(make: Callable[[nn.Module], object]) -> None:
+    with pytest.warns(RoutingWarning, match=r"1 of 3 parameters .*\n  thing  \(6, 8\)") as record:
+        make(Unclear())
+    assert record[0].filename == __file__
+    assert "celo2 ?" in routing_table(Unclear())
+    with pytest.raises(ValueError, match="thing"):
+        find_routes(Unclear(), undecided="raise")
+    assert find_routes(Unclear(), overrides={"thing": "adamw"}, undecided="raise")["thing"].decided
+
+
+def test_frozen_parameters_are_shown_and_not_counted() -> None:
+    model = GPT(12, tied=True)
+    model.wte.requires_grad_(False)
+    table = routing_table(model).splitlines()
+    assert sum("attn.qkv.weight" in line for line in table) == 1
+    assert table[1].startswith("wte.weight ")
+    assert table[1].endswith("(frozen)")
+    assert any(
+        line.startswith("blocks.[0-11].attn.qkv.weight") and "3 of 8 × 8  1 → 0" in line for line in table
+    )
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    counted = [int(line.split(", ")[1].split(" ")[0].replace(",", "")) for line in table[-2:]]
+    assert sum(counted) == trained
 
 
 def test_a_groups_algorithm_shows_and_wins() -> None:

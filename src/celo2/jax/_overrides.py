@@ -1,51 +1,80 @@
-"""What the user says about a leaf's label: by a callable, by regular expressions, or by a tree."""
+"""What the user says about a leaf: by a callable, by regular expressions, or by a tree."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import jax
+from optax.contrib import MuonDimensionNumbers
 
-from celo2.config import nearest_name
-from celo2.jax._leaves import named_leaves
+from celo2.dimension_numbers import DimensionNumbers
+from celo2.jax._leaves import read_tree
+from celo2.routing import check_algorithm, choose
+from celo2.routing.choices import refuse
 
-__all__ = ["LABELS", "check_label", "choose_labels"]
+__all__ = ["choose_labels", "choose_numbers"]
 
-LABELS = ("celo2", "adamw")
-
-
-def check_label(label: Any, source: str) -> str:
-    """Returns a valid label; raises a ValueError that names the valid ones for any other."""
-    if not isinstance(label, str) or label not in LABELS:
-        hint = nearest_name(label, LABELS) if isinstance(label, str) else ""
-        raise ValueError(f"unknown label {label!r} for {source}{hint}; valid labels are 'celo2' and 'adamw'.")
-    return label
+SPECS = (DimensionNumbers, MuonDimensionNumbers)
 
 
-def choose_labels(overrides: Any, named: Sequence[tuple[str, Any]]) -> list[str | None]:
-    """The user's label for each leaf `(path, leaf)`, None where the default stays.
+def choose_labels(overrides: Any, named: Sequence[tuple[str, Any]]) -> dict[str, str]:
+    """The user's label for some of the leaves `(path, leaf)`.
 
     Raises:
         ValueError: For an unknown label, an invalid expression, or an entry that matches no path.
     """
-    paths = [path for path, _ in named]
     if overrides is None:
-        return [None] * len(paths)
+        return {}
+    paths = [path for path, _ in named]
     if callable(overrides) and jax.tree_util.all_leaves([overrides]):  # some modules are callable too
-        chosen = [(path, overrides(path, leaf)) for path, leaf in named]
-        return [None if label is None else check_label(label, path) for path, label in chosen]
-    if _is_patterns(overrides, paths):
-        return _choose_by_pattern(overrides, paths)
-    return _choose_by_tree(overrides, paths)
+        chosen = choose(overrides, named, "overrides")
+        return {path: check_algorithm(label, path, "label") for path, label in chosen.items()}
+    if _is_patterns(overrides, paths, str):
+        for key, label in overrides.items():
+            check_algorithm(label, f"the pattern {getattr(key, 'pattern', key)!r}", "label")
+        return choose(overrides, named, "overrides")
+    entries = [(leaf.path, leaf.value) for leaf in read_tree(overrides)]
+    for place, label in entries:
+        check_algorithm(label, place or "the whole tree", "label")
+    return _choose_by_tree(entries, paths, "overrides")
 
 
-def _is_patterns(overrides: Any, paths: Sequence[str]) -> TypeGuard[Mapping[Any, str]]:
+def choose_numbers(
+    numbers: Any, params: Any, named: Sequence[tuple[str, Any]]
+) -> tuple[dict[str, Any], set[str]]:
+    """The user's dimension numbers for some leaves, and the leaves that they leave to AdamW.
+
+    None in a tree of ours leaves a leaf to what is inferred; under a regular expression it takes the leaf
+    as stored, as in `celo2.torch`; and among Optax's `MuonDimensionNumbers` it means AdamW, as there.
+
+    Raises:
+        ValueError: An invalid expression, or an entry that matches no path.
+    """
+    if callable(numbers) and jax.tree_util.all_leaves([numbers]):
+        numbers = numbers(params)
+    if numbers is None:
+        return {}, set()
+    paths = [path for path, _ in named]
+    if _is_patterns(numbers, paths, (*SPECS, type(None))):
+        return choose(numbers, named, "dimension_numbers"), set()
+    entries = [(leaf.path, leaf.value) for leaf in read_tree(numbers, is_leaf=_is_spec)]
+    by_muon = any(isinstance(spec, MuonDimensionNumbers) for _, spec in entries)
+    chosen = _choose_by_tree([entry for entry in entries if entry[1] is not None], paths, "dimension_numbers")
+    left = _choose_by_tree([entry for entry in entries if entry[1] is None], paths, "", strict=False)
+    return chosen, {path for path in left if path not in chosen} if by_muon else set()
+
+
+def _is_spec(node: Any) -> bool:
+    return node is None or isinstance(node, SPECS)
+
+
+def _is_patterns(choices: Any, paths: Sequence[str], kinds: Any) -> TypeGuard[Mapping[Any, Any]]:
+    """Whether a mapping is from regular expressions: to choices, and its keys are not all places."""
     return (
-        isinstance(overrides, Mapping)
-        and all(isinstance(value, str) for value in overrides.values())
-        and not all(any(_is_at(path, str(key)) for path in paths) for key in overrides)
+        isinstance(choices, Mapping)
+        and all(isinstance(value, kinds) for value in choices.values())
+        and not all(any(_is_at(path, str(key)) for path in paths) for key in choices)
     )
 
 
@@ -53,36 +82,14 @@ def _is_at(path: str, place: str) -> bool:
     return place in ("", path) or path.startswith(f"{place}/")
 
 
-def _choose_by_pattern(overrides: Mapping[Any, str], paths: Sequence[str]) -> list[str | None]:
-    chosen: list[str | None] = [None] * len(paths)
-    for key, label in overrides.items():
-        try:
-            pattern = re.compile(key)
-        except (re.error, TypeError) as error:
-            raise ValueError(f"overrides: {key!r} is not a regular expression: {error}.") from error
-        check_label(label, f"the pattern {pattern.pattern!r}")
-        matches = [index for index, path in enumerate(paths) if pattern.search(path)]
-        if not matches:
-            _refuse(pattern.pattern, "matches no parameter", paths)
-        for index in matches:
-            chosen[index] = chosen[index] or label
+def _choose_by_tree(
+    entries: Sequence[tuple[str, Any]], paths: Sequence[str], argument: str, *, strict: bool = True
+) -> dict[str, Any]:
+    """An entry in the place of a module is meant for all of it; the most particular place wins."""
+    chosen: dict[str, Any] = {}
+    for place, choice in sorted(entries, key=lambda entry: len(entry[0])):
+        matches = [path for path in paths if _is_at(path, place)]
+        if not matches and place and strict:
+            refuse(argument, place, "is no parameter or module", paths)
+        chosen |= dict.fromkeys(matches, choice)
     return chosen
-
-
-def _choose_by_tree(overrides: Any, paths: Sequence[str]) -> list[str | None]:
-    chosen: list[str | None] = [None] * len(paths)
-    for place, label in sorted(named_leaves(overrides), key=lambda entry: len(entry[0])):
-        check_label(label, place or "the whole tree")
-        matches = [index for index, path in enumerate(paths) if _is_at(path, place)]
-        if not matches and place:
-            _refuse(place, "is no parameter or module", paths)
-        for index in matches:
-            chosen[index] = label
-    return chosen
-
-
-def _refuse(entry: str, what: str, paths: Sequence[str]) -> None:
-    shown = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
-    raise ValueError(
-        f"overrides: {entry!r} {what}{nearest_name(entry, paths)}. The paths: {shown or 'none'}."
-    )

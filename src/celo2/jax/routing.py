@@ -1,33 +1,43 @@
-"""Which parameter is a hidden matrix, trained by the rule, and which one AdamW trains.
+"""Which parameter is a hidden matrix, trained by the rule, and which one AdamW trains; along which axes.
 
-Source: the published recipe (arXiv 2602.19142): the rule with Newton–Schulz is for hidden matrices;
-embeddings, the output head and everything of rank ≤ 1 get AdamW. Positional tables and routers are
-tables and heads of their own and go the same way.
+The evidence and its precedence are `celo2.routing`'s, the same as for PyTorch; `_leaves.py` reads the tree.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 import jax
 
-from celo2.jax._evidence import find_roles
-from celo2.jax._leaves import Leaf, make_leaf, named_leaves, path_name
-from celo2.jax._names import Finding
-from celo2.jax._overrides import LABELS, check_label, choose_labels
+from celo2.dimension_numbers import DimensionNumbers
+from celo2.jax._leaves import describe_leaves, has_holes, named_leaves, path_name, read_tree
+from celo2.jax._overrides import choose_labels, choose_numbers
+from celo2.routing import (
+    Param,
+    Route,
+    RoutingWarning,
+    Row,
+    Undecided,
+    check_algorithm,
+    format_table,
+    make_routes,
+    tell,
+)
 
-__all__ = ["Label", "Overrides", "RoutingWarning", "label_table", "named_leaves", "param_labels", "path_name"]
+__all__ = [
+    "Label",
+    "Overrides",
+    "RoutingWarning",
+    "find_dimension_numbers",
+    "label_table",
+    "named_leaves",
+    "param_labels",
+    "path_name",
+]
 
-Undecided = Literal["warn", "raise", "allow"]
 Overrides = Callable[[str, Any], str | None] | Mapping[str | re.Pattern[str], str] | Any
-
-
-class RoutingWarning(UserWarning):
-    """Some parameters could be hidden matrices or not; they are listed, and get the rule."""
 
 
 class Label(str):
@@ -38,48 +48,58 @@ class Label(str):
     Attributes:
         reason: One short phrase: what the label rests on.
         decided: False where the evidence was not enough and `"celo2"` is only the default.
+        numbers: Which axes are the leaf's matrix; None takes it as stored.
     """
 
     reason: str
     decided: bool
+    numbers: DimensionNumbers | None
 
-    def __new__(cls, value: str, reason: str = "", *, decided: bool = True) -> Label:
+    def __new__(
+        cls, value: str, reason: str = "", *, decided: bool = True, numbers: DimensionNumbers | None = None
+    ) -> Label:
         """Makes a string that carries its reason."""
         label = super().__new__(cls, value)
         label.reason = reason
         label.decided = decided
+        label.numbers = numbers
         return label
 
 
-def param_labels(params: Any, *, overrides: Overrides = None, undecided: Undecided = "warn") -> Any:
+def param_labels(
+    params: Any,
+    *,
+    overrides: Overrides = None,
+    dimension_numbers: Any = None,
+    undecided: Undecided = "warn",
+) -> Any:
     """Labels each parameter `"celo2"` (a hidden matrix) or `"adamw"` (everything else).
 
-    Only paths, shapes, dtypes and the identity of arrays are looked at, so `params` may hold arrays,
-    tracers or `jax.ShapeDtypeStruct`s, in any tree: plain dicts, Flax Linen and NNX, Equinox, Haiku.
-    In this order, `"adamw"` goes to
+    Only paths, shapes, dtypes, the identity of arrays and the classes of Equinox's modules are looked at,
+    so `params` may hold arrays, tracers or `jax.ShapeDtypeStruct`s, in any tree: plain dicts, Flax Linen
+    and NNX, Equinox, Haiku. In this order, `"adamw"` goes to
 
     1. rank ≤ 1, and what is a vector in effect: no two axes longer than 1, such as (1, 1, d);
-    2. what is named as a bias or norm (stacked over layers, say), an embedding, a positional table,
-       a learned token, a router or an output head. Names count by whole words, and not across
-       attention or a block. The projection of patches under a name such as `embedding` or
-       `patch_embed` is an input embedding, whatever its rank; a whole stack of matrices under a
-       name such as `head` is one head;
-    3. a `gate` beside experts, unless a matrix of its shape stands beside it, as in a gated MLP;
-    4. the very array of an embedding in a second place (a tied head). Tracers do not show this;
-    5. the one matrix besides an embedding that has the vocabulary as an axis;
-    6. a matrix near the root named `out`, `decoder` or the like whose output size no other matrix has.
+    2. what is an embedding, a norm or a depthwise convolution by its module or its parameter's own name;
+    3. what is named as a bias or norm (stacked over layers, say), an embedding, a positional table, a
+       learned token or latent, a router. Names count by whole words, and not across attention or a block.
+       A projection of patches or of time is a matrix, whatever it is called;
+    4. routers: a gate beside experts, or what has one output for each of them;
+    5. the last matrices of a module named `head`, `classifier` or the like;
+    6. the very array of an embedding in a second place (a tied head). Tracers do not show this;
+    7. the one matrix outside of the body that makes an output for each entry of an embedding;
+    8. matrices outside of attention, blocks and repeated layers whose output nothing reads; or which end
+       a part called `out` or `decoder`; or a chain of numbered layers.
 
-    The rest is hidden and gets `"celo2"`. Three cases are *undecided*: they get `"celo2"` with
-    `decided=False`, and `undecided` says what happens.
+    The rest is hidden and gets `"celo2"`. These are *undecided*: they get `"celo2"` with `decided=False`, and
+    `undecided` says what happens.
 
-    * There is no output head by the evidence above, and a nameless matrix outside of attention,
-      blocks and repeated layers has an output size that no other matrix has and that none reads
-      (unless it is the last in natural order): the last matrix of an MLP. The published recipe sends
-      an output head to AdamW, yet in its meta-training both matrices of the MLP got the rule. A lone
-      matrix is hidden.
-    * A matrix outside of the body and of a layer's MLP has the vocabulary as an axis, but so have others.
+    * A matrix outside of the body and of a layer's MLP has the vocabulary as an output, but that is a
+      hidden size too.
     * A leaf of rank 2 without a telling name lies in a module in which everything has the same, small
       leading size and something has rank 3 or more: perhaps one vector for each layer.
+
+    In a tree from which `optax.masked` took leaves, nothing is said about who reads what.
 
     Args:
         params: The trainable leaves. `None` and `optax.MaskedNode` stay as they are.
@@ -90,6 +110,7 @@ def param_labels(params: Any, *, overrides: Overrides = None, undecided: Undecid
             or a tree of labels like `params`, from which parts may be missing or None, and in which
             a label in the place of a module is meant for all of it. A mapping is read as a tree if
             each of its keys is the path of a leaf or a module.
+        dimension_numbers: As in `celo2`; None among Optax's `MuonDimensionNumbers` is `"adamw"`.
         undecided: `"warn"`: one `RoutingWarning` lists the undecided leaves. `"raise"`: a ValueError
             does. `"allow"`: silence; `label_table` still marks them.
 
@@ -113,24 +134,42 @@ def param_labels(params: Any, *, overrides: Overrides = None, undecided: Undecid
     """
     if undecided not in get_args(Undecided):
         raise ValueError(f"undecided must be one of {get_args(Undecided)}, got {undecided!r}.")
-    named = named_leaves(params)
-    leaves = [make_leaf(path, value) for path, value in named]
-    labels = [_make_label(finding) for finding in find_roles(leaves)]
-    for index, choice in enumerate(choose_labels(overrides, named)):
-        if choice is not None:
-            labels[index] = Label(choice, "override")
-    _show_undecided(leaves, labels, undecided)
+    described, routes = _route(params, overrides, dimension_numbers)
+    tell(described, routes, undecided)
+    labels = [_make_label(route) for route in routes]
     return jax.tree.unflatten(jax.tree.structure(params), labels)
 
 
-def label_table(params: Any, labels: Any = None) -> str:
-    """A table of the parameters: path, shape, label, reason, and the totals of each label.
-
-    A `?` follows the label of an undecided leaf.
+def find_dimension_numbers(params: Any, dimension_numbers: Any = None, *, base: bool = False) -> Any:
+    """Which axes of each leaf are its matrix: the user's word, else what names and shapes say.
 
     Args:
         params: As in `param_labels`.
-        labels: A tree of the same structure; None: the default `param_labels` of `params`.
+        dimension_numbers: As in `celo2`.
+        base: Whether every leaf gets the rule.
+
+    Returns:
+        A tree like `params` of `DimensionNumbers`; None takes a leaf as stored.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> find_dimension_numbers({"Conv_0": {"kernel": jnp.ones((3, 3, 8, 16))}})["Conv_0"]["kernel"]
+        DimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3, output_splits=1)
+    """
+    _, routes = _route(params, None, dimension_numbers, base=base)
+    return jax.tree.unflatten(jax.tree.structure(params), [route.numbers for route in routes])
+
+
+def label_table(params: Any, labels: Any = None, **options: Any) -> str:
+    """A table of the parameters: path, shape, label, matrix, reason, and the totals of each label.
+
+    Equal leaves of numbered layers share a line. The matrix is given as outputs × inputs, with its axes. A
+    `?` follows the label of an undecided leaf.
+
+    Args:
+        params: As in `param_labels`.
+        labels: A tree of the same structure; None: what `param_labels` makes of `params`.
+        **options: Of `param_labels`, for `labels=None`.
 
     Raises:
         ValueError: If `labels` has another number of leaves, or an unknown label.
@@ -138,49 +177,47 @@ def label_table(params: Any, labels: Any = None) -> str:
     Example:
         >>> import jax.numpy as jnp
         >>> print(label_table({"w": jnp.ones((8, 8)), "b": jnp.ones(8)}))
-        path  shape   label  reason
-        b     (8,)    adamw  rank 1
-        w     (8, 8)  celo2  hidden matrix
+        name  shape   algorithm  matrix        reason
+        b     (8,)    adamw                    rank 1
+        w     (8, 8)  celo2      8 × 8  0 → 1  hidden matrix
         celo2: 1 tensor, 64 parameters
         adamw: 1 tensor, 8 parameters
     """
-    leaves = [make_leaf(path, value) for path, value in named_leaves(params)]
+    leaves = describe_leaves(read_tree(params))
     if labels is None:
-        labels = param_labels(params, undecided="allow")
+        labels = param_labels(params, **{"undecided": "allow", **options})
     flat = [label for _, label in named_leaves(labels)]
     if len(flat) != len(leaves):
         raise ValueError(
             f"labels must have the structure of params: expected {len(leaves)} leaves, got {len(flat)}; "
             "pass what param_labels(params) returns."
         )
-    rows = [("path", "shape", "label", "reason")]
-    sizes: dict[str, list[int]] = {label: [] for label in LABELS}
-    for leaf, label in zip(leaves, flat, strict=True):
-        sizes[check_label(label, leaf.path)].append(math.prod(leaf.shape))
-        mark = "" if getattr(label, "decided", True) else " ?"
-        rows.append((leaf.path, str(leaf.shape), f"{label}{mark}", getattr(label, "reason", "")))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows]
-    for label, counts in sizes.items():
-        tensors = "1 tensor" if len(counts) == 1 else f"{len(counts)} tensors"
-        lines.append(f"{label}: {tensors}, {sum(counts):,} parameters")
-    return "\n".join(lines)
-
-
-def _make_label(finding: Finding) -> Label:
-    by_rule = finding.role == "hidden" or not finding.decided
-    return Label("celo2" if by_rule else "adamw", finding.reason, decided=finding.decided)
-
-
-def _show_undecided(leaves: Sequence[Leaf], labels: Sequence[Label], undecided: Undecided) -> None:
-    cases = [(leaf, label.reason) for leaf, label in zip(leaves, labels, strict=True) if not label.decided]
-    if not cases or undecided == "allow":
-        return
-    lines = "".join(f"\n  {leaf.path}  {leaf.shape}  {reason}" for leaf, reason in cases)
-    message = (
-        f"{len(cases)} of {len(leaves)} parameters could be hidden matrices or not, and get 'celo2':{lines}\n"
-        f"Say it with overrides={{{cases[0][0].path!r}: 'adamw'}} (or 'celo2')."
+    return format_table(
+        [
+            Row(leaf.path, leaf.shape, _make_route(label, leaf))
+            for leaf, label in zip(leaves, flat, strict=True)
+        ]
     )
-    if undecided == "raise":
-        raise ValueError(message)
-    warnings.warn(message, RoutingWarning, stacklevel=3)
+
+
+def _route(
+    params: Any, overrides: Any, dimension_numbers: Any, *, base: bool = False
+) -> tuple[list[Param], list[Route]]:
+    leaves = read_tree(params)
+    named = [(leaf.path, leaf.value) for leaf in leaves]
+    described = describe_leaves(leaves)
+    numbers, by_adamw = choose_numbers(dimension_numbers, params, named)
+    algorithms = dict.fromkeys(by_adamw, "adamw") | choose_labels(overrides, named)
+    is_part = has_holes(params)
+    routes = make_routes(described, algorithms=algorithms, numbers=numbers, base=base, is_part=is_part)
+    return described, routes
+
+
+def _make_label(route: Route) -> Label:
+    return Label(route.algorithm, route.reason, decided=route.decided, numbers=route.numbers)
+
+
+def _make_route(label: Any, leaf: Param) -> Route:
+    algorithm: Any = check_algorithm(label, leaf.path, "label")
+    reason, decided = getattr(label, "reason", ""), getattr(label, "decided", True)
+    return Route(algorithm, reason, getattr(label, "numbers", None), decided)

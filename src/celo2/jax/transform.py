@@ -16,7 +16,7 @@ from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its ow
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
 from celo2.jax.leaves import Leaf, update_leaves
-from celo2.jax.routing import param_labels
+from celo2.jax.routing import find_dimension_numbers, param_labels
 from celo2.jax.state import (
     ScaleByCelo2State,
     check_state_dtype,
@@ -25,7 +25,7 @@ from celo2.jax.state import (
     make_layouts,
     state_to_leaves,
 )
-from celo2.weights import Weights, resolve_theta
+from celo2.weights import SHIPPED, Weights, load_checkpoint, resolve_theta
 
 __all__ = ["ADAMW_BETAS", "ADAMW_LR_SCALE", "ScaleByCelo2State", "celo2", "celo2_base", "scale_by_celo2"]
 
@@ -116,31 +116,33 @@ def celo2(
         adamw_lr_scale: Learning rate of the AdamW branch over `learning_rate`.
         adamw_betas: Decays of the AdamW branch.
         overrides: Corrections of the routing, as in `param_labels`.
-        dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
+        dimension_numbers: Which axes are a parameter's matrix, where that is not what names and shapes
+            say (`find_dimension_numbers`: convolutions, attention kernels, stacks of layers and of
+            experts, fused query-key-value and gate-up kernels; `label_table` shows them). A mapping from
+            regular expressions to `DimensionNumbers`, tried on the path as `overrides`, None for a
+            parameter as stored; or a tree as in `scale_by_celo2`, parts of which may be missing or None.
+            In a tree of Optax's `MuonDimensionNumbers` None means AdamW, as there.
         state_dtype: Of the rule's state, as in `scale_by_celo2`.
 
     Example:
         >>> tx = celo2(3e-4, weight_decay=0.1)  # doctest: +SKIP
     """
     scaled = _scale_learning_rate(learning_rate, adamw_lr_scale)
-    branches: dict[Hashable, optax.GradientTransformation] = {
-        "celo2": _complete(
-            scale_by_celo2(
-                weights,
-                orthogonalize=True,
-                dimension_numbers=dimension_numbers,
-                state_dtype=state_dtype,
-            ),
-            learning_rate,
-            weight_decay,
-            mask,
-        ),
-        "adamw": optax.adamw(scaled, *adamw_betas, weight_decay=weight_decay, mask=mask),
-    }
+    adamw = optax.adamw(scaled, *adamw_betas, weight_decay=weight_decay, mask=mask)
+    loaded = _load(weights, orthogonalize=True, state_dtype=state_dtype)
+
+    def partition(labels: Any, params: optax.Params) -> optax.GradientTransformationExtraArgs:
+        numbers = find_dimension_numbers(params, dimension_numbers)
+        direction = scale_by_celo2(
+            loaded, orthogonalize=True, dimension_numbers=lambda _: numbers, state_dtype=state_dtype
+        )
+        rule = _complete(direction, learning_rate, weight_decay, mask)
+        branches: dict[Hashable, optax.GradientTransformation] = {"celo2": rule, "adamw": adamw}
+        return optax.partition(branches, lambda _: labels)
 
     def init(params: optax.Params) -> optax.OptState:
-        labels = param_labels(params, overrides=overrides)
-        return optax.partition(branches, lambda _: labels).init(params)
+        labels = param_labels(params, overrides=overrides, dimension_numbers=dimension_numbers)
+        return partition(labels, params).init(params)
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
@@ -148,7 +150,7 @@ def celo2(
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
         labels = _labels_of_state(params, state)
-        return optax.partition(branches, lambda _: labels).update(updates, state, params, **extra)
+        return partition(labels, params).update(updates, state, params, **extra)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -169,16 +171,41 @@ def celo2_base(
         weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2-base".
         weight_decay: Decoupled, multiplied by the learning rate.
         mask: Which parameters decay, as in `optax.adamw`.
-        dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
+        dimension_numbers: Which axes are a parameter's matrix, as in `celo2`; None always takes a
+            parameter as stored.
         state_dtype: Of the rule's state, as in `scale_by_celo2`.
 
     Example:
         >>> tx = celo2_base(3e-4)  # doctest: +SKIP
     """
-    direction = scale_by_celo2(
-        weights, orthogonalize=False, dimension_numbers=dimension_numbers, state_dtype=state_dtype
-    )
-    return _complete(direction, learning_rate, weight_decay, mask)
+    loaded = _load(weights, orthogonalize=False, state_dtype=state_dtype)
+
+    def complete(params: optax.Params) -> optax.GradientTransformationExtraArgs:
+        numbers = find_dimension_numbers(params, dimension_numbers, base=True)
+        direction = scale_by_celo2(
+            loaded, orthogonalize=False, dimension_numbers=lambda _: numbers, state_dtype=state_dtype
+        )
+        return _complete(direction, learning_rate, weight_decay, mask)
+
+    def init(params: optax.Params) -> optax.OptState:
+        return complete(params).init(params)
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError(NO_PARAMS_MSG)
+        return complete(params).update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any) -> Any:
+    """Weights that need no more reading, after a check of the options at construction."""
+    if weights is None:
+        weights = load_checkpoint(SHIPPED[0] if orthogonalize else SHIPPED[1])
+    scale_by_celo2(weights, orthogonalize=orthogonalize, state_dtype=state_dtype)
+    return weights
 
 
 def _complete(

@@ -7,7 +7,7 @@ require("torch", "torch")
 from celo2.torch.dimensions import DimensionNumbers  # noqa: E402
 from celo2.torch.gradient_scale import GradientNormalizer, share_outside  # noqa: E402
 from celo2.torch.optimizer import Celo2, Celo2Base  # noqa: E402
-from celo2.torch.routing import Route, find_routes, routing_table  # noqa: E402
+from celo2.torch.routing import Route, RoutingWarning, find_routes, routing_table  # noqa: E402
 
 __all__ = [
     "Celo2",
@@ -15,6 +15,7 @@ __all__ = [
     "DimensionNumbers",
     "GradientNormalizer",
     "Route",
+    "RoutingWarning",
     "find_routes",
     "routing_table",
     "share_outside",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from celo2.torch import adamw
-from celo2.torch._groups import check_group, check_param, choose_path, named_groups, route_stored
+from celo2.torch._groups import check_group, check_param, choose_path, named_groups, route_stored, tell_stored
 from celo2.torch._sharing import Sharing, check_wrappers, local, local_grad
 from celo2.torch._state import check_state, check_state_dtype, init_adamw, init_rule, rule_accumulators
 from celo2.torch.adamw import AdamWLeaf
@@ -60,6 +60,8 @@ class RuleOptimizer(Optimizer):
             found = find_routes(module, base=self._base, **routing)
             self._routes = {module.get_parameter(name): route for name, route in found.items()}
         super().__init__(params, defaults)
+        if module is None and not self._base:
+            tell_stored(self.param_groups, self._routes)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as `torch.optim.Optimizer` does, and refuses what the rule cannot train."""
@@ -69,7 +71,7 @@ class RuleOptimizer(Optimizer):
             check_group(group)
             for index, param in enumerate(group["params"]):
                 check_param(param, group.get("param_names", {index: f"parameter {index}"})[index])
-            stored = [(param, route_stored(param, base=self._base)) for param in group["params"]]
+            stored = zip(group["params"], route_stored(group, base=self._base), strict=True)
             routes = [self._routes.setdefault(param, route) for param, route in stored]
             for param in group["params"]:
                 if group["fused"] and self._route(param, group).algorithm == "celo2":

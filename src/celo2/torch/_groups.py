@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from celo2.torch.routing import Route, check_algorithm
+from celo2.routing.routes import warn
+from celo2.torch.routing import Route, check_algorithm, find_routes_by_name
 
-__all__ = ["check_group", "check_param", "choose_path", "named_groups", "route_stored"]
+__all__ = ["check_group", "check_param", "choose_path", "named_groups", "route_stored", "tell_stored"]
 
 
 def named_groups(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -23,8 +24,30 @@ def named_groups(module: nn.Module) -> list[tuple[str, Tensor]]:
     ]
 
 
-def route_stored(param: Tensor, *, base: bool) -> Route:
-    """The route of a parameter without a module: the rule for rank ≥ 2, as stored."""
+def route_stored(group: Mapping[str, Any], *, base: bool) -> list[Route]:
+    """The routes of a group without a module: by names where it has them, else the rule for rank ≥ 2."""
+    params, names = group["params"], group.get("param_names")
+    if names:
+        return find_routes_by_name(zip(names, params, strict=True), base=base)
+    return [_route_nameless(param, base=base) for param in params]
+
+
+def tell_stored(groups: Iterable[Mapping[str, Any]], routes: Mapping[Tensor, Route]) -> None:
+    """Warns of matrices that came without a module, unless their group's algorithm is given."""
+    bare = [p for group in groups if group["algorithm"] is None for p in group["params"]]
+    bare = [p for p in bare if p.requires_grad and routes[p].algorithm == "celo2"]
+    if bare:
+        warn(
+            f"{len(bare)} matrices came without the module that holds them, so all but those with telling "
+            "names get the learned rule, and convolutions lose their axes: embeddings and output heads, "
+            "which AdamW should train, are likely among them. Pass the module: Celo2(model, lr=…), or groups "
+            "with Celo2(groups, module=model); a trainer takes the finished optimizer (transformers: "
+            "Trainer(optimizers=(Celo2(model, lr=…), None))). If every one is a hidden matrix, say so with "
+            "algorithm='celo2'."
+        )
+
+
+def _route_nameless(param: Tensor, *, base: bool) -> Route:
     if base:
         return Route("celo2", "every parameter, as stored")
     if sum(size > 1 for size in param.shape) > 1:

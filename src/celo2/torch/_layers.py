@@ -1,31 +1,24 @@
-"""The parameters of a module as routing sees them: the layer that holds each, and its matrix."""
+"""The parameters of a module as routing sees them: the layer that holds each, and the matrix in it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from celo2.torch.dimensions import DimensionNumbers
+from celo2.dimension_numbers import DimensionNumbers
+from celo2.routing import Kind, Matrix, Param, make_names
+from celo2.routing.axes import count_parts, find_matrix, make_matrix, with_parts
+from celo2.routing.names import KERNEL_NAMES, Name, is_attention, make_name, split_words
 
-__all__ = [
-    "CONVOLUTIONS",
-    "EMBEDDINGS",
-    "PROJECTIONS",
-    "TRANSPOSED",
-    "Place",
-    "find_places",
-    "find_wrapper",
-    "words_of",
-]
+__all__ = ["EMBEDDINGS", "clean_name", "describe_named", "describe_parameters"]
 
-LINEAR = DimensionNumbers(1, 0)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-PROJECTIONS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED, nn.Bilinear)
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 NORMS = (
     nn.LayerNorm,
     nn.GroupNorm,
@@ -33,139 +26,256 @@ NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
 )
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 GATES = {"LSTM": 4, "GRU": 3}  # matrices side by side in a recurrent layer's weights; 1 for the rest
-
-POSITION_WORDS = {"pos", "position", "positions", "positional", "posemb", "wpe", "rel", "relative"}
-TOKEN_WORDS = {"token", "tokens", "tok", "cls", "table", "query", "queries", "prompt", "prompts"}
-EMBEDDING_WORDS = {"embedding", "embeddings", "embed", "embeds", "emb", "wte", "codebook"}
+WRAPPERS = {  # class → where it keeps the module that it wraps
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+OUTPUT_NAMES = {"out", "o", "wo", "proj", "dense", "output"}  # of what reads the heads of attention
 
 
 class Place(NamedTuple):
-    """One parameter and where it is.
+    """Where a parameter is: its layer, and the names on the way there without wrappers.
 
     Attributes:
-        name: In `named_parameters`.
-        param: The parameter.
-        layer: The module that holds it.
-        layer_name: Of that module; empty for the root.
-        numbers: Which axes are its matrix; None: as stored.
-        kind: What it is if it is hidden.
-        reason: Why it cannot be a hidden matrix, or empty.
+        layer: The module that holds it, or that owns its parametrization or adapter.
+        own: Its name in that layer; `weight` of a parametrized weight.
+        names: Of the modules from the root down, and its own.
+        classes: Of these modules; empty for containers.
+        owner: The name of the parameter that it adapts, or empty.
+        parent: The module that holds the layer; the root's is itself.
     """
 
-    name: str
-    param: Tensor
     layer: nn.Module
-    layer_name: str
-    numbers: DimensionNumbers | None
-    kind: str
-    reason: str
+    own: str
+    names: list[str]
+    classes: list[str]
+    owner: str
+    parent: nn.Module
 
 
-def find_places(module: nn.Module, *, split_heads: bool) -> list[Place]:
-    """Every parameter once, in the order of `named_parameters`; of shared ones the first place counts.
+def describe_parameters(module: nn.Module, *, split_heads: bool) -> list[Param]:
+    """Every parameter of a module, a shared one in each of its places.
 
-    A parameter that an embedding holds too is tied, wherever it comes first.
+    Args:
+        module: What is trained.
+        split_heads: Whether each head of `nn.MultiheadAttention` gets matrices of its own.
     """
-    shared = {
-        id(layer.weight): name for name, layer in module.named_modules() if isinstance(layer, EMBEDDINGS)
-    }
-    places = []
-    for name, param in module.named_parameters():
-        layer_name, _, own = name.rpartition(".")
-        layer = module.get_submodule(layer_name)
-        numbers, kind = _matrix(layer, own, param, split_heads=split_heads)
-        reason = _vector_reason(param) or _table_reason(layer, own, name, param)
-        if id(param) in shared and not isinstance(layer, EMBEDDINGS):
-            reason, numbers = f"tied to {shared[id(param)]}", None
-        places.append(Place(name, param, layer, layer_name, numbers, kind, reason))
-    return places
+    found = []
+    widths = _widths(module)
+    for path, param in module.named_parameters(remove_duplicate=False):
+        place = _find_place(module, path)
+        root = [make_name(_class_of(module), is_class=True)] if _class_of(module) else []
+        names = (*root, *make_names(place.names, place.classes))
+        kind, matrix = _find_matrix(place, names, param, widths, split_heads=split_heads)
+        found.append(
+            Param(
+                path,
+                names,
+                tuple(param.shape),
+                kind,
+                _class_of(place.layer),
+                matrix,
+                id(param),
+                place.owner,
+                param.is_complex(),
+                param.requires_grad,
+            )
+        )
+    return found
 
 
-def find_wrapper(module: nn.Module) -> str:
-    """Where `DistributedDataParallel` or `torch.compile` keeps the module that it wraps, or empty."""
-    attributes = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
-    return attributes.get(type(module).__name__, "")
+def describe_named(named: Iterable[tuple[str, Tensor]]) -> list[Param]:
+    """Parameters without a module, by their names and shapes alone."""
+    found = []
+    for path, param in named:
+        names, kind, matrix = make_names(path.split(".")), "matrix", None
+        if sum(size > 1 for size in param.shape) > 1:
+            kind, matrix = _from_names(names, names[-1].text, param, set(), None)
+        shape, flags = tuple(param.shape), (param.is_complex(), param.requires_grad)
+        found.append(Param(path, names, shape, kind, "", matrix, id(param), "", *flags))
+    return found
 
 
-def words_of(name: str) -> list[str]:
-    """The words of a name, in lower case.
-
-    Example:
-        >>> words_of("posEmbed_2.weight")
-        ['pos', 'embed', 'weight']
-    """
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
-
-
-def _matrix(
-    layer: nn.Module, own: str, param: Tensor, *, split_heads: bool
-) -> tuple[DimensionNumbers | None, str]:
-    """The matrix inside a parameter of a layer, and what to call it."""
-    if param.ndim < 2:
-        return None, "vector"
-    if isinstance(layer, CONVOLUTIONS):
-        splits = layer.groups if param.shape[0] > layer.groups else 1
-        return DimensionNumbers(tuple(range(1, param.ndim)), 0, splits), "hidden, convolution"
-    if isinstance(layer, TRANSPOSED):
-        return DimensionNumbers((0, *range(2, param.ndim)), 1), "hidden, transposed convolution"
-    if isinstance(layer, nn.MultiheadAttention) and param.ndim == 2:
-        parts = 3 if own == "in_proj_weight" else 1
-        if split_heads:
-            return DimensionNumbers(1, 0, parts * layer.num_heads), "hidden, split into heads"
-        return DimensionNumbers(1, 0, parts), "hidden, split into q, k, v" if parts == 3 else "hidden matrix"
-    if isinstance(layer, nn.Bilinear):
-        return DimensionNumbers((1, 2), 0), "hidden, bilinear"
-    if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
-        splits = next((count for kind, count in GATES.items() if kind in type(layer).__name__), 1)
-        return DimensionNumbers(1, 0, 1 if "hr" in words_of(own) else splits), "hidden, recurrent"
-    if type(layer).__name__.removeprefix("FSDP") == "Conv1D" and hasattr(
-        layer, "nf"
-    ):  # Hugging Face's (in, out) projection
-        return DimensionNumbers(0, 1), "hidden matrix"
-    bias = getattr(layer, "bias", None)
-    outputs_first = isinstance(bias, Tensor) and bias.shape == param.shape[:1] != param.shape[1:]
-    if isinstance(layer, nn.Linear) or (param.ndim == 2 and own == "weight" and outputs_first):
-        return LINEAR, "hidden matrix"
-    return None, "hidden matrix" if param.ndim == 2 else f"hidden, rank {param.ndim}, as stored"
+def clean_name(module: nn.Module, path: str) -> str:
+    """A parameter's name without what wrappers (`DataParallel`, `torch.compile`) add to it."""
+    names, holder = [], module
+    for name in path.split("."):
+        if WRAPPERS.get(type(holder).__name__) != name:
+            names.append(name)
+        holder = getattr(holder, name)
+    return ".".join(names)
 
 
-def _vector_reason(param: Tensor) -> str:
-    if param.ndim < 2:
-        return f"rank {param.ndim}"
-    if sum(size > 1 for size in param.shape) < 2:
-        return "no two axes longer than 1"
-    return ""
+def _find_place(module: nn.Module, path: str) -> Place:
+    """Walks down to a parameter; a parametrization and an adapter belong to their layer."""
+    names: list[str] = []
+    classes: list[str] = []
+    holder, parent, walked, adapted = module, module, "", ""
+    parts = path.split(".")
+    for index, name in enumerate(parts[:-1]):
+        if name == "parametrizations" and hasattr(holder, "parametrizations"):
+            own, rest = parts[index + 1], parts[index + 2 :]
+            owner = "" if len(rest) == 1 else f"{walked}parametrizations.{own}.original"
+            return Place(holder, own, [*names, own], classes, owner, parent)
+        base = getattr(holder, "base_layer", None)
+        if isinstance(base, nn.Module) and name != "base_layer":
+            adapted = f"{walked}base_layer.weight"
+        wrapper, walked = type(holder).__name__, f"{walked}{name}."
+        parent, holder = holder, getattr(holder, name)
+        if WRAPPERS.get(wrapper) != name and name != "base_layer":
+            names.append(name)
+            classes.append("" if isinstance(holder, CONTAINERS) else _class_of(holder))
+        elif classes:
+            classes[-1] = classes[-1] if isinstance(holder, CONTAINERS) else _class_of(holder)
+    own = parts[-1]
+    if isinstance(getattr(holder, "base_layer", None), nn.Module):
+        adapted = f"{walked}base_layer.weight"
+    if "lora" in split_words(own) and isinstance(getattr(holder, "weight", None), Tensor):
+        adapted = f"{walked}weight"
+    return Place(holder, own, [*names, own], classes, adapted, parent)
 
 
-def _table_reason(layer: nn.Module, own: str, name: str, param: Tensor) -> str:
-    """Why a parameter is a norm, an embedding or a table, or an empty string."""
+def _class_of(layer: nn.Module) -> str:
+    """The name of a layer's class, without what parametrizations and sharding put before it."""
+    name = type(layer).__name__
+    return re.sub(r"^(Parametrized|FSDP)(?=[A-Z])", "", name)
+
+
+def _find_matrix(
+    place: Place, names: Sequence[Name], param: Tensor, widths: set[int], *, split_heads: bool
+) -> tuple[Kind, Matrix | None]:
+    """What the layer is, and the matrix in one of its parameters."""
+    layer, own, shape = place.layer, place.own, tuple(param.shape)
     if isinstance(layer, NORMS) or type(layer).__name__.endswith("Norm"):
-        return f"norm, {type(layer).__name__}"
-    if isinstance(layer, EMBEDDINGS):
-        return f"embedding, {type(layer).__name__}"
-    if isinstance(layer, CONVOLUTIONS) and 1 < layer.groups == layer.in_channels:
-        return "depthwise convolution: a vector for each channel"
-    if isinstance(layer, PROJECTIONS):
-        near = name.split(".")[-3:-1]
-        if isinstance(layer, CONVOLUTIONS) and EMBEDDING_WORDS & set(words_of(" ".join(near))):
-            return "embedding of patches, " + repr(".".join(near))
-        return ""
-    if isinstance(layer, nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase):
-        return ""
-    return next(_bare_reasons(own, param), "")
+        return "norm", None
+    if isinstance(layer, EMBEDDINGS) and own == "weight":
+        return "embedding", None
+    if sum(size > 1 for size in shape) < 2:
+        return "bare", None
+    if isinstance(layer, CONVOLUTIONS) and param.ndim > 2:
+        return _convolution(layer, shape)
+    if isinstance(layer, TRANSPOSED) and param.ndim > 2:
+        kind = "depthwise" if 1 < layer.groups == layer.in_channels else "convolution"
+        numbers = DimensionNumbers((0, *range(2, param.ndim)), 1)
+        note = "hidden, transposed convolution"
+        return kind, Matrix(numbers, layer.in_channels, layer.out_channels, note)
+    if isinstance(layer, nn.MultiheadAttention) and param.ndim == 2:
+        return "attention", _attention(layer, own, shape, split_heads=split_heads)
+    if isinstance(layer, nn.Bilinear):
+        numbers = DimensionNumbers((1, 2), 0)
+        return "linear", Matrix(numbers, shape[1], shape[0], "hidden, bilinear", shape[2])
+    if isinstance(layer, RECURRENT):
+        gates = next((count for kind, count in GATES.items() if kind in type(layer).__name__), 1)
+        whole = make_matrix(shape, (1,), (0,), note="hidden, recurrent")
+        return "recurrent", with_parts(whole, shape, 1 if "hr" in split_words(own) else gates, whole.note)
+    if param.ndim == 2 and (isinstance(layer, nn.Linear) or _is_conv1d(layer)):
+        stored_first = _is_conv1d(layer)  # Hugging Face's (in, out) projection
+        return "linear", _linear(place, names, shape, reduction=0 if stored_first else 1)
+    return _from_names(names, own, param, widths, layer)
 
 
-def _bare_reasons(own: str, param: Tensor) -> Iterator[str]:
-    """What the name and shape of a parameter of no known layer say."""
-    words = words_of(own)
-    if POSITION_WORDS & set(words):
-        yield f"positional table, name {own!r}"
-    if EMBEDDING_WORDS & set(words):
-        yield f"embedding, name {own!r}"
-    if words and words[-1] in TOKEN_WORDS:
-        yield f"learned token, name {own!r}"
-    if {"bias", "scale", "gamma", "beta"} & set(words):
-        yield f"stacked vectors, name {own!r}"
-    if param.ndim > 2 and param.shape[0] == 1:
-        yield "a table: no layer's, and its first axis is 1"
+def _convolution(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Kind, Matrix]:
+    assert isinstance(layer, CONVOLUTIONS)
+    splits = layer.groups if layer.out_channels > layer.groups else 1
+    numbers = DimensionNumbers(tuple(range(1, len(shape))), 0, splits)
+    kind = "depthwise" if 1 < layer.groups == layer.in_channels else "convolution"
+    return kind, Matrix(numbers, layer.in_channels, layer.out_channels, "hidden, convolution")
+
+
+def _attention(
+    layer: nn.MultiheadAttention, own: str, shape: tuple[int, ...], *, split_heads: bool
+) -> Matrix:
+    parts = 3 if own == "in_proj_weight" else 1
+    whole = make_matrix(shape, (1,), (0,))
+    if split_heads:
+        return with_parts(whole, shape, parts * layer.num_heads, "hidden, split into heads")
+    return with_parts(whole, shape, parts, "hidden, split into q, k, v")
+
+
+def _linear(place: Place, names: Sequence[Name], shape: tuple[int, ...], *, reduction: int) -> Matrix:
+    """The matrix of a linear layer; a fused one is cut where its name and the sizes say how."""
+    whole = make_matrix(shape, (reduction,), (1 - reduction,))
+    if whole.numbers is None:
+        whole = Matrix(DimensionNumbers(0, 1), whole.inputs, whole.outputs, whole.note)
+    if place.owner:
+        return whole
+    parts, what = count_parts(names, whole, _inputs_of_outputs(place))
+    return with_parts(whole, shape, parts, f"hidden, split into {what}")
+
+
+def _inputs_of_outputs(place: Place) -> list[int]:
+    """What the output projections beside a layer read: all heads of attention together."""
+    return [
+        layer.in_features
+        for name, layer in place.parent.named_children()
+        if isinstance(layer, nn.Linear) and OUTPUT_NAMES & set(split_words(name))
+    ]
+
+
+def _from_names(
+    names: Sequence[Name], own: str, param: Tensor, widths: set[int], layer: nn.Module | None
+) -> tuple[Kind, Matrix]:
+    """A parameter of a class of one's own, which only names and shapes describe."""
+    shape = tuple(param.shape)
+    transposed = own == "weight" or own.startswith("weight_")
+    if param.ndim == 2:
+        if own == "weight" and layer is not None:
+            transposed = not _bias_says_inputs_first(layer, shape)
+        reduction = 1 if transposed or own.endswith("_weight") else 0
+        matrix = make_matrix(shape, (reduction,), (1 - reduction,))
+        parts, what = count_parts(names, matrix)
+        matrix = with_parts(matrix, shape, parts, f"hidden, split into {what}")
+        told = own in KERNEL_NAMES or own.endswith("_weight")
+        is_linear = layer is not None and {"linear", "dense"} & make_name(_class_of(layer)).words
+        return ("linear" if told and is_linear else "matrix" if told else "bare"), matrix
+    if param.ndim == 3 and own not in KERNEL_NAMES:
+        if shape[0] == 1:
+            return "bare", make_matrix(shape, (1,), (2,))
+        if any(map(is_attention, names)):
+            return find_matrix(names, shape)
+        transposed = transposed or _outputs_first(own, shape, layer, widths)
+        kind, matrix = find_matrix(names, shape, batch=(0,), transposed=transposed)
+        parts, what = count_parts(names, matrix)
+        return kind, with_parts(matrix, shape, parts, f"{matrix.note}, split into {what}")
+    return find_matrix(names, shape, transposed=transposed)
+
+
+def _bias_says_inputs_first(layer: nn.Module, shape: tuple[int, ...]) -> bool:
+    bias = getattr(layer, "bias", None)
+    return isinstance(bias, Tensor) and bias.shape == shape[1:] != shape[:1]
+
+
+def _outputs_first(own: str, shape: tuple[int, ...], layer: nn.Module | None, widths: set[int]) -> bool:
+    """Whether a stack of experts is stored (experts, out, in): what its neighbours and the width say."""
+    neighbours = [] if layer is None else [tuple(p.shape) for _, p in layer.named_parameters(recurse=False)]
+    _, first, second = shape
+    for other in neighbours:
+        if len(other) != 3 or other[0] != shape[0] or other == shape:
+            continue
+        if (2 * other[2], other[1]) == (first, second) or (2 * second, first) == other[1:]:
+            return True  # (2 f, d) beside (d, f)
+        if (other[2], 2 * other[1]) == (first, second) or (second, 2 * first) == other[1:]:
+            return False  # (d, 2 f) beside (f, d)
+    is_down = bool({"down", "output", "out"} & set(split_words(own))) or own in ("w2", "fc2")
+    return (
+        (first in widths and second not in widths) if is_down else (second in widths and first not in widths)
+    )
+
+
+def _widths(module: nn.Module) -> set[int]:
+    """Sizes of the stream that blocks read and write: of embeddings, and of vectors that norms hold."""
+    sizes = {layer.embedding_dim for layer in module.modules() if isinstance(layer, EMBEDDINGS)}
+    for layer in module.modules():
+        if isinstance(layer, NORMS) or type(layer).__name__.endswith("Norm"):
+            sizes |= {param.shape[-1] for param in layer.parameters(recurse=False) if param.ndim}
+        if "router" in split_words(type(layer).__name__):
+            sizes |= {param.shape[-1] for param in layer.parameters(recurse=False) if param.ndim == 2}
+    return sizes
+
+
+def _is_conv1d(layer: nn.Module) -> bool:
+    return _class_of(layer) == "Conv1D" and hasattr(layer, "nf")

@@ -1,0 +1,27 @@
+"""Which parameter is a hidden matrix, trained by the rule, and along which axes; the same for every backend.
+
+`celo2.jax.routing` reads trees of arrays and `celo2.torch.routing` modules; both describe each parameter by
+a `Param`, and the rest is here: names, evidence in the order of precedence, routes and their table.
+"""
+
+from celo2.routing.choices import ALGORITHMS, check_algorithm, choose
+from celo2.routing.params import Kind, Matrix, Param, make_names
+from celo2.routing.routes import Route, RoutingWarning, Undecided, make_routes, tell
+from celo2.routing.table import Row, format_table
+
+__all__ = [
+    "ALGORITHMS",
+    "Kind",
+    "Matrix",
+    "Param",
+    "Route",
+    "RoutingWarning",
+    "Row",
+    "Undecided",
+    "check_algorithm",
+    "choose",
+    "format_table",
+    "make_names",
+    "make_routes",
+    "tell",
+]

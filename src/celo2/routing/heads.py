@@ -1,0 +1,172 @@
+"""Which matrices are output heads: by the modules that are called so, the vocabulary, and who reads what.
+
+A module called `head` or `classifier` may hold hidden layers too (VGG's): its heads are the matrices that
+none of the others in it reads. Nothing here depends on the order of registration or on a wrapper, since
+only numbered layers (`0`, `2`, `4`) have an order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from celo2.routing.names import MLP_WORDS, Name, is_decoder, is_head, is_output, is_position
+from celo2.routing.network import Finding, Findings, Network, natural_order
+from celo2.routing.params import Param
+
+__all__ = ["by_name", "by_output", "by_vocabulary"]
+
+# What a table may have an entry for instead of each token.
+COUNTED = {"type", "segment", "mask", "query", "queries", "object"}
+COUNTED |= {"register", "registers", "latents", "slots"}
+
+
+def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
+    """The last matrices of modules that are called heads."""
+    members = {}
+    for param in _open(network, found):
+        if name := _head_name(network, param):
+            members[param] = name
+    tables = {param.identity for param, finding in found.items() if finding.role == "embedding"}
+    tied = [param for param in _open(network, found) if param.identity in tables and param not in members]
+    for param, name in members.items():
+        if not any(_comes_later(reader, param) for reader in network.readers(param, [*members, *tied])):
+            yield param, Finding("head", f"output head, {name}")
+
+
+def by_vocabulary(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
+    """The matrix outside of the body that makes one output for each entry of an embedding."""
+    if network.is_part:
+        return
+    tables = [param for param, finding in found.items() if finding.role == "embedding"]
+    vocabularies = {param.shape[-2] for param in tables if param.rank >= 2 and not _counts_others(param)}
+    heads = {param for param, finding in found.items() if finding.role == "head"}
+    vocabularies -= {param.matrix.outputs for param in heads if param.matrix is not None}
+    for param in _candidates(network, found):
+        assert param.matrix is not None
+        size = param.matrix.outputs
+        if size not in vocabularies:
+            continue
+        readers = network.readers(param, _layers(network, found))
+        read = any(reader.matrix is not None and reader.matrix.inputs == size for reader in readers)
+        twins = [other for other in _candidates(network, found) if other is not param]
+        if not read and not any(other.matrix and other.matrix.outputs == size for other in twins):
+            yield param, Finding("head", f"output head, {size} is the vocabulary")
+        elif not any(MLP_WORDS & name.words for name in param.names):
+            reason = f"{size} is the vocabulary, but a hidden size too: an output head?"
+            yield param, Finding("head", reason, decided=False)
+
+
+def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
+    """Projections whose output nothing reads; and the last one of the outermost chain of layers."""
+    tables = [param for param, finding in found.items() if finding.role in ("embedding", "position")]
+    network.add_widths({param.shape[-1] for param in tables if param.shape})
+    layers = _layers(network, found)
+    if network.is_part or len(layers) + len(tables) < 2:
+        return
+    last = _last_of_chain(network, layers)
+    for param in _candidates(network, found):
+        assert param.matrix is not None
+        size, readers = param.matrix.outputs, list(network.readers(param, layers, concatenated=True))
+        if not readers and not network.is_width(size):
+            yield param, Finding("head", f"output head, no layer reads its {size} outputs")
+        elif _is_read_by_head(readers, found):
+            continue
+        elif name := _ends_decoder(param, readers) or _is_named_output(network, param, readers, layers):
+            yield param, Finding("head", f"output head, {name}")
+        elif param is last:
+            yield param, Finding("head", "output head, the last layer")
+
+
+def _counts_others(param: Param) -> bool:
+    """Whether a table has an entry for each position, kind or slot, and none for each token."""
+    other = any(is_position(name) or COUNTED & name.words for name in param.nearest)
+    return other or param.kind == "bare"
+
+
+def _open(network: Network, found: Findings) -> list[Param]:
+    return [param for param in network.matrices if param not in found]
+
+
+def _layers(network: Network, found: Findings) -> list[Param]:
+    """All that reads what layers make: the matrices without those that turned out to be tables."""
+    tables = ("vector", "embedding", "position")
+    return [param for param in network.matrices if param not in found or found[param].role not in tables]
+
+
+def _candidates(network: Network, found: Findings) -> list[Param]:
+    """Open projections outside of the body: single matrices of linear layers and convolutions."""
+    return [
+        param
+        for param in _open(network, found)
+        if param.kind in ("linear", "matrix", "convolution")
+        and not network.is_repeated(param)
+        and not network.in_body(param)
+    ]
+
+
+def _head_name(network: Network, param: Param) -> Name | None:
+    """The outermost name on the way up to the body that speaks of a head.
+
+    What all of a network is in says nothing: a trainer's `LitClassifier`, its attribute `classifier`.
+    """
+    found, place = None, len(param.places)
+    whole = network.depth if not network.is_part and network.depth < len(param.unit) else -1
+    for index in reversed(range(len(param.names))):
+        name = param.names[index]
+        if place <= whole or network.starts_body(param, index):
+            return found
+        if is_head(name):
+            found = name
+        place -= not name.is_class
+    return found
+
+
+def _comes_later(reader: Param, param: Param) -> bool:
+    """Whether a layer that could read another's output follows it, where each could read the other's."""
+    assert reader.matrix is not None
+    assert param.matrix is not None
+    if param.matrix.inputs != reader.matrix.outputs:
+        return True
+    if reader.holder != param.holder:
+        return False
+    return natural_order(reader) > natural_order(param)
+
+
+def _is_read_by_head(readers: Sequence[Param], found: Findings) -> bool:
+    return any(reader in found and found[reader].role == "head" for reader in readers)
+
+
+def _ends_decoder(param: Param, readers: Sequence[Param]) -> Name | None:
+    """The name of a decoder in which nothing reads this one's output."""
+    plain = [name for name in param.names if not name.is_class]
+    for length, name in enumerate(plain[: len(param.unit)], start=1):
+        if is_decoder(name):
+            inside = [reader for reader in readers if reader.places[:length] == param.places[:length]]
+            return None if any(_comes_later(reader, param) for reader in inside) else name
+    return None
+
+
+def _is_named_output(
+    network: Network, param: Param, readers: Sequence[Param], layers: Sequence[Param]
+) -> Name | None:
+    """A name such as `out` near the root, where what could read it may as well read the data."""
+    near = [name for name in param.names if not name.is_class][network.depth : len(param.unit)][:2]
+    name = next(filter(is_output, near), None)
+    if name is None:
+        return None
+    size = param.matrix.outputs if param.matrix is not None else 0
+    others = {layer.matrix.outputs for layer in layers if layer.matrix is not None and layer is not param}
+    is_read = any(reader.matrix is not None and reader.matrix.inputs == size for reader in readers)
+    return None if is_read and size in others else name
+
+
+def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:
+    """The last matrix where the network is one numbered chain of layers: nothing else can be its output."""
+    depth = network.depth
+    if len(chain) < 2 or any(len(param.unit) != depth + 1 for param in chain):
+        return None
+    if not all(
+        param.unit[-1][-1:].isdecimal() for param in chain if param is not min(chain, key=natural_order)
+    ):
+        return None
+    return max(chain, key=natural_order)

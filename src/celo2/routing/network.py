@@ -1,0 +1,175 @@
+"""What only all parameters of a network together can tell: what is repeated, who reads what; and findings."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from celo2.routing.names import is_attention, is_body, is_decay, is_list, is_query, make_name
+from celo2.routing.params import Param
+
+__all__ = ["Finding", "Findings", "Network", "Role", "natural_order"]
+
+PARTS = (1, 2, 3, 4)  # how an output may be cut before it is read: gated MLP, query-key-value, gates
+COLORS = 4  # a convolution that reads or makes so few channels is at an end of the network
+Place = tuple[str, ...]
+Role = Literal["vector", "embedding", "position", "router", "head", "hidden"]
+
+
+class Finding(NamedTuple):
+    """What a parameter is, and why; an undecided finding is shown, not acted upon."""
+
+    role: Role
+    reason: str
+    decided: bool = True
+
+
+Findings = Mapping[Param, Finding]
+
+
+class Network:
+    """The parameters of one network.
+
+    Attributes:
+        params: All of them, in their framework's order.
+        depth: How many names all paths begin with: a wrapper's, say.
+        under: The parameters in each module, at any depth.
+        matrices: Those that multiply what a layer reads: projections and stacks of them, no tables.
+        is_part: Whether this is known to be a part of a network, so that others may read its outputs.
+    """
+
+    def __init__(self, params: Sequence[Param], *, is_part: bool = False):
+        self.params = params
+        self.is_part = is_part
+        self.depth = _common_depth(params)
+        self.under: dict[Place, list[Param]] = defaultdict(list)
+        for param in params:
+            for length in range(len(param.places)):
+                self.under[param.places[:length]].append(param)
+        own = [param for param in params if not param.owner]
+        self.matrices = [param for param in own if is_projection(param)]
+        self._alike = Counter(_pattern(param) for param in params)
+        self._widths = {param.shape[-1] for param in own if param.kind == "norm" and param.shape}
+        self._mixers = _find_mixers(own)
+        self._units: dict[Place, set[Place]] = defaultdict(set)
+        for param in self.matrices:
+            for length in range(len(param.unit)):
+                self._units[param.unit[: length + 1]].add(param.unit)
+
+    def is_repeated(self, param: Param) -> bool:
+        """Whether numbered layers have several like this one."""
+        return self._alike[_pattern(param)] > 1
+
+    def in_body(self, param: Param) -> bool:
+        """Whether attention, a block or a numbered layer of several matrices holds it."""
+        if self._is_in_mixer(param):
+            return True
+        return any(self.starts_body(param, index) for index in range(len(param.names) - param.is_kernel))
+
+    def starts_body(self, param: Param, index: int) -> bool:
+        """Whether the name at this index of a parameter's path begins the body of the network."""
+        names = param.names
+        if is_body(names[index]) or (is_query(names[index]) and self._is_in_mixer(param)):
+            return True
+        if names[index].is_class or not is_list(names, index):
+            return False
+        place = tuple(name.text for name in names[: index + 1] if not name.is_class)
+        return len(self._units[place]) > 1
+
+    def _is_in_mixer(self, param: Param) -> bool:
+        holders = {param.places[:length] for length in range(len(param.unit))}
+        return not self._mixers.isdisjoint(holders) or any(map(is_attention, param.names))
+
+    def add_widths(self, widths: set[int]) -> None:
+        """Says that something reads features of these sizes: what a table adds its vectors to."""
+        self._widths |= widths
+
+    def is_width(self, size: int) -> bool:
+        """Whether a norm or a table has this size."""
+        return size in self._widths
+
+    def readers(self, param: Param, among: Sequence[Param], *, concatenated: bool = False) -> Iterator[Param]:
+        """Matrices whose input could be this one's output: as it is, in parts, flattened or unflattened.
+
+        Args:
+            param: Whose output is read.
+            among: The matrices that may read it.
+            concatenated: Whether convolutions may read several outputs of its size side by side.
+        """
+        for other in among:
+            if other is param:
+                continue
+            if _could_read(other, param) or (concatenated and _could_read_several(other, param)):
+                yield other
+
+    def looks_fused(self, param: Param) -> bool:
+        """Whether layers beside it read a half or a third of its output, and none all of it."""
+        if param.kind not in ("linear", "matrix") or param.matrix is None or param.owner:
+            return False
+        whole = param.matrix.outputs
+        beside = [
+            other for other in self.under[param.holder] if other.holder == param.holder and other is not param
+        ]
+        sizes = {
+            other.matrix.inputs for other in beside if other.matrix and other.kind in ("linear", "matrix")
+        }
+        return whole not in sizes | {param.matrix.inputs} and any(
+            size * parts == whole for size in sizes for parts in (2, 3)
+        )
+
+
+def is_projection(param: Param) -> bool:
+    """Whether it multiplies what its layer reads."""
+    return param.matrix is not None and param.kind not in ("embedding", "norm", "depthwise", "bare")
+
+
+def natural_order(param: Param) -> list[tuple[int, str]]:
+    """A key that sorts `layers.10` after `layers.9`, and numbers before names."""
+    parts = re.split(r"(\d+)", param.path)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _find_mixers(params: Sequence[Param]) -> set[Place]:
+    """Modules that are attention or a state-space layer by what they hold, whatever they are called.
+
+    Attention has queries and keys, or keys and values; a critic's `value` alone is none.
+    """
+    queries: dict[Place, set[str]] = defaultdict(set)
+    for param in params:
+        if is_query(make_name(param.unit[-1])):
+            queries[param.holder].add(param.unit[-1])
+    attentions = {holder for holder, names in queries.items() if len(names) > 1}
+    return attentions | {param.holder for param in params if is_decay(param.own)}
+
+
+def _could_read(reader: Param, param: Param) -> bool:
+    assert reader.matrix is not None
+    assert param.matrix is not None
+    inputs, size = reader.matrix.inputs, param.matrix.outputs
+    if any(size == inputs * parts for parts in PARTS) or size == reader.matrix.second_input:
+        return True
+    spatial = param.kind == "convolution", reader.kind == "convolution"
+    flattened = spatial == (True, False) and reader.kind in ("linear", "matrix")
+    unflattened = spatial == (False, True) and param.kind in ("linear", "matrix")
+    return (flattened and size > 1 and inputs % size == 0) or (
+        unflattened and inputs > COLORS and size % inputs == 0
+    )
+
+
+def _could_read_several(reader: Param, param: Param) -> bool:
+    if reader.matrix is None or param.matrix is None or (reader.kind, param.kind) != ("convolution",) * 2:
+        return False
+    size = param.matrix.outputs
+    return size > COLORS and any(size * parts == reader.matrix.inputs for parts in PARTS)
+
+
+def _common_depth(params: Sequence[Param]) -> int:
+    modules = [param.places[:-1] for param in params]
+    levels = list(zip(*modules, strict=False))
+    return next((depth for depth, names in enumerate(levels) if len(set(names)) > 1), len(levels))
+
+
+def _pattern(param: Param) -> tuple[str, tuple[int, ...]]:
+    return re.sub(r"\d+", "#", ".".join(param.places)), param.shape

@@ -1,0 +1,151 @@
+"""A parameter as routing sees it: its names, its shape, the layer that holds it, and the matrix inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Literal
+
+from celo2.dimension_numbers import DimensionNumbers, find_matrix_axes
+from celo2.routing.names import KERNEL_NAMES, Name, make_name
+
+__all__ = ["Kind", "Matrix", "Param", "make_names"]
+
+Kind = Literal[
+    "linear",  # multiplies by a matrix: the framework says so
+    "convolution",
+    "depthwise",  # a convolution with a kernel for each channel
+    "attention",  # a matrix of an attention layer
+    "recurrent",  # a matrix of a recurrent cell
+    "embedding",  # a table of vectors that are looked up
+    "norm",
+    "matrix",  # has the shape and the name of a linear layer's matrix; nothing says that it is one
+    "stack",  # several matrices, those of the experts or of layers under a scan
+    "bare",  # a parameter of no known layer
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """The matrix, or the equal matrices, inside a parameter.
+
+    Attributes:
+        numbers: Along which axes; None takes a matrix as stored, `(in, out)` in JAX.
+        inputs: How many channels it reads; of a convolution without its window.
+        outputs: How many channels it makes, all parts of a fused matrix together.
+        note: What to call it where it is hidden: `hidden matrix`, `hidden, convolution`.
+        second_input: How many channels it reads of a second input (bilinear layers), or 0.
+    """
+
+    numbers: DimensionNumbers | None
+    inputs: int
+    outputs: int
+    note: str = "hidden matrix"
+    second_input: int = 0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Param:
+    """All that routing looks at.
+
+    Attributes:
+        path: Its name as its framework writes it: `block_0/attention/query/kernel`, `layers.0.fc.weight`.
+        names: Of what holds it and its own, root first, wrappers left out; a class follows the name of
+            its module.
+        shape: Its shape.
+        kind: What the layer that holds it is.
+        layer: The class of that layer, or empty.
+        matrix: What is in it, if it has two axes longer than 1.
+        identity: Equal for two parameters that are one array in memory.
+        owner: The path of the parameter that this one adapts (LoRA), or empty.
+        is_complex: Whether its numbers are complex, which the rule does not handle.
+        trainable: Whether it is trained at all.
+    """
+
+    path: str
+    names: tuple[Name, ...]
+    shape: tuple[int, ...]
+    kind: Kind = "matrix"
+    layer: str = ""
+    matrix: Matrix | None = None
+    identity: int = 0
+    owner: str = ""
+    is_complex: bool = False
+    trainable: bool = True
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it has fewer than two axes longer than 1; a kernel (64, 1) is a vector in effect."""
+        return sum(size > 1 for size in self.shape) < 2
+
+    @property
+    def own(self) -> Name:
+        """Its own name."""
+        return self.names[-1]
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether its own name is what layers call their matrix."""
+        return self.own.text in KERNEL_NAMES
+
+    @property
+    def nearest(self) -> tuple[Name, ...]:
+        """Its own name, then that of its module, and of that module's class."""
+        holders = [name for name in self.names[:-1] if not name.is_class]
+        if not holders:
+            return self.names[::-1]
+        place = max(index for index, name in enumerate(self.names[:-1]) if name is holders[-1])
+        return (self.own, *self.names[place:-1])
+
+    @cached_property
+    def places(self) -> tuple[str, ...]:
+        """The plain names on its path, without classes; those of the holders first, its own last."""
+        return tuple(name.text for name in self.names if not name.is_class)
+
+    @cached_property
+    def unit(self) -> tuple[str, ...]:
+        """The place of the layer that holds it; of a parameter that is no kernel, its own place."""
+        return self.places[:-1] if self.is_kernel and len(self.places) > 1 else self.places
+
+    @cached_property
+    def holder(self) -> tuple[str, ...]:
+        """The place of the module that holds its layer."""
+        return self.unit[:-1]
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """Sizes of the axes that count its matrices."""
+        if self.matrix is None or self.matrix.numbers is None:
+            return self.shape[:-2]
+        return tuple(self.shape[axis] for axis in find_matrix_axes(self.shape, self.matrix.numbers).batch)
+
+
+def make_names(names: Sequence[str], classes: Sequence[str] = ()) -> tuple[Name, ...]:
+    """The names on a path, each followed by the class of its module where that is known.
+
+    Args:
+        names: Root first; the parameter's own last.
+        classes: Of the modules with these names, as many as there are but for the last; empty for unknown.
+
+    Example:
+        >>> [name.text for name in make_names(["gate", "weight"], ["TopKRouter"])]
+        ['gate', 'TopKRouter', 'weight']
+    """
+    found = []
+    for index, text in enumerate(names):
+        found.append(make_name(text))
+        if index < len(classes) and classes[index]:
+            found.append(make_name(classes[index], is_class=True))
+    return tuple(found)

@@ -1,0 +1,159 @@
+"""What updates each parameter, and along which axes: the user's word, else the evidence.
+
+Source: the published recipe (arXiv 2602.19142): the rule with Newton–Schulz is for hidden matrices;
+embeddings, the output head and everything of rank ≤ 1 get AdamW. Positional tables and routers are
+tables and heads of their own and go the same way.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+from celo2.dimension_numbers import DimensionNumbers, find_matrix_axes
+from celo2.routing.axes import looks_fused
+from celo2.routing.choices import check_algorithm
+from celo2.routing.network import Finding, Network
+from celo2.routing.params import Param
+from celo2.routing.roles import find_roles
+
+__all__ = [
+    "Algorithm",
+    "Route",
+    "RoutingWarning",
+    "Undecided",
+    "check_numbers",
+    "make_routes",
+    "tell",
+    "warn",
+]
+
+Algorithm = Literal["celo2", "adamw"]
+Undecided = Literal["warn", "raise", "allow"]
+
+
+class RoutingWarning(UserWarning):
+    """The routing of some parameters rests on too little evidence; the message lists them."""
+
+
+class Route(NamedTuple):
+    """What updates one parameter.
+
+    Attributes:
+        algorithm: `"celo2"` (the rule) or `"adamw"`.
+        reason: One short phrase: what this rests on.
+        numbers: Which axes are its matrix; None takes it as stored.
+        decided: False where the evidence was not enough and `"celo2"` is only the default.
+    """
+
+    algorithm: Algorithm
+    reason: str
+    numbers: DimensionNumbers | None = None
+    decided: bool = True
+
+
+def make_routes(
+    params: Sequence[Param],
+    *,
+    algorithms: Mapping[str, str] | None = None,
+    numbers: Mapping[str, Any] | None = None,
+    base: bool = False,
+    is_part: bool = False,
+) -> list[Route]:
+    """Routes all parameters of a network.
+
+    Args:
+        params: What a reader of the framework made of them.
+        algorithms: The user's choice for some paths.
+        numbers: The user's dimension numbers for some paths; None takes the parameter as stored.
+        base: Whether every parameter gets the rule (Celo2-base), along the same axes.
+        is_part: Whether the parameters are known to be only a part of a network.
+
+    Raises:
+        TypeError: Dimension numbers that are none.
+        ValueError: An unknown algorithm, or dimension numbers that do not fit a shape.
+    """
+    network = Network(params, is_part=is_part)
+    found = find_roles(network)
+    algorithms, numbers = algorithms or {}, numbers or {}
+    routes = []
+    for param in params:
+        route = _make_route(network, param, found[param], base=base)
+        if param.path in numbers:
+            route = route._replace(numbers=check_numbers(numbers[param.path], param.shape))
+        if choice := algorithms.get(param.path):
+            algorithm: Any = check_algorithm(choice, param.path)
+            route = route._replace(algorithm=algorithm, reason="override", decided=True)
+        routes.append(route)
+    return routes
+
+
+def check_numbers(numbers: Any, shape: Sequence[int]) -> DimensionNumbers | None:
+    """Dimension numbers (Optax's too) as ours, if they fit a shape.
+
+    Raises:
+        TypeError: `numbers` is no specification.
+        ValueError: They do not fit.
+    """
+    if numbers is None:
+        return None
+    if not (hasattr(numbers, "reduction_axis") and hasattr(numbers, "output_axis")):
+        raise TypeError(f"dimension numbers must be DimensionNumbers or None, got {numbers!r}.")
+    find_matrix_axes(shape, numbers)
+    return DimensionNumbers(numbers.reduction_axis, numbers.output_axis, getattr(numbers, "output_splits", 1))
+
+
+def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided = "warn") -> None:
+    """Says which trainable parameters are undecided: as one warning, or as an error.
+
+    Args:
+        params: All parameters.
+        routes: Theirs.
+        undecided: `"warn"`, `"raise"` or `"allow"`.
+
+    Raises:
+        ValueError: There are some and `undecided` is `"raise"`, or it is none of the three.
+    """
+    if undecided not in get_args(Undecided):
+        raise ValueError(f"undecided must be one of {get_args(Undecided)}, got {undecided!r}.")
+    pairs = zip(params, routes, strict=True)
+    cases = [(param, route) for param, route in pairs if param.trainable and not route.decided]
+    if not cases or undecided == "allow":
+        return
+    lines = "".join(f"\n  {param.path}  {param.shape}  {route.reason}" for param, route in cases)
+    message = (
+        f"{len(cases)} of {len(params)} parameters could be hidden matrices or not, and get 'celo2':{lines}\n"
+        f"Say it with overrides={{{cases[0][0].path!r}: 'adamw'}} (or 'celo2')."
+    )
+    if undecided == "raise":
+        raise ValueError(message)
+    warn(message)
+
+
+def warn(message: str) -> None:
+    """Warns in the name of the caller's own line, outside of this package and of the frameworks."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_ours(frame.f_back.f_globals.get("__name__", "")):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RoutingWarning, stacklevel=level + 1)
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("celo2", "jax", "optax", "torch")
+
+
+def _make_route(network: Network, param: Param, finding: Finding, *, base: bool) -> Route:
+    multiplies = finding.role in ("hidden", "head", "router") or not finding.decided
+    numbers = param.matrix.numbers if param.matrix is not None and multiplies else None
+    if base:
+        return Route("celo2", "every parameter", numbers)
+    if finding.role != "hidden" and finding.decided:
+        return Route("adamw", finding.reason, numbers)
+    reason = finding.reason
+    if param.matrix is not None and looks_fused(
+        param.names, param.matrix, by_size=network.looks_fused(param)
+    ):
+        reason += "; fused? see dimension_numbers"
+    return Route("celo2", reason, numbers, finding.decided)

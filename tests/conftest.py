@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import quick
+
+if TYPE_CHECKING:
+    from instant_outer import InstantOuter
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", f"{quick.XLA_FLAGS} --xla_force_host_platform_device_count=2")
@@ -108,6 +112,18 @@ def interrupt_training(instant_training, monkeypatch: pytest.MonkeyPatch) -> Cal
         monkeypatch.setattr(InstantRunner, "train", interrupted)
 
     return interrupt_after
+
+
+@pytest.fixture
+def instant_outer(monkeypatch: pytest.MonkeyPatch) -> InstantOuter:
+    """Makes the iterations of meta-training instant."""
+    from celo2.meta import outer
+    from instant_outer import InstantOuter
+
+    stand_in = InstantOuter()
+    monkeypatch.setattr(outer, "init", stand_in.init)
+    monkeypatch.setattr(outer, "make_outer_steps", stand_in.make_outer_steps)
+    return stand_in
 
 
 @pytest.fixture(scope="session")

@@ -122,7 +122,7 @@ def test_unknown_name_in_a_file_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "JSON object, got list"),
+        ("[1]", "JSON object, found [1]"),
         ("{", "Expecting property name"),
         ('{"sigma": "0.1"}', 'sigma must be a number, got "0.1"'),
         ('{"seed": 1.5}', "seed must be a whole number, got 1.5"),

@@ -82,6 +82,8 @@ def _report_suites(command: ReportCommand, console: Console) -> None:
 
 def _report_meta_training(command: ReportCommand, console: Console) -> None:
     runs = _load(command.folders)
+    for fault in (fault for run in runs for fault in run.faults):
+        print(f"note: {fault}", file=sys.stderr)
     paths = write_report(runs, command.out or command.folders[0])
     console.print(make_table(runs))
     for kind, path in paths.items():

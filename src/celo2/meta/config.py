@@ -9,6 +9,7 @@ import math
 import os
 from pathlib import Path
 
+from celo2._files import parse_object
 from celo2.config import RuleConfig, nearest_name
 from celo2.meta.choices import (
     CHOICES,
@@ -237,9 +238,7 @@ class MetaConfig:
             ValueError: The text is not a JSON object, or has an unknown name, or a value of the wrong
                 type or range.
         """
-        options = json.loads(text)
-        if not isinstance(options, dict):
-            raise ValueError(f"a meta-training config is a JSON object, got {type(options).__name__}.")
+        options = parse_object(text)
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         for name, value in options.items():
             if name not in defaults:

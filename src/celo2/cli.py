@@ -42,8 +42,8 @@ COMMANDS = {
 
 EXTRA_MODULES = {
     "": (),
-    "meta": ("jax", "optax", "orbax", "rich", "tyro"),
-    "eval": ("jax", "optax", "rich", "tyro", "matplotlib", "jinja2"),
+    "meta": ("jax", "optax", "orbax", "rich", "tyro", "filelock"),
+    "eval": ("jax", "optax", "rich", "tyro", "filelock", "matplotlib", "jinja2"),
 }
 
 

@@ -61,6 +61,32 @@ def test_a_killed_suite_resumes_with_the_same_losses(
     assert _losses(out) == _losses(finished)
 
 
+def test_a_second_evaluation_is_refused_and_nothing_is_lost(
+    suite: Path, tmp_path: Path, environment, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "shared"
+    words = ["--suite", str(suite), "--out", str(out)]
+    command = [sys.executable, "-m", "celo2", "evaluate", *words]
+    refused: list[str] = []
+
+    def second_is_refused() -> bool:
+        """Once the first holds the folder; the first is killed then, and must have lost nothing either."""
+        if not list(out.glob("runs/*/*/lr-*")):
+            return False
+        assert main(words) == 2
+        refused.append(capsys.readouterr().err)
+        return True
+
+    kill_when(second_is_refused, command, environment)
+    assert f"{out} is in use by celo2 evaluate, process " in refused[0]
+    before = _losses(out)
+    assert 0 < len(before) < NUM_RUNS
+    assert main(words) == 0  # the lock of the dead is taken over
+    after = _losses(out)
+    assert len(after) == NUM_RUNS
+    assert [run for run in after if run in before] == before
+
+
 def test_the_report_has_every_run(finished: Path) -> None:
     assert {"report.html", "runs.csv", "summary.csv", "tasks.csv", "curves.png", "scores.png"} <= {
         path.name for path in finished.iterdir()

@@ -145,8 +145,7 @@ def test_a_run_from_before_an_option_existed_can_be_resumed(tmp_path) -> None:
     recipe = json.loads(config.to_json())
     del recipe["inner_schedule"]
     (tmp_path / "config.json").write_text(json.dumps(recipe))
-    files = RunFiles(tmp_path)
-    files.start(config, resume=True)
-    with pytest.raises(ValueError, match="another recipe"):
+    with RunFiles(tmp_path) as files:
+        files.start(config, resume=True)
+    with pytest.raises(ValueError, match="another recipe"), RunFiles(tmp_path) as files:
         files.start(MetaConfig(seed=3, inner_schedule="cosine"), resume=True)
-    files.close()

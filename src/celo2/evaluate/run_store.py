@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from celo2._files import write_atomic
+from celo2._files import remove_partial_files, write_atomic
 from celo2.evaluate.runs import RunResult, RunSpec, TaskFacts
 
 __all__ = ["SCHEMA", "Loaded", "RunStore", "load_results", "pack", "unpack"]
@@ -59,6 +59,7 @@ class RunStore:
         self._runs.mkdir(parents=True, exist_ok=True)
         for left in self._runs.glob("*/*/.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
+        remove_partial_files(self.folder)
 
     def path(self, spec: RunSpec) -> Path:
         """The folder of a run."""

@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,6 +30,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from celo2._files import remove_partial_files, write_atomic
+from celo2._locks import lock_folder
 from celo2.meta import distributed, outer
 from celo2.meta.checksums import Ranking, rank_checkpoints, write_checksums
 from celo2.meta.config import MetaConfig
@@ -53,15 +55,15 @@ def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
 
 
 class RunFiles:
-    """The folder of one run, a context that waits for pending writes.
+    """The folder of one run, a context that waits for pending writes and gives the folder free.
 
     Args:
-        folder: Made if it does not exist.
+        folder: Made by `start` if it does not exist.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = ExitStack()
         self._metrics = self.folder / METRICS_FILE
         self._start = self.folder / START_FILE
 
@@ -88,18 +90,21 @@ class RunFiles:
         # After an error other processes may not come to where they would wait for each other.
         if error is None or not jax.distributed.is_initialized():
             self.close()
+        self._lock.close()
 
     def close(self) -> None:
-        """Waits for pending writes."""
+        """Waits for pending writes, and lets others write into the folder."""
         if "_manager" in vars(self):
             self._manager.close()
+        self._lock.close()
 
     def start(self, config: MetaConfig, *, resume: bool) -> None:
         """Writes the recipe of a new run and what it starts from, or checks that a resumed one has the same.
 
-        The first process does it; the others wait.
+        The first process does it; the others wait. From then on no other run may write into the folder.
 
         Raises:
+            FolderInUseError: Another run does.
             FileExistsError: A new run in a folder that holds one.
             FileNotFoundError: Nothing to resume.
             ValueError: The resumed run has another recipe, or the weights to start from have other options.
@@ -110,11 +115,11 @@ class RunFiles:
 
     def _start_or_check(self, config: MetaConfig, *, resume: bool) -> None:
         path = self.folder / "config.json"
+        self._check_there(path, resume=resume)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(lock_folder(self.folder, "celo2 meta-train"))
+        self._check_there(path, resume=resume)  # another run may have begun since
         if not resume:
-            if path.exists():
-                raise FileExistsError(
-                    f"{self.folder} already holds a run; continue it with --resume or choose another --out."
-                )
             if config.start not in BUILT_IN:
                 start = load_start(config)
                 with writing(self._start):
@@ -122,8 +127,6 @@ class RunFiles:
             with writing(path):
                 write_atomic(path, config.to_json().encode())
             return
-        if not path.exists():
-            raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume.")
         remove_partial_files(self.folder)
         try:
             saved = json.loads(MetaConfig.load(path).to_json())  # newer options at their default
@@ -139,6 +142,14 @@ class RunFiles:
             )
             raise ValueError(
                 f"{self.folder} was started with another recipe ({listed}); use the same options."
+            )
+
+    def _check_there(self, path: Path, *, resume: bool) -> None:
+        if resume and not path.exists():
+            raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume.")
+        if not resume and path.exists():
+            raise FileExistsError(
+                f"{self.folder} already holds a run; continue it with --resume or choose another --out."
             )
 
     def with_own_start(self, config: MetaConfig) -> MetaConfig:

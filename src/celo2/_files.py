@@ -41,7 +41,11 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes beside the path, syncs, then renames: a reader sees the old file or the new one."""
+    """Writes beside the path, syncs, then renames: a reader sees the old file or the new one.
+
+    Raises:
+        OSError: With the path.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -49,6 +53,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -96,8 +96,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs `celo2 evaluate` with these arguments.
 
     Returns:
-        0; 1 when a run could not be trained; 2 for a call that cannot be carried out; 130 when it was
-        interrupted.
+        0; 1 when a run could not be trained, or the report not be written; 2 for a call that cannot be
+        carried out; 130 when it was interrupted.
     """
     command = tyro.cli(
         EvaluateCommand,
@@ -128,13 +128,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _report(command: EvaluateCommand, console: Console, failures: Sequence[Failure]) -> int:
     """Shows what came out, and what did not."""
+    status = 1 if failures else 0
     try:
         report_suite(load_suites([command.out]), command.out, console, baseline=command.baseline)
-    except ValueError as error:  # nothing is finished
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # nothing is finished, or the disk is full
+        status = 1
+        print(f"error: no report: {error} The runs are kept: celo2 report {command.out}", file=sys.stderr)
     for failure in failures:
         print(f"failed: {_name(failure)}: {failure.reason}", file=sys.stderr)
-    return 1 if failures else 0
+    return status
 
 
 def _suite(command: EvaluateCommand) -> Suite:

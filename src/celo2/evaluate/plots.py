@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from celo2._files import write_atomic
 from celo2.evaluate.compare import CompareResult, Entry
 
 __all__ = ["COLORS", "STYLE", "draw_figure", "figure_svg", "save_png", "scale_losses"]
@@ -58,9 +59,11 @@ def draw_figure(result: CompareResult) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Writes the figure as a PNG on white."""
+    """Writes the figure as a PNG on white, whole or not at all."""
+    stream = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(path, dpi=150, facecolor=PAPER)
+        figure.savefig(stream, format="png", dpi=150, facecolor=PAPER)
+    write_atomic(path, stream.getvalue())
 
 
 def figure_svg(figure: Figure) -> str:

@@ -3,7 +3,7 @@
 Of several processes only the first writes, except that each writes its part of a checkpoint. The folder is
 one that all of them see.
 
-OUT/config.json                  the recipe
+OUT/config.json, options.json    the recipe, and how it is run (`recipe.py`)
 OUT/start.safetensors            the weights it starts from, if the recipe names some
 OUT/metrics.jsonl                one line for each outer iteration
 OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first, and checksums
@@ -37,6 +37,7 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.faults import writing
 from celo2.meta.metrics import METRICS_FILE, load_metrics, read_metrics
 from celo2.meta.outer import OuterState
+from celo2.meta.recipe import RECIPE_FILE, check_recipe, write_recipe
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.meta.truncation import InnerState
 from celo2.meta.variants import make_weights, save_weights
@@ -114,35 +115,20 @@ class RunFiles:
         distributed.wait_for_all()
 
     def _start_or_check(self, config: MetaConfig, *, resume: bool) -> None:
-        path = self.folder / "config.json"
+        path = self.folder / RECIPE_FILE
         self._check_there(path, resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.enter_context(lock_folder(self.folder, "celo2 meta-train"))
         self._check_there(path, resume=resume)  # another run may have begun since
-        if not resume:
-            if config.start not in BUILT_IN:
-                start = load_start(config)
-                with writing(self._start):
-                    save_weights(self._start, start)
-            with writing(path):
-                write_atomic(path, config.to_json().encode())
+        if resume:
+            check_recipe(self.folder, config)
+            remove_partial_files(self.folder)
             return
-        remove_partial_files(self.folder)
-        try:
-            saved = json.loads(MetaConfig.load(path).to_json())  # newer options at their default
-        except ValueError as error:
-            raise ValueError(
-                f"{error} Put back the recipe that the run was started with, or begin with another --out."
-            ) from error
-        given = json.loads(config.to_json())
-        differing = {name: (saved.get(name), given[name]) for name in given if saved.get(name) != given[name]}
-        if differing:
-            listed = ", ".join(
-                f"{name}: {old!r} before, {new!r} now" for name, (old, new) in differing.items()
-            )
-            raise ValueError(
-                f"{self.folder} was started with another recipe ({listed}); use the same options."
-            )
+        if config.start not in BUILT_IN:
+            start = load_start(config)
+            with writing(self._start):
+                save_weights(self._start, start)
+        write_recipe(self.folder, config)
 
     def _check_there(self, path: Path, *, resume: bool) -> None:
         if resume and not path.exists():

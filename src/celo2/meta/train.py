@@ -27,12 +27,24 @@ from celo2.meta.groups import check_devices, task_names
 from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pace import Pace
 from celo2.meta.progress import Progress
+from celo2.meta.recipe import write_options
 from celo2.meta.sinks import check_sinks
 from celo2.meta.start import BUILT_IN, check_start, load_start
 from celo2.meta.watch import Watch, WatchOptions, check_processes, check_variant
 from celo2.tasks.base import Dataset
 
-__all__ = ["TrainOptions", "meta_train"]
+__all__ = ["KEPT_OPTIONS", "TrainOptions", "meta_train"]
+
+
+KEPT_OPTIONS = (  # for a resumption
+    "outer_steps",
+    "checkpoint_every",
+    "max_skipped",
+    "skip_window",
+    "sinks",
+    "probe_every",
+    "probe",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +59,7 @@ class TrainOptions(WatchOptions):
         max_skipped: Share of the last `skip_window` meta-gradients that may be skipped because they are not
             finite, in [0, 1]; one more ends the run with an error.
         skip_window: Outer iterations over which skipped ones are counted.
+        machine_words: Of the command line, what a resumption on this machine needs beside --resume and --out.
     """
 
     out: Path
@@ -55,6 +68,7 @@ class TrainOptions(WatchOptions):
     checkpoint_every: int = 200
     max_skipped: float = 0.05
     skip_window: int = 200
+    machine_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks every range."""
@@ -100,6 +114,8 @@ def meta_train(
     datasets = load_datasets(config)
     with distributed.losses_named(options.out), RunFiles(options.out) as files:
         files.start(config, resume=options.resume)
+        if distributed.is_first():
+            write_options(files.folder, {name: getattr(options, name) for name in KEPT_OPTIONS})
         return _run(config, options, files, datasets, outer_optimizer)
 
 
@@ -153,8 +169,17 @@ def _run(
             if ends:
                 break
     if step < options.outer_steps and is_first:
-        print(f"stopped after {step} iterations; continue with --resume --out {options.out}")
+        print(f"stopped after {step} iterations; continue with: {_describe_resumption(config, options)}")
     return weights or save(state)  # nothing was left to do
+
+
+def _describe_resumption(config: MetaConfig, options: TrainOptions) -> str:
+    """The command that continues a run, word for word."""
+    if config.outer_optimizer == "custom":
+        return "meta_train(…, resume=True), with the same outer_optimizer"
+    words = ("celo2", "meta-train", "--resume", "--out", str(options.out), *options.machine_words)
+    every = ", in every process with its own --process-id" if jax.process_count() > 1 else ""
+    return shlex.join(words) + every
 
 
 def _as_records(

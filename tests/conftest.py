@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +113,18 @@ def interrupt_training(instant_training, monkeypatch: pytest.MonkeyPatch) -> Cal
         monkeypatch.setattr(InstantRunner, "train", interrupted)
 
     return interrupt_after
+
+
+@pytest.fixture
+def signals_heard() -> Iterator[None]:
+    """Signals that whoever runs the tests ignores, a background job say, are heard, by its children too."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from celo2._signals import Stopped
 from celo2.commands import meta_train as command
 from celo2.meta.config import MetaConfig
 
@@ -140,8 +141,9 @@ def test_resumption_names_the_options_that_differ(instant_outer, tmp_path: Path,
     assert "outer_learning_rate" not in printed
 
 
+@pytest.mark.usefixtures("signals_heard")
 def test_what_an_interrupt_prints_continues_the_run(
-    instant_outer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    instant_outer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a folder that a shell would take apart."""
     out = tmp_path / "a run; $(x)"
@@ -153,9 +155,9 @@ def test_what_an_interrupt_prints_continues_the_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(instant_outer, "steps", interrupted)
-        command.main(["--out", str(out), "--datasets", "digits", "--devices", "1", "--outer-steps", "20"])
-    printed = capsys.readouterr().out
-    words = shlex.split(printed.partition("continue with: ")[2].splitlines()[0])
+        with pytest.raises(Stopped) as stop:
+            command.main(["--out", str(out), "--datasets", "digits", "--devices", "1", "--outer-steps", "20"])
+    words = shlex.split(str(stop.value).partition("continue with: ")[2])
     assert words[:2] == ["celo2", "meta-train"]
     assert command.main(words[2:]) == 0
     lines = (out / "metrics.jsonl").read_text().splitlines()

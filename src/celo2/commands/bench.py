@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich import box
@@ -15,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from celo2._files import write_atomic
+from celo2._signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.evaluate.bench import COLUMNS, NUM_STEPS, BenchRow, bench_tree, bench_whole_step
+from celo2.evaluate.bench import COLUMNS, NUM_STEPS, BenchRow, BenchStopped, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
 from celo2.evaluate.trees import TREES, count_parameters
 from celo2.jax.compilation import compiler_options
@@ -89,32 +91,33 @@ def main(argv: Sequence[str]) -> int:
     def show_progress(line: str) -> None:
         print(line, file=sys.stderr)
 
-    options = None if command.default_options else compiler_options()
+    status, spec = 0, TREES[command.tree]
+    tree = spec.make()
+    what = f"one optimizer step on {command.tree}, {count_parameters(tree):,} parameters"
     if command.whole_step:
-        rows = bench_whole_step(
-            command.optimizers, budget=command.seconds, options=options, on_progress=show_progress
-        )
         what = "one training step of a small GPT"
-    else:
-        spec = TREES[command.tree]
-        tree = spec.make()
-        what = f"one optimizer step on {command.tree}, {count_parameters(tree):,} parameters"
-        rows = bench_tree(
-            tree,
-            command.optimizers,
-            timed=spec.timed,
-            budget=command.seconds,
-            options=options,
-            on_progress=show_progress,
-        )
+    options: dict[str, Any] = {
+        "budget": command.seconds,
+        "options": None if command.default_options else compiler_options(),
+        "on_progress": show_progress,
+    }
+    try:
+        if command.whole_step:
+            rows = bench_whole_step(command.optimizers, **options)
+        else:
+            rows = bench_tree(tree, command.optimizers, timed=spec.timed, **options)
+    except BenchStopped as stop:
+        rows, status = stop.rows, exit_status(stop)
+        print(stop, file=sys.stderr)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(_make_table(rows, what))
     environment = describe_environment()
     console.print(", ".join(f"{key} {value}" for key, value in environment.items()), highlight=False)
     if command.json:
-        record = {"what": what, "environment": environment, "rows": [row._asdict() for row in rows]}
+        record = {"what": what, "finished": status == 0, "environment": environment}
+        record["rows"] = [row._asdict() for row in rows]
         write_atomic(command.json, (json.dumps(record, indent=2) + "\n").encode())
-    return 0
+    return status
 
 
 def _make_table(rows: Sequence[BenchRow], what: str) -> Table:

@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from celo2._signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
 from celo2.evaluate.compare import ALL, CompareConfig, CompareResult, compare
@@ -27,7 +28,6 @@ from celo2.zoo.specs import PRESETS
 __all__ = ["CompareOptions", "main"]
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
-INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
 
 _DESCRIPTION = """\
 Trains one task with several optimizers, each tuned over as many learning rates as the others, and
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         argv: What follows `celo2 compare`, `["--quick"]` say.
 
     Returns:
-        0; 1 when weights cannot be read or fetched; 130 when it was interrupted.
+        0; 1 when weights cannot be read or fetched; 130, 143 or 129 when a signal ended it.
 
     Raises:
         SystemExit: The parser's own, for `--help` and for wrong usage.
@@ -86,14 +86,14 @@ def main(argv: Sequence[str]) -> int:
     try:
         with ProgressDisplay(console) as display:
             result = compare(options, display)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted before the first optimizer was finished: nothing to report.", file=sys.stderr)
-        return INTERRUPTED
+        return exit_status(stop)
     _show(console, result)
     paths = save_result(result, options.out or _default_folder(options.task))
     for kind, path in paths.items():
         console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True)
-    return INTERRUPTED if result.unfinished else 0
+    return exit_status(result.stop) if result.stop else 0
 
 
 def _show(console: Console, result: CompareResult) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from celo2._signals import exit_status
 from celo2.baselines import describe_optimizers
 from celo2.commands._arguments import make_registry
 from celo2.commands._suite_report import load_suites, report_suite
@@ -25,7 +27,6 @@ from celo2.tasks.registry import TASKS
 __all__ = ["EvaluateCommand", "main"]
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
-INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
 
 _DESCRIPTION = """\
 Trains the tasks of a suite with every optimizer, each tuned over as many learning rates and weight decays
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         0; 1 when a run could not be trained, or the report not be written; 2 for a call that cannot be
-        carried out; 130 when it was interrupted.
+        carried out; 130, 143 or 129 when a signal ended it.
     """
     command = tyro.cli(
         EvaluateCommand,
@@ -117,9 +118,13 @@ def main(argv: Sequence[str]) -> int:
             failures = run_suite(
                 suite, RunStore(command.out), machine=machine, engine=engine, on_progress=display
             )
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on, and celo2 report {command.out} shows what there is.")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        print(
+            f"interrupted; the same command goes on, and celo2 report {shlex.quote(str(command.out))} shows "
+            "what there is.",
+            file=sys.stderr,
+        )
+        return exit_status(stop)
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,11 +13,11 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import optax
 
+from celo2._signals import interruptible_pool
 from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer, sets_own_rate
 from celo2.config import nearest_name
 from celo2.evaluate.environment import describe_environment, describe_task
@@ -150,6 +150,7 @@ class CompareResult:
         task: What it was trained on.
         entries: The optimizers that were finished, in the order asked for.
         unfinished: Names of those that an interrupt left out.
+        stop: The interrupt; None if there was none.
         created: When it began, ISO 8601 with the offset from UTC.
         seconds: How long it took, compilation included.
         environment: Software and machine (`describe_environment`).
@@ -162,6 +163,7 @@ class CompareResult:
     created: str
     seconds: float
     environment: Mapping[str, str]
+    stop: KeyboardInterrupt | None = None
 
 
 def compare(
@@ -185,18 +187,20 @@ def compare(
         on_progress(CompareProgress(", ".join(config.optimizers), start, 0.0))
     task = make_task(config.task)
     specs = [find_optimizer(name, num_steps=config.steps) for name in config.optimizers]
-    with ThreadPoolExecutor() as pool:  # all programs at once, which keeps every core busy
+    with interruptible_pool() as pool:  # all programs at once, which keeps every core busy
         timer = pool.submit(StepTimer, task, {spec.name: _make_for_timing(spec, config) for spec in specs})
         runners = list(pool.map(functools.partial(_prepare, SharedTask(task), config), specs))
     costs = timer.result().measure()
     entries: list[Entry] = []
+    stop = None
     try:
         reporters = _reporters(config, specs, costs, on_progress)
         for spec, runner, report in zip(specs, runners, reporters, strict=True):
             entries.append(Entry(spec.name, spec.description, runner.train(report), costs[spec.name]))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if not entries:
             raise
+        stop = interrupt
     return CompareResult(
         config=config,
         task=describe_task(task),
@@ -205,6 +209,7 @@ def compare(
         created=created.isoformat(timespec="seconds"),
         seconds=time.monotonic() - begin,
         environment=describe_environment(),
+        stop=stop,
     )
 
 

@@ -88,7 +88,7 @@ def test_published_setting_has_32_pairs() -> None:
         ({"mixture": ("global:a:b",)}, "got 'global:a:b'"),
         ({"outer_optimizer": "adamm"}, "adamm"),
         ({"outer_optimizer": "sgd", "outer_weight_decay": 0.1}, "outer_weight_decay belongs to"),
-        ({"outer_clip": -1.0}, "outer_clip must be finite and not negative"),
+        ({"outer_clip": -1.0}, "outer_clip must be finite in float32 and not negative"),
         ({"outer_warmup": 10, "outer_decay_steps": 10}, "must be above outer_warmup"),
         ({"meta_loss": "test"}, "held-out"),
         ({"sign_scale": 0.0}, "sign_scale must be positive"),

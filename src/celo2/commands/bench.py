@@ -15,6 +15,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from celo2._checks import check_out_file
 from celo2._files import write_atomic
 from celo2._signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
@@ -68,8 +69,6 @@ class BenchCommand:
             raise ValueError(f"unknown tree {self.tree!r}; there are {', '.join(TREES)}.")
         if not 0 < self.seconds < math.inf:
             raise ValueError(f"seconds must be positive and finite, got {self.seconds}.")
-        if self.json and not self.json.absolute().parent.is_dir():
-            raise ValueError(f"there is no folder {self.json.parent} to write {self.json.name} into.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,11 +81,13 @@ def main(argv: Sequence[str]) -> int:
             args=list(argv),
             registry=make_registry(),
         )
+        if command.json:
+            check_out_file(command.json)
         for name in command.optimizers:
             find_optimizer(name, num_steps=NUM_STEPS)
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
 
     def show_progress(line: str) -> None:
         print(line, file=sys.stderr)

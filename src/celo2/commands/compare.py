@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from celo2._checks import check_out_folder
 from celo2._signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
@@ -67,7 +68,8 @@ def main(argv: Sequence[str]) -> int:
         argv: What follows `celo2 compare`, `["--quick"]` say.
 
     Returns:
-        0; 1 when weights cannot be read or fetched; 130, 143 or 129 when a signal ended it.
+        0; 1 when the files could not be written; 2 for a call that cannot be carried out; 130, 143 or 129
+        when a signal ended it.
 
     Raises:
         SystemExit: The parser's own, for `--help` and for wrong usage.
@@ -75,13 +77,15 @@ def main(argv: Sequence[str]) -> int:
     options = tyro.cli(
         CompareOptions, prog="celo2 compare", description=_describe(), args=list(argv), registry=_registry()
     )
+    out = options.out or _default_folder(options.task)
     use_cpu_devices(options.devices or num_cores())  # before weights are placed on one
     try:
+        check_out_folder(out)
         for name in options.optimizers:
             find_optimizer(name, num_steps=options.steps)
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
         with ProgressDisplay(console) as display:
@@ -89,8 +93,15 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt as stop:
         print("interrupted before the first optimizer was finished: nothing to report.", file=sys.stderr)
         return exit_status(stop)
+    except (OSError, ImportError, ValueError) as error:  # of the task's data, say
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     _show(console, result)
-    paths = save_result(result, options.out or _default_folder(options.task))
+    try:
+        paths = save_result(result, out)
+    except OSError as error:
+        print(f"error: not all files of the comparison could be written: {error}", file=sys.stderr)
+        return 1
     for kind, path in paths.items():
         console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True)
     return exit_status(result.stop) if result.stop else 0

@@ -12,8 +12,9 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from celo2._checks import check_devices, check_memory, check_out_folder
 from celo2._signals import exit_status
-from celo2.baselines import describe_optimizers
+from celo2.baselines import check_optimizer_name, describe_optimizers
 from celo2.commands._arguments import make_registry
 from celo2.commands._suite_report import load_suites, report_suite
 from celo2.evaluate.progress import ProgressDisplay
@@ -107,10 +108,14 @@ def main(argv: Sequence[str]) -> int:
         args=list(argv),
         registry=make_registry(),
     )
-    use_cpu_devices(command.devices or num_cores())
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
+        check_devices(command.devices)
+        check_memory(command.max_memory)
+        check_optimizer_name(command.baseline)
+        check_out_folder(command.out)
         suite = _suite(command)
+        use_cpu_devices(command.devices or num_cores())
         engine = _ray_engine(command.ray) if command.ray else run_locally
         machine = Machine(command.devices, command.max_memory * 2**30)
         console.print(_announce(suite), highlight=False, markup=False)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from celo2._checks import check_devices
 from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.checkpoint import with_start_beside
 from celo2.meta.config import MetaConfig
@@ -125,6 +126,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _train(command: MetaTrainCommand) -> int:
     try:
+        check_devices(command.devices)
         num_processes = _join_others(command)
         use_cpu_devices(command.devices or _choose_devices(command.recipe, num_processes))
         options = TrainOptions(

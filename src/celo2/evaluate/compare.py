@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import optax
 
+from celo2._checks import check_count, check_devices, check_memory, check_rates, check_seeds
 from celo2._signals import interruptible_pool
 from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer, sets_own_rate
 from celo2.config import nearest_name
+from celo2.constants import FLOAT32_MAX
 from celo2.evaluate.environment import describe_environment, describe_task
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.runner import GridRunner, OnProgress, Progress
@@ -73,21 +75,25 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges, and fills in what is left to `quick`."""
-        for name in ("num_learning_rates", "seeds", "steps", "first_seed", "weight_decay", "devices"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name in ("num_learning_rates", "seeds", "steps"):
+            check_count(name, getattr(self, name))
+        if not 0 <= self.weight_decay <= FLOAT32_MAX:
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}.")
+        check_devices(self.devices)
+        check_memory(self.max_memory)
         for name, value in (QUICK if self.quick else FULL).items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, value)
-        if not self.max_memory > 0:
-            raise ValueError(f"max_memory must be positive (GiB), got {self.max_memory}.")
+        check_count("steps", self.steps, 2)
+        check_seeds(self.first_seed, self.seeds)
         if not self.optimizers or len(set(self.optimizers)) != len(self.optimizers):
             raise ValueError(f"optimizers must be one or more different names, got {list(self.optimizers)}.")
         check_task_name(self.task)
         for name in self.optimizers:
             check_optimizer_name(name)
             self._check_own_rate(name)
-        for name in self.learning_rates:
+        for name, rates in self.learning_rates.items():
+            check_rates(f"the learning rates of {name}", rates)
             if name not in (*self.optimizers, ALL):
                 raise ValueError(
                     f"there are learning rates for {name!r}, which is not among the optimizers "

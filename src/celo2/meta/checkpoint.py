@@ -29,6 +29,7 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from celo2._checks import check_out_folder
 from celo2._files import remove_partial_files, write_atomic
 from celo2._locks import lock_folder
 from celo2.meta import distributed, outer
@@ -98,6 +99,17 @@ class RunFiles:
         if "_manager" in vars(self):
             self._manager.close()
         self._lock.close()
+
+    def check(self, *, resume: bool) -> None:
+        """Finds out whether a run may begin here, or go on, before there has been any work.
+
+        Raises:
+            FileExistsError, FileNotFoundError: See `start`.
+            OSError: The folder cannot be made or written.
+        """
+        if distributed.is_first():
+            self._check_there(self.folder / RECIPE_FILE, resume=resume)
+            check_out_folder(self.folder)
 
     def start(self, config: MetaConfig, *, resume: bool) -> None:
         """Writes the recipe of a new run and what it starts from, or checks that a resumed one has the same.

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from celo2._checks import check_count
 from celo2._signals import Stopped, collecting_stops
 from celo2._version import __version__
 from celo2.meta import distributed, outer
@@ -74,8 +75,7 @@ class TrainOptions(WatchOptions):
         """Checks every range."""
         super().__post_init__()
         for name in ("outer_steps", "checkpoint_every", "skip_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), 1)
         if not 0 <= self.max_skipped <= 1:
             raise ValueError(f"max_skipped is a share in [0, 1], got {self.max_skipped}.")
 
@@ -113,8 +113,9 @@ def meta_train(
     check_variant(config, options)
     check_start(config)
     check_devices(config, jax.device_count())
-    datasets = load_datasets(config)
     with distributed.losses_named(options.out), RunFiles(options.out) as files:
+        files.check(resume=options.resume)
+        datasets = load_datasets(config)
         files.start(config, resume=options.resume)
         if distributed.is_first():
             write_options(files.folder, {name: getattr(options, name) for name in KEPT_OPTIONS})

@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from celo2._checks import check_out_file
@@ -22,6 +23,7 @@ from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
 from celo2.evaluate.bench import COLUMNS, NUM_STEPS, BenchRow, BenchStopped, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
+from celo2.evaluate.labels import cell
 from celo2.evaluate.trees import TREES, count_parameters
 from celo2.jax.compilation import compiler_options
 
@@ -113,7 +115,9 @@ def main(argv: Sequence[str]) -> int:
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(_make_table(rows, what))
     environment = describe_environment()
-    console.print(", ".join(f"{key} {value}" for key, value in environment.items()), highlight=False)
+    console.print(
+        ", ".join(f"{key} {value}" for key, value in environment.items()), highlight=False, markup=False
+    )
     if command.json:
         record = {"what": what, "finished": status == 0, "environment": environment}
         record["rows"] = [row._asdict() for row in rows]
@@ -122,11 +126,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _make_table(rows: Sequence[BenchRow], what: str) -> Table:
-    table = Table(title=what, box=box.SIMPLE_HEAD)
+    table = Table(title=escape(what), box=box.SIMPLE_HEAD)
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*row.cells())
+        table.add_row(*map(cell, row.cells()))
     return table
 
 

@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: not all files of the comparison could be written: {error}", file=sys.stderr)
         return 1
     for kind, path in paths.items():
-        console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True)
+        console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True, markup=False)
     return exit_status(result.stop) if result.stop else 0
 
 

@@ -14,6 +14,7 @@ import optax
 
 from celo2._signals import Stopped
 from celo2.baselines import make_optimizer
+from celo2.evaluate.labels import shorten
 from celo2.evaluate.program import make_step
 from celo2.evaluate.trees import Tree, count_parameters
 from celo2.tasks.transformer import TransformerConfig, make_tiny_lm
@@ -69,7 +70,7 @@ class BenchRow(NamedTuple):
         """The row of a table, a text for each of `COLUMNS`; what was not measured is a dash."""
         count = self.num_parameters
         return (
-            self.optimizer,
+            shorten(self.optimizer),
             _show(self.seconds, ".2f", 1e3),
             _show(self.seconds, ".2f", 1e9 / count),
             _show(self.ratio, ".3g"),

@@ -49,6 +49,7 @@ UNREADABLE = (  # what damaged bytes, and records of another version, lead to
     OverflowError,
     ValueError,
 )
+MAX_NAME = 128  # bytes; file systems take 255, and what is written first has a longer name
 PACK_DATE = (1980, 1, 1, 0, 0, 0)  # in the archive, so that the same runs make the same file
 
 
@@ -337,5 +338,9 @@ def _unique(values: Iterable[Any]) -> list[Any]:
 
 
 def _file_name(name: str) -> str:
-    """A name with nothing in it that a file system or a shell minds."""
-    return re.sub(r"[^\w@.+-]", "_", name)
+    """A name with nothing in it that a file system or a shell minds, of at most `MAX_NAME` bytes."""
+    safe = re.sub(r"[^\w@.+-]", "_", name)
+    if len(safe.encode()) <= MAX_NAME:
+        return safe
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{safe.encode()[: MAX_NAME - 17].decode(errors='ignore')}_{digest}"

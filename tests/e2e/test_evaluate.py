@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 SUITE = """
 tasks = ["quadratic", "digits-mlp"]
 optimizers = ["sgdm", "adamw"]
-learning_rates = 2
+num_learning_rates = 2
 seeds = 2
 steps = 20
 """

@@ -11,7 +11,7 @@ from celo2.evaluate.suite import SUITES, Group, Suite, load_suite
 SMALL = {
     "tasks": ["digits-mlp", "quadratic"],
     "optimizers": ["adamw", "celo2"],
-    "learning_rates": 2,
+    "num_learning_rates": 2,
     "seeds": 2,
 }
 
@@ -26,7 +26,7 @@ def test_shipped_suite_tunes_every_optimizer_alike(name: str) -> None:
     suite = load_suite(name)
     for task in suite.tasks:
         groups = suite.groups(task)
-        assert {len(group.learning_rates) for group in groups} == {suite.learning_rates}
+        assert {len(group.learning_rates) for group in groups} == {suite.num_learning_rates}
         assert {group.optimizer for group in groups} == set(suite.optimizers)
         assert len({group.seeds for group in groups}) == 1
 

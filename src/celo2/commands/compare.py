@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from celo2._checks import check_out_folder
 from celo2._signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.evaluate.compare import ALL, CompareConfig, CompareResult, compare
+from celo2.evaluate.compare import CompareConfig, CompareResult, compare
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.store import save_result
 from celo2.evaluate.summary import caveats
@@ -75,7 +73,11 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: The parser's own, for `--help` and for wrong usage.
     """
     options = tyro.cli(
-        CompareOptions, prog="celo2 compare", description=_describe(), args=list(argv), registry=_registry()
+        CompareOptions,
+        prog="celo2 compare",
+        description=_describe(),
+        args=list(argv),
+        registry=make_registry(),
     )
     out = options.out or _default_folder(options.task)
     use_cpu_devices(options.devices or num_cores())  # before weights are placed on one
@@ -124,33 +126,3 @@ def _describe() -> str:
         tasks="\n".join(f"  {name:13} {spec.summary}" for name, spec in TASKS.items()),
         optimizers=describe_optimizers(),
     )
-
-
-def _registry() -> ConstructorRegistry:
-    """How the command line writes lists: names with commas, learning rates as `[NAME=]RATE,RATE`."""
-    registry = make_registry()
-
-    @registry.primitive_rule
-    def _rates(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if info.type != Mapping[str, tuple[float, ...]]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="[NAME=]RATE,RATE",
-            instance_from_str=lambda words: dict(map(_parse_rates, words)),
-            is_instance=lambda value: isinstance(value, Mapping),
-            str_from_instance=lambda rates: [
-                f"{name}={','.join(map(str, values))}" for name, values in rates.items()
-            ],
-        )
-
-    return registry
-
-
-def _parse_rates(text: str) -> tuple[str, tuple[float, ...]]:
-    """`"adamw=1e-3,3e-3"` as a pair; without a name it is for all optimizers."""
-    name, _, numbers = text.rpartition("=")
-    try:
-        return name or ALL, tuple(float(number) for number in numbers.split(","))
-    except ValueError as error:
-        raise ValueError(f"expected learning rates such as adamw=1e-3,3e-3, got {text!r}.") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from rich.console import Console
 
 from celo2._checks import check_devices, check_memory, check_out_folder
 from celo2._signals import exit_status
-from celo2.baselines import check_optimizer_name, describe_optimizers
+from celo2.baselines import check_optimizer_name, describe_optimizers, sets_own_rate
 from celo2.commands._arguments import make_registry
 from celo2.commands._suite_report import load_suites, report_suite
+from celo2.evaluate.compare import ALL
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.run_store import RunStore
 from celo2.evaluate.run_suite import run_locally, run_suite
@@ -38,6 +39,7 @@ At the end, and whenever you ask (celo2 report OUT), there are tables, a page, p
 examples:
   celo2 evaluate --suite tiny --out runs/tiny
   celo2 evaluate --suite small --optimizers celo2,celo2:mine.safetensors,adamw,muon --out runs/mine
+  celo2 evaluate --suite small --learning-rates adamw=1e-3,3e-3,1e-2 --seeds 5 --out runs/more
   celo2 evaluate --suite full --tasks VIT_Cifar100_skinnydeep,vit-s16 --weight-decays 0 0.1 --out runs/vit
   celo2 evaluate --suite my-suite.toml --out runs/my-suite --ray auto
   celo2 report runs/tiny
@@ -45,7 +47,7 @@ examples:
 A suite of your own is a TOML file:
   tasks = ["Conv_Cifar10_32x64x64@small", "fashion-mlp"]
   optimizers = ["celo2", "adamw"]
-  learning_rates = 7
+  num_learning_rates = 7
   seeds = 3
   steps = 2000
   [steps_of]
@@ -74,8 +76,10 @@ class EvaluateCommand:
     """Other tasks than the suite's."""
     optimizers: tuple[str, ...] = ()
     """Other optimizers than the suite's."""
-    learning_rates: int = 0
-    """Values in each optimizer's default grid."""
+    num_learning_rates: int = 0
+    """Values in each optimizer's default grid; 0: the suite's."""
+    learning_rates: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """Learning rates of all optimizers, or by name, in place of their default grids."""
     weight_decays: list[float] = dataclasses.field(default_factory=list)
     """Decoupled, multiplied by the learning rate; each is tried with every learning rate."""
     seeds: int = 0
@@ -110,6 +114,7 @@ def main(argv: Sequence[str]) -> int:
     )
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
+        _check_spelling(command)
         check_devices(command.devices)
         check_memory(command.max_memory)
         check_optimizer_name(command.baseline)
@@ -136,6 +141,16 @@ def main(argv: Sequence[str]) -> int:
     return _report(command, console, failures)
 
 
+def _check_spelling(command: EvaluateCommand) -> None:
+    """Refuses a number of learning rates where rates are meant, as they were told before."""
+    rates = command.learning_rates.get(ALL, ())
+    if len(rates) == 1 and rates[0] >= 1 and rates[0].is_integer():
+        raise ValueError(
+            f"--learning-rates takes rates, as in celo2 compare, got {rates[0]:g}; how many of each default "
+            f"grid: --num-learning-rates {rates[0]:g}."
+        )
+
+
 def _report(command: EvaluateCommand, console: Console, failures: Sequence[Failure]) -> int:
     """Shows what came out, and what did not."""
     status = 1 if failures else 0
@@ -154,7 +169,7 @@ def _suite(command: EvaluateCommand) -> Suite:
     asked = {
         "tasks": command.tasks,
         "optimizers": command.optimizers,
-        "learning_rates": command.learning_rates,
+        "num_learning_rates": command.num_learning_rates,
         "weight_decays": tuple(command.weight_decays),
         "seeds": command.seeds,
         "steps": command.steps,
@@ -163,14 +178,22 @@ def _suite(command: EvaluateCommand) -> Suite:
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
     if command.steps:
         changes["steps_of"] = {}
-    if command.learning_rates:
+    if command.num_learning_rates:
         changes["rates_of"] = {}
-    return load_suite(command.suite, **changes)
+    suite = load_suite(command.suite, **changes)
+    if not command.learning_rates:
+        return suite
+    given = dict(command.learning_rates)
+    for_all = given.pop(ALL, None)
+    tuned = [name for name in suite.optimizers if not sets_own_rate(name)] if for_all else []
+    return dataclasses.replace(suite, rates_of={**suite.rates_of, **dict.fromkeys(tuned, for_all), **given})
 
 
 def _announce(suite: Suite) -> str:
     decays = len(suite.weight_decays)
-    tuned = f"{suite.learning_rates} learning rates" + (f" × {decays} weight decays" if decays > 1 else "")
+    tuned = f"{suite.num_learning_rates} learning rates" + (
+        f" × {decays} weight decays" if decays > 1 else ""
+    )
     return (
         f"suite {suite.name}: {len(suite.tasks)} tasks × {len(suite.optimizers)} optimizers × {tuned} "
         f"× {suite.seeds} seeds, {suite.count_runs()} runs"

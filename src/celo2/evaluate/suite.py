@@ -31,7 +31,7 @@ class Suite:
         name: For the report.
         tasks: Names of tasks (`celo2.tasks.registry`), most of them with a size: `NAME@tiny`.
         optimizers: Names of optimizers (`celo2.baselines`).
-        learning_rates: Values in the default grid of each optimizer; one that sets its own step sizes has
+        num_learning_rates: Values in the default grid of each optimizer; one that sets its own step sizes has
             one run in place of them.
         rates_of: Learning rates of optimizers that have others than their default grid: those of a
             published sweep, say. The report says who was tuned over more settings.
@@ -50,7 +50,7 @@ class Suite:
     name: str
     tasks: tuple[str, ...]
     optimizers: tuple[str, ...]
-    learning_rates: int = 7
+    num_learning_rates: int = 7
     rates_of: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     weight_decays: tuple[float, ...] = (0.0,)
     seeds: int = 3
@@ -65,7 +65,7 @@ class Suite:
             values = getattr(self, field)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{field} must be one or more different ones, got {list(values)}.")
-        for field, least in (("learning_rates", 1), ("seeds", 1), ("steps", 2)):
+        for field, least in (("num_learning_rates", 1), ("seeds", 1), ("steps", 2)):
             check_count(field, getattr(self, field), least)
         check_seeds(self.first_seed, self.seeds)
         for task in self.tasks:
@@ -96,7 +96,7 @@ class Suite:
             Group(
                 task=task,
                 optimizer=name,
-                learning_rates=self.rates_of.get(name) or spec.learning_rates(self.learning_rates),
+                learning_rates=self.rates_of.get(name) or spec.learning_rates(self.num_learning_rates),
                 weight_decay=decay,
                 seeds=seeds,
                 steps=steps,
@@ -184,6 +184,11 @@ def load_suite(name_or_path: str, **changes: Any) -> Suite:
     content = _read(name_or_path)
     fields = {field.name for field in dataclasses.fields(Suite)}
     unknown = [name for name in content if name not in fields]
+    if "learning_rates" in unknown:
+        raise ValueError(
+            f"{name_or_path}: learning_rates is now num_learning_rates, how many of each optimizer's default "
+            "grid; rates themselves go into [rates_of]."
+        )
     if unknown:
         raise ValueError(
             f"{name_or_path}: unknown field {unknown[0]!r}{nearest_name(unknown[0], fields)} "
@@ -238,7 +243,7 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "name": (_is_text, "a text"),
     "tasks": (_are(_is_text), "a list of texts"),
     "optimizers": (_are(_is_text), "a list of texts"),
-    "learning_rates": (_is_whole, "a whole number"),
+    "num_learning_rates": (_is_whole, "a whole number"),
     "rates_of": (_each(_are(_is_number)), "a table of lists of numbers"),
     "weight_decays": (_are(_is_number), "a list of numbers"),
     "seeds": (_is_whole, "a whole number"),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import quick
+
+if TYPE_CHECKING:
+    from instant_outer import InstantOuter
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", f"{quick.XLA_FLAGS} --xla_force_host_platform_device_count=2")
@@ -108,6 +113,30 @@ def interrupt_training(instant_training, monkeypatch: pytest.MonkeyPatch) -> Cal
         monkeypatch.setattr(InstantRunner, "train", interrupted)
 
     return interrupt_after
+
+
+@pytest.fixture
+def signals_heard() -> Iterator[None]:
+    """Signals that whoever runs the tests ignores, a background job say, are heard, by its children too."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture
+def instant_outer(monkeypatch: pytest.MonkeyPatch) -> InstantOuter:
+    """Makes the iterations of meta-training instant."""
+    from celo2.meta import outer
+    from instant_outer import InstantOuter
+
+    stand_in = InstantOuter()
+    monkeypatch.setattr(outer, "init", stand_in.init)
+    monkeypatch.setattr(outer, "make_outer_steps", stand_in.make_outer_steps)
+    return stand_in
 
 
 @pytest.fixture(scope="session")

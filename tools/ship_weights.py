@@ -1,7 +1,7 @@
 """Ships one checkpoint of a meta-training run: weights into the package, curve into the docs, facts printed.
 
-Into `recipes/` go what `celo2 meta-train --config recipes/VARIANT.json` repeats, and VARIANT.csv, the run's
-metrics (`run_metrics.py`).
+The digest goes into src/celo2/pretrained/known.json. Into `recipes/` go what
+`celo2 meta-train --config recipes/VARIANT.json` repeats, and VARIANT.csv, its metrics (`run_metrics.py`).
 
     python tools/ship_weights.py runs/celo2 runs/celo2/weights/celo2-003600.safetensors --commit 1a2b3c4
 
@@ -22,6 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from gradient_range import with_gradient_range
+from known_weights import add_known, read_digest
 from run_metrics import store_run
 
 from celo2 import load_checkpoint
@@ -49,6 +50,7 @@ def main() -> None:
     weights = with_gradient_range(weights)
     provenance = {**weights.provenance, "commit": options.commit}
     save_weights(shipped, dataclasses.replace(weights, provenance=provenance))
+    add_known({read_digest(str(shipped)): f"{variant}, shipped with {provenance['made_by']}"})
     _draw(records, variant, ROOT / "docs" / "assets" / f"{variant}-meta-training.png")
     store_run(options.run, records, ROOT / "recipes" / variant)
     print(_facts(records, provenance, hashlib.sha256(shipped.read_bytes()).hexdigest()))

@@ -1,31 +1,36 @@
 """The weight file of this package: safetensors with the options and the provenance as metadata.
 
-The metadata are four texts: `format`, `contract_version`, `config` and `provenance` (JSON objects).
+The metadata are five texts: `format`, `contract_version`, `config` and `provenance` (JSON objects), and the
+digest of everything else, `sha256`, which files from before there was one lack.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import safetensors
 
+from celo2._digests import DIGEST, check_digest, compute_digest
 from celo2.config import CONTRACT_VERSION, RuleConfig
 
 __all__ = [
     "ZOO_FORMAT",
     "Contents",
+    "check_fields",
     "check_version",
     "decode_arrays",
     "decode_safetensors",
     "encode_arrays",
     "encode_safetensors",
+    "parse_arrays",
 ]
 
 _FORMAT = "celo2-weights"
+_FIELDS = frozenset({"format", "contract_version", "config", "provenance", DIGEST})
 ZOO_FORMAT = "celo2-zoo-weights"  # of the optimizers in `celo2.zoo`
 
 
@@ -50,7 +55,19 @@ def decode_safetensors(data: bytes) -> Contents:
 
 
 def decode_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The float32 arrays of any safetensors file, and its metadata.
+    """The float32 arrays of a safetensors file and its metadata, as they were written.
+
+    Raises:
+        ValueError: The bytes are no such file, an array has another dtype, or the content does not have the
+            digest that the file carries.
+    """
+    arrays, metadata = parse_arrays(data)
+    check_digest(arrays, metadata)
+    return arrays, metadata
+
+
+def parse_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What `decode_arrays` reads, whatever its digest.
 
     Raises:
         ValueError: The bytes are no such file, or an array has another dtype.
@@ -81,13 +98,23 @@ def encode_safetensors(contents: Contents) -> bytes:
     return encode_arrays(contents.arrays, metadata)
 
 
+def check_fields(metadata: Mapping[str, str], known: Iterable[str]) -> None:
+    """Raises a ValueError for metadata of other names: a damaged name would take its field away unseen."""
+    unknown = sorted(metadata.keys() - set(known))
+    if unknown:
+        raise ValueError(
+            f"unknown metadata {', '.join(f'{name!r:.40}' for name in unknown[:4])}, expected only "
+            f"{', '.join(sorted(known))}; the file is damaged, or a newer celo2 wrote it."
+        )
+
+
 def encode_arrays(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file with these float32 arrays.
+    """The bytes of a safetensors file with these float32 arrays, these metadata and their digest.
 
     The library writes the metadata in a random order, so its files have no lasting checksum; hence
     the header is written here: its length in eight bytes, then JSON, padded to a multiple of eight.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    header: dict[str, object] = {"__metadata__": {**metadata, DIGEST: compute_digest(arrays, metadata)}}
     end = 0
     for name, array in arrays.items():
         begin, end = end, end + 4 * array.size
@@ -123,7 +150,8 @@ def _decode_metadata(metadata: Mapping[str, str]) -> tuple[RuleConfig, dict[str,
     version = metadata.get("contract_version", "")
     if not re.fullmatch(r"[0-9]{1,9}", version):
         raise ValueError(f"expected a whole number as contract_version, found {version!r:.40}.")
-    check_version(int(version))  # before the options, of which a newer contract may have more
+    check_version(int(version))  # before the rest, of which a newer contract may have more
+    check_fields(metadata, _FIELDS)
     try:
         config = RuleConfig.from_json(metadata["config"])
         provenance = json.loads(metadata["provenance"])

@@ -40,11 +40,13 @@ class WeightFile(NamedTuple):
         data: The whole file.
         name: For messages; its suffix says which format it has.
         hub: The repository it was downloaded from, or None.
+        shipped: Whether it is a part of this package.
     """
 
     data: bytes
     name: str
     hub: str | None = None
+    shipped: bool = False
 
 
 def find_file(source: str | os.PathLike[str], max_bytes: int) -> WeightFile:
@@ -57,7 +59,7 @@ def find_file(source: str | os.PathLike[str], max_bytes: int) -> WeightFile:
     """
     if isinstance(source, str) and source in SHIPPED:
         file = shipped_file(source)
-        return WeightFile(file.read_bytes(), file.name)
+        return WeightFile(file.read_bytes(), file.name, shipped=True)
     path = Path(source)
     if path.is_dir():
         if not (path / THETA_FILE).is_file():

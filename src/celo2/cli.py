@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from celo2._extras import require
+from celo2._signals import exit_status, leave_if_stopped, raising_on_stops
 from celo2._version import __version__
 from celo2.config import nearest_name
 
@@ -45,8 +46,8 @@ COMMANDS = {
 
 EXTRA_MODULES = {
     "": (),
-    "meta": ("cmaes", "jax", "optax", "orbax", "rich", "tyro"),
-    "eval": ("jax", "optax", "rich", "tyro", "matplotlib", "jinja2"),
+    "meta": ("cmaes", "jax", "optax", "orbax", "rich", "tyro", "filelock"),
+    "eval": ("jax", "optax", "rich", "tyro", "filelock", "matplotlib", "jinja2"),
 }
 
 
@@ -57,9 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `celo2`; the process's own by default.
 
     Returns:
-        The exit status: 0; 1 for a run that stopped itself; 2 for a call that cannot be carried out.
+        The exit status: 0; 1 for a run that stopped itself; 2 for a call that cannot be carried out; 130, 143
+        or 129 when Ctrl-C, SIGTERM or SIGHUP ended it.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _run(list(argv))
+    with raising_on_stops():
+        status = _run(sys.argv[1:])
+        leave_if_stopped(status)
+    return status
+
+
+def _run(words: list[str]) -> int:
+    try:
+        return _choose(words)
+    except KeyboardInterrupt as stop:
+        name = f"celo2 {words[0]}" if words and words[0] in COMMANDS else "celo2"
+        print(f"{name}: {str(stop) or 'interrupted.'}", file=sys.stderr)
+        return exit_status(stop)
+
+
+def _choose(words: list[str]) -> int:
+    """Runs the command that the first word names."""
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0

@@ -11,9 +11,12 @@ import dataclasses
 import difflib
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
 
 __all__ = ["CONTRACT_VERSION", "FEATURES", "NUM_OUTPUTS", "Feature", "RuleConfig", "nearest_name"]
 
@@ -78,7 +81,7 @@ class RuleConfig:
         initial_adafactor_decays: Decays of the row and column accumulators; as many as there are
             momentum decays when `with_fac_mom_mult` is on.
         exp_mult: Factor in `step = direction · exp(exp_mult · magnitude)`; 0 ignores the magnitude.
-        rmsmult: Root mean square of a normalised step.
+        rmsmult: Root mean square of a normalised step, positive.
         with_g: Feature: gradient.
         with_m: Feature: momenta.
         with_rms: Feature: second moment.
@@ -164,8 +167,10 @@ class RuleConfig:
                 raise ValueError(f"{name} must be from {least} to {most}, got {getattr(self, name)}.")
         for name in ("initial_momentum_decays", "initial_rms_decays", "initial_adafactor_decays"):
             decays = getattr(self, name)
-            if not decays or not all(0.0 <= decay < 1.0 for decay in decays):
-                raise ValueError(f"{name} must be one or more decays in [0, 1), got {decays}.")
+            if not decays or not all(0.0 <= decay < 1.0 and np.float32(decay) < 1.0 for decay in decays):
+                raise ValueError(
+                    f"{name} must be one or more decays in [0, 1), also as float32, got {decays}."
+                )
         if len(self.initial_rms_decays) not in (1, len(self.initial_momentum_decays)):
             raise ValueError(
                 "initial_rms_decays must have one decay or as many as initial_momentum_decays "
@@ -181,8 +186,12 @@ class RuleConfig:
             raise ValueError(f"ns_coeffs must have three coefficients, got {self.ns_coeffs}.")
         if self.mlp_activation not in ACTIVATIONS:
             raise ValueError(f"mlp_activation must be one of {ACTIVATIONS}, got {self.mlp_activation!r}.")
-        if not self.ns_eps > 0 or not math.isfinite(self.ns_eps):
-            raise ValueError(f"ns_eps must be positive and finite, got {self.ns_eps}.")
+        for name in ("rmsmult", "ns_eps"):
+            value = getattr(self, name)
+            if value < FLOAT32_TINY:
+                raise ValueError(
+                    f"{name} must be positive, at least {FLOAT32_TINY:.3g} (float32), got {value}."
+                )
         if not self.feature_groups(0):
             raise ValueError("every feature of vectors is switched off; enable one, with_g=True say.")
 
@@ -269,8 +278,8 @@ def _as_floats(name: str, value: Any) -> tuple[float, ...]:
         numbers = tuple(float(number) for number in value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a sequence of numbers, got {value!r}.") from error
-    if not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{name} must be finite, got {numbers}.")
+    if not all(abs(number) <= FLOAT32_MAX for number in numbers):  # refuses nan and infinities too
+        raise ValueError(f"{name} must be finite in float32, at most {FLOAT32_MAX:.3g}, got {numbers}.")
     return numbers
 
 
@@ -278,7 +287,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     kind = type(default)
     right = isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        right = abs(value) <= sys.float_info.max  # refuses nan, infinities and integers beyond floats
+        right = abs(value) <= FLOAT32_MAX  # refuses nan, infinities and integers beyond floats
     if not right:
-        wanted = "finite number" if kind is float else kind.__name__
+        wanted = f"number within ±{FLOAT32_MAX:.3g} (float32)" if kind is float else kind.__name__
         raise ValueError(f"{name} must be a {wanted}, got {value!r}.")

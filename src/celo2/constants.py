@@ -16,4 +16,7 @@ PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
 ADAMW_LR_SCALE = 20.0  # learning rate of Celo2's AdamW branch over the rule's: `mult_1d` of the reference
 ADAMW_BETAS = (0.9, 0.95)  # of that branch
 
+FLOAT32_MAX = 3.4028234663852886e38  # what the rule computes in: an option beyond it has no meaning
+FLOAT32_TINY = 1.1754943508222875e-38  # the least normal number
+
 GRADIENT_DECAY = 0.99  # of the running mean that gradients are normalised by; ours, not the paper's

@@ -2,7 +2,8 @@
 
 Three kinds of file are read, none of them by pickle: safetensors of this package, which carry
 everything; the public implementation's `theta.state`, which carries the arrays alone; and either of
-them from the Hugging Face hub. Only float32 is accepted: other dtypes are refused, not converted.
+them from the Hugging Face hub. Only float32 is accepted: other dtypes are refused, not converted. Our files
+carry the digest of their content, and one that does not have it is refused.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from celo2._digests import check_digest
 from celo2._files import write_atomic
 from celo2._fit import check_fit, flat_arrays, read_shapes, read_sizes
-from celo2._safetensors import Contents, check_version, decode_safetensors, encode_safetensors
+from celo2._safetensors import Contents, check_version, decode_safetensors, encode_safetensors, parse_arrays
 from celo2._sources import OURS, SHIPPED, UPSTREAM, WeightFile, fetch_file, find_file, shipped_file
 from celo2._upstream import decode_theta, encode_theta
 from celo2.config import CONTRACT_VERSION, RuleConfig
@@ -150,7 +152,7 @@ def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:
 
     Raises:
         TypeError: An unknown option.
-        ValueError: Not a weight file, or one that does not fit the options.
+        ValueError: Not a weight file, a damaged one, or one that does not fit the options.
         FileNotFoundError: Nothing is there.
         ConnectionError: The hub cannot be reached.
         ImportError: A hub repository without the `hub` extra.
@@ -227,8 +229,8 @@ def save_weights(path: str | os.PathLike[str], weights: Weights) -> None:
     """Writes a weight file, whole or not at all.
 
     Args:
-        path: `*.safetensors` for a file with options and provenance, `*.state` for the public
-            implementation's format, which carries the arrays alone.
+        path: `*.safetensors` for a file with options, provenance and the digest of all, `*.state` for the
+            public implementation's format, which carries the arrays alone.
         weights: What to write.
 
     Raises:
@@ -257,6 +259,11 @@ def decode_weights(file: WeightFile, **config: Any) -> Weights:
     """Weights from a file that has been read; options and errors are those of `load_checkpoint`."""
     RuleConfig.check_option_names(config)
     weights = _decode(file.data, file.name, config)
+    if file.shipped and not check_digest(*parse_arrays(file.data)).verified:
+        raise ValueError(
+            f"{file.name}: not the weights that celo2 ships: the file carries no digest, and its content is "
+            "not known; reinstall celo2."
+        )
     if file.hub is None:
         return weights
     return dataclasses.replace(weights, provenance={**weights.provenance, "hub": file.hub})

@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
     if FILE_BYTES in os.environ:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ[FILE_BYTES]), resource.RLIM_INFINITY))
     groups.init_pairs, groups.unroll = init_pairs, unroll
-    return celo2_main(["meta-train", *argv])
+    sys.argv = ["celo2", "meta-train", *argv]
+    return celo2_main()  # as a process of its own
 
 
 if __name__ == "__main__":

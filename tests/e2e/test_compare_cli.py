@@ -124,7 +124,7 @@ def test_interrupt_before_anything_is_finished_writes_nothing(interrupt_training
         (["--optimizers", "adamww"], "did you mean 'adamw'"),
         (["--task", "digits"], "digits-mlp"),
         (["--learning-rates", "sgd=fast"], "expected learning rates such as"),
-        (["--steps", "-3"], "steps must not be negative"),
+        (["--steps", "-3"], "steps must be a whole number from 0"),
         (["--nonsense"], "nonsense"),
     ],
     ids=["optimizer", "task", "rates", "steps", "option"],
@@ -138,7 +138,7 @@ def test_wrong_usage_is_refused(capsys, arguments, message):
 
 
 def test_missing_weights_are_an_error_of_one_line(capsys):
-    assert main(["--optimizers", "celo2:absent.safetensors"]) == 1
+    assert main(["--optimizers", "celo2:absent.safetensors"]) == 2
     assert "error: no weights at 'absent.safetensors'" in capsys.readouterr().err
 
 

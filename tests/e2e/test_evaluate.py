@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from processes import kill_when
 
 from celo2.commands.evaluate import main
 from celo2.commands.report import main as report
+from celo2.evaluate import suite_report
 from celo2.evaluate.run_store import RunStore, load_results, pack
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -18,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 SUITE = """
 tasks = ["quadratic", "digits-mlp"]
 optimizers = ["sgdm", "adamw"]
-learning_rates = 2
+num_learning_rates = 2
 seeds = 2
 steps = 20
 """
@@ -61,6 +64,32 @@ def test_a_killed_suite_resumes_with_the_same_losses(
     assert _losses(out) == _losses(finished)
 
 
+def test_a_second_evaluation_is_refused_and_nothing_is_lost(
+    suite: Path, tmp_path: Path, environment, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "shared"
+    words = ["--suite", str(suite), "--out", str(out)]
+    command = [sys.executable, "-m", "celo2", "evaluate", *words]
+    refused: list[str] = []
+
+    def second_is_refused() -> bool:
+        """Once the first holds the folder; the first is killed then, and must have lost nothing either."""
+        if not list(out.glob("runs/*/*/lr-*")):
+            return False
+        assert main(words) == 2
+        refused.append(capsys.readouterr().err)
+        return True
+
+    kill_when(second_is_refused, command, environment)
+    assert f"{out} is in use by celo2 evaluate, process " in refused[0]
+    before = _losses(out)
+    assert 0 < len(before) < NUM_RUNS
+    assert main(words) == 0  # the lock of the dead is taken over
+    after = _losses(out)
+    assert len(after) == NUM_RUNS
+    assert [run for run in after if run in before] == before
+
+
 def test_the_report_has_every_run(finished: Path) -> None:
     assert {"report.html", "runs.csv", "summary.csv", "tasks.csv", "curves.png", "scores.png"} <= {
         path.name for path in finished.iterdir()
@@ -74,6 +103,36 @@ def test_a_finished_suite_trains_nothing(suite: Path, finished: Path, capsys: py
     assert main(["--suite", str(suite), "--out", str(finished)]) == 0
     assert "compiling" not in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished.glob("runs/*/*/*/*")} == times
+
+
+def test_a_full_disk_at_the_report_is_one_line(
+    suite: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(path: Path, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(suite_report, "write_atomic", full)
+    assert main(["--suite", str(suite), "--out", str(finished)]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: no report: ")
+    assert f"No space left on device: '{finished / 'summary.csv'}'" in line
+    assert f"celo2 report {finished}" in line
+
+
+def test_one_odd_record_costs_only_itself(
+    suite: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "odd"
+    shutil.copytree(finished, out)
+    status = next(out.glob("runs/quadratic/adamw/*/status.json"))
+    status.write_text("null")
+    assert report([str(out)]) == 0
+    printed = capsys.readouterr()
+    assert f"left out: {status.parent}: expected a JSON object, found null." in printed.err
+    assert main(["--suite", str(suite), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "left out" not in printed.err
+    assert len(_losses(out)) == NUM_RUNS
 
 
 def test_packed_runs_give_the_same_tables(finished: Path, tmp_path: Path) -> None:

@@ -192,6 +192,27 @@ def _stopped_at(step: int, whole: Path, out: Path) -> Path:
     return out
 
 
+def test_two_resumptions_cannot_both_run(whole_run: Path, tmp_path: Path, start: Start) -> None:
+    out = _stopped_at(STEPS - 2 * EVERY, whole_run, tmp_path / "run")
+    first = start(out, "--resume")
+    deadline = time.monotonic() + MAX_WAIT
+    while not (out / ".lock.json").exists():
+        assert first.process.poll() is None, first.log.read_text()
+        assert time.monotonic() < deadline, first.log.read_text()
+        time.sleep(0.002)
+    os.kill(first.process.pid, signal.SIGSTOP)  # so that it is not over before the other has asked
+    try:
+        printed = _finish(start(out, "--resume"), status=2)
+    finally:
+        os.kill(first.process.pid, signal.SIGCONT)
+    assert (
+        f"{out} is in use by celo2 meta-train, process {first.process.pid} on {socket.gethostname()}"
+        in printed
+    )
+    _finish(first)
+    _assert_same_run(out, whole_run)
+
+
 def test_one_lost_process_ends_the_other_and_both_resume(
     whole_run: Path, tmp_path: Path, start: Start
 ) -> None:

@@ -47,6 +47,7 @@ def test_wheel_carries_weights_data_and_types(wheel: Path) -> None:
         "pretrained/celo2.safetensors",
         "pretrained/celo2-base.safetensors",
         "pretrained/celo2.md",
+        "pretrained/known.json",
         "data/fashion_mnist_sample_10k.npz",
         "data/mnist_sample_10k.npz",
         "data/LICENSES.md",

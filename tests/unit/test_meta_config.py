@@ -93,7 +93,7 @@ def test_published_setting_has_32_pairs() -> None:
         ({"mixture": ("global:a:b",)}, "got 'global:a:b'"),
         ({"outer_optimizer": "adamm"}, "adamm"),
         ({"outer_optimizer": "sgd", "outer_weight_decay": 0.1}, "outer_weight_decay belongs to"),
-        ({"outer_clip": -1.0}, "outer_clip must be finite and not negative"),
+        ({"outer_clip": -1.0}, "outer_clip must be finite in float32 and not negative"),
         ({"outer_warmup": 10, "outer_decay_steps": 10}, "must be above outer_warmup"),
         ({"meta_loss": "test"}, "held-out"),
         ({"sign_scale": 0.0}, "sign_scale must be positive"),
@@ -127,7 +127,7 @@ def test_unknown_name_in_a_file_is_refused_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "JSON object, got list"),
+        ("[1]", "JSON object, found [1]"),
         ("{", "Expecting property name"),
         ('{"sigma": "0.1"}', 'sigma must be a number, got "0.1"'),
         ('{"seed": 1.5}', "seed must be a whole number, got 1.5"),
@@ -150,8 +150,7 @@ def test_a_run_from_before_an_option_existed_can_be_resumed(tmp_path) -> None:
     recipe = json.loads(config.to_json())
     del recipe["inner_schedule"]
     (tmp_path / "config.json").write_text(json.dumps(recipe))
-    files = RunFiles(tmp_path)
-    files.start(config, resume=True)
-    with pytest.raises(ValueError, match="another recipe"):
+    with RunFiles(tmp_path) as files:
+        files.start(config, resume=True)
+    with pytest.raises(ValueError, match="another recipe"), RunFiles(tmp_path) as files:
         files.start(MetaConfig(seed=3, inner_schedule="cosine"), resume=True)
-    files.close()

@@ -4,60 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
-import jax.numpy as jnp
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
 
 from celo2.commands import meta_train as command
-from celo2.meta import outer
-from celo2.meta.config import MetaConfig
 from celo2.meta.faults import MetaGradientError, SkipLimit
-from celo2.meta.outer import OuterMetrics, OuterState
 from celo2.meta.train import TrainOptions, meta_train
+from instant_outer import CONFIG, InstantOuter
 
-CONFIG = MetaConfig(datasets=("digits",))
 OPTIONS = {"max_skipped": 0.2, "skip_window": 10, "outer_steps": 30, "checkpoint_every": 5}
 
 
 @pytest.fixture
-def given() -> dict[str, list]:
+def given(instant_outer: InstantOuter) -> dict[str, list]:
     """What the loop hands on."""
-    return {"optimizer": [], "data": []}
+    return instant_outer.given
 
 
 @pytest.fixture
-def skip(monkeypatch: pytest.MonkeyPatch, given: dict[str, list]) -> Callable[..., None]:
+def skip(instant_outer: InstantOuter) -> Callable[..., None]:
     """A function that says at which iterations the meta-gradient is not finite."""
-    bad: set[int] = set()
-    theta = {name: jnp.zeros(shape) for name, shape in CONFIG.rule.weight_shapes().items()}
-
-    def init(config: MetaConfig, mesh: object, optimizer: object) -> OuterState:
-        given["optimizer"].append(optimizer)
-        return OuterState(theta, {}, {}, {}, jnp.zeros((), jnp.int32))  # type: ignore[arg-type]
-
-    def steps(state: OuterState, data: object, num_steps: int) -> tuple[OuterState, OuterMetrics]:
-        given["data"].append(data)
-        count = np.arange(outer.MAX_STEPS) + int(state.count) + 1
-        skipped = np.isin(count, list(bad))
-        numbers = (2.0, np.where(skipped, math.nan, 1.0), 0.25, 3, 4, 1, skipped)
-        metrics = OuterMetrics(
-            np.full((len(count), 1), 2.0), *(np.broadcast_to(number, count.shape) for number in numbers)
-        )
-        return state._replace(count=state.count + num_steps), metrics
-
-    def make_outer_steps(config: MetaConfig, mesh: object, optimizer: object):
-        given["optimizer"].append(optimizer)
-        return steps
-
-    monkeypatch.setattr(outer, "init", init)
-    monkeypatch.setattr(outer, "make_outer_steps", make_outer_steps)
-    return lambda *iterations: bad.update(iterations)
+    return lambda *iterations: instant_outer.bad.update(iterations)
 
 
 def _records(folder: Path) -> list[dict]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from celo2._signals import Stopped
 from celo2.commands import meta_train as command
 from celo2.meta.config import MetaConfig
 
@@ -102,3 +106,72 @@ def test_config_without_a_file_is_an_error(asked: list, tmp_path: Path, capsys) 
         command.main(["--out", str(tmp_path), "--config"])
     assert stop.value.code == 2
     assert not asked
+
+
+def _start(out: Path, *words: str) -> None:
+    """A run that Ctrl-C ends after its first iterations."""
+    assert command.main(["--out", str(out), "--datasets", "digits", "--devices", "1", *words]) == 0
+
+
+def test_resumption_needs_the_folder_alone(instant_outer, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _start(out, "--sigma", "0.02", "--outer-steps", "20", "--checkpoint-every", "7", "--max-skipped", "0.5")
+    shutil.rmtree(out / "checkpoints" / "20")
+    assert command.main(["--resume", "--out", str(out)]) == 0
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 21))
+    assert sorted(int(path.name) for path in (out / "checkpoints").iterdir()) == [7, 14, 20]
+
+
+def test_resumption_may_go_further_and_says_so(instant_outer, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    _start(out, "--outer-steps", "10")
+    assert command.main(["--resume", "--out", str(out), "--outer-steps", "15"]) == 0
+    assert "outer_steps: 10 before, 15 from now on" in capsys.readouterr().out
+    assert json.loads((out / "options.json").read_text())["outer_steps"] == 15
+
+
+def test_resumption_names_the_options_that_differ(instant_outer, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "run"
+    _start(out, "--outer-steps", "10", "--sigma", "0.02")
+    assert command.main(["--resume", "--out", str(out), "--sigma", "0.03", "--seed", "5"]) == 2
+    printed = capsys.readouterr().err
+    assert "sigma: 0.02 before, 0.03 now" in printed
+    assert "seed: 0 before, 5 now" in printed
+    assert "outer_learning_rate" not in printed
+
+
+@pytest.mark.usefixtures("signals_heard")
+def test_what_an_interrupt_prints_continues_the_run(
+    instant_outer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a folder that a shell would take apart."""
+    out = tmp_path / "a run; $(x)"
+    steps = instant_outer.steps
+
+    def interrupted(*words):
+        signal.raise_signal(signal.SIGINT)
+        return steps(*words)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(instant_outer, "steps", interrupted)
+        with pytest.raises(Stopped) as stop:
+            command.main(["--out", str(out), "--datasets", "digits", "--devices", "1", "--outer-steps", "20"])
+    words = shlex.split(str(stop.value).partition("continue with: ")[2])
+    assert words[:2] == ["celo2", "meta-train"]
+    assert command.main(words[2:]) == 0
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[", '{"outer_steps": "many"}', '{"sinks": 3}', '{"probe": {"rates": ["x"]}}']
+)
+def test_odd_options_are_named_with_what_to_do(instant_outer, tmp_path: Path, capsys, text: str) -> None:
+    out = tmp_path / "run"
+    _start(out, "--outer-steps", "10")
+    (out / "options.json").write_text(text)
+    assert command.main(["--resume", "--out", str(out)]) == 2
+    printed = capsys.readouterr().err
+    assert str(out / "options.json") in printed
+    assert "Remove the file" in printed

@@ -58,6 +58,23 @@ def test_half_written_files_are_read_as_far_as_they_go(tmp_path: Path) -> None:
     assert (len(history.records), len(history.probes), history.recipe) == (99, 2, {})
 
 
+@pytest.mark.usefixtures("drawn_blank")
+@pytest.mark.parametrize("recipe", ["[1]", "null", "{", "[" * 100_000], ids=["list", "null", "torn", "deep"])
+def test_what_is_damaged_is_named_and_the_rest_is_shown(tmp_path: Path, capsys, recipe: str) -> None:
+    folder = write_run(tmp_path / "run", probes=PROBES)
+    (folder / "config.json").write_text(recipe)
+    for name in ("metrics.jsonl", "probes.jsonl"):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join([lines[0], "[]\n", *lines[1:], lines[-1]]))
+    assert command.main([str(folder)]) == 0
+    printed = capsys.readouterr()
+    assert f"{folder / 'metrics.jsonl'}: 1 line(s) are no records of iterations" in printed.err
+    assert f"{folder / 'metrics.jsonl'}: 1 line(s) repeat an iteration" in printed.err
+    assert f"{folder / 'probes.jsonl'}: line 2 is not the record of a probe" in printed.err
+    assert f"{folder / 'config.json'}: expected a JSON object" in printed.err
+    assert "100" in printed.out
+
+
 def test_rows_say_how_the_run_went(run: Path) -> None:
     row = dict(zip(COLUMNS, make_rows([load_history(run, "a")])[0], strict=True))
     assert row["iterations"] == "100"

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +92,92 @@ def _other_schema(run: Path) -> None:
     (run / "status.json").write_text(json.dumps({**status, "schema": "celo2-run/99"}))
 
 
+def _status(text: str) -> Callable[[Path], None]:
+    return lambda run: (run / "status.json").write_text(text)  # type: ignore[return-value]
+
+
+def _record(**changes: object) -> Callable[[Path], None]:
+    """A record that another version has written: its checksums fit; None takes a field away."""
+
+    def write(run: Path) -> None:
+        record = {**json.loads((run / "spec.json").read_text()), **changes}
+        text = json.dumps({name: value for name, value in record.items() if value is not None})
+        (run / "spec.json").write_text(text)
+        _fit_checksums(run)
+
+    return write
+
+
+def _spec(**changes: object) -> Callable[[Path], None]:
+    def write(run: Path) -> None:
+        spec = json.loads((run / "spec.json").read_text())["spec"]
+        _record(spec={**spec, **changes})(run)
+
+    return write
+
+
+def _curves(**arrays: np.ndarray) -> Callable[[Path], None]:
+    def write(run: Path) -> None:
+        np.savez(run / "curve.npz", **arrays)
+        _fit_checksums(run)
+
+    return write
+
+
+def _fit_checksums(run: Path) -> None:
+    status = json.loads((run / "status.json").read_text())
+    for name in status["sha256"]:
+        status["sha256"][name] = hashlib.sha256((run / name).read_bytes()).hexdigest()
+    (run / "status.json").write_text(json.dumps(status))
+
+
+def _a_file(run: Path) -> None:
+    shutil.rmtree(run)
+    run.write_text("")
+
+
+def _pickled(run: Path) -> None:
+    _curves(train_steps=np.asarray([{}], object))(run)
+
+
+ONE = np.ones(3, np.float32)
+ODD = {
+    "no JSON": (_status("{"), "found what is no JSON"),
+    "null": (_status("null"), "expected a JSON object, found null"),
+    "a list": (_status("[1]"), "expected a JSON object"),
+    "deep": (_status("[" * 100_000), "found what is no JSON"),
+    "no schema": (_status("{}"), "it has schema None"),
+    "no checksums": (_status('{"schema": "celo2-run/1", "status": "finished"}'), "status.json lacks sha256"),
+    "odd checksums": (
+        _status('{"schema": "celo2-run/1", "status": "finished", "sha256": [1]}'),
+        r"sha256 in status.json is [1]",
+    ),
+    "unknown status": (
+        _status('{"schema": "celo2-run/1", "status": 1, "sha256": {}, "mood": 1}'),
+        "status.json has unknown fields mood; another version",
+    ),
+    "no facts": (_record(facts=None), "a run's record lacks facts; another version"),
+    "unknown field": (_record(mood="good"), "a run's record has unknown fields mood"),
+    "text for a number": (_record(state_bytes="many"), "state_bytes='many'"),
+    "odd environment": (_record(environment=[1]), "environment=[1]"),
+    "unknown setting": (_spec(momentum=0.9), "a run's spec has unknown fields momentum"),
+    "setting of another type": (_spec(seed="1"), "a run's spec has seed='1', expected a whole number"),
+    "setting out of range": (_spec(learning_rate=-1.0), "learning_rate must be positive"),
+    "facts of another kind": (_record(facts="few"), "a run's facts is 'few', expected an object"),
+    "no curve": (_curves(train_steps=ONE), "has no curve train_loss"),
+    "curves of two lengths": (
+        _curves(train_steps=ONE, train_loss=ONE[:2], valid_steps=ONE, valid_loss=ONE),
+        "train_loss of length 2",
+    ),
+    "curve of text": (
+        _curves(train_steps=ONE, train_loss=np.asarray(["a"] * 3), valid_steps=ONE, valid_loss=ONE),
+        "has no curve train_loss",
+    ),
+    "pickled curve": (_pickled, "Object arrays cannot be loaded"),
+    "a file": (_a_file, "Not a directory"),
+}
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -97,8 +186,9 @@ def _other_schema(run: Path) -> None:
         (_cut, "curve.npz is damaged"),
         (_edit, "spec.json is damaged"),
         (_other_schema, "celo2-run/99"),
+        *ODD.values(),
     ],
-    ids=["no-status", "no-curve", "cut", "edited", "schema"],
+    ids=["no-status", "no-curve", "cut", "edited", "schema", *ODD],
 )
 def test_a_damaged_run_is_reported_and_can_be_repeated(
     tmp_path: Path, damage: Callable[[Path], None], message: str
@@ -121,7 +211,8 @@ def test_a_run_of_an_earlier_version_is_damaged_and_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as earlier:
-        earlier.setattr(run_store, "_SCALARS", tuple(n for n in run_store._SCALARS if n != "weights"))
+        scalars = {name: kind for name, kind in run_store._SCALARS.items() if name != "weights"}
+        earlier.setattr(run_store, "_SCALARS", scalars)
         RunStore(tmp_path).add([make_random_run()])
         pack([make_random_run()], tmp_path / "old.npz")
     [reason] = RunStore(tmp_path).load().damaged.values()
@@ -181,3 +272,18 @@ def test_what_is_no_folder_of_runs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.npz").write_bytes(b"PK no")
     with pytest.raises(ValueError, match="is not a file of packed runs"):
         load_results(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["null", '{"schema": "celo2-runs/1"}', '{"schema": "celo2-runs/1", "runs": [1]}', "{", "[" * 100_000],
+    ids=["null", "no-runs", "odd-run", "torn", "deep"],
+)
+def test_odd_packed_runs_are_named(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("runs.json", head)
+        with archive.open("curves.npy", "w") as stream:
+            np.save(stream, np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=rf"{path}"):
+        load_results(path)

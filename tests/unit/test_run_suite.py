@@ -19,7 +19,7 @@ SUITE = Suite(
     name="a-suite",
     tasks=("digits-mlp", "quadratic"),
     optimizers=("adamw", "lion"),
-    learning_rates=2,
+    num_learning_rates=2,
     seeds=2,
     steps=20,
 )

@@ -162,11 +162,11 @@ def test_run_grid_hands_the_loss_to_optimizers_that_want_it():
 @pytest.mark.parametrize(
     ("rates", "options", "message"),
     [
-        ((), {}, "one or more positive"),
-        ((-1.0,), {}, "one or more positive"),
-        ((float("nan"),), {}, "one or more positive"),
-        ((0.1,), {"seeds": ()}, "one or more whole numbers"),
-        ((0.1,), {"seeds": (-1,)}, "one or more whole numbers"),
+        ((), {}, "one or more different positive"),
+        ((-1.0,), {}, "one or more different positive"),
+        ((float("nan"),), {}, "one or more different positive"),
+        ((0.1,), {"seeds": ()}, "whole numbers in"),
+        ((0.1,), {"seeds": (-1,)}, "whole numbers in"),
         ((0.1,), {"steps": 1}, "at least 2 steps"),
     ],
     ids=["no-rate", "negative-rate", "nan-rate", "no-seed", "negative-seed", "short"],

@@ -168,3 +168,17 @@ def test_search_refuses_a_folder_with_other_settings(tmp_path, tiny_set):
     search(SearchConfig(tasks=tiny_set, population=4), tmp_path / "out", generations=1)
     with pytest.raises(ValueError, match="population"):
         search(SearchConfig(tasks=tiny_set, population=5), tmp_path / "out", generations=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"generation": 0}\n{}\n', "line 1"), ('{"generation": 3, "values": []}\n', "the order")],
+    ids=["damaged", "order"],
+)
+def test_search_refuses_a_damaged_record(tmp_path, tiny_set, text, message):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "generations.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        search(SearchConfig(tasks=tiny_set, population=4), out, generations=1)
+    assert (out / "generations.jsonl").read_text() == text

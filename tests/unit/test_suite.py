@@ -11,7 +11,7 @@ from celo2.evaluate.suite import SUITES, Group, Suite, load_suite
 SMALL = {
     "tasks": ["digits-mlp", "quadratic"],
     "optimizers": ["adamw", "celo2"],
-    "learning_rates": 2,
+    "num_learning_rates": 2,
     "seeds": 2,
 }
 
@@ -26,7 +26,7 @@ def test_shipped_suite_tunes_every_optimizer_alike(name: str) -> None:
     suite = load_suite(name)
     for task in suite.tasks:
         groups = suite.groups(task)
-        assert {len(group.learning_rates) for group in groups} == {suite.learning_rates}
+        assert {len(group.learning_rates) for group in groups} == {suite.num_learning_rates}
         assert {group.optimizer for group in groups} == set(suite.optimizers)
         assert len({group.seeds for group in groups}) == 1
 
@@ -109,8 +109,8 @@ def test_only_what_is_missing(taken: tuple[int, ...], rates: object, seeds: obje
         ({"tasks": ("quadratics",)}, "did you mean 'quadratic'"),
         ({"tasks": ("quadratic@tiny",)}, "has one size only"),
         ({"optimizers": ("muom",)}, "did you mean 'muon'"),
-        ({"seeds": 0}, "seeds must be at least 1, got 0"),
-        ({"weight_decays": (-0.1,)}, "weight decays must not be negative"),
+        ({"seeds": 0}, "seeds must be a whole number from 1 to 2147483647, got 0"),
+        ({"weight_decays": (-0.1,)}, "weight decays must be finite and not negative"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"steps_of": {"tiny-lm": 5}}, "must be one of the tasks"),
     ],

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from weights_examples import make_arrays, make_weights
 
 from celo2 import _sources
@@ -265,3 +266,13 @@ def test_shipped_weights_that_are_missing_are_named(shipped):
     (shipped / "celo2.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no shipped weights 'celo2' at .*reinstall"):
         load_checkpoint("celo2")
+
+
+def test_shipped_weights_without_a_digest_are_refused(shipped):
+    path = shipped / "celo2.safetensors"
+    with safetensors.safe_open(path, "np") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != "sha256"}
+    safetensors.numpy.save_file(dict(make_arrays()), path, metadata)
+    with pytest.raises(ValueError, match=r"celo2\.safetensors: not the weights that celo2 ships.*reinstall"):
+        load_checkpoint("celo2")
+    assert load_checkpoint(path).config.variant == "celo2"

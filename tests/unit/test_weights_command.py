@@ -67,11 +67,47 @@ def test_verify_prints_one_line_for_each_source(capsys, here):
     save_weights("w.safetensors", make_weights())
     (here / "broken.safetensors").write_bytes(b"nothing")
     assert command.main(["verify", "w.safetensors"]) == 0
-    assert capsys.readouterr().out == "OK w.safetensors: celo2, 347 numbers\n"
+    line = capsys.readouterr().out
+    assert line.startswith("OK w.safetensors: celo2, 347 numbers; as it was written; digest ")
+    assert len(line.split()[-1]) == 64
     assert command.main(["verify", "broken.safetensors", "w.safetensors", "nowhere.state"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["REFUSED", "OK", "REFUSED"]
     assert "broken.safetensors: expected a safetensors file" in lines[0]
+
+
+@pytest.mark.parametrize("command_name", ["verify", "inspect"])
+def test_a_file_without_a_digest_is_not_verifiable(capsys, command_name):
+    save_weights("theta.state", make_weights())
+    assert command.main([command_name, "theta.state", "--set", "orthogonalize=true"]) == 0
+    assert "not verifiable, the file carries no digest" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_are_known(monkeypatch, capsys, name):
+    """If it fails: run tools/known_weights.py on the shipped files."""
+    monkeypatch.undo()
+    assert command.main(["verify", name]) == 0
+    assert f"known: {name}, shipped with celo2" in capsys.readouterr().out
+
+
+RELEASED = {
+    "celo2_released.safetensors": "known: Celo2 as its authors released it",
+    "celo.theta.state": "known: Celo as its authors released it",
+    "celo_adam.theta.state": "known: Celo-Adam as its authors released it",
+}
+
+
+@pytest.mark.parametrize(("file", "expected"), RELEASED.items(), ids=RELEASED)
+def test_released_files_are_known(shared, capsys, file, expected):
+    assert command.main(["verify", str(shared / "checkpoints" / file)]) == 0
+    assert expected in capsys.readouterr().out
+
+
+def test_released_arrays_are_known_in_the_public_format(shared, capsys):
+    save_weights("theta.state", load_checkpoint(shared / "checkpoints" / "celo2_released.safetensors"))
+    assert command.main(["verify", "theta.state"]) == 0
+    assert "known: Celo2 as its authors released it" in capsys.readouterr().out
 
 
 def test_convert_goes_both_ways(capsys):

@@ -79,7 +79,37 @@ def test_safetensors_are_read_by_the_library(tmp_path):
     save_weights(tmp_path / "w.safetensors", make_weights())
     assert_same_arrays(make_weights(), safetensors.numpy.load_file(tmp_path / "w.safetensors"))
     with safetensors.safe_open(tmp_path / "w.safetensors", "np") as file:
-        assert set(file.metadata()) == {"format", "contract_version", "config", "provenance"}
+        assert set(file.metadata()) == {"format", "contract_version", "config", "provenance", "sha256"}
+
+
+def test_safetensors_with_a_changed_number_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, make_weights())
+    arrays = {**make_arrays(), "b2": np.zeros(3, np.float32)}
+    with safetensors.safe_open(path, "np") as file:
+        safetensors.numpy.save_file(arrays, path, file.metadata())
+    with pytest.raises(ValueError, match=r"w\.safetensors: the file is damaged"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("field", ["config", "provenance"])
+def test_safetensors_with_changed_metadata_are_refused(tmp_path, field):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, make_weights())
+    with safetensors.safe_open(path, "np") as file:
+        metadata = {**file.metadata(), field: "{}"}
+    safetensors.numpy.save_file(dict(make_arrays()), path, metadata)
+    with pytest.raises(ValueError, match=r"w\.safetensors: the file is damaged"):
+        load_checkpoint(path)
+
+
+def test_safetensors_without_a_digest_load(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, make_weights())
+    with safetensors.safe_open(path, "np") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != "sha256"}
+    safetensors.numpy.save_file(dict(make_arrays()), path, metadata)
+    assert_same_arrays(load_checkpoint(path), make_arrays())
 
 
 def test_safetensors_of_the_same_weights_have_the_same_bytes(tmp_path):

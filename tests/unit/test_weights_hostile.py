@@ -137,6 +137,25 @@ HOSTILE_SAFETENSORS = {
     "overflowing option": (ours(config='{"rmsmult": 1' + "0" * 400 + "}"), "bad metadata"),
     "overflowing decay": (ours(config='{"initial_rms_decays": [1' + "0" * 400 + "]}"), "bad metadata"),
     "infinite option": (ours(config='{"rmsmult": Infinity}'), "bad metadata"),
+    "step beyond float32": (ours(config='{"rmsmult": 1e300}'), "rmsmult must be a number within ±3.4e"),
+    "negative step": (ours(config='{"rmsmult": -1.0}'), "rmsmult must be positive"),
+    "step of nothing": (ours(config='{"rmsmult": 0.0}'), "rmsmult must be positive"),
+    "epsilon below float32": (ours(config='{"ns_eps": 1e-60}'), "ns_eps must be positive, at least 1.18e-38"),
+    "factor beyond float32": (ours(config='{"exp_mult": 1e39}'), "exp_mult must be a number within"),
+    "coefficients beyond float32": (
+        ours(config='{"ns_coeffs": [1, 1e39, 1]}'),
+        "ns_coeffs must be finite in float32",
+    ),
+    "decay of one in float32": (
+        ours(config='{"initial_rms_decays": [0.999999999]}'),
+        r"decays in \[0, 1\), also as float32",
+    ),
+    "metadata of another name": (ours(sha257="0"), "unknown metadata 'sha257', expected only config"),
+    "another digest": (
+        ours(sha256="0" * 64),
+        "the file is damaged: its content has the digest .*expected 0000",
+    ),
+    "a digest of many letters": (ours(sha256="a" * 9999), "expected a{64}, which it carries"),
     "many layers": (
         ours(config='{"ff_hidden_layers": 1000000000}'),
         "ff_hidden_layers must be from 1 to 16, got 1000000000",

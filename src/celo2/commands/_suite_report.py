@@ -9,9 +9,11 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from celo2._files import write_atomic
+from celo2.evaluate.labels import cell, shorten
 from celo2.evaluate.run_store import load_results, pack
 from celo2.evaluate.runs import RunResult
 from celo2.evaluate.scores import BASELINE, arrange
@@ -67,7 +69,9 @@ def report_suite(
     rows, tasks = rank_optimizers(standings), rank_tasks(standings)
     names = [row.optimizer for row in rows]
     console.print(_as_rich(overview_table(tasks, names), "final training loss at the best setting"))
-    console.print(_as_rich(summary_table(rows, baseline), f"scores: {baseline} = 1, higher is better"))
+    console.print(
+        _as_rich(summary_table(rows, baseline), f"scores: {shorten(baseline)} = 1, higher is better")
+    )
     for caveat in caveats(standings):
         console.print(f"note: {caveat}", highlight=False, markup=False)
     paths = write_suite_report(results, out, baseline=baseline)
@@ -103,9 +107,9 @@ def write_pack(results: Sequence[RunResult], path: Path) -> None:
 
 
 def _as_rich(table: SuiteTable, title: str) -> Table:
-    shown = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for index, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if index else "left", no_wrap=index == 0)
+        shown.add_column(cell(column), justify="right" if index else "left", no_wrap=index == 0)
     for row in table.rows:
-        shown.add_row(*(f"[bold]{cell.text}[/]" if cell.best else cell.text for cell in row))
+        shown.add_row(*(cell(datum.text, bold=datum.best) for datum in row))
     return shown

@@ -8,17 +8,22 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from celo2._checks import check_out_file
 from celo2._files import write_atomic
+from celo2._signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.evaluate.bench import COLUMNS, NUM_STEPS, BenchRow, bench_tree, bench_whole_step
+from celo2.evaluate.bench import COLUMNS, NUM_STEPS, BenchRow, BenchStopped, bench_tree, bench_whole_step
 from celo2.evaluate.environment import describe_environment
+from celo2.evaluate.labels import cell
 from celo2.evaluate.trees import TREES, count_parameters
 from celo2.jax.compilation import compiler_options
 
@@ -66,8 +71,6 @@ class BenchCommand:
             raise ValueError(f"unknown tree {self.tree!r}; there are {', '.join(TREES)}.")
         if not 0 < self.seconds < math.inf:
             raise ValueError(f"seconds must be positive and finite, got {self.seconds}.")
-        if self.json and not self.json.absolute().parent.is_dir():
-            raise ValueError(f"there is no folder {self.json.parent} to write {self.json.name} into.")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,49 +83,54 @@ def main(argv: Sequence[str]) -> int:
             args=list(argv),
             registry=make_registry(),
         )
+        if command.json:
+            check_out_file(command.json)
         for name in command.optimizers:
             find_optimizer(name, num_steps=NUM_STEPS)
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
 
     def show_progress(line: str) -> None:
         print(line, file=sys.stderr)
 
-    options = None if command.default_options else compiler_options()
+    status, spec = 0, TREES[command.tree]
+    tree = spec.make()
+    what = f"one optimizer step on {command.tree}, {count_parameters(tree):,} parameters"
     if command.whole_step:
-        rows = bench_whole_step(
-            command.optimizers, budget=command.seconds, options=options, on_progress=show_progress
-        )
         what = "one training step of a small GPT"
-    else:
-        spec = TREES[command.tree]
-        tree = spec.make()
-        what = f"one optimizer step on {command.tree}, {count_parameters(tree):,} parameters"
-        rows = bench_tree(
-            tree,
-            command.optimizers,
-            timed=spec.timed,
-            budget=command.seconds,
-            options=options,
-            on_progress=show_progress,
-        )
+    options: dict[str, Any] = {
+        "budget": command.seconds,
+        "options": None if command.default_options else compiler_options(),
+        "on_progress": show_progress,
+    }
+    try:
+        if command.whole_step:
+            rows = bench_whole_step(command.optimizers, **options)
+        else:
+            rows = bench_tree(tree, command.optimizers, timed=spec.timed, **options)
+    except BenchStopped as stop:
+        rows, status = stop.rows, exit_status(stop)
+        print(stop, file=sys.stderr)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(_make_table(rows, what))
     environment = describe_environment()
-    console.print(", ".join(f"{key} {value}" for key, value in environment.items()), highlight=False)
+    console.print(
+        ", ".join(f"{key} {value}" for key, value in environment.items()), highlight=False, markup=False
+    )
     if command.json:
-        record = {"what": what, "environment": environment, "rows": [row._asdict() for row in rows]}
+        record = {"what": what, "finished": status == 0, "environment": environment}
+        record["rows"] = [row._asdict() for row in rows]
         write_atomic(command.json, (json.dumps(record, indent=2) + "\n").encode())
-    return 0
+    return status
 
 
 def _make_table(rows: Sequence[BenchRow], what: str) -> Table:
-    table = Table(title=what, box=box.SIMPLE_HEAD)
+    table = Table(title=escape(what), box=box.SIMPLE_HEAD)
     for index, column in enumerate(COLUMNS):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
-        table.add_row(*row.cells())
+        table.add_row(*map(cell, row.cells()))
     return table
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from celo2._checks import check_out_folder
+from celo2._signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.evaluate.compare import ALL, CompareConfig, CompareResult, compare
+from celo2.evaluate.compare import CompareConfig, CompareResult, compare
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.store import save_result
 from celo2.evaluate.summary import caveats
@@ -27,7 +27,6 @@ from celo2.zoo.specs import PRESETS
 __all__ = ["CompareOptions", "main"]
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
-INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
 
 _DESCRIPTION = """\
 Trains one task with several optimizers, each tuned over as many learning rates as the others, and
@@ -67,33 +66,47 @@ def main(argv: Sequence[str]) -> int:
         argv: What follows `celo2 compare`, `["--quick"]` say.
 
     Returns:
-        0; 1 when weights cannot be read or fetched; 130 when it was interrupted.
+        0; 1 when the files could not be written; 2 for a call that cannot be carried out; 130, 143 or 129
+        when a signal ended it.
 
     Raises:
         SystemExit: The parser's own, for `--help` and for wrong usage.
     """
     options = tyro.cli(
-        CompareOptions, prog="celo2 compare", description=_describe(), args=list(argv), registry=_registry()
+        CompareOptions,
+        prog="celo2 compare",
+        description=_describe(),
+        args=list(argv),
+        registry=make_registry(),
     )
+    out = options.out or _default_folder(options.task)
     use_cpu_devices(options.devices or num_cores())  # before weights are placed on one
     try:
+        check_out_folder(out)
         for name in options.optimizers:
             find_optimizer(name, num_steps=options.steps)
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
         with ProgressDisplay(console) as display:
             result = compare(options, display)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted before the first optimizer was finished: nothing to report.", file=sys.stderr)
-        return INTERRUPTED
+        return exit_status(stop)
+    except (OSError, ImportError, ValueError) as error:  # of the task's data, say
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     _show(console, result)
-    paths = save_result(result, options.out or _default_folder(options.task))
+    try:
+        paths = save_result(result, out)
+    except OSError as error:
+        print(f"error: not all files of the comparison could be written: {error}", file=sys.stderr)
+        return 1
     for kind, path in paths.items():
-        console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True)
-    return INTERRUPTED if result.unfinished else 0
+        console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True, markup=False)
+    return exit_status(result.stop) if result.stop else 0
 
 
 def _show(console: Console, result: CompareResult) -> None:
@@ -113,33 +126,3 @@ def _describe() -> str:
         tasks="\n".join(f"  {name:13} {spec.summary}" for name, spec in TASKS.items()),
         optimizers=describe_optimizers(),
     )
-
-
-def _registry() -> ConstructorRegistry:
-    """How the command line writes lists: names with commas, learning rates as `[NAME=]RATE,RATE`."""
-    registry = make_registry()
-
-    @registry.primitive_rule
-    def _rates(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if info.type != Mapping[str, tuple[float, ...]]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="[NAME=]RATE,RATE",
-            instance_from_str=lambda words: dict(map(_parse_rates, words)),
-            is_instance=lambda value: isinstance(value, Mapping),
-            str_from_instance=lambda rates: [
-                f"{name}={','.join(map(str, values))}" for name, values in rates.items()
-            ],
-        )
-
-    return registry
-
-
-def _parse_rates(text: str) -> tuple[str, tuple[float, ...]]:
-    """`"adamw=1e-3,3e-3"` as a pair; without a name it is for all optimizers."""
-    name, _, numbers = text.rpartition("=")
-    try:
-        return name or ALL, tuple(float(number) for number in numbers.split(","))
-    except ValueError as error:
-        raise ValueError(f"expected learning rates such as adamw=1e-3,3e-3, got {text!r}.") from error

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 from rich.console import Console
 
-from celo2.baselines import describe_optimizers
+from celo2._checks import check_devices, check_memory, check_out_folder
+from celo2._signals import exit_status
+from celo2.baselines import check_optimizer_name, describe_optimizers, sets_own_rate
 from celo2.commands._arguments import make_registry
 from celo2.commands._suite_report import load_suites, report_suite
+from celo2.evaluate.compare import ALL
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.run_store import RunStore
 from celo2.evaluate.run_suite import run_locally, run_suite
@@ -25,7 +29,6 @@ from celo2.tasks.registry import TASKS
 __all__ = ["EvaluateCommand", "main"]
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
-INTERRUPTED = 130  # exit status after Ctrl-C, the shells' convention
 
 _DESCRIPTION = """\
 Trains the tasks of a suite with every optimizer, each tuned over as many learning rates and weight decays
@@ -36,6 +39,7 @@ At the end, and whenever you ask (celo2 report OUT), there are tables, a page, p
 examples:
   celo2 evaluate --suite tiny --out runs/tiny
   celo2 evaluate --suite small --optimizers celo2,celo2:mine.safetensors,adamw,muon --out runs/mine
+  celo2 evaluate --suite small --learning-rates adamw=1e-3,3e-3,1e-2 --seeds 5 --out runs/more
   celo2 evaluate --suite full --tasks VIT_Cifar100_skinnydeep,vit-s16 --weight-decays 0 0.1 --out runs/vit
   celo2 evaluate --suite my-suite.toml --out runs/my-suite --ray auto
   celo2 report runs/tiny
@@ -43,7 +47,7 @@ examples:
 A suite of your own is a TOML file:
   tasks = ["Conv_Cifar10_32x64x64@small", "fashion-mlp"]
   optimizers = ["celo2", "adamw"]
-  learning_rates = 7
+  num_learning_rates = 7
   seeds = 3
   steps = 2000
   [steps_of]
@@ -72,8 +76,10 @@ class EvaluateCommand:
     """Other tasks than the suite's."""
     optimizers: tuple[str, ...] = ()
     """Other optimizers than the suite's."""
-    learning_rates: int = 0
-    """Values in each optimizer's default grid."""
+    num_learning_rates: int = 0
+    """Values in each optimizer's default grid; 0: the suite's."""
+    learning_rates: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    """Learning rates of all optimizers, or by name, in place of their default grids."""
     weight_decays: list[float] = dataclasses.field(default_factory=list)
     """Decoupled, multiplied by the learning rate; each is tried with every learning rate."""
     seeds: int = 0
@@ -96,8 +102,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs `celo2 evaluate` with these arguments.
 
     Returns:
-        0; 1 when a run could not be trained; 2 for a call that cannot be carried out; 130 when it was
-        interrupted.
+        0; 1 when a run could not be trained, or the report not be written; 2 for a call that cannot be
+        carried out; 130, 143 or 129 when a signal ended it.
     """
     command = tyro.cli(
         EvaluateCommand,
@@ -106,10 +112,15 @@ def main(argv: Sequence[str]) -> int:
         args=list(argv),
         registry=make_registry(),
     )
-    use_cpu_devices(command.devices or num_cores())
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
+        _check_spelling(command)
+        check_devices(command.devices)
+        check_memory(command.max_memory)
+        check_optimizer_name(command.baseline)
+        check_out_folder(command.out)
         suite = _suite(command)
+        use_cpu_devices(command.devices or num_cores())
         engine = _ray_engine(command.ray) if command.ray else run_locally
         machine = Machine(command.devices, command.max_memory * 2**30)
         console.print(_announce(suite), highlight=False, markup=False)
@@ -117,24 +128,40 @@ def main(argv: Sequence[str]) -> int:
             failures = run_suite(
                 suite, RunStore(command.out), machine=machine, engine=engine, on_progress=display
             )
-    except KeyboardInterrupt:
-        print(f"interrupted; the same command goes on, and celo2 report {command.out} shows what there is.")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        print(
+            f"interrupted; the same command goes on, and celo2 report {shlex.quote(str(command.out))} shows "
+            "what there is.",
+            file=sys.stderr,
+        )
+        return exit_status(stop)
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return _report(command, console, failures)
 
 
+def _check_spelling(command: EvaluateCommand) -> None:
+    """Refuses a number of learning rates where rates are meant, as they were told before."""
+    rates = command.learning_rates.get(ALL, ())
+    if len(rates) == 1 and rates[0] >= 1 and rates[0].is_integer():
+        raise ValueError(
+            f"--learning-rates takes rates, as in celo2 compare, got {rates[0]:g}; how many of each default "
+            f"grid: --num-learning-rates {rates[0]:g}."
+        )
+
+
 def _report(command: EvaluateCommand, console: Console, failures: Sequence[Failure]) -> int:
     """Shows what came out, and what did not."""
+    status = 1 if failures else 0
     try:
         report_suite(load_suites([command.out]), command.out, console, baseline=command.baseline)
-    except ValueError as error:  # nothing is finished
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # nothing is finished, or the disk is full
+        status = 1
+        print(f"error: no report: {error} The runs are kept: celo2 report {command.out}", file=sys.stderr)
     for failure in failures:
         print(f"failed: {_name(failure)}: {failure.reason}", file=sys.stderr)
-    return 1 if failures else 0
+    return status
 
 
 def _suite(command: EvaluateCommand) -> Suite:
@@ -142,7 +169,7 @@ def _suite(command: EvaluateCommand) -> Suite:
     asked = {
         "tasks": command.tasks,
         "optimizers": command.optimizers,
-        "learning_rates": command.learning_rates,
+        "num_learning_rates": command.num_learning_rates,
         "weight_decays": tuple(command.weight_decays),
         "seeds": command.seeds,
         "steps": command.steps,
@@ -151,14 +178,22 @@ def _suite(command: EvaluateCommand) -> Suite:
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
     if command.steps:
         changes["steps_of"] = {}
-    if command.learning_rates:
+    if command.num_learning_rates:
         changes["rates_of"] = {}
-    return load_suite(command.suite, **changes)
+    suite = load_suite(command.suite, **changes)
+    if not command.learning_rates:
+        return suite
+    given = dict(command.learning_rates)
+    for_all = given.pop(ALL, None)
+    tuned = [name for name in suite.optimizers if not sets_own_rate(name)] if for_all else []
+    return dataclasses.replace(suite, rates_of={**suite.rates_of, **dict.fromkeys(tuned, for_all), **given})
 
 
 def _announce(suite: Suite) -> str:
     decays = len(suite.weight_decays)
-    tuned = f"{suite.learning_rates} learning rates" + (f" × {decays} weight decays" if decays > 1 else "")
+    tuned = f"{suite.num_learning_rates} learning rates" + (
+        f" × {decays} weight decays" if decays > 1 else ""
+    )
     return (
         f"suite {suite.name}: {len(suite.tasks)} tasks × {len(suite.optimizers)} optimizers × {tuned} "
         f"× {suite.seeds} seeds, {suite.count_runs()} runs"

@@ -8,31 +8,34 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from celo2._checks import check_devices
 from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.checkpoint import with_start_beside
 from celo2.meta.config import MetaConfig
 from celo2.meta.distributed import ProcessLostError, is_first, join, leave, leaving_on_error
 from celo2.meta.faults import MetaGradientError, RunWriteError
 from celo2.meta.probe import ProbeConfig
+from celo2.meta.recipe import OPTIONS_FILE, RECIPE_FILE, read_options, read_recipe
 from celo2.meta.train import TrainOptions, meta_train
 
 __all__ = ["main"]
 
 _DESCRIPTION = """\
 Meta-trains the Celo2 rule, or one of its predecessors, with persistent evolution strategies on small
-networks: image classifiers, or a mix of families. Ctrl-C saves a checkpoint and ends the run; the same
-command with --resume continues it, to the same result. With --probe-every, networks of other kinds are
-trained now and then, and OUT/best.safetensors is what trained them best.
+networks: image classifiers, or a mix of families. Ctrl-C saves a checkpoint and ends the run; --resume with
+the folder continues it, with its recipe and to the same result. With --probe-every, networks of other kinds
+are trained now and then, and OUT/best.safetensors is what trained them best.
 
 examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2
   celo2 meta-train --out runs/celo2 --probe-every 400 --probe-seeds 2
   celo2 meta-train --out runs/celo2 --sinks tensorboard wandb
-  celo2 meta-train --variant celo2 --outer-steps 7200 --out runs/celo2 --resume
+  celo2 meta-train --resume --out runs/celo2
+  celo2 meta-train --resume --out runs/celo2 --outer-steps 7200
   celo2 meta-train --families mlp:4 conv:2 transformer quadratic --outer-steps 3600 --out runs/mix
   celo2 meta-train --config runs/celo2/config.json --seed 1 --out runs/again
   celo2 meta-train --variant celo --phase 1 --outer-learning-rate 3e-4 --out runs/celo-1
@@ -57,7 +60,7 @@ class MetaTrainCommand:
     outer_steps: int = 3600
     """Outer iterations in all; a resumed run continues up to it."""
     resume: bool = False
-    """Continue the run in OUT from its last checkpoint."""
+    """Continue the run in OUT from its last checkpoint, with the recipe and options that it has."""
     checkpoint_every: int = 200
     """Outer iterations between checkpoints."""
     max_skipped: float = 0.05
@@ -89,6 +92,15 @@ class MetaTrainCommand:
     """Which of them this is, from 0; number 0 prints and writes."""
 
     @property
+    def machine_words(self) -> tuple[str, ...]:
+        """See `TrainOptions`."""
+        words = ["--devices", str(self.devices)] if self.devices else []
+        words += ["--distributed", self.distributed] if self.distributed != "off" else []
+        words += ["--coordinator", self.coordinator] if self.coordinator else []
+        words += ["--num-processes", str(self.num_processes)] if self.num_processes else []
+        return tuple(words)
+
+    @property
     def probe(self) -> ProbeConfig:
         """What a probe trains."""
         return ProbeConfig(task_set=self.probe_set, tasks=self.probe_tasks, seeds=self.probe_seeds)
@@ -110,6 +122,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _train(command: MetaTrainCommand) -> int:
     try:
+        check_devices(command.devices)
         num_processes = _join_others(command)
         use_cpu_devices(command.devices or _choose_devices(command.recipe, num_processes))
         options = TrainOptions(
@@ -142,24 +155,68 @@ def _join_others(command: MetaTrainCommand) -> int:
 
 
 def _parse(argv: Sequence[str]) -> MetaTrainCommand:
-    """The command, whose recipe has the defaults of `--config` if that is given."""
+    """The command, with the recipe of `--config`, or of the run that is resumed, for its defaults.
+
+    Raises:
+        OSError, ValueError: Their files cannot be read.
+    """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--config", type=Path)
+    early.add_argument("--out", type=Path)
+    early.add_argument("--resume", action="store_true")
     try:
-        file = early.parse_known_args(list(argv))[0].config
+        known = early.parse_known_args(list(argv))[0]
     except argparse.ArgumentError:
-        file = None  # --config without a file: the parser below says so
-    recipe = MetaConfig() if file is None else MetaConfig.load(file)
+        known = argparse.Namespace(config=None, resume=False)  # --config without a file: tyro says so
+    file, recipe, options = known.config, MetaConfig(), {}
+    if known.resume and known.out and (known.out / RECIPE_FILE).exists():
+        recipe, options = read_recipe(known.out), _options_of(known.out)
+    if file is not None:
+        recipe = MetaConfig.load(file)
     command = tyro.cli(
         MetaTrainCommand,
-        default=MetaTrainCommand(recipe=recipe, out=tyro.MISSING),
+        default=MetaTrainCommand(recipe=recipe, out=tyro.MISSING, **options),
         args=list(argv),
         prog="celo2 meta-train",
         description=_DESCRIPTION,
     )
+    for name, before in options.items():
+        if getattr(command, name) != before:
+            print(f"{name}: {before} before, {getattr(command, name)} from now on")
     if file is None or command.recipe.start != recipe.start or file.parent.resolve() == command.out.resolve():
         return command
     return dataclasses.replace(command, recipe=with_start_beside(command.recipe, file))
+
+
+def _options_of(out: Path) -> dict[str, Any]:
+    """The options that a run was last run with, by names of the command's.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    saved = read_options(out)
+    probe = saved.pop("probe", {})
+    probe = {f"probe_{name}": value for name, value in probe.items()} if isinstance(probe, dict) else {}
+    defaults = {field.name: field.default for field in dataclasses.fields(MetaTrainCommand)}
+    found = {}
+    for name, value in {**saved, **probe}.items():
+        if name not in defaults:
+            continue  # of another version
+        plain = tuple(value) if isinstance(value, list) else value
+        if not _is_like(plain, defaults[name]):
+            raise ValueError(
+                f"{out / OPTIONS_FILE}: {name} is {value!r:.40}, which has another type than "
+                f"{defaults[name]!r}. Remove the file, and give the options that it held again."
+            )
+        found[name] = plain
+    return found
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value has its default's type, and each item of a tuple that of its first, or is a text."""
+    if isinstance(default, tuple) and isinstance(value, tuple):
+        return all(_is_like(item, default[0] if default else "") for item in value)
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _choose_devices(recipe: MetaConfig, num_processes: int) -> int:

@@ -17,7 +17,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from celo2._files import write_atomic
+from celo2._checks import check_devices, check_out_file
+from celo2._files import read_object, write_atomic
+from celo2._signals import exit_status
 from celo2.baselines import LEARNED, OPTIMIZERS
 from celo2.config import RuleConfig
 from celo2.jax.host_devices import num_cores, use_cpu_devices
@@ -97,15 +99,16 @@ class ProbeCommand:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `celo2 probe`; returns the exit status: 0, 2 if it cannot be run, 130 after Ctrl-C."""
+    """Runs `celo2 probe`; returns the exit status: 0, 2 if it cannot be run, 130 and more after a signal."""
     command = tyro.cli(ProbeCommand, prog="celo2 probe", description=_DESCRIPTION, args=list(argv))
     try:
         config = command.probe
         if not command.candidates:
             raise ValueError("name at least one candidate: a weight file, a run's folder, adam.")
         for path in (command.json, command.markdown, command.plot):
-            if path and not path.absolute().parent.is_dir():
-                raise ValueError(f"there is no folder {path.parent} to write {path.name} into.")
+            if path:
+                check_out_file(path)
+        check_devices(command.devices)
         use_cpu_devices(command.devices or num_cores())
         candidates = load_candidates(command.candidates, command.variant)
         store = _Store(command.out, config)
@@ -118,9 +121,9 @@ def main(argv: Sequence[str]) -> int:
         for name, task, record in measure(candidates, config, store.load, store.save):
             found.setdefault(name, {})[task] = record
             print(f"{name}, {task}: {describe_task(record)}; {record['seconds']:.1f} s", file=sys.stderr)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; what is finished follows.", file=sys.stderr)
-        status = 130
+        status = exit_status(stop)
     _show(command, config, found)
     return status
 
@@ -233,14 +236,14 @@ class _Store:
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.loads(dataclasses.replace(config, tasks=()).to_json())
         path = folder / "probe.json"
-        if path.exists() and json.loads(path.read_text()) != settings:
+        if path.exists() and read_object(path) != settings:
             raise ValueError(f"{folder} has records of other settings ({path}); name another folder.")
         write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
 
     def load(self, name: str, weights: Weights | None) -> dict[str, TaskRecord]:
         """The records of a candidate by task; of other weights under its name there are none."""
         path = self._path(name, weights)
-        return json.loads(path.read_text()) if path and path.exists() else {}
+        return read_object(path) if path and path.exists() else {}
 
     def save(self, name: str, weights: Weights | None, tasks: Mapping[str, TaskRecord]) -> None:
         """Writes the records of a candidate."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from celo2._checks import check_out_file, check_out_folder
 from celo2.commands._suite_report import is_suite, load_suites, report_suite, write_pack, write_tables
 from celo2.evaluate.scores import BASELINE
 from celo2.meta.history import RunHistory, is_run, load_history
@@ -60,6 +61,10 @@ def main(argv: Sequence[str]) -> int:
     command = tyro.cli(ReportCommand, prog="celo2 report", description=_DESCRIPTION, args=list(argv))
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
+        for file in filter(None, (command.pack, command.markdown)):
+            check_out_file(file)
+        if command.out:
+            check_out_folder(command.out)
         if command.folders and all(map(is_suite, command.folders)):
             _report_suites(command, console)
         else:
@@ -82,6 +87,8 @@ def _report_suites(command: ReportCommand, console: Console) -> None:
 
 def _report_meta_training(command: ReportCommand, console: Console) -> None:
     runs = _load(command.folders)
+    for fault in (fault for run in runs for fault in run.faults):
+        print(f"note: {fault}", file=sys.stderr)
     paths = write_report(runs, command.out or command.folders[0])
     console.print(make_table(runs))
     for kind, path in paths.items():

@@ -11,6 +11,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from celo2._signals import exit_status
 from celo2.meta.search import mixture
 from celo2.meta.search.run import Generation, SearchConfig, search
 
@@ -58,7 +59,7 @@ class SearchCommand:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `celo2 search`; returns the exit status: 0, 2 if it cannot be run, 130 after Ctrl-C."""
+    """Runs `celo2 search`; returns the exit status: 0, 2 if it cannot be run, 130 and more after a signal."""
     command = tyro.cli(SearchCommand, prog="celo2 search", description=_DESCRIPTION, args=list(argv))
     try:
         settings = {field.name: getattr(command, field.name) for field in dataclasses.fields(SearchConfig)}
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; the same command goes on with {command.out}.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; the same command goes on with {command.out}.", file=sys.stderr)
+        return exit_status(stop)
     return 0

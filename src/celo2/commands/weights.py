@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from celo2._digests import Integrity
 from celo2._sources import WeightFile, fetch_file, find_file
 from celo2.commands._zoo_weights import ZOO_OPTIONS, print_assumed, print_zoo, zoo_set_flags
 from celo2.config import RuleConfig
@@ -156,16 +157,17 @@ def _list(arguments: argparse.Namespace) -> int:  # noqa: ARG001 (all commands h
             continue
         origin = "; ".join(f"{field}: {text}" for field, text in weights.provenance.items())
         print(f"{name}\n  variant     {_variant(weights)}")
-        print(f"  sha256      {digest}\n  provenance  {_printable(origin) or 'none'}")
+        print(f"  sha256      {digest} of the file\n  provenance  {_printable(origin) or 'none'}")
     return 1 if missing else 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    weights = _load(arguments.source, arguments.options)
+    file = find_file(arguments.source, zoo.MAX_BYTES)
+    weights, integrity = _decode(file, arguments.options), zoo.read_integrity(file)
     if isinstance(weights, ZooWeights):
         print(f"{_printable(arguments.source)}: {_variant(weights)}")
         print_zoo(weights)
-        _print_contents(weights)
+        _print_contents(weights, integrity)
         return 0
     print(f"{_printable(arguments.source)}: {_variant(weights)}, contract version {weights.contract_version}")
     print("\noptions (* not the default, ? assumed: the file does not carry it)")
@@ -175,11 +177,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
         assumed = " " if name in weights.stated else "?"
         note = f"  (default {_text(defaults[name])})" if value != defaults[name] else ""
         print(f"{changed}{assumed} {name:26}{_text(value)}{note}")
-    _print_contents(weights)
+    _print_contents(weights, integrity)
     return 0
 
 
-def _print_contents(weights: Weights | ZooWeights) -> None:
+def _print_contents(weights: Weights | ZooWeights, integrity: Integrity) -> None:
     width = max(map(len, weights.arrays)) + 4
     print(f"\n{'array':{width}}{'shape':>10}{'norm':>12}{'rms':>12}{'largest':>12}")
     for name, array in weights.arrays.items():
@@ -190,23 +192,25 @@ def _print_contents(weights: Weights | ZooWeights) -> None:
     print("\nprovenance")
     for field, text in weights.provenance.items() or [("none", "")]:
         print(f"   {_printable(field):26}{_printable(text)}")
+    print(f"\ndigest of the content\n   {integrity.digest}\n   {integrity}")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     refused = 0
     for source in arguments.sources:
         try:
-            weights = _load(source, arguments.options)
+            file = find_file(source, zoo.MAX_BYTES)
+            weights, integrity = _decode(file, arguments.options), zoo.read_integrity(file)
         except (OSError, ImportError, ValueError) as error:
             refused += 1
             print(f"REFUSED {_printable(str(error))}")
         else:
-            print(f"OK {_printable(source)}: {_variant(weights)}")
+            print(f"OK {_printable(source)}: {_variant(weights)}; {integrity}; digest {integrity.digest}")
     return 1 if refused else 0
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    weights = _load(arguments.source, arguments.options)
+    weights = _decode(find_file(arguments.source, zoo.MAX_BYTES), arguments.options)
     _save(arguments.destination, weights)
     if arguments.destination.suffix != ".safetensors":
         flags = zoo_set_flags(weights) if isinstance(weights, ZooWeights) else _set_flags(weights.config)
@@ -220,10 +224,6 @@ def _fetch(arguments: argparse.Namespace) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     _save(arguments.out / f"{arguments.repo_id.rpartition('/')[2]}.safetensors", weights)
     return 0
-
-
-def _load(source: str, options: Sequence[tuple[str, Any]]) -> Weights | ZooWeights:
-    return _decode(find_file(source, zoo.MAX_BYTES), options)
 
 
 def _decode(file: WeightFile, options: Sequence[tuple[str, Any]]) -> Weights | ZooWeights:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
+from celo2._signals import Stopped
 from celo2.baselines import make_optimizer
+from celo2.evaluate.labels import shorten
 from celo2.evaluate.program import make_step
 from celo2.evaluate.trees import Tree, count_parameters
 from celo2.tasks.transformer import TransformerConfig, make_tiny_lm
 
-__all__ = ["COLUMNS", "REFERENCE", "BenchRow", "bench_tree", "bench_whole_step"]
+__all__ = ["COLUMNS", "REFERENCE", "BenchRow", "BenchStopped", "bench_tree", "bench_whole_step"]
 
 REFERENCE = "adamw"  # what every time is divided by
 COLUMNS = (  # of a table of `BenchRow.cells`
@@ -66,7 +70,7 @@ class BenchRow(NamedTuple):
         """The row of a table, a text for each of `COLUMNS`; what was not measured is a dash."""
         count = self.num_parameters
         return (
-            self.optimizer,
+            shorten(self.optimizer),
             _show(self.seconds, ".2f", 1e3),
             _show(self.seconds, ".2f", 1e9 / count),
             _show(self.ratio, ".3g"),
@@ -78,6 +82,18 @@ class BenchRow(NamedTuple):
 
 def _show(value: float | None, form: str, scale: float = 1.0) -> str:
     return "–" if value is None else format(scale * value, form)
+
+
+class BenchStopped(Stopped):
+    """A signal has come before everything was measured.
+
+    Attributes:
+        rows: Of the optimizers that were compiled; times are of the rounds until then.
+    """
+
+    def __init__(self, stop: KeyboardInterrupt, rows: list[BenchRow]) -> None:
+        super().__init__(getattr(stop, "number", signal.SIGINT), "interrupted; shown is what was measured.")
+        self.rows = rows
 
 
 class _Candidate:
@@ -125,6 +141,9 @@ def bench_tree(
         budget: Seconds for the timing of all optimizers together.
         options: XLA's, for every optimizer: `celo2.compiler_options()`, say; none: its own defaults.
         on_progress: Called with a line about what is being done.
+
+    Raises:
+        BenchStopped: A signal has come; it has the rows until then.
     """
 
     def make_update(optimizer: optax.GradientTransformation) -> _Step:
@@ -137,10 +156,12 @@ def bench_tree(
 
         return update
 
-    candidates = _compile(optimizers, make_update, tree, tree, options, on_progress)
-    if timed:
-        on_progress("timing")
-        _time(candidates, lambda: _random(tree, PARAM_SCALE), _random(tree, GRAD_SCALE), budget)
+    candidates: list[_Candidate] = []
+    with _keeping(candidates, count_parameters(tree)):
+        _compile(candidates, optimizers, make_update, tree, tree, options, on_progress)
+        if timed:
+            on_progress("timing")
+            _time(candidates, lambda: _random(tree, PARAM_SCALE), _random(tree, GRAD_SCALE), budget)
     return _rows(candidates, count_parameters(tree))
 
 
@@ -162,33 +183,51 @@ def bench_whole_step(
         budget: Seconds for the timing of all optimizers together.
         options: XLA's, for every optimizer: `celo2.compiler_options()`, say; none: its own defaults.
         on_progress: Called with a line about what is being done.
+
+    Raises:
+        BenchStopped: A signal has come; it has the rows until then.
     """
     task = make_tiny_lm(config=config, batch_size=batch_size)
     init_key, batch_key = jax.random.split(jax.random.key(0))
     shapes = jax.eval_shape(task.init, init_key)
     batch = task.sample_batch(batch_key, dict(task.dataset.train))
-    candidates = _compile(
-        optimizers, lambda optimizer: make_step(task, optimizer), shapes, batch, options, on_progress
-    )
-    on_progress("timing")
-    _time(candidates, lambda: task.init(init_key), batch, budget)
+    candidates: list[_Candidate] = []
+    with _keeping(candidates, count_parameters(shapes)):
+        make = lambda optimizer: make_step(task, optimizer)  # noqa: E731
+        _compile(candidates, optimizers, make, shapes, batch, options, on_progress)
+        on_progress("timing")
+        _time(candidates, lambda: task.init(init_key), batch, budget)
     return _rows(candidates, count_parameters(shapes))
 
 
+@contextmanager
+def _keeping(candidates: Sequence[_Candidate], num_parameters: int) -> Iterator[None]:
+    """Hands on what has been measured, if anything has, when a signal comes.
+
+    Raises:
+        BenchStopped: In place of the KeyboardInterrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not candidates:
+            raise
+        raise BenchStopped(stop, _rows(candidates, num_parameters)) from stop
+
+
 def _compile(
+    candidates: list[_Candidate],
     optimizers: Sequence[str],
     make_step: _MakeStep,
     params: Any,
     inputs: Any,
     options: CompilerOptions,
     on_progress: OnProgress,
-) -> list[_Candidate]:
-    """The candidates, the reference first."""
-    candidates = []
+) -> None:
+    """Adds the candidates, the reference first."""
     for name in dict.fromkeys([REFERENCE, *optimizers]):
         on_progress(f"compiling {name}")
         candidates.append(_Candidate(name, make_step, params, inputs, options))
-    return candidates
 
 
 def _time(
@@ -209,7 +248,8 @@ def _rows(candidates: Sequence[_Candidate], num_parameters: int) -> list[BenchRo
 
 
 def _row(candidate: _Candidate, reference: _Candidate, num_parameters: int) -> BenchRow:
-    ratios = [own / other for own, other in zip(candidate.seconds, reference.seconds, strict=True)]
+    # An interrupted round has no times of some candidates.
+    ratios = [own / other for own, other in zip(candidate.seconds, reference.seconds, strict=False)]
     return BenchRow(
         candidate.name,
         num_parameters,

@@ -13,13 +13,15 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import optax
 
+from celo2._checks import check_count, check_devices, check_memory, check_rates, check_seeds
+from celo2._signals import interruptible_pool
 from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer, sets_own_rate
 from celo2.config import nearest_name
+from celo2.constants import FLOAT32_MAX
 from celo2.evaluate.environment import describe_environment, describe_task
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.runner import GridRunner, OnProgress, Progress
@@ -73,21 +75,25 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges, and fills in what is left to `quick`."""
-        for name in ("num_learning_rates", "seeds", "steps", "first_seed", "weight_decay", "devices"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        for name in ("num_learning_rates", "seeds", "steps"):
+            check_count(name, getattr(self, name))
+        if not 0 <= self.weight_decay <= FLOAT32_MAX:
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}.")
+        check_devices(self.devices)
+        check_memory(self.max_memory)
         for name, value in (QUICK if self.quick else FULL).items():
             if getattr(self, name) == 0:
                 object.__setattr__(self, name, value)
-        if not self.max_memory > 0:
-            raise ValueError(f"max_memory must be positive (GiB), got {self.max_memory}.")
+        check_count("steps", self.steps, 2)
+        check_seeds(self.first_seed, self.seeds)
         if not self.optimizers or len(set(self.optimizers)) != len(self.optimizers):
             raise ValueError(f"optimizers must be one or more different names, got {list(self.optimizers)}.")
         check_task_name(self.task)
         for name in self.optimizers:
             check_optimizer_name(name)
             self._check_own_rate(name)
-        for name in self.learning_rates:
+        for name, rates in self.learning_rates.items():
+            check_rates(f"the learning rates of {name}", rates)
             if name not in (*self.optimizers, ALL):
                 raise ValueError(
                     f"there are learning rates for {name!r}, which is not among the optimizers "
@@ -150,6 +156,7 @@ class CompareResult:
         task: What it was trained on.
         entries: The optimizers that were finished, in the order asked for.
         unfinished: Names of those that an interrupt left out.
+        stop: The interrupt; None if there was none.
         created: When it began, ISO 8601 with the offset from UTC.
         seconds: How long it took, compilation included.
         environment: Software and machine (`describe_environment`).
@@ -162,6 +169,7 @@ class CompareResult:
     created: str
     seconds: float
     environment: Mapping[str, str]
+    stop: KeyboardInterrupt | None = None
 
 
 def compare(
@@ -185,18 +193,20 @@ def compare(
         on_progress(CompareProgress(", ".join(config.optimizers), start, 0.0))
     task = make_task(config.task)
     specs = [find_optimizer(name, num_steps=config.steps) for name in config.optimizers]
-    with ThreadPoolExecutor() as pool:  # all programs at once, which keeps every core busy
+    with interruptible_pool() as pool:  # all programs at once, which keeps every core busy
         timer = pool.submit(StepTimer, task, {spec.name: _make_for_timing(spec, config) for spec in specs})
         runners = list(pool.map(functools.partial(_prepare, SharedTask(task), config), specs))
     costs = timer.result().measure()
     entries: list[Entry] = []
+    stop = None
     try:
         reporters = _reporters(config, specs, costs, on_progress)
         for spec, runner, report in zip(specs, runners, reporters, strict=True):
             entries.append(Entry(spec.name, spec.description, runner.train(report), costs[spec.name]))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if not entries:
             raise
+        stop = interrupt
     return CompareResult(
         config=config,
         task=describe_task(task),
@@ -205,6 +215,7 @@ def compare(
         created=created.isoformat(timespec="seconds"),
         seconds=time.monotonic() - begin,
         environment=describe_environment(),
+        stop=stop,
     )
 
 

@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from celo2._files import write_atomic
 from celo2.evaluate.compare import CompareResult, Entry
+from celo2.evaluate.labels import figure_label
 
 __all__ = ["COLORS", "STYLE", "draw_figure", "figure_svg", "save_png", "scale_losses"]
 
@@ -58,9 +60,11 @@ def draw_figure(result: CompareResult) -> Figure:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Writes the figure as a PNG on white."""
+    """Writes the figure as a PNG on white, whole or not at all."""
+    stream = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(path, dpi=150, facecolor=PAPER)
+        figure.savefig(stream, format="png", dpi=150, facecolor=PAPER)
+    write_atomic(path, stream.getvalue())
 
 
 def figure_svg(figure: Figure) -> str:
@@ -124,9 +128,9 @@ def _draw_sensitivity(axes: Axes, result: CompareResult) -> None:
 
 def _draw_seeds(axes: Axes, index: int, entry: Entry, x: np.ndarray, losses: np.ndarray) -> None:
     """Mean over the seeds, and a band from the lowest to the highest; losses are `(S, P)`."""
-    color, label = COLORS[index % len(COLORS)], entry.name
+    color, label = COLORS[index % len(COLORS)], figure_label(entry.name)
     if entry.grid.best is None:
-        label = f"{entry.name} (diverged)"
+        label = f"{label} (diverged)"
     alive = np.isfinite(losses).all(axis=0)
     mean = losses[:, alive].mean(axis=0)
     axes.plot(x[alive], mean, DASHES[index % len(DASHES)], color=color, lw=1.6, label=label)

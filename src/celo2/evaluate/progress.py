@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from celo2.evaluate.compare import CompareProgress
+from celo2.evaluate.labels import shorten
 from celo2.evaluate.run_suite import SuiteProgress
 from celo2.evaluate.runner import Progress as GridProgress
 
@@ -40,7 +41,7 @@ class ProgressDisplay:
         self._begin: tuple[float, float] | None = None  # when, and how much had been done before
         self._last_line = (-math.inf, "")
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:3.0f} %"),
             TimeElapsedColumn(),
@@ -98,7 +99,7 @@ def _of_compare(progress: CompareProgress) -> _Status:
     if grid.step == 0:
         text = f"compiling {progress.optimizer}, then timing a step of each"
     else:
-        text = f"{progress.optimizer}: {_describe(grid)}"
+        text = f"{shorten(progress.optimizer)}: {_describe(grid)}"
     return _Status(progress.done, progress.optimizer, text, grid.done == 1.0)
 
 
@@ -110,7 +111,7 @@ def _of_suite(progress: SuiteProgress) -> _Status:
     if grid is None:
         return _Status(done, group.task, f"{group.task}: compiling", finished=False)
     done += grid.done * len(group.specs()) / progress.total
-    label = f"{group.task}, {group.optimizer}"
+    label = f"{group.task}, {shorten(group.optimizer)}"
     done = min(done, 1.0)  # a group may repeat runs that there are
     return _Status(done, label, f"{label}: {_describe(grid)}", grid.done == 1.0)
 

@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from celo2.baselines import OPTIMIZERS, sets_own_rate
 from celo2.evaluate.compare import CompareResult, Entry
+from celo2.evaluate.labels import shorten
 from celo2.evaluate.page import render_page
 from celo2.evaluate.protocol import DIVERGENCE_MARGIN, SELECTION, VALID_BATCHES
 from celo2.evaluate.summary import MeanStd, caveats, summarize
@@ -25,7 +26,7 @@ def render_report(result: CompareResult, figure_svg: str) -> str:
     """
     return render_page(
         "evaluate/report.html.j2",
-        title=f"{result.task.name}: {', '.join(entry.name for entry in result.entries)}",
+        title=f"{result.task.name}: {', '.join(shorten(entry.name) for entry in result.entries)}",
         result=result,
         verdict=_verdict(result),
         caveats=caveats(result),

@@ -22,13 +22,14 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from celo2._files import write_atomic
+from celo2._files import parse_object, remove_partial_files, write_atomic
+from celo2.evaluate.records import check_fields, from_record
 from celo2.evaluate.runs import RunResult, RunSpec, TaskFacts
 
 __all__ = ["SCHEMA", "Loaded", "RunStore", "load_results", "pack", "unpack"]
@@ -37,6 +38,18 @@ SCHEMA = "celo2-run/1"
 PACK_SCHEMA = "celo2-runs/1"
 SPEC, CURVE, STATUS = "spec.json", "curve.npz", "status.json"
 CURVES = ("train_steps", "train_loss", "valid_steps", "valid_loss", "valid_accuracy")
+UNREADABLE = (  # what damaged bytes, and records of another version, lead to
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    ValueError,
+)
+MAX_NAME = 128  # bytes; file systems take 255, and what is written first has a longer name
 PACK_DATE = (1980, 1, 1, 0, 0, 0)  # in the archive, so that the same runs make the same file
 
 
@@ -59,6 +72,7 @@ class RunStore:
         self._runs.mkdir(parents=True, exist_ok=True)
         for left in self._runs.glob("*/*/.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
+        remove_partial_files(self.folder)
 
     def path(self, spec: RunSpec) -> Path:
         """The folder of a run."""
@@ -84,7 +98,7 @@ class RunStore:
             if not self.has(result.spec):
                 partials[_write_partial(path, result)] = path
         for partial, path in partials.items():
-            shutil.rmtree(path, ignore_errors=True)  # what is there is damaged
+            _remove(path)  # what is there is damaged
             os.rename(partial, path)
 
     def load(self) -> Loaded:
@@ -97,6 +111,14 @@ class RunStore:
             except (OSError, ValueError) as error:
                 damaged[path] = str(error)
         return Loaded(sorted(results, key=lambda result: result.spec), damaged)
+
+
+def _remove(path: Path) -> None:
+    """Removes whatever has a run's name."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write_partial(path: Path, result: RunResult) -> Path:
@@ -166,12 +188,19 @@ def unpack(path: Path) -> list[RunResult]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            head = json.loads(archive.read("runs.json"))
+            head = parse_object(archive.read("runs.json"))
             flat = np.load(io.BytesIO(archive.read("curves.npy")), allow_pickle=False)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path} is not a file of packed runs, or is damaged: {error}") from error
     if head.get("schema") != PACK_SCHEMA:
-        raise ValueError(f"{path} has schema {head.get('schema')!r}, expected {PACK_SCHEMA!r}.")
+        raise ValueError(f"{path} has schema {head.get('schema')!r:.40}, expected {PACK_SCHEMA!r}.")
+    try:
+        return _unpack(head, flat)
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _unpack(head: dict[str, Any], flat: np.ndarray) -> list[RunResult]:
     results, at = [], 0
     for record in head["runs"]:
         arrays = {}
@@ -194,34 +223,72 @@ def _read(path: Path) -> RunResult:
         contents = {name: (path / name).read_bytes() for name in (STATUS, SPEC, CURVE)}
     except FileNotFoundError as error:
         raise ValueError(f"{path} is half-written: {Path(error.filename).name} is missing.") from error
-    status = json.loads(contents[STATUS])
-    if status.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has schema {status.get('schema')!r}, expected {SCHEMA!r}.")
-    for name in (SPEC, CURVE):
-        if status["sha256"][name] != _hash(contents[name]):
-            raise ValueError(f"{path / name} is damaged: it is not what {STATUS} says.")
-    with np.load(io.BytesIO(contents[CURVE]), allow_pickle=False) as curve:
-        return _result(json.loads(contents[SPEC]), dict(curve))
+    try:
+        status = parse_object(contents[STATUS])
+        if status.get("schema") != SCHEMA:
+            raise ValueError(f"it has schema {status.get('schema')!r:.40}, expected {SCHEMA!r}.")
+        check_fields(status, {"schema", "status", "sha256"}, STATUS)
+        check_fields(status["sha256"], {SPEC, CURVE}, f"sha256 in {STATUS}")
+        for name in (SPEC, CURVE):
+            if status["sha256"][name] != _hash(contents[name]):
+                raise ValueError(f"{name} is damaged: it is not what {STATUS} says.")
+        record = parse_object(contents[SPEC])
+        with np.load(io.BytesIO(contents[CURVE]), allow_pickle=False) as curve:
+            result = _result({name: value for name, value in record.items() if name != "schema"}, dict(curve))
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: {error}") from error
+    return result
 
 
 def _result(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> RunResult:
     """A run from its record in JSON's types and its curves.
 
     Raises:
-        ValueError: The record lacks a field: it was written before there was one.
+        ValueError: The record is not as this version writes it.
     """
-    if missing := [name for name in _SCALARS if name not in record]:
-        raise ValueError(f"a run's record lacks {', '.join(missing)}; it is of an earlier version.")
+    check_fields(record, {"spec", "facts", "environment", *_SCALARS}, "a run's record")
     fields = {name: record[name] for name in _SCALARS}
-    fields["seconds_per_step"] = (
-        math.nan if fields["seconds_per_step"] is None else fields["seconds_per_step"]
-    )
+    if fields["seconds_per_step"] is None:
+        fields["seconds_per_step"] = math.nan
+    for name, kind in _SCALARS.items():
+        if not isinstance(fields[name], kind) or isinstance(fields[name], bool):
+            raise ValueError(f"a run's record has {name}={fields[name]!r:.40}, which has another type.")
+    environment = record["environment"]
+    if not isinstance(environment, dict) or not all(isinstance(text, str) for text in environment.values()):
+        raise ValueError(f"a run's record has environment={environment!r:.40}, expected texts by name.")
+    spec = from_record(RunSpec, record["spec"], "a run's spec")
+    facts = from_record(TaskFacts, record["facts"], "a run's facts")
+    return RunResult(spec=spec, facts=facts, environment=environment, **fields, **_curves(arrays))  # type: ignore[arg-type]
+
+
+def _curves(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
+    """The curves, each as long as its steps.
+
+    Raises:
+        ValueError: One is missing, is empty, or has another length or kind of numbers.
+    """
     curves = {name: arrays.get(name) for name in CURVES}
-    spec, facts = RunSpec(**record["spec"]), TaskFacts(**record["facts"])
-    return RunResult(spec=spec, facts=facts, environment=record["environment"], **fields, **curves)  # type: ignore[arg-type]
+    for name, array in curves.items():
+        steps = curves["train_steps" if name.startswith("train") else "valid_steps"]
+        if array is None and name == "valid_accuracy":
+            continue
+        if array is None or steps is None or array.dtype.kind not in "fiu" or array.ndim != 1:
+            raise ValueError(f"{CURVE} has no curve {name}.")
+        if len(array) == 0 or len(array) != len(steps):
+            raise ValueError(
+                f"{CURVE} has {name} of length {len(array)}, expected that of its steps, from 1 on."
+            )
+    return curves
 
 
-_SCALARS = ("diverged_at", "seconds_per_step", "timing", "state_bytes", "weights", "created")
+_SCALARS: dict[str, type | tuple[type, ...]] = {
+    "diverged_at": int,
+    "seconds_per_step": (int, float),
+    "timing": str,
+    "state_bytes": int,
+    "weights": str,
+    "created": str,
+}
 
 
 def _scalars(result: RunResult) -> dict[str, Any]:
@@ -271,5 +338,9 @@ def _unique(values: Iterable[Any]) -> list[Any]:
 
 
 def _file_name(name: str) -> str:
-    """A name with nothing in it that a file system or a shell minds."""
-    return re.sub(r"[^\w@.+-]", "_", name)
+    """A name with nothing in it that a file system or a shell minds, of at most `MAX_NAME` bytes."""
+    safe = re.sub(r"[^\w@.+-]", "_", name)
+    if len(safe.encode()) <= MAX_NAME:
+        return safe
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return f"{safe.encode()[: MAX_NAME - 17].decode(errors='ignore')}_{digest}"

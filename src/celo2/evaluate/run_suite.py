@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from celo2._files import write_atomic
+from celo2._locks import lock_folder
 from celo2.evaluate.run_store import RunStore
 from celo2.evaluate.runs import RunResult, RunSpec
 from celo2.evaluate.suite import Group, Suite
@@ -65,20 +66,36 @@ def run_suite(
         engine: Who trains.
         on_progress: Called at the start, and as groups proceed.
 
+    The folder is locked meanwhile: no other process may write into it.
+
     Returns:
         The groups that could not be trained, and why; they are tried again by the next call.
 
     Raises:
+        FolderInUseError: Another process writes into the folder.
         ValueError: The folder's runs of a task have another length, or those of an optimizer other weights.
         KeyboardInterrupt: Ctrl-C; all groups finished by then are in the folder.
     """
-    store.prepare()
-    stored = store.load().results
-    groups = _make_groups(suite, stored)
-    _check_lengths(suite, stored, store.folder)
-    _check_weights(groups[0], stored, store.folder)
-    settings = json.dumps(dataclasses.asdict(suite), indent=1)
-    write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())
+    if not store.folder.exists():
+        _plan(suite, [], store.folder)  # refuses before anything is made
+        store.folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(store.folder, "celo2 evaluate"):
+        store.prepare()
+        stored = store.load().results
+        groups = _plan(suite, stored, store.folder)
+        settings = json.dumps(dataclasses.asdict(suite), indent=1)
+        write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())
+        return _train(groups, stored, store, machine, engine, on_progress)
+
+
+def _train(
+    groups: Sequence[Sequence[Group]],
+    stored: Sequence[RunResult],
+    store: RunStore,
+    machine: Machine,
+    engine: Engine,
+    on_progress: OnSuiteProgress | None,
+) -> list[Failure]:
     wanted = {spec for whole in groups for group in whole for spec in group.specs()}
     done = wanted & {result.spec for result in stored}
 
@@ -98,13 +115,21 @@ def run_suite(
     return failures
 
 
-def _make_groups(suite: Suite, stored: Sequence[RunResult]) -> list[list[Group]]:
-    """Each task's groups, which must train on the data of the runs that are there."""
+def _plan(suite: Suite, stored: Sequence[RunResult], folder: Path) -> list[list[Group]]:
+    """Each task's groups, which must fit the runs that are there: their data, lengths and weights.
+
+    Raises:
+        ValueError: See `run_suite`.
+        OSError, ImportError: Weights cannot be loaded.
+    """
+    _check_lengths(suite, stored, folder)
     datasets = {result.spec.task: result.facts.dataset for result in stored}
-    return [
+    groups = [
         [group._replace(dataset=datasets.get(task, "")) for group in suite.groups(task)]
         for task in suite.tasks
     ]
+    _check_weights(groups[0], stored, folder)
+    return groups
 
 
 def _missing(groups: Sequence[Sequence[Group]], done: Set[RunSpec]) -> list[list[Group]]:

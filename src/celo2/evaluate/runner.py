@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from celo2._checks import check_rates, check_seeds
 from celo2.baselines import EvalParams
 from celo2.evaluate.grid import RunGrid
 from celo2.evaluate.program import MakeFromSchedule, Program, Record, Runs
@@ -185,9 +186,10 @@ def _lowest(losses: np.ndarray) -> float:
 
 
 def _check(learning_rates: Sequence[float], seeds: Sequence[int], steps: int) -> None:
-    if not len(learning_rates) or not all(rate > 0 and math.isfinite(rate) for rate in learning_rates):
-        raise ValueError(f"learning rates must be one or more positive numbers, got {list(learning_rates)}.")
-    if not len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise ValueError(f"seeds must be one or more whole numbers in [0, 2³²), got {list(seeds)}.")
+    check_rates("learning rates", tuple(learning_rates))
+    if not len(seeds):
+        raise ValueError("seeds must be one or more whole numbers in [0, 2³²), got none.")
+    for seed in seeds:
+        check_seeds(seed)
     if steps < 2:
         raise ValueError(f"a run needs at least 2 steps (warm-up and decay), got {steps}.")

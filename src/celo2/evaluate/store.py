@@ -6,6 +6,7 @@ under `OPTIMIZER/NAME`.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import asdict, fields
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from celo2._files import write_atomic
 from celo2.evaluate.compare import CompareConfig, CompareResult, Entry
 from celo2.evaluate.plots import draw_figure, figure_svg, save_png
 from celo2.evaluate.protocol import SELECTION
@@ -44,14 +46,16 @@ def save_result(result: CompareResult, folder: Path) -> dict[str, Path]:
     }
     paths = {kind: folder / name for kind, name in names.items()}
     text = json.dumps(as_json(result), indent=1, allow_nan=False, ensure_ascii=False)
-    paths["results"].write_text(text + "\n", encoding="utf-8")
+    write_atomic(paths["results"], f"{text}\n".encode())
     arrays = {
         f"{entry.name}/{name}": array for entry in result.entries for name, array in _curves(entry).items()
     }
-    np.savez_compressed(paths["curves"], allow_pickle=False, **arrays)
+    stream = io.BytesIO()
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
+    write_atomic(paths["curves"], stream.getvalue())
     figure = draw_figure(result)
     save_png(figure, paths["figure"])
-    paths["report"].write_text(render_report(result, figure_svg(figure)), encoding="utf-8")
+    write_atomic(paths["report"], render_report(result, figure_svg(figure)).encode())
     return paths
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from celo2._checks import check_count, check_rates, check_seeds
+from celo2._files import parse_object
 from celo2.baselines import OptimizerSpec, check_optimizer_name, find_optimizer, sets_own_rate
 from celo2.config import nearest_name
+from celo2.constants import FLOAT32_MAX
 from celo2.evaluate.protocol import SCHEDULES
 from celo2.evaluate.runs import RunSpec
 from celo2.tasks.registry import check_task_name
@@ -30,7 +31,7 @@ class Suite:
         name: For the report.
         tasks: Names of tasks (`celo2.tasks.registry`), most of them with a size: `NAME@tiny`.
         optimizers: Names of optimizers (`celo2.baselines`).
-        learning_rates: Values in the default grid of each optimizer; one that sets its own step sizes has
+        num_learning_rates: Values in the default grid of each optimizer; one that sets its own step sizes has
             one run in place of them.
         rates_of: Learning rates of optimizers that have others than their default grid: those of a
             published sweep, say. The report says who was tuned over more settings.
@@ -49,7 +50,7 @@ class Suite:
     name: str
     tasks: tuple[str, ...]
     optimizers: tuple[str, ...]
-    learning_rates: int = 7
+    num_learning_rates: int = 7
     rates_of: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     weight_decays: tuple[float, ...] = (0.0,)
     seeds: int = 3
@@ -64,15 +65,17 @@ class Suite:
             values = getattr(self, field)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{field} must be one or more different ones, got {list(values)}.")
-        for field, least in (("learning_rates", 1), ("seeds", 1), ("first_seed", 0), ("steps", 2)):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} must be at least {least}, got {getattr(self, field)}.")
+        for field, least in (("num_learning_rates", 1), ("seeds", 1), ("steps", 2)):
+            check_count(field, getattr(self, field), least)
+        check_seeds(self.first_seed, self.seeds)
         for task in self.tasks:
             check_task_name(task)
         for optimizer in self.optimizers:
             check_optimizer_name(optimizer)
-        if not all(0 <= decay < math.inf for decay in self.weight_decays):
-            raise ValueError(f"weight decays must not be negative, got {list(self.weight_decays)}.")
+        if not all(0 <= decay <= FLOAT32_MAX for decay in self.weight_decays):
+            raise ValueError(
+                f"weight decays must be finite and not negative, got {list(self.weight_decays)!s:.200}."
+            )
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"unknown schedule {self.schedule!r}{nearest_name(self.schedule, SCHEDULES)} "
@@ -81,10 +84,9 @@ class Suite:
         for optimizer, rates in self.rates_of.items():
             _check_rates(optimizer, rates, self.optimizers)
         for task, steps in self.steps_of.items():
-            if task not in self.tasks or steps < 2:
-                raise ValueError(
-                    f"steps_of has {steps} steps (≥ 2) for {task!r}, which must be one of the tasks."
-                )
+            if task not in self.tasks:
+                raise ValueError(f"steps_of has steps for {task!r}, which must be one of the tasks.")
+            check_count(f"steps_of {task!r}", steps, 2)
 
     def groups(self, task: str) -> list[Group]:
         """What is trained of a task, a group for each optimizer and weight decay."""
@@ -94,7 +96,7 @@ class Suite:
             Group(
                 task=task,
                 optimizer=name,
-                learning_rates=self.rates_of.get(name) or spec.learning_rates(self.learning_rates),
+                learning_rates=self.rates_of.get(name) or spec.learning_rates(self.num_learning_rates),
                 weight_decay=decay,
                 seeds=seeds,
                 steps=steps,
@@ -162,8 +164,7 @@ def _check_rates(optimizer: str, rates: Sequence[float], optimizers: Sequence[st
         raise ValueError(f"rates_of has rates for {optimizer!r}, which must be one of the optimizers.")
     if sets_own_rate(optimizer):
         raise ValueError(f"{optimizer!r} sets its own step sizes; leave it out of rates_of.")
-    if not rates or len(set(rates)) != len(rates) or not all(0 < rate < math.inf for rate in rates):
-        raise ValueError(f"rates_of {optimizer!r} must be different positive numbers, got {list(rates)}.")
+    check_rates(f"rates_of {optimizer!r}", rates)
 
 
 def _spec(name: str, steps: int) -> OptimizerSpec:
@@ -180,17 +181,23 @@ def load_suite(name_or_path: str, **changes: Any) -> Suite:
     Raises:
         ValueError: No suite and no file has this name, or the file's content is unfit.
     """
-    try:
-        content = _read(name_or_path)
-    except (UnicodeDecodeError, json.JSONDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"{name_or_path} cannot be read as TOML (or JSON, if so named): {error}") from error
+    content = _read(name_or_path)
     fields = {field.name for field in dataclasses.fields(Suite)}
     unknown = [name for name in content if name not in fields]
+    if "learning_rates" in unknown:
+        raise ValueError(
+            f"{name_or_path}: learning_rates is now num_learning_rates, how many of each optimizer's default "
+            "grid; rates themselves go into [rates_of]."
+        )
     if unknown:
         raise ValueError(
             f"{name_or_path}: unknown field {unknown[0]!r}{nearest_name(unknown[0], fields)} "
             f"There are {', '.join(sorted(fields))}."
         )
+    for name, value in content.items():
+        fits, wanted = _TYPES[name]
+        if not fits(value):
+            raise ValueError(f"{name_or_path}: {name} must be {wanted}, got {value!r:.80}.")
     content = {"name": Path(name_or_path).stem, **content, **changes}
     tasks = tuple(content.get("tasks", ()))
     content["steps_of"] = {
@@ -199,15 +206,53 @@ def load_suite(name_or_path: str, **changes: Any) -> Suite:
         if task in tasks or "tasks" not in changes
     }
     content["rates_of"] = {
-        name: tuple(map(float, rates))
+        name: tuple(rates)
         for name, rates in content.get("rates_of", {}).items()
         if name in content.get("optimizers", ()) or "optimizers" not in changes
     }
     lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
     try:
-        return Suite(**{**content, **lists})
-    except TypeError as error:
+        suite = Suite(**{**content, **lists})
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name_or_path}: {error}") from error
+    rates = {name: tuple(map(float, values)) for name, values in suite.rates_of.items()}
+    return dataclasses.replace(suite, rates_of=rates, weight_decays=tuple(map(float, suite.weight_decays)))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _each(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "name": (_is_text, "a text"),
+    "tasks": (_are(_is_text), "a list of texts"),
+    "optimizers": (_are(_is_text), "a list of texts"),
+    "num_learning_rates": (_is_whole, "a whole number"),
+    "rates_of": (_each(_are(_is_number)), "a table of lists of numbers"),
+    "weight_decays": (_are(_is_number), "a list of numbers"),
+    "seeds": (_is_whole, "a whole number"),
+    "first_seed": (_is_whole, "a whole number"),
+    "steps": (_is_whole, "a whole number"),
+    "steps_of": (_each(_is_whole), "a table of whole numbers"),
+    "schedule": (_is_text, "a text"),
+}
+"""Field of a suite's file → whether a value has its type, and the type in words."""
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
@@ -220,5 +265,8 @@ def _read(name_or_path: str) -> dict[str, Any]:
             f"no suite {name_or_path!r}{nearest_name(name_or_path, SUITES)} Expected {', '.join(SUITES)}, "
             "or the path of a TOML or JSON file."
         )
-    text = path.read_text(encoding="utf-8")
-    return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    try:
+        text = path.read_text(encoding="utf-8")
+        return parse_object(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name_or_path} cannot be read as TOML (or JSON, if so named): {error}") from error

@@ -13,6 +13,7 @@ import numpy as np
 
 from celo2.evaluate import stats
 from celo2.evaluate.cells import Cell, stack_curves
+from celo2.evaluate.labels import page_label
 from celo2.evaluate.plots import COLORS
 from celo2.evaluate.runs import RunResult
 from celo2.evaluate.scores import Standings, TaskRuns
@@ -72,25 +73,28 @@ def figure_data(standings: Standings, rows: Sequence[OptimizerRow]) -> dict[str,
     """Everything that the page draws, in JSON's types."""
     thresholds, profiles = make_profile(standings)
     return {
-        "baseline": standings.baseline,
+        "baseline": page_label(standings.baseline),
         "optimizers": [
-            {"name": name, "color": line_style(i)[0], "dash": LINES[line_style(i)[1]]}
+            {"name": page_label(name), "color": line_style(i)[0], "dash": LINES[line_style(i)[1]]}
             for i, name in enumerate(standings.optimizers)
         ],
         "tasks": [_task_data(task) for task in standings.tasks],
         "scores": [_score_data(row) for row in rows if row.score is not None],
-        "profile": {"x": _plain(thresholds), "y": {name: _plain(y) for name, y in profiles.items()}},
+        "profile": {
+            "x": _plain(thresholds),
+            "y": {page_label(name): _plain(y) for name, y in profiles.items()},
+        },
     }
 
 
 def _task_data(task: TaskRuns) -> dict[str, Any]:
     return {
-        "label": task.label,
+        "label": page_label(task.label),
         "what": "return" if task.returns else "loss",
         "tokens": task.facts.tokens_per_batch,
         "top": upper_limit(task),
-        "curves": {name: _curve_data(task, cell) for name, cell in task.cells.items()},
-        "rates": {name: _rate_data(task, cell) for name, cell in task.cells.items()},
+        "curves": {page_label(name): _curve_data(task, cell) for name, cell in task.cells.items()},
+        "rates": {page_label(name): _rate_data(task, cell) for name, cell in task.cells.items()},
     }
 
 
@@ -121,7 +125,10 @@ def _score_data(row: OptimizerRow) -> dict[str, Any]:
     score = math.nan if row.score is None else row.score
     interval = row.over_tasks or row.over_seeds or stats.Interval(score, score)
     numbers = {"score": score, "low": interval.low, "high": interval.high}
-    return {"name": row.optimizer, **{key: x if math.isfinite(x) else None for key, x in numbers.items()}}
+    return {
+        "name": page_label(row.optimizer),
+        **{key: x if math.isfinite(x) else None for key, x in numbers.items()},
+    }
 
 
 def _band(task: TaskRuns, cell: Cell, curve: Callable[[RunResult], tuple[np.ndarray, np.ndarray]]) -> Band:

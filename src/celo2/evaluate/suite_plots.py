@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from celo2.evaluate.labels import figure_label
 from celo2.evaluate.plots import STYLE, scale_losses
 from celo2.evaluate.scores import Standings, TaskRuns
 from celo2.evaluate.suite_curves import line_style, make_profile, train_band, upper_limit
@@ -36,7 +37,7 @@ def draw_curves(standings: Standings) -> Figure:
         for axes in panels[count:]:
             axes.set_visible(False)
         handles = [
-            Line2D([], [], color=_color(i), linestyle=_dash(i), label=name)
+            Line2D([], [], color=_color(i), linestyle=_dash(i), label=figure_label(name))
             for i, name in enumerate(standings.optimizers)
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)))
@@ -67,7 +68,7 @@ def _draw_task(axes: Axes, task: TaskRuns, optimizers: Sequence[str]) -> None:
     top = upper_limit(task)
     if top is not None and axes.get_ylim()[0] < top < axes.get_ylim()[1]:
         axes.set_ylim(top=top)
-    axes.set_title(task.label, fontsize=8.5)
+    axes.set_title(figure_label(task.label), fontsize=8.5)
     axes.set_xlabel("steps")
     axes.set_ylabel("return" if task.returns else "training loss")
 
@@ -81,9 +82,10 @@ def _draw_intervals(axes: Axes, standings: Standings, rows: Sequence[OptimizerRo
                 axes.plot(interval, [place, place], color=color, lw=width, alpha=0.7)
         axes.plot(np.array([row.score]), [place], "o", color=color)
     axes.axvline(1.0, color="0.6", lw=0.8, ls=":")
-    axes.set_yticks(range(len(rows)), [row.optimizer for row in rows])
+    axes.set_yticks(range(len(rows)), [figure_label(row.optimizer) for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel(f"score, IQM ({standings.baseline} = 1; 95 % over tasks and seeds; thick: over seeds)")
+    baseline = figure_label(standings.baseline)
+    axes.set_xlabel(f"score, IQM ({baseline} = 1; 95 % over tasks and seeds; thick: over seeds)")
     axes.set_title("Scores")
 
 
@@ -91,7 +93,7 @@ def _draw_profiles(axes: Axes, standings: Standings) -> None:
     thresholds, profiles = make_profile(standings)
     for name, shares in profiles.items():
         index = standings.optimizers.index(name)
-        axes.plot(thresholds, shares, _dash(index), color=_color(index), lw=1.5, label=name)
+        axes.plot(thresholds, shares, _dash(index), color=_color(index), lw=1.5, label=figure_label(name))
     axes.axvline(1.0, color="0.6", lw=0.8, ls=":")
     if thresholds[-1] > 5 * thresholds[0]:  # otherwise a log scale has hardly a tick
         axes.set_xscale("log")

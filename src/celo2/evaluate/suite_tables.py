@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from celo2.evaluate.labels import markdown_cell, shorten
 from celo2.evaluate.mean_std import MeanStd
 from celo2.evaluate.stats import Interval
 from celo2.evaluate.suite_summary import OptimizerRow, TaskRow
@@ -51,7 +52,7 @@ def summary_table(rows: Sequence[OptimizerRow], baseline: str) -> Table:
         "score (IQM)",
         "95 % over seeds",
         "95 % over tasks",
-        f"P(better than {baseline})",
+        f"P(better than {shorten(baseline)})",
         "speed-up, steps",
         "speed-up, time",
         "time/step",
@@ -94,19 +95,23 @@ def overview_table(rows: Sequence[TaskRow], optimizers: Sequence[str]) -> Table:
         finals = [row.final_train_loss.mean for row in found.values() if row.final_train_loss]
         best = min(finals, default=math.nan)
         lines.append([Datum(task, task), *(_final(found.get(name), best) for name in optimizers)])
-    return Table(("task", *optimizers), lines)
+    return Table(("task", *map(shorten, optimizers)), lines)
 
 
 def as_markdown_table(table: Table) -> list[str]:
     """Lines of Markdown; marked cells are bold."""
-    rows = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in table.rows]
-    head = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)]]
+    rows = [[(f"**{text}**" if best else text) for text, best in map(_marked, row)] for row in table.rows]
+    head = [list(map(markdown_cell, table.columns)), ["---", *["---:"] * (len(table.columns) - 1)]]
     return [f"| {' | '.join(cells)} |" for cells in (*head, *rows)]
+
+
+def _marked(datum: Datum) -> tuple[str, bool]:
+    return markdown_cell(datum.text), datum.best
 
 
 def _summary_cells(row: OptimizerRow) -> list[Datum]:
     return [
-        Datum(row.optimizer, row.optimizer),
+        Datum(shorten(row.optimizer), row.optimizer),
         _number(row.tasks, "d"),
         _number(row.score, ".3f"),
         _interval(row.over_seeds),
@@ -125,7 +130,7 @@ def _task_cells(row: TaskRow, returns: bool) -> list[Datum]:
     ratio = "" if row.time_ratio is None else f" ({row.time_ratio:.2g}×)"
     width = _number(row.width, ".2f")
     return [
-        Datum(row.optimizer, row.optimizer),
+        Datum(shorten(row.optimizer), row.optimizer),
         _mean(row.final_train_loss, returns),
         _mean(row.best_valid_loss, returns),
         _mean(row.accuracy) if row.accuracy else Datum(NONE, None),

@@ -10,6 +10,7 @@ import numpy as np
 from celo2.baselines import sets_own_rate
 from celo2.evaluate.compare import CompareResult, Entry
 from celo2.evaluate.grid import RunGrid
+from celo2.evaluate.labels import shorten
 from celo2.evaluate.mean_std import MeanStd
 
 __all__ = ["MeanStd", "Summary", "caveats", "summarize"]
@@ -21,7 +22,7 @@ class Summary(NamedTuple):
     """One optimizer at its best learning rate.
 
     Attributes:
-        name: The optimizer.
+        name: The optimizer, as it is shown.
         learning_rate: The best; None when each has a run that diverged, and the losses are None then.
         final_train_loss: Over the last 5 % of the steps.
         best_train_loss: Over the best 5 % of consecutive steps.
@@ -68,7 +69,7 @@ def caveats(result: CompareResult) -> list[str]:
 def _summarize(entry: Entry, num_parameters: int, reference: float | None) -> Summary:
     grid = entry.grid
     return Summary(
-        name=entry.name,
+        name=shorten(entry.name),
         learning_rate=None if grid.best is None else float(grid.learning_rates[grid.best]),
         final_train_loss=_at_best(grid, grid.final_train_loss),
         best_train_loss=_at_best(grid, grid.best_train_loss),
@@ -91,25 +92,23 @@ def _at_best(grid: RunGrid, values: np.ndarray | None) -> MeanStd | None:
 
 
 def _caveats_of(entry: Entry) -> Iterator[str]:
-    grid = entry.grid
+    grid, name = entry.grid, shorten(entry.name)
     if grid.best is None:
-        yield f"{entry.name} diverged at every learning rate with at least one seed."
+        yield f"{name} diverged at every learning rate with at least one seed."
         return
     rate = f"{grid.learning_rates[grid.best]:g}"
     if sets_own_rate(entry.name):
-        yield f"{entry.name} sets its own step sizes: nothing of it was tuned."
+        yield f"{name} sets its own step sizes: nothing of it was tuned."
     elif len(grid.learning_rates) == 1:
-        yield f"{entry.name} had one learning rate only, {rate}: it is not tuned."
+        yield f"{name} had one learning rate only, {rate}: it is not tuned."
     elif grid.best_at_edge:
         highest = grid.learning_rates[grid.best] == grid.learning_rates.max()
         edge, other = ("highest", "higher") if highest else ("lowest", "lower")
-        yield (
-            f"{entry.name}: the best learning rate, {rate}, is the {edge} tried; a {other} one may be better."
-        )
+        yield (f"{name}: the best learning rate, {rate}, is the {edge} tried; a {other} one may be better.")
     lost = [
         f"{rate:g} ({diverged.sum()} of {diverged.size})"
         for rate, diverged in zip(grid.learning_rates, grid.diverged, strict=True)
         if diverged.any()
     ]
     if lost:
-        yield f"{entry.name} diverged at learning rate {', '.join(lost)}."
+        yield f"{name} diverged at learning rate {', '.join(lost)}."

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from celo2.evaluate.compare import CompareResult
+from celo2.evaluate.labels import cell
 from celo2.evaluate.protocol import SELECTION
 from celo2.evaluate.summary import Summary, summarize
 
@@ -39,7 +41,7 @@ def make_table(result: CompareResult, width: int = WIDE) -> Table:
     """
     task, config, rows = result.task, result.config, make_rows(result)
     table = Table(
-        title=f"{task.name} on {task.dataset}, {config.steps} steps",
+        title=escape(f"{task.name} on {task.dataset}, {config.steps} steps"),
         caption=f"at the learning rate with the {SELECTION} ({config.seeds}), ± their standard deviation",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -50,13 +52,13 @@ def make_table(result: CompareResult, width: int = WIDE) -> Table:
         for index, column in enumerate(COLUMNS):
             table.add_column(column.replace(" ", "\n"), justify="right" if index else "left", overflow="fold")
         for row, style in zip(rows, styles, strict=True):
-            table.add_row(*row, style=style)
+            table.add_row(*map(cell, row), style=style)
     else:
         table.add_column(COLUMNS[0])
         for row, style in zip(rows, styles, strict=True):
-            table.add_column(row[0], justify="right", overflow="fold", style=style)
+            table.add_column(cell(row[0]), justify="right", overflow="fold", style=style)
         for cells in zip(COLUMNS[1:], *(row[1:] for row in rows), strict=True):
-            table.add_row(*cells)
+            table.add_row(*map(cell, cells))
     return table
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import optax
 
+from celo2._signals import interruptible_pool
 from celo2.evaluate.program import TrainState, make_step
 from celo2.jax.compilation import compiler_options
 from celo2.tasks.base import Batch, Task
@@ -69,7 +69,7 @@ class StepTimer:
         self._candidates = {
             name: _Candidate(task, optimizer, batch) for name, optimizer in optimizers.items()
         }
-        with ThreadPoolExecutor() as pool:
+        with interruptible_pool() as pool:
             list(pool.map(_Candidate.compile, self._candidates.values()))
 
     def measure(self) -> dict[str, StepCost]:

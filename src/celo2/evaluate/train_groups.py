@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from celo2._signals import interruptible_pool
 from celo2.baselines import OptimizerSpec, find_optimizer
 from celo2.evaluate.environment import describe_environment, describe_task
 from celo2.evaluate.runner import DEFAULT_MAX_MEMORY, GridRunner, Progress
@@ -85,14 +86,10 @@ def train_groups(
         )
         yield from (Failure(group, reason) for group in groups)
         return
-    with ThreadPoolExecutor() as pool:
+    with interruptible_pool() as pool:
         prepared = [pool.submit(_prepare, shared, group, machine) for group in groups]
-        try:
-            for future in prepared:
-                future.exception()  # waits
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        for future in prepared:
+            future.exception()  # waits
     for group, future in zip(groups, prepared, strict=True):
         yield _train(group, facts, future, on_progress)
     jax.clear_caches()  # of programs that no other task uses

@@ -3,7 +3,7 @@
 Of several processes only the first writes, except that each writes its part of a checkpoint. The folder is
 one that all of them see.
 
-OUT/config.json                  the recipe
+OUT/config.json, options.json    the recipe, and how it is run (`recipe.py`)
 OUT/start.safetensors            the weights it starts from, if the recipe names some
 OUT/metrics.jsonl                one line for each outer iteration
 OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first, and checksums
@@ -17,7 +17,8 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,13 +29,16 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from celo2._files import write_atomic
+from celo2._checks import check_out_folder
+from celo2._files import remove_partial_files, write_atomic
+from celo2._locks import lock_folder
 from celo2.meta import distributed, outer
-from celo2.meta.checksums import find_damage, write_checksums
+from celo2.meta.checksums import Ranking, rank_checkpoints, write_checksums
 from celo2.meta.config import MetaConfig
 from celo2.meta.faults import writing
-from celo2.meta.metrics import METRICS_FILE, read_metrics
+from celo2.meta.metrics import METRICS_FILE, load_metrics, read_metrics
 from celo2.meta.outer import OuterState
+from celo2.meta.recipe import RECIPE_FILE, check_recipe, write_recipe
 from celo2.meta.start import BUILT_IN, load_start
 from celo2.meta.truncation import InnerState
 from celo2.meta.variants import make_weights, save_weights
@@ -53,15 +57,15 @@ def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
 
 
 class RunFiles:
-    """The folder of one run, a context that waits for pending writes.
+    """The folder of one run, a context that waits for pending writes and gives the folder free.
 
     Args:
-        folder: Made if it does not exist.
+        folder: Made by `start` if it does not exist.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = ExitStack()
         self._metrics = self.folder / METRICS_FILE
         self._start = self.folder / START_FILE
 
@@ -73,6 +77,7 @@ class RunFiles:
         """
         return ocp.CheckpointManager(
             self.folder / "checkpoints",
+            item_handlers=ocp.StandardCheckpointHandler(),  # or an empty newest one decides how all are read
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
             ),
@@ -87,18 +92,32 @@ class RunFiles:
         # After an error other processes may not come to where they would wait for each other.
         if error is None or not jax.distributed.is_initialized():
             self.close()
+        self._lock.close()
 
     def close(self) -> None:
-        """Waits for pending writes."""
+        """Waits for pending writes, and lets others write into the folder."""
         if "_manager" in vars(self):
             self._manager.close()
+        self._lock.close()
+
+    def check(self, *, resume: bool) -> None:
+        """Finds out whether a run may begin here, or go on, before there has been any work.
+
+        Raises:
+            FileExistsError, FileNotFoundError: See `start`.
+            OSError: The folder cannot be made or written.
+        """
+        if distributed.is_first():
+            self._check_there(self.folder / RECIPE_FILE, resume=resume)
+            check_out_folder(self.folder)
 
     def start(self, config: MetaConfig, *, resume: bool) -> None:
         """Writes the recipe of a new run and what it starts from, or checks that a resumed one has the same.
 
-        The first process does it; the others wait.
+        The first process does it; the others wait. From then on no other run may write into the folder.
 
         Raises:
+            FolderInUseError: Another run does.
             FileExistsError: A new run in a folder that holds one.
             FileNotFoundError: Nothing to resume.
             ValueError: The resumed run has another recipe, or the weights to start from have other options.
@@ -108,30 +127,27 @@ class RunFiles:
         distributed.wait_for_all()
 
     def _start_or_check(self, config: MetaConfig, *, resume: bool) -> None:
-        path = self.folder / "config.json"
-        if not resume:
-            if path.exists():
-                raise FileExistsError(
-                    f"{self.folder} already holds a run; continue it with --resume or choose another --out."
-                )
-            if config.start not in BUILT_IN:
-                start = load_start(config)
-                with writing(self._start):
-                    save_weights(self._start, start)
-            with writing(path):
-                write_atomic(path, config.to_json().encode())
+        path = self.folder / RECIPE_FILE
+        self._check_there(path, resume=resume)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock.enter_context(lock_folder(self.folder, "celo2 meta-train"))
+        self._check_there(path, resume=resume)  # another run may have begun since
+        if resume:
+            check_recipe(self.folder, config)
+            remove_partial_files(self.folder)
             return
-        if not path.exists():
+        if config.start not in BUILT_IN:
+            start = load_start(config)
+            with writing(self._start):
+                save_weights(self._start, start)
+        write_recipe(self.folder, config)
+
+    def _check_there(self, path: Path, *, resume: bool) -> None:
+        if resume and not path.exists():
             raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume.")
-        saved = json.loads(MetaConfig.from_json(path.read_text()).to_json())  # newer options at their default
-        given = json.loads(config.to_json())
-        differing = {name: (saved.get(name), given[name]) for name in given if saved.get(name) != given[name]}
-        if differing:
-            listed = ", ".join(
-                f"{name}: {old!r} before, {new!r} now" for name, (old, new) in differing.items()
-            )
-            raise ValueError(
-                f"{self.folder} was started with another recipe ({listed}); use the same options."
+        if not resume and path.exists():
+            raise FileExistsError(
+                f"{self.folder} already holds a run; continue it with --resume or choose another --out."
             )
 
     def with_own_start(self, config: MetaConfig) -> MetaConfig:
@@ -141,55 +157,63 @@ class RunFiles:
     def restore(
         self, config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
     ) -> OuterState | None:
-        """The newest readable state, its arrays placed as `outer.init` places them; None without one.
+        """The newest whole state, its arrays placed as `outer.init` places them; None before there was one.
 
-        The metrics written after that checkpoint are dropped, since their iterations run again.
+        Later checkpoints, which are not whole, are removed, and so are the metrics written after it, since
+        their iterations run again.
 
         Raises:
-            ValueError: There are whole checkpoints, and none of them fits the run.
+            ValueError: There is or was a checkpoint, and none can be read; nothing has been removed.
         """
         like = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
             _as_saved(outer.init(config, mesh, optimizer)),
         )
-        steps = self._manager.all_steps()
+        steps, ranking = self._manager.all_steps(), Ranking([], {})  # all processes ask for them together
         if distributed.is_first():
-            self._remove_damaged(steps)
-        distributed.wait_for_all()
-        self._manager.reload()
-        unreadable: dict[int, Exception] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+            ranking = rank_checkpoints(self.folder / "checkpoints", steps)
+        doubts = dict(ranking.doubts)
+        for step in _agreed(ranking.steps):
             try:
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type:
-                ignore[call - arg]
-            except (ValueError, OSError, KeyError) as error:
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
+            except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
                 if jax.process_count() > 1:
                     raise  # the others may have read their part
-                print(f"checkpoint {step} is not readable ({type(error).__name__}: {error}); trying an older")
-                unreadable[step] = error
+                doubts[step] = f"{type(error).__name__}: {error}"
                 continue
-            for newer in unreadable:  # their iterations run again
-                self._manager.delete(newer)
-            self._drop_metrics_after(step)
+            self._go_back_to(step, doubts)
             return _from_saved(state)
-        if unreadable:
-            last = next(iter(unreadable.values()))
-            raise ValueError(
-                f"no checkpoint of {self.folder} can be read ({type(last).__name__}: {last}), and none "
-                "was removed; they may be another version's: resume with it, or begin with another --out."
-            )
+        self._check_that_none_was_lost(doubts)
         self._drop_metrics_after(0)
         return None
 
-    def _remove_damaged(self, steps: Iterable[int]) -> None:
-        """Removes the newest checkpoints until one is as it was written."""
-        for step in sorted(steps, reverse=True):
-            folder = self._step_folder(step)
-            damage = find_damage(folder)
-            if not damage:
-                return
-            print(f"checkpoint {step} is not readable ({damage}); trying an older")
-            shutil.rmtree(folder)
+    def _go_back_to(self, step: int, doubts: Mapping[int, str]) -> None:
+        """Removes what is later than a checkpoint that has been read: its iterations run again."""
+        if distributed.is_first():
+            for other, doubt in sorted(doubts.items(), reverse=True):
+                if other > step:
+                    print(f"checkpoint {other} is not readable ({doubt}); going back to {step}")
+                    shutil.rmtree(self._step_folder(other))
+                elif other == step:
+                    print(f"checkpoint {step} is taken, though {doubt}: there is no better one")
+        distributed.wait_for_all()
+        self._manager.reload()
+        self._drop_metrics_after(step)
+
+    def _check_that_none_was_lost(self, doubts: Mapping[int, str]) -> None:
+        """Raises a ValueError where a run would begin anew though it had been further."""
+        if doubts:
+            listed = "; ".join(f"{step}: {doubt:.200}" for step, doubt in sorted(doubts.items()))
+            raise ValueError(
+                f"no checkpoint of {self.folder} can be read ({listed}), and nothing was removed. They may "
+                "be another version's: resume with it, put back a copy, or begin with another --out."
+            )
+        weights = sorted((self.folder / "weights").glob("*.safetensors"))
+        if weights:
+            raise ValueError(
+                f"{self.folder / 'checkpoints'} has no checkpoint, though there was one, with "
+                f"{weights[-1]}. Put it back, or begin with another --out, from these weights by --start."
+            )
 
     def save(self, state: OuterState, config: MetaConfig, provenance: Mapping[str, str]) -> Path:
         """Writes the state and its weights; returns the weights' path.
@@ -238,7 +262,10 @@ class RunFiles:
     def _drop_metrics_after(self, step: int) -> None:
         """The first process does it; the others wait."""
         if distributed.is_first():
-            kept = [record for record in self.read_metrics() if record["step"] <= step]
+            records, faults = load_metrics(self.folder)
+            for fault in faults:
+                print(fault)
+            kept = [record for record in records if record["step"] <= step]
             if len(kept) < step:
                 print(
                     f"{self._metrics} has lost {step - len(kept)} of the iterations up to {step}; "
@@ -247,6 +274,14 @@ class RunFiles:
             with writing(self._metrics):
                 write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
         distributed.wait_for_all()
+
+
+def _agreed(steps: Sequence[int]) -> Sequence[int]:
+    """The checkpoints to try, as the first process has found them; several processes try the best only."""
+    if jax.process_count() == 1:
+        return steps
+    (first,) = distributed.agree(steps[0] + 1 if steps else 0)
+    return [first - 1] if first else []
 
 
 def _as_saved(state: OuterState) -> OuterState:

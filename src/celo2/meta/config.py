@@ -9,7 +9,10 @@ import math
 import os
 from pathlib import Path
 
+from celo2._checks import check_count, check_seeds
+from celo2._files import parse_object
 from celo2.config import RuleConfig, nearest_name
+from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
 from celo2.meta.choices import (
     CHOICES,
     Estimator,
@@ -105,7 +108,7 @@ class MetaConfig:
         batch_size: Examples in an inner batch; for text, bytes to be predicted.
         start: "random"; "adam", where the rule is Adam with Nesterov momentum until it learns better; or
             weights, anything that `celo2.load_checkpoint` takes.
-        seed: Of everything random.
+        seed: Of everything random, in [0, 2³²).
     """
 
     variant: Variant = "celo2"
@@ -165,12 +168,16 @@ class MetaConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for name in _POSITIVE:
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive and finite, got {value}.")
+            if not FLOAT32_TINY <= value <= FLOAT32_MAX:
+                raise ValueError(f"{name} must be positive and finite in float32, got {value}.")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and not negative, got {value}.")
+            if not 0 <= value <= FLOAT32_MAX:
+                raise ValueError(f"{name} must be finite in float32 and not negative, got {value}.")
+        for field in dataclasses.fields(self):
+            if isinstance(field.default, int) and field.name != "seed":
+                check_count(field.name, getattr(self, field.name))
+        check_seeds(self.seed)
         check_outer(self)
         check_variant(self)
         if not 1 <= self.rate_spread < math.inf:
@@ -265,9 +272,7 @@ class MetaConfig:
             ValueError: The text is not a JSON object, or has an unknown name, or a value of the wrong
                 type or range.
         """
-        options = json.loads(text)
-        if not isinstance(options, dict):
-            raise ValueError(f"a meta-training config is a JSON object, got {type(options).__name__}.")
+        options = parse_object(text)
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         for name, value in options.items():
             if name not in defaults:

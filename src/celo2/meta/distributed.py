@@ -23,6 +23,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from celo2._signals import exit_status
+
 __all__ = [
     "ProcessLostError",
     "agree",
@@ -115,10 +117,14 @@ def leaving_on_error() -> Iterator[None]:
     """Ends one of several processes, as `leave` does, on what nobody has foreseen, say a second Ctrl-C."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if jax.distributed.is_initialized():
-            traceback.print_exc()
-            leave(1)
+            if not isinstance(error, KeyboardInterrupt):
+                traceback.print_exc()
+                leave(1)
+            if is_first():
+                print(f"celo2: {str(error) or 'interrupted.'}", file=sys.stderr)
+            leave(exit_status(error))
         raise
 
 

@@ -51,7 +51,7 @@ class SkipLimit:
 
     def __init__(self, max_share: float, window: int, history: Iterable[Mapping[str, Any]] = ()) -> None:
         self._max_share = max_share
-        self._recent = deque((bool(record["skipped"]) for record in history), maxlen=window)
+        self._recent = deque((bool(record.get("skipped")) for record in history), maxlen=window)
 
     def check(self, records: Iterable[Mapping[str, Any]]) -> str:
         """Takes iterations' records, with `step` and `skipped`; returns what is first wrong, or nothing."""

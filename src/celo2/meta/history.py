@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from celo2._files import read_records
-from celo2.meta.metrics import METRICS_FILE, read_metrics
-from celo2.meta.probe.log import PROBES_FILE, best_of
+from celo2._files import read_object
+from celo2.meta.metrics import METRICS_FILE, load_metrics
+from celo2.meta.probe.log import best_of, load_probes
 
 __all__ = ["RunHistory", "is_run", "load_history", "smooth"]
 
@@ -30,6 +29,7 @@ class RunHistory:
         recipe: Its options; empty if they cannot be read.
         records: What each iteration reported, the oldest first.
         probes: What each probe reported, the oldest first.
+        faults: What is wrong with the files, in sentences; it is left out.
     """
 
     name: str
@@ -37,6 +37,7 @@ class RunHistory:
     recipe: Record
     records: Sequence[Record]
     probes: Sequence[Record]
+    faults: Sequence[str] = ()
 
     @cached_property
     def steps(self) -> np.ndarray:
@@ -93,24 +94,23 @@ def is_run(folder: Path) -> bool:
 
 
 def load_history(folder: Path, name: str) -> RunHistory:
-    """Reads a run's folder; a line that is torn, or has no step, is left out.
+    """Reads a run's folder; what is damaged in it is left out, and told in `faults`.
 
     Raises:
         ValueError: No iteration has been written yet.
     """
-    records = read_metrics(folder)
+    records, faults = load_metrics(folder)
     if not records:
         raise ValueError(
             f"{folder / METRICS_FILE} has no iteration yet; wait for the first, or name another run."
         )
-    probes = [
-        record for record in read_records(folder / PROBES_FILE) if {"step", "score", "tasks"} <= record.keys()
-    ]
+    probes = load_probes(folder)
+    recipe: Record = {}
     try:
-        recipe = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        recipe = {}
-    return RunHistory(name, folder, recipe, records, probes)
+        recipe = read_object(folder / "config.json")
+    except (OSError, ValueError) as error:
+        faults.append(f"the recipe cannot be read: {error}")
+    return RunHistory(name, folder, recipe, records, probes.records, [*faults, *probes.faults])
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from celo2.evaluate.labels import figure_label
 from celo2.evaluate.plots import COLORS, STYLE, scale_losses
 from celo2.meta.history import RunHistory, smooth
 
@@ -110,7 +111,7 @@ def _draw_faults(axes: Axes, runs: Sequence[RunHistory]) -> None:
             counts = np.nancumsum(run.column(name))
             shown = _thin(len(counts))
             label = label if len(runs) == 1 else f"{label}, {run.name}"
-            axes.plot(run.steps[shown], counts[shown], dash, color=color, lw=1.4, label=label)
+            axes.plot(run.steps[shown], counts[shown], dash, color=color, lw=1.4, label=figure_label(label))
     axes.set_yscale("symlog", linthresh=1.0)
     axes.set_ylim(bottom=0.0)
     axes.set_title("Resets and faults so far")
@@ -126,9 +127,18 @@ def _draw_probes(axes: Axes, runs: Sequence[RunHistory]) -> None:
             color, label = COLORS[-1], "all tasks"
             for number, task in enumerate(run.probe_tasks):
                 style: Any = {"color": COLORS[number % len(COLORS)], "marker": MARKS[number % len(MARKS)]}
-                axes.plot(run.probe_steps, run.probe_ratios(task), ":", ms=3, lw=0.9, label=task, **style)
+                axes.plot(
+                    run.probe_steps,
+                    run.probe_ratios(task),
+                    ":",
+                    ms=3,
+                    lw=0.9,
+                    label=figure_label(task),
+                    **style,
+                )
         if run.probes:
-            axes.plot(run.probe_steps, np.exp(run.probe_scores), "o-", ms=4, lw=1.8, color=color, label=label)
+            style = {"ms": 4, "lw": 1.8, "color": color, "label": figure_label(label)}
+            axes.plot(run.probe_steps, np.exp(run.probe_scores), "o-", **style)
         if run.best_probe is not None:
             ratio = np.exp(run.best_probe["score"])
             axes.plot(run.best_probe["step"], ratio, "o", ms=10, mfc="none", mec=color)
@@ -143,7 +153,7 @@ def _draw_agreement(axes: Axes, runs: Sequence[RunHistory]) -> None:
         losses = run.meta_loss_at(run.probe_steps, smoothing_window(run))
         if np.isfinite(losses * run.probe_scores).any():
             color, mark = COLORS[index % len(COLORS)], MARKS[index % len(MARKS)]
-            axes.plot(losses, np.exp(run.probe_scores), mark, ms=5, color=color, label=run.name)
+            axes.plot(losses, np.exp(run.probe_scores), mark, ms=5, color=color, label=figure_label(run.name))
     axes.set_xlabel("meta-loss, nats, smoothed")
     axes.set_ylabel("exp(score) of the probe")
     axes.set_title("Probe against meta-loss")
@@ -156,9 +166,8 @@ def _draw_smoothed(
     """The raw numbers, faint, and their running mean over them."""
     shown = _thin(len(values))
     axes.plot(run.steps[shown], values[shown], lw=0.6, alpha=0.22, color=color)
-    axes.plot(
-        run.steps[shown], smooth(values, smoothing_window(run))[shown], dash, lw=1.6, color=color, label=label
-    )
+    smoothed = smooth(values, smoothing_window(run))[shown]
+    axes.plot(run.steps[shown], smoothed, dash, lw=1.6, color=color, label=figure_label(label))
 
 
 def _thin(count: int) -> np.ndarray:

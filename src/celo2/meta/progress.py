@@ -70,11 +70,12 @@ class Progress:
         self._bar.stop()
 
     def _count(self, record: Mapping[str, Any]) -> None:
-        self._skipped += record["skipped"]
-        self._ended += record.get("ended_runs", 0)  # runs from before these were counted have none
+        self._skipped += record.get("skipped", 0)  # runs from before these were counted have none
+        self._ended += record.get("ended_runs", 0)
         self._diverged += record.get("diverged_runs", 0)
-        if not record["skipped"] and record["meta_loss"] is not None:
-            self._weighted = SMOOTHING * self._weighted + (1 - SMOOTHING) * record["meta_loss"]
+        loss = record.get("meta_loss")
+        if not record.get("skipped") and loss is not None:
+            self._weighted = SMOOTHING * self._weighted + (1 - SMOOTHING) * loss
             self._weight = SMOOTHING * self._weight + (1 - SMOOTHING)
 
     def _faults(self) -> str:

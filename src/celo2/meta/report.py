@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 
 from celo2._files import write_atomic
+from celo2.evaluate.labels import cell, shorten
 from celo2.evaluate.page import render_page
 from celo2.evaluate.plots import figure_svg, save_png
 from celo2.meta.history import RunHistory, smooth
@@ -69,9 +70,9 @@ def make_table(runs: Sequence[RunHistory]) -> Table:
     table.add_column(COLUMNS[0])
     rows = make_rows(runs)
     for row in rows:
-        table.add_column(row[0], justify="right", overflow="fold")
+        table.add_column(cell(row[0]), justify="right", overflow="fold")
     for cells in zip(COLUMNS[1:], *(row[1:] for row in rows), strict=True):
-        table.add_row(*cells)
+        table.add_row(*map(cell, cells))
     return table
 
 
@@ -85,7 +86,7 @@ def _make_row(run: RunHistory) -> tuple[str, ...]:
     window, best = smoothing_window(run), run.best_probe
     losses = run.column("meta_loss")
     return (
-        run.name,
+        shorten(run.name),
         str(int(run.steps[-1])),
         _number(smooth(losses[:window], window)[-1], ".4f"),
         _number(smooth(losses, window)[-1], ".4f"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from celo2._extras import require
-from celo2._files import write_atomic
+from celo2._files import read_object, write_atomic
 from celo2.config import nearest_name
 
 __all__ = [
@@ -90,7 +90,7 @@ class WeightsAndBiases:
         import wandb  # pyright: ignore[reportMissingImports]
 
         note = folder / "wandb.json"
-        known = json.loads(note.read_text()) if first and note.exists() else {}
+        known = read_object(note) if first and note.exists() else {}
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or "celo2",
             name=folder.name,

@@ -6,8 +6,6 @@ import dataclasses
 import hashlib
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,8 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
+from celo2._checks import check_count
+from celo2._signals import Stopped, collecting_stops
 from celo2._version import __version__
 from celo2.meta import distributed, outer
 from celo2.meta.checkpoint import RunFiles
@@ -27,12 +27,25 @@ from celo2.meta.groups import check_devices, task_names
 from celo2.meta.outer_optimizer import make_outer_optimizer
 from celo2.meta.pace import Pace
 from celo2.meta.progress import Progress
+from celo2.meta.recipe import write_options
 from celo2.meta.sinks import check_sinks
 from celo2.meta.start import BUILT_IN, check_start, load_start
 from celo2.meta.watch import Watch, WatchOptions, check_processes, check_variant
 from celo2.tasks.base import Dataset
 
-__all__ = ["TrainOptions", "meta_train"]
+__all__ = ["KEPT_OPTIONS", "TrainOptions", "meta_train"]
+
+
+NOTICE = "stopping: the iterations at work are finished and saved; once more ends the run at once."
+KEPT_OPTIONS = (  # for a resumption
+    "outer_steps",
+    "checkpoint_every",
+    "max_skipped",
+    "skip_window",
+    "sinks",
+    "probe_every",
+    "probe",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +60,7 @@ class TrainOptions(WatchOptions):
         max_skipped: Share of the last `skip_window` meta-gradients that may be skipped because they are not
             finite, in [0, 1]; one more ends the run with an error.
         skip_window: Outer iterations over which skipped ones are counted.
+        machine_words: Of the command line, what a resumption on this machine needs beside --resume and --out.
     """
 
     out: Path
@@ -55,13 +69,13 @@ class TrainOptions(WatchOptions):
     checkpoint_every: int = 200
     max_skipped: float = 0.05
     skip_window: int = 200
+    machine_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks every range."""
         super().__post_init__()
         for name in ("outer_steps", "checkpoint_every", "skip_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name), 1)
         if not 0 <= self.max_skipped <= 1:
             raise ValueError(f"max_skipped is a share in [0, 1], got {self.max_skipped}.")
 
@@ -69,7 +83,7 @@ class TrainOptions(WatchOptions):
 def meta_train(
     config: MetaConfig, options: TrainOptions, *, outer_optimizer: optax.GradientTransformation | None = None
 ) -> Path:
-    """Meta-trains a rule; Ctrl-C and SIGTERM save a checkpoint and end the run.
+    """Meta-trains a rule; Ctrl-C, SIGTERM and SIGHUP save a checkpoint and end the run.
 
     Args:
         config: The recipe.
@@ -84,6 +98,8 @@ def meta_train(
     all of them see.
 
     Raises:
+        Stopped: A signal has ended the run. After the first one a checkpoint has been saved; a second one
+            ends it at once, and the last checkpoint is intact. It is a KeyboardInterrupt.
         MetaGradientError: Too many meta-gradients were not finite; a checkpoint has been saved.
         RunWriteError: A file of the run could not be written; the last checkpoint is intact.
         ProcessLostError: Another process of the run has ended; the last checkpoint is intact.
@@ -97,10 +113,19 @@ def meta_train(
     check_variant(config, options)
     check_start(config)
     check_devices(config, jax.device_count())
-    datasets = load_datasets(config)
     with distributed.losses_named(options.out), RunFiles(options.out) as files:
+        files.check(resume=options.resume)
+        datasets = load_datasets(config)
         files.start(config, resume=options.resume)
-        return _run(config, options, files, datasets, outer_optimizer)
+        if distributed.is_first():
+            write_options(files.folder, {name: getattr(options, name) for name in KEPT_OPTIONS})
+        try:
+            return _run(config, options, files, datasets, outer_optimizer)
+        except KeyboardInterrupt as stop:
+            if str(stop):
+                raise  # the run has said how far it is
+            message = f"ended at once; continue with: {_describe_resumption(config, options)}"
+            raise Stopped(getattr(stop, "number", signal.SIGINT), message) from None
 
 
 def _run(
@@ -127,7 +152,8 @@ def _run(
     is_first = distributed.is_first()
     progress = Progress(config.variant, first, options.outer_steps, history, shown=is_first)
     save = partial(files.save, config=config, provenance=provenance)
-    with Watch(config, options, files.folder, first, save) as watch, progress, _stop_requests() as stop:
+    watching = Watch(config, options, files.folder, first, save)
+    with watching as watch, progress, collecting_stops(NOTICE) as stop:
         watch.begin(state, lambda: outer.init(config, mesh, optimizer))
         pace = Pace()
         while step < options.outer_steps:
@@ -142,19 +168,29 @@ def _run(
             watch.write(records)
             progress.update(records)
             fault = limit.check(records)
-            (is_stopped,) = distributed.agree(bool(stop))
-            ends = step == options.outer_steps or bool(is_stopped) or bool(fault)
+            (stopped_by,) = distributed.agree(stop[0] if stop else 0)
+            ends = step == options.outer_steps or bool(stopped_by) or bool(fault)
             if ends or step % options.checkpoint_every == 0:
                 weights = save(state)
             if fault:
                 raise MetaGradientError(fault)
-            if not is_stopped and watch.probe(state):
+            if not stopped_by and watch.probe(state):
                 pace.skip()
+            if stopped_by and step < options.outer_steps:
+                how = _describe_resumption(config, options)
+                raise Stopped(stopped_by, f"stopped after {step} iterations; continue with: {how}")
             if ends:
                 break
-    if step < options.outer_steps and is_first:
-        print(f"stopped after {step} iterations; continue with --resume --out {options.out}")
     return weights or save(state)  # nothing was left to do
+
+
+def _describe_resumption(config: MetaConfig, options: TrainOptions) -> str:
+    """The command that continues a run, word for word."""
+    if config.outer_optimizer == "custom":
+        return "meta_train(…, resume=True), with the same outer_optimizer"
+    words = ("celo2", "meta-train", "--resume", "--out", str(options.out), *options.machine_words)
+    every = ", in every process with its own --process-id" if jax.process_count() > 1 else ""
+    return shlex.join(words) + every
 
 
 def _as_records(
@@ -211,23 +247,3 @@ def _start_provenance(config: MetaConfig) -> dict[str, str]:
     facts = {name: made[name] for name in ("command", "outer_steps") if name in made}
     facts["sha256"] = hashlib.sha256(Path(config.start).read_bytes()).hexdigest()
     return {f"start_{name}": fact for name, fact in facts.items()}
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying in the middle of an iteration; a second one kills."""
-    received: list[int] = []
-    previous = {}
-
-    def note(number: int, frame: Any) -> None:  # noqa: ARG001
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

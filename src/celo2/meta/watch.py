@@ -54,7 +54,7 @@ def check_processes(options: WatchOptions) -> None:
 
 
 def check_variant(config: MetaConfig, options: WatchOptions) -> None:
-    """Refuses probes of a predecessor: a probe tunes a learning rate, and it has none.
+    """Refuses probes of a predecessor, which has no learning rate to tune, and of rules of other sizes.
 
     Raises:
         ValueError: With what to do.
@@ -63,6 +63,11 @@ def check_variant(config: MetaConfig, options: WatchOptions) -> None:
         raise ValueError(
             f"probe_every must be 0 for {config.variant!r}, which sets its own step sizes, got "
             f"{options.probe_every}; compare its checkpoints with celo2 compare."
+        )
+    if options.probe_every and config.rule_options:
+        raise ValueError(
+            f"probe_every must be 0 with rule_options {config.rule_options}, got {options.probe_every}: "
+            "the programs of a probe are for the usual rule. Probe the finished run: celo2 probe RUN."
         )
 
 
@@ -82,7 +87,7 @@ class Watch:
             saved, so that a resumed run neither misses a probe nor repeats one.
 
     Raises:
-        ValueError: See `ProbeLog.start`, or the probes do not fit the recipe.
+        ValueError: See `ProbeLog.start`.
     """
 
     def __init__(
@@ -94,11 +99,6 @@ class Watch:
         save: Callable[[OuterState], Path],
     ) -> None:
         self._first, self._save = first, save
-        if options.probe_every and config.rule_options:
-            raise ValueError(
-                f"probe_every must be 0 with rule_options {config.rule_options}, got {options.probe_every}: "
-                "the programs of a probe are for the usual rule. Probe the finished run: celo2 probe RUN."
-            )
         measure = _refuse if config.member else Probe.of_variant(options.probe, config.variant).measure
         self._log = ProbeLog(folder, options.probe_every, options.probe, measure)
         if is_first():

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, ClassVar
 
+from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
 from celo2.zoo import arrays
 from celo2.zoo.arrays import MLP12, Arrays, ArraySpec
 
@@ -255,8 +256,8 @@ class Velo(MemberConfig):
     def __post_init__(self) -> None:
         """Checks the factor too."""
         super().__post_init__()
-        if not 0 < self.ff_mult < math.inf:
-            raise ValueError(f"ff_mult must be positive and finite, got {self.ff_mult!r}.")
+        if not FLOAT32_TINY <= self.ff_mult <= FLOAT32_MAX:
+            raise ValueError(f"ff_mult must be positive and finite in float32, got {self.ff_mult!r}.")
 
     def array_specs(self) -> Arrays:
         """See `MemberConfig.array_specs`."""

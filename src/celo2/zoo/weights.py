@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from celo2._digests import DIGEST, Integrity, check_digest
 from celo2._files import write_atomic
-from celo2._safetensors import ZOO_FORMAT, decode_arrays, encode_arrays
+from celo2._safetensors import ZOO_FORMAT, check_fields, decode_arrays, encode_arrays, parse_arrays
 from celo2._sources import OURS, UPSTREAM, WeightFile, find_file
 from celo2._upstream import decode_theta, encode_tree
 from celo2.config import nearest_name
@@ -33,12 +34,14 @@ __all__ = [
     "decode_weights",
     "is_zoo_file",
     "load_weights",
+    "read_integrity",
     "save_weights",
     "weights_from_tree",
 ]
 
 MAX_BYTES = 1 << 26  # of a weight file; the largest preset takes 9 MB
 _VERSION = "1"  # of the metadata
+_FIELDS = frozenset({"format", "optimizer", "options", "provenance", "version", DIGEST})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,10 +115,21 @@ def is_zoo_file(file: WeightFile) -> bool:
     """Whether a file is, or was meant to be, weights of the zoo; whether they are intact is not looked at."""
     try:
         if file.name.endswith(OURS):
-            return decode_arrays(file.data)[1].get("format") == ZOO_FORMAT
+            return parse_arrays(file.data)[1].get("format") == ZOO_FORMAT
         return identify(decode_theta(file.data)) is not None
     except ValueError:
         return False
+
+
+def read_integrity(file: WeightFile) -> Integrity:
+    """Whether a file, of the zoo or of Celo2 itself, is as it was written; see `celo2._digests`.
+
+    Raises:
+        ValueError: No weight file, or one whose content has another digest than it carries.
+    """
+    if file.name.endswith(OURS):
+        return check_digest(*parse_arrays(file.data))
+    return check_digest(flatten(decode_theta(file.data)), {})
 
 
 def weights_from_tree(tree: Mapping[str, Any], **options: Any) -> ZooWeights:
@@ -141,7 +155,7 @@ def save_weights(path: str | os.PathLike[str], weights: ZooWeights) -> None:
     """Writes a weight file, whole or not at all.
 
     Args:
-        path: `*.safetensors` for a file that names optimizer, stated options and provenance; `*.state` for
+        path: `*.safetensors` for a file with optimizer, stated options, provenance and digest; `*.state` for
             the public implementations' format, which carries the arrays alone.
         weights: What to write.
 
@@ -182,6 +196,7 @@ def _decode_ours(data: bytes) -> ZooWeights:
     kind, version = metadata.get("optimizer", ""), metadata.get("version", "")
     if version != _VERSION:
         raise ValueError(f"expected metadata of version {_VERSION}, found {version!r:.40}; upgrade celo2.")
+    check_fields(metadata, _FIELDS)
     if kind not in MEMBERS:
         raise ValueError(f"weights of {kind!r:.40}, expected one of {', '.join(MEMBERS)}.")
     options, provenance = (_read_object(metadata, name) for name in ("options", "provenance"))

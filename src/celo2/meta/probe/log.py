@@ -14,15 +14,24 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from celo2._files import read_records, write_atomic
+from celo2._files import read_lines, read_object, write_atomic
 from celo2.meta.probe.measure import ProbeConfig, TaskRecord, compute_score, describe
 from celo2.weights import load_checkpoint, save_weights
 
-__all__ = ["BEST_FILE", "PROBES_FILE", "Measure", "ProbeLog", "as_point", "best_of", "describe_probe"]
+__all__ = [
+    "BEST_FILE",
+    "PROBES_FILE",
+    "Measure",
+    "ProbeLog",
+    "as_point",
+    "best_of",
+    "describe_probe",
+    "load_probes",
+]
 
 BEST_FILE, PROBES_FILE, SETTINGS_FILE = "best.safetensors", "probes.jsonl", "probe.json"
 
@@ -58,14 +67,21 @@ class ProbeLog:
         self.every = every
         self._folder, self._config = folder, config
         self._measure = measure
-        self._records: list[ProbeRecord] = list(read_records(folder / PROBES_FILE))
+        self._records: list[ProbeRecord] = []
 
     def start(self, step: int) -> None:
         """Prepares a run that goes on from `step`: later probes are dropped, since they come again.
 
         Raises:
-            ValueError: The run was probed with other settings.
+            ValueError: The run was probed with other settings, or a file of its probes is damaged.
         """
+        found = load_probes(self._folder)
+        if found.faults:
+            raise ValueError(
+                f"{' '.join(found.faults)} The choice of the best weights depends on them: put back a copy, "
+                "or remove these lines, and their probes are forgotten."
+            )
+        self._records = list(found.records)
         if self.every:
             self._check_settings()
         kept = [record for record in self._records if record["step"] <= step]
@@ -141,7 +157,7 @@ class ProbeLog:
         if not path.exists() or not self._records:
             write_atomic(path, self._config.to_json().encode())
             return
-        saved = json.loads(path.read_text())
+        saved = read_object(path)
         differing = [
             f"{name}: {saved.get(name)} before, {given[name]} now"
             for name in given
@@ -152,6 +168,37 @@ class ProbeLog:
                 f"{self._folder} was probed with other settings ({'; '.join(differing)}), and their scores "
                 f"cannot be compared; use the same, or remove its {PROBES_FILE} to begin anew."
             )
+
+
+class Probes(NamedTuple):
+    """The probes of a run, in order, and what is wrong with their file, in sentences."""
+
+    records: list[dict[str, Any]]
+    faults: list[str]
+
+
+def load_probes(folder: Path) -> Probes:
+    """Reads the probes of a run's folder; it may have none."""
+    path = folder / PROBES_FILE
+    lines = read_lines(path, _is_record)
+    faults = [f"{path}: line {number} is not the record of a probe." for number in lines.odd]
+    return Probes(lines.records, faults)
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    step, score, tasks = (record.get(name) for name in ("step", "score", "tasks"))
+    weights = record.get("weights", "")
+    return (
+        isinstance(step, int)
+        and step >= 0
+        and isinstance(score, int | float | None)
+        and isinstance(weights, str)
+        and weights == Path(weights).name
+        and isinstance(tasks, dict)
+        and all(
+            isinstance(task, dict) and {"loss", "spread", "rate"} <= task.keys() for task in tasks.values()
+        )
+    )
 
 
 def best_of(records: Sequence[ProbeRecord]) -> ProbeRecord | None:

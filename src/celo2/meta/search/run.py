@@ -28,7 +28,8 @@ import numpy as np
 from cmaes import CMA
 
 from celo2 import __version__
-from celo2._files import read_records, write_atomic
+from celo2._files import read_lines, read_object, write_atomic
+from celo2._locks import lock_folder
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import Objective, soft_maximum
 from celo2.meta.task_sets import load_task_set
@@ -130,10 +131,23 @@ def search(
 
     Raises:
         ValueError: The folder's search has other settings.
-        OSError: It cannot be written.
+        OSError: It cannot be written, or another process does.
     """
-    task_set = load_task_set(config.tasks)
-    objective = Objective(task_set, config.variant)
+    objective = Objective(load_task_set(config.tasks), config.variant)
+    (out / "weights").mkdir(parents=True, exist_ok=True)
+    with lock_folder(out, "celo2 search"):
+        return _search(config, out, objective, generations, save_every, on_generation)
+
+
+def _search(
+    config: SearchConfig,
+    out: Path,
+    objective: Objective,
+    generations: int,
+    save_every: int,
+    on_generation: Callable[[Generation], Any] | None,
+) -> np.ndarray:
+    """`search` in a folder that no other process writes into."""
     records = _open(config, out)
     strategy = CMA(
         mean=np.asarray(config.start) if config.start else mixture.to_vector(),
@@ -164,11 +178,10 @@ def search(
 
 
 def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
-    """Makes or checks the folder; returns the record, whose torn last line is cut off."""
-    (out / "weights").mkdir(parents=True, exist_ok=True)
+    """Checks the folder; returns the record, whose torn last line is cut off."""
     path = out / CONFIG
     if path.exists():
-        known = json.loads(path.read_text())
+        known = read_object(path)
         wanted = json.loads(config.to_json())
         differing = [name for name, value in wanted.items() if known.get(name) != value]
         if differing:
@@ -178,11 +191,22 @@ def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
             )
     else:
         write_atomic(path, config.to_json().encode())
-    records = read_records(out / RECORD)
-    if records:
+    records, odd = read_lines(out / RECORD, _is_record)
+    if odd or [record["generation"] for record in records] != list(range(len(records))):
+        where = f"line {odd[0]}" if odd else "the order of its generations"
+        raise ValueError(
+            f"{out / RECORD}: {where} is not as a search writes it, and what follows depends on it; put back a "
+            "copy, or begin with another folder."
+        )
+    if records:  # without what a killed run left torn
         lines = "".join(json.dumps(record) + "\n" for record in records)
         write_atomic(out / RECORD, lines.encode())
     return records
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    values = record.get("values")
+    return isinstance(values, list) and isinstance(record.get("generation"), int)
 
 
 def _tasks_of(config: SearchConfig, names: tuple[str, ...], number: int) -> tuple[str, ...]:

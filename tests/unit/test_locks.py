@@ -1,0 +1,77 @@
+"""One writer for a folder, held against another process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from celo2._locks import HOLDER_FILE, FolderInUseError, lock_folder
+
+HOLD = """
+import sys
+from pathlib import Path
+from celo2._locks import lock_folder
+with lock_folder(Path(sys.argv[1]), "a command"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """Another process that holds the lock of the folder until its input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    with process:
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_refused_and_told_who_holds_the_folder(holder, tmp_path: Path) -> None:
+    whom = rf"{tmp_path} is in use by a command, process {holder.pid} on {socket.gethostname()} since 20"
+    with pytest.raises(FolderInUseError, match=whom), lock_folder(tmp_path, "another"):
+        pytest.fail("both hold it")
+    assert (tmp_path / HOLDER_FILE).exists()
+
+
+def test_a_lock_ends_with_its_holder(holder, tmp_path: Path) -> None:
+    holder.communicate("")
+    with lock_folder(tmp_path, "another"):
+        pass
+    assert not (tmp_path / HOLDER_FILE).exists()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(holder, tmp_path: Path) -> None:
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / HOLDER_FILE).exists()
+    with lock_folder(tmp_path, "another"):
+        assert f'"process": {os.getpid()}' in (tmp_path / HOLDER_FILE).read_text()
+
+
+def test_an_error_gives_the_folder_free(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lock_folder(tmp_path, "one"):
+        raise ZeroDivisionError
+    with lock_folder(tmp_path, "another"):
+        pass
+
+
+def test_one_process_holds_it_once(tmp_path: Path) -> None:
+    with lock_folder(tmp_path, "one"), pytest.raises(FolderInUseError), lock_folder(tmp_path, "another"):
+        pytest.fail("both hold it")
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}"])
+def test_an_odd_note_of_the_holder_changes_nothing(holder, tmp_path: Path, text: str) -> None:
+    (tmp_path / HOLDER_FILE).write_text(text)
+    with pytest.raises(FolderInUseError, match="is in use by"), lock_folder(tmp_path, "another"):
+        pytest.fail("both hold it")

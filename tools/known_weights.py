@@ -1,0 +1,43 @@
+"""Adds weight files to those whose digests the package knows, src/celo2/pretrained/known.json.
+
+    python tools/known_weights.py theta.state --as "Celo2 as its authors released it (arXiv 2602.19142)"
+
+Once a file is in the list, `celo2 weights verify` says what it is, though the file carries no digest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from celo2._digests import KNOWN_FILE, known_digests
+from celo2._files import write_atomic
+from celo2._sources import find_file
+from celo2.zoo.weights import MAX_BYTES, read_integrity
+
+KNOWN = Path(__file__).resolve().parents[1] / "src" / "celo2" / "pretrained" / KNOWN_FILE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", help="weight files, or names of shipped weights")
+    parser.add_argument("--as", dest="what", required=True, help="what they are, in a few words")
+    options = parser.parse_args()
+    add_known({read_digest(file): options.what for file in options.files})
+
+
+def read_digest(file: str) -> str:
+    return read_integrity(find_file(file, MAX_BYTES)).digest
+
+
+def add_known(added: Mapping[str, str]) -> None:
+    text = json.dumps(known_digests() | added, indent=1, ensure_ascii=False)
+    write_atomic(KNOWN, f"{text}\n".encode())
+
+
+if __name__ == "__main__":
+    main()

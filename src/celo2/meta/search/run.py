@@ -195,8 +195,8 @@ def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
     if odd or [record["generation"] for record in records] != list(range(len(records))):
         where = f"line {odd[0]}" if odd else "the order of its generations"
         raise ValueError(
-            f"{out / RECORD}: {where} is not as a search writes it, and what follows depends on it; put back a "
-            "copy, or begin with another folder."
+            f"{out / RECORD}: {where} is not as a search writes it, and what follows depends on it; put back "
+            "a copy, or begin with another folder."
         )
     if records:  # without what a killed run left torn
         lines = "".join(json.dumps(record) + "\n" for record in records)

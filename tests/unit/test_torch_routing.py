@@ -294,6 +294,26 @@ def test_print_shows_the_routing() -> None:
     assert "adamw: 0 tensors" in repr(Celo2Base(model))
 
 
+class Gated(nn.Module):
+    """Gate and up in one matrix, under names that do not say so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 48, bias=False), nn.Linear(24, 8, bias=False)
+
+
+def test_the_table_points_at_what_is_read_in_parts() -> None:
+    table = routing_table(nn.ModuleList([Gated(), Gated()]))
+    (first, second) = table.splitlines()[1:3]
+    assert "fused? see dimension_numbers" in first
+    assert "fused?" not in second
+    cut = routing_table(
+        nn.ModuleList([Gated(), Gated()]), dimension_numbers={"first": DimensionNumbers(1, 0, 2)}
+    )
+    assert "2 of 24 × 8  1 → 0" in cut
+    assert "fused?" not in cut
+
+
 class Tied(nn.Module):
     """A shared table whose first place is a linear layer of no telling name."""
 

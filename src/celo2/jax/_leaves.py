@@ -166,27 +166,19 @@ def _class_names(texts: Sequence[str], holders: Sequence[Any]) -> list[str]:
     """The class of the module that each name but the last stands for, where there are modules."""
     if len(holders) != len(texts):  # a dictionary's key that has slashes
         return []
-    own = [_equinox_class(holder) for holder in holders[1:]]
-    classes = [
-        type(holder).__name__ if made == "Module" else ""
-        for made, holder in zip(own, holders[1:], strict=True)
-    ]
-    return classes
+    return [type(holder).__name__ if _equinox_class(holder) == "Module" else "" for holder in holders[1:]]
 
 
 def _find_equinox_matrix(layer: Any, own: str, shape: tuple[int, ...]) -> tuple[Kind | None, Matrix | None]:
     """What a layer of Equinox is, and the matrix in its parameter; None for any other layer."""
     made = _equinox_class(layer)
-    if made.rstrip("123d") == "Conv" and len(shape) > 2 and own == "weight":
-        groups = layer.groups
-        splits = groups if shape[0] > groups else 1
+    if made.rstrip("123d") in ("Conv", "ConvTranspose") and len(shape) > 2 and own == "weight":
+        is_plain = "Transpose" not in made
+        splits = layer.groups if is_plain and shape[0] > layer.groups else 1
         numbers = DimensionNumbers(tuple(range(1, len(shape))), 0, splits)
-        kind = "depthwise" if 1 < groups == layer.in_channels else "convolution"
-        return kind, Matrix(numbers, layer.in_channels, shape[0], "hidden, convolution")
-    if made.rstrip("123d") == "ConvTranspose" and len(shape) > 2 and own == "weight":
+        note = "hidden, convolution" if is_plain else "hidden, transposed convolution"
         kind = "depthwise" if 1 < layer.groups == layer.in_channels else "convolution"
-        numbers = DimensionNumbers(tuple(range(1, len(shape))), 0)
-        return kind, Matrix(numbers, layer.in_channels, shape[0], "hidden, transposed convolution")
+        return kind, Matrix(numbers, layer.in_channels, shape[0], note)
     if made in EQX_NORMS:
         return "norm", None
     if made == "Embedding" and own == "weight":
@@ -220,11 +212,7 @@ def _find_matrix(
     if len(shape) - len(batch) < 2:
         return "matrix", None  # a stack of vectors
     transposed = "weight" in own.words
-    (bias,) = (
-        [other[0] for other in beside if len(other) == 1]
-        if len(beside) == 1 and len(beside[0]) == 1
-        else (0,)
-    )
+    bias = beside[0][0] if len(beside) == 1 and len(beside[0]) == 1 else 0  # the size of a lone vector
     if len(shape) == 2 and shape.count(bias) == 1:
         transposed = shape[0] == bias
     kind, matrix = find_matrix(names, shape, batch=batch, transposed=transposed, in_attention=in_attention)
@@ -260,19 +248,14 @@ def _has_one_input(param: Param) -> bool:
 
 def _is_data_read(param: Param, params: Sequence[Param]) -> bool:
     """Whether another layer reads the data, or layers beside it make its channels and read them."""
-    matrices = [other.matrix for other in params if other.matrix and not _has_one_input(other)]
-    outputs = {matrix.outputs for matrix in matrices} | {
-        other.matrix.outputs for other in params if other.matrix
-    }
+    readers = [other for other in params if other.matrix is not None and not _has_one_input(other)]
+    made = {other.outputs for other in params if other.matrix is not None}
     if any(other.kind == "embedding" for other in params) or any(
-        not {made for made in outputs if matrix.inputs % made == 0} for matrix in matrices
+        all(reader.inputs % size for size in made) for reader in readers
     ):
         return True
-    assert param.matrix is not None
-    width = param.matrix.outputs
-    near = [other for other in params if other.holder == param.holder and other.rank == 2 and other.matrix]
-    made = any(other.matrix and other.matrix.outputs == width for other in near)
-    return made and any(other.matrix and other.matrix.inputs == width for other in near)
+    beside = [other for other in readers if other.holder == param.holder and other.rank == 2]
+    return {param.outputs} <= {other.inputs for other in beside} & {other.outputs for other in beside}
 
 
 def _unit(path: str) -> str:
@@ -286,7 +269,7 @@ def _inputs_of_outputs(params: Sequence[Param]) -> Mapping[tuple[str, ...], set[
     found: dict[tuple[str, ...], set[int]] = defaultdict(set)
     for param in params:
         if param.matrix is not None and OUTPUT_WORDS & make_name(param.unit[-1]).words:
-            found[param.holder].add(param.matrix.inputs)
+            found[param.holder].add(param.inputs)
     return found
 
 

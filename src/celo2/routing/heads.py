@@ -40,16 +40,14 @@ def by_vocabulary(network: Network, found: Findings) -> Iterator[tuple[Param, Fi
     tables = [param for param, finding in found.items() if finding.role == "embedding"]
     vocabularies = {param.shape[-2] for param in tables if param.rank >= 2 and not _counts_others(param)}
     heads = {param for param, finding in found.items() if finding.role == "head"}
-    vocabularies -= {param.matrix.outputs for param in heads if param.matrix is not None}
+    vocabularies -= {param.outputs for param in heads}
     for param in _candidates(network, found):
-        assert param.matrix is not None
-        size = param.matrix.outputs
+        size = param.outputs
         if size not in vocabularies:
             continue
-        readers = network.readers(param, _layers(network, found))
-        read = any(reader.matrix is not None and reader.matrix.inputs == size for reader in readers)
+        is_read = any(reader.inputs == size for reader in _layers(network, found) if reader is not param)
         twins = [other for other in _candidates(network, found) if other is not param]
-        if not read and not any(other.matrix and other.matrix.outputs == size for other in twins):
+        if not is_read and not any(other.outputs == size for other in twins):
             yield param, Finding("head", f"output head, {size} is the vocabulary")
         elif not any(MLP_WORDS & name.words for name in param.names):
             reason = f"{size} is the vocabulary, but a hidden size too: an output head?"
@@ -65,10 +63,9 @@ def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Findin
         return
     last = _last_of_chain(network, layers)
     for param in _candidates(network, found):
-        assert param.matrix is not None
-        size, readers = param.matrix.outputs, list(network.readers(param, layers, concatenated=True))
-        if not readers and not network.is_width(size):
-            yield param, Finding("head", f"output head, no layer reads its {size} outputs")
+        readers = list(network.readers(param, layers, concatenated=True))
+        if not readers and not network.is_width(param.outputs):
+            yield param, Finding("head", f"output head, no layer reads its {param.outputs} outputs")
         elif _is_read_by_head(readers, found):
             continue
         elif name := _ends_decoder(param, readers) or _is_named_output(network, param, readers, layers):
@@ -123,9 +120,7 @@ def _head_name(network: Network, param: Param) -> Name | None:
 
 def _comes_later(reader: Param, param: Param) -> bool:
     """Whether a layer that could read another's output follows it, where each could read the other's."""
-    assert reader.matrix is not None
-    assert param.matrix is not None
-    if param.matrix.inputs != reader.matrix.outputs:
+    if param.inputs != reader.outputs:
         return True
     if reader.holder != param.holder:
         return False
@@ -154,10 +149,9 @@ def _is_named_output(
     name = next(filter(is_output, near), None)
     if name is None:
         return None
-    size = param.matrix.outputs if param.matrix is not None else 0
-    others = {layer.matrix.outputs for layer in layers if layer.matrix is not None and layer is not param}
-    is_read = any(reader.matrix is not None and reader.matrix.inputs == size for reader in readers)
-    return None if is_read and size in others else name
+    is_read = any(reader.inputs == param.outputs for reader in readers)
+    is_made = any(layer.outputs == param.outputs for layer in layers if layer is not param)
+    return None if is_read and is_made else name
 
 
 def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:
@@ -165,8 +159,5 @@ def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:
     depth = network.depth
     if len(chain) < 2 or any(len(param.unit) != depth + 1 for param in chain):
         return None
-    if not all(
-        param.unit[-1][-1:].isdecimal() for param in chain if param is not min(chain, key=natural_order)
-    ):
-        return None
-    return max(chain, key=natural_order)
+    _, *later = sorted(chain, key=natural_order)  # Haiku's first has no number
+    return later[-1] if all(param.unit[-1][-1:].isdecimal() for param in later) else None

@@ -106,18 +106,13 @@ class Network:
 
     def looks_fused(self, param: Param) -> bool:
         """Whether layers beside it read a half or a third of its output, and none all of it."""
-        if param.kind not in ("linear", "matrix") or param.matrix is None or param.owner:
+        if param.kind not in ("linear", "matrix") or param.owner:
             return False
-        whole = param.matrix.outputs
-        beside = [
-            other for other in self.under[param.holder] if other.holder == param.holder and other is not param
-        ]
-        sizes = {
-            other.matrix.inputs for other in beside if other.matrix and other.kind in ("linear", "matrix")
-        }
-        return whole not in sizes | {param.matrix.inputs} and any(
-            size * parts == whole for size in sizes for parts in (2, 3)
-        )
+        beside = [other for other in self.under[param.holder] if other.holder == param.holder]
+        readers = [other for other in beside if other is not param and other.kind in ("linear", "matrix")]
+        sizes = {other.inputs for other in readers if other.inputs}
+        parts = {size * count for size in sizes for count in (2, 3)}
+        return param.outputs in parts - sizes - {param.inputs}
 
 
 def is_projection(param: Param) -> bool:
@@ -145,24 +140,22 @@ def _find_mixers(params: Sequence[Param]) -> set[Place]:
 
 
 def _could_read(reader: Param, param: Param) -> bool:
-    assert reader.matrix is not None
-    assert param.matrix is not None
-    inputs, size = reader.matrix.inputs, param.matrix.outputs
-    if any(size == inputs * parts for parts in PARTS) or size == reader.matrix.second_input:
+    inputs, size = reader.inputs, param.outputs
+    second = reader.matrix.second_input if reader.matrix is not None else 0
+    if size == second or any(size == inputs * parts for parts in PARTS):
         return True
     spatial = param.kind == "convolution", reader.kind == "convolution"
-    flattened = spatial == (True, False) and reader.kind in ("linear", "matrix")
-    unflattened = spatial == (False, True) and param.kind in ("linear", "matrix")
-    return (flattened and size > 1 and inputs % size == 0) or (
-        unflattened and inputs > COLORS and size % inputs == 0
-    )
+    if spatial == (True, False) and reader.kind in ("linear", "matrix"):
+        return size > 1 and inputs % size == 0  # flattened
+    if spatial == (False, True) and param.kind in ("linear", "matrix"):
+        return inputs > COLORS and size % inputs == 0  # unflattened
+    return False
 
 
 def _could_read_several(reader: Param, param: Param) -> bool:
-    if reader.matrix is None or param.matrix is None or (reader.kind, param.kind) != ("convolution",) * 2:
+    if (reader.kind, param.kind) != ("convolution", "convolution") or param.outputs <= COLORS:
         return False
-    size = param.matrix.outputs
-    return size > COLORS and any(size * parts == reader.matrix.inputs for parts in PARTS)
+    return any(param.outputs * parts == reader.inputs for parts in PARTS)
 
 
 def _common_depth(params: Sequence[Param]) -> int:

@@ -91,6 +91,16 @@ class Param:
         return sum(size > 1 for size in self.shape) < 2
 
     @property
+    def inputs(self) -> int:
+        """How many channels it reads; 0 where there is no matrix in it."""
+        return self.matrix.inputs if self.matrix is not None else 0
+
+    @property
+    def outputs(self) -> int:
+        """How many channels it makes; 0 where there is no matrix in it."""
+        return self.matrix.outputs if self.matrix is not None else 0
+
+    @property
     def own(self) -> Name:
         """Its own name."""
         return self.names[-1]

@@ -81,7 +81,7 @@ def by_experts(network: Network, found: Findings) -> Iterator[tuple[Param, Findi
     for param in _open(network, found):
         if param.matrix is None or param.owner:
             continue
-        sizes = (param.matrix.outputs, param.matrix.inputs)
+        sizes = (param.outputs, param.inputs)
         if sizes in counts[param.holder] and param.batch[-1:] != sizes[:1]:
             yield param, Finding("router", f"router of the {sizes[0]} experts beside it")
         elif gate := _gate_beside_experts(network, param):
@@ -103,7 +103,8 @@ def by_stack(network: Network, found: Findings) -> Iterator[tuple[Param, Finding
     stacked = {place for place, params in network.under.items() if _is_stack(params)}
     for param in _open(network, found):
         prefixes = {param.places[:length] for length in range(len(param.places))}
-        if param.rank != 2 or param.is_kernel or param.owner or stacked.isdisjoint(prefixes):
+        told = param.kind not in ("matrix", "bare") or param.is_kernel or param.owner
+        if param.rank != 2 or told or stacked.isdisjoint(prefixes):
             continue
         layers, size = param.shape
         if layers < size:
@@ -216,17 +217,17 @@ def _count_experts(network: Network) -> dict[tuple[str, ...], set[tuple[int, int
     counts: dict[tuple[str, ...], set[tuple[int, int]]] = defaultdict(set)
     lists: dict[tuple[str, ...], dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for param in network.matrices:
-        if param.matrix is None or param.kind == "convolution":
+        if param.kind == "convolution":
             continue
         if param.kind == "stack" and param.batch:
-            sizes = {(param.batch[-1], param.matrix.inputs), (param.batch[-1], param.matrix.outputs)}
+            sizes = {(param.batch[-1], param.inputs), (param.batch[-1], param.outputs)}
             counts[param.holder] |= sizes
             counts[param.holder[:-1]] |= sizes
         for length, text in enumerate(param.places[:-1]):
             if not text.isdecimal() or not length or len(param.unit) <= length + 1:
                 continue
             if not LAYER_LISTS & make_name(param.places[length - 1]).words:
-                lists[param.places[:length]][text].add(param.matrix.inputs)
+                lists[param.places[:length]][text].add(param.inputs)
     for place, units in lists.items():
         first = next(iter(units.values()))
         if len(units) > 1 and all(sizes == first for sizes in units.values()):

@@ -83,6 +83,8 @@ def make_routes(
         route = _make_route(network, param, found[param], base=base)
         if param.path in numbers:
             route = route._replace(numbers=check_numbers(numbers[param.path], param.shape))
+            if route.decided and route.algorithm == "celo2" and not base:
+                route = route._replace(reason="hidden, dimension_numbers given")
         if choice := algorithms.get(param.path):
             algorithm: Any = check_algorithm(choice, param.path)
             route = route._replace(algorithm=algorithm, reason="override", decided=True)

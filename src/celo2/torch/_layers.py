@@ -13,7 +13,7 @@ from celo2.routing import Kind, Matrix, Param, make_names
 from celo2.routing.axes import count_parts, find_matrix, make_matrix, with_parts
 from celo2.routing.names import KERNEL_NAMES, Name, is_attention, make_name, split_words
 
-__all__ = ["EMBEDDINGS", "clean_name", "describe_named", "describe_parameters"]
+__all__ = ["clean_name", "describe_named", "describe_parameters"]
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -178,8 +178,7 @@ def _find_matrix(
     return _from_names(names, own, param, widths, layer)
 
 
-def _convolution(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Kind, Matrix]:
-    assert isinstance(layer, CONVOLUTIONS)
+def _convolution(layer: nn.modules.conv._ConvNd, shape: tuple[int, ...]) -> tuple[Kind, Matrix]:
     splits = layer.groups if layer.out_channels > layer.groups else 1
     numbers = DimensionNumbers(tuple(range(1, len(shape))), 0, splits)
     kind = "depthwise" if 1 < layer.groups == layer.in_channels else "convolution"

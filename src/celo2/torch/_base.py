@@ -43,9 +43,12 @@ class RuleOptimizer(Optimizer):
         module: nn.Module | None,
         state_dtype: torch.dtype | None,
         process_group: Any,
+        skip_zero_gradients: bool,
         **routing: Any,
     ):
-        self._network = make_network(weights, orthogonalize=not self._base)
+        self._network = make_network(
+            weights, orthogonalize=not self._base, skip_zero_gradients=skip_zero_gradients
+        )
         self._state_dtype = check_state_dtype(state_dtype)
         self._routes: dict[Tensor, Route] = {}
         self._places: list[list[Route]] = []  # the routes of every group's parameters, in order

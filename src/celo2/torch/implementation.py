@@ -157,7 +157,7 @@ def _try(network: Network, device: torch.device) -> bool:
         inputs = Inputs(matrix, matrix, state, ((row, col),) * 3, ((row, col),) * 3)
         made = make_passes(network, KERNELS[device.type], factored=True)
         made.square_means(matrix)
-        made.direct(inputs, made.accumulate(inputs), (units[..., None], units[:, None]))
+        made.direct(inputs, made.accumulate(inputs, None), (units[..., None], units[:, None]))
     except Exception as error:  # whatever it is, other programs still work
         warnings.warn(f"compiled kernels are not used, since they do not run: {error!r}", stacklevel=2)
         return False

@@ -50,6 +50,9 @@ class Celo2(RuleOptimizer):
         overrides: Corrections of the routing, as in `find_routes`.
         dimension_numbers: Which axes are a parameter's matrix, as in `find_routes`.
         split_heads: As in `find_routes`.
+        skip_zero_gradients: Whether a matrix that the rule updates (each one of a stack) is left as if it had
+            no gradient where that is exactly zero, as of an idle expert: no step, no change of its state; the
+            decay goes on. False: such a matrix moves by the full learning rate, as in the reference.
         process_group: The processes that hold the same parameters and gradients (replicated training,
             as under `DistributedDataParallel`): Newton–Schulz is divided among them. Not needed for
             `DTensor`s (`fully_shard`, tensor parallelism), which say themselves who holds what.
@@ -87,6 +90,7 @@ class Celo2(RuleOptimizer):
         overrides: Overrides = None,
         dimension_numbers: Numbers = None,
         split_heads: bool = False,
+        skip_zero_gradients: bool = True,
         process_group: ProcessGroup | None = None,
     ):
         defaults = {
@@ -105,7 +109,9 @@ class Celo2(RuleOptimizer):
             "dimension_numbers": dimension_numbers,
             "split_heads": split_heads,
         }
-        super().__init__(params, defaults, weights, module, state_dtype, process_group, **routing)
+        super().__init__(
+            params, defaults, weights, module, state_dtype, process_group, skip_zero_gradients, **routing
+        )
 
 
 class Celo2Base(Celo2):

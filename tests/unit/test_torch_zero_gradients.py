@@ -1,4 +1,4 @@
-"""A matrix whose gradient is exactly zero is left alone: by every program of the PyTorch rule, and by `Celo2`."""
+"""A matrix whose gradient is exactly zero is left alone, by every program of the PyTorch rule."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_idle_matrices_under_other_options(name: str, options: dict[str, Any]) -
 
 @pytest.mark.parametrize("name", [*WAYS, TRITON])
 def test_the_network_alone_decides(name: Any) -> None:
-    """Without the option a zero gradient moves a matrix by a step of root mean square 1, as the reference does."""
+    """Without the option a zero gradient moves a matrix by a full step, as in the reference."""
     network = make_network()
     leaf = make_leaf((20, 12), network, torch.float32)
     with implementation.use(name):

@@ -10,8 +10,8 @@ With `g` the clipped gradient and `β` a decay, none of them bias-corrected unle
 
 A parameter of rank < 2 is not factored: its `row` is the full second moment, and it has no `col`.
 
-Where matrices without a gradient are to be left alone (`Network.skip_zero_gradients`), `busy` says which have one:
-what belongs to the others keeps its value.
+Where matrices without a gradient are to be left alone (`Network.skip_zero_gradients`), `busy` says which
+have one: what belongs to the others keeps its value.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def find_busy(squares: Tensor) -> Tensor:
     """Which matrices have a gradient: 1, or 0 where all squares are zero; the last two axes have length 1.
 
     Args:
-        squares: Of the gradient, or sums of some of them, of any shape `(..., rows, cols)`; not negative, or NaN.
+        squares: Of the gradient, or sums of some of them, of any shape `(..., rows, cols)`.
     """
     return (squares.sum((-2, -1), keepdim=True) != 0).to(squares.dtype)
 

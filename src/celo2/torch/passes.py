@@ -63,7 +63,7 @@ class Direction(NamedTuple):
     Attributes:
         values: The matrix's shape, not normalised.
         mean_square: Of the values over the last two axes, these kept with length 1.
-        busy: Of that shape: 0 where the gradient is exactly zero and is to be skipped, else 1; None: all are 1.
+        busy: Of that shape, 0 where the gradient is exactly zero and to be skipped, else 1; None: 1.
     """
 
     values: Tensor
@@ -82,7 +82,8 @@ class Passes(NamedTuple):
             over the rows, `(..., 1, cols)`.
         accumulate: Inputs, whose momenta and second moments are still those of the step before and
             which it updates where the matrix is busy (`Direction.busy`) → mean squares of the channels,
-            `(channels, ..., 1, 1)`, in the order of `features.full_channels`. The gradient is not clipped yet.
+            `(channels, ..., 1, 1)`, in the order of `features.full_channels`. The gradient is not yet
+            clipped.
         direct: Inputs, scales of the channels, `Units` → direction, its mean square.
     """
 

@@ -102,7 +102,7 @@ def _accumulate(leaf: Leaf, grad: Tensor, division: Division, network: Network) 
 
 
 def _spread(busy: Tensor | None, division: Division, like: Tensor) -> Tensor | None:
-    """From one number for each matrix of the whole parameter to one for each local element, or one for all."""
+    """From one number for each matrix of the whole to one for each local element, or one for all."""
     if busy is None:
         return None
     if division.num_matrices == 1:

@@ -9,7 +9,8 @@ Source: arXiv 2602.19142, section 3.
     step ← d / rms(d)
 
 The step is not negated and has root mean square 1: the learning rate is the change per step. Where
-`Network.skip_zero_gradients` is on, a matrix whose gradient is exactly zero has the step 0 and keeps its accumulators.
+`Network.skip_zero_gradients` is on, a matrix whose gradient is exactly zero has the step 0 and keeps its
+accumulators.
 """
 
 from __future__ import annotations
@@ -85,11 +86,11 @@ def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple
 def update_all(
     network: Network, matrices: Sequence[Matrix], axes: Axes | None, made: Passes
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """The steps of what `passes.covers`, by passes, and who was busy as in `update`; their accumulators change.
+    """The steps of what `passes.covers`, by passes, and who was busy, as in `update`.
 
     Args:
         network: The weights and the options.
-        matrices: Of one shape, each a stack as in `update`.
+        matrices: Of one shape, each a stack as in `update`; their accumulators change.
         axes: As in `update`.
         made: Who makes the passes.
     """

@@ -34,7 +34,12 @@ Theta = Weights | Mapping[str, Any] | None
 
 
 def scale_by_celo2(
-    theta: Theta = None, *, dimension_numbers: Any = None, state_dtype: Any = None, **config: Any
+    theta: Theta = None,
+    *,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
+    skip_zero_gradients: bool = False,
+    **config: Any,
 ) -> optax.GradientTransformation:
     """Turns gradients into the rule's un-negated steps, each of root mean square 1.
 
@@ -51,6 +56,10 @@ def scale_by_celo2(
             the two largest axes, normalised and orthogonalised over the last two.
         state_dtype: None, or "bfloat16": momenta and rms in 8 bytes a parameter instead of 16,
             rounded stochastically by a key made of the step's number, so that a run repeats exactly.
+        skip_zero_gradients: Whether a matrix (each one of a stack; a vector as a whole) is left as if it had
+            no gradient where that is exactly zero, as of an idle expert: the step 0, no change of its
+            accumulators. False: such a matrix gets a whole step, as in the reference. The rule sees
+            squares, which in float32 are zero below 1e-19 or so.
         **config: Options of the rule, see `RuleConfig`.
 
     Raises:
@@ -83,7 +92,7 @@ def scale_by_celo2(
         params_and_states = zip(treedef.flatten_up_to(params), state_to_leaves(state, treedef), strict=True)
         leaves = [Leaf(grad, *rest) for grad, rest in zip(grads, params_and_states, strict=True)]
         layouts = treedef.flatten_up_to(make_layouts(updates, dimension_numbers))
-        results = update_leaves(arrays, leaves, layouts, count, rule)
+        results = update_leaves(arrays, leaves, layouts, count, rule, skip_zero=skip_zero_gradients)
         steps, new = zip(*results, strict=True) if results else ((), ())
         return treedef.unflatten(steps), leaves_to_state(new, count, treedef, state)
 
@@ -101,6 +110,7 @@ def celo2(
     overrides: Any = None,
     dimension_numbers: Any = None,
     state_dtype: Any = None,
+    skip_zero_gradients: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2: hidden matrices by the rule with Newton–Schulz, everything else by AdamW.
 
@@ -118,6 +128,7 @@ def celo2(
         overrides: Corrections of the routing, as in `param_labels`.
         dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
         state_dtype: Of the rule's state, as in `scale_by_celo2`.
+        skip_zero_gradients: As in `scale_by_celo2`, for matrices that the rule updates; weights still decay.
 
     Example:
         >>> tx = celo2(3e-4, weight_decay=0.1)  # doctest: +SKIP
@@ -130,6 +141,7 @@ def celo2(
                 orthogonalize=True,
                 dimension_numbers=dimension_numbers,
                 state_dtype=state_dtype,
+                skip_zero_gradients=skip_zero_gradients,
             ),
             learning_rate,
             weight_decay,
@@ -161,6 +173,7 @@ def celo2_base(
     mask: Any = None,
     dimension_numbers: Any = None,
     state_dtype: Any = None,
+    skip_zero_gradients: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2-base: the rule, without Newton–Schulz, on every parameter.
 
@@ -171,12 +184,17 @@ def celo2_base(
         mask: Which parameters decay, as in `optax.adamw`.
         dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
         state_dtype: Of the rule's state, as in `scale_by_celo2`.
+        skip_zero_gradients: As in `scale_by_celo2`, of every array; weights still decay.
 
     Example:
         >>> tx = celo2_base(3e-4)  # doctest: +SKIP
     """
     direction = scale_by_celo2(
-        weights, orthogonalize=False, dimension_numbers=dimension_numbers, state_dtype=state_dtype
+        weights,
+        orthogonalize=False,
+        dimension_numbers=dimension_numbers,
+        state_dtype=state_dtype,
+        skip_zero_gradients=skip_zero_gradients,
     )
     return _complete(direction, learning_rate, weight_decay, mask)
 

@@ -42,16 +42,24 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
 
     Args:
         leaves: What is updated.
-        group: A parameter group: lr, adamw_lr_scale, adamw_betas, weight_decay, maximize, foreach,
+        group: A parameter group: lr, adamw_lr_scale, betas, weight_decay, maximize, foreach,
             fused, capturable.
     """
-    if not leaves:
-        return
+    for kind in (False, True):
+        own = [leaf for leaf in leaves if leaf.param.is_complex() == kind]
+        if own:
+            _update(own, group)
+
+
+def _update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
+    """Of real parameters, or of complex ones, whose real and imaginary parts are parameters of their own."""
     params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
     foreach, fused = group["foreach"], group["fused"]
     if foreach is None and fused is None and all(param.device.type == "cpu" for param in params):
         fused = True
-    beta1, beta2 = group["adamw_betas"]
+    if params[0].is_complex() or params[0].device.type == "meta":
+        fused = False  # for which the fused kernels are not written
+    beta1, beta2 = group["betas"]
     adamw(
         params,
         [leaf.grad.to(leaf.exp_avg.dtype) for leaf in leaves],

@@ -93,8 +93,8 @@ class RuleOptimizer(Optimizer):
             check_group(group)
             if group["capturable"] and self._skip_nonfinite:
                 raise ValueError(
-                    "skip_nonfinite_gradients waits for the device, so it does not go with capturable=True; use "
-                    "torch.amp.GradScaler, or leave one of them out."
+                    "skip_nonfinite_gradients waits for the device, so it does not go with capturable=True; "
+                    "use torch.amp.GradScaler, or leave one of them out."
                 )
             routes = self._find_routes(group["params"])
             for index, param in enumerate(group["params"]):
@@ -185,8 +185,8 @@ class RuleOptimizer(Optimizer):
             names = [name for name, param, _ in self._named_params() if param in found]
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             warnings.warn(
-                f"the gradients of {shown} are not finite. Such parameters are left out of a step and counted "
-                "in num_nonfinite; this is said once.",
+                f"the gradients of {shown} are not finite. Such parameters are left out of a step and "
+                "counted in num_nonfinite; this is said once.",
                 stacklevel=3,
             )
         self.num_nonfinite += len(found)
@@ -272,9 +272,9 @@ class RuleOptimizer(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what `state_dict` returned, and continues bit for bit.
 
-        Parameters are matched by their names where both sides have the same ones, else by their places. State
-        keeps its own dtypes, whatever the parameters', and entries that others have put into it. If it does not
-        fit, nothing is changed.
+        Parameters are matched by their names where both sides have the same ones, else by their places.
+        State keeps its own dtypes, whatever the parameters', and entries that others have put into it. If it
+        does not fit, nothing is changed.
 
         Raises:
             ValueError: Other groups, or a state saved under another routing.

@@ -34,8 +34,8 @@ def fit_state_dict(
     """A saved state dict in the order of an optimizer's parameters, each state checked and `Checked`.
 
     Where both have the same parameters' names they decide, whatever the order of parameters and of groups;
-    what wrappers such as `DistributedDataParallel` add to names does not count. Otherwise the place does, as in
-    PyTorch. Nothing is changed.
+    what wrappers such as `DistributedDataParallel` add to names does not count. Otherwise the place does,
+    as in PyTorch. Nothing is changed.
 
     Args:
         saved: What `state_dict` returned.
@@ -60,7 +60,8 @@ def fit_state_dict(
 
 def _order_by_name(saved: Groups, own: Groups) -> list[dict[str, Any]] | None:
     """The saved groups in the order of the optimizer's; None where names cannot say it."""
-    if len(saved) != len(own) or not all("param_names" in group for group in (*saved, *own)):
+    whole = [len(group.get("param_names", ())) == len(group["params"]) for group in (*saved, *own)]
+    if len(saved) != len(own) or not all(whole):
         return None
     ids = [
         (_plain_name(name), index)

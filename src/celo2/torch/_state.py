@@ -119,8 +119,8 @@ def check_state(
         having = [f"it has {', '.join(map(str, foreign))} instead"] if missing and foreign else []
         raise ValueError(
             f"the state of {name} was saved by another optimizer or under another routing: "
-            f"{'; '.join(lacking + having + reshaped)}. Construct the optimizer with the arguments that it was "
-            "saved with, or leave the state out."
+            f"{'; '.join(lacking + having + reshaped)}. Construct the optimizer with the arguments that it "
+            "was saved with, or leave the state out."
         )
     return {key: _copy(value, device) for key, value in foreign.items()} | {
         key: match(saved[key], tensor).detach().to(tensor.device, tensor.dtype, copy=True)
@@ -137,4 +137,5 @@ def _shape(value: Any) -> torch.Size:
 
 
 def _init_step(param: Tensor, on_device: bool) -> Tensor:
+    on_device = on_device and param.device.type != "meta"  # whose tensors have no value
     return torch.zeros((), dtype=torch.float32, device=param.device if on_device else "cpu")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -45,31 +46,23 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
         group: A parameter group: lr, adamw_lr_scale, betas, weight_decay, maximize, foreach,
             fused, capturable.
     """
-    for kind in (False, True):
-        own = [leaf for leaf in leaves if leaf.param.is_complex() == kind]
-        if own:
-            _update(own, group)
-
-
-def _update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
-    """Of real parameters, or of complex ones, whose real and imaginary parts are parameters of their own."""
+    if not leaves:
+        return
     params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
-    foreach, fused = group["foreach"], group["fused"]
+    foreach, fused, device = group["foreach"], group["fused"], params[0].device.type
     if foreach is None and fused is None and all(param.device.type == "cpu" for param in params):
         fused = True
-    if params[0].is_complex() or params[0].device.type == "meta":
-        fused = False  # for which the fused kernels are not written
     beta1, beta2 = group["betas"]
     adamw(
-        params,
-        [leaf.grad.to(leaf.exp_avg.dtype) for leaf in leaves],
-        [leaf.exp_avg for leaf in leaves],
-        [leaf.exp_avg_sq for leaf in leaves],
+        [_real(param) for param in params],
+        [_real(leaf.grad.to(leaf.exp_avg.dtype)) for leaf in leaves],
+        [_real(leaf.exp_avg) for leaf in leaves],
+        [_real(leaf.exp_avg_sq) for leaf in leaves],
         [],
         [leaf.count for leaf in leaves],
         foreach=foreach,
-        capturable=group["capturable"] and params[0].device.type != "cpu",
-        fused=fused,
+        capturable=group["capturable"] and device not in ("cpu", "meta"),
+        fused=fused and device != "meta",
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
@@ -81,3 +74,8 @@ def _update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
     for leaf, param in zip(leaves, params, strict=True):
         if param is not leaf.param:
             leaf.param.copy_(param)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as twice as many real numbers, which are parameters of their own."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -68,7 +68,8 @@ class Celo2(RuleOptimizer):
 
     Raises:
         RuntimeError: `fused=True` where kernels are not installed, or there are none.
-        TypeError: A parameter that is not a dense tensor of floating-point numbers, or complex and the rule's.
+        TypeError: A parameter that is not a dense tensor of floating-point numbers, or that is complex and
+            given to the rule.
         ValueError: An option out of its range, or weights of another variant.
 
     Example:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -143,6 +145,30 @@ def train_bare(
         with watch if watched else contextlib.nullcontext():
             optimizer.step()
     return module, optimizer, watch
+
+
+def run_uneven_gradients() -> dict[str, Any]:
+    """What all processes decide together where one has a NaN; what they save where one has no gradient."""
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
+    named = {name: place(tensor, mesh, (Shard(0),)) for name, tensor in draw(0, torch.float32, 0.1).items()}
+    module = Holder({name: named[name] for name in ("even", "uneven", "vector")})
+    optimizer = Celo2(module, LR, overrides={"p0[01]": "celo2"}, skip_nonfinite_gradients=True)
+    first, second, third = module.parameters()
+    before = [param.detach().to_local().clone() for param in module.parameters()]
+    for param in (first, second):
+        param.grad = torch.ones_like(param)
+    if rank == 1:
+        second.grad.to_local()[0, 0] = float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step()
+    moved = [
+        bool((param.to_local() != old).any()) for param, old in zip(module.parameters(), before, strict=True)
+    ]
+    keys = [sorted(optimizer.state[param]) for param in (first, second, third)]
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, {"moved": moved, "counted": optimizer.num_nonfinite, "keys": keys})
+    return {"every": every}
 
 
 def run_layouts() -> dict[str, Any]:

@@ -46,12 +46,25 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
         group: A parameter group: lr, adamw_lr_scale, betas, weight_decay, maximize, foreach,
             fused, capturable.
     """
-    if not leaves:
-        return
-    params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
-    foreach, fused, device = group["foreach"], group["fused"], params[0].device.type
-    if foreach is None and fused is None and all(param.device.type == "cpu" for param in params):
+    fused = group["fused"]
+    if group["foreach"] is None and fused is None and all(leaf.param.device.type == "cpu" for leaf in leaves):
         fused = True
+    fitting = [leaf for leaf in leaves if fused and _fits_fused(leaf)]
+    others = [leaf for leaf in leaves if not (fused and _fits_fused(leaf))]
+    for own, kernels in ((fitting, True), (others, False if fused else fused)):
+        if own:
+            _update(own, group, kernels)
+
+
+def _fits_fused(leaf: AdamWLeaf) -> bool:
+    """Whether PyTorch's fused kernel computes a parameter; on a CPU it takes all memory for contiguous."""
+    tensors = (leaf.param, leaf.grad, leaf.exp_avg, leaf.exp_avg_sq)
+    device = leaf.param.device.type
+    return device != "meta" and (device != "cpu" or all(tensor.is_contiguous() for tensor in tensors))
+
+
+def _update(leaves: Sequence[AdamWLeaf], group: dict[str, Any], fused: bool | None) -> None:
+    params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
     beta1, beta2 = group["betas"]
     adamw(
         [_real(param) for param in params],
@@ -60,9 +73,9 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
         [_real(leaf.exp_avg_sq) for leaf in leaves],
         [],
         [leaf.count for leaf in leaves],
-        foreach=foreach,
-        capturable=group["capturable"] and device not in ("cpu", "meta"),
-        fused=fused and device != "meta",
+        foreach=group["foreach"],
+        capturable=group["capturable"] and params[0].device.type not in ("cpu", "meta"),
+        fused=fused,
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,

@@ -15,6 +15,7 @@ import optax
 from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.jax.devices import leave_shardings_to_compiler
 from celo2.jax.leaves import Leaf, update_leaves
 from celo2.jax.routing import param_labels
 from celo2.jax.state import (
@@ -92,7 +93,12 @@ def scale_by_celo2(
         params_and_states = zip(treedef.flatten_up_to(params), state_to_leaves(state, treedef), strict=True)
         leaves = [Leaf(grad, *rest) for grad, rest in zip(grads, params_and_states, strict=True)]
         layouts = treedef.flatten_up_to(make_layouts(updates, dimension_numbers))
-        results = update_leaves(arrays, leaves, layouts, count, rule, skip_zero=skip_zero_gradients)
+
+        def update_all(arrays: Any, leaves: list[Leaf], count: Any) -> list[Any]:
+            return update_leaves(arrays, leaves, layouts, count, rule, skip_zero=skip_zero_gradients)
+
+        like = [(leaf.grad, leaf.accumulators) for leaf in leaves]
+        results = leave_shardings_to_compiler(update_all, like, arrays, leaves, count)
         steps, new = zip(*results, strict=True) if results else ((), ())
         return treedef.unflatten(steps), leaves_to_state(new, count, treedef, state)
 

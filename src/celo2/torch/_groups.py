@@ -43,7 +43,7 @@ def name_params(group: dict[str, Any], number: int, module: nn.Module | None) ->
     if not isinstance(group, dict) or "param_names" in group or isinstance(group["params"], set):
         return group
     params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-    names = {} if module is None else {param: name for name, param in module.named_parameters()}
+    names: dict[Tensor, str] = {} if module is None else {p: name for name, p in module.named_parameters()}
     if not all(isinstance(param, Tensor) for param in params):
         return {**group, "params": params}
     named = [(names.get(p, f"group {number}.{place}"), p) for place, p in enumerate(params)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def find_nonfinite(params: Iterable[Any]) -> set[Tensor]:
     Args:
         params: The same ones in the same order in every process.
     """
-    together: dict[Hashable, list[Any]] = {}
+    together: dict[tuple[bool, Any], list[Any]] = {}
     for param in params:
         if param.grad is not None and param.grad.layout == torch.strided:
             place = param.device_mesh if is_divided(param) else param.device

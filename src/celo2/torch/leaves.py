@@ -126,7 +126,8 @@ def hold_counts(leaves: Sequence[Leaf], busy: Tensor | None) -> None:
     """
     if busy is not None and leaves[0].count.device == busy.device:
         idle = 1.0 - busy.flatten(1).amax(1).to(leaves[0].count.dtype)
-        torch._foreach_sub_([leaf.count for leaf in leaves], list(idle.unbind()))
+        for leaf, own in zip(leaves, idle.unbind(), strict=True):
+            leaf.count.sub_(own)
 
 
 def _enter(leaves: Sequence[Leaf], *, convert: bool) -> Matrix:

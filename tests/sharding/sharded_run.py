@@ -124,6 +124,31 @@ def error(actual, expected) -> float:
     return float(np.max(errors))  # NaN if one of them is
 
 
+def compare(found, expected, shardings) -> dict[str, object]:
+    updates, state, text = found
+    return {
+        "update_error": error(updates, expected[0]),
+        "state_error": error(state, expected[1]),
+        "state_inherits": inherits(state, shardings),
+        "updates_inherit": inherits(updates, shardings),
+        "collectives": largest_collectives(text),
+    }
+
+
+def run_on_explicit_axes(rule, params, grads, *expected) -> dict[str, object]:
+    """As `jax.make_mesh` makes them by itself: each array's type says how it lies."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        specs = LAYOUTS["fully-sharded"].items()
+        shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in specs}
+        placed = [jax.device_put(tree, shardings) for tree in (params, *grads)]
+        found = run(rule, placed[0], placed[1:])
+        carry = jax.eval_shape(rule.init, placed[0])
+        _, state = jax.eval_shape(rule.update, placed[1], carry, placed[0])
+        assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, carry)  # a loop can carry it
+    return compare(found, expected, shardings)
+
+
 def main() -> None:
     # Not above, since whoever collects doctests imports this file; JAX looks at both when it starts.
     jax.config.update("jax_platforms", "cpu")
@@ -139,13 +164,13 @@ def main() -> None:
             shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in LAYOUTS[name].items()}
             placed = [jax.device_put(tree, shardings) for tree in (params, *grads)]
             updates, state, text = run(rule, placed[0], placed[1:])
-            found[f"{variant} {name}"] = {
-                "update_error": error(updates, expected),
-                "state_error": error(state, expected_state),
-                "state_inherits": inherits(state, shardings),
-                "updates_inherit": inherits(updates, shardings),
-                "collectives": largest_collectives(text),
-            }
+            found[f"{variant} {name}"] = compare(
+                (updates, state, text), (expected, expected_state), shardings
+            )
+        if variant == "whole":
+            found["explicit fully-sharded"] = run_on_explicit_axes(
+                rule, params, grads, expected, expected_state
+            )
     print(json.dumps(found))
 
 

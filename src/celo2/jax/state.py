@@ -21,6 +21,7 @@ __all__ = [
     "init_state",
     "leaves_to_state",
     "make_layouts",
+    "match_params",
     "state_to_leaves",
 ]
 
@@ -70,6 +71,16 @@ def init_state(
         trees(_init_row, rule.initial_adafactor_decays),
         trees(_init_col, rule.initial_adafactor_decays),
     )
+
+
+def match_params(updates: optax.Updates, params: optax.Params) -> optax.Params:
+    """The parameters that have an update: those in the place of a None are left out, whatever they are.
+
+    So a whole model will do, such as an Equinox module with its functions, as it does in Optax.
+    """
+    found, treedef = jax.tree.flatten(updates, is_leaf=lambda node: node is None)
+    pairs = zip(found, treedef.flatten_up_to(params), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(updates), [p for update, p in pairs if update is not None])
 
 
 def state_to_leaves(state: ScaleByCelo2State, treedef: Any) -> list[Accumulators]:

@@ -17,6 +17,7 @@ from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its ow
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
 from celo2.jax.devices import leave_shardings_to_compiler
 from celo2.jax.leaves import Leaf, update_leaves
+from celo2.jax.nonfinite import Keep, choose_finite, skip_nonfinite
 from celo2.jax.routing import param_labels
 from celo2.jax.state import (
     ScaleByCelo2State,
@@ -24,6 +25,7 @@ from celo2.jax.state import (
     init_state,
     leaves_to_state,
     make_layouts,
+    match_params,
     state_to_leaves,
 )
 from celo2.weights import Weights, resolve_theta
@@ -89,6 +91,7 @@ def scale_by_celo2(
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
         count = jnp.asarray(optax.safe_increment(state.count))
+        params = match_params(updates, params)
         grads, treedef = jax.tree.flatten(updates)
         params_and_states = zip(treedef.flatten_up_to(params), state_to_leaves(state, treedef), strict=True)
         leaves = [Leaf(grad, *rest) for grad, rest in zip(grads, params_and_states, strict=True)]
@@ -117,6 +120,7 @@ def celo2(
     dimension_numbers: Any = None,
     state_dtype: Any = None,
     skip_zero_gradients: bool = True,
+    skip_nonfinite_gradients: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2: hidden matrices by the rule with Newton–Schulz, everything else by AdamW.
 
@@ -135,6 +139,13 @@ def celo2(
         dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
         state_dtype: Of the rule's state, as in `scale_by_celo2`.
         skip_zero_gradients: As in `scale_by_celo2`, for matrices that the rule updates; weights still decay.
+        skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it
+            had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
+            NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
+
+    Raises:
+        ValueError: `skip_nonfinite_gradients` without `skip_zero_gradients`; as `scale_by_celo2` and, when
+            parameters are given, `param_labels`.
 
     Example:
         >>> tx = celo2(3e-4, weight_decay=0.1)  # doctest: +SKIP
@@ -165,10 +176,12 @@ def celo2(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
+        params = match_params(updates, params)
         labels = _labels_of_state(params, state)
         return optax.partition(branches, lambda _: labels).update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    return _guard(tx, skip_zero_gradients, _keep_moments) if skip_nonfinite_gradients else tx
 
 
 def celo2_base(
@@ -180,6 +193,7 @@ def celo2_base(
     dimension_numbers: Any = None,
     state_dtype: Any = None,
     skip_zero_gradients: bool = True,
+    skip_nonfinite_gradients: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2-base: the rule, without Newton–Schulz, on every parameter.
 
@@ -191,6 +205,9 @@ def celo2_base(
         dimension_numbers: Which axes are a parameter's matrix, as in `scale_by_celo2`.
         state_dtype: Of the rule's state, as in `scale_by_celo2`.
         skip_zero_gradients: As in `scale_by_celo2`, of every array; weights still decay.
+        skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it
+            had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
+            NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
 
     Example:
         >>> tx = celo2_base(3e-4)  # doctest: +SKIP
@@ -202,7 +219,31 @@ def celo2_base(
         state_dtype=state_dtype,
         skip_zero_gradients=skip_zero_gradients,
     )
-    return _complete(direction, learning_rate, weight_decay, mask)
+    tx = _complete(direction, learning_rate, weight_decay, mask)
+    return _guard(tx, skip_zero_gradients, lambda _, new, old: new) if skip_nonfinite_gradients else tx  # noqa: ARG005
+
+
+def _guard(
+    tx: optax.GradientTransformationExtraArgs, skip_zero_gradients: bool, keep: Keep
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that leaves out arrays whose gradient is not finite."""
+    if not skip_zero_gradients:
+        raise ValueError(
+            "skip_nonfinite_gradients needs skip_zero_gradients=True: to the rule, a gradient that is left "
+            "out is zero."
+        )
+    return skip_nonfinite(tx, keep)
+
+
+def _keep_moments(finite: Any, new: Any, old: Any) -> Any:
+    """AdamW's state, which a gradient of zero changes, with the old moments of arrays that are left out."""
+    branch = new.inner_states["adamw"]
+    moments, before = (state.inner_states["adamw"].inner_state[0] for state in (new, old))
+    kept = moments._replace(
+        mu=choose_finite(finite, moments.mu, before.mu), nu=choose_finite(finite, moments.nu, before.nu)
+    )
+    branch = branch._replace(inner_state=(kept, *branch.inner_state[1:]))
+    return new._replace(inner_states={**new.inner_states, "adamw": branch})
 
 
 def _complete(

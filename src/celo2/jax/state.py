@@ -122,10 +122,12 @@ def make_layouts(params: optax.Params, dimension_numbers: Any) -> Any:
 
 
 def _layout_of(param: Array, numbers: Any = None) -> Layout:
-    if not jnp.issubdtype(param.dtype, jnp.floating):
+    dtype = getattr(param, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        found = type(param).__name__ if dtype is None else f"one of dtype {dtype} and shape {param.shape}"
         raise TypeError(
-            f"the rule updates real floating-point arrays, got one of dtype {param.dtype} and shape "
-            f"{param.shape}; keep it away with optax.partition or optax.masked."
+            f"the rule updates real floating-point arrays, got {found}; keep it away with optax.partition or "
+            "optax.masked, or in an Equinox model with eqx.filter(model, eqx.is_inexact_array)."
         )
     return make_layout(param.shape, numbers)
 

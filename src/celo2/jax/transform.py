@@ -16,6 +16,7 @@ from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its ow
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
 from celo2.jax.devices import leave_shardings_to_compiler
+from celo2.jax.dimensions import Layout
 from celo2.jax.leaves import Leaf, update_leaves
 from celo2.jax.nonfinite import Keep, choose_finite, skip_nonfinite
 from celo2.jax.routing import param_labels
@@ -48,6 +49,7 @@ def scale_by_celo2(
 
     It needs the parameters in `update`. Accumulators are float32 (float64 for float64 parameters)
     from the first step unless `state_dtype` says otherwise; updates have the gradient's dtype.
+    Outside `jax.jit` the first update compiles the rule and later ones use that.
 
     Args:
         theta: The network's weights: what `load_checkpoint` returns, the upstream tree
@@ -82,6 +84,16 @@ def scale_by_celo2(
     arrays, rule = resolve_theta(theta, **config)
     stored = check_state_dtype(state_dtype)
 
+    def update_all(leaves: list[Leaf], count: jax.Array, layouts: tuple[Layout, ...]) -> list[Any]:
+        def update_here(arrays: Any, leaves: list[Leaf], count: jax.Array) -> list[Any]:
+            return update_leaves(arrays, leaves, layouts, count, rule, skip_zero=skip_zero_gradients)
+
+        like = [(leaf.grad, leaf.accumulators) for leaf in leaves]
+        return leave_shardings_to_compiler(update_here, like, arrays, leaves, count)
+
+    # Outside `jit` each step would launch thousands of operations, and compile some of them anew.
+    compiled = jax.jit(update_all, static_argnums=2)
+
     def init(params: optax.Params) -> ScaleByCelo2State:
         return init_state(params, make_layouts(params, dimension_numbers), rule, stored)
 
@@ -95,13 +107,9 @@ def scale_by_celo2(
         grads, treedef = jax.tree.flatten(updates)
         params_and_states = zip(treedef.flatten_up_to(params), state_to_leaves(state, treedef), strict=True)
         leaves = [Leaf(grad, *rest) for grad, rest in zip(grads, params_and_states, strict=True)]
-        layouts = treedef.flatten_up_to(make_layouts(updates, dimension_numbers))
-
-        def update_all(arrays: Any, leaves: list[Leaf], count: Any) -> list[Any]:
-            return update_leaves(arrays, leaves, layouts, count, rule, skip_zero=skip_zero_gradients)
-
-        like = [(leaf.grad, leaf.accumulators) for leaf in leaves]
-        results = leave_shardings_to_compiler(update_all, like, arrays, leaves, count)
+        layouts = tuple(treedef.flatten_up_to(make_layouts(updates, dimension_numbers)))
+        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((leaves, count, arrays)))
+        results = (update_all if traced else compiled)(leaves, count, layouts)
         steps, new = zip(*results, strict=True) if results else ((), ())
         return treedef.unflatten(steps), leaves_to_state(new, count, treedef, state)
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
@@ -108,7 +109,7 @@ def scale_by_celo2(
         params_and_states = zip(treedef.flatten_up_to(params), state_to_leaves(state, treedef), strict=True)
         leaves = [Leaf(grad, *rest) for grad, rest in zip(grads, params_and_states, strict=True)]
         layouts = tuple(treedef.flatten_up_to(make_layouts(updates, dimension_numbers)))
-        traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((leaves, count, arrays)))
+        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((leaves, count, arrays)))
         results = (update_all if traced else compiled)(leaves, count, layouts)
         steps, new = zip(*results, strict=True) if results else ((), ())
         return treedef.unflatten(steps), leaves_to_state(new, count, treedef, state)

@@ -188,6 +188,21 @@ def test_an_older_name_of_an_option_still_loads() -> None:
     assert "adamw_betas" not in optimizer.param_groups[0]
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_states_by_full_names_go_to_their_parameters_in_another_order(flat: bool) -> None:
+    model, options = make_model(), StateDictOptions(flatten_optimizer_state_dict=flat)
+    optimizer = Celo2(shuffled(model), module=model, lr=0.01)
+    train(model, optimizer)
+    other = copy.deepcopy(model)
+    restored = Celo2(other, lr=0.01)
+    saved = get_optimizer_state_dict(model, optimizer, options=options)
+    set_optimizer_state_dict(other, restored, saved, options=options)
+    assert restored.param_groups[0]["param_names"] == [name for name, _ in other.named_parameters()]
+    train(model, optimizer)
+    train(other, restored)
+    assert_same(model, other)
+
+
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_flattened_distributed_checkpoint_loads_twice(tmp_path: Path) -> None:
     model = make_model()

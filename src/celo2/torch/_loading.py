@@ -45,7 +45,7 @@ def fit_state_dict(
     Raises:
         ValueError: The state of a parameter lacks entries, or has others' shapes.
     """
-    saved_groups = _order_by_name(saved["param_groups"], groups) or saved["param_groups"]
+    saved_groups = _order_groups(saved["param_groups"], groups)
     state = dict(saved["state"])
     fitted = {**saved, "param_groups": saved_groups, "state": state}
     if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in groups]:
@@ -58,11 +58,14 @@ def fit_state_dict(
     return fitted
 
 
-def _order_by_name(saved: Groups, own: Groups) -> list[dict[str, Any]] | None:
-    """The saved groups in the order of the optimizer's; None where names cannot say it."""
+def _order_groups(saved: Groups, own: Groups) -> Groups:
+    """The saved groups in the order of the optimizer's, as far as names can say it."""
     whole = [len(group.get("param_names", ())) == len(group["params"]) for group in (*saved, *own)]
     if len(saved) != len(own) or not all(whole):
-        return None
+        return saved
+    if any(isinstance(index, str) for group in saved for index in group["params"]):
+        # From `torch.distributed.checkpoint.state_dict`, in the optimizer's order but for the names.
+        return [{**group, "param_names": mine["param_names"]} for group, mine in zip(saved, own, strict=True)]
     ids = [
         (_plain_name(name), index)
         for group in saved
@@ -71,7 +74,7 @@ def _order_by_name(saved: Groups, own: Groups) -> list[dict[str, Any]] | None:
     named, wanted = dict(ids), [[_plain_name(name) for name in group["param_names"]] for group in own]
     every = [name for names in wanted for name in names]
     if not len(ids) == len(named) == len(every) or named.keys() != set(every):
-        return None
+        return saved
     by_names = {frozenset(map(_plain_name, group["param_names"])): group for group in saved}
     return [
         {

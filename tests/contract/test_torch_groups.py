@@ -51,6 +51,16 @@ def test_a_group_added_later_is_routed_by_the_module(named: bool) -> None:
     assert all(not torch.equal(a, b) for a, b in zip(module.parameters(), before.parameters(), strict=True))
 
 
+def test_a_group_added_to_groups_without_names_is_routed_by_their_module() -> None:
+    module = Growing()
+    optimizer = Celo2([{"params": list(module.parameters())}], module=module)
+    optimizer.add_param_group({"params": module.grow()})
+    whole = Celo2(module)
+    for added, param in enumerate(optimizer.param_groups[1]["params"]):
+        assert optimizer._routes[param] == whole._routes[param], added
+    assert "param_names" not in optimizer.param_groups[1]
+
+
 def test_a_group_of_strangers_is_taken_as_stored_and_a_bad_one_changes_nothing() -> None:
     module = Growing()
     optimizer = Celo2(module)

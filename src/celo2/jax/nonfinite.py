@@ -28,14 +28,14 @@ class SkipNonfiniteState(NamedTuple):
 
 
 def skip_nonfinite(
-    inner: optax.GradientTransformationExtraArgs, keep: Keep
+    inner: optax.GradientTransformationExtraArgs, keep: Keep | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Leaves arrays out whose gradient has an infinity or NaN: the update is 0, their state stays.
 
     Args:
         inner: An optimizer that leaves an array's state alone if its gradient is zero.
-        keep: What is to be done to its state besides: from a tree that says which gradients are finite, the
-            new state and the old one, to the new one with the old values of the others.
+        keep: Where it does not do so everywhere: from a tree that says which gradients are finite, its new
+            state and the old one, to the new one with the old values of the others.
     """
 
     def init(params: optax.Params) -> SkipNonfiniteState:
@@ -51,10 +51,8 @@ def skip_nonfinite(
         zeros = jax.tree.map(jnp.zeros_like, updates)
         steps, new = inner.update(choose_finite(finite, updates, zeros), state.inner_state, params, **extra)
         left_out = sum((~whole).astype(jnp.int32) for whole in jax.tree.leaves(finite))
-        return (
-            choose_finite(finite, steps, zeros),
-            SkipNonfiniteState(state.num_nonfinite + left_out, keep(finite, new, state.inner_state)),
-        )
+        kept = new if keep is None else keep(finite, new, state.inner_state)
+        return choose_finite(finite, steps, zeros), SkipNonfiniteState(state.num_nonfinite + left_out, kept)
 
     return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
 

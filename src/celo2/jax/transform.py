@@ -218,6 +218,9 @@ def celo2_base(
             had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
 
+    Raises:
+        ValueError: As `celo2`.
+
     Example:
         >>> tx = celo2_base(3e-4)  # doctest: +SKIP
     """
@@ -229,11 +232,11 @@ def celo2_base(
         skip_zero_gradients=skip_zero_gradients,
     )
     tx = _complete(direction, learning_rate, weight_decay, mask)
-    return _guard(tx, skip_zero_gradients, lambda _, new, old: new) if skip_nonfinite_gradients else tx  # noqa: ARG005
+    return _guard(tx, skip_zero_gradients) if skip_nonfinite_gradients else tx
 
 
 def _guard(
-    tx: optax.GradientTransformationExtraArgs, skip_zero_gradients: bool, keep: Keep
+    tx: optax.GradientTransformationExtraArgs, skip_zero_gradients: bool, keep: Keep | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer that leaves out arrays whose gradient is not finite."""
     if not skip_zero_gradients:

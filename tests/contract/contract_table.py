@@ -144,6 +144,7 @@ ROWS = (
     Row("celo2", celo2.celo2, {"weights": CELO2, "weight_decay": 0.1}),
     Row("celo2_base", celo2.celo2_base, {"weights": CELO2_BASE, "weight_decay": 0.1}),
     Row("celo2_bfloat16", celo2.celo2, {"weights": CELO2, "state_dtype": "bfloat16"}),
+    Row("celo2_finite", celo2.celo2, {"weights": CELO2, "skip_nonfinite_gradients": True}),
     Row("scale_by_celo2", direction, {"weights": CELO2}),
     Row("normalize_gradients", normalized_sgd, needs_params=False),
     Row("watch_gradients", watched_sgd, needs_params=False, accumulates=False),

@@ -16,12 +16,11 @@ from celo2.torch import Celo2, Celo2Base
 @pytest.mark.parametrize(
     ("param", "remedy"),
     [
-        (torch.zeros(3, dtype=torch.complex64), "view_as_real"),
         (torch.zeros(3, dtype=torch.int32), "convert"),
         (torch.zeros(3, 3).to_sparse(), "to_dense"),
         (torch.zeros(3).to(torch.float8_e4m3fn), "convert"),
     ],
-    ids=["complex", "integer", "sparse", "float8"],
+    ids=["integer", "sparse", "float8"],
 )
 def test_unfit_parameters_are_refused_with_the_remedy(factory: Any, param: Any, remedy: str) -> None:
     with pytest.raises(TypeError, match=remedy):

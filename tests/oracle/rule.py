@@ -219,18 +219,45 @@ def orthogonalize(x: Array, options: Options) -> Array:
     return np.swapaxes(x, -2, -1) if tall else x
 
 
+def keep_idle(old: Accumulators, new: Accumulators, has_gradient: NDArray[np.bool_]) -> Accumulators:
+    """The new averages, but the old ones where they are made of matrices without a gradient alone.
+
+    `has_gradient` has one entry for each matrix, with the last two axes (the one of a vector) of size 1.
+    """
+    d1, d0 = factored_dims(new.momentum[0].shape) if new.momentum[0].ndim >= 2 else (0, 0)
+
+    def chosen(olds: list[Array], news: list[Array], changes: NDArray[np.bool_]) -> list[Array]:
+        return [np.where(changes, after, before) for before, after in zip(olds, news, strict=True)]
+
+    return Accumulators(
+        count=new.count if has_gradient.any() else old.count,
+        momentum=chosen(old.momentum, new.momentum, has_gradient),
+        rms=chosen(old.rms, new.rms, has_gradient),
+        row=chosen(old.row, new.row, has_gradient.any(axis=d0, keepdims=True)),
+        col=chosen(old.col, new.col, has_gradient.any(axis=d1, keepdims=True)),
+    )
+
+
 def update(
     theta: Mapping[str, NDArray[np.floating]],
     acc: Accumulators,
     gradient: NDArray[np.floating],
     parameter: NDArray[np.floating],
     options: Options,
+    *,
+    skip_zero: bool = False,
 ) -> tuple[Array, Accumulators]:
-    """The un-negated step of one tensor, and its next accumulators. Nothing is changed in place."""
-    shape = np.shape(gradient)
+    """The un-negated step of one tensor, and its next accumulators. Nothing is changed in place.
+
+    `skip_zero`: a matrix whose gradient is zero everywhere has no step and keeps its averages.
+    """
+    shape, before = np.shape(gradient), acc
     g = np.clip(np.asarray(gradient, np.float64).reshape(shape or (1,)), -GRADIENT_LIMIT, GRADIENT_LIMIT)
     p = np.asarray(parameter, np.float64).reshape(shape or (1,))
     acc = accumulate(acc, g, options)
+    has_gradient = np.any(g != 0, axis=tuple(range(g.ndim))[-2:], keepdims=True)
+    if skip_zero:
+        acc = keep_idle(before, acc, has_gradient)
     out = mlp(theta, features(acc, g, p, options), options)
     step = out[..., 0]
     if options.exp_mult:
@@ -246,6 +273,8 @@ def update(
     if options.precondition_output:
         last = bias_corrected(acc, options) if options.bias_correction else acc
         step = step * rsqrt(last.rms[-1] + PRECONDITION_EPS)
+    if skip_zero:
+        step = np.where(has_gradient, step, 0.0)
     return step.reshape(shape), acc
 
 

@@ -50,6 +50,7 @@ CONFIG = celo2.RuleConfig(  # every feature, of one decay: more repeat what is s
     ff_hidden_size=2, initial_momentum_decays=(0.9,), initial_adafactor_decays=(0.9,), orthogonalize=True
 )
 STEPS = 3
+IDLE = {"square": ..., "stack": 1, "scale": ...}  # in the last step the gradient is zero there
 TINY = 1e-30  # in place of the largest entry of a state that is zero
 COLLECTIVE = re.compile(r"= (\S.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(")
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
@@ -64,11 +65,11 @@ def make_weights(config: celo2.RuleConfig) -> celo2.Weights:
 def make_optimizers() -> dict[str, tuple[optax.GradientTransformation, tuple[str, ...]]]:
     """Each with the layouts that it is run with."""
     matrices, base = make_weights(CONFIG), make_weights(CONFIG.replace(orthogonalize=False))
-    rounded = {"state_dtype": "bfloat16"}
+    rounded, skip = {"state_dtype": "bfloat16"}, {"skip_zero_gradients": True}
     return {
-        "celo2": (celo2.scale_by_celo2(matrices), tuple(LAYOUTS)),
-        "celo2-base": (celo2.scale_by_celo2(base), tuple(LAYOUTS)),
-        "bfloat16": (celo2.scale_by_celo2(base, **rounded), ("fully-sharded",)),
+        "celo2": (celo2.scale_by_celo2(matrices, **skip), tuple(LAYOUTS)),
+        "celo2-base": (celo2.scale_by_celo2(base, **skip), tuple(LAYOUTS)),
+        "bfloat16": (celo2.scale_by_celo2(base, **skip, **rounded), ("fully-sharded",)),
         "whole": (celo2.celo2(1e-3, weights=matrices, weight_decay=0.1, **rounded), ("fully-sharded",)),
     }
 
@@ -123,12 +124,41 @@ def error(actual, expected) -> float:
     return float(np.max(errors))  # NaN if one of them is
 
 
+def compare(found, expected, shardings) -> dict[str, object]:
+    updates, state, text = found
+    return {
+        "update_error": error(updates, expected[0]),
+        "state_error": error(state, expected[1]),
+        "state_inherits": inherits(state, shardings),
+        "updates_inherit": inherits(updates, shardings),
+        "collectives": largest_collectives(text),
+    }
+
+
+def run_on_explicit_axes(rule, params, grads, *expected) -> dict[str, object]:
+    """As `jax.make_mesh` makes them by itself: each array's type says how it lies."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        specs = LAYOUTS["fully-sharded"].items()
+        shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in specs}
+        placed = [jax.device_put(tree, shardings) for tree in (params, *grads)]
+        found = run(rule, placed[0], placed[1:])
+
+        def body(state, _):
+            return rule.update(placed[1], state, placed[0])[1], None
+
+        jax.jit(lambda state: jax.lax.scan(body, state, length=2)).lower(rule.init(placed[0]))
+    return compare(found, expected, shardings)
+
+
 def main() -> None:
     # Not above, since whoever collects doctests imports this file; JAX looks at both when it starts.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     params, grads = make_tree(0, 0.02), [make_tree(seed, 1e-3) for seed in range(1, STEPS + 1)]
+    for name, idle in IDLE.items():
+        grads[-1][name] = grads[-1][name].at[idle].set(0.0)
     found = {}
     for variant, (rule, layouts) in make_optimizers().items():
         expected, expected_state, _ = run(rule, params, grads)
@@ -136,13 +166,13 @@ def main() -> None:
             shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in LAYOUTS[name].items()}
             placed = [jax.device_put(tree, shardings) for tree in (params, *grads)]
             updates, state, text = run(rule, placed[0], placed[1:])
-            found[f"{variant} {name}"] = {
-                "update_error": error(updates, expected),
-                "state_error": error(state, expected_state),
-                "state_inherits": inherits(state, shardings),
-                "updates_inherit": inherits(updates, shardings),
-                "collectives": largest_collectives(text),
-            }
+            found[f"{variant} {name}"] = compare(
+                (updates, state, text), (expected, expected_state), shardings
+            )
+        if variant == "whole":
+            found["explicit fully-sharded"] = run_on_explicit_axes(
+                rule, params, grads, expected, expected_state
+            )
     print(json.dumps(found))
 
 

@@ -44,7 +44,7 @@ def test_state_and_updates_inherit_the_parameters_sharding(found, variant: str, 
     assert case["updates_inherit"]
 
 
-@pytest.mark.parametrize("variant", ["bfloat16", "whole"])
+@pytest.mark.parametrize("variant", ["bfloat16", "whole", "explicit"])
 def test_a_rounded_state_is_sharded_too(found, variant: str) -> None:
     """The random bits do not depend on the sharding; a sum's last digit may turn a rounding."""
     case = found[f"{variant} fully-sharded"]

@@ -37,7 +37,7 @@ def run(folder: Path, *tasks: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(tmp_path_factory.mktemp("layouts"), "layouts:4")["layouts:4"]
+    return run(tmp_path_factory.mktemp("layouts"), "layouts:4", "uneven:2")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", [f"{variant} | {one}" for variant, own in LAYOUTS.items() for one in own])
 def test_bare_parameters_train_as_in_one_process(layouts, case: str) -> None:
-    found = layouts[case]
+    found = layouts["layouts:4"][case]
     limit = TOLERANCE if case.startswith(("celo2", "base")) else TOLERANCE_FLOAT64
     assert max(found["errors"].values()) < limit, found["errors"]
     assert found["state_error"] < limit
@@ -57,7 +57,7 @@ def test_bare_parameters_train_as_in_one_process(layouts, case: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS["base"])
 def test_the_base_rule_sums_vectors_and_nothing_else(layouts, layout: str) -> None:
     """Three sums a step on each cut axis of the mesh, however many parameters, and no gather."""
-    collectives = layouts[f"base | {layout}"]["collectives"]
+    collectives = layouts["layouts:4"][f"base | {layout}"]["collectives"]
     if layout == "replicas":
         assert collectives == {}
         return
@@ -70,9 +70,23 @@ def test_the_base_rule_sums_vectors_and_nothing_else(layouts, layout: str) -> No
 @pytest.mark.parametrize("layout", LAYOUTS["celo2"])
 def test_newton_schulz_goes_there_and_back_once(layouts, layout: str) -> None:
     """Small matrices travel together; what is replicated travels only back."""
-    collectives = layouts[f"celo2 | {layout}"]["collectives"]
+    collectives = layouts["layouts:4"][f"celo2 | {layout}"]["collectives"]
     assert set(collectives) <= {"allreduce", "alltoall_base"}
     assert collectives["alltoall_base"][1] == (1 if layout == "replicas" else 2)
+
+
+def test_a_nan_in_one_shard_leaves_the_parameter_out_in_all_processes(layouts) -> None:
+    for found in layouts["uneven:2"]["every"]:
+        assert found["moved"] == [True, False, False]
+        assert found["counted"] == 1
+
+
+def test_parameters_without_a_gradient_have_the_keys_of_others(layouts) -> None:
+    """A distributed checkpoint must have the same keys whatever had a gradient, and where."""
+    for found in layouts["uneven:2"]["every"]:
+        assert found["keys"] == layouts["uneven:2"]["every"][0]["keys"]
+        assert all("step" in keys for keys in found["keys"])
+        assert "exp_avg" in found["keys"][2]
 
 
 @pytest.mark.parametrize("way", WAYS)

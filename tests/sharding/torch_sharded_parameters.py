@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -34,6 +36,13 @@ SHAPES: dict[str, tuple[tuple[int, ...], DimensionNumbers | None]] = {
     "heads, merged": ((7, 3, 5), DimensionNumbers(0, (1, 2), 3)),
     "vector": ((11,), None),
     "scalar": ((), None),
+}
+IDLE: dict[str, Any] = {  # in the second step the gradient is zero there
+    "fewer rows than processes": ...,
+    "stack": 1,
+    "factored in front": (slice(None), 2),
+    "q, k, v by heads": slice(4, 8),
+    "vector": ...,
 }
 LAYOUTS: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {  # shape of the mesh, placements
     "rows": ((4,), (Shard(0),)),
@@ -122,18 +131,44 @@ def place(tensor: Tensor, mesh: Any, placements: tuple[Any, ...]) -> Tensor:
 def train_bare(
     variant: str, dtype: torch.dtype, mesh: Any = None, placements: tuple[Any, ...] = (), **options: Any
 ) -> tuple[Holder, Celo2, Largest]:
-    """A few steps on gradients drawn at random."""
+    """A few steps on gradients drawn at random, the last of which are zero for some matrices."""
     start = draw(0, dtype, 0.1)
     module = Holder({name: place(tensor, mesh, placements) for name, tensor in start.items()})
     optimizer, watch = make_optimizer(variant, module, **options), Largest()
     for step in range(STEPS):
         grads = draw(step + 1, dtype, 0.01)
+        for name, entries in IDLE.items() if step else ():
+            grads[name][entries] = 0.0
         for param, grad in zip(module.parameters(), grads.values(), strict=True):
             param.grad = place(grad, mesh, placements)
         watched = step == STEPS - 1 and variant in ("celo2", "base")  # it slows everything down
         with watch if watched else contextlib.nullcontext():
             optimizer.step()
     return module, optimizer, watch
+
+
+def run_uneven_gradients() -> dict[str, Any]:
+    """What all processes decide together where one has a NaN; what they save where one has no gradient."""
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
+    named = {name: place(tensor, mesh, (Shard(0),)) for name, tensor in draw(0, torch.float32, 0.1).items()}
+    module = Holder({name: named[name] for name in ("even", "uneven", "vector")})
+    optimizer = Celo2(module, LR, overrides={"p0[01]": "celo2"}, skip_nonfinite_gradients=True)
+    first, second, third = module.parameters()
+    before = [param.detach().to_local().clone() for param in module.parameters()]
+    for param in (first, second):
+        param.grad = torch.ones_like(param)
+    if rank == 1:
+        second.grad.to_local()[0, 0] = float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step()
+    moved = [
+        bool((param.to_local() != old).any()) for param, old in zip(module.parameters(), before, strict=True)
+    ]
+    keys = [sorted(optimizer.state[param]) for param in (first, second, third)]
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, {"moved": moved, "counted": optimizer.num_nonfinite, "keys": keys})
+    return {"every": every}
 
 
 def run_layouts() -> dict[str, Any]:

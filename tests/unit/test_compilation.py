@@ -7,6 +7,8 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from weights_examples import make_weights
 
 import celo2
 import quick
@@ -46,6 +48,20 @@ def test_what_is_not_finite_stays_so():
     np.testing.assert_array_equal(inf, np.isinf(x))
     assert np.isnan(total)
     assert finite == -16.0
+
+
+def test_steps_outside_jit_are_compiled_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Small equal arrays were compiled at each step, and matrices took thousands of operations."""
+    params = {name: jnp.full((4, 3), float(number)) for number, name in enumerate("abc")}
+    transform = celo2.scale_by_celo2(make_weights(**quick.SMALL_RULE))
+    state = transform.init(params)
+    jitted, _ = jax.jit(transform.update)(params, state, params)
+    updates, state = transform.update(params, state, params)
+    for name in params:
+        np.testing.assert_allclose(updates[name], jitted[name], rtol=1e-5, atol=1e-6)
+    with jax.log_compiles():
+        transform.update(params, state, params)
+    assert "Compiling" not in caplog.text
 
 
 LARGE_NETWORK = """

@@ -43,11 +43,11 @@ UNCOVERED: dict[str, dict[str, Any]] = {
 }
 
 
-def make_network(**options: Any) -> Network:
+def make_network(*, skip_zero_gradients: bool = False, **options: Any) -> Network:
     config = BASE.replace(**options)
     rng = np.random.default_rng(0)
     arrays = {n: (0.3 * rng.standard_normal(s)).astype(np.float32) for n, s in config.weight_shapes().items()}
-    return Network(Weights(arrays, config), config)
+    return Network(Weights(arrays, config), config, skip_zero_gradients=skip_zero_gradients)
 
 
 def make_leaf(

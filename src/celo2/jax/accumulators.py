@@ -28,9 +28,11 @@ __all__ = [
     "Decays",
     "Leaf",
     "clip",
+    "find_busy",
     "init",
     "init_col",
     "init_row",
+    "keep_idle",
     "unbias",
     "update",
     "update_factored",
@@ -154,6 +156,35 @@ def update_factored(
     if col_mean is None:
         return accumulators._replace(row=row)
     return accumulators._replace(row=row, col=_decay_all(accumulators.col, col_mean + FACTORED_EPS, decays))
+
+
+def find_busy(squares: Array) -> Array:
+    """Which matrices have a gradient: False where all squares are zero; the last two axes have length 1.
+
+    Args:
+        squares: Of the gradient, or means of some of them, of any shape; of rank < 2 all are one matrix.
+    """
+    return jnp.any(squares != 0, axis=tuple(range(squares.ndim))[-2:], keepdims=True)
+
+
+def keep_idle(old: Accumulators, new: Accumulators, busy: Array, axes: Axes | None) -> Accumulators:
+    """The new accumulators, but the old ones of matrices that are not busy.
+
+    Where matrices share a row or a column accumulator, one that is busy is enough.
+    """
+
+    def choose(news: tuple[Array, ...], olds: tuple[Array, ...], busy: Array) -> tuple[Array, ...]:
+        return tuple(jnp.where(busy, after, before) for after, before in zip(news, olds, strict=True))
+
+    row = col = busy
+    if axes is not None:
+        row, col = (jnp.any(busy, axis=axis, keepdims=True) for axis in (axes.large, axes.small))
+    return Accumulators(
+        choose(new.momentum, old.momentum, busy),
+        choose(new.rms, old.rms, busy),
+        choose(new.row, old.row, row),
+        new.col if axes is None else choose(new.col, old.col, col),
+    )
 
 
 def unbias(accumulators: Accumulators, count: ArrayLike, config: Decays) -> Accumulators:

@@ -36,6 +36,8 @@ def update_leaves(
     layouts: Sequence[Layout],
     count: Array,
     rule: RuleConfig,
+    *,
+    skip_zero: bool = False,
 ) -> list[Result]:
     """The un-negated step and the new accumulators of every leaf, in order.
 
@@ -45,11 +47,13 @@ def update_leaves(
         layouts: How the rule sees each.
         count: This step's number, from 1.
         rule: The rule's options.
+        skip_zero: As in `step.update_all`.
     """
     results: dict[int, Result] = {}
+    options: dict[str, Any] = {"arrays": arrays, "count": count, "rule": rule, "skip_zero": skip_zero}
     for indices in _group(leaves, layouts):
         same = [leaves[index] for index in indices]
-        update = partial(_update_equal, arrays=arrays, count=count, layout=layouts[indices[0]], rule=rule)
+        update = partial(_update_equal, layout=layouts[indices[0]], **options)
         if len(indices) == 1 or same[0].grad.size > STACK_LIMIT or not on_one_device():
             results |= zip(indices, update(same, indices), strict=True)
             continue
@@ -78,6 +82,7 @@ def _update_equal(
     count: Array,
     layout: Layout,
     rule: RuleConfig,
+    skip_zero: bool,
 ) -> list[Result]:
     """`step.update_all` in the layout's shape and the row accumulators' dtype."""
     dtype = leaves[0].accumulators.row[0].dtype
@@ -90,6 +95,7 @@ def _update_equal(
         count,
         axes=layout.axes,
         config=rule,
+        skip_zero=skip_zero,
     )
     finished = []
     for leaf, index, (step, new) in zip(leaves, indices, results, strict=True):

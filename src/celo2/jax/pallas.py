@@ -72,9 +72,9 @@ def make_passes(
         over_cols, over_rows = _square_means(run, _to_rank_3(grad))
         return _from_rank_3(over_cols, grad.shape), _from_rank_3(over_rows, grad.shape)
 
-    def accumulate(inputs: Inputs) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+    def accumulate(inputs: Inputs, busy: Array | None) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
         shape = inputs.grad.shape
-        momentum, rms, sums = _accumulate(run, jax.tree.map(_to_rank_3, inputs), config, block)
+        momentum, rms, sums = _accumulate(run, jax.tree.map(_to_rank_3, inputs), busy, config, block)
         momentum, rms = jax.tree.map(partial(_from_rank_3, shape=shape), (momentum, rms))
         squares = (sums.T / math.prod(shape[-2:])).reshape(-1, *shape[:-2], 1, 1)
         return momentum, rms, squares
@@ -123,17 +123,21 @@ def _square_means(run: partial[Any], grad: Array) -> tuple[Array, Array]:
 
 
 def _accumulate(
-    run: partial[Any], inputs: Inputs, config: RuleConfig, block: Block
+    run: partial[Any], inputs: Inputs, busy: Array | None, config: RuleConfig, block: Block
 ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
     """New momenta and second moments, in place; sums of squares of all channels `(batch, channels)`."""
     shape = inputs.grad.shape
     num_channels = features.count_full(config)
+    flags = () if busy is None else (busy.reshape(-1, 1).astype(jnp.float32),)
 
-    def kernel(refs: Inputs, momentum_refs: tuple[Ref, ...], rms_refs: tuple[Ref, ...], sums: Ref) -> None:
+    def kernel(refs: Inputs, *others: Any) -> None:
+        *busy_refs, momentum_refs, rms_refs, sums = others
         edges = find_edges(shape[1], shape[2], block)
         known = _read(refs, edges)
         old = Accumulators(known.momentum, known.rms, (), ())
         new = accumulators_lib.update_full(old, known.grad, config)
+        for own_busy in busy_refs:
+            new = accumulators_lib.keep_idle(old, new, own_busy[0] != 0, None)
         for ref, value in zip((*momentum_refs, *rms_refs), (*new.momentum, *new.rms), strict=True):
             write(ref, value, edges)
         channels = known._replace(momentum=new.momentum, rms=new.rms).channels(config)
@@ -144,7 +148,7 @@ def _accumulate(
     num_momenta, num_rms = len(inputs.momentum), len(inputs.rms)
     momentum, rms, sums = run(
         kernel,
-        (inputs,),
+        (inputs, *flags),
         ((full,) * num_momenta, (full,) * num_rms, make_partial_sums(shape, num_channels, block)),
         shape=shape,
         block=block,

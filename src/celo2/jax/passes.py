@@ -50,11 +50,13 @@ class Direction(NamedTuple):
         values: The matrix's shape, not normalised.
         mean_square: Of the values over the last two axes, these kept with length 1.
         accumulators: The new ones.
+        busy: Of `accumulators.find_busy`; None: zero gradients are not skipped.
     """
 
     values: Array
     mean_square: Array
     accumulators: Accumulators
+    busy: Array | None
 
 
 class Inputs(NamedTuple):
@@ -77,14 +79,14 @@ class Passes(NamedTuple):
     Attributes:
         square_means: Gradient → means of its clipped squares over the last axis, `(..., rows, 1)`, and
             over the rows, `(..., 1, cols)`.
-        accumulate: Inputs of the steps before → new momenta, new second moments, mean squares of
-            the channels `(channels, ..., 1, 1)` in the order of `Inputs.channels`.
+        accumulate: Inputs of the steps before, `Direction.busy` → new momenta, new second moments, mean
+            squares of the channels `(channels, ..., 1, 1)` in the order of `Inputs.channels`.
         direct: Inputs, scales of the channels, what the vectors add to the first layer (arrays
             `(units, ..., rows, 1)` and `(units, ..., 1, cols)`) → direction, its mean square.
     """
 
     square_means: Callable[[Array], tuple[Array, Array]]
-    accumulate: Callable[[Inputs], tuple[tuple[Array, ...], tuple[Array, ...], Array]]
+    accumulate: Callable[[Inputs, Array | None], tuple[tuple[Array, ...], tuple[Array, ...], Array]]
     direct: Callable[[Inputs, Array, list[Array]], tuple[Array, Array]]
 
 
@@ -100,7 +102,13 @@ def covers(rank: int, axes: Axes | None, config: RuleConfig) -> bool:
 
 
 def compute(
-    matrices: Sequence[Leaf], weights: Mapping[str, Any], axes: Axes, config: RuleConfig, passes: Passes
+    matrices: Sequence[Leaf],
+    weights: Mapping[str, Any],
+    axes: Axes,
+    config: RuleConfig,
+    passes: Passes,
+    *,
+    skip_zero: bool = False,
 ) -> list[Direction]:
     """The network's direction for matrices of one shape and dtype.
 
@@ -110,18 +118,24 @@ def compute(
         axes: The factored axes, the last two.
         config: Options that `covers` has approved.
         passes: Who computes what touches whole matrices.
+        skip_zero: Whether a matrix whose gradient is exactly zero keeps its accumulators.
     """
     over_cols, over_rows = _stack([passes.square_means(matrix.grad) for matrix in matrices])
     means = (over_cols, over_rows) if axes.large > axes.small else (over_rows, over_cols)
-    olds = [matrix.accumulators._replace(momentum=(), rms=()) for matrix in matrices]
-    vectors = jax.vmap(partial(accumulators_lib.update_factored, config=config))(_stack(olds), *means)
+    olds = _stack([matrix.accumulators._replace(momentum=(), rms=()) for matrix in matrices])
+    vectors = jax.vmap(partial(accumulators_lib.update_factored, config=config))(olds, *means)
+    busy: Sequence[Array | None] = [None] * len(matrices)
+    if skip_zero:
+        together = accumulators_lib.find_busy(over_cols)
+        vectors = jax.vmap(partial(accumulators_lib.keep_idle, axes=axes))(olds, vectors, together)
+        busy = list(together)
     factors = jax.vmap(partial(features.compute_factors, axes=axes))(vectors.row, vectors.col)
 
     inputs = [
         Inputs(grad, param, old.momentum, old.rms, _pick(factors, index))
         for index, (grad, param, old) in enumerate(matrices)
     ]
-    momenta, rms, squares = zip(*map(passes.accumulate, inputs), strict=True)
+    momenta, rms, squares = zip(*map(passes.accumulate, inputs, busy), strict=True)
     scales = mlp.normalizer(jnp.stack(squares))
     units = jax.vmap(partial(_vector_units, weights=weights, config=config))(vectors)
 
@@ -130,7 +144,7 @@ def compute(
         known = known._replace(momentum=momentum, rms=square)
         values, mean_square = passes.direct(known, scales[index], _pick(units, index))
         new = _pick(vectors, index)._replace(momentum=momentum, rms=square)
-        directions.append(Direction(values, mean_square, new))
+        directions.append(Direction(values, mean_square, new, busy[index]))
     return directions
 
 
@@ -141,10 +155,12 @@ def make_passes(weights: Mapping[str, Any], config: RuleConfig) -> Passes:
         square = jnp.square(accumulators_lib.clip(grad))
         return jnp.mean(square, axis=-1, keepdims=True), jnp.mean(square, axis=-2, keepdims=True)
 
-    def accumulate(inputs: Inputs) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+    def accumulate(inputs: Inputs, busy: Array | None) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
         inputs = inputs._replace(grad=accumulators_lib.clip(inputs.grad))
         old = Accumulators(inputs.momentum, inputs.rms, (), ())
         new = accumulators_lib.update_full(old, inputs.grad, config)
+        if busy is not None:
+            new = accumulators_lib.keep_idle(old, new, busy, None)
         inputs = inputs._replace(momentum=new.momentum, rms=new.rms)
         # The barrier keeps these channels apart from the network's: computed twice, never stored.
         channels = jax.lax.optimization_barrier(inputs).channels(config)

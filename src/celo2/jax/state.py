@@ -21,6 +21,7 @@ __all__ = [
     "init_state",
     "leaves_to_state",
     "make_layouts",
+    "match_params",
     "state_to_leaves",
 ]
 
@@ -72,6 +73,16 @@ def init_state(
     )
 
 
+def match_params(updates: optax.Updates, params: optax.Params) -> optax.Params:
+    """The parameters that have an update: those in the place of a None are left out, whatever they are.
+
+    So a whole model will do, such as an Equinox module with its functions, as it does in Optax.
+    """
+    found, treedef = jax.tree.flatten(updates, is_leaf=lambda node: node is None)
+    pairs = zip(found, treedef.flatten_up_to(params), strict=True)
+    return jax.tree.unflatten(jax.tree.structure(updates), [p for update, p in pairs if update is not None])
+
+
 def state_to_leaves(state: ScaleByCelo2State, treedef: Any) -> list[Accumulators]:
     """From one tree for each decay to one `Accumulators` for each leaf."""
 
@@ -111,10 +122,12 @@ def make_layouts(params: optax.Params, dimension_numbers: Any) -> Any:
 
 
 def _layout_of(param: Array, numbers: Any = None) -> Layout:
-    if not jnp.issubdtype(param.dtype, jnp.floating):
+    dtype = getattr(param, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        found = type(param).__name__ if dtype is None else f"one of dtype {dtype} and shape {param.shape}"
         raise TypeError(
-            f"the rule updates real floating-point arrays, got one of dtype {param.dtype} and shape "
-            f"{param.shape}; keep it away with optax.partition or optax.masked."
+            f"the rule updates real floating-point arrays, got {found}; keep it away with optax.partition or "
+            "optax.masked, or in an Equinox model with eqx.filter(model, eqx.is_inexact_array)."
         )
     return make_layout(param.shape, numbers)
 

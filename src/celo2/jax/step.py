@@ -8,12 +8,14 @@ Source: arXiv 2602.19142, section 3.
     d ← NewtonSchulz(d)          Celo2 on matrices; Celo2-base leaves it out
     step ← d / rms(d)
 
-The step is not negated and has root mean square 1: the learning rate is the change per step.
+The step is not negated and has root mean square 1: the learning rate is the change per step. With
+`skip_zero`, a matrix whose gradient is exactly zero has the step 0 and keeps its accumulators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -43,9 +45,11 @@ def update(
     *,
     axes: Axes | None,
     config: RuleConfig,
+    skip_zero: bool = False,
 ) -> Result:
     """The step for one array, and its new accumulators: `update_all` of this array alone."""
-    (result,) = update_all(weights, [Leaf(grad, param, accumulators)], count, axes=axes, config=config)
+    arrays = [Leaf(grad, param, accumulators)]
+    (result,) = update_all(weights, arrays, count, axes=axes, config=config, skip_zero=skip_zero)
     return result
 
 
@@ -56,6 +60,7 @@ def update_all(
     *,
     axes: Axes | None,
     config: RuleConfig,
+    skip_zero: bool = False,
 ) -> list[Result]:
     """The steps for arrays of one shape and dtype, and their new accumulators.
 
@@ -65,6 +70,8 @@ def update_all(
         count: This step's number, from 1.
         axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
         config: The rule's options.
+        skip_zero: Whether a matrix whose gradient is exactly zero is left alone: each of a stack, along the
+            last two axes; an array of rank < 2 as a whole.
     """
     grad, _, accumulators = arrays[0]
     if grad.size == 0:
@@ -72,7 +79,8 @@ def update_all(
     chosen = implementation.choose(weights, grad, accumulators, axes, config)
     if chosen == "plain" or axes is None:
         opaque = mlp.make_opaque(weights, config)
-        return [_update(opaque, *array, count, axes=axes, config=config) for array in arrays]
+        plain = partial(_update, opaque, axes=axes, config=config, skip_zero=skip_zero)
+        return [plain(*array, count) for array in arrays]
 
     def by_xla(arrays: Sequence[Leaf]) -> list[Result]:
         # One by one: a loop that reads a part of a stack is compiled anew for each part.
@@ -92,7 +100,7 @@ def update_all(
         return _finish_all(by_passes(arrays, made), arrays, config)
 
     def by_passes(arrays: Sequence[Leaf], made: passes.Passes) -> list[passes.Direction]:
-        return passes.compute(arrays, weights, axes, config, made)
+        return passes.compute(arrays, weights, axes, config, made, skip_zero=skip_zero)
 
     return implementation.run(chosen, by_xla, by_kernels, list(arrays))
 
@@ -111,11 +119,15 @@ def _update(
     *,
     axes: Axes | None,
     config: RuleConfig,
+    skip_zero: bool,
 ) -> Result:
     """The plain program, which reads like the box above and covers every array and option."""
-    grad, param, accumulators = _convert(Leaf(grad, param, accumulators))
-    grad = accumulators_lib.clip(grad)
-    accumulators = accumulators_lib.update(accumulators, grad, axes, config)
+    grad, param, old = _convert(Leaf(grad, param, accumulators))
+    grad, busy = accumulators_lib.clip(grad), None
+    accumulators = accumulators_lib.update(old, grad, axes, config)
+    if skip_zero:
+        busy = accumulators_lib.find_busy(jnp.square(grad))
+        accumulators = accumulators_lib.keep_idle(old, accumulators, busy, axes)
     seen = accumulators_lib.unbias(accumulators, count, config) if config.bias_correction else accumulators
     raw = accumulators if config.bias_correction else None
     groups = features.compute(grad, param, seen, axes, config, raw=raw)
@@ -126,7 +138,7 @@ def _update(
         step = _scale_by_param(step, param)
     if config.orthogonalize and step.ndim >= 2:
         step = orthogonalize.compute(step, config)
-    return _finish(step, mlp.mean_square(step), seen, config), accumulators
+    return _finish(step, mlp.mean_square(step), seen, config, busy), accumulators
 
 
 def _scale_by_magnitude(direction: Array, magnitude: Array | None, config: RuleConfig) -> Array:
@@ -141,20 +153,22 @@ def _scale_by_param(step: Array, param: Array) -> Array:
     return step * jnp.sqrt(jnp.mean(param * param) + mlp.NORM_EPS)
 
 
-def _finish(step: Array, mean_square: Array, accumulators: Accumulators, config: RuleConfig) -> Array:
+def _finish(
+    step: Array, mean_square: Array, accumulators: Accumulators, config: RuleConfig, busy: Array | None
+) -> Array:
     if config.normalize_output:
         step = step * mlp.normalizer(mean_square)
     step = step * config.rmsmult
     if config.precondition_output:
         step = step * jax.lax.rsqrt(accumulators.rms[-1] + PRECONDITION_EPS)
-    return step
+    return step if busy is None else jnp.where(busy, step, jnp.zeros_like(step))
 
 
 def _finish_all(
     directions: Sequence[passes.Direction], arrays: Sequence[Leaf], config: RuleConfig
 ) -> list[Result]:
     """From the directions of matrices to their steps, as `_update` does."""
-    steps, mean_squares, news = map(list, zip(*directions, strict=True))
+    steps, mean_squares, news, busy = map(list, zip(*directions, strict=True))
     if config.param_scale_mult:
         params = [array.param.astype(step.dtype) for array, step in zip(arrays, steps, strict=True)]
         steps = list(map(_scale_by_param, steps, params))
@@ -163,6 +177,6 @@ def _finish_all(
     if config.orthogonalize or config.param_scale_mult:
         mean_squares = list(map(mlp.mean_square, steps))
     return [
-        (_finish(step, mean_square, new, config), new)
-        for step, mean_square, new in zip(steps, mean_squares, news, strict=True)
+        (_finish(step, mean_square, new, config, own), new)
+        for step, mean_square, new, own in zip(steps, mean_squares, news, busy, strict=True)
     ]

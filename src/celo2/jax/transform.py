@@ -12,10 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.jax.devices import leave_shardings_to_compiler
+from celo2.jax.dimensions import Layout
 from celo2.jax.leaves import Leaf, update_leaves
+from celo2.jax.nonfinite import Keep, choose_finite, skip_nonfinite
 from celo2.jax.routing import find_dimension_numbers, param_labels
 from celo2.jax.state import (
     ScaleByCelo2State,
@@ -23,6 +27,7 @@ from celo2.jax.state import (
     init_state,
     leaves_to_state,
     make_layouts,
+    match_params,
     state_to_leaves,
 )
 from celo2.weights import SHIPPED, Weights, load_checkpoint, resolve_theta
@@ -34,12 +39,18 @@ Theta = Weights | Mapping[str, Any] | None
 
 
 def scale_by_celo2(
-    theta: Theta = None, *, dimension_numbers: Any = None, state_dtype: Any = None, **config: Any
+    theta: Theta = None,
+    *,
+    dimension_numbers: Any = None,
+    state_dtype: Any = None,
+    skip_zero_gradients: bool = False,
+    **config: Any,
 ) -> optax.GradientTransformation:
     """Turns gradients into the rule's un-negated steps, each of root mean square 1.
 
     It needs the parameters in `update`. Accumulators are float32 (float64 for float64 parameters)
     from the first step unless `state_dtype` says otherwise; updates have the gradient's dtype.
+    Outside `jax.jit` the first update compiles the rule and later ones use that.
 
     Args:
         theta: The network's weights: what `load_checkpoint` returns, the upstream tree
@@ -51,6 +62,10 @@ def scale_by_celo2(
             the two largest axes, normalised and orthogonalised over the last two.
         state_dtype: None, or "bfloat16": momenta and rms in 8 bytes a parameter instead of 16,
             rounded stochastically by a key made of the step's number, so that a run repeats exactly.
+        skip_zero_gradients: Whether a matrix (each one of a stack; a vector as a whole) is left as if it had
+            no gradient where that is exactly zero, as of an idle expert: the step 0, no change of its
+            accumulators. False: such a matrix gets a whole step, as in the reference. The rule sees
+            squares, which in float32 are zero below 1e-19 or so.
         **config: Options of the rule, see `RuleConfig`.
 
     Raises:
@@ -70,6 +85,16 @@ def scale_by_celo2(
     arrays, rule = resolve_theta(theta, **config)
     stored = check_state_dtype(state_dtype)
 
+    def update_all(leaves: list[Leaf], count: jax.Array, layouts: tuple[Layout, ...]) -> list[Any]:
+        def update_here(arrays: Any, leaves: list[Leaf], count: jax.Array) -> list[Any]:
+            return update_leaves(arrays, leaves, layouts, count, rule, skip_zero=skip_zero_gradients)
+
+        like = [(leaf.grad, leaf.accumulators) for leaf in leaves]
+        return leave_shardings_to_compiler(update_here, like, arrays, leaves, count)
+
+    # Outside `jit` each step would launch thousands of operations, and compile some of them anew.
+    compiled = jax.jit(update_all, static_argnums=2)
+
     def init(params: optax.Params) -> ScaleByCelo2State:
         return init_state(params, make_layouts(params, dimension_numbers), rule, stored)
 
@@ -79,11 +104,13 @@ def scale_by_celo2(
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
         count = jnp.asarray(optax.safe_increment(state.count))
+        params = match_params(updates, params)
         grads, treedef = jax.tree.flatten(updates)
         params_and_states = zip(treedef.flatten_up_to(params), state_to_leaves(state, treedef), strict=True)
         leaves = [Leaf(grad, *rest) for grad, rest in zip(grads, params_and_states, strict=True)]
-        layouts = treedef.flatten_up_to(make_layouts(updates, dimension_numbers))
-        results = update_leaves(arrays, leaves, layouts, count, rule)
+        layouts = tuple(treedef.flatten_up_to(make_layouts(updates, dimension_numbers)))
+        traced = any(isinstance(x, Tracer) for x in jax.tree.leaves((leaves, count, arrays)))
+        results = (update_all if traced else compiled)(leaves, count, layouts)
         steps, new = zip(*results, strict=True) if results else ((), ())
         return treedef.unflatten(steps), leaves_to_state(new, count, treedef, state)
 
@@ -101,6 +128,8 @@ def celo2(
     overrides: Any = None,
     dimension_numbers: Any = None,
     state_dtype: Any = None,
+    skip_zero_gradients: bool = True,
+    skip_nonfinite_gradients: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2: hidden matrices by the rule with Newton–Schulz, everything else by AdamW.
 
@@ -123,6 +152,14 @@ def celo2(
             parameter as stored; or a tree as in `scale_by_celo2`, parts of which may be missing or None.
             In a tree of Optax's `MuonDimensionNumbers` None means AdamW, as there.
         state_dtype: Of the rule's state, as in `scale_by_celo2`.
+        skip_zero_gradients: As in `scale_by_celo2`, for matrices that the rule updates; weights still decay.
+        skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it
+            had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
+            NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
+
+    Raises:
+        ValueError: `skip_nonfinite_gradients` without `skip_zero_gradients`; as `scale_by_celo2` and, when
+            parameters are given, `param_labels`.
 
     Example:
         >>> tx = celo2(3e-4, weight_decay=0.1)  # doctest: +SKIP
@@ -134,7 +171,11 @@ def celo2(
     def partition(labels: Any, params: optax.Params) -> optax.GradientTransformationExtraArgs:
         numbers = find_dimension_numbers(params, dimension_numbers)
         direction = scale_by_celo2(
-            loaded, orthogonalize=True, dimension_numbers=lambda _: numbers, state_dtype=state_dtype
+            loaded,
+            orthogonalize=True,
+            dimension_numbers=lambda _: numbers,
+            state_dtype=state_dtype,
+            skip_zero_gradients=skip_zero_gradients,
         )
         rule = _complete(direction, learning_rate, weight_decay, mask)
         branches: dict[Hashable, optax.GradientTransformation] = {"celo2": rule, "adamw": adamw}
@@ -149,10 +190,12 @@ def celo2(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
+        params = match_params(updates, params)
         labels = _labels_of_state(params, state)
         return partition(labels, params).update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    return _guard(tx, skip_zero_gradients, _keep_moments) if skip_nonfinite_gradients else tx
 
 
 def celo2_base(
@@ -163,6 +206,8 @@ def celo2_base(
     mask: Any = None,
     dimension_numbers: Any = None,
     state_dtype: Any = None,
+    skip_zero_gradients: bool = True,
+    skip_nonfinite_gradients: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Celo2-base: the rule, without Newton–Schulz, on every parameter.
 
@@ -174,6 +219,13 @@ def celo2_base(
         dimension_numbers: Which axes are a parameter's matrix, as in `celo2`; None always takes a
             parameter as stored.
         state_dtype: Of the rule's state, as in `scale_by_celo2`.
+        skip_zero_gradients: As in `scale_by_celo2`, of every array; weights still decay.
+        skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it
+            had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
+            NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
+
+    Raises:
+        ValueError: As `celo2`.
 
     Example:
         >>> tx = celo2_base(3e-4)  # doctest: +SKIP
@@ -183,7 +235,11 @@ def celo2_base(
     def complete(params: optax.Params) -> optax.GradientTransformationExtraArgs:
         numbers = find_dimension_numbers(params, dimension_numbers, base=True)
         direction = scale_by_celo2(
-            loaded, orthogonalize=False, dimension_numbers=lambda _: numbers, state_dtype=state_dtype
+            loaded,
+            orthogonalize=False,
+            dimension_numbers=lambda _: numbers,
+            state_dtype=state_dtype,
+            skip_zero_gradients=skip_zero_gradients,
         )
         return _complete(direction, learning_rate, weight_decay, mask)
 
@@ -195,9 +251,11 @@ def celo2_base(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError(NO_PARAMS_MSG)
+        params = match_params(updates, params)
         return complete(params).update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    tx = optax.GradientTransformationExtraArgs(init, update)
+    return _guard(tx, skip_zero_gradients) if skip_nonfinite_gradients else tx
 
 
 def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any) -> Any:
@@ -206,6 +264,29 @@ def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any) -> Any:
         weights = load_checkpoint(SHIPPED[0] if orthogonalize else SHIPPED[1])
     scale_by_celo2(weights, orthogonalize=orthogonalize, state_dtype=state_dtype)
     return weights
+
+
+def _guard(
+    tx: optax.GradientTransformationExtraArgs, skip_zero_gradients: bool, keep: Keep | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that leaves out arrays whose gradient is not finite."""
+    if not skip_zero_gradients:
+        raise ValueError(
+            "skip_nonfinite_gradients needs skip_zero_gradients=True: to the rule, a gradient that is left "
+            "out is zero."
+        )
+    return skip_nonfinite(tx, keep)
+
+
+def _keep_moments(finite: Any, new: Any, old: Any) -> Any:
+    """AdamW's state, which a gradient of zero changes, with the old moments of arrays that are left out."""
+    branch = new.inner_states["adamw"]
+    moments, before = (state.inner_states["adamw"].inner_state[0] for state in (new, old))
+    kept = moments._replace(
+        mu=choose_finite(finite, moments.mu, before.mu), nu=choose_finite(finite, moments.nu, before.nu)
+    )
+    branch = branch._replace(inner_state=(kept, *branch.inner_state[1:]))
+    return new._replace(inner_states={**new.inner_states, "adamw": branch})
 
 
 def _complete(

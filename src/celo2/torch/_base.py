@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +14,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from celo2.torch import adamw
-from celo2.torch._groups import check_group, check_param, choose_path, named_groups, route_stored, tell_stored
-from celo2.torch._sharing import Sharing, check_wrappers, local, local_grad
-from celo2.torch._state import check_state, check_state_dtype, init_adamw, init_rule, rule_accumulators
+from celo2.torch._groups import (
+    check_group,
+    check_param,
+    choose_path,
+    fit_route,
+    name_params,
+    named_groups,
+    rename_options,
+    route_stored,
+    tell_stored,
+)
+from celo2.torch._loading import Checked, fit_state_dict
+from celo2.torch._nonfinite import find_nonfinite
+from celo2.torch._sharing import Sharing, check_wrappers, is_divided, local, local_grad
+from celo2.torch._state import check_state_dtype, init_adamw, init_rule, rule_accumulators
 from celo2.torch.adamw import AdamWLeaf
 from celo2.torch.dimensions import Layout, make_layout
 from celo2.torch.division import Division
@@ -43,9 +58,11 @@ class RuleOptimizer(Optimizer):
         module: nn.Module | None,
         state_dtype: torch.dtype | None,
         process_group: Any,
+        skip: Mapping[str, bool],
         **routing: Any,
     ):
-        self._network = make_network(weights, orthogonalize=not self._base)
+        self._network = make_network(weights, orthogonalize=not self._base, skip_zero_gradients=skip["zero"])
+        self._skip_nonfinite, self.num_nonfinite = skip["nonfinite"], 0
         self._state_dtype = check_state_dtype(state_dtype)
         self._routes: dict[Tensor, Route] = {}
         self._places: list[list[Route]] = []  # the routes of every group's parameters, in order
@@ -55,44 +72,73 @@ class RuleOptimizer(Optimizer):
         elif any(routing[option] for option in routing) and module is None:
             given = [option for option in routing if routing[option]]
             raise ValueError(f"{', '.join(given)} need the module: pass it as the parameters or as module=.")
+        self._find_module: Callable[[], nn.Module | None] = lambda: None
+        self._routing = routing
         if module is not None:
             check_wrappers(module)
-            found = find_routes(module, base=self._base, **routing)
-            self._routes = {module.get_parameter(name): route for name, route in found.items()}
+            self._find_module = weakref.ref(module)
         super().__init__(params, defaults)
         if module is None and not self._base:
             tell_stored(self.param_groups, self._routes)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as `torch.optim.Optimizer` does, and refuses what the rule cannot train."""
-        super().add_param_group(param_group)
+        """Adds a group as `torch.optim.Optimizer` does, and refuses what cannot be trained.
+
+        Its parameters are routed by the module that the optimizer was given, as long as that is there and the
+        optimizer is not a copy; parameters that the module does not hold are taken as stored. Names are not
+        needed: the module has them.
+        """
+        if self.param_groups and "param_names" in self.param_groups[0]:
+            param_group = name_params(param_group, len(self.param_groups), self._find_module())
+        super().add_param_group(rename_options(param_group))
         group = self.param_groups[-1]
         try:
             check_group(group)
+            if group["capturable"] and self._skip_nonfinite:
+                raise ValueError(
+                    "skip_nonfinite_gradients waits for the device, so it does not go with capturable=True; "
+                    "use torch.amp.GradScaler, or leave one of them out."
+                )
+            routes = self._find_routes(group)
             for index, param in enumerate(group["params"]):
-                check_param(param, group.get("param_names", {index: f"parameter {index}"})[index])
-            stored = zip(group["params"], route_stored(group, base=self._base), strict=True)
-            routes = [self._routes.setdefault(param, route) for param, route in stored]
-            for param in group["params"]:
-                if group["fused"] and self._route(param, group).algorithm == "celo2":
+                name = group.get("param_names", {index: f"parameter {index}"})[index]
+                route = self._route(param, group)
+                check_param(param, name, route)
+                if group["fused"] and route.algorithm == "celo2":
                     check_kernels(self._network, param.device)
         except (RuntimeError, TypeError, ValueError):
             self.param_groups.pop()
             raise
         self._places.append(routes)
 
+    def _find_routes(self, group: Mapping[str, Any]) -> list[Route]:
+        """The routes of a group that is added, from now on in `_routes`."""
+        module, params = self._find_module(), group["params"]
+        if module is not None and any(param not in self._routes for param in params):
+            for name, route in find_routes(module, base=self._base, **self._routing).items():
+                param = module.get_parameter(name)
+                self._routes.setdefault(param, fit_route(route, param))
+        stored = zip(params, route_stored(group, base=self._base), strict=True)
+        return [self._routes.setdefault(param, fit_route(route, param)) for param, route in stored]
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Groups saved by an older release get the new options' defaults."""
+        """Groups saved by an older release get the new options' defaults; no other option is added."""
+        loaded = state["state"].items()
+        own = {param: found.state if isinstance(found, Checked) else found for param, found in loaded}
+        state["state"] = defaultdict(dict, own)
+        state["param_groups"] = [rename_options(group) for group in state["param_groups"]]
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # which PyTorch adds, and Celo2 does not offer
         self.__dict__.setdefault("_sharing", Sharing())
+        self.__dict__.setdefault("_find_module", lambda: None)
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which know no processes; a state dict has neither routing nor weights."""
-        own = {name: getattr(self, name) for name in ("_network", "_state_dtype", "_routes", "_places")}
-        return {**super().__getstate__(), **own}
+        names = ("_network", "_state_dtype", "_routes", "_places", "_skip_nonfinite", "num_nonfinite")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     @torch.compiler.disable  # a compiled training step calls it as it is
     @torch.no_grad()
@@ -115,9 +161,9 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        offset = 0
+        offset, left_out = 0, self._find_nonfinite() if self._skip_nonfinite else ()
         for group in self.param_groups:
-            by_rule, by_adamw = self._collect(group, offset)
+            by_rule, by_adamw = self._collect(group, offset, left_out)
             alone = [leaf for leaf, division in by_rule if division is None]
             shared = [(leaf, division) for leaf, division in by_rule if division is not None]
             path = choose_path(group)
@@ -135,24 +181,38 @@ class RuleOptimizer(Optimizer):
         check = getattr(self, "_accelerator_graph_capture_health_check", None)
         (check or self._cuda_graph_capture_health_check)()
 
+    def _find_nonfinite(self) -> set[Tensor]:
+        """The parameters that this step leaves out; they are counted, and told the first time."""
+        found = find_nonfinite(param for group in self.param_groups for param in group["params"])
+        if found and not self.num_nonfinite:
+            names = [name for name, param, _ in self._named_params() if param in found]
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            warnings.warn(
+                f"the gradients of {shown} are not finite. Such parameters are left out of a step and "
+                "counted in num_nonfinite; this is said once.",
+                stacklevel=3,
+            )
+        self.num_nonfinite += len(found)
+        return found
+
     def _collect(
-        self, group: dict[str, Any], offset: int
+        self, group: dict[str, Any], offset: int, left_out: Collection[Tensor]
     ) -> tuple[list[tuple[Leaf, Division | None]], list[AdamWLeaf]]:
         """What the group's parameters need, each under its algorithm; state is made at the first gradient."""
         by_rule: list[tuple[Leaf, Division | None]] = []
         by_adamw: list[AdamWLeaf] = []
         for place, param in enumerate(group["params"]):
-            grad = param.grad
-            if grad is None:
+            grad, route = param.grad, self._route(param, group)
+            if param.requires_grad and is_divided(param):  # saved by all processes, or by none
+                self._complete_state(param, route, group)
+            if grad is None or param in left_out:
                 continue
             if grad.is_sparse or grad.layout != torch.strided:
                 raise RuntimeError(
                     f"{type(self).__name__} does not take sparse gradients; construct the embedding with "
                     "sparse=False, or give its parameters to torch.optim.SparseAdam."
                 )
-            state, route = self.state[param], self._route(param, group)
-            if not state:
-                state.update(self._init_state(param, route, group))
+            state = self._complete_state(param, route, group)
             own, grad = local(param), local_grad(grad, param)
             if route.algorithm == "adamw":
                 moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
@@ -170,6 +230,7 @@ class RuleOptimizer(Optimizer):
     def _apply(self, group: dict[str, Any], steps: Iterable[tuple[Leaf, Tensor]]) -> None:
         """`p ← p - lr (step + weight_decay · p)`; the steps are used up."""
         lr, decay = group["lr"], group["weight_decay"]
+        lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
         for leaf, step in steps:
             param = leaf.param.to(step.dtype)
             if decay:
@@ -177,6 +238,13 @@ class RuleOptimizer(Optimizer):
             param = param.sub_(step.mul_(lr)) if isinstance(lr, Tensor) else param.sub_(step, alpha=lr)
             if param is not leaf.param:
                 leaf.param.copy_(param)
+
+    def _complete_state(self, param: Tensor, route: Route, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The parameter's state, begun where there is none; what others have put there stays."""
+        state = self.state[param]
+        if "step" not in state:
+            state.update(self._init_state(param, route, group))
+        return state
 
     def _init_state(self, param: Tensor, route: Route, group: Mapping[str, Any]) -> dict[str, Tensor]:
         if route.algorithm == "adamw":
@@ -207,22 +275,24 @@ class RuleOptimizer(Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what `state_dict` returned, and continues bit for bit.
 
-        State keeps its own dtypes, whatever the parameters'.
+        Parameters are matched by their names where both sides have the same ones, else by their places.
+        State keeps its own dtypes, whatever the parameters', and entries that others have put into it. If it
+        does not fit, nothing is changed.
 
         Raises:
             ValueError: Other groups, or a state saved under another routing.
         """
-        final: dict[str, Any] = {}
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
+
+        def fit(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            return fit_state_dict(
+                loaded, self.param_groups, lambda p, group: self._init_state(p, self._route(p, group), group)
+            )
+
+        handle = self.register_load_state_dict_pre_hook(fit)  # after those of others
         try:
             super().load_state_dict(state_dict)  # type: ignore[arg-type]
         finally:
             handle.remove()
-        saved_ids = [index for group in final["param_groups"] for index in group["params"]]
-        for index, (name, param, group) in zip(saved_ids, self._named_params(), strict=True):
-            if index in final["state"]:
-                expected = self._init_state(param, self._route(param, group), group)
-                self.state[param] = check_state(name, final["state"][index], expected)
 
     def _named_params(self) -> list[tuple[str, Tensor, dict[str, Any]]]:
         entries = []

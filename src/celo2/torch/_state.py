@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,15 @@ from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Layout
 from celo2.torch.leaves import working_dtype
 
-__all__ = ["check_state", "check_state_dtype", "init_adamw", "init_rule", "rule_accumulators"]
+__all__ = [
+    "State",
+    "adamw_dtype",
+    "check_state",
+    "check_state_dtype",
+    "init_adamw",
+    "init_rule",
+    "rule_accumulators",
+]
 
 State = dict[str, Tensor]
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -61,47 +70,66 @@ def init_rule(
 
 def init_adamw(param: Tensor, *, on_device: bool) -> State:
     """`step`, `exp_avg` and `exp_avg_sq`, as in `torch.optim.AdamW`, in the working dtype."""
-    working = working_dtype(param.dtype)
+    working = adamw_dtype(param.dtype)
     moments = {name: torch.zeros_like(param, dtype=working) for name in _MOMENTS}
     return {"step": _init_step(param, on_device), **moments}
+
+
+def adamw_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What AdamW computes in: as the rule does, and complex numbers in complex64 or complex128."""
+    if dtype.is_complex:
+        return torch.promote_types(dtype, torch.complex64)
+    return working_dtype(dtype)
 
 
 def rule_accumulators(state: Mapping[str, Tensor]) -> Accumulators:
     """The accumulators in a state of `init_rule`, what this process holds of them; they are not copied."""
     families: dict[str, list[Tensor]] = {"momentum": [], "rms": [], "row": [], "col": []}
     for name, tensor in state.items():
-        family = name.rpartition("_")[0]
-        if family in families:
+        family, _, number = name.rpartition("_")
+        if family in families and number.isdigit():
             families[family].append(local(tensor))
     return Accumulators(*(tuple(family) for family in families.values()))
 
 
-def check_state(name: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor]) -> State:
-    """A saved state with the dtypes and devices expected.
+def check_state(
+    name: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device
+) -> State:
+    """A saved state with the dtypes and devices expected, and with what others have added to it.
 
     Args:
         name: Of the parameter, for the message.
-        saved: From a state dict.
+        saved: From a state dict. Further entries (of a wrapper that averages parameters, say) are copied.
         expected: A new state of that parameter.
+        device: Where the parameter is.
 
     Raises:
-        ValueError: Other entries or other shapes: the parameter was trained by another algorithm or
-            along other axes.
+        ValueError: Entries are missing or have other shapes: the parameter was trained by another algorithm
+            or along other axes.
     """
-    same = saved.keys() == expected.keys() and all(
-        _shape(saved[key]) == tensor.shape for key, tensor in expected.items()
-    )
-    if not same:
-        shown = {key: tuple(_shape(value)) for key, value in saved.items()}
-        wanted = {key: tuple(tensor.shape) for key, tensor in expected.items()}
+    foreign = {key: value for key, value in saved.items() if key not in expected}
+    missing = [key for key in expected if key not in saved]
+    reshaped = [
+        f"{key} has shape {tuple(_shape(saved[key]))}, expected {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in saved and _shape(saved[key]) != tensor.shape
+    ]
+    if missing or reshaped:
+        lacking = [f"it lacks {', '.join(missing)}"] if missing else []
+        having = [f"it has {', '.join(map(str, foreign))} instead"] if missing and foreign else []
         raise ValueError(
-            f"the state of {name} was saved under another routing: it has {shown}, expected {wanted}; "
-            "construct the optimizer with the arguments it was saved with."
+            f"the state of {name} was saved by another optimizer or under another routing: "
+            f"{'; '.join(lacking + having + reshaped)}. Construct the optimizer with the arguments that it "
+            "was saved with, or leave the state out."
         )
-    return {
+    return {key: _copy(value, device) for key, value in foreign.items()} | {
         key: match(saved[key], tensor).detach().to(tensor.device, tensor.dtype, copy=True)
         for key, tensor in expected.items()
     }
+
+
+def _copy(value: Any, device: torch.device) -> Any:
+    return value.detach().to(device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _shape(value: Any) -> torch.Size:
@@ -109,4 +137,5 @@ def _shape(value: Any) -> torch.Size:
 
 
 def _init_step(param: Tensor, on_device: bool) -> Tensor:
+    on_device = on_device and param.device.type != "meta"  # whose tensors have no value
     return torch.zeros((), dtype=torch.float32, device=param.device if on_device else "cpu")

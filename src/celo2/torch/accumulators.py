@@ -9,6 +9,9 @@ With `g` the clipped gradient and `β` a decay, none of them bias-corrected unle
     col       c ← β c + (1-β) mean(g² + 1e-30, axis = the second largest)
 
 A parameter of rank < 2 is not factored: its `row` is the full second moment, and it has no `col`.
+
+Where matrices without a gradient are to be left alone (`Network.skip_zero_gradients`), `busy` says which
+have one: what belongs to the others keeps its value.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from celo2.torch.dimensions import Axes, Layout
 __all__ = [
     "Accumulators",
     "col_shape",
+    "find_busy",
     "row_shape",
     "unbias",
     "update",
@@ -60,7 +64,23 @@ def col_shape(layout: Layout) -> tuple[int, ...] | None:
     return None if layout.axes is None else _reduced(layout.shape, layout.axes.small)
 
 
-def update(accumulators: Accumulators, grad: Tensor, axes: Axes | None, config: RuleConfig) -> None:
+def find_busy(squares: Tensor) -> Tensor:
+    """Which matrices have a gradient: 1, or 0 where all squares are zero; the last two axes have length 1.
+
+    Args:
+        squares: Of the gradient, or sums of some of them, of any shape `(..., rows, cols)`.
+    """
+    return (squares.sum((-2, -1), keepdim=True) != 0).to(squares.dtype)
+
+
+def update(
+    accumulators: Accumulators,
+    grad: Tensor,
+    axes: Axes | None,
+    config: RuleConfig,
+    *,
+    skip_zero: bool = False,
+) -> Tensor | None:
     """One step of every accumulator, in place.
 
     Args:
@@ -68,30 +88,48 @@ def update(accumulators: Accumulators, grad: Tensor, axes: Axes | None, config: 
         grad: The clipped gradient, in the accumulators' dtype.
         axes: The axes that are factored, None for rank < 2.
         config: The decays.
+        skip_zero: Whether matrices without a gradient keep theirs.
+
+    Returns:
+        Which matrices have a gradient (`find_busy`); None: they were all updated.
     """
     square = grad * grad
+    busy = find_busy(square) if skip_zero else None
     if axes is None:
-        update_factored(accumulators, square, None, config)
+        update_factored(accumulators, square, None, None, config, busy)
     else:
         row_mean, col_mean = (square.mean(axis, keepdim=True) for axis in (axes.large, axes.small))
-        update_factored(accumulators, row_mean, col_mean, config)
-    update_full(accumulators, grad, config)
+        update_factored(accumulators, row_mean, col_mean, axes, config, busy)
+    update_full(accumulators, grad, config, busy)
+    return busy
 
 
 def update_factored(
-    accumulators: Accumulators, row_mean: Tensor, col_mean: Tensor | None, config: RuleConfig
+    accumulators: Accumulators,
+    row_mean: Tensor,
+    col_mean: Tensor | None,
+    axes: Axes | None,
+    config: RuleConfig,
+    busy: Tensor | None = None,
 ) -> None:
     """One step of `row` and `col`, in place, given the means of the squared gradient."""
     decays = config.initial_adafactor_decays
-    _decay_all(accumulators.row, row_mean + FACTORED_EPS, decays)
+    row_busy = col_busy = busy
+    if (
+        busy is not None and axes is not None
+    ):  # where matrices share a mean, one that has a gradient is enough
+        row_busy, col_busy = (busy.amax(axis, keepdim=True) for axis in (axes.large, axes.small))
+    _decay_all(accumulators.row, row_mean + FACTORED_EPS, decays, row_busy)
     if col_mean is not None:
-        _decay_all(accumulators.col, col_mean + FACTORED_EPS, decays)
+        _decay_all(accumulators.col, col_mean + FACTORED_EPS, decays, col_busy)
 
 
-def update_full(accumulators: Accumulators, grad: Tensor, config: RuleConfig) -> None:
+def update_full(
+    accumulators: Accumulators, grad: Tensor, config: RuleConfig, busy: Tensor | None = None
+) -> None:
     """One step of momentum and rms, in place; blocks of tensors will do."""
-    _decay_all(accumulators.momentum, grad, config.initial_momentum_decays)
-    _decay_all(accumulators.rms, grad * grad, config.initial_rms_decays)
+    _decay_all(accumulators.momentum, grad, config.initial_momentum_decays, busy)
+    _decay_all(accumulators.rms, grad * grad, config.initial_rms_decays, busy)
 
 
 def unbias(accumulators: Accumulators, count: Tensor, config: RuleConfig) -> Accumulators:
@@ -118,9 +156,11 @@ def unbias(accumulators: Accumulators, count: Tensor, config: RuleConfig) -> Acc
     )
 
 
-def _decay_all(values: Sequence[Tensor], new: Tensor, decays: Sequence[float]) -> None:
+def _decay_all(
+    values: Sequence[Tensor], new: Tensor, decays: Sequence[float], busy: Tensor | None = None
+) -> None:
     for value, decay in zip(values, decays, strict=True):
-        value.lerp_(new, 1.0 - decay)
+        value.lerp_(new, (1.0 - decay) if busy is None else (1.0 - decay) * busy)
 
 
 def _reduced(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

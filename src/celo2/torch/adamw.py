@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
@@ -42,25 +43,38 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
 
     Args:
         leaves: What is updated.
-        group: A parameter group: lr, adamw_lr_scale, adamw_betas, weight_decay, maximize, foreach,
+        group: A parameter group: lr, adamw_lr_scale, betas, weight_decay, maximize, foreach,
             fused, capturable.
     """
-    if not leaves:
-        return
-    params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
-    foreach, fused = group["foreach"], group["fused"]
-    if foreach is None and fused is None and all(param.device.type == "cpu" for param in params):
+    fused = group["fused"]
+    if group["foreach"] is None and fused is None and all(leaf.param.device.type == "cpu" for leaf in leaves):
         fused = True
-    beta1, beta2 = group["adamw_betas"]
+    fitting = [leaf for leaf in leaves if fused and _fits_fused(leaf)]
+    others = [leaf for leaf in leaves if not (fused and _fits_fused(leaf))]
+    for own, kernels in ((fitting, True), (others, False if fused else fused)):
+        if own:
+            _update(own, group, kernels)
+
+
+def _fits_fused(leaf: AdamWLeaf) -> bool:
+    """Whether PyTorch's fused kernel computes a parameter; on a CPU it takes all memory for contiguous."""
+    tensors = (leaf.param, leaf.grad, leaf.exp_avg, leaf.exp_avg_sq)
+    device = leaf.param.device.type
+    return device != "meta" and (device != "cpu" or all(tensor.is_contiguous() for tensor in tensors))
+
+
+def _update(leaves: Sequence[AdamWLeaf], group: dict[str, Any], fused: bool | None) -> None:
+    params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
+    beta1, beta2 = group["betas"]
     adamw(
-        params,
-        [leaf.grad.to(leaf.exp_avg.dtype) for leaf in leaves],
-        [leaf.exp_avg for leaf in leaves],
-        [leaf.exp_avg_sq for leaf in leaves],
+        [_real(param) for param in params],
+        [_real(leaf.grad.to(leaf.exp_avg.dtype)) for leaf in leaves],
+        [_real(leaf.exp_avg) for leaf in leaves],
+        [_real(leaf.exp_avg_sq) for leaf in leaves],
         [],
         [leaf.count for leaf in leaves],
-        foreach=foreach,
-        capturable=group["capturable"] and params[0].device.type != "cpu",
+        foreach=group["foreach"],
+        capturable=group["capturable"] and params[0].device.type not in ("cpu", "meta"),
         fused=fused,
         amsgrad=False,
         beta1=beta1,
@@ -73,3 +87,8 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
     for leaf, param in zip(leaves, params, strict=True):
         if param is not leaf.param:
             leaf.param.copy_(param)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as twice as many real numbers, which are parameters of their own."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -40,8 +40,10 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         along_rows, along_cols = (torch.stack(side) for side in zip(*by_row, strict=True))
         return along_rows.view(*grad.shape[:-1], 1), along_cols.view(*grad.shape[:-2], 1, -1)
 
-    def accumulate(inputs: Inputs) -> Tensor:
-        squares = [_accumulate(part, network.config, factored) for part in _split(inputs)]
+    def accumulate(inputs: Inputs, busy: Tensor | None) -> Tensor:
+        parts = _split(inputs)
+        kept = [1.0] * len(parts) if busy is None else busy.flatten().tolist()
+        squares = [_accumulate(*pair, network.config, factored) for pair in zip(parts, kept, strict=True)]
         return torch.stack(squares, dim=1).view(-1, *inputs.grad.shape[:-2], 1, 1)
 
     def direct(inputs: Inputs, scales: Tensor, units: Units) -> tuple[Tensor, Tensor]:
@@ -122,8 +124,8 @@ def _square_means(grad: Tensor, config: RuleConfig) -> tuple[Tensor, Tensor]:
     return over_cols / cols, partial.sum(0) / rows
 
 
-def _accumulate(inputs: _Matrix, config: RuleConfig, factored: bool) -> Tensor:
-    """Momenta and second moments in place; mean squares of all channels, `(channels,)`."""
+def _accumulate(inputs: _Matrix, busy: float, config: RuleConfig, factored: bool) -> Tensor:
+    """Momenta and second moments in place unless `busy` is 0; mean squares of all channels, `(channels,)`."""
     grad, param, momentum, rms, (along_rows, along_cols) = inputs
     rows, cols = grad.shape
     count, kept, decays = -(-rows // _rows(grad.shape)), len(momentum) + 1, len(along_rows)
@@ -137,11 +139,11 @@ def _accumulate(inputs: _Matrix, config: RuleConfig, factored: bool) -> Tensor:
         channels, squares = view.channels[:kept], view.squares
         channels[-1].view(-1, cols).copy_(grad[part]).clamp_(-GRAD_CLIP, GRAD_CLIP)
         for index, (m, decay) in enumerate(zip(momentum, config.initial_momentum_decays, strict=True)):
-            new = m[part].view(-1).lerp_(channels[-1], 1.0 - decay)
+            new = m[part].view(-1).lerp_(channels[-1], (1.0 - decay) * busy)
             channels[index].copy_(new)
         torch.mul(channels, channels, out=squares)
         for index, (v, decay) in enumerate(zip(rms, config.initial_rms_decays, strict=True)):
-            new = v[part].view(-1).lerp_(squares[-1], 1.0 - decay)
+            new = v[part].view(-1).lerp_(squares[-1], (1.0 - decay) * busy)
             torch.add(new, RSQRT_EPS, out=view.inverses[index]).reciprocal_()
             torch.dot(new, new, out=alone[number, 2 + index])
             torch.sum(view.inverses[index], 0, out=alone[number, 2 + len(rms) + index])

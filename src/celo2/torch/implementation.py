@@ -107,6 +107,8 @@ def check_kernels(network: Network, device: torch.device) -> None:
     """
     compiled = KERNELS.get(device.type)
     remedy = "leave fused None."
+    if device.type == "meta":  # the real device is not known yet
+        return
     if compiled is None:
         raise RuntimeError(f"fused=True: there are no kernels for {device.type} devices; {remedy}")
     if not kernel_inputs.fits(network.config) or not passes.covers(None, network.config):
@@ -157,7 +159,7 @@ def _try(network: Network, device: torch.device) -> bool:
         inputs = Inputs(matrix, matrix, state, ((row, col),) * 3, ((row, col),) * 3)
         made = make_passes(network, KERNELS[device.type], factored=True)
         made.square_means(matrix)
-        made.direct(inputs, made.accumulate(inputs), (units[..., None], units[:, None]))
+        made.direct(inputs, made.accumulate(inputs, None), (units[..., None], units[:, None]))
     except Exception as error:  # whatever it is, other programs still work
         warnings.warn(f"compiled kernels are not used, since they do not run: {error!r}", stacklevel=2)
         return False

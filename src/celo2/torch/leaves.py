@@ -20,7 +20,7 @@ from celo2.torch.network import Network
 from celo2.torch.passes import Matrix
 from celo2.torch.rounding import round_all
 
-__all__ = ["STACK_LIMIT", "Leaf", "iterate_leaves", "working_dtype"]
+__all__ = ["STACK_LIMIT", "Leaf", "hold_counts", "iterate_leaves", "working_dtype"]
 
 STACK_LIMIT = 1 << 15  # elements of the largest tensor that is worth a copy
 TOGETHER_LIMIT = {"cpu": 1 << 22, "gpu": 1 << 26}  # elements of leaves whose steps exist at once
@@ -103,15 +103,31 @@ def _update(network: Network, leaves: Sequence[Leaf], chosen: Implementation) ->
     if chosen == "plain":
         counts = [_counts(own) if config.bias_correction else None for own in stacks]
         pairs = zip(entered, counts, strict=True)
-        steps = [step.update(network, *own, count, axes=layout.axes) for own, count in pairs]
+        results = [step.update(network, *own, count, axes=layout.axes) for own, count in pairs]
     else:
         made = implementation.make_passes(network, chosen, factored=layout.axes is not None)
-        steps = step.update_all(network, entered, layout.axes, made)
-    for own, (_, _, updated) in zip(stacks, entered, strict=True):
+        results = step.update_all(network, entered, layout.axes, made)
+    for own, (_, _, updated), (_, busy) in zip(stacks, entered, results, strict=True):
         for place, leaf in enumerate(own):
             _write_back(leaf, Accumulators(*(tuple(x[place] for x in family) for family in updated)))
-    flat = [own for stacked in steps for own in stacked]
+        hold_counts(own, busy)
+    flat = [own for stacked, _ in results for own in stacked]
     return [layout.leave(own, leaf.param.shape) for own, leaf in zip(flat, leaves, strict=True)]
+
+
+def hold_counts(leaves: Sequence[Leaf], busy: Tensor | None) -> None:
+    """Takes this step back from the counts of parameters none of whose matrices was busy.
+
+    A count on another device goes on: nothing may wait for the device.
+
+    Args:
+        leaves: After their step.
+        busy: `(leaves, ..., 1, 1)`, of `accumulators.find_busy`; None: all were busy.
+    """
+    if busy is not None and leaves[0].count.device == busy.device:
+        idle = 1.0 - busy.flatten(1).amax(1).to(leaves[0].count.dtype)
+        for leaf, own in zip(leaves, idle.unbind(), strict=True):
+            leaf.count.sub_(own)
 
 
 def _enter(leaves: Sequence[Leaf], *, convert: bool) -> Matrix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,12 +23,15 @@ class Network:
     Attributes:
         weights: What it was made from.
         config: The options in force.
+        skip_zero_gradients: Whether a matrix whose gradient is exactly zero is left alone; the reference
+            moves it by the full learning rate.
         numbers: The arrays by name, as nested lists.
     """
 
-    def __init__(self, weights: Weights, config: RuleConfig):
+    def __init__(self, weights: Weights, config: RuleConfig, *, skip_zero_gradients: bool = False):
         self.weights = weights
         self.config = config
+        self.skip_zero_gradients = skip_zero_gradients
         self.numbers: Mapping[str, Any] = {name: a.tolist() for name, a in weights.arrays.items()}
         self._tensors: dict[Any, Tensor] = {}
 
@@ -48,11 +52,12 @@ class Network:
         return self._tensors[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles carry the weights alone."""
-        return type(self), (self.weights, self.config)
+        """Copies and pickles carry the weights and the options alone."""
+        make = functools.partial(type(self), skip_zero_gradients=self.skip_zero_gradients)
+        return make, (self.weights, self.config)
 
 
-def make_network(theta: Any, *, orthogonalize: bool) -> Network:
+def make_network(theta: Any, *, orthogonalize: bool, skip_zero_gradients: bool = False) -> Network:
     """The network of weights by name, from a file, or given; see `Celo2`.
 
     Raises:
@@ -69,4 +74,5 @@ def make_network(theta: Any, *, orthogonalize: bool) -> Network:
         raise TypeError(
             f"weights must be a name, a path, Weights or a tree of arrays, got {type(theta).__name__}."
         )
-    return Network(weights, weights.resolve(orthogonalize=orthogonalize))
+    config = weights.resolve(orthogonalize=orthogonalize)
+    return Network(weights, config, skip_zero_gradients=skip_zero_gradients)

@@ -82,16 +82,17 @@ def square_sums(grads, constants, over_cols, over_rows, number, matrix, start, s
 
 @_compile
 def accumulate(
-    grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, constants, sums,
+    grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, busy, constants, sums,
     number, matrix, start, stop,
 ):  # fmt: skip
     """Momenta and rms in place; sums of squares of all channels over these rows, `(pieces, channels)`.
 
     `constants` are the bounds of the gradient and of its clipped channel, the epsilon below the root,
-    and what a new value counts in each momentum and in rms, 1 - β.
+    and what a new value counts in each momentum and in rms, 1 - β: nothing where `busy`, `(batch,)`, is 0.
     """
-    clip, small_clip, eps = constants[0], constants[1], constants[2]
-    weight_0, weight_1, weight_2, weight_rms = constants[3], constants[4], constants[5], constants[6]
+    clip, small_clip, eps, own_busy = constants[0], constants[1], constants[2], busy[matrix]
+    weight_0, weight_1 = constants[3] * own_busy, constants[4] * own_busy
+    weight_2, weight_rms = constants[5] * own_busy, constants[6] * own_busy
     grad, param, rms, own = grads[matrix], params[matrix], seconds[matrix], sums[number]
     momentum_0, momentum_1, momentum_2 = momenta_0[matrix], momenta_1[matrix], momenta_2[matrix]
     row, col, one = row_factors[matrix], col_factors[matrix], np.float32(1.0)

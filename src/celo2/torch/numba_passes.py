@@ -47,10 +47,11 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         sums = torch.from_numpy(over_cols), torch.from_numpy(over_rows).view(batch, -1, cols).sum(1)
         return (sums[0] / cols).view(*grad.shape[:-1], 1), (sums[1] / rows).view(*grad.shape[:-2], 1, cols)
 
-    def accumulate(inputs: Inputs) -> Tensor:
+    def accumulate(inputs: Inputs, busy: Tensor | None) -> Tensor:
         batch, rows, cols = shape = kernel_inputs.batch_shape(inputs.grad)
         sums = np.zeros((batch * _pieces(shape), kernel_inputs.NUM_CHANNELS))
-        _run(numba_kernels.accumulate, shape, *_arrays(inputs), constants, sums)
+        kept = np.ones(batch, np.float32) if busy is None else busy.flatten().numpy()
+        _run(numba_kernels.accumulate, shape, *_arrays(inputs), kept, constants, sums)
         squares = torch.from_numpy(sums).view(batch, -1, kernel_inputs.NUM_CHANNELS).sum(1) / (rows * cols)
         return squares[:, places].float().T.reshape(-1, *inputs.grad.shape[:-2], 1, 1)
 

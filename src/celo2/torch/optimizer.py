@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from celo2.torch._base import Params, RuleOptimizer, Theta
+from celo2.torch._groups import rename_options
 from celo2.torch.adamw import ADAMW_BETAS, ADAMW_LR_SCALE
 from celo2.torch.routing import Numbers, Overrides
 
@@ -36,7 +37,9 @@ class Celo2(RuleOptimizer):
             `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays.
         weight_decay: Decoupled, multiplied by each algorithm's learning rate.
         adamw_lr_scale: Learning rate of AdamW over `lr`.
-        adamw_betas: Decays of AdamW.
+        betas: Decays of AdamW's share, as in `torch.optim.AdamW`; a scheduler that cycles momentum changes
+            the first. The rule has all its decays at once. None: 0.9 and 0.95.
+        adamw_betas: Another name of `betas`.
         state_dtype: None, or `torch.bfloat16`: momenta and rms in 8 bytes a parameter instead of 16,
             rounded stochastically by a hash of the step's number, so that a run repeats exactly.
         foreach: True: PyTorch's own operations, small tensors of equal shape together; False: one
@@ -50,13 +53,23 @@ class Celo2(RuleOptimizer):
         overrides: Corrections of the routing, as in `find_routes`.
         dimension_numbers: Which axes are a parameter's matrix, as in `find_routes`.
         split_heads: As in `find_routes`.
+        skip_zero_gradients: Whether a matrix that the rule updates (each one of a stack) is left as if it had
+            no gradient where that is exactly zero, as of an idle expert: no step, no change of its state; the
+            decay goes on. False: such a matrix moves by the full learning rate, as in the reference.
+        skip_nonfinite_gradients: Whether a parameter whose gradient has an infinity or NaN is left out, as if
+            it had none, counted in `num_nonfinite`, and told once by a warning. Each step then waits for the
+            device. False: one NaN makes its whole matrix and state NaN for good.
         process_group: The processes that hold the same parameters and gradients (replicated training,
             as under `DistributedDataParallel`): Newton–Schulz is divided among them. Not needed for
             `DTensor`s (`fully_shard`, tensor parallelism), which say themselves who holds what.
 
+    Attributes:
+        num_nonfinite: How often `skip_nonfinite_gradients` has left a parameter out of a step.
+
     Raises:
         RuntimeError: `fused=True` where kernels are not installed, or there are none.
-        TypeError: A parameter that is not a dense tensor of real floating-point numbers.
+        TypeError: A parameter that is not a dense tensor of floating-point numbers, or that is complex and
+            given to the rule.
         ValueError: An option out of its range, or weights of another variant.
 
     Example:
@@ -76,7 +89,8 @@ class Celo2(RuleOptimizer):
         weights: Theta = "celo2",
         weight_decay: float = 0.0,
         adamw_lr_scale: float = ADAMW_LR_SCALE,
-        adamw_betas: tuple[float, float] = ADAMW_BETAS,
+        betas: tuple[float, float] | None = None,
+        adamw_betas: tuple[float, float] | None = None,
         state_dtype: torch.dtype | None = None,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -87,13 +101,17 @@ class Celo2(RuleOptimizer):
         overrides: Overrides = None,
         dimension_numbers: Numbers = None,
         split_heads: bool = False,
+        skip_zero_gradients: bool = True,
+        skip_nonfinite_gradients: bool = False,
         process_group: ProcessGroup | None = None,
     ):
+        given = {"betas": betas, "adamw_betas": adamw_betas}
+        decays = rename_options({name: value for name, value in given.items() if value is not None})
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
             "adamw_lr_scale": adamw_lr_scale,
-            "adamw_betas": adamw_betas,
+            "betas": decays.get("betas", ADAMW_BETAS),
             "foreach": foreach,
             "fused": fused,
             "capturable": capturable,
@@ -105,7 +123,8 @@ class Celo2(RuleOptimizer):
             "dimension_numbers": dimension_numbers,
             "split_heads": split_heads,
         }
-        super().__init__(params, defaults, weights, module, state_dtype, process_group, **routing)
+        skip = {"zero": skip_zero_gradients, "nonfinite": skip_nonfinite_gradients}
+        super().__init__(params, defaults, weights, module, state_dtype, process_group, skip, **routing)
 
 
 class Celo2Base(Celo2):

@@ -63,10 +63,12 @@ class Direction(NamedTuple):
     Attributes:
         values: The matrix's shape, not normalised.
         mean_square: Of the values over the last two axes, these kept with length 1.
+        busy: Of that shape, 0 where the gradient is exactly zero and to be skipped, else 1; None: 1.
     """
 
     values: Tensor
     mean_square: Tensor
+    busy: Tensor | None
 
 
 Units = tuple[Tensor, Tensor]  # to add to the first layer: (units, ..., rows, 1), (units, ..., 1, cols)
@@ -79,13 +81,14 @@ class Passes(NamedTuple):
         square_means: Gradient → means of its clipped squares over the last axis, `(..., rows, 1)`, and
             over the rows, `(..., 1, cols)`.
         accumulate: Inputs, whose momenta and second moments are still those of the step before and
-            which it updates → mean squares of the channels, `(channels, ..., 1, 1)`, in the order of
-            `features.full_channels`. The gradient is not clipped yet.
+            which it updates where the matrix is busy (`Direction.busy`) → mean squares of the channels,
+            `(channels, ..., 1, 1)`, in the order of `features.full_channels`. The gradient is not yet
+            clipped.
         direct: Inputs, scales of the channels, `Units` → direction, its mean square.
     """
 
     square_means: Callable[[Tensor], tuple[Tensor, Tensor]]
-    accumulate: Callable[[Inputs], Tensor]
+    accumulate: Callable[[Inputs, Tensor | None], Tensor]
     direct: Callable[[Inputs, Tensor, Units], tuple[Tensor, Tensor]]
 
 
@@ -114,15 +117,17 @@ def compute(
         matrices = [_turn(matrix) for matrix in matrices]
     sums = [passes.square_means(matrix.grad) for matrix in matrices]
     along_rows, along_cols = (torch.stack(side) for side in zip(*sums, strict=True))
-    vectors = _update_factored(matrices, along_rows, along_cols, axes, network.config)
+    together = accumulators_lib.find_busy(along_rows) if network.skip_zero_gradients else None
+    vectors = _update_factored(matrices, along_rows, along_cols, axes, network.config, together)
     factors = sort_factors(vectors, axes)
     inputs = [_make_inputs(matrix, factors, index) for index, matrix in enumerate(matrices)]
-    squares = torch.stack([passes.accumulate(known) for known in inputs], dim=1)
+    busy = [None] * len(inputs) if together is None else together.unbind()
+    squares = torch.stack(list(map(passes.accumulate, inputs, busy)), dim=1)
     scales = torch.rsqrt(squares + mlp.NORM_EPS)  # (channels, matrices, ..., 1, 1)
     units = vector_units(vectors, network, axes)
     directions = [
-        Direction(*passes.direct(known, scales[:, index], (units[0][:, index], units[1][:, index])))
-        for index, known in enumerate(inputs)
+        Direction(*passes.direct(known, scales[:, index], (units[0][:, index], units[1][:, index])), own)
+        for index, (known, own) in enumerate(zip(inputs, busy, strict=True))
     ]
     return directions if axes else [own._replace(values=own.values.mT) for own in directions]
 
@@ -144,9 +149,9 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         square = grad.clamp(-GRAD_CLIP, GRAD_CLIP).square()
         return square.mean(-1, keepdim=True), square.mean(-2, keepdim=True)
 
-    def accumulate(inputs: Inputs) -> Tensor:
+    def accumulate(inputs: Inputs, busy: Tensor | None) -> Tensor:
         inputs = clip(inputs)
-        accumulators_lib.update_full(inputs.accumulators, inputs.grad, config)
+        accumulators_lib.update_full(inputs.accumulators, inputs.grad, config, busy)
         groups = features.compute(inputs, names, config)
         return torch.stack([mlp.mean_square(channel) for group in groups.values() for channel in group])
 
@@ -166,13 +171,18 @@ def _turn(matrix: Matrix) -> Matrix:
 
 
 def _update_factored(
-    matrices: Sequence[Matrix], along_rows: Tensor, along_cols: Tensor, axes: Axes | None, config: RuleConfig
+    matrices: Sequence[Matrix],
+    along_rows: Tensor,
+    along_cols: Tensor,
+    axes: Axes | None,
+    config: RuleConfig,
+    busy: Tensor | None,
 ) -> Accumulators:
     """Row and column accumulators of all matrices, stacked, after this step; their own are changed."""
     row_mean, col_mean = (along_rows, along_cols) if axes and axes.large == -1 else (along_cols, along_rows)
     decays, olds = config.initial_adafactor_decays, [matrix.accumulators for matrix in matrices]
-    row = _decay([old.row for old in olds], row_mean, decays)
-    col = _decay([old.col for old in olds], col_mean, decays) if axes else ()
+    row = _decay([old.row for old in olds], row_mean, decays, busy)
+    col = _decay([old.col for old in olds], col_mean, decays, busy) if axes else ()
     return Accumulators((), (), row, col)
 
 
@@ -190,12 +200,14 @@ def _make_inputs(matrix: Matrix, factors: features.Factors, index: int) -> Input
     return Inputs(matrix.grad, matrix.param, accumulators, own, own)
 
 
-def _decay(olds: Sequence[tuple[Tensor, ...]], mean: Tensor, decays: Sequence[float]) -> tuple[Tensor, ...]:
+def _decay(
+    olds: Sequence[tuple[Tensor, ...]], mean: Tensor, decays: Sequence[float], busy: Tensor | None
+) -> tuple[Tensor, ...]:
     """Factored moments of several matrices, updated in place, and stacked: one tensor for each decay."""
     mean = mean + FACTORED_EPS
     stacked = []
     for values, decay in zip(zip(*olds, strict=True), decays, strict=True):
-        new = torch.stack(values).lerp_(mean, 1.0 - decay)
+        new = torch.stack(values).lerp_(mean, (1.0 - decay) if busy is None else (1.0 - decay) * busy)
         for value, own in zip(values, new, strict=True):
             value.copy_(own)
         stacked.append(new)

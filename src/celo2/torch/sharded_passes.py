@@ -37,14 +37,15 @@ def compute(network: Network, leaf: Leaf, division: Division, made: Passes) -> A
         made: Who makes the passes.
 
     Returns:
-        The directions of all parts, the local inputs, and the inputs of all parts.
+        The directions of all parts, the local inputs, the inputs of all parts, and which matrices of the
+        whole parameter were busy (`accumulators.find_busy`); None: all.
     """
     config, shard, axes = network.config, division.own, division.layout.axes
     assert axes is not None
     local = _convert(leaf)
     full = (local.grad, local.param, *local.accumulators.momentum, *local.accumulators.rms)
     entered = list(zip(*([b.contiguous() for b in shard.enter(x)] for x in full), strict=True))
-    yield from _update_factored(leaf, [own[0] for own in entered], division, made, network)
+    busy = yield from _update_factored(leaf, [own[0] for own in entered], division, made, network)
     vectors = Accumulators((), (), local.accumulators.row, local.accumulators.col)
     factors, units = passes.sort_factors(vectors, axes), passes.vector_units(vectors, network, axes)
     momenta, blocks = len(local.accumulators.momentum), []
@@ -55,8 +56,9 @@ def compute(network: Network, leaf: Leaf, division: Division, made: Passes) -> A
     channels = len(features.full_channels(config, factored=True))
     totals = local.grad.new_zeros(channels, *division.layout.shape[:-2], 1, 1)
     places = [(slice(None), *part.address(totals.shape[1:])) for part in shard.parts]
-    for place, block in zip(places, blocks, strict=True):
-        totals[place] += made.accumulate(block) * math.prod(block.grad.shape[-2:])
+    for part, place, block in zip(shard.parts, places, blocks, strict=True):
+        own = None if busy is None else busy[part.address(busy.shape)]
+        totals[place] += made.accumulate(block, own) * math.prod(block.grad.shape[-2:])
     if division.groups:
         [totals] = yield Sums([totals])
     scales = torch.rsqrt(totals / math.prod(division.layout.shape[-2:]) + NORM_EPS)
@@ -68,7 +70,7 @@ def compute(network: Network, leaf: Leaf, division: Division, made: Passes) -> A
         states = [block.accumulators.momentum + block.accumulators.rms for block in blocks]
         updated = [shard.leave(own, like=local.grad) for own in zip(*states, strict=True)]
         round_shard(leaf, updated, division)
-    return steps, local, blocks
+    return steps, local, blocks, busy
 
 
 def round_shard(leaf: Leaf, updated: Sequence[Tensor], division: Division) -> None:
@@ -103,5 +105,7 @@ def _update_factored(
         for total, axis in zip(totals, (axes.large, axes.small), strict=True):
             total[part.address(total.shape)] += sums[axis]
     row, col = yield Sums(totals)
+    busy = accumulators_lib.find_busy(row) if network.skip_zero_gradients else None
     means = row / shape[axes.large], col / shape[axes.small]
-    accumulators_lib.update_factored(own, *means, network.config)
+    accumulators_lib.update_factored(own, *means, axes, network.config, busy)
+    return busy

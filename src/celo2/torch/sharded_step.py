@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from celo2.torch import features, implementation, mlp, sharded_passes
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.division import Division
 from celo2.torch.features import Inputs
-from celo2.torch.leaves import Leaf, working_dtype
+from celo2.torch.leaves import Leaf, hold_counts, working_dtype
 from celo2.torch.mlp import InputScales
 from celo2.torch.network import Network
 from celo2.torch.requests import Asking, Matrices, Sums
@@ -49,11 +50,12 @@ def update(network: Network, leaf: Leaf, division: Division, *, kernels: bool = 
     chosen = implementation.choose(network, leaf.param, division.layout, kernels=kernels)
     if chosen in implementation.KERNELS.values() and division.layout.axes is not None:
         made = implementation.make_passes(network, chosen, factored=True)
-        steps, whole, blocks = yield from sharded_passes.compute(network, leaf, division, made)
-        steps = yield from _finish(steps, whole, blocks, division, config)
+        steps, whole, blocks, busy = yield from sharded_passes.compute(network, leaf, division, made)
+        hold_counts([leaf], None if busy is None else busy[None])
+        steps = yield from _finish(steps, whole, blocks, division, config, busy)
         return shard.leave(steps, like=whole.grad)
     grad = leaf.grad.to(dtype).clamp(-GRAD_CLIP, GRAD_CLIP)
-    accumulators = yield from _accumulate(leaf, grad, division, config)
+    accumulators, busy = yield from _accumulate(leaf, grad, division, network)
     seen, raw = accumulators, None
     if config.bias_correction:
         count = leaf.count.to(grad.device)
@@ -61,30 +63,52 @@ def update(network: Network, leaf: Leaf, division: Division, *, kernels: bool = 
     whole = features.make_inputs(grad, leaf.param.to(dtype), seen, division.layout.axes, raw=raw)
     blocks = list(_cut(whole, division))
     outputs = yield from _directions(network, whole, blocks, division)
+    hold_counts([leaf], None if busy is None else busy[None])
     steps = yield from _scale_by_magnitude(outputs, whole, division, config)
-    steps = yield from _finish(steps, whole, blocks, division, config)
+    steps = yield from _finish(steps, whole, blocks, division, config, busy)
     return shard.leave(steps, like=grad)
 
 
-def _accumulate(leaf: Leaf, grad: Tensor, division: Division, config: RuleConfig) -> Asking:
-    """The accumulators after this step, momentum and rms not yet rounded; the leaf's own are rounded."""
-    axes, layout, own = division.layout.axes, division.layout, leaf.accumulators
+def _accumulate(leaf: Leaf, grad: Tensor, division: Division, network: Network) -> Asking:
+    """The accumulators after this step, and which of the whole parameter's matrices were busy; None: all.
+
+    Momentum and rms are not yet rounded; the leaf's own are.
+    """
+    axes, layout, own, config = division.layout.axes, division.layout, leaf.accumulators, network.config
     momentum, rms = (tuple(value.to(grad.dtype) for value in family) for family in own[:2])
     accumulators = Accumulators(momentum, rms, own.row, own.col)
     square = grad * grad
+    kinds = () if axes is None else (axes.large, axes.small)
+    totals = [torch.zeros_like(family[0]) for family in (own.row, own.col)[: len(kinds)]]
+    over: list[Any] = [*kinds]
+    if network.skip_zero_gradients and (axes is None or set(axes) != {-2, -1}):
+        totals.append(grad.new_zeros(*layout.shape[:-2], 1, 1))
+        over.append((-2, -1))
+    for part, block in zip(division.own.parts, division.own.enter(square), strict=True):
+        for total, axis in zip(totals, over, strict=True):
+            total[part.address(total.shape)] += block.sum(axis, keepdim=True)
+    if totals:
+        totals = yield Sums(totals)
+    # What is summed last, or along one side of the matrices, tells which of them have a gradient.
+    busy = accumulators_lib.find_busy(totals[-1]) if network.skip_zero_gradients else None
     if axes is None:
-        accumulators_lib.update_factored(accumulators, square.reshape(-1, 1), None, config)
+        accumulators_lib.update_factored(accumulators, square.reshape(-1, 1), None, None, config, busy)
     else:
-        totals = [torch.zeros_like(own.row[0]), torch.zeros_like(own.col[0])]
-        for part, block in zip(division.own.parts, division.own.enter(square), strict=True):
-            for total, axis in zip(totals, (axes.large, axes.small), strict=True):
-                total[part.address(total.shape)] += block.sum(axis, keepdim=True)
-        row, col = yield Sums(totals)
-        means = row / layout.shape[axes.large], col / layout.shape[axes.small]
-        accumulators_lib.update_factored(accumulators, *means, config)
-    accumulators_lib.update_full(accumulators, grad, config)
+        means = totals[0] / layout.shape[axes.large], totals[1] / layout.shape[axes.small]
+        accumulators_lib.update_factored(accumulators, *means, axes, config, busy)
+    accumulators_lib.update_full(accumulators, grad, config, _spread(busy, division, like=grad))
     round_shard(leaf, momentum + rms, division)
-    return accumulators
+    return accumulators, busy
+
+
+def _spread(busy: Tensor | None, division: Division, like: Tensor) -> Tensor | None:
+    """From one number for each matrix of the whole to one for each local element, or one for all."""
+    if busy is None:
+        return None
+    if division.num_matrices == 1:
+        return busy.reshape(())
+    blocks = [busy[part.address(busy.shape)].expand(part.shape) for part in division.own.parts]
+    return division.own.leave(blocks, like=like)
 
 
 def _cut(whole: Inputs, division: Division) -> Iterator[Inputs]:
@@ -180,7 +204,12 @@ def _scale_by_magnitude(
 
 
 def _finish(
-    steps: list[Tensor], whole: Inputs, blocks: Sequence[Inputs], division: Division, config: RuleConfig
+    steps: list[Tensor],
+    whole: Inputs,
+    blocks: Sequence[Inputs],
+    division: Division,
+    config: RuleConfig,
+    busy: Tensor | None,
 ) -> Asking:
     if config.param_scale_mult:
         [total] = yield Sums([(whole.param * whole.param).sum()])
@@ -188,9 +217,12 @@ def _finish(
         steps = [step * scale for step in steps]
     if config.orthogonalize and division.layout.axes is not None:
         steps = yield Matrices(steps)
+    scales = busy
     if config.normalize_output:
         totals = yield from _sum_matrices([[step] for step in steps], 1, whole.grad, division)
         scales = torch.rsqrt(totals[0] / math.prod(division.layout.shape[-2:]) + NORM_EPS)
+        scales = scales if busy is None else scales * busy
+    if scales is not None:
         steps = [
             step * scales[part.address(scales.shape)]
             for step, part in zip(steps, division.own.parts, strict=True)

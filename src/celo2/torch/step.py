@@ -8,7 +8,9 @@ Source: arXiv 2602.19142, section 3.
     d ← NewtonSchulz(d)          Celo2 on matrices; Celo2-base leaves it out
     step ← d / rms(d)
 
-The step is not negated and has root mean square 1: the learning rate is the change per step.
+The step is not negated and has root mean square 1: the learning rate is the change per step. Where
+`Network.skip_zero_gradients` is on, a matrix whose gradient is exactly zero has the step 0 and keeps its
+accumulators.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def update(
     count: Tensor | None,
     *,
     axes: Axes | None,
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """The step of tensors of one shape, stacked, by the plain program, which covers everything.
 
     Args:
@@ -51,13 +53,14 @@ def update(
         axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
 
     Returns:
-        The un-negated steps, of the gradients' shape.
+        The un-negated steps, of the gradients' shape, and which matrices were busy
+        (`accumulators.find_busy`); None: all.
     """
     config = network.config
     if grad.numel() == 0:
-        return torch.zeros_like(grad)
+        return torch.zeros_like(grad), None
     grad = grad.clamp(-GRAD_CLIP, GRAD_CLIP)
-    accumulators_lib.update(accumulators, grad, axes, config)
+    busy = accumulators_lib.update(accumulators, grad, axes, config, skip_zero=network.skip_zero_gradients)
     seen, raw = accumulators, None
     if config.bias_correction and count is not None:
         seen, raw = accumulators_lib.unbias(accumulators, count, config), accumulators
@@ -68,7 +71,7 @@ def update(
         step = _scale_by_param(step, param)
     if config.orthogonalize and axes is not None:
         step = orthogonalize.compute(step, config)
-    return _finish(step, mlp.mean_square(step), seen, config)
+    return _finish(step, mlp.mean_square(step), seen, config, busy), busy
 
 
 def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple[Tensor, Tensor | None]:
@@ -80,19 +83,21 @@ def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple
     return mlp.compute(groups, scales, network.numbers, config)
 
 
-def update_all(network: Network, matrices: Sequence[Matrix], axes: Axes | None, made: Passes) -> list[Tensor]:
-    """The steps of what `passes.covers`, by passes; their accumulators change.
+def update_all(
+    network: Network, matrices: Sequence[Matrix], axes: Axes | None, made: Passes
+) -> list[tuple[Tensor, Tensor | None]]:
+    """The steps of what `passes.covers`, by passes, and who was busy, as in `update`.
 
     Args:
         network: The weights and the options.
-        matrices: Of one shape, each a stack as in `update`.
+        matrices: Of one shape, each a stack as in `update`; their accumulators change.
         axes: As in `update`.
         made: Who makes the passes.
     """
     config = network.config
     orthogonalized = config.orthogonalize and axes is not None
     directions = passes.compute(network, matrices, axes, made)
-    steps, mean_squares = (list(family) for family in zip(*directions, strict=True))
+    steps, mean_squares, busy = (list(family) for family in zip(*directions, strict=True))
     if config.param_scale_mult:
         steps = [_scale_by_param(step, own.param) for step, own in zip(steps, matrices, strict=True)]
     if orthogonalized:
@@ -100,8 +105,8 @@ def update_all(network: Network, matrices: Sequence[Matrix], axes: Axes | None, 
     if orthogonalized or config.param_scale_mult:
         mean_squares = [mlp.mean_square(step) for step in steps]
     return [
-        _finish(step, mean_square, matrix.accumulators, config)
-        for step, mean_square, matrix in zip(steps, mean_squares, matrices, strict=True)
+        (_finish(step, mean_square, matrix.accumulators, config, own), own)
+        for step, mean_square, matrix, own in zip(steps, mean_squares, matrices, busy, strict=True)
     ]
 
 
@@ -118,10 +123,16 @@ def _scale_by_param(step: Tensor, param: Tensor) -> Tensor:
     return step * torch.sqrt((param * param).mean(_whole(param), keepdim=True) + mlp.NORM_EPS)
 
 
-def _finish(step: Tensor, mean_square: Tensor, accumulators: Accumulators, config: RuleConfig) -> Tensor:
+def _finish(
+    step: Tensor, mean_square: Tensor, accumulators: Accumulators, config: RuleConfig, busy: Tensor | None
+) -> Tensor:
     """Writes over the step, which nobody else has."""
+    scale = busy
     if config.normalize_output:
-        step = step.mul_(torch.rsqrt(mean_square + mlp.NORM_EPS))
+        scale = torch.rsqrt(mean_square + mlp.NORM_EPS)
+        scale = scale if busy is None else scale * busy
+    if scale is not None:
+        step = step.mul_(scale)
     if config.rmsmult != 1.0:
         step = step.mul_(config.rmsmult)
     if config.precondition_output:

@@ -93,13 +93,14 @@ def _store_sum(sums, channel: tl.constexpr, x, inside):
 
 @triton.jit
 def accumulate(
-    grad, param, momentum_0, momentum_1, momentum_2, rms, row_factors, col_factors, sums, rows, cols,
+    grad, param, momentum_0, momentum_1, momentum_2, rms, row_factors, col_factors, busy, sums, rows, cols,
     weight_0, weight_1, weight_2, weight_rms, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Momenta and rms in place; sums of squares of all channels of each block, `(blocks, channels)`.
 
-    The weights are what a new value counts, 1 - β.
+    The weights are what a new value counts, 1 - β: nothing where `busy`, `(batch,)`, is 0.
     """
+    own_busy = tl.load(busy + tl.program_id(0))
     i, j, at, inside = _place(rows, cols, R, C)
     g = _clamp(tl.load(grad + at, mask=inside, other=0.0).to(tl.float32), GRAD_CLIP)
     p = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
@@ -107,10 +108,10 @@ def accumulate(
     m1 = tl.load(momentum_1 + at, mask=inside, other=0.0)
     m2 = tl.load(momentum_2 + at, mask=inside, other=0.0)
     v = tl.load(rms + at, mask=inside, other=0.0)
-    m0 += weight_0 * (g - m0)
-    m1 += weight_1 * (g - m1)
-    m2 += weight_2 * (g - m2)
-    v += weight_rms * (g * g - v)
+    m0 += weight_0 * own_busy * (g - m0)
+    m1 += weight_1 * own_busy * (g - m1)
+    m2 += weight_2 * own_busy * (g - m2)
+    v += weight_rms * own_busy * (g * g - v)
     tl.store(momentum_0 + at, m0, mask=inside)
     tl.store(momentum_1 + at, m1, mask=inside)
     tl.store(momentum_2 + at, m2, mask=inside)

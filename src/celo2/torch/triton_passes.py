@@ -45,13 +45,14 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         means = over_cols.sum(1) / cols, over_rows.sum(1) / rows
         return means[0].view(*grad.shape[:-1], 1), means[1].view(*grad.shape[:-2], 1, cols)
 
-    def accumulate(inputs: Inputs) -> Tensor:
+    def accumulate(inputs: Inputs, busy: Tensor | None) -> Tensor:
         batch, rows, cols = shape = kernel_inputs.batch_shape(inputs.grad)
         grid = _grid(shape, BLOCK)
         sums = _new(inputs.grad, batch, math.prod(grid), kernel_inputs.NUM_CHANNELS)
         config = network.config
         weights = [1.0 - decay for decay in (*config.initial_momentum_decays, *config.initial_rms_decays)]
-        arguments = (*_tensors(inputs), sums, rows, cols, *weights, *BLOCK)
+        kept = _new(inputs.grad, batch).fill_(1.0) if busy is None else busy.flatten()
+        arguments = (*_tensors(inputs), kept, sums, rows, cols, *weights, *BLOCK)
         _launch(triton_kernels.accumulate, (batch, *grid), arguments, WARPS)
         squares = sums.sum(1)[:, places] / (rows * cols)
         return squares.T.reshape(-1, *inputs.grad.shape[:-2], 1, 1)

@@ -1,0 +1,69 @@
+"""Gradients that are not finite: arrays that have one are left out of a step, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+__all__ = ["SkipNonfiniteState", "choose_finite", "skip_nonfinite"]
+
+Keep = Callable[[optax.Updates, optax.OptState, optax.OptState], optax.OptState]
+
+
+class SkipNonfiniteState(NamedTuple):
+    """State of an optimizer with `skip_nonfinite_gradients`.
+
+    Attributes:
+        num_nonfinite: How often an array was left out of a step, int32.
+        inner_state: Of the optimizer.
+    """
+
+    num_nonfinite: Array
+    inner_state: optax.OptState
+
+
+def skip_nonfinite(
+    inner: optax.GradientTransformationExtraArgs, keep: Keep | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Leaves arrays out whose gradient has an infinity or NaN: the update is 0, their state stays.
+
+    Args:
+        inner: An optimizer that leaves an array's state alone if its gradient is zero.
+        keep: Where it does not do so everywhere: from a tree that says which gradients are finite, its new
+            state and the old one, to the new one with the old values of the others.
+    """
+
+    def init(params: optax.Params) -> SkipNonfiniteState:
+        return SkipNonfiniteState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(
+        updates: optax.Updates,
+        state: SkipNonfiniteState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, SkipNonfiniteState]:
+        finite = jax.tree.map(lambda grad: jnp.all(jnp.isfinite(grad)), updates)
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        steps, new = inner.update(choose_finite(finite, updates, zeros), state.inner_state, params, **extra)
+        left_out = sum((~whole).astype(jnp.int32) for whole in jax.tree.leaves(finite))
+        kept = new if keep is None else keep(finite, new, state.inner_state)
+        return choose_finite(finite, steps, zeros), SkipNonfiniteState(state.num_nonfinite + left_out, kept)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+
+
+def choose_finite(finite: Any, new: Any, old: Any) -> Any:
+    """The new arrays of a tree where the gradient is finite, the old ones elsewhere; masked nodes stay."""
+
+    def masked(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    def choose(new: Any, old: Any, whole: Any) -> Any:
+        return new if masked(new) else jnp.where(whole, new, old.astype(new.dtype))
+
+    return jax.tree.map(choose, new, old, finite, is_leaf=masked)

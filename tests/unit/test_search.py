@@ -10,6 +10,7 @@ import pytest
 
 from celo2 import load_checkpoint
 from celo2.evaluate.protocol import cosine_schedule
+from celo2.gradient_range import gradient_range
 from celo2.jax.transform import celo2, celo2_base
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import best_of_rates, soft_maximum
@@ -162,6 +163,8 @@ def test_search_resumes_to_the_same_record(tmp_path, tiny_set):
     assert names == [f"celo2-00000{ending}.safetensors" for ending in ("2-averaged", "2", "4-averaged", "4")]
     first, second = (load_checkpoint(tmp_path / "parts" / "weights" / name) for name in names[2:])
     assert first.config != second.config  # decays are searched, and averaged
+    low, high = gradient_range(first)
+    assert 0 < low < high < 10
 
 
 def test_search_refuses_a_folder_with_other_settings(tmp_path, tiny_set):

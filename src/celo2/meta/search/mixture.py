@@ -32,6 +32,7 @@ __all__ = [
     "CHANNELS",
     "Mixture",
     "describe",
+    "find_updated",
     "is_vector",
     "make_optimizer",
     "make_weights",
@@ -181,9 +182,15 @@ def make_optimizer(
     )
 
     def label(params: Any) -> Any:
-        return param_labels(params, undecided="allow")
+        return jax.tree.map(lambda own: "celo2" if own else "adamw", find_updated(params, variant))
 
     return optax.partition({"celo2": rule, "adamw": adamw}, label)
+
+
+def find_updated(params: Any, variant: str) -> Any:
+    """Which arrays the rule updates, the others being AdamW's: a tree of booleans."""
+    labels = param_labels(params, undecided="allow")
+    return jax.tree.map(lambda label: variant == "celo2-base" or label == "celo2", labels)
 
 
 def describe(vector: np.ndarray) -> str:

@@ -28,7 +28,7 @@ from jax import Array
 
 from celo2.evaluate.protocol import DIVERGENCE_MARGIN, cosine_schedule, seed_keys
 from celo2.jax.compilation import compiler_options
-from celo2.meta.search.mixture import make_optimizer, to_mixture
+from celo2.meta.search.mixture import find_updated, make_optimizer, to_mixture
 from celo2.meta.task_sets import END_SHARE, TaskEntry, TaskSet
 
 __all__ = ["RATE_FACTORS", "Objective", "best_of_rates", "soft_maximum"]
@@ -135,29 +135,57 @@ class Objective:
         size = entry.at_once or len(runs[1])
         return jax.lax.map(lambda run: train(*run, seed, data), runs, batch_size=size)
 
+    def sample_gradient_rms(self, vector: np.ndarray, seed: int) -> np.ndarray:
+        """Root mean squares of the gradients that a rule meets on the tasks, each at the task's own rate.
+
+        Args:
+            vector: The rule, `(22,)`.
+            seed: Of the runs, one for each task.
+
+        Returns:
+            One for each array that the rule updates and each step, of all tasks together, `(samples,)`,
+            without those that vanish.
+        """
+        found = []
+        for entry in self.task_set.tasks:
+            train = jax.jit(partial(self._train(entry), watch=True))
+            data = jax.tree.map(jnp.asarray, dict(self._tasks[entry.name].dataset.train))
+            rate = jnp.asarray(entry.rate, jnp.float32)
+            _, rms = train(jnp.asarray(vector, jnp.float32), rate, jnp.asarray(seed, jnp.uint32), data)
+            found.append(np.asarray(rms).ravel())
+        together = np.concatenate(found)
+        return together[together > 0]
+
     def _train(self, entry: TaskEntry) -> Any:
-        """`(vector, rate, seed, data) → log of the loss at the end`, NaN where it diverged."""
+        """`(vector, rate, seed, data) → log of the loss at the end`, NaN where it diverged.
+
+        With `watch`, the gradients' root mean squares `(steps, arrays)` come second.
+        """
         task = self._tasks[entry.name]
         variant = self._variant
         first_counted = entry.steps - max(1, round(END_SHARE * entry.steps))
 
-        def train(vector: Array, rate: Array, seed: Array, data: Any) -> Array:
+        def train(vector: Array, rate: Array, seed: Array, data: Any, watch: bool = False) -> Any:
             optimizer = make_optimizer(
                 to_mixture(vector), variant, cosine_schedule(rate, entry.steps), entry.weight_decay
             )
             init_key, batch_key = seed_keys(seed)
             params = task.init(init_key)
+            updated = jax.tree.leaves(find_updated(params, variant))
 
-            def step(carry: tuple[Any, Any, Array], count: Array) -> tuple[Any, None]:
+            def step(carry: tuple[Any, Any, Array], count: Array) -> tuple[Any, Array]:
                 params, opt_state, total = carry
                 batch = task.sample_batch(jax.random.fold_in(batch_key, count), data)
                 loss, grads = jax.value_and_grad(task.loss)(params, batch)
                 updates, opt_state = optimizer.update(grads, opt_state, params)
                 total += jnp.where(count >= first_counted, loss, 0.0)
-                return (optax.apply_updates(params, updates), opt_state, total), None
+                watched = zip(jax.tree.leaves(grads), updated, strict=True) if watch else ()
+                rms = jnp.asarray([jnp.sqrt(jnp.mean(jnp.square(grad))) for grad, own in watched if own])
+                return (optax.apply_updates(params, updates), opt_state, total), rms
 
             carry = params, optimizer.init(params), jnp.zeros(())
-            (_, _, total), _ = jax.lax.scan(step, carry, jnp.arange(entry.steps))
-            return jnp.log(total / (entry.steps - first_counted))
+            (_, _, total), rms = jax.lax.scan(step, carry, jnp.arange(entry.steps))
+            end = jnp.log(total / (entry.steps - first_counted))
+            return (end, rms) if watch else end
 
         return train

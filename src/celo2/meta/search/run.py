@@ -20,8 +20,9 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from cmaes import CMA
 from celo2 import __version__
 from celo2._files import read_lines, read_object, write_atomic
 from celo2._locks import lock_folder
+from celo2.gradient_range import FIELD, QUANTILES, format_range
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import Objective, soft_maximum
 from celo2.meta.task_sets import load_task_set
@@ -173,7 +175,8 @@ def _search(
             _save(strategy.mean, config, out, f"{number + 1:06d}")
     average = np.mean(means[-math.ceil(generations / 3) :], axis=0)
     _save(strategy.mean, config, out, f"{generations:06d}")
-    _save(average, config, out, f"{generations:06d}-averaged")
+    met = np.quantile(objective.sample_gradient_rms(average, objective.task_set.first_seed), QUANTILES)
+    _save(average, config, out, f"{generations:06d}-averaged", {FIELD: format_range(*met)})
     return average
 
 
@@ -243,12 +246,20 @@ def _measure(
     )
 
 
-def _save(vector: np.ndarray, config: SearchConfig, out: Path, label: str) -> None:
+def _save(
+    vector: np.ndarray,
+    config: SearchConfig,
+    out: Path,
+    label: str,
+    facts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     provenance = {
         "made_by": f"celo2 {__version__}",
         "command": f"celo2 search --variant {config.variant}, generation {label}",
         "recipe": " ".join(config.to_json().split()),
         "mixture": mixture.describe(vector),
+        "seed": str(config.seed),
+        **facts,
     }
     weights = mixture.make_weights(vector, config.variant, provenance)
     save_weights(out / "weights" / f"{config.variant}-{label}.safetensors", weights)

@@ -13,6 +13,7 @@ beyond an end where the best is there. A loss is that of the end of a run, the m
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -158,7 +159,8 @@ class Probe:
         while wanted := next_rungs({rung: ends.means for rung, ends in known.items()}):
             for at in range(0, len(wanted), RATES_AT_ONCE):
                 rungs = [*wanted[at : at + RATES_AT_ONCE]]
-                rungs += rungs[-1:] * (RATES_AT_ONCE - len(rungs))  # the program takes so many
+                free = (rung for rung in range(rungs[-1] + 1, 4 * LAST_RUNG) if rung not in known)
+                rungs += itertools.islice(free, RATES_AT_ONCE - len(rungs))  # the program takes so many
                 rates = [middle * LADDER**rung for rung in rungs]
                 grid = self._runner(entry, inputs).train(inputs=inputs, learning_rates=rates)
                 known |= dict(zip(rungs, _ends_of(grid), strict=True))
@@ -170,7 +172,7 @@ class Probe:
             self._runners[entry.name] = GridRunner(
                 SharedTask(entry.make()),
                 lambda schedule, theta: self._make_optimizer(schedule, entry.weight_decay, theta),
-                [entry.rate] * RATES_AT_ONCE,
+                [entry.rate * LADDER**rung for rung in range(RATES_AT_ONCE)],  # other ones are given later
                 seeds=self._set.seed_range,
                 steps=entry.steps,
                 inputs=inputs,

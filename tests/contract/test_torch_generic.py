@@ -179,6 +179,8 @@ def test_pytorch_set_default_dtype_works_with_foreach(factory: type[Celo2], defa
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(results[1][1]["state"], results[0][1]["state"], rtol=1e-12, atol=1e-12)
+    counted = {state["step"].dtype for state in results[1][1]["state"].values()}
+    assert counted == {torch.float64 if default == torch.float64 else torch.float32}
     torch.testing.assert_close(results[1][0].weight, results[0][0].weight, rtol=1e-12, atol=1e-12)
 
 

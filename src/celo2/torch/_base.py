@@ -247,11 +247,15 @@ class RuleOptimizer(Optimizer):
         return state
 
     def _init_state(self, param: Tensor, route: Route, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        fused = bool(group["fused"])
         if route.algorithm == "adamw":
-            return init_adamw(param, on_device=bool(group["capturable"] or group["fused"]))
-        layout = self._layout(param, route)
-        on_device = bool(group["capturable"])
-        return init_rule(param, layout, self._network.config, self._state_dtype, on_device=on_device)
+            return init_adamw(param, on_device=bool(group["capturable"] or group["fused"]), fused=fused)
+        layout, config, on_device = (
+            self._layout(param, route),
+            self._network.config,
+            bool(group["capturable"]),
+        )
+        return init_rule(param, layout, config, self._state_dtype, on_device=on_device, fused=fused)
 
     def _route(self, param: Tensor, group: Mapping[str, Any]) -> Route:
         if param not in self._routes:

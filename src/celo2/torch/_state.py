@@ -38,7 +38,13 @@ def check_state_dtype(dtype: Any) -> torch.dtype | None:
 
 
 def init_rule(
-    param: Tensor, layout: Layout, config: RuleConfig, dtype: torch.dtype | None, *, on_device: bool
+    param: Tensor,
+    layout: Layout,
+    config: RuleConfig,
+    dtype: torch.dtype | None,
+    *,
+    on_device: bool,
+    fused: bool = False,
 ) -> State:
     """`step`, `momentum_0 …`, `rms_0 …` of the parameter's shape, `row_0 …` and `col_0 …` of the layout's.
 
@@ -48,11 +54,12 @@ def init_rule(
         config: The decays.
         dtype: Of momentum and rms; None: the working dtype.
         on_device: Whether `step` is a tensor on the parameter's device rather than on the CPU.
+        fused: Whether kernels were asked for, whose `step` is float32 whatever the default dtype.
     """
     working = working_dtype(param.dtype)
 
     full = dtype or working
-    state = {"step": _init_step(param, on_device)}
+    state = {"step": _init_step(param, on_device, fused)}
     state |= {
         f"momentum_{i}": zeros(param.shape, full, param) for i in range(len(config.initial_momentum_decays))
     }
@@ -68,11 +75,11 @@ def init_rule(
     return state
 
 
-def init_adamw(param: Tensor, *, on_device: bool) -> State:
+def init_adamw(param: Tensor, *, on_device: bool, fused: bool = False) -> State:
     """`step`, `exp_avg` and `exp_avg_sq`, as in `torch.optim.AdamW`, in the working dtype."""
     working = adamw_dtype(param.dtype)
     moments = {name: torch.zeros_like(param, dtype=working) for name in _MOMENTS}
-    return {"step": _init_step(param, on_device), **moments}
+    return {"step": _init_step(param, on_device, fused), **moments}
 
 
 def adamw_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -136,6 +143,9 @@ def _shape(value: Any) -> torch.Size:
     return value.shape if isinstance(value, Tensor) else torch.as_tensor(value).shape
 
 
-def _init_step(param: Tensor, on_device: bool) -> Tensor:
+def _init_step(param: Tensor, on_device: bool, fused: bool) -> Tensor:
+    """As PyTorch's optimizers begin it: float64 where that is the default dtype, but for fused kernels."""
     on_device = on_device and param.device.type != "meta"  # whose tensors have no value
-    return torch.zeros((), dtype=torch.float32, device=param.device if on_device else "cpu")
+    double = torch.get_default_dtype() == torch.float64 and not fused
+    dtype = torch.float64 if double else torch.float32
+    return torch.zeros((), dtype=dtype, device=param.device if on_device else "cpu")

@@ -71,8 +71,10 @@ class RuleOptimizer(Optimizer):
             check_group(group)
             for index, param in enumerate(group["params"]):
                 check_param(param, group.get("param_names", {index: f"parameter {index}"})[index])
-            stored = zip(group["params"], route_stored(group, base=self._base), strict=True)
-            routes = [self._routes.setdefault(param, route) for param, route in stored]
+            if any(param not in self._routes for param in group["params"]):  # no module's
+                stored = zip(group["params"], route_stored(group, base=self._base), strict=True)
+                self._routes = dict(stored) | self._routes
+            routes = [self._routes[param] for param in group["params"]]
             for param in group["params"]:
                 if group["fused"] and self._route(param, group).algorithm == "celo2":
                     check_kernels(self._network, param.device)

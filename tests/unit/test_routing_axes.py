@@ -134,6 +134,10 @@ def test_the_base_optimizer_takes_the_same_matrices_and_the_direction_alone_none
     assert shapes_of(direction) == shapes_of(given.init(params))
     assert shapes_of(direction) != shapes_of(stored.init(params))
     assert find_dimension_numbers(NET, base=True) == find_dimension_numbers(NET)
+    by_optax = {"conv": {"kernel": MuonDimensionNumbers(2, 3)}, "attn": {"query": {"kernel": None}}}
+    found = find_dimension_numbers(NET, by_optax, base=True)
+    assert found["attn"]["query"]["kernel"] is None
+    assert found["attn"]["out"]["kernel"] == INFERRED["out"]
 
 
 BLOCK = {"fc": {"kernel": shape(8, 6)}, "proj": {"kernel": shape(6, 5)}}

@@ -31,11 +31,21 @@ def wrapped(kind: str, attribute: str, model: nn.Module) -> nn.Module:
     return wrapper
 
 
+def with_loss(wrapper: nn.Module) -> nn.Module:
+    """With a temperature that is learned, and a network that the loss compares features of."""
+    wrapper.register_parameter("log_temperature", nn.Parameter(torch.zeros(1)))
+    wrapper.add_module("loss", nn.Sequential(nn.Linear(101, 103), nn.ReLU(), nn.Linear(103, 101)))
+    return wrapper
+
+
 WRAPPERS = {
     "DataParallel": lambda model: wrapped("DataParallel", "module", model),
     "DistributedDataParallel": lambda model: wrapped("DistributedDataParallel", "module", model),
     "torch.compile": lambda model: wrapped("OptimizedModule", "_orig_mod", model),
     "a trainer's class": lambda model: wrapped("LitClassifier", "network", model),
+    "a trainer's class with a loss of its own": lambda model: with_loss(
+        wrapped("LitModel", "network", model)
+    ),
     "both": lambda model: wrapped("Engine", "model", wrapped("DataParallel", "module", model)),
 }
 
@@ -45,11 +55,10 @@ WRAPPERS = {
 def test_a_wrapper_changes_no_route(make, wrap) -> None:
     with torch.device("meta"):
         model = make()
-    plain, inside = (
-        [(route.algorithm, route.numbers, route.decided) for route in find_routes(made).values()]
-        for made in (model, wrap(model))
-    )
-    assert inside == plain
+    plain, inside = find_routes(model), find_routes(wrap(model))
+    own = [route for name, route in inside.items() if not name.startswith(("loss.", "log_temperature"))]
+    assert [route[::2] for route in own] == [route[::2] for route in plain.values()]  # not the reasons
+    assert all(route.decided for route in own)
 
 
 def reverse(module: nn.Module) -> None:

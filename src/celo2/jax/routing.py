@@ -207,6 +207,8 @@ def _route(
     named = [(leaf.path, leaf.value) for leaf in leaves]
     described = describe_leaves(leaves)
     numbers, by_adamw = choose_numbers(dimension_numbers, params, named)
+    if base:  # without AdamW: as stored
+        numbers, by_adamw = numbers | dict.fromkeys(by_adamw), set()
     algorithms = dict.fromkeys(by_adamw, "adamw") | choose_labels(overrides, named)
     is_part = has_holes(params)
     routes = make_routes(described, algorithms=algorithms, numbers=numbers, base=base, is_part=is_part)

@@ -216,8 +216,8 @@ def celo2_base(
         weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2-base".
         weight_decay: Decoupled, multiplied by the learning rate.
         mask: Which parameters decay, as in `optax.adamw`.
-        dimension_numbers: Which axes are a parameter's matrix, as in `celo2`; None always takes a
-            parameter as stored.
+        dimension_numbers: Which axes are a parameter's matrix, as in `celo2`; there is no AdamW
+            here, so None among Optax's takes a parameter as stored.
         state_dtype: Of the rule's state, as in `scale_by_celo2`.
         skip_zero_gradients: As in `scale_by_celo2`, of every array; weights still decay.
         skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it

@@ -118,8 +118,10 @@ class RuleOptimizer(Optimizer):
             for name, route in find_routes(module, base=self._base, **self._routing).items():
                 param = module.get_parameter(name)
                 self._routes.setdefault(param, fit_route(route, param))
-        stored = zip(params, route_stored(group, base=self._base), strict=True)
-        return [self._routes.setdefault(param, fit_route(route, param)) for param, route in stored]
+        if any(param not in self._routes for param in params):  # no module's
+            stored = zip(params, route_stored(group, base=self._base), strict=True)
+            self._routes = {param: fit_route(route, param) for param, route in stored} | self._routes
+        return [self._routes[param] for param in params]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups saved by an older release get the new options' defaults; no other option is added."""

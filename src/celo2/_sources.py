@@ -59,7 +59,7 @@ def find_file(source: str | os.PathLike[str], max_bytes: int) -> WeightFile:
     """
     if isinstance(source, str) and source in SHIPPED:
         file = shipped_file(source)
-        return WeightFile(file.read_bytes(), file.name, shipped=True)
+        return WeightFile(file.read_bytes(), str(file), shipped=True)
     path = Path(source)
     if path.is_dir():
         if not (path / THETA_FILE).is_file():

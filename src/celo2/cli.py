@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from celo2._extras import require
 from celo2._signals import exit_status, leave_if_stopped, raising_on_stops
+from celo2._streams import outlive_readers
 from celo2._version import __version__
 from celo2.config import nearest_name
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is not None:
         return _run(list(argv))
+    outlive_readers()
     with raising_on_stops():
         status = _run(sys.argv[1:])
         leave_if_stopped(status)

@@ -177,6 +177,8 @@ def test_a_full_disk_ends_the_run_and_leaves_it_resumable(
     out = _stopped_at(STEPS - 2 * EVERY, whole_run, tmp_path / "run")
     printed = _finish(start(out, "--resume", QUICK_FILE_BYTES=str(room)), status=1)
     assert f"{out / file} cannot be written" in printed
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) <= 3
     assert "continue with --resume" in printed
     printed = _finish(start(out, "--resume"))
     assert f"iterations {STEPS - 2 * EVERY + 1} to {STEPS}" in printed

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import tyro
 
+from celo2 import cli
+from celo2.commands import meta_train
 from celo2.commands._arguments import make_registry
 from celo2.commands.bench import BenchCommand
 from celo2.commands.compare import CompareOptions
@@ -71,6 +73,25 @@ def test_learning_rates_are_rates_of_all_or_by_name() -> None:
 def test_num_learning_rates_are_of_the_default_grids() -> None:
     command = _evaluate("--tasks", "quadratic", "--optimizers", "sgdm,adamw", "--num-learning-rates", "3")
     assert [len(group.learning_rates) for group in _suite(command).groups("quadratic")] == [3, 3]
+
+
+@pytest.mark.parametrize("name", ["bench", "compare", "evaluate", "meta-train", "report"])
+def test_help_says_what_is_meant_where_nothing_is_given(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default:" in text or "(at least one)" in text
+    for noise in ("{None}", "(default: )", "(default: None)"):
+        assert noise not in text
+
+
+def test_recipes_options_keep_their_commas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    monkeypatch.setattr(meta_train, "meta_train", lambda config, _: seen.append(config) or tmp_path)
+    words = ["--rule-options", "initial_rms_decays=[0.9]", "initial_momentum_decays=[0.9,0.99,0.999]"]
+    assert meta_train.main(["--out", str(tmp_path / "out"), "--devices", "1", *words]) == 0
+    assert list(seen[0].rule_options) == words[1:]
 
 
 def test_out_is_a_folder() -> None:

@@ -78,8 +78,8 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(tmp_path: Path, capsys, 
 def test_rows_say_how_the_run_went(run: Path) -> None:
     row = dict(zip(COLUMNS, make_rows([load_history(run, "a")])[0], strict=True))
     assert row["iterations"] == "100"
-    assert row["meta-loss at first"] == f"{1 + (1 + 1 / 2) / 2:.4f}"  # 2 % of 100 iterations are two
-    assert row["at last"] == f"{1 + (1 / 99 + 1 / 100) / 2:.4f}"
+    assert row["smoothed meta-loss at first"] == f"{1 + (1 + 1 / 2) / 2:.4f}"  # 2 % of 100 iterations are two
+    assert row["smoothed meta-loss at last"] == f"{1 + (1 / 99 + 1 / 100) / 2:.4f}"
     assert row["gradient norm"] == f"{3 / 99:.3g}"  # of the last two, one was not finite
     assert (row["diverged, %"], row["resets"], row["skipped"]) == ("25.00", "200", "2")
     assert (row["probes"], row["best score"], row["best at"]) == ("3", "-0.2231", "50")

@@ -1,8 +1,11 @@
-"""How the command line writes what tyro has no words for: names, and learning rates of optimizers."""
+"""How the command line writes lists, what may be left out, and learning rates of optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -11,42 +14,81 @@ from celo2.evaluate.compare import ALL
 
 __all__ = ["make_registry"]
 
+NONE = "none"  # what the help says of an empty default
+METAVARS = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
 
-def make_registry() -> ConstructorRegistry:
-    """Names as `NAME,NAME` or `NAME NAME`, learning rates as `[NAME=]RATE,RATE`."""
+Spec = PrimitiveConstructorSpec[Any]
+
+
+def make_registry(*, commas: bool = True) -> ConstructorRegistry:
+    """Lists as `A B`, learning rates as `[NAME=]RATE,RATE`, and a word for what is not given.
+
+    Args:
+        commas: Whether lists of text may also be written `A,B`; not where the items have commas in them.
+    """
     registry = ConstructorRegistry()
 
     @registry.primitive_rule
-    def _names(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if info.type != tuple[str, ...]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="NAME,NAME",
-            instance_from_str=_split,
-            is_instance=lambda value: isinstance(value, tuple),
-            str_from_instance=lambda names: [",".join(names)] if names else [],
-        )
-
-    @registry.primitive_rule
-    def _rates(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-        if info.type != Mapping[str, tuple[float, ...]]:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="[NAME=]RATE,RATE",
-            instance_from_str=lambda words: dict(map(_parse_rates, words)),
-            is_instance=lambda value: isinstance(value, Mapping),
-            str_from_instance=lambda rates: [
-                f"{name}={','.join(map(str, values))}" for name, values in rates.items()
-            ],
-        )
+    def _rule(info: PrimitiveTypeInfo) -> Spec | None:
+        kind: Any = info.type
+        origin, parts = typing.get_origin(kind), typing.get_args(kind)
+        if kind == Mapping[str, tuple[float, ...]]:
+            return _rates()
+        if origin in (types.UnionType, typing.Union) and types.NoneType in parts and len(parts) == 2:
+            [part] = [part for part in parts if part is not types.NoneType]
+            return _optional(part) if part in METAVARS else None
+        if origin is tuple and len(parts) == 2 and parts[1] is Ellipsis:
+            return _list(parts[0], tuple, commas=commas)
+        return _list(parts[0], list, commas=False) if origin is list else None
 
     return registry
 
 
-def _split(words: list[str]) -> tuple[str, ...]:
-    return tuple(name.strip() for word in words for name in word.split(",") if name.strip())
+def _rates() -> Spec:
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[NAME=]RATE,RATE",
+        instance_from_str=lambda words: dict(map(_parse_rates, words)),
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda rates: (
+            [f"{name}={','.join(map(str, values))}" for name, values in rates.items()] or [NONE]
+        ),
+    )
+
+
+def _optional(kind: Callable[[str], Any]) -> Spec:
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=METAVARS[kind],  # type: ignore[index]
+        instance_from_str=lambda words: kind(words[0]),
+        is_instance=lambda value: value is None or isinstance(value, kind),  # type: ignore[arg-type]
+        str_from_instance=lambda value: [NONE if value is None else str(value)],
+    )
+
+
+def _list(item: Any, make: Callable[[Sequence[Any]], Any], *, commas: bool) -> Spec | None:
+    choices = typing.get_args(item) if typing.get_origin(item) is typing.Literal else None
+    if choices is None and item not in METAVARS:
+        return None
+    kind, split = (str if choices else item), commas and item is str
+    one = f"{{{','.join(choices)}}}" if choices else METAVARS[kind]
+
+    def parse(words: list[str]) -> Any:
+        items = [part.strip() for word in words for part in (word.split(",") if split else [word])]
+        return make([kind(text) for text in items if text or not split])
+
+    def write(values: Sequence[Any]) -> list[str]:
+        words = [str(value) for value in values] or [NONE]
+        return [",".join(words)] if split else words
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME,NAME" if split else f"[{one} ...]",
+        choices=choices,
+        instance_from_str=parse,
+        is_instance=lambda value: isinstance(value, tuple | list),
+        str_from_instance=write,
+    )
 
 
 def _parse_rates(text: str) -> tuple[str, tuple[float, ...]]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from celo2._checks import check_devices
+from celo2.commands._arguments import make_registry
 from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.checkpoint import with_start_beside
 from celo2.meta.config import MetaConfig
@@ -179,6 +180,7 @@ def _parse(argv: Sequence[str]) -> MetaTrainCommand:
         args=list(argv),
         prog="celo2 meta-train",
         description=_DESCRIPTION,
+        registry=make_registry(commas=False),
     )
     for name, before in options.items():
         if getattr(command, name) != before:

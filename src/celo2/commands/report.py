@@ -6,11 +6,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 from celo2._checks import check_out_file, check_out_folder
+from celo2.commands._arguments import make_registry
 from celo2.commands._suite_report import is_suite, load_suites, report_suite, write_pack, write_tables
 from celo2.evaluate.scores import BASELINE
 from celo2.meta.history import RunHistory, is_run, load_history
@@ -44,7 +46,9 @@ examples:
 class ReportCommand:
     """What `celo2 report` takes."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
+    folders: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(at least one)")
+    ]
     """Folders of celo2 evaluate, or its runs packed into a file; or runs of celo2 meta-train."""
     out: Path | None = None
     """Folder for the report; the first run's by default."""
@@ -58,7 +62,13 @@ class ReportCommand:
 
 def main(argv: Sequence[str]) -> int:
     """Runs `celo2 report`; returns the exit status: 0, or 2 if there is nothing to report."""
-    command = tyro.cli(ReportCommand, prog="celo2 report", description=_DESCRIPTION, args=list(argv))
+    command = tyro.cli(
+        ReportCommand,
+        prog="celo2 report",
+        description=_DESCRIPTION,
+        args=list(argv),
+        registry=make_registry(),
+    )
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     try:
         for file in filter(None, (command.pack, command.markdown)):

@@ -17,16 +17,18 @@ from celo2.evaluate.runner import Progress as GridProgress
 
 __all__ = ["ProgressDisplay"]
 
+LEAST_SHARE = 0.05  # of the work, trained here, from which on the time left is told
 PLAIN_INTERVAL = 5.0  # seconds, at least, between two plain lines about one optimizer
 
 
 class _Status(NamedTuple):
-    """What is shown: share of the work done, what is at work, in words, and whether that is finished."""
+    """What is shown: share of the work done, what is at work, in words, whether it is finished, or trains."""
 
     done: float
     label: str
     text: str
     finished: bool
+    trains: bool
 
 
 class ProgressDisplay:
@@ -38,7 +40,8 @@ class ProgressDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._begin: tuple[float, float] | None = None  # when, and how much had been done before
+        self._last_call: tuple[float, float, bool] | None = None  # when, what was done, whether it trained
+        self._trained = (0.0, 0.0)  # seconds of training, and the share of the work done in them
         self._last_line = (-math.inf, "")
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -67,7 +70,7 @@ class ProgressDisplay:
     def __call__(self, progress: CompareProgress | SuiteProgress) -> None:
         """Shows where the work stands."""
         status = _of_compare(progress) if isinstance(progress, CompareProgress) else _of_suite(progress)
-        left = self._time_left(status.done)
+        left = self._time_left(status.done, status.trains)
         if self._console.is_terminal:
             self._bar.update(self._task, completed=status.done, description=status.text, left=left)
         elif self._line_is_due(status):
@@ -82,16 +85,23 @@ class ProgressDisplay:
             self._last_line = (now, status.label)
         return due
 
-    def _time_left(self, done: float) -> str:
-        """By what has been done since the first call: a resumed suite begins in the middle."""
-        if self._begin is None:
-            self._begin = (time.monotonic(), done)
-        since, before = self._begin
-        share = (done - before) / (1.0 - before) if before < 1.0 else 1.0
-        if not 0.1 < share < 1.0:
+    def _time_left(self, done: float, trains: bool) -> str:
+        """By what has been trained since the first call, compilation left out, in words.
+
+        What had been done by then was there before: a resumed suite begins in the middle.
+        """
+        now = time.monotonic()
+        if self._last_call is not None and self._last_call[2]:
+            since, before, _ = self._last_call
+            seconds, share = self._trained
+            self._trained = (seconds + now - since, share + max(done - before, 0.0))
+        self._last_call = (now, done, trains)
+        seconds, share = self._trained
+        if share < LEAST_SHARE or done >= 1.0:
             return ""
-        seconds = (time.monotonic() - since) * (1.0 - share) / share
-        return f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left"
+        left = seconds * (1.0 - done) / share
+        shown = f"about {left:.0f} s" if left < 90 else f"about {left / 60:.0f} min"
+        return f"{shown} left, compilation not counted"
 
 
 def _of_compare(progress: CompareProgress) -> _Status:
@@ -100,20 +110,21 @@ def _of_compare(progress: CompareProgress) -> _Status:
         text = f"compiling {progress.optimizer}, then timing a step of each"
     else:
         text = f"{shorten(progress.optimizer)}: {_describe(grid)}"
-    return _Status(progress.done, progress.optimizer, text, grid.done == 1.0)
+    return _Status(progress.done, progress.optimizer, text, grid.done == 1.0, grid.step > 0)
 
 
 def _of_suite(progress: SuiteProgress) -> _Status:
     done = progress.done / progress.total
     if progress.current is None:
-        return _Status(done, "", f"{progress.done} of {progress.total} runs", finished=False)
+        text = f"{progress.done} of {progress.total} runs"
+        return _Status(done, "", text, finished=False, trains=False)
     group, grid = progress.current
     if grid is None:
-        return _Status(done, group.task, f"{group.task}: compiling", finished=False)
+        return _Status(done, group.task, f"{group.task}: compiling", finished=False, trains=False)
     done += grid.done * len(group.specs()) / progress.total
     label = f"{group.task}, {shorten(group.optimizer)}"
     done = min(done, 1.0)  # a group may repeat runs that there are
-    return _Status(done, label, f"{label}: {_describe(grid)}", grid.done == 1.0)
+    return _Status(done, label, f"{label}: {_describe(grid)}", grid.done == 1.0, trains=True)
 
 
 def _describe(grid: GridProgress) -> str:

@@ -51,6 +51,11 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    words = {"int": "a whole number", "float": "a number", "str": "a text", "NoneType": "null"}
+    words: dict[str, str] = {
+        "int": "a whole number",
+        "float": "a number",
+        "str": "a text",
+        "NoneType": "null",
+    }
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return " or ".join(words.get(kind.__name__, kind.__name__) for kind in kinds)
+    return " or ".join(words.get(kind.__name__, str(kind)) for kind in kinds)

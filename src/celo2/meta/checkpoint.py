@@ -5,6 +5,7 @@ one that all of them see.
 
 OUT/config.json, options.json    the recipe, and how it is run (`recipe.py`)
 OUT/start.safetensors            the weights it starts from, if the recipe names some
+OUT/libraries.log                what Orbax and others log, if they do
 OUT/metrics.jsonl                one line for each outer iteration
 OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first, and checksums
 OUT/weights/VARIANT-STEP.safetensors   theta alone, a few kB, one for each checkpoint

@@ -117,14 +117,16 @@ def leaving_on_error() -> Iterator[None]:
     """Ends one of several processes, as `leave` does, on what nobody has foreseen, say a second Ctrl-C."""
     try:
         yield
-    except BaseException as error:
+    except KeyboardInterrupt as stop:
         if jax.distributed.is_initialized():
-            if not isinstance(error, KeyboardInterrupt):
-                traceback.print_exc()
-                leave(1)
             if is_first():
-                print(f"celo2: {str(error) or 'interrupted.'}", file=sys.stderr)
-            leave(exit_status(error))
+                print(f"celo2: {str(stop) or 'interrupted.'}", file=sys.stderr)
+            leave(exit_status(stop))
+        raise
+    except BaseException:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            leave(1)
         raise
 
 

@@ -33,11 +33,17 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as error:
         if distributed.is_loss(error):
             raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _shorten(str(error))
         raise RunWriteError(
             f"{path} cannot be written: {reason}. Make room on that disk, or see who may write there, and "
             "continue with --resume; the last checkpoint is intact."
         ) from error
+
+
+def _shorten(text: str, most: int = 240) -> str:
+    """One line of what may be pages: TensorStore repeats paths and causes."""
+    text = " ".join(text.split()).rstrip(".")
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 class SkipLimit:

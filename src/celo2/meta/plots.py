@@ -154,7 +154,7 @@ def _draw_agreement(axes: Axes, runs: Sequence[RunHistory]) -> None:
         if np.isfinite(losses * run.probe_scores).any():
             color, mark = COLORS[index % len(COLORS)], MARKS[index % len(MARKS)]
             axes.plot(losses, np.exp(run.probe_scores), mark, ms=5, color=color, label=figure_label(run.name))
-    axes.set_xlabel("meta-loss, nats, smoothed")
+    axes.set_xlabel("smoothed meta-loss, nats")
     axes.set_ylabel("exp(score) of the probe")
     axes.set_title("Probe against meta-loss")
     _say_if_empty(axes, "no probe after the first iteration")

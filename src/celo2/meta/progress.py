@@ -8,12 +8,12 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 __all__ = ["Progress"]
 
-SMOOTHING = 0.98  # of the meta-loss that is shown
+SMOOTHING = 0.98  # of the meta-loss that is shown, as "smoothed meta-loss"
 PLAIN_EVERY = 30.0  # seconds between lines where the output is not a terminal
 
 
@@ -40,7 +40,10 @@ class Progress:
         self._console = Console()
         self._plain = shown and not self._console.is_terminal
         self._first, self._total = first, total
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._compiled: tuple[float, int] | None = (
+            None  # when the first call of the device was over, and where
+        )
         self._weighted = self._weight = 0.0
         self._skipped = self._ended = self._diverged = 0
         for record in history:
@@ -49,14 +52,13 @@ class Progress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("meta-loss {task.fields[loss]}"),
+            TextColumn("{task.fields[loss]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self._console,
             disable=self._plain or not shown,
         )
-        self._task = self._bar.add_task(title, total=total, completed=first, loss="(compiling)")
+        self._task = self._bar.add_task(title, total=total, completed=first, loss="compiling", left="")
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -88,15 +90,29 @@ class Progress:
             self._count(record)
         last = records[-1]
         smoothed = self._weighted / self._weight if self._weight else float("nan")
-        shown = f"{smoothed:.4f}{self._faults()}"
-        self._bar.update(self._task, completed=last["step"], loss=shown)
+        shown = f"smoothed meta-loss {smoothed:.4f}{self._faults()}"
         now = time.monotonic()
+        pace, left = self._pace(last["step"], now)
+        self._bar.update(self._task, completed=last["step"], loss=shown, left=left)
         if self._plain and (now - self._last_line > PLAIN_EVERY or last["step"] == self._total):
             self._last_line = now
-            per_step = (now - self._started) / max(last["step"] - self._first, 1)
-            left = per_step * (self._total - last["step"])
-            print(
-                f"iteration {last['step']}/{self._total}  meta-loss {shown}  "
-                f"diverged {100 * last['diverged']:.1f} %  {per_step:.3f} s each  {left / 60:.1f} min left",
-                flush=True,
+            words = (
+                f"iteration {last['step']}/{self._total}",
+                shown,
+                f"diverged {100 * last['diverged']:.1f} %",
+                pace,
+                left,
             )
+            print("  ".join(filter(None, words)), flush=True)
+
+    def _pace(self, step: int, now: float) -> tuple[str, str]:
+        """Time of an iteration and time left, in words; nothing before there is one without compilation."""
+        if self._compiled is None:
+            self._compiled = (now, step)
+        since, before = self._compiled
+        if step == before:
+            return "", ""
+        each = (now - since) / (step - before)
+        seconds = each * (self._total - step)
+        left = f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.1f} min left"
+        return f"{each:.3f} s each", left

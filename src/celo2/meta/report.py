@@ -25,8 +25,8 @@ __all__ = ["COLUMNS", "make_rows", "make_table", "render_runs", "write_report"]
 COLUMNS = (
     "run",
     "iterations",
-    "meta-loss at first",
-    "at last",
+    "smoothed meta-loss at first",
+    "smoothed meta-loss at last",
     "gradient norm",
     "signal to noise",
     "diverged, %",
@@ -105,7 +105,7 @@ def _verdict(run: RunHistory) -> str:
     """What the run came to, in a sentence."""
     window, losses = smoothing_window(run), run.column("meta_loss")
     first, last = (_number(smooth(part, window)[-1], ".4f") for part in (losses[:window], losses))
-    text = f"{run.name}: meta-loss {first} at first, {last} after {int(run.steps[-1])} iterations"
+    text = f"{run.name}: smoothed meta-loss {first} at first, {last} after {int(run.steps[-1])} iterations"
     if run.best_probe is None:
         return f"{text}."
     best = run.best_probe

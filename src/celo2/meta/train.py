@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from celo2._checks import check_count
 from celo2._signals import Stopped, collecting_stops
+from celo2._streams import library_log
 from celo2._version import __version__
 from celo2.meta import distributed, outer
 from celo2.meta.checkpoint import RunFiles
@@ -37,6 +38,7 @@ __all__ = ["KEPT_OPTIONS", "TrainOptions", "meta_train"]
 
 
 NOTICE = "stopping: the iterations at work are finished and saved; once more ends the run at once."
+LOG_FILE = "libraries.log"  # what Orbax and others have to say
 KEPT_OPTIONS = (  # for a resumption
     "outer_steps",
     "checkpoint_every",
@@ -120,7 +122,8 @@ def meta_train(
         if distributed.is_first():
             write_options(files.folder, {name: getattr(options, name) for name in KEPT_OPTIONS})
         try:
-            return _run(config, options, files, datasets, outer_optimizer)
+            with library_log(files.folder / LOG_FILE):
+                return _run(config, options, files, datasets, outer_optimizer)
         except KeyboardInterrupt as stop:
             if str(stop):
                 raise  # the run has said how far it is

@@ -1,0 +1,85 @@
+"""What a command prints: into pipes whose reader may go away, and, of libraries, into a file."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+__all__ = ["library_log", "outlive_readers"]
+
+LIBRARIES = ("absl", "jax", "orbax", "etils", "tensorstore")  # names of their loggers
+
+
+class _Pipe(io.FileIO):
+    """A pipe that takes everything after its reader has gone."""
+
+    def write(self, data: Any) -> int | None:
+        """Writes, or does as if."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def outlive_readers() -> None:
+    """Lets the process go on as if it were heard when who reads its output goes away: `celo2 … | head`.
+
+    What is printed is lost then, but not the work of hours.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        try:
+            number = stream.fileno()
+            is_pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
+        except (AttributeError, OSError, ValueError):  # closed, or none at all
+            continue
+        if is_pipe:
+            stream.flush()
+            pipe = io.BufferedWriter(_Pipe(number, "w", closefd=False))
+            lines = stream.line_buffering
+            setattr(sys, name, io.TextIOWrapper(pipe, stream.encoding, stream.errors, line_buffering=lines))
+
+
+@contextmanager
+def library_log(path: Path) -> Iterator[None]:
+    """Sends what libraries log to a file: on a full disk they log pages, and the error says it in a line.
+
+    After an error it stays so: threads of theirs go on failing, and log it, until the process ends.
+
+    Args:
+        path: The file, which is made by the first thing that is logged, and added to.
+    """
+    handler = _QuietHandler(path, delay=True, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
+    before = {}
+    for name in LIBRARIES:
+        logger = logging.getLogger(name)
+        before[logger] = (logger.handlers[:], logger.propagate)
+        logger.handlers, logger.propagate = [handler], False
+    yield
+    for logger, (handlers, propagate) in before.items():
+        logger.handlers, logger.propagate = handlers, propagate
+    handler.close()
+
+
+class _QuietHandler(logging.FileHandler):
+    """A file of messages that says nothing where it cannot be written: the disk is full, after all."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the message, if the file can be opened."""
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Drops the message."""
+        del record

@@ -63,6 +63,7 @@ class Runner:
 
     def __init__(self, task, _, rates, *, seeds, steps, **__) -> None:
         self.made.append((task.task.name, len(rates), tuple(seeds), steps))
+        self.initial_loss = 2.0
 
     def train(self, *, inputs, learning_rates):
         # the best rate is two rungs above the first, 0.05; the second seed diverges above 0.3

@@ -26,6 +26,7 @@ class Runner:
 
     def __init__(self, task, *_, **__) -> None:
         self.made.append(task.task.name)
+        self.initial_loss = 2.0
 
     def train(self, *, inputs, learning_rates):
         loss = float(inputs[0]["b2"][0]) if inputs[0] else 0.5

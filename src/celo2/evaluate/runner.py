@@ -66,6 +66,7 @@ class GridRunner:
         eval_params: What is validated, as in `OptimizerSpec`; None: the trained parameters.
 
     Attributes:
+        initial_loss: About what an untrained network scores.
         width: Runs that are trained at once.
         num_devices: What they share.
 
@@ -97,6 +98,7 @@ class GridRunner:
         )
         self.width = self._program.fit(num_runs, max_memory)
         self.num_devices = len(used)
+        self.initial_loss = task.task.initial_loss
 
     def train(
         self,

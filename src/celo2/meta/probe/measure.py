@@ -156,6 +156,7 @@ class Probe:
     def _measure_task(self, entry: TaskEntry, inputs: tuple[Any, ...]) -> TaskRecord:
         middle = self._middle_rate or entry.rate
         known: dict[int, _Ends] = {}
+        untrained = self._runner(entry, inputs).initial_loss
         while wanted := next_rungs({rung: ends.means for rung, ends in known.items()}):
             for at in range(0, len(wanted), RATES_AT_ONCE):
                 rungs = [*wanted[at : at + RATES_AT_ONCE]]
@@ -164,7 +165,6 @@ class Probe:
                 rates = [middle * LADDER**rung for rung in rungs]
                 grid = self._runner(entry, inputs).train(inputs=inputs, learning_rates=rates)
                 known |= dict(zip(rungs, _ends_of(grid), strict=True))
-                untrained = float(grid.initial_loss)
         return _make_record({middle * LADDER**rung: known[rung] for rung in sorted(known)}, untrained)
 
     def _runner(self, entry: TaskEntry, inputs: tuple[Any, ...]) -> GridRunner:

@@ -108,7 +108,7 @@ def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]
     config = dataclasses.replace(_DEFAULTS, orthogonalize=variant == "celo2", **decays)
     shares = np.asarray(mixture.shares, np.float64)
     shares = shares / np.abs(shares).sum()
-    theta = {name: np.zeros(shape, np.float32) for name, shape in config.weight_shapes().items()}
+    theta = {name: jnp.zeros(shape, jnp.float32) for name, shape in config.weight_shapes().items()}
     mixed = mixture_theta(theta, config, dict(zip(CHANNELS, shares.tolist(), strict=True)))
     return Weights({name: np.asarray(array) for name, array in mixed.items()}, config, provenance)
 

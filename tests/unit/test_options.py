@@ -19,19 +19,29 @@ from celo2.commands.evaluate import EvaluateCommand, _suite
 from celo2.commands.meta_train import MetaTrainCommand
 from celo2.commands.probe import ProbeCommand
 from celo2.commands.report import ReportCommand
+from celo2.commands.search import SearchCommand
 
 SHARED = (
     "seeds",
     "steps",
     "devices",
     "out",
+    "set",
     "json",
     "tasks",
     "optimizers",
     "num_learning_rates",
     "max_memory",
 )
-COMMANDS = (BenchCommand, CompareOptions, EvaluateCommand, MetaTrainCommand, ProbeCommand, ReportCommand)
+COMMANDS = (
+    BenchCommand,
+    CompareOptions,
+    EvaluateCommand,
+    MetaTrainCommand,
+    ProbeCommand,
+    ReportCommand,
+    SearchCommand,
+)
 
 
 def _kind(hint: object) -> object:

@@ -145,7 +145,7 @@ def test_unknown_task_set_names_those_there_are():
 
 
 def test_search_resumes_to_the_same_record(tmp_path, tiny_set):
-    config = SearchConfig(tasks=tiny_set, tasks_per_generation=1, population=4, seed=3)
+    config = SearchConfig(task_set=tiny_set, tasks_per_generation=1, population=4, seed=3)
     whole = search(config, tmp_path / "whole", generations=4)
     search(config, tmp_path / "parts", generations=2)
     with (tmp_path / "parts" / "generations.jsonl").open("a") as file:
@@ -168,9 +168,9 @@ def test_search_resumes_to_the_same_record(tmp_path, tiny_set):
 
 
 def test_search_refuses_a_folder_with_other_settings(tmp_path, tiny_set):
-    search(SearchConfig(tasks=tiny_set, population=4), tmp_path / "out", generations=1)
+    search(SearchConfig(task_set=tiny_set, population=4), tmp_path / "out", generations=1)
     with pytest.raises(ValueError, match="population"):
-        search(SearchConfig(tasks=tiny_set, population=5), tmp_path / "out", generations=1)
+        search(SearchConfig(task_set=tiny_set, population=5), tmp_path / "out", generations=1)
 
 
 @pytest.mark.parametrize(
@@ -183,5 +183,5 @@ def test_search_refuses_a_damaged_record(tmp_path, tiny_set, text, message):
     out.mkdir()
     (out / "generations.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
-        search(SearchConfig(tasks=tiny_set, population=4), out, generations=1)
+        search(SearchConfig(task_set=tiny_set, population=4), out, generations=1)
     assert (out / "generations.jsonl").read_text() == text

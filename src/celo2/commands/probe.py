@@ -21,6 +21,7 @@ from celo2._checks import check_devices, check_out_file
 from celo2._files import read_object, write_atomic
 from celo2._signals import exit_status
 from celo2.baselines import LEARNED, OPTIMIZERS
+from celo2.commands._arguments import make_registry
 from celo2.config import RuleConfig
 from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.choices import Variant
@@ -100,7 +101,13 @@ class ProbeCommand:
 
 def main(argv: Sequence[str]) -> int:
     """Runs `celo2 probe`; returns the exit status: 0, 2 if it cannot be run, 130 and more after a signal."""
-    command = tyro.cli(ProbeCommand, prog="celo2 probe", description=_DESCRIPTION, args=list(argv))
+    command = tyro.cli(
+        ProbeCommand,
+        prog="celo2 probe",
+        description=_DESCRIPTION,
+        args=list(argv),
+        registry=make_registry(),
+    )
     try:
         config = command.probe
         if not command.candidates:

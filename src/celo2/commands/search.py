@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from celo2._signals import exit_status
+from celo2.commands._arguments import make_registry
 from celo2.meta.search import mixture
 from celo2.meta.search.run import Generation, SearchConfig, search
 
@@ -40,8 +41,8 @@ class SearchCommand:
     """celo2 or celo2-base."""
     generations: int = 100
     """In all; a search that is resumed goes on up to it."""
-    tasks: str = "searching"
-    """Task set, a name or a TOML file."""
+    set: str = "searching"
+    """Declared set of tasks, a name or a TOML file."""
     tasks_per_generation: int = 4
     """Tasks that a generation trains on, in turn; 0: all of the set."""
     population: int = 12
@@ -60,9 +61,16 @@ class SearchCommand:
 
 def main(argv: Sequence[str]) -> int:
     """Runs `celo2 search`; returns the exit status: 0, 2 if it cannot be run, 130 and more after a signal."""
-    command = tyro.cli(SearchCommand, prog="celo2 search", description=_DESCRIPTION, args=list(argv))
+    command = tyro.cli(
+        SearchCommand,
+        prog="celo2 search",
+        description=_DESCRIPTION,
+        args=list(argv),
+        registry=make_registry(),
+    )
     try:
-        settings = {field.name: getattr(command, field.name) for field in dataclasses.fields(SearchConfig)}
+        names = {field.name for field in dataclasses.fields(SearchConfig)} & vars(command).keys()
+        settings = {name: getattr(command, name) for name in names} | {"task_set": command.set}
 
         def show(done: Generation) -> None:
             ratios = ", ".join(f"{name} {100 * ratio:+.1f} %" for name, ratio in done.mean.items())

@@ -48,7 +48,7 @@ class SearchConfig:
 
     Attributes:
         variant: "celo2" or "celo2-base".
-        tasks: A task set, by name or file.
+        task_set: A declared set of tasks, by name or file.
         tasks_per_generation: How many of its tasks a generation trains on; 0: all.
         population: Candidates of a generation, ≥ 4.
         spread: Standard deviation of the first generation's shares, which begin at a half each.
@@ -61,7 +61,7 @@ class SearchConfig:
     """
 
     variant: str = "celo2"
-    tasks: str = "searching"
+    task_set: str = "searching"
     tasks_per_generation: int = 4
     population: int = 12
     spread: float = 0.08
@@ -135,7 +135,7 @@ def search(
         ValueError: The folder's search has other settings.
         OSError: It cannot be written, or another process does.
     """
-    objective = Objective(load_task_set(config.tasks), config.variant)
+    objective = Objective(load_task_set(config.task_set), config.variant)
     (out / "weights").mkdir(parents=True, exist_ok=True)
     with lock_folder(out, "celo2 search"):
         return _search(config, out, objective, generations, save_every, on_generation)

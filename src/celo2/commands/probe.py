@@ -23,6 +23,7 @@ from celo2._signals import exit_status
 from celo2.baselines import LEARNED, OPTIMIZERS
 from celo2.commands._arguments import make_registry
 from celo2.config import RuleConfig
+from celo2.evaluate.labels import cell, markdown_cell, shorten
 from celo2.jax.host_devices import num_cores, use_cpu_devices
 from celo2.meta.choices import Variant
 from celo2.meta.config import MetaConfig
@@ -189,15 +190,15 @@ def _make_table(
     rows: Mapping[str, Comparison], found: Mapping[str, Mapping[str, TaskRecord]], measure_name: str
 ) -> Table:
     """A row for each task and a column for each candidate, the mean last."""
-    title = f"{TITLES[measure_name]}, log ratio to {next(iter(rows))}"
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    title = f"{TITLES[measure_name]}, log ratio to {_short(next(iter(rows)))}"
+    table = Table(title=cell(title), box=box.SIMPLE_HEAD)
     table.add_column("task", overflow="fold")
     for name in rows:
-        table.add_column(_short(name), justify="right", overflow="fold")
+        table.add_column(cell(_short(name)), justify="right", overflow="fold")
     reference, others = next(iter(found.values())), list(rows.values())[1:]
     for number, (task, record) in enumerate(reference.items()):
         loss = describe_task(record) if measure_name == "train" else f"{record['valid_loss'] or math.nan:.4f}"
-        table.add_row(task, loss, *(comparison.rows[number].format() for comparison in others))
+        table.add_row(cell(task), loss, *(comparison.rows[number].format() for comparison in others))
     table.add_section()
     table.add_row("mean (seeds and tasks)", "0", *(row.mean.format() for row in others))
     table.add_row("error from seeds alone", "", *(f"{100 * row.seeds_error:.1f} %" for row in others))
@@ -214,15 +215,14 @@ def _make_markdown(rows: Mapping[str, Comparison], title: str) -> str:
     for number, (name, comparison) in enumerate(rows.items()):
         cells = [f"{100 * row.mean:+.1f} ±{100 * row.error:.1f}" for row in comparison.rows]
         text = [comparison.mean.format(), *cells, f"{comparison.wins} of {len(cells)}"]
-        lines.append(
-            f"| {_short(name)} | {' | '.join(text if number else ['0'] * (len(text) - 1) + ['–'])} |"
-        )
+        shown = text if number else [*["0"] * (len(text) - 1), "–"]
+        lines.append(f"| {' | '.join([markdown_cell(_short(name)), *shown])} |")
     return "\n".join(lines) + "\n"
 
 
 def _short(name: str) -> str:
-    """A path's last part."""
-    return Path(name).name.removesuffix(".safetensors") if "/" in name else name
+    """A path's last part, of a length that tables can show."""
+    return shorten(Path(name).name.removesuffix(".safetensors") if "/" in name else name)
 
 
 class _Store:

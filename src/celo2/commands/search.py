@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     )
     try:
         names = {field.name for field in dataclasses.fields(SearchConfig)} & vars(command).keys()
-        settings = {name: getattr(command, name) for name in names} | {"task_set": command.set}
+        settings: dict[str, Any] = {name: getattr(command, name) for name in names}
 
         def show(done: Generation) -> None:
             ratios = ", ".join(f"{name} {100 * ratio:+.1f} %" for name, ratio in done.mean.items())
@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"    {mixture.describe(np.asarray(done.vector))}", flush=True)
 
         search(
-            SearchConfig(**settings),
+            SearchConfig(**settings, task_set=command.set),
             command.out,
             generations=command.generations,
             save_every=command.save_every,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from celo2.evaluate.labels import figure_label
 from celo2.evaluate.plots import COLORS, STYLE
 from celo2.meta.probe.paired import Comparison
 
@@ -41,11 +42,11 @@ def draw_comparisons(measures: Mapping[str, Mapping[str, Comparison]], reference
                     ms=4,
                     lw=1.2,
                     color=COLORS[number % len(COLORS)],
-                    label=name,
+                    label=figure_label(name),
                 )
             panel.axhline(len(rows) - 1.5, color="0.7", lw=0.8)
-            panel.set_yticks(range(len(rows)), rows)
-            panel.set_xlabel(f"{title}: log ratio to {reference}, %; lower is better")
+            panel.set_yticks(range(len(rows)), list(map(figure_label, rows)))
+            panel.set_xlabel(f"{title}: log ratio to {figure_label(reference)}, %; lower is better")
         panels[0].invert_yaxis()
         panels[-1].legend(fontsize=7.5, loc="best")
     return figure

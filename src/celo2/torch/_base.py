@@ -18,7 +18,6 @@ from celo2.torch._groups import (
     check_group,
     check_param,
     choose_path,
-    fit_route,
     name_params,
     named_groups,
     rename_options,
@@ -35,7 +34,7 @@ from celo2.torch.division import Division
 from celo2.torch.implementation import check_kernels
 from celo2.torch.leaves import Leaf, iterate_leaves
 from celo2.torch.network import make_network
-from celo2.torch.routing import Route, find_routes, format_routes
+from celo2.torch.routing import Route, find_routes, fit_route, format_routes
 from celo2.torch.sharded import update_shards
 from celo2.weights import Weights
 
@@ -117,7 +116,7 @@ class RuleOptimizer(Optimizer):
         if module is not None and any(param not in self._routes for param in params):
             for name, route in find_routes(module, base=self._base, **self._routing).items():
                 param = module.get_parameter(name)
-                self._routes.setdefault(param, fit_route(route, param))
+                self._routes.setdefault(param, route)
         if any(param not in self._routes for param in params):  # no module's
             stored = zip(params, route_stored(group, base=self._base), strict=True)
             self._routes = {param: fit_route(route, param) for param, route in stored} | self._routes

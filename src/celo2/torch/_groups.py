@@ -16,7 +16,6 @@ __all__ = [
     "check_group",
     "check_param",
     "choose_path",
-    "fit_route",
     "name_params",
     "named_groups",
     "rename_options",
@@ -81,13 +80,6 @@ def _route_nameless(param: Tensor, *, base: bool) -> Route:
     if sum(size > 1 for size in param.shape) > 1:
         return Route("celo2", "no module: a matrix as stored")
     return Route("adamw", f"rank {param.ndim}" if param.ndim < 2 else "no two axes longer than 1")
-
-
-def fit_route(route: Route, param: Tensor) -> Route:
-    """The route, or AdamW where the rule cannot train the parameter and nobody has said that it must."""
-    if param.is_complex() and route.algorithm == "celo2" and route.reason != "override":
-        return route._replace(algorithm="adamw", reason="complex numbers")
-    return route
 
 
 def check_param(param: Tensor, name: str, route: Route) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "check_algorithm",
     "find_routes",
     "find_routes_by_name",
+    "fit_route",
     "format_routes",
     "routing_table",
 ]
@@ -101,7 +102,14 @@ def find_routes(
     routes = make_routes(params, algorithms=algorithms, numbers=numbers, base=base)
     kept = _one_for_each(params, routes, {*algorithms, *numbers})
     tell([param for param, _ in kept.values()], [route for _, route in kept.values()], undecided)
-    return {name: route for name, (_, route) in kept.items()}
+    return {name: fit_route(route, module.get_parameter(name)) for name, (_, route) in kept.items()}
+
+
+def fit_route(route: Route, param: Tensor) -> Route:
+    """The route, or AdamW where the rule cannot train the parameter and nobody has said that it must."""
+    if param.is_complex() and route.algorithm == "celo2" and route.reason != "override":
+        return route._replace(algorithm="adamw", reason="complex numbers")
+    return route
 
 
 def find_routes_by_name(named: Iterable[tuple[str, Tensor]], *, base: bool = False) -> list[Route]:

@@ -22,6 +22,8 @@ with warnings.catch_warnings():
         optim_db,
     )
 
+pytestmark = pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
+
 every_optimizer = pytest.mark.parametrize("factory", [Celo2, Celo2Base])
 ERRORS = get_error_inputs_for_all_optims("cpu", torch.float32)
 ADAMW = next(info for info in optim_db if info.optim_cls is torch.optim.AdamW)
@@ -66,7 +68,6 @@ def test_a_state_dict_from_before_an_option_was_there_still_loads(factory: type[
     assert optimizer.param_groups[0]["algorithm"] is None
 
 
-@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
 @every_optimizer
 def test_named_parameters_keep_their_names(factory: type[Celo2]) -> None:
     model = make_model()

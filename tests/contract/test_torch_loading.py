@@ -128,6 +128,7 @@ def test_what_a_wrapper_adds_to_names_does_not_count(wrapped: str) -> None:
     assert_same(model, other)
 
 
+@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
 def test_without_names_places_decide_as_in_pytorch() -> None:
     model = make_model()
     optimizer = Celo2(model.parameters(), lr=0.01)

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 SUITE = Suite(
-    name="one", tasks=("quadratic",), optimizers=("sgd", "adamw"), learning_rates=2, seeds=1, steps=5
+    name="one", tasks=("quadratic",), optimizers=("sgd", "adamw"), num_learning_rates=2, seeds=1, steps=5
 )
 
 

@@ -78,7 +78,7 @@ LINES = {
     f"{META} out --outer-steps 0": ("outer_steps must be a whole number from 1", 2),
     f"{META} out --outer-steps {BIG}": ("outer_steps must be a whole number from 1", 2),
     f"{META} out --max-unroll {BIG}": ("max_unroll must be a whole number from 0", 2),
-    f"{META} out --probe-every 5 --probe-rates 0": ("probe rates must be", 2),
+    f"{META} out --probe-every 5 --probe-seeds -1": ("seeds must not be negative", 2),
     f"{META} out --probe-every 5 --rule-options ff_hidden_size=16": (
         "probe_every must be 0 with rule_opt",
         2,

@@ -81,7 +81,7 @@ def test_published_setting_has_32_pairs() -> None:
         ({"loss_difference": "rank"}, "rank"),
         ({"loss_scale": "root"}, "root"),
         ({"unroll_law": "normal"}, "normal"),
-        ({"inner_clip": -1.0}, "inner_clip must be finite and not negative"),
+        ({"inner_clip": -1.0}, "inner_clip must be finite in float32 and not negative"),
         ({"family_rates": ("conv:2",)}, "family_rates: unknown name 'conv'"),
         ({"family_rates": ("mlp:0",)}, "family_rates: expected NAME"),
         ({"frozen": ("w0__*", "w9")}, "no weight array is named 'w9'"),

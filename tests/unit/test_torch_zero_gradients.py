@@ -16,6 +16,8 @@ from celo2.torch import Celo2, Celo2Base, blocks, implementation
 from oracle import rule
 from tolerances import relative_error
 
+pytestmark = pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
+
 needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed: celo2[cpu]")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 WAYS = ["plain", "passes", "blocks", pytest.param("numba", marks=needs_numba)]

@@ -45,7 +45,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
         last = int(state.count) + num_steps
         if limit[0] is not None and last >= limit[0]:
             raise Killed
-        metrics = OuterMetrics(*(np.full((outer.MAX_STEPS, 1), 2.0), *[np.zeros(outer.MAX_STEPS)] * 7))
+        metrics = OuterMetrics(*(np.full((outer.MAX_STEPS, 1), 2.0), *[np.zeros(outer.MAX_STEPS)] * 8))
         return state_at(last), metrics
 
     monkeypatch.setattr(outer, "init", lambda *_: state_at(0))

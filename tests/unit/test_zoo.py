@@ -349,5 +349,5 @@ def test_commands_say_which_extra_a_repository_needs(module: Any, monkeypatch: A
         raise ImportError("needs celo2[hub]")
 
     monkeypatch.setattr(module, "find_optimizer", missing)
-    assert module.main(["--optimizers", "celo:owner/name"]) == 1
+    assert module.main(["--optimizers", "celo:owner/name"]) == 2
     assert capsys.readouterr().err == "error: needs celo2[hub]\n"

@@ -204,12 +204,11 @@ def test_predecessor_is_compared_with_a_tuned_optimizer(tmp_path: Path) -> None:
 def test_each_sign_starts_its_lstm_from_its_own_theta() -> None:
     """The start of the state is learned too, so it must be perturbed with the rest."""
     from celo2.meta.truncation import _sample_start as sample_start
-    from celo2.meta.truncation import make_family
 
     config = dataclasses.replace(RECIPE, variant="nn_adam")
     theta = zoo.init_theta("nn_adam", jax.random.key(0))
     thetas = {name: jnp.stack([array + 1.0, array - 1.0]) for name, array in theta.items()}
-    state = sample_start(jax.random.key(1), thetas, make_family(config, "quadratic"), config)
+    state = sample_start(jax.random.key(1), thetas, "quadratic", config)
     np.testing.assert_array_equal(state.opt_state.memory.lstm.hidden[0], 1.0)
     np.testing.assert_array_equal(state.opt_state.memory.lstm.hidden[1], -1.0)
 

@@ -10,7 +10,7 @@
 The first is unbiased and has the largest variance. The second ignores what a perturbation does after its
 own K steps: small variance, and a bias towards short-sighted rules. The third is unbiased, and as slow as
 its longest run. The fourth is unbiased too: a run keeps its perturbation from its first step to its last, so
-that nothing accumulates, and among estimators that share noise between truncations none has less variance.
+that nothing accumulates.
 
 Source: arXiv 2112.13835, sections 2 and 3, where they are named PES and ES; truncated evolution strategies
 go on from one state for both signs as in learned_optimization's estimator of that name; noise-reuse evolution

@@ -209,7 +209,7 @@ def _as_records(
                 zip(task_names(config), map(_number_or_none, metrics.loss_per_task[index]), strict=True)
             ),
             "grad_norm": _number_or_none(metrics.grad_norm[index]),
-            "signal_to_noise": _number_or_none(metrics.signal_to_noise[index]),
+            "signal_to_noise": _number_or_none(metrics.signal_to_noise[index], digits=4),
             "diverged": float(metrics.diverged[index]),
             "resets": int(metrics.resets[index]),
             "ended_runs": int(metrics.ended_runs[index]),
@@ -220,9 +220,9 @@ def _as_records(
     ]
 
 
-def _number_or_none(value: ArrayLike) -> float | None:
+def _number_or_none(value: ArrayLike, *, digits: int = 17) -> float | None:
     """JSON has no NaN; a mean over nothing (no run has ended), or what is not finite, is null."""
-    return float(value) if np.isfinite(value) else None  # type: ignore[arg-type]
+    return float(f"{float(value):.{digits}g}") if np.isfinite(value) else None  # type: ignore[arg-type]
 
 
 def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, str]:

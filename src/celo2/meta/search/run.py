@@ -170,7 +170,7 @@ def _search(
             if on_generation:
                 on_generation(done)
         strategy.tell(list(zip(candidates, values, strict=True)))
-        means.append(strategy.mean)
+        means.append(strategy.mean.copy())  # which the strategy changes in place
         if number >= len(records) and (number + 1) % save_every == 0:
             _save(strategy.mean, config, out, f"{number + 1:06d}")
     average = np.mean(means[-math.ceil(generations / 3) :], axis=0)

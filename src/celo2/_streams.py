@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,19 +67,33 @@ def library_log(path: Path) -> Iterator[None]:
         logger = logging.getLogger(name)
         before[logger] = (logger.handlers[:], logger.propagate)
         logger.handlers, logger.propagate = [handler], False
+    hooks = threading.excepthook, sys.unraisablehook
+
+    def log_failure(failure: Any) -> None:
+        known = failure.exc_type, failure.exc_value, failure.exc_traceback
+        logging.getLogger(LIBRARIES[0]).error("a thread failed", exc_info=known)
+
+    threading.excepthook = sys.unraisablehook = log_failure
     yield
+    threading.excepthook, sys.unraisablehook = hooks
     for logger, (handlers, propagate) in before.items():
         logger.handlers, logger.propagate = handlers, propagate
     handler.close()
 
 
 class _QuietHandler(logging.FileHandler):
-    """A file of messages that says nothing where it cannot be written: the disk is full, after all."""
+    """A file of messages that says nothing where it cannot be written: the disk is full, after all.
+
+    It is open for the time of a message only, so that it need not be closed after an error.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes the message, if the file can be opened."""
         with suppress(OSError):
             super().emit(record)
+            if self.stream is not None:
+                self.stream.close()
+                self.stream = None  # type: ignore[assignment]  # which opens it again
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drops the message."""

@@ -131,10 +131,10 @@ def test_what_a_wrapper_adds_to_names_does_not_count(wrapped: str) -> None:
 @pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
 def test_without_names_places_decide_as_in_pytorch() -> None:
     model = make_model()
-    optimizer = Celo2(model.parameters(), lr=0.01)
+    optimizer = Celo2([{"params": list(model.parameters()), "algorithm": "celo2"}], lr=0.01)
     train(model, optimizer)
     other = copy.deepcopy(model)
-    restored = Celo2(other.named_parameters(), lr=7.0)
+    restored = Celo2([{"params": list(other.named_parameters()), "algorithm": "celo2"}], lr=7.0)
     restored.load_state_dict(optimizer.state_dict())
     train(model, optimizer)
     train(other, restored)

@@ -165,7 +165,7 @@ def test_what_an_interrupt_prints_continues_the_run(
 
 
 @pytest.mark.parametrize(
-    "text", ["null", "[", '{"outer_steps": "many"}', '{"sinks": 3}', '{"probe": {"rates": ["x"]}}']
+    "text", ["null", "[", '{"outer_steps": "many"}', '{"sinks": 3}', '{"probe": {"seeds": "x"}}']
 )
 def test_odd_options_are_named_with_what_to_do(instant_outer, tmp_path: Path, capsys, text: str) -> None:
     out = tmp_path / "run"

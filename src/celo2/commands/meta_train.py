@@ -198,7 +198,10 @@ def _options_of(out: Path) -> dict[str, Any]:
     """
     saved = read_options(out)
     probe = saved.pop("probe", {})
-    probe = {f"probe_{name}": value for name, value in probe.items()} if isinstance(probe, dict) else {}
+    options = {"task_set": "probe_set", "tasks": "probe_tasks", "seeds": "probe_seeds"}
+    probe = (
+        {options[name]: probe[name] for name in options if name in probe} if isinstance(probe, dict) else {}
+    )
     defaults = {field.name: field.default for field in dataclasses.fields(MetaTrainCommand)}
     found = {}
     for name, value in {**saved, **probe}.items():

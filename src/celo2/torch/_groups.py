@@ -55,8 +55,15 @@ def route_stored(group: Mapping[str, Any], *, base: bool) -> list[Route]:
     """The routes of a group without a module: by names where it has them, else the rule for rank ≥ 2."""
     params, names = group["params"], group.get("param_names")
     if names:
-        return find_routes_by_name(zip(names, params, strict=True), base=base)
+        routes = find_routes_by_name(zip(names, params, strict=True), base=base)
+        return [_as_stored(route, param) for route, param in zip(routes, params, strict=True)]
     return [_route_nameless(param, base=base) for param in params]
+
+
+def _as_stored(route: Route, param: Tensor) -> Route:
+    """A route whose one matrix is the parameter has no axes, as without a name: states load either way."""
+    whole = route.numbers is not None and param.ndim == 2 and route.numbers.output_splits == 1
+    return route._replace(numbers=None) if whole else route
 
 
 def tell_stored(groups: Iterable[Mapping[str, Any]], routes: Mapping[Tensor, Route]) -> None:

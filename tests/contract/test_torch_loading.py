@@ -130,7 +130,7 @@ def test_what_a_wrapper_adds_to_names_does_not_count(wrapped: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
 def test_without_names_places_decide_as_in_pytorch() -> None:
-    """Names such as `in_proj_weight` or `position` would route otherwise; those of a plain chain tell nothing."""
+    """Names such as `in_proj_weight` would route otherwise; those of a plain chain tell nothing."""
 
     def train_chain(chain: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for _ in range(3):

@@ -22,6 +22,11 @@ if not Path("/dev/nvidia0").exists():
 
 import jax
 import pytest
+from hypothesis.internal.conjecture import providers
+
+# Hypothesis mixes numbers from the source of imported modules into its examples: a derandomised test would
+# have other ones in each worker, by what ran there before.
+providers._get_local_constants = lambda: providers._local_constants
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -22,7 +22,7 @@ KNOWN_FILE = "known.json"  # in celo2/pretrained: {digest: what has it}
 
 
 class Integrity(NamedTuple):
-    """What is known about a file's content.
+    """Says what is known about a file's content.
 
     Attributes:
         digest: Of what was read, in hexadecimal.
@@ -79,6 +79,6 @@ def check_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) 
 
 
 def known_digests() -> dict[str, str]:
-    """What the shipped and the publicly released weights are, by digest."""
+    """Reads the table of the shipped and the publicly released weights, by digest."""
     text = (resources.files("celo2") / "pretrained" / KNOWN_FILE).read_text(encoding="utf-8")
     return json.loads(text)

@@ -108,7 +108,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 class Lines(NamedTuple):
-    """What a file of JSON lines holds.
+    """Holds the records of a file of JSON lines, and the numbers of its other lines.
 
     Attributes:
         records: The objects that are as they should be, in order.

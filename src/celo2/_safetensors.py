@@ -35,7 +35,7 @@ ZOO_FORMAT = "celo2-zoo-weights"  # of the optimizers in `celo2.zoo`
 
 
 class Contents(NamedTuple):
-    """What a weight file holds: float32 arrays by name, options, free text by field, version."""
+    """Holds the content of a weight file: float32 arrays by name, options, free text by field, version."""
 
     arrays: Mapping[str, np.ndarray]
     config: RuleConfig
@@ -67,7 +67,7 @@ def decode_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def parse_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """What `decode_arrays` reads, whatever its digest.
+    """Reads what `decode_arrays` does, whatever its digest.
 
     Raises:
         ValueError: The bytes are no such file, or an array has another dtype.

@@ -8,13 +8,16 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 __all__ = ["library_log", "outlive_readers"]
 
+WRITERS = ("asyncio", "etils", "orbax", "tensorstore")  # folders of what writes checkpoints
 LIBRARIES = ("absl", "jax", "orbax", "etils", "tensorstore")  # names of their loggers
 
 
@@ -67,18 +70,44 @@ def library_log(path: Path) -> Iterator[None]:
         logger = logging.getLogger(name)
         before[logger] = (logger.handlers[:], logger.propagate)
         logger.handlers, logger.propagate = [handler], False
-    hooks = threading.excepthook, sys.unraisablehook
-
-    def log_failure(failure: Any) -> None:
-        known = failure.exc_type, failure.exc_value, failure.exc_traceback
-        logging.getLogger(LIBRARIES[0]).error("a thread failed", exc_info=known)
-
-    threading.excepthook = sys.unraisablehook = log_failure
+    restore = _log_failed_callbacks()
     yield
-    threading.excepthook, sys.unraisablehook = hooks
+    restore()
     for logger, (handlers, propagate) in before.items():
         logger.handlers, logger.propagate = handlers, propagate
     handler.close()
+
+
+def _log_failed_callbacks() -> Callable[[], None]:
+    """Logs what callbacks of libraries raise outside the main thread; returns what ends it.
+
+    Orbax and TensorStore call into event loops that are closed when a checkpoint could not be written.
+    All other exceptions go where they went before.
+    """
+    places = ((threading, "excepthook"), (sys, "excepthook"), (sys, "unraisablehook"))
+    before = {(module, name): getattr(module, name) for module, name in places}
+    for (module, name), hook in before.items():
+
+        def handle(*failure: Any, hook: Callable[..., Any] = hook) -> None:
+            known = failure if len(failure) == 3 else tuple(failure[0])[:3]
+            if threading.current_thread() is threading.main_thread() or not _is_of_libraries(known[2]):
+                hook(*failure)
+            else:
+                logging.getLogger(LIBRARIES[0]).error("a callback failed", exc_info=known)
+
+        setattr(module, name, handle)
+
+    def restore() -> None:
+        for (module, name), hook in before.items():
+            setattr(module, name, hook)
+
+    return restore
+
+
+def _is_of_libraries(trace: TracebackType | None) -> bool:
+    """Whether a traceback passes through a library that writes checkpoints, or through an event loop."""
+    files = [Path(frame.filename).parts for frame in traceback.extract_tb(trace)]
+    return any(name in parts for parts in files for name in WRITERS)
 
 
 class _QuietHandler(logging.FileHandler):

@@ -163,3 +163,12 @@ def test_run_without_weights_is_refused(tmp_path: Path, capsys) -> None:
     (tmp_path / "weights").mkdir()
     assert command.main([str(tmp_path)]) == 2
     assert "no weights yet" in capsys.readouterr().err
+
+
+def test_candidates_with_one_file_name_are_told_apart(made, words: list[str], tmp_path: Path, capsys) -> None:
+    paths = [_save(tmp_path / name / "rule.safetensors", 1.0, RuleConfig()) for name in "ab"]
+    table = tmp_path / "table.md"
+    assert command.main([*map(str, paths), *words, "--markdown", str(table)]) == 0
+    lines = table.read_text().splitlines()
+    assert lines[2].split("|")[1].strip().endswith("a/rule.safetensors")
+    assert lines[3].split("|")[1].strip().endswith("b/rule.safetensors")

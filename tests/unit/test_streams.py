@@ -7,6 +7,7 @@ import logging
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,31 @@ def test_libraries_log_into_the_file_and_afterwards_as_before(tmp_path: Path, ca
     assert "orbax.checkpoint WARNING: and more" in text
     assert capfd.readouterr().err == ""
     assert (logger.handlers, logger.propagate) == before
+
+
+@pytest.mark.parametrize(("folder", "is_logged"), [("orbax", True), ("mine", False)])
+def test_only_failed_callbacks_of_libraries_go_to_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, is_logged: bool
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: shown.append(str(failure.exc_value)))
+    code = compile("raise RuntimeError('loop is closed')", f"/site-packages/{folder}/writer.py", "exec")
+    with library_log(tmp_path / "libraries.log"):
+        thread = threading.Thread(target=exec, args=(code, {}))
+        thread.start()
+        thread.join()
+    assert shown == ([] if is_logged else ["loop is closed"])
+    assert (tmp_path / "libraries.log").exists() == is_logged
+    if is_logged:
+        assert "RuntimeError: loop is closed" in (tmp_path / "libraries.log").read_text()
+
+
+def test_failures_in_the_main_thread_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[type] = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: shown.append(kind))
+    with library_log(tmp_path / "libraries.log"):
+        sys.excepthook(ValueError, ValueError("mine"), None)
+    assert shown == [ValueError]
 
 
 def test_a_log_that_cannot_be_written_is_silent(tmp_path: Path, capfd) -> None:

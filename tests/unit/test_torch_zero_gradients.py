@@ -48,7 +48,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("celo2.torch.numba_passes.PIECE_SIZE", 150)
 
 
-def run(name: Any, shape: tuple[int, ...], idle: Any, dtype: torch.dtype, **options: Any) -> None:
+def assert_left_alone(
+    name: Any, shape: tuple[int, ...], idle: Any, dtype: torch.dtype, **options: Any
+) -> None:
     """Two equal leaves for three steps; one of them is idle, in part, in the second. Held to the oracle."""
     network = make_network(skip_zero_gradients=True, **options)
     state_dtype = options.pop("state_dtype", None)
@@ -87,21 +89,21 @@ def test_idle_matrices_have_no_step_and_keep_their_state(
     name: str, shape: tuple[int, ...], idle: Any
 ) -> None:
     if name != "numba":
-        run(name, shape, idle, torch.float64)
-    run(name, shape, idle, torch.float32)
+        assert_left_alone(name, shape, idle, torch.float64)
+    assert_left_alone(name, shape, idle, torch.float32)
 
 
 @pytest.mark.parametrize(("shape", "idle"), [((9, 20), ...), ((2, 9, 20), 1)], ids=str)
 @pytest.mark.parametrize("name", [TRITON])
 def test_idle_matrices_in_the_gpus_kernels(name: str, shape: tuple[int, ...], idle: Any) -> None:
-    run(name, shape, idle, torch.float32)
+    assert_left_alone(name, shape, idle, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["plain", "passes", "blocks"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_idle_matrices_under_other_options(name: str, options: dict[str, Any]) -> None:
-    run(name, (3, 9, 20), 1, torch.float64, **options)
-    run(name, (20, 9), ..., torch.float64, **options)
+    assert_left_alone(name, (3, 9, 20), 1, torch.float64, **options)
+    assert_left_alone(name, (20, 9), ..., torch.float64, **options)
 
 
 @pytest.mark.parametrize("name", [*WAYS, TRITON])

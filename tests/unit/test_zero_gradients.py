@@ -43,7 +43,7 @@ def make_weights(config: RuleConfig, dtype: Any = np.float32) -> dict[str, np.nd
     return {name: (0.3 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes}
 
 
-def compute(name: Any, shape: tuple[int, ...], idle: Any, config: RuleConfig, dtype: Any) -> None:
+def assert_left_alone(name: Any, shape: tuple[int, ...], idle: Any, config: RuleConfig, dtype: Any) -> None:
     """Three steps, in the second of which the array is idle, in part. Held to the oracle."""
     rng, weights = np.random.default_rng(1), make_weights(config, dtype)
     limit = EXACT if dtype == np.float64 else TOLERANCE
@@ -76,13 +76,13 @@ def compute(name: Any, shape: tuple[int, ...], idle: Any, config: RuleConfig, dt
 
 @pytest.mark.parametrize(("name", "shape", "config"), CASES, ids=lambda value: str(value)[:16])
 def test_idle_matrices_have_no_step_and_keep_their_state(name: str, shape: str, config: RuleConfig) -> None:
-    compute(name, *SHAPES[shape], config, np.float32)
+    assert_left_alone(name, *SHAPES[shape], config, np.float32)
 
 
 @pytest.mark.parametrize("name", ["plain", "xla"])
 def test_idle_matrices_in_float64(name: str) -> None:
     with jax.enable_x64(True):
-        compute(name, *SHAPES["stack"], CONFIG, np.float64)
+        assert_left_alone(name, *SHAPES["stack"], CONFIG, np.float64)
 
 
 @pytest.mark.parametrize("name", ["plain", "xla", "pallas_interpret"])

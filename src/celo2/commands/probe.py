@@ -143,20 +143,23 @@ def _show(command: ProbeCommand, config: ProbeConfig, found: Mapping[str, Mappin
         return
     whole = {name: {task: done[task] for task in common} for name, done in found.items()}
     first, *_ = whole.values()
+    labelled = dict(zip(_label(list(whole)), whole.values(), strict=True))
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     texts = []
     for measure_name, title in TITLES.items():
-        rows = {name: compare(done, first, measure_name) for name, done in whole.items()}
-        console.print(_make_table(rows, whole, measure_name))
+        rows = {label: compare(done, first, measure_name) for label, done in labelled.items()}
+        console.print(_make_table(rows, labelled, measure_name))
         texts.append(_make_markdown(rows, title))
     seeds = config.load().seeds
     if seeds < LEAST_SEEDS:
         console.print(f"{seeds} seed(s): too few for a claim, which needs {LEAST_SEEDS}.")
-    edges = [f"{name} on {task}" for name, done in whole.items() for task in common if done[task]["at_edge"]]
+    edges = [
+        f"{label} on {task}" for label, done in labelled.items() for task in common if done[task]["at_edge"]
+    ]
     if edges:
-        console.print(f"The best rate is at the end of those tried: {', '.join(edges)}.")
+        console.print(cell(f"The best rate is at the end of those tried: {', '.join(edges)}."))
     if command.plot and len(whole) > 1:
-        _draw(command.plot, whole)
+        _draw(command.plot, labelled)
     if command.markdown:
         write_atomic(command.markdown, "\n".join(texts).encode())
     if command.json:
@@ -176,10 +179,10 @@ def _draw(path: Path, found: Mapping[str, Mapping[str, TaskRecord]]) -> None:
 
     (reference, first), *others = found.items()
     measures = {
-        title: {_short(name): compare(done, first, measure_name) for name, done in others}
+        title: {label: compare(done, first, measure_name) for label, done in others}
         for measure_name, title in TITLES.items()
     }
-    save_png(draw_comparisons(measures, _short(reference)), path)
+    save_png(draw_comparisons(measures, reference), path)
 
 
 def _as_dict(comparison: Comparison) -> dict[str, Any]:
@@ -190,11 +193,11 @@ def _make_table(
     rows: Mapping[str, Comparison], found: Mapping[str, Mapping[str, TaskRecord]], measure_name: str
 ) -> Table:
     """A row for each task and a column for each candidate, the mean last."""
-    title = f"{TITLES[measure_name]}, log ratio to {_short(next(iter(rows)))}"
+    title = f"{TITLES[measure_name]}, log ratio to {next(iter(rows))}"
     table = Table(title=cell(title), box=box.SIMPLE_HEAD)
     table.add_column("task", overflow="fold")
-    for name in rows:
-        table.add_column(cell(_short(name)), justify="right", overflow="fold")
+    for label in rows:
+        table.add_column(cell(label), justify="right", overflow="fold")
     reference, others = next(iter(found.values())), list(rows.values())[1:]
     for number, (task, record) in enumerate(reference.items()):
         loss = describe_task(record) if measure_name == "train" else f"{record['valid_loss'] or math.nan:.4f}"
@@ -212,12 +215,20 @@ def _make_markdown(rows: Mapping[str, Comparison], title: str) -> str:
     tasks = [row.name for row in next(iter(rows.values())).rows]
     head = ["", f"mean {title}", *tasks, "better on"]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    for number, (name, comparison) in enumerate(rows.items()):
+    for number, (label, comparison) in enumerate(rows.items()):
         cells = [f"{100 * row.mean:+.1f} ±{100 * row.error:.1f}" for row in comparison.rows]
         text = [comparison.mean.format(), *cells, f"{comparison.wins} of {len(cells)}"]
         shown = text if number else [*["0"] * (len(text) - 1), "–"]
-        lines.append(f"| {' | '.join([markdown_cell(_short(name)), *shown])} |")
+        lines.append(f"| {' | '.join([markdown_cell(label), *shown])} |")
     return "\n".join(lines) + "\n"
+
+
+def _label(names: Sequence[str]) -> list[str]:
+    """Names as tables show them: the last part of a path, or all of it where another has the same."""
+    short = [_short(name) for name in names]
+    return [
+        label if short.count(label) == 1 else shorten(name) for label, name in zip(short, names, strict=True)
+    ]
 
 
 def _short(name: str) -> str:

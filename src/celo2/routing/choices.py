@@ -1,4 +1,4 @@
-"""What the user says about some parameters, by regular expressions or by a callable."""
+"""Applies the user's choices for some parameters, given by regular expressions or by a callable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the names on a parameter's path say about its part in the network: the words, one list of each.
+"""Tells a parameter's part in the network from the names on its path: the words, one list of each.
 
 Names are compared word by word (`multi_head` has the word "head", `overhead` has not). Where a framework
 has classes, the class of a module counts as one more name beside the module's own.

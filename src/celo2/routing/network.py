@@ -1,4 +1,4 @@
-"""What only all parameters of a network together can tell: what is repeated, who reads what; and findings."""
+"""Finds what only all parameters of a network together tell: which layers repeat, which could read which."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Role = Literal["vector", "embedding", "position", "router", "head", "hidden"]
 
 
 class Finding(NamedTuple):
-    """What a parameter is, and why; an undecided finding is shown, not acted upon."""
+    """Says what a parameter is, and why; an undecided finding is shown, not acted upon."""
 
     role: Role
     reason: str

@@ -36,7 +36,7 @@ __all__ = ["RULES", "find_roles"]
 
 
 def find_roles(network: Network) -> dict[Param, Finding]:
-    """What each parameter is, as far as the evidence goes."""
+    """Finds what each parameter is, as far as the evidence goes."""
     found: dict[Param, Finding] = {}
     for rule in RULES:
         found |= dict(rule(network, found))
@@ -56,7 +56,7 @@ def by_shape(network: Network, found: Findings) -> Iterator[tuple[Param, Finding
 
 
 def by_layer(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """What the layer is, where the framework says it."""
+    """Takes the framework's word for what the layer is, where it gives one."""
     for param in _open(network, found):
         if param.kind == "norm":
             yield param, Finding("vector", f"norm, {param.layer}")
@@ -67,7 +67,10 @@ def by_layer(network: Network, found: Findings) -> Iterator[tuple[Param, Finding
 
 
 def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """What the names say beyond doubt; of what is known to multiply its inputs, only whether it routes."""
+    """Takes the names' word where it is beyond doubt.
+
+    Of what is known to multiply its inputs, names tell only whether it routes.
+    """
     for param in _open(network, found):
         if param.owner:
             continue

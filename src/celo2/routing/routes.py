@@ -1,4 +1,4 @@
-"""What updates each parameter, and along which axes: the user's word, else the evidence.
+"""Decides what updates each parameter, and along which axes: the user's word, else the evidence.
 
 Source: the published recipe (arXiv 2602.19142): the rule with Newton–Schulz is for hidden matrices;
 embeddings, the output head and everything of rank ≤ 1 get AdamW. Positional tables and routers are
@@ -39,7 +39,7 @@ class RoutingWarning(UserWarning):
 
 
 class Route(NamedTuple):
-    """What updates one parameter.
+    """The algorithm and the axes of one parameter.
 
     Attributes:
         algorithm: `"celo2"` (the rule) or `"adamw"`.

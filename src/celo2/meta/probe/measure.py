@@ -86,7 +86,8 @@ class ProbeConfig:
 
     def to_json(self) -> str:
         """The settings as a JSON object, with a digest of what the set says, so that equal texts compare."""
-        facts = {**dataclasses.asdict(self), "seeds": self.load().seeds, "digest": self.load().digest}
+        task_set = self.load()
+        facts = {**dataclasses.asdict(self), "seeds": task_set.seeds, "digest": task_set.digest}
         return json.dumps(facts, indent=2) + "\n"
 
 

@@ -35,7 +35,7 @@ def print_assumed(weights: ZooWeights) -> None:
     }
     if assumed:
         options = ", ".join(f"{name}={json.dumps(value)}" for name, value in assumed.items())
-        print(f"options assumed: {options}; the file does not carry them, say others by --set")
+        print(f"options assumed: {options}. The file does not carry them; set others with --set.")
 
 
 def zoo_set_flags(weights: ZooWeights) -> str:

@@ -184,7 +184,7 @@ def _parse(argv: Sequence[str]) -> MetaTrainCommand:
     )
     for name, before in options.items():
         if getattr(command, name) != before:
-            print(f"{name}: {before} before, {getattr(command, name)} from now on")
+            print(f"{name}: {before} before, {getattr(command, name)} from now on.")
     if file is None or command.recipe.start != recipe.start or file.parent.resolve() == command.out.resolve():
         return command
     return dataclasses.replace(command, recipe=with_start_beside(command.recipe, file))

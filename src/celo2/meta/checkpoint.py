@@ -196,7 +196,7 @@ class RunFiles:
                     print(f"checkpoint {other} is not readable ({doubt}); going back to {step}")
                     shutil.rmtree(self._step_folder(other))
                 elif other == step:
-                    print(f"checkpoint {step} is taken, though {doubt}: there is no better one")
+                    print(f"checkpoint {step} is taken, though {doubt}: there is no better one.")
         distributed.wait_for_all()
         self._manager.reload()
         self._drop_metrics_after(step)
@@ -270,7 +270,7 @@ class RunFiles:
             if len(kept) < step:
                 print(
                     f"{self._metrics} has lost {step - len(kept)} of the iterations up to {step}; "
-                    "the run goes on without them"
+                    "the run goes on without them."
                 )
             with writing(self._metrics):
                 write_atomic(self._metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())

@@ -31,7 +31,7 @@ def parse_shares(entries: Sequence[str], known: Sequence[str]) -> dict[str, floa
         name, colon, word = entry.partition(":")
         if name not in known:
             raise ValueError(
-                f"unknown name {name!r}{nearest_name(name, known)} (there are {', '.join(known)})"
+                f"unknown name {name!r}{nearest_name(name, known)} (there are {', '.join(known)})."
             )
         if name in weights:
             raise ValueError(f"{name!r} occurs twice; add its weights: {name}:WEIGHT.")

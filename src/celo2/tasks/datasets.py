@@ -197,7 +197,7 @@ def load_image_sets(names: Sequence[str] | None = None) -> dict[str, Dataset]:
     for name in names:
         if name not in IMAGE_SETS:
             raise ValueError(
-                f"unknown image set {name!r}{nearest_name(name, IMAGE_SETS)} (sets: {', '.join(IMAGE_SETS)})"
+                f"unknown image set {name!r}{nearest_name(name, IMAGE_SETS)} (sets: {', '.join(IMAGE_SETS)})."
             )
     return {name: IMAGE_SETS[name]() for name in names}
 

@@ -145,7 +145,7 @@ def weights_from_tree(tree: Mapping[str, Any], **options: Any) -> ZooWeights:
     if kind is None:
         raise ValueError(
             f"not weights of {', '.join(MEMBERS)}: found {len(shapes)} arrays, "
-            f"{', '.join(f'{name:.40}' for name in list(shapes)[:4]) or 'none'} …"
+            f"{', '.join(f'{name:.40}' for name in list(shapes)[:4]) or 'none'} …."
         )
     config = MEMBERS[kind](**MEMBERS[kind].sizes_of(shapes))
     return _with_options(ZooWeights(arrays, config), options)

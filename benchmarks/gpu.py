@@ -26,14 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
-from celo2.evaluate.environment import describe_environment
-from celo2.evaluate.trees import TREES
-from celo2.jax import accumulators, implementation, pallas, passes, step
+from celo2.evaluate.bench_trees import TREES
+from celo2.jax import accumulators, dispatch, step, three_pass
 from celo2.jax.accumulators import Leaf
-from celo2.jax.blocks import Block
 from celo2.jax.dimensions import make_axes
-from celo2.tasks.transformer import TransformerConfig
-from celo2.weights import load_checkpoint
+from celo2.jax.pallas import kernels as pallas
+from celo2.jax.pallas.blocks import Block
+from celo2.tasks.language.tiny_lm import TransformerConfig
+from celo2.training.environment import describe_environment
+from celo2.weights.checkpoint import load_checkpoint
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"  # the oracle and the tolerances are theirs
 BYTES_PER_PARAMETER = 84  # that a step of the base rule must move, its application included
@@ -138,7 +139,7 @@ def take_steps(shape: tuple[int, ...], name: Any) -> np.ndarray:
     weights, axes = load_checkpoint("celo2-base"), make_axes(shape)
     config = weights.config
     param, grads = make_arrays(shape)
-    with implementation.use(name):
+    with dispatch.use(name):
         update = jax.jit(partial(step.update, dict(weights.arrays), axes=axes, config=config))
         state = accumulators.init(shape, axes, config, jnp.dtype("float32"))
         result = jnp.asarray(param)
@@ -191,7 +192,7 @@ def measure_blocks(found: Record) -> list[Record]:
     for block in BLOCKS:
         kernels = pallas.make_passes(dict(weights.arrays), weights.config, block=block)
         compute = partial(
-            passes.compute, weights=dict(weights.arrays), axes=axes, config=weights.config, passes=kernels
+            three_pass.compute, weights=dict(weights.arrays), axes=axes, config=weights.config, passes=kernels
         )
         matrix = [Leaf(jnp.asarray(grad), jnp.asarray(param), state)]
         begin = time.perf_counter()
@@ -209,7 +210,7 @@ def measure_blocks(found: Record) -> list[Record]:
 def measure_matrix(found: Record, name: Any) -> list[Record]:
     """A tree of one matrix by one implementation."""
     tree = {"kernel": jax.ShapeDtypeStruct(MATRIX, jnp.float32)}
-    with implementation.use(name):
+    with dispatch.use(name):
         rows = bench_tree(tree, ("celo2-base",), budget=2.0, on_progress=print)
     return show_rows(rows, found["copy"]["bytes_per_second"])
 

@@ -28,13 +28,13 @@ from state_dtype import STEPS
 
 from celo2 import load_checkpoint
 from celo2.baselines import LEARNED
-from celo2.evaluate.environment import describe_environment
-from celo2.evaluate.program import make_step
-from celo2.evaluate.protocol import cosine_schedule, seed_keys, window_length
 from celo2.jax.gradient_scale import normalize_gradients
-from celo2.meta.gradients import measure_gradients
+from celo2.meta.gradient_stats import measure_gradients
 from celo2.tasks.base import Task
 from celo2.tasks.registry import make_task
+from celo2.training.environment import describe_environment
+from celo2.training.optimizer_step import make_step
+from celo2.training.protocol import cosine_schedule, seed_keys, window_length
 
 FACTORS = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 SHARES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)

@@ -17,14 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from celo2.meta.choices import Variant
-from celo2.meta.config import MetaConfig
-from celo2.meta.inner import make_inner_optimizer
-from celo2.meta.start import BUILT_IN, init_theta
-from celo2.meta.truncation import make_family
-from celo2.tasks.datasets import load_image_sets
-from celo2.tasks.family import FamilyData, stack_datasets
-from celo2.weights import load_checkpoint
+from celo2.meta.config import MetaConfig, Variant
+from celo2.meta.inner.optimizer import make_inner_optimizer
+from celo2.meta.inner.theta import BUILT_IN, init_theta
+from celo2.meta.inner.unroll import make_family
+from celo2.tasks.families.base import FamilyData, stack_datasets
+from celo2.tasks.vision.datasets import load_image_sets
+from celo2.weights.checkpoint import load_checkpoint
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 RUNS, STEPS = 32, 500

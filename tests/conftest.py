@@ -91,7 +91,7 @@ def small_meta_rule() -> Iterator[None]:
 @pytest.fixture
 def instant_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Makes comparisons instant; returns the list of what is asked: learning rates, seeds, steps."""
-    from celo2.evaluate import compare
+    from celo2.evaluate.comparison import compare
     from stand_ins import InstantRunner, InstantTimer
 
     asked: list[tuple] = []

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from celo2.tasks.rollout import Environment
+from celo2.tasks.rl.rollout import Environment
 
 EPISODE = 3  # steps
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from celo2.evaluate.runs import RunResult, RunSpec, TaskFacts
+from celo2.evaluate.suite.results import RunResult, RunSpec, TaskFacts
 
 CREATED = "2026-01-02T03:04:05+00:00"
 ENVIRONMENT = {"celo2": "0.0", "commit": "abc123", "processor": "a <processor>", "devices": "2 × cpu"}

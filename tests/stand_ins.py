@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from celo2.evaluate.grid import RunGrid
-from celo2.evaluate.runner import OnProgress, Progress
-from celo2.evaluate.task_program import SharedTask
-from celo2.evaluate.timing import StepCost
+from celo2.training.grid import RunGrid
+from celo2.training.runner import OnProgress, Progress
+from celo2.training.task_step import SharedTask
+from celo2.training.timing import StepCost
 
 __all__ = ["InstantRunner", "InstantTimer"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from celo2.evaluate.runs import RunResult, RunSpec, TaskFacts
+from celo2.evaluate.suite.results import RunResult, RunSpec, TaskFacts
 from run_results import make_facts, make_result
 
 IMAGES = make_facts(

@@ -4,7 +4,7 @@
 
 The source folder holds `images28.npz` and `images8.npz` (uint8, `<set>_{train,test}_{x,y}`). Each
 file written has two arrays, `image` (uint8) and `label` (uint8), examples in their published order;
-`celo2.tasks.datasets` splits them. NumPy stamps every member of an archive with the same date, so
+`celo2.tasks.vision.datasets` splits them. NumPy stamps every member of an archive with the same date, so
 that the same input gives the same bytes.
 """
 

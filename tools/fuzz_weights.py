@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from celo2._sources import find_file
 from celo2.config import RuleConfig
-from celo2.weights import Weights, decode_weights, save_weights
+from celo2.weights.checkpoint import Weights, decode_weights, save_weights
+from celo2.weights.sources import find_file
 from celo2.zoo import weights as zoo
 from celo2.zoo.specs import PRESETS
 

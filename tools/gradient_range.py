@@ -17,8 +17,8 @@ import numpy as np
 
 from celo2 import Weights, load_checkpoint
 from celo2.gradient_range import FIELD, QUANTILES, format_range
-from celo2.meta.gradients import measure_gradients
-from celo2.weights import save_weights
+from celo2.meta.gradient_stats import measure_gradients
+from celo2.weights.checkpoint import save_weights
 
 
 def main() -> None:

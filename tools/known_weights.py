@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from celo2._digests import KNOWN_FILE, known_digests
-from celo2._files import write_atomic
-from celo2._sources import find_file
+from celo2._utils.files import write_atomic
+from celo2.weights.digests import KNOWN_FILE, known_digests
+from celo2.weights.sources import find_file
 from celo2.zoo.weights import MAX_BYTES, read_integrity
 
 KNOWN = Path(__file__).resolve().parents[1] / "src" / "celo2" / "pretrained" / KNOWN_FILE

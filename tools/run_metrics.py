@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from celo2.meta.config import MetaConfig
-from celo2.meta.metrics import read_metrics
+from celo2.meta.run.metrics import read_metrics
 
 ROW = 10  # iterations behind one row
 

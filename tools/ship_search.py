@@ -19,8 +19,8 @@ from pathlib import Path
 from known_weights import add_known, read_digest
 
 from celo2 import load_checkpoint
-from celo2._files import read_lines
-from celo2.weights import save_weights
+from celo2._utils.files import read_lines
+from celo2.weights.checkpoint import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 

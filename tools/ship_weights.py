@@ -27,8 +27,8 @@ from run_metrics import store_run
 
 from celo2 import load_checkpoint
 from celo2.gradient_range import FIELD
-from celo2.meta.metrics import read_metrics
-from celo2.weights import save_weights
+from celo2.meta.run.metrics import read_metrics
+from celo2.weights.checkpoint import save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOOTHING = 100  # iterations of the running mean that is drawn and printed

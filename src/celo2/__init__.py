@@ -13,25 +13,33 @@ from celo2._version import __version__
 if TYPE_CHECKING:
     from celo2 import zoo
     from celo2.config import RuleConfig
-    from celo2.jax.compilation import compiler_options
     from celo2.jax.dimensions import DimensionNumbers
-    from celo2.jax.gradient_scale import normalize_gradients, share_outside, watch_gradients
-    from celo2.jax.routing import find_dimension_numbers, label_table, param_labels
+    from celo2.jax.gradient_scale import (
+        normalize_gradients,
+        share_outside,
+        watch_gradients,
+    )
+    from celo2.jax.routing.labels import (
+        find_dimension_numbers,
+        label_table,
+        param_labels,
+    )
+    from celo2.jax.runtime import compiler_options
     from celo2.jax.transform import celo2, celo2_base, scale_by_celo2
-    from celo2.weights import Weights, load_checkpoint
+    from celo2.weights.checkpoint import Weights, load_checkpoint
 
 _HOME = {
     "RuleConfig": "celo2.config",
-    "Weights": "celo2.weights",
-    "load_checkpoint": "celo2.weights",
-    "compiler_options": "celo2.jax.compilation",
+    "Weights": "celo2.weights.checkpoint",
+    "load_checkpoint": "celo2.weights.checkpoint",
+    "compiler_options": "celo2.jax.runtime",
     "DimensionNumbers": "celo2.jax.dimensions",
     "normalize_gradients": "celo2.jax.gradient_scale",
     "share_outside": "celo2.jax.gradient_scale",
     "watch_gradients": "celo2.jax.gradient_scale",
-    "find_dimension_numbers": "celo2.jax.routing",
-    "label_table": "celo2.jax.routing",
-    "param_labels": "celo2.jax.routing",
+    "find_dimension_numbers": "celo2.jax.routing.labels",
+    "label_table": "celo2.jax.routing.labels",
+    "param_labels": "celo2.jax.routing.labels",
     "celo2": "celo2.jax.transform",
     "celo2_base": "celo2.jax.transform",
     "scale_by_celo2": "celo2.jax.transform",

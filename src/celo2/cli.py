@@ -7,13 +7,11 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from celo2._extras import require
-from celo2._signals import exit_status, leave_if_stopped, raising_on_stops
-from celo2._streams import outlive_readers
+from celo2._utils.extras import require
+from celo2._utils.signals import exit_status, leave_if_stopped, raising_on_stops
+from celo2._utils.streams import outlive_readers
 from celo2._version import __version__
 from celo2.config import nearest_name
-
-__all__ = ["COMMANDS", "Command", "main"]
 
 
 class Command(NamedTuple):

@@ -18,8 +18,6 @@ import numpy as np
 
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
 
-__all__ = ["CONTRACT_VERSION", "FEATURES", "NUM_OUTPUTS", "Feature", "RuleConfig", "nearest_name"]
-
 CONTRACT_VERSION = 1  # of the feature table and the network below; stored in every weight file
 NUM_OUTPUTS = 3  # direction, magnitude, and one that the rule never reads
 

@@ -10,17 +10,7 @@ from __future__ import annotations
 import json
 import math
 
-from celo2.weights import Weights, load_checkpoint
-
-__all__ = [
-    "FIELD",
-    "QUANTILES",
-    "check_normalization",
-    "check_range",
-    "format_range",
-    "gradient_range",
-    "resolve_range",
-]
+from celo2.weights.checkpoint import Weights, load_checkpoint
 
 FIELD = "gradient_rms"  # of the provenance
 # Low and high. Up to a tenth of the gradients in meta-training vanish at any scale (runs that fit a small

@@ -18,7 +18,7 @@ import optax
 import celo2
 from celo2 import zoo
 from celo2.baselines import adamuon, normuon, soap
-from celo2.baselines.matrices import on_matrices
+from celo2.baselines.matrix_optimizer import on_matrices
 from celo2.baselines.shampoo import scale_by_shampoo
 from celo2.baselines.spec import decoupled
 from celo2.jax.gradient_scale import normalize_gradients, watch_gradients

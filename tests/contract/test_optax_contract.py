@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contract_table import CELO2, ROWS, Row, assert_trees_close, make_grads, make_params, signature
+from contract_table import (
+    CELO2,
+    ROWS,
+    Row,
+    assert_trees_close,
+    make_grads,
+    make_params,
+    signature,
+)
 from optax._src.base import NO_PARAMS_MSG
 
 import celo2

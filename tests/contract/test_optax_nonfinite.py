@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contract_table import CELO2, CELO2_BASE, assert_trees_close, make_grads, make_params
+from contract_table import (
+    CELO2,
+    CELO2_BASE,
+    assert_trees_close,
+    make_grads,
+    make_params,
+)
 
 import celo2
 
@@ -112,7 +118,7 @@ def test_apply_if_finite_leaves_out_whole_steps(factory: Any, weights: Any) -> N
 
 @every_optimizer
 @pytest.mark.parametrize("skip", [True, False])
-@pytest.mark.filterwarnings("ignore::celo2.jax.routing.RoutingWarning")
+@pytest.mark.filterwarnings("ignore::celo2.jax.routing.labels.RoutingWarning")
 def test_an_equinox_model_may_be_given_as_it_is(factory: Any, weights: Any, skip: bool) -> None:
     """With the functions that it holds, as Optax takes it."""
     model = eqx.nn.MLP(2, 2, 4, 2, key=jax.random.key(0))

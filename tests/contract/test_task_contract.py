@@ -13,9 +13,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import celo2
-from celo2.evaluate.program import make_step
 from celo2.tasks.base import Task
 from celo2.tasks.registry import TASKS, make_task
+from celo2.training.optimizer_step import make_step
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

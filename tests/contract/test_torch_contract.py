@@ -9,7 +9,15 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch_contract_table import ROWS, Row, assert_same, assert_states_same, loss_of, make_model, train
+from torch_contract_table import (
+    ROWS,
+    Row,
+    assert_same,
+    assert_states_same,
+    loss_of,
+    make_model,
+    train,
+)
 
 from celo2.torch import Celo2
 
@@ -135,7 +143,7 @@ def test_parameters_without_a_gradient_stay_and_have_no_state(row: Row) -> None:
     optimizer.step()  # nothing to do
 
 
-@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
+@pytest.mark.filterwarnings("ignore::celo2.routing.routes.RoutingWarning")  # no module, on purpose
 @every_optimizer
 def test_groups_have_their_own_options_and_can_be_added(row: Row) -> None:
     model, twin = make_model(), make_model()
@@ -226,7 +234,7 @@ def test_zero_and_enormous_gradients_give_finite_parameters(row: Row) -> None:
         assert all(torch.isfinite(param).all() for param in model.parameters()), scale
 
 
-@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
+@pytest.mark.filterwarnings("ignore::celo2.routing.routes.RoutingWarning")  # no module, on purpose
 @every_optimizer
 def test_ranks_zero_to_five_and_empty_tensors(row: Row) -> None:
     shapes = [(), (4,), (3, 4), (2, 3, 4), (3, 2, 1, 4), (2, 1, 3, 2, 2), (0, 3), (0,)]
@@ -240,7 +248,7 @@ def test_ranks_zero_to_five_and_empty_tensors(row: Row) -> None:
     assert all(param.numel() == 0 or bool((param != 0.5).any()) for param in params)
 
 
-@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
+@pytest.mark.filterwarnings("ignore::celo2.routing.routes.RoutingWarning")  # no module, on purpose
 @every_optimizer
 def test_storage_order_of_the_memory_does_not_matter(row: Row) -> None:
     param = nn.Parameter(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)))

@@ -22,7 +22,9 @@ with warnings.catch_warnings():
         optim_db,
     )
 
-pytestmark = pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::celo2.routing.routes.RoutingWarning"
+)  # no module, on purpose
 
 every_optimizer = pytest.mark.parametrize("factory", [Celo2, Celo2Base])
 ERRORS = get_error_inputs_for_all_optims("cpu", torch.float32)

@@ -16,7 +16,14 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch_contract_table import ROWS, Row, assert_same, assert_states_same, make_model, train
+from torch_contract_table import (
+    ROWS,
+    Row,
+    assert_same,
+    assert_states_same,
+    make_model,
+    train,
+)
 
 from celo2.torch import Celo2, Celo2Base
 
@@ -128,7 +135,7 @@ def test_what_a_wrapper_adds_to_names_does_not_count(wrapped: str) -> None:
     assert_same(model, other)
 
 
-@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
+@pytest.mark.filterwarnings("ignore::celo2.routing.routes.RoutingWarning")  # no module, on purpose
 def test_without_names_places_decide_as_in_pytorch() -> None:
     """Names such as `in_proj_weight` would route otherwise; those of a plain chain tell nothing."""
 

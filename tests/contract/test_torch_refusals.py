@@ -110,7 +110,7 @@ def test_frozen_quantised_parameters_of_a_module_are_left_out() -> None:
     assert len(optimizer.param_groups[0]["params"]) == 3
 
 
-@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
+@pytest.mark.filterwarnings("ignore::celo2.routing.routes.RoutingWarning")  # no module, on purpose
 def test_groups_are_routed_by_a_module_given_beside_them() -> None:
     model = make_model()
     decay = [param for param in model.parameters() if param.ndim > 1]

@@ -17,7 +17,7 @@ FILE_BYTES = "QUICK_FILE_BYTES"  # the variable that says how large a file may b
 
 
 def init_pairs(pair_keys: jax.Array, theta, config, *, family):
-    from celo2.meta.truncation import InnerState
+    from celo2.meta.inner.unroll import InnerState
 
     zeros = jnp.zeros((config.num_pairs,), jnp.int32)
     walk = jax.vmap(jax.random.normal)(pair_keys)
@@ -25,7 +25,7 @@ def init_pairs(pair_keys: jax.Array, theta, config, *, family):
 
 
 def unroll(thetas, state, pair_keys, set_index, data, config, *, family):
-    from celo2.meta.losses import Losses
+    from celo2.meta.inner.unroll import Losses
 
     walk = 0.9 * state.params["walk"] + 0.1 * jax.vmap(jax.random.normal)(pair_keys)
     squares = [jnp.mean((x - 0.1) ** 2, axis=tuple(range(2, x.ndim))) for x in thetas.values()]
@@ -40,11 +40,11 @@ def unroll(thetas, state, pair_keys, set_index, data, config, *, family):
 
 def main(argv: list[str]) -> int:
     from celo2.cli import main as celo2_main
-    from celo2.meta import groups
+    from celo2.meta.inner import families
 
     if FILE_BYTES in os.environ:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ[FILE_BYTES]), resource.RLIM_INFINITY))
-    groups.init_pairs, groups.unroll = init_pairs, unroll
+    families.init_pairs, families.unroll = init_pairs, unroll
     sys.argv = ["celo2", "meta-train", *argv]
     return celo2_main()  # as a process of its own
 

@@ -13,8 +13,8 @@ from processes import kill_when
 
 from celo2.commands.evaluate import main
 from celo2.commands.report import main as report
-from celo2.evaluate import suite_report
-from celo2.evaluate.run_store import RunStore, load_results, pack
+from celo2.evaluate.report import html
+from celo2.evaluate.suite.store import RunStore, load_results, pack
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -111,7 +111,7 @@ def test_a_full_disk_at_the_report_is_one_line(
     def full(path: Path, _: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(suite_report, "write_atomic", full)
+    monkeypatch.setattr(html, "write_atomic", full)
     assert main(["--suite", str(suite), "--out", str(finished)]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: no report: ")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from celo2.evaluate.ray_engine import make_ray_engine
-from celo2.evaluate.run_store import RunStore
-from celo2.evaluate.run_suite import run_suite
-from celo2.evaluate.suite import Suite
+from celo2.evaluate.suite.ray import make_ray_engine
+from celo2.evaluate.suite.run import run_suite
+from celo2.evaluate.suite.spec import Suite
+from celo2.evaluate.suite.store import RunStore
 
 pytestmark = [
     pytest.mark.usefixtures("standard_promotion"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from celo2.evaluate.suite_report import write_suite_report
+from celo2.evaluate.report.html import write_suite_report
 from suite_results import make_suite
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from test_rule import GOLDEN_RUNS, make_run, rule_options
 from torch_replay import Replay, replay_torch
 
-from celo2.torch import DimensionNumbers, blocks, implementation
+from celo2.torch import DimensionNumbers
+from celo2.torch.kernels import cpu_blocked, dispatch
 from oracle import rule
 from rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, load_run, replay_oracle
 from tolerances import relative_error, tolerance
@@ -37,8 +38,8 @@ PATHS = ["blocks", "small blocks", "passes", "plain"]
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The fast path, the fast path cut finely, whole tensors in passes, and the plain program."""
     if request.param == "small blocks":
-        monkeypatch.setattr(blocks, "BLOCK_SIZE", 12)
-    with implementation.use(request.param.removeprefix("small ")):
+        monkeypatch.setattr(cpu_blocked, "BLOCK_SIZE", 12)
+    with dispatch.use(request.param.removeprefix("small ")):
         yield request.param
 
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from celo2.config import RuleConfig
 from celo2.torch import DimensionNumbers
-from celo2.torch._state import init_rule, rule_accumulators
+from celo2.torch.batching import Leaf, iterate_leaves
 from celo2.torch.dimensions import make_layout
-from celo2.torch.leaves import Leaf, iterate_leaves
-from celo2.torch.network import Network
-from celo2.weights import Weights
+from celo2.torch.optimizer.state import init_rule, rule_accumulators
+from celo2.torch.weights import Network
+from celo2.weights.checkpoint import Weights
 from rule_runs import Leaves, Run
 
 torch.set_num_threads(1)  # of a process that is one of several: two threads would wait for each other

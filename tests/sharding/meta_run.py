@@ -38,12 +38,14 @@ def train(num_devices: int) -> dict[str, Any]:
     from jax.sharding import AxisType, Mesh
 
     from celo2.config import RuleConfig
-    from celo2.meta import distributed, outer, truncation
+    from celo2.meta import outer
     from celo2.meta.config import MetaConfig
-    from celo2.meta.data import load_datasets, stack_data
-    from celo2.tasks.families.mlp import ImageMLPFamily
+    from celo2.meta.inner import unroll
+    from celo2.meta.inner.families import load_datasets, stack_data
+    from celo2.meta.run import distributed
+    from celo2.tasks.families.images import ImageMLPFamily
 
-    truncation.make_family = lambda config, _: ImageMLPFamily(  # type: ignore[assignment]
+    unroll.make_family = lambda config, _: ImageMLPFamily(  # type: ignore[assignment]
         widths=(64, 10), batch_size=config.batch_size, level=config.level
     )
     MetaConfig.rule = property(  # type: ignore[assignment]
@@ -68,7 +70,7 @@ def main(out: str, counts: str, *process: str) -> None:
     import jax
     import numpy as np
 
-    from celo2.meta import distributed
+    from celo2.meta.run import distributed
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 1 if process else max(map(int, counts.split(","))))

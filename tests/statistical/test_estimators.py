@@ -17,8 +17,7 @@ from jax import Array
 
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.losses import Losses, loss_weight
-from celo2.meta.truncation import InnerState
+from celo2.meta.inner.unroll import InnerState, Losses, loss_weight
 
 RUN = 6  # steps between resets
 TRUNCATION = 4  # steps of an estimate: resets fall inside

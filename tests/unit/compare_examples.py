@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from celo2.evaluate.compare import CompareConfig, CompareResult, Entry
-from celo2.evaluate.grid import RunGrid
-from celo2.evaluate.timing import StepCost
+from celo2.evaluate.comparison.compare import CompareConfig, CompareResult, Entry
+from celo2.training.grid import RunGrid
+from celo2.training.timing import StepCost
 from run_results import CREATED, ENVIRONMENT, make_facts
 
 

@@ -8,8 +8,8 @@ import jax
 import optax
 import pytest
 
-from celo2.meta import truncation
 from celo2.meta.config import MetaConfig
+from celo2.meta.inner import unroll
 from celo2.meta.pes import Theta
 
 
@@ -20,4 +20,4 @@ def use_momentum(monkeypatch: pytest.MonkeyPatch, factor: Callable[[Theta], jax.
         by_theta = optax.stateless(lambda tree, _: jax.tree.map(lambda x: factor(theta) * x, tree))
         return optax.chain(optax.trace(0.9), by_theta, optax.scale(-config.inner_learning_rate))
 
-    monkeypatch.setattr(truncation, "make_inner_optimizer", make)
+    monkeypatch.setattr(unroll, "make_inner_optimizer", make)

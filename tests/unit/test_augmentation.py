@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from celo2.meta.config import MetaConfig
-from celo2.meta.truncation import make_family
-from celo2.tasks.augmentation import (
+from celo2.meta.inner.unroll import make_family
+from celo2.tasks.families.augmentation import (
     LEVELS,
     from_scaled,
     parse_mixture,

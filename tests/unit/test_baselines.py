@@ -12,8 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from celo2.baselines import OPTIMIZERS, describe_optimizers, find_optimizer, make_optimizer
-from celo2.evaluate.protocol import SCHEDULES
+from celo2.baselines import (
+    OPTIMIZERS,
+    describe_optimizers,
+    find_optimizer,
+    make_optimizer,
+)
+from celo2.training.protocol import SCHEDULES
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

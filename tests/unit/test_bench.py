@@ -8,8 +8,8 @@ import pytest
 
 from celo2.commands.bench import main
 from celo2.evaluate.bench import BenchRow, bench_tree, bench_whole_step
-from celo2.evaluate.trees import TREES, count_parameters
-from celo2.tasks.transformer import TransformerConfig
+from celo2.evaluate.bench_trees import TREES, count_parameters
+from celo2.tasks.language.tiny_lm import TransformerConfig
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from celo2.commands import meta_train as command
-from celo2.meta.checksums import CHECKSUMS
+from celo2.meta.run.checksums import CHECKSUMS
 
 EVERY, STEPS = 10, 30
 WORDS = ["--datasets", "digits", "--checkpoint-every", str(EVERY), "--devices", "1"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from celo2.meta.checksums import CHECKSUMS, find_damage, write_checksums
+from celo2.meta.run.checksums import CHECKSUMS, find_damage, write_checksums
 
 
 @pytest.fixture

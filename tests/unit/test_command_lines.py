@@ -9,7 +9,7 @@ import pytest
 
 from celo2 import cli
 from celo2.commands import bench, compare, evaluate
-from celo2.evaluate.run_store import RunStore
+from celo2.evaluate.suite.store import RunStore
 from celo2.meta import train
 from celo2.meta.config import MetaConfig
 from run_results import make_random_run

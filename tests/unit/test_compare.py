@@ -13,12 +13,12 @@ from rich.console import Console
 
 from celo2.baselines import OPTIMIZERS, find_optimizer, make_optimizer
 from celo2.config import RuleConfig
-from celo2.evaluate.compare import CompareConfig, CompareProgress, compare
-from celo2.evaluate.summary import MeanStd, caveats, summarize
-from celo2.evaluate.tables import COLUMNS, make_rows, make_table
-from celo2.evaluate.timing import StepTimer
+from celo2.evaluate.comparison.compare import CompareConfig, CompareProgress, compare
+from celo2.evaluate.comparison.summary import MeanStd, caveats, summarize
+from celo2.evaluate.comparison.tables import COLUMNS, make_rows, make_table
 from celo2.tasks.registry import make_task
-from celo2.weights import Weights, save_weights
+from celo2.training.timing import StepTimer
+from celo2.weights.checkpoint import Weights, save_weights
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

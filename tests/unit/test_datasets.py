@@ -10,9 +10,14 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from published_files import cifar_bytes, idx_bytes
 
-from celo2.tasks import datasets
-from celo2.tasks.datasets import find_folder, load_fashion_mnist, load_fashion_mnist_8x8, load_image_sets
-from celo2.tasks.images import block_mean, resize_bilinear, to_grey
+from celo2.tasks.vision import datasets
+from celo2.tasks.vision.datasets import (
+    find_folder,
+    load_fashion_mnist,
+    load_fashion_mnist_8x8,
+    load_image_sets,
+)
+from celo2.tasks.vision.transforms import block_mean, resize_bilinear, to_grey
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from celo2.jax.devices import inside_shard_map, on_one_device
+from celo2.jax.runtime import inside_shard_map, on_one_device
 
 
 def make_mesh() -> Mesh:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from celo2.commands import meta_train as command
-from celo2.meta import distributed, outer
-from celo2.meta.distributed import ProcessLostError
+from celo2.meta import outer
+from celo2.meta.run import distributed
+from celo2.meta.run.distributed import ProcessLostError
 
 
 @pytest.fixture

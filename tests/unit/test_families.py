@@ -13,12 +13,12 @@ import optax
 import pytest
 
 from celo2.meta.config import MetaConfig
-from celo2.meta.data import load_datasets, stack_data
+from celo2.meta.inner.families import load_datasets, stack_data
 from celo2.tasks.families import FAMILIES
+from celo2.tasks.families.base import UNTRAINED_LOSS, TaskData, TextData
 from celo2.tasks.families.quadratic import QuadraticFamily, sample_rotation
 from celo2.tasks.families.regression import RegressionFamily
-from celo2.tasks.families.transformer import TransformerFamily
-from celo2.tasks.family import UNTRAINED_LOSS, TaskData, TextData
+from celo2.tasks.families.text import TransformerFamily
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

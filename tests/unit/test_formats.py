@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from published_files import cifar_bytes, idx_bytes
 
-from celo2.tasks.formats import read_cifar10_binary, read_idx, read_svhn_mat
+from celo2.tasks.vision.formats import read_cifar10_binary, read_idx, read_svhn_mat
 
 DAMAGES = {
     "other magic number": (lambda content: b"\x00\x00\x0d\x03" + content[4:], "begins with"),

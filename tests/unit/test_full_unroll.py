@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from momentum import use_momentum
 
-from celo2.meta import outer, pes, truncation
+from celo2.meta import outer, pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.losses import Losses
-from celo2.meta.truncation import InnerState
-from celo2.tasks.datasets import load_image_sets
-from celo2.tasks.family import FamilyData, TaskData, stack_datasets
+from celo2.meta.inner import unroll as truncation
+from celo2.meta.inner.unroll import InnerState, Losses
+from celo2.tasks.families.base import FamilyData, TaskData, stack_datasets
+from celo2.tasks.vision.datasets import load_image_sets
 
 CONFIG = MetaConfig(
     estimator="full-es",

@@ -12,10 +12,10 @@ from weights_examples import make_weights
 import celo2
 from celo2.gradient_range import FIELD, format_range, gradient_range
 from celo2.meta.config import MetaConfig
-from celo2.meta.gradients import measure_gradients
-from celo2.meta.start import init_theta
-from celo2.meta.truncation import make_family
-from celo2.weights import SHIPPED
+from celo2.meta.gradient_stats import measure_gradients
+from celo2.meta.inner.theta import init_theta
+from celo2.meta.inner.unroll import make_family
+from celo2.weights.checkpoint import SHIPPED
 
 CONFIG = MetaConfig(
     datasets=("digits",),

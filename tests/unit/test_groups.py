@@ -12,12 +12,14 @@ import pytest
 from momentum import use_momentum
 
 from celo2.commands import meta_train as command
-from celo2.meta import groups, outer, pes, truncation
-from celo2.meta.checkpoint import RunFiles
+from celo2.meta import outer, pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.data import describe, load_datasets, stack_data
-from celo2.meta.metrics import METRICS_FILE, read_metrics
-from celo2.meta.shares import parse_shares, split_by_weight
+from celo2.meta.inner import families as groups
+from celo2.meta.inner import unroll
+from celo2.meta.inner.families import describe, load_datasets, stack_data
+from celo2.meta.parsing import parse_shares, split_by_weight
+from celo2.meta.run.folder import RunFiles
+from celo2.meta.run.metrics import METRICS_FILE, read_metrics
 from celo2.tasks.families import FAMILIES
 
 MIX = MetaConfig(
@@ -229,13 +231,13 @@ def test_a_new_run_has_a_new_problem() -> None:
     theta = {"b2": jnp.zeros(3)}
 
     @jax.jit
-    def run(state: truncation.InnerState) -> truncation.InnerState:
+    def run(state: unroll.InnerState) -> unroll.InnerState:
         thetas = pes.antithetic(theta, {"b2": jnp.zeros((2, 3))})
         index = jnp.zeros(2, jnp.int32)
         more = jax.random.split(jax.random.key(1), 2)
-        return truncation.unroll(thetas, state, more, index, None, config, family="quadratic")[0]
+        return unroll.unroll(thetas, state, more, index, None, config, family="quadratic")[0]
 
-    before = truncation.init_pairs(keys, theta, config, family="quadratic")
+    before = unroll.init_pairs(keys, theta, config, family="quadratic")
     before = before._replace(step=jnp.array([100, 5]), length=jnp.array([100, 100]))
     after = run(before)
     changed = np.asarray(before.problem["optimum"] != after.problem["optimum"]).any((1, 2))

@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from celo2.tasks.image_networks import ConvNet, Perceptron
-from celo2.tasks.linen import glorot_uniform, haiku_normal, lecun_normal, make_functions, normal
-from celo2.tasks.vision_transformer import VisionTransformer, sine_positions
+from celo2.tasks.flax_layers import (
+    glorot_uniform,
+    haiku_normal,
+    lecun_normal,
+    make_functions,
+    normal,
+)
+from celo2.tasks.vision.networks import ConvNet, Perceptron
+from celo2.tasks.vision.vit import VisionTransformer, sine_positions
 from oracle import image_networks as oracle
 
 PERCEPTRON = (Perceptron((5, 4), 3), lambda p, x: oracle.perceptron(p, x, lambda h: np.maximum(h, 0), False))

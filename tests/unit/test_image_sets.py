@@ -10,10 +10,14 @@ import pytest
 from numpy.testing import assert_array_equal
 from published_files import idx_bytes
 
-from celo2.tasks import datasets, images
-from celo2.tasks.formats import read_cifar100_binary
-from celo2.tasks.image_sets import load_evaluation_set, load_imagenet, load_patches
-from celo2.tasks.images import PHOTOGRAPHS, colour_crops, resize_bilinear
+from celo2.tasks.vision import datasets, transforms
+from celo2.tasks.vision.formats import read_cifar100_binary
+from celo2.tasks.vision.image_sets import (
+    load_evaluation_set,
+    load_imagenet,
+    load_patches,
+)
+from celo2.tasks.vision.transforms import PHOTOGRAPHS, colour_crops, resize_bilinear
 
 RECORD = 2 + 3072  # of CIFAR-100: coarse label, fine label, three planes
 
@@ -118,7 +122,7 @@ def test_patches_are_balanced_and_the_same_every_time(classes, per_class: int) -
 
 def test_no_pixel_is_both_trained_and_validated_on(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = np.broadcast_to(np.arange(256, dtype=np.uint8), (160, 256))  # the grey level is the column
-    monkeypatch.setattr(images, "_photographs", lambda: iter([columns] * len(PHOTOGRAPHS)))
+    monkeypatch.setattr(transforms, "_photographs", lambda: iter([columns] * len(PHOTOGRAPHS)))
     train, train_label, valid, valid_label = colour_crops(1_000, 1_000, (5, 2))
     assert train.shape == valid.shape == (1_000, 32, 32, 3)
     left, right = train_label % 2 == 0, valid_label % 2 == 0  # cells of the left and of the right column
@@ -191,7 +195,7 @@ def test_imagenet_without_a_file_names_it(no_local_copies: Path) -> None:
 def test_imagenet_without_a_folder_is_enlarged_crops_under_their_own_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("celo2.tasks.image_sets._ENLARGED_PATCHES", (100, 100))
+    monkeypatch.setattr("celo2.tasks.vision.image_sets._ENLARGED_PATCHES", (100, 100))
     dataset = load_imagenet()
     assert dataset.name == "patches100-rgb-224x224"
     assert dataset.train["image"].shape == (100, 224, 224, 3)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from celo2.tasks import datasets, vit_tasks
 from celo2.tasks.base import SIZES, Dataset, Task
-from celo2.tasks.image_tasks import IMAGE_TASKS
 from celo2.tasks.registry import make_task
-from celo2.tasks.vit_tasks import VIT_TASKS
+from celo2.tasks.vision import datasets, published_vit
+from celo2.tasks.vision.published import IMAGE_TASKS
+from celo2.tasks.vision.published_vit import VIT_TASKS
 
 NUM_PARAMETERS = {
     "ImageMLP_FashionMnist_Relu128x128": 118_282,
@@ -58,7 +58,7 @@ def no_local_copies(tmp_path_factory: pytest.TempPathFactory):
         patch.setenv("CELO2_DATA", str(folder))
         patch.setattr(Path, "home", lambda: folder)
         patch.setattr(datasets, "_DEBIAN_FOLDER", folder)
-        patch.setattr(vit_tasks, "load_imagenet", lambda: Dataset("four-images", arrays, arrays))
+        patch.setattr(published_vit, "load_imagenet", lambda: Dataset("four-images", arrays, arrays))
         yield
 
 

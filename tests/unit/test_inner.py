@@ -11,8 +11,8 @@ import pytest
 
 from celo2.jax.transform import scale_by_celo2
 from celo2.meta.config import MetaConfig
-from celo2.meta.inner import make_inner_optimizer
-from celo2.meta.start import init_theta
+from celo2.meta.inner.optimizer import make_inner_optimizer
+from celo2.meta.inner.theta import init_theta
 
 SHAPES = {
     "tall": (12, 5),

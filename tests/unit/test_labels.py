@@ -14,13 +14,13 @@ from rich.console import Console
 from run_examples import PROBES, write_run
 
 from celo2.commands import _suite_report, report
-from celo2.evaluate.labels import figure_label, shorten
-from celo2.evaluate.run_store import RunStore, load_results
-from celo2.evaluate.scores import arrange
-from celo2.evaluate.store import save_result
-from celo2.evaluate.suite_curves import figure_data
-from celo2.evaluate.suite_report import as_markdown, write_suite_report
-from celo2.evaluate.tables import make_table
+from celo2.evaluate.analysis.standings import arrange
+from celo2.evaluate.comparison.store import save_result
+from celo2.evaluate.comparison.tables import make_table
+from celo2.evaluate.report.curves import figure_data
+from celo2.evaluate.report.html import as_markdown, write_suite_report
+from celo2.evaluate.suite.store import RunStore, load_results
+from celo2.report.kit import figure_label, shorten
 from run_results import make_random_run
 from suite_results import make_run
 
@@ -104,7 +104,7 @@ def test_a_suite_with_the_name_is_drawn_and_written(name: str, runs: list, tmp_p
 
 
 def test_a_suite_shows_the_name_as_it_is(name: str, runs: list, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("celo2.evaluate.suite_report.write_suite_report", lambda *_, **__: {})
+    monkeypatch.setattr("celo2.evaluate.report.html.write_suite_report", lambda *_, **__: {})
     console = Console(file=io.StringIO(), width=400)
     _suite_report.report_suite(runs, tmp_path, console)
     assert f" {shorten(name)} " in console.file.getvalue()  # type: ignore[attr-defined]

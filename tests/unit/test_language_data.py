@@ -12,10 +12,19 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from celo2.tasks import corpora
-from celo2.tasks.corpora import LM1B, WIKIPEDIA, load_corpus, load_published_corpus
-from celo2.tasks.text import load_stdlib_records, pad_records
-from celo2.tasks.token_shards import load_published_shards, load_token_shards, read_shard
+from celo2.tasks.language import corpora
+from celo2.tasks.language.corpora import (
+    LM1B,
+    WIKIPEDIA,
+    load_corpus,
+    load_published_corpus,
+)
+from celo2.tasks.language.fineweb import (
+    load_published_shards,
+    load_token_shards,
+    read_shard,
+)
+from celo2.tasks.language.stdlib_text import load_stdlib_records, pad_records
 
 PYTHON = f"python-{sys.version_info.major}.{sys.version_info.minor}-stdlib"
 
@@ -249,7 +258,7 @@ def test_shards_become_rows_of_which_a_part_is_held_out(data_folder: Path) -> No
 def test_shards_beyond_the_training_tokens_are_not_read(
     data_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("celo2.tasks.token_shards.VALID_TOKENS", 8)
+    monkeypatch.setattr("celo2.tasks.language.fineweb.VALID_TOKENS", 8)
     write_shard(data_folder / "a_train_1.bin", np.arange(400))
     (data_folder / "a_train_2.bin").write_bytes(b"damaged")
     dataset = load_published_shards(data_folder, 4, 192)

@@ -12,14 +12,19 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from celo2.tasks.base import Dataset, Task
-from celo2.tasks.gpt import GPTConfig
-from celo2.tasks.language import contiguous_loss, make_contiguous_task, make_padded_task, padded_loss
-from celo2.tasks.networks.gpt import GPT, rotate
-from celo2.tasks.networks.lstm_lm import LSTMLM
-from celo2.tasks.networks.transformer_lm import TransformerLM
+from celo2.tasks.language.gpt import GPT, rotate
+from celo2.tasks.language.lstm import LSTMLM
+from celo2.tasks.language.objective import (
+    contiguous_loss,
+    make_contiguous_task,
+    make_padded_task,
+    padded_loss,
+)
+from celo2.tasks.language.published_gpt import GPTConfig
+from celo2.tasks.language.published_lstm import RNNLMConfig
+from celo2.tasks.language.published_transformer import TransformerLMConfig
+from celo2.tasks.language.transformer import TransformerLM
 from celo2.tasks.registry import make_task
-from celo2.tasks.rnn_lm import RNNLMConfig
-from celo2.tasks.transformer_lm import TransformerLMConfig
 from oracle import language_models as oracle
 
 VOCABULARY = 11
@@ -51,8 +56,8 @@ FULL = {  # name: (parameters, batch, tokens in a batch, whether stochastic)
 @pytest.fixture(autouse=True)
 def _no_local_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine has."""
-    monkeypatch.setattr("celo2.tasks.corpora.find_folder", lambda _: None)
-    monkeypatch.setattr("celo2.tasks.token_shards.find_folder", lambda _: None)
+    monkeypatch.setattr("celo2.tasks.language.corpora.find_folder", lambda _: None)
+    monkeypatch.setattr("celo2.tasks.language.fineweb.find_folder", lambda _: None)
 
 
 def shapes_of(task: Task) -> dict[str, tuple[int, ...]]:

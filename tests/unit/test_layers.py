@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from celo2.tasks.layers import (
+from celo2.tasks.nn import (
     TRUNCATED_STD,
     Initial,
     accuracy,

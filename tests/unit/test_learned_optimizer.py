@@ -13,15 +13,15 @@ import pytest
 from numpy.testing import assert_allclose
 
 from celo2 import zoo
-from celo2.tasks import adafac_rule
-from celo2.tasks.layers import cross_entropy
-from celo2.tasks.learned_optimizer import (
+from celo2.tasks.learned_optimizer import adafac_mlp
+from celo2.tasks.learned_optimizer.task import (
     InnerTraining,
     compute_loss,
     init_theta,
     make_learned_optimizer,
 )
-from celo2.tasks.mlp import compute_mlp, init_mlp
+from celo2.tasks.nn import cross_entropy
+from celo2.tasks.vision.mlp import compute_mlp, init_mlp
 from oracle.zoo import AdafacMlp
 
 SHAPES = ((4, 6), (6,), (3, 3))
@@ -80,11 +80,11 @@ def test_update_equals_the_oracle_in_float64() -> None:
     theta = make_theta(2)
     network = {name.removeprefix("nn/~/"): array for name, array in theta.items()}
     oracle = AdafacMlp(theta | {"nn": {"~": network}}, SHAPES, steps=1)
-    layout = adafac_rule.Layout(SHAPES)
+    layout = adafac_mlp.Layout(SHAPES)
     params = [rng.normal(size=shape) for shape in SHAPES]
     vector = layout.join([jnp.asarray(param) for param in params])
-    state = adafac_rule.init_state(layout, jnp.dtype(np.float64))
-    update = jax.jit(adafac_rule.update, static_argnums=1)
+    state = adafac_mlp.init_state(layout, jnp.dtype(np.float64))
+    update = jax.jit(adafac_mlp.update, static_argnums=1)
     for step in range(4):
         grads = [10.0 ** (step - 2) * rng.normal(size=shape) for shape in SHAPES]
         changes = oracle.update(grads, params, 0.0)

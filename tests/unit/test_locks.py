@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from celo2._locks import HOLDER_FILE, FolderInUseError, lock_folder
+from celo2._utils.locks import HOLDER_FILE, FolderInUseError, lock_folder
 
 HOLD = """
 import sys

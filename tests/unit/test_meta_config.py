@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from celo2.config import RuleConfig
-from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
+from celo2.meta.run.folder import RunFiles
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from celo2.commands import meta_train as command
-from celo2.meta.faults import MetaGradientError, SkipLimit
+from celo2.meta.run.errors import MetaGradientError, SkipLimit
 from celo2.meta.train import TrainOptions, meta_train
 from instant_outer import CONFIG, InstantOuter
 

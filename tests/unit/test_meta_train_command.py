@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from celo2._signals import Stopped
+from celo2._utils.signals import Stopped
 from celo2.commands import meta_train as command
 from celo2.meta.config import MetaConfig
 

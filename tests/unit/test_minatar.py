@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from celo2.tasks import minatar
-from celo2.tasks.minatar import make_minatar, make_minatar_ppo
-from celo2.tasks.ppo import PPOConfig, PPOStream
 from celo2.tasks.registry import make_task
-from celo2.tasks.rollout import play_steps, start_actors
+from celo2.tasks.rl import minatar
+from celo2.tasks.rl.minatar import make_minatar, make_minatar_ppo
+from celo2.tasks.rl.ppo import PPOConfig, PPOStream
+from celo2.tasks.rl.rollout import play_steps, start_actors
 
 PUBLISHED = {  # parameters, channels, actions, longest episode
     "asterix": (60_038, 4, 5, 1_000),

@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from celo2.meta import estimators, groups, outer, pes
+from celo2.meta import estimators, outer, pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.losses import Losses
+from celo2.meta.inner import families
+from celo2.meta.inner.unroll import InnerState, Losses
 from celo2.meta.outer import OuterMetrics, OuterState
-from celo2.meta.truncation import InnerState
-from celo2.tasks.family import TaskData
+from celo2.tasks.families.base import TaskData
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "theta_as_inner_run")
 
@@ -43,8 +43,8 @@ def theta_as_inner_run(monkeypatch: pytest.MonkeyPatch) -> None:
         return state, Losses(steps[..., 0], steps[..., 1], never, zeros, ~never, never, weight)
 
     monkeypatch.setattr(outer, "init_theta", init_theta)
-    monkeypatch.setattr(groups, "init_pairs", init_pairs)
-    monkeypatch.setattr(groups, "unroll", unroll)
+    monkeypatch.setattr(families, "init_pairs", init_pairs)
+    monkeypatch.setattr(families, "unroll", unroll)
 
 
 def _run(

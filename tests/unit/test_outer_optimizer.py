@@ -9,10 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from celo2.meta.choices import OuterOptimizer
-from celo2.meta.combinations import DECAYING
-from celo2.meta.config import MetaConfig
-from celo2.meta.outer_optimizer import CUSTOM, OUTER_OPTIMIZERS, make_outer_optimizer
+from celo2.meta.config import DECAYING, MetaConfig, OuterOptimizer
+from celo2.meta.outer import CUSTOM, OUTER_OPTIMIZERS, make_outer_optimizer
 from celo2.meta.train import TrainOptions, meta_train
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -12,9 +12,10 @@ import pytest
 
 import celo2
 from celo2.config import RuleConfig
-from celo2.jax import accumulators, implementation, leaves, pallas, step
+from celo2.jax import accumulators, batching, dispatch, step
 from celo2.jax.accumulators import Leaf
 from celo2.jax.dimensions import DimensionNumbers, make_axes
+from celo2.jax.pallas import kernels as pallas
 from tolerances import relative_error
 
 KERNEL = "__gpu$xla.gpu.triton"  # what a lowered kernel is called
@@ -60,7 +61,7 @@ def update(
 ) -> tuple[Any, Any]:
     """`step.update` by one implementation."""
     axes = make_axes(inputs[0].shape)
-    with implementation.use(name):
+    with dispatch.use(name):
         weights = make_weights(config) if weights is None else weights
         return jit(partial(step.update, weights, axes=axes, config=config))(*inputs)
 
@@ -112,7 +113,7 @@ def test_one_nan_makes_its_whole_step_nan_under_vmap() -> None:
     inputs = jax.tree.map(lambda *x: jnp.stack(x), *cases, (grad, param, momentum))
     found = {}
     for name in ("plain", "pallas_interpret"):
-        with implementation.use(name):
+        with dispatch.use(name):
             one = partial(step.update, make_weights(config), axes=make_axes(grad.shape), config=config)
             found[name], _ = jit(jax.vmap(one, in_axes=(0, 0, 0, None)))(*inputs, count)
         assert np.isnan(found[name][1:]).all(), name
@@ -124,7 +125,7 @@ def test_matrices_of_dimension_numbers_get_kernels() -> None:
     params = {"heads": jnp.ones((33, 2, 32)), "bias": jnp.ones(40)}
     numbers: dict[str, Any] = {"heads": DimensionNumbers(0, 2), "bias": None}
     rule = celo2.scale_by_celo2(make_weights(SMALL), dimension_numbers=numbers, **options(SMALL))
-    with implementation.use("pallas"):
+    with dispatch.use("pallas"):
         text = lowered(rule.update, params, rule.init(params), params)
     assert text.count(KERNEL) == NUM_KERNELS
 
@@ -133,7 +134,7 @@ def test_derivatives_are_those_of_the_passes_without_kernels() -> None:
     inputs = make_inputs((32, 32), "float32", SMALL)
 
     def derivative(name: Any) -> Any:
-        with implementation.use(name):
+        with dispatch.use(name):
             one = partial(step.update, make_weights(SMALL), axes=make_axes((32, 32)), config=SMALL)
             return jit(jax.grad(lambda *arguments: jnp.sum(one(*arguments)[0][:, 0])))(*inputs)
 
@@ -162,8 +163,8 @@ def choice(name: Any, shape: tuple[int, ...], config: RuleConfig = SMALL, weight
     axes = make_axes(shape)
     state = jax.eval_shape(lambda: accumulators.init(shape, axes, config, jnp.dtype("float32")))
     grad: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
-    with implementation.use(name):
-        return implementation.choose(weights or make_weights(config), grad, state, axes, config)
+    with dispatch.use(name):
+        return dispatch.choose(weights or make_weights(config), grad, state, axes, config)
 
 
 def test_learned_weights_get_no_kernels() -> None:
@@ -174,7 +175,7 @@ def test_learned_weights_get_no_kernels() -> None:
 def test_bfloat16_state_gets_no_kernels() -> None:
     rule = celo2.scale_by_celo2(orthogonalize=False, state_dtype="bfloat16")
     params = {"w": jnp.ones((32, 32))}
-    with implementation.use("pallas"):
+    with dispatch.use("pallas"):
         assert KERNEL not in lowered(rule.update, params, rule.init(params), params)
 
 
@@ -186,9 +187,9 @@ def test_automatic_choice_needs_a_gpu_one_device_and_a_large_array(monkeypatch: 
     assert choice("auto", large) == "xla"
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert choice("auto", large) == "auto"
-    monkeypatch.setattr(implementation, "inside_shard_map", lambda: True)
+    monkeypatch.setattr(dispatch, "inside_shard_map", lambda: True)
     assert choice("auto", large) == "xla"
-    monkeypatch.setattr(implementation, "inside_shard_map", lambda: False)
+    monkeypatch.setattr(dispatch, "inside_shard_map", lambda: False)
     assert choice("auto", (64, 64)) == "xla"
     assert choice("auto", large, SMALL.replace(bias_correction=True)) == "plain"
 
@@ -219,18 +220,18 @@ def test_automatic_choice_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> N
 def test_kernels_of_the_default_network_lower_to_cuda(dtype: str) -> None:
     params = {"w": jnp.ones((2, 100, 70), dtype), "bias": jnp.ones(70, dtype)}
     rule = celo2.scale_by_celo2(orthogonalize=False)
-    with implementation.use("pallas"):
+    with dispatch.use("pallas"):
         text = lowered(rule.update, params, rule.init(params), params)
     assert text.count(KERNEL) == NUM_KERNELS
 
 
 def test_kernels_lower_to_cuda_under_vmap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal matrices of a deep network, stacked: still three kernels."""
-    monkeypatch.setattr(leaves, "STACK_LIMIT", 1 << 20)
-    monkeypatch.setattr(leaves, "on_one_device", lambda: True)
+    monkeypatch.setattr(batching, "STACK_LIMIT", 1 << 20)
+    monkeypatch.setattr(batching, "on_one_device", lambda: True)
     params = {name: jnp.ones((40, 70)) for name in "abc"}
     rule = celo2.scale_by_celo2(make_weights(SMALL), **options(SMALL))
-    with implementation.use("pallas"):
+    with dispatch.use("pallas"):
         text = lowered(rule.update, params, rule.init(params), params)
     assert text.count(KERNEL) == NUM_KERNELS
 
@@ -240,7 +241,7 @@ def test_equal_matrices_share_what_lies_between_the_kernels() -> None:
 
     def count(depth: int) -> tuple[int, int]:
         leaves = [Leaf(*make_inputs((32, 64), "float32", SMALL)[:3])] * depth
-        with implementation.use("pallas"):
+        with dispatch.use("pallas"):
             options: dict[str, Any] = {"axes": make_axes((32, 64)), "config": SMALL}
             text = lowered(partial(step.update_all, make_weights(SMALL), count=3, **options), leaves)
         return text.count(KERNEL), text.count("stablehlo.dot_general")
@@ -253,7 +254,7 @@ def test_equal_matrices_share_what_lies_between_the_kernels() -> None:
 def test_equal_matrices_get_what_each_gets_alone() -> None:
     inputs = [Leaf(*make_inputs((32, 64), "float32", SMALL)[:3]) for _ in range(2)]
     inputs[1] = inputs[1]._replace(grad=inputs[1].grad[::-1] * 2)
-    with implementation.use("pallas_interpret"):
+    with dispatch.use("pallas_interpret"):
         options: dict[str, Any] = {"count": 3, "axes": make_axes((32, 64)), "config": SMALL}
         together = jit(partial(step.update_all, make_weights(SMALL), **options))(inputs)
     assert_close(together, [update("plain", (*leaf, 3)) for leaf in inputs])
@@ -263,11 +264,11 @@ def test_state_is_updated_in_place() -> None:
     """The second kernel takes the memory of three momenta and one second moment: no copies of the state."""
     params = {"w": jnp.ones((64, 64))}
     rule = celo2.scale_by_celo2(orthogonalize=False)
-    with implementation.use("pallas"):
+    with dispatch.use("pallas"):
         text = lowered(rule.update, params, rule.init(params), params)
     assert text.count("output_operand_alias<") == 4
 
 
 def test_unknown_implementation_is_refused() -> None:
-    with pytest.raises(ValueError, match="pallas_interpret"), implementation.use("triton"):  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pallas_interpret"), dispatch.use("triton"):  # type: ignore[arg-type]
         pass

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from celo2.config import RuleConfig
-from celo2.jax import accumulators, implementation, orthogonalize, step
+from celo2.jax import accumulators, dispatch, orthogonalize, step
 from celo2.jax.accumulators import Leaf
 from celo2.jax.dimensions import make_axes
 from tolerances import relative_error
@@ -49,7 +49,7 @@ def make_leaves(shape: tuple[int, ...], config: RuleConfig, dtype: Any, number: 
 
 
 def update(name: Any, leaves: list[Leaf], config: RuleConfig, weights: Any) -> Any:
-    with implementation.use(name):
+    with dispatch.use(name):
         axes = make_axes(leaves[0].grad.shape)
         compute = partial(step.update_all, weights, count=jnp.int32(3), axes=axes, config=config)
         return jax.jit(compute, compiler_options={"xla_backend_optimization_level": 0})(leaves)

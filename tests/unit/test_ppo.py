@@ -12,10 +12,16 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from celo2.evaluate.runner import run_grid
-from celo2.tasks.actor_critic import ActorCritic
 from celo2.tasks.base import Task
-from celo2.tasks.ppo import PPOConfig, PPOStream, compute_loss, judge_return, make_ppo
+from celo2.tasks.rl.actor_critic import ActorCritic
+from celo2.tasks.rl.ppo import (
+    PPOConfig,
+    PPOStream,
+    compute_loss,
+    judge_return,
+    make_ppo,
+)
+from celo2.training.runner import run_grid
 from games import make_button_game, make_counting_game
 
 CONFIG = PPOConfig(num_envs=2, rollout_length=4, epochs=2, minibatches=2)

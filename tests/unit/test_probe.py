@@ -10,7 +10,6 @@ from compare_examples import make_fake_grid
 from scipy import stats
 
 from celo2 import load_checkpoint
-from celo2.evaluate.runner import run_grid
 from celo2.jax.transform import celo2_base
 from celo2.meta.probe import Probe, ProbeConfig, compare, compute_score, describe_task
 from celo2.meta.probe import measure as module
@@ -18,6 +17,7 @@ from celo2.meta.probe.figure import draw_comparisons
 from celo2.meta.probe.measure import LADDER, log_ratios, next_rungs
 from celo2.meta.probe.paired import detectable
 from celo2.tasks.registry import make_task
+from celo2.training.runner import run_grid
 from probe_records import TINY_SET, make_record
 
 

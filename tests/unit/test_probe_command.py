@@ -13,9 +13,9 @@ from celo2 import Weights, load_checkpoint
 from celo2.commands import probe as command
 from celo2.config import RuleConfig
 from celo2.meta.config import MetaConfig
+from celo2.meta.inner.theta import make_start
 from celo2.meta.probe import measure
-from celo2.meta.start import make_start
-from celo2.weights import save_weights
+from celo2.weights.checkpoint import save_weights
 from probe_records import TINY_SET
 
 

@@ -13,7 +13,7 @@ from celo2 import Weights, load_checkpoint
 from celo2.config import RuleConfig
 from celo2.meta.probe import ProbeConfig
 from celo2.meta.probe.log import ProbeLog, as_point, describe_probe
-from celo2.weights import save_weights
+from celo2.weights.checkpoint import save_weights
 from probe_records import make_record
 
 CONFIG = ProbeConfig()

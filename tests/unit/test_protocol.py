@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from celo2.evaluate.protocol import constant_schedule, cosine_schedule
+from celo2.training.protocol import constant_schedule, cosine_schedule
 
 
 def test_cosine_schedule_warms_up_and_ends_at_zero():

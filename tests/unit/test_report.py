@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from compare_examples import make_comparison, make_entry
 
-from celo2.evaluate.compare import CompareResult
-from celo2.evaluate.plots import draw_figure, figure_svg
-from celo2.evaluate.report import render_report
-from celo2.evaluate.store import SCHEMA, as_json, save_result
+from celo2.evaluate.comparison.compare import CompareResult
+from celo2.evaluate.comparison.report import render_report
+from celo2.evaluate.comparison.store import SCHEMA, as_json, save_result
+from celo2.report.plots import draw_figure, figure_svg
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

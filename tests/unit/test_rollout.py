@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from celo2.tasks.rollout import (
+from celo2.tasks.rl.rollout import (
     Transition,
     compute_advantages,
     mean_finished_return,

@@ -30,7 +30,8 @@ from routing_models import (
     shape,
 )
 
-from celo2.jax.routing import RoutingWarning, named_leaves, param_labels
+from celo2.jax.routing.labels import named_leaves, param_labels
+from celo2.routing import RoutingWarning
 
 MODELS: dict[str, tuple[Callable[[], Any], set[str]]] = {
     "linen transformer": (

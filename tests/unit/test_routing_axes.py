@@ -16,13 +16,9 @@ from routing_models import abstract, shape
 
 import celo2
 from celo2 import DimensionNumbers
-from celo2.jax.routing import (
-    RoutingWarning,
-    find_dimension_numbers,
-    label_table,
-    param_labels,
-    path_name,
-)
+from celo2.jax.routing.labels import find_dimension_numbers, label_table, param_labels
+from celo2.jax.routing.params import path_name
+from celo2.routing import RoutingWarning
 from tolerances import relative_error, tolerance
 
 NET = {

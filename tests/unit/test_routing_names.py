@@ -14,7 +14,8 @@ from routing_models import (
     shape,
 )
 
-from celo2.jax.routing import named_leaves, param_labels, path_name
+from celo2.jax.routing.labels import named_leaves, param_labels
+from celo2.jax.routing.params import path_name
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from routing_models import (
     shape,
 )
 
-from celo2.jax.routing import Label, label_table, named_leaves, param_labels
+from celo2.jax.routing.labels import Label, label_table, named_leaves, param_labels
 
 NET = {"body": {"w1": shape(8, 8), "w10": shape(8, 8)}, "head": {"kernel": shape(8, 3), "bias": shape(3)}}
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from routing_proof import transformers_encoders, transformers_models, transformers_vision
+from routing_proof import (
+    transformers_encoders,
+    transformers_models,
+    transformers_vision,
+)
 from routing_proof.describe import check
 
 from celo2.torch import find_routes

@@ -6,7 +6,7 @@ import pytest
 from routing_proof import flax_trees, other_trees
 from routing_proof.describe import check
 
-from celo2.jax.routing import named_leaves, param_labels
+from celo2.jax.routing.labels import named_leaves, param_labels
 from celo2.routing import Route
 
 TREES = flax_trees.TREES | other_trees.TREES

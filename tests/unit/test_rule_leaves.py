@@ -12,7 +12,7 @@ from weights_examples import make_weights
 
 import celo2
 import quick
-from celo2.jax import leaves
+from celo2.jax import batching
 
 SHAPES = [(), (), (5,), (5,), (4, 3), (4, 3), (3, 4), (2, 4, 3), (2, 4, 3), (5,), (0, 4), (0, 4)]
 
@@ -20,7 +20,7 @@ SHAPES = [(), (), (5,), (5,), (4, 3), (4, 3), (3, 4), (2, 4, 3), (2, 4, 3), (5,)
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests have two, and where arrays may be sharded none are stacked."""
-    monkeypatch.setattr(leaves, "on_one_device", lambda: True)
+    monkeypatch.setattr(batching, "on_one_device", lambda: True)
 
 
 def make_tree(seed: int, dtypes: tuple[str, ...]) -> dict[str, jax.Array]:
@@ -51,7 +51,7 @@ def test_stacked_leaves_equal_single_ones(
     params = make_tree(0, dtypes)
     grads = [make_tree(seed, dtypes) for seed in (1, 2)]
     together = run(params, grads, orthogonalize=orthogonalize)
-    monkeypatch.setattr(leaves, "on_one_device", lambda: False)
+    monkeypatch.setattr(batching, "on_one_device", lambda: False)
     alone = run(params, grads, orthogonalize=orthogonalize)
     assert jax.tree.structure(together) == jax.tree.structure(alone)
     for left, right in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):

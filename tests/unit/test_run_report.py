@@ -12,9 +12,9 @@ from matplotlib.image import imread
 from run_examples import PROBES, make_record, write_run
 
 from celo2.commands import report as command
-from celo2.meta.history import load_history, smooth
-from celo2.meta.plots import draw_runs
-from celo2.meta.report import COLUMNS, make_rows, render_runs
+from celo2.meta.report.figures import draw_runs
+from celo2.meta.report.history import load_history, smooth
+from celo2.meta.report.html import COLUMNS, make_rows, render_runs
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def drawn_blank(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figure is what takes time; most tests are not about it."""
-    monkeypatch.setattr("celo2.meta.report.figure_svg", lambda _: "<svg></svg>")
-    monkeypatch.setattr("celo2.meta.report.save_png", lambda _, path: path.touch())
+    monkeypatch.setattr("celo2.meta.report.html.figure_svg", lambda _: "<svg></svg>")
+    monkeypatch.setattr("celo2.meta.report.html.save_png", lambda _, path: path.touch())
 
 
 def test_smoothing_is_the_mean_of_the_last_values_that_are_numbers() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from celo2.evaluate import run_store
-from celo2.evaluate.run_store import RunStore, load_results, pack, unpack
-from celo2.evaluate.runs import RunResult, RunSpec
+from celo2.evaluate.suite import store as run_store
+from celo2.evaluate.suite.results import RunResult, RunSpec
+from celo2.evaluate.suite.store import RunStore, load_results, pack, unpack
 from run_results import make_random_run
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from celo2.baselines import find_optimizer
-from celo2.evaluate import train_groups as module
-from celo2.evaluate.run_store import RunStore
-from celo2.evaluate.run_suite import SuiteProgress, run_suite
-from celo2.evaluate.runs import RunResult
-from celo2.evaluate.suite import Suite
-from celo2.evaluate.train_groups import Failure, GroupProgress, train_groups
+from celo2.evaluate.suite import local as module
+from celo2.evaluate.suite.local import Failure, GroupProgress, train_groups
+from celo2.evaluate.suite.results import RunResult
+from celo2.evaluate.suite.run import SuiteProgress, run_suite
+from celo2.evaluate.suite.spec import Suite
+from celo2.evaluate.suite.store import RunStore
 from run_results import make_random_run
 
 SUITE = Suite(

@@ -12,13 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from celo2.evaluate import program
-from celo2.evaluate.grid import RunGrid
-from celo2.evaluate.program import make_step
-from celo2.evaluate.protocol import NUM_EVALS, cosine_schedule, seed_keys, window_length
-from celo2.evaluate.runner import GridRunner, Progress, run_grid
-from celo2.evaluate.task_program import SharedTask
 from celo2.tasks.base import Dataset, Task
+from celo2.training import optimizer_step
+from celo2.training.grid import RunGrid
+from celo2.training.optimizer_step import make_step
+from celo2.training.protocol import NUM_EVALS, cosine_schedule, seed_keys, window_length
+from celo2.training.runner import GridRunner, Progress, run_grid
+from celo2.training.task_step import SharedTask
 
 RATES = (0.01, 0.1, 0.3)
 SEEDS = (0, 3)
@@ -310,7 +310,7 @@ def test_runners_of_one_task_share_its_program_and_its_data():
 
 def test_times_of_steps_leave_validations_out(monkeypatch):
     clock = [0.0]  # only validations take time
-    monkeypatch.setattr(program, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(optimizer_step, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
     def wait(value):
         clock[0] += 1.0

@@ -9,12 +9,12 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from celo2.evaluate.grid import RunGrid
-from celo2.evaluate.program import make_step
-from celo2.evaluate.protocol import cosine_schedule, seed_keys
-from celo2.evaluate.runner import run_grid
-from celo2.evaluate.task_program import STREAM_COUNT
 from celo2.tasks.base import Dataset, Task
+from celo2.training.grid import RunGrid
+from celo2.training.optimizer_step import make_step
+from celo2.training.protocol import cosine_schedule, seed_keys
+from celo2.training.runner import run_grid
+from celo2.training.task_step import STREAM_COUNT
 
 RATES, SEEDS = (0.05, 0.2), (0, 3)
 STEPS, EVERY = 14, 4

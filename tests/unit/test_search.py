@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from celo2 import load_checkpoint
-from celo2.evaluate.protocol import cosine_schedule
 from celo2.gradient_range import gradient_range
 from celo2.jax.transform import celo2, celo2_base
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import best_of_rates, soft_maximum
 from celo2.meta.search.run import SearchConfig, search
 from celo2.meta.task_sets import TASK_SETS, load_task_set
+from celo2.training.protocol import cosine_schedule
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

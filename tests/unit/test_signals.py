@@ -11,7 +11,13 @@ import threading
 import pytest
 
 from celo2 import cli
-from celo2._signals import Stopped, collecting_stops, exit_status, interruptible_pool, raising_on_stops
+from celo2._utils.signals import (
+    Stopped,
+    collecting_stops,
+    exit_status,
+    interruptible_pool,
+    raising_on_stops,
+)
 from celo2.commands import bench as command
 from celo2.evaluate import bench
 

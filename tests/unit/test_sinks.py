@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from celo2.meta.sinks import Sinks, check_sinks, flatten, open_sinks
+from celo2.meta.run.loggers import Sinks, check_sinks, flatten, open_sinks
 
 RECORDS = [
     {"step": 1, "meta_loss": 2.0, "loss_per_task": {"mlp/digits": 2.5, "mlp/mnist": None}, "skipped": 0},

@@ -13,8 +13,8 @@ import pytest
 from celo2 import scale_by_celo2
 from celo2.meta import pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.start import init_theta
-from celo2.weights import Weights, save_weights
+from celo2.meta.inner.theta import init_theta
+from celo2.weights.checkpoint import Weights, save_weights
 
 CONFIG = MetaConfig(variant="celo2-base")
 

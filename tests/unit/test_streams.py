@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from celo2._streams import library_log
+from celo2._utils.streams import library_log
 from celo2.evaluate import progress as evaluate_progress
-from celo2.evaluate.compare import CompareProgress
+from celo2.evaluate.comparison.compare import CompareProgress
 from celo2.evaluate.progress import ProgressDisplay
-from celo2.evaluate.run_suite import SuiteProgress
-from celo2.evaluate.runner import Progress as GridProgress
-from celo2.evaluate.suite import Group
-from celo2.evaluate.train_groups import GroupProgress
-from celo2.meta import progress as meta_progress
+from celo2.evaluate.suite.local import GroupProgress
+from celo2.evaluate.suite.run import SuiteProgress
+from celo2.evaluate.suite.spec import Group
+from celo2.meta.run import progress as meta_progress
+from celo2.training.runner import Progress as GridProgress
 
 WORK = """
 import sys, time

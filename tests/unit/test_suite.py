@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from celo2.baselines import OPTIMIZERS
-from celo2.evaluate.suite import SUITES, Group, Suite, load_suite
+from celo2.evaluate.suite.spec import SUITES, Group, Suite, load_suite
 
 SMALL = {
     "tasks": ["digits-mlp", "quadratic"],

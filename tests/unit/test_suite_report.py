@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from celo2.evaluate.plots import COLORS
-from celo2.evaluate.runs import RunResult
-from celo2.evaluate.scores import arrange
-from celo2.evaluate.suite_curves import MAX_POINTS, figure_data, line_style, train_band
-from celo2.evaluate.suite_plots import draw_curves
-from celo2.evaluate.suite_report import as_markdown, render_suite, write_suite_report
-from celo2.evaluate.suite_summary import rank_optimizers, rank_tasks
+from celo2.evaluate.analysis.standings import arrange
+from celo2.evaluate.analysis.summary import rank_optimizers, rank_tasks
+from celo2.evaluate.report.curves import MAX_POINTS, figure_data, line_style, train_band
+from celo2.evaluate.report.figures import draw_curves
+from celo2.evaluate.report.html import as_markdown, render_suite, write_suite_report
+from celo2.evaluate.suite.results import RunResult
+from celo2.report.plots import COLORS
 from suite_results import make_run, make_suite
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from celo2.evaluate.runs import RunResult
-from celo2.evaluate.scores import arrange
-from celo2.evaluate.suite_caveats import caveats, defeats, describe_divergence
-from celo2.evaluate.suite_summary import rank_optimizers, rank_tasks
+from celo2.evaluate.analysis.caveats import caveats, defeats, describe_divergence
+from celo2.evaluate.analysis.standings import arrange
+from celo2.evaluate.analysis.summary import rank_optimizers, rank_tasks
+from celo2.evaluate.suite.results import RunResult
 from suite_results import AGENT, IMAGES, make_run, make_suite
 
 

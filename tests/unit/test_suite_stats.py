@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from celo2.evaluate import stats
+from celo2.evaluate.analysis import stats
 
 INF, NAN = math.inf, math.nan
 

@@ -13,12 +13,17 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from celo2.tasks.base import Task
-from celo2.tasks.convolution import make_fashion_conv
-from celo2.tasks.layers import layer_norm, linear
-from celo2.tasks.mlp import init_mlp, make_fashion_mlp
+from celo2.tasks.language.tiny_lm import (
+    TransformerConfig,
+    compute_logits,
+    init_transformer,
+    make_tiny_lm,
+)
+from celo2.tasks.nn import layer_norm, linear
 from celo2.tasks.quadratic import make_quadratic
 from celo2.tasks.registry import make_task
-from celo2.tasks.transformer import TransformerConfig, compute_logits, init_transformer, make_tiny_lm
+from celo2.tasks.vision.convolution import make_fashion_conv
+from celo2.tasks.vision.mlp import init_mlp, make_fashion_mlp
 
 OPTIONS: dict[str, dict] = {  # what keeps a task small here; the networks are the default ones
     "fashion-mlp": {"prefer": "sample"},

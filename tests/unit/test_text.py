@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from celo2.tasks.text import load_stdlib_text
+from celo2.tasks.language.stdlib_text import load_stdlib_text
 
 
 def test_stdlib_text_is_rows_of_python_source() -> None:

@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch_examples import OPTIONS, OTHER_SIZES, largest_error, make_leaf, make_network, update
+from torch_examples import (
+    OPTIONS,
+    OTHER_SIZES,
+    largest_error,
+    make_leaf,
+    make_network,
+    update,
+)
 
-from celo2.torch import Celo2Base, implementation
+from celo2.torch import Celo2Base
+from celo2.torch.kernels import dispatch
 
 pytest.importorskip("triton", reason="Triton is not installed; it is for Linux")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,8 +56,8 @@ def test_bfloat16_is_read_as_it_is_and_a_state_of_it_is_rounded() -> None:
 def test_networks_of_other_sizes_take_the_passes_on_whole_tensors(options: dict[str, Any]) -> None:
     network = make_network(**options)
     leaf = make_leaf((64, 64), network, torch.float32)
-    with implementation.use("triton"):
-        assert implementation.choose(network, leaf.param, leaf.layout) == "passes"
+    with dispatch.use("triton"):
+        assert dispatch.choose(network, leaf.param, leaf.layout) == "passes"
 
 
 def test_nan_is_passed_on() -> None:
@@ -57,7 +65,7 @@ def test_nan_is_passed_on() -> None:
     leaf.grad[3, 4] = float("nan")
     param = torch.nn.Parameter(leaf.param)
     param.grad = leaf.grad
-    with implementation.use("triton"):
+    with dispatch.use("triton"):
         Celo2Base([param]).step()
     assert torch.isnan(param[3, 4])
 
@@ -66,7 +74,7 @@ def test_nan_is_passed_on() -> None:
 def test_a_large_matrix_on_a_gpu_takes_the_kernels() -> None:
     network = make_network()
     leaf = make_leaf((256, 512), network, torch.float32, DEVICE)
-    assert implementation.choose(network, leaf.param, leaf.layout) == "triton"
+    assert dispatch.choose(network, leaf.param, leaf.layout) == "triton"
 
 
 @needs_gpu

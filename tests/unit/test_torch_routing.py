@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from celo2.routing import RoutingWarning
 from celo2.torch import Celo2, Celo2Base, DimensionNumbers, find_routes, routing_table
-from celo2.torch.routing import RoutingWarning
 
 LINEAR = DimensionNumbers(1, 0)
 
@@ -356,7 +356,7 @@ def test_what_says_how_parameters_are_trained_needs_no_warning(make: Callable[[n
     assert make(GPT(1, tied=False)).param_groups
 
 
-@pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")
+@pytest.mark.filterwarnings("ignore::celo2.routing.routes.RoutingWarning")
 def test_names_without_a_module_are_read() -> None:
     model = nn.ModuleDict({"lm_head": nn.Linear(8, 30), "conv": nn.Conv2d(3, 8, 3), "fc": nn.Linear(8, 8)})
     optimizer = Celo2(model.named_parameters())

@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch_examples import make_leaf, make_network, update_leaves
 
-from celo2.torch import Celo2, Celo2Base, blocks, implementation
+from celo2.torch import Celo2, Celo2Base
+from celo2.torch.kernels import cpu_blocked, dispatch
 from oracle import rule
 from tolerances import relative_error
 
-pytestmark = pytest.mark.filterwarnings("ignore::celo2.torch.routing.RoutingWarning")  # no module, on purpose
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::celo2.routing.routes.RoutingWarning"
+)  # no module, on purpose
 
 needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="Numba is not installed: celo2[cpu]")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
@@ -43,9 +46,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "BLOCK_SIZE", 150)
+    monkeypatch.setattr(cpu_blocked, "BLOCK_SIZE", 150)
     if find_spec("numba"):
-        monkeypatch.setattr("celo2.torch.numba_passes.PIECE_SIZE", 150)
+        monkeypatch.setattr("celo2.torch.kernels.cpu_numba.PIECE_SIZE", 150)
 
 
 def assert_left_alone(
@@ -62,7 +65,7 @@ def assert_left_alone(
         if step == 1:
             grads[1][idle] = 0.0
         before = [tensor.clone() for family in leaves[1].accumulators for tensor in family]
-        with implementation.use(name):
+        with dispatch.use(name):
             pairs = zip(leaves, grads, strict=True)
             steps = update_leaves(network, [leaf._replace(grad=grad) for leaf, grad in pairs])
         if step == 1:
@@ -111,7 +114,7 @@ def test_the_network_alone_decides(name: Any) -> None:
     """Without the option a zero gradient moves a matrix by a full step, as in the reference."""
     network = make_network()
     leaf = make_leaf((20, 12), network, torch.float32)
-    with implementation.use(name):
+    with dispatch.use(name):
         (step,) = update_leaves(network, [leaf._replace(grad=torch.zeros(20, 12))])
     assert step.square().mean().sqrt().item() == pytest.approx(1.0, abs=1e-3)
     assert leaf.accumulators.row[0].min() > 0
@@ -123,7 +126,7 @@ def test_nan_is_no_zero(name: Any) -> None:
     leaf = make_leaf((2, 20, 12), network, torch.float32)
     leaf.grad.zero_()
     leaf.grad[0, 3, 4] = float("nan")
-    with implementation.use(name):
+    with dispatch.use(name):
         (step,) = update_leaves(network, [leaf])
     assert step[0].isnan().all()
     assert not step[1].any()

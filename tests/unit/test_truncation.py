@@ -11,12 +11,19 @@ import pytest
 
 from celo2.meta import pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.inner import make_inner_optimizer
-from celo2.meta.losses import LEAST_LOSS, Losses, scale_loss
-from celo2.meta.start import init_theta
-from celo2.meta.truncation import InnerState, init_pairs, make_family, unroll
-from celo2.tasks.datasets import load_image_sets
-from celo2.tasks.family import FamilyData, stack_datasets
+from celo2.meta.inner.optimizer import make_inner_optimizer
+from celo2.meta.inner.theta import init_theta
+from celo2.meta.inner.unroll import (
+    LEAST_LOSS,
+    InnerState,
+    Losses,
+    init_pairs,
+    make_family,
+    scale_loss,
+    unroll,
+)
+from celo2.tasks.families.base import FamilyData, stack_datasets
+from celo2.tasks.vision.datasets import load_image_sets
 
 CONFIG = MetaConfig(
     datasets=("digits", "mnist"),

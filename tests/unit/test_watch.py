@@ -14,11 +14,12 @@ import pytest
 
 from celo2 import load_checkpoint
 from celo2.commands import meta_train as command
-from celo2.meta import outer, watch
+from celo2.meta import outer
 from celo2.meta.config import MetaConfig
 from celo2.meta.outer import OuterMetrics, OuterState
 from celo2.meta.probe import ProbeConfig
-from celo2.meta.sinks import Sinks
+from celo2.meta.run import callbacks
+from celo2.meta.run.loggers import Sinks
 from celo2.meta.train import TrainOptions, meta_train
 from probe_records import make_record
 
@@ -67,7 +68,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             steps.append(int(theta["b0"][0]))
             return {"quadratic": make_record(1.0 + abs(steps[-1] - BEST_STEP))}
 
-    monkeypatch.setattr(watch, "Probe", InstantProbe)
+    monkeypatch.setattr(callbacks, "Probe", InstantProbe)
     return steps
 
 
@@ -112,14 +113,14 @@ def test_run_killed_in_a_probe_takes_it_again(
     tmp_path: Path, probed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        take = watch.ProbeLog.take
+        take = callbacks.ProbeLog.take
 
         def killed(log, step, weights):
             if step == 20:
                 raise Killed
             return take(log, step, weights)
 
-        broken.setattr(watch.ProbeLog, "take", killed)
+        broken.setattr(callbacks.ProbeLog, "take", killed)
         with pytest.raises(Killed):
             run(tmp_path)
     assert [probe["step"] for probe in probes_of(tmp_path)] == [0, 10]
@@ -179,7 +180,7 @@ def test_numbers_and_probes_reach_the_sinks_which_may_fail(
             self.closed = True
 
     sink = Failing()
-    monkeypatch.setattr(watch, "open_sinks", lambda *_, **__: Sinks({"net": sink}))
+    monkeypatch.setattr(callbacks, "open_sinks", lambda *_, **__: Sinks({"net": sink}))
     run(tmp_path, outer_steps=10)
     steps = [record["step"] for record in seen]
     assert steps == sorted(steps)

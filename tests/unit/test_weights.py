@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 from weights_examples import make_arrays, make_weights
 
-from celo2 import _sources
 from celo2.config import CONTRACT_VERSION, RuleConfig
-from celo2.weights import (
+from celo2.weights import sources
+from celo2.weights.checkpoint import (
     SHIPPED,
     Weights,
     compute_checksum,
@@ -33,7 +33,7 @@ def shipped(tmp_path, monkeypatch):
     """A package whose shipped weights are made up."""
     for name in SHIPPED:
         save_weights(tmp_path / f"{name}.safetensors", make_weights(orthogonalize=name == "celo2"))
-    monkeypatch.setattr(_sources, "_pretrained", lambda: tmp_path)
+    monkeypatch.setattr(sources, "_pretrained", lambda: tmp_path)
     return tmp_path
 
 
@@ -42,7 +42,7 @@ def without(name: str) -> dict:
 
 
 def test_import_loads_no_framework():
-    check = "import sys, celo2.weights, celo2.commands.weights; "
+    check = "import sys, celo2.weights.checkpoint, celo2.commands.weights; "
     check += "print(sorted({'jax', 'torch', 'flax', 'huggingface_hub'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,17 +7,17 @@ import hashlib
 import pytest
 from weights_examples import make_weights
 
-from celo2 import _sources
 from celo2.commands import weights as command
 from celo2.config import RuleConfig
-from celo2.weights import SHIPPED, Weights, load_checkpoint, save_weights
+from celo2.weights import sources
+from celo2.weights.checkpoint import SHIPPED, Weights, load_checkpoint, save_weights
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """An empty current folder and a package without shipped weights."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_sources, "_pretrained", lambda: tmp_path / "pretrained")
+    monkeypatch.setattr(sources, "_pretrained", lambda: tmp_path / "pretrained")
     return tmp_path
 
 
@@ -130,7 +130,7 @@ def test_convert_needs_the_variant_of_an_upstream_file(capsys, here):
 
 def test_fetch_writes_what_it_downloads(monkeypatch, here, capsys):
     save_weights("theta.state", make_weights())
-    monkeypatch.setattr("celo2._sources.download", lambda _repo_id, _max_bytes: here / "theta.state")
+    monkeypatch.setattr("celo2.weights.sources.download", lambda _repo_id, _max_bytes: here / "theta.state")
     assert command.main(["fetch", "owner/name", "--out", "new/folder", "--set", "orthogonalize=true"]) == 0
     weights = load_checkpoint("new/folder/name.safetensors")
     assert weights.provenance["hub"] == "owner/name"

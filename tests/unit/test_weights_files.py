@@ -10,7 +10,7 @@ import safetensors.numpy
 from weights_examples import make_arrays, make_weights
 
 from celo2.config import CONTRACT_VERSION, RuleConfig
-from celo2.weights import MAX_BYTES, Weights, load_checkpoint, save_weights
+from celo2.weights.checkpoint import MAX_BYTES, Weights, load_checkpoint, save_weights
 from rule_runs import REFERENCE_RUNS, load_run
 
 

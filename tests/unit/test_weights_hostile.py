@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from weights_examples import make_arrays, make_weights
 
 from celo2.config import CONTRACT_VERSION, RuleConfig
-from celo2.weights import MAX_BYTES, load_checkpoint, save_weights
+from celo2.weights.checkpoint import MAX_BYTES, load_checkpoint, save_weights
 
 FUZZ = settings(derandomize=True, max_examples=60, deadline=None)
 

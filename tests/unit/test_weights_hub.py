@@ -9,7 +9,12 @@ from types import SimpleNamespace
 import pytest
 from weights_examples import make_weights
 
-from celo2.weights import MAX_BYTES, fetch_checkpoint, load_checkpoint, save_weights
+from celo2.weights.checkpoint import (
+    MAX_BYTES,
+    fetch_checkpoint,
+    load_checkpoint,
+    save_weights,
+)
 
 
 class RepositoryNotFoundError(OSError):

@@ -14,7 +14,7 @@ import pytest
 import celo2
 import quick
 from celo2.config import RuleConfig
-from celo2.jax import accumulators, implementation, leaves, step
+from celo2.jax import accumulators, batching, dispatch, step
 from celo2.jax.dimensions import make_axes
 from oracle import rule
 from tolerances import relative_error
@@ -52,7 +52,7 @@ def assert_left_alone(name: Any, shape: tuple[int, ...], idle: Any, config: Rule
     state = accumulators.init(shape, make_axes(shape), config, jnp.dtype(dtype))
     param = rng.standard_normal(shape).astype(dtype)
     one = partial(step.update, weights, axes=make_axes(shape), config=config, skip_zero=True)
-    with implementation.use(name):
+    with dispatch.use(name):
         update = jax.jit(one)
         for number in range(3):
             grad = np.asarray(0.1 * rng.standard_normal(shape), dtype)
@@ -91,7 +91,7 @@ def test_nan_is_no_zero_and_the_option_is_off_by_itself(name: Any) -> None:
     state = accumulators.init(shape, make_axes(shape), CONFIG, jnp.dtype("float32"))
     grad, param = jnp.zeros(shape), jnp.ones(shape)
     one = partial(step.update, make_weights(CONFIG), axes=make_axes(shape), config=CONFIG)
-    with implementation.use(name):
+    with dispatch.use(name):
         moved, _ = jax.jit(one)(grad, param, state, 1)
         bad = grad.at[0, 3, 5].set(jnp.nan)
         found, _ = jax.jit(partial(one, skip_zero=True))(bad, param, state, 1)
@@ -106,7 +106,7 @@ def test_an_idle_expert_only_decays(
     together: bool, state_dtype: str | None, monkeypatch: pytest.MonkeyPatch, standard_promotion: None
 ) -> None:
     """Of two equal small stacks, which are updated together, and of a vector of the rule's."""
-    monkeypatch.setattr(leaves, "on_one_device", lambda: together)
+    monkeypatch.setattr(batching, "on_one_device", lambda: together)
     weights = celo2.Weights(make_weights(CONFIG), CONFIG)
     tx = celo2.celo2_base(1e-2, weights=weights, weight_decay=0.5, state_dtype=state_dtype)
     rng = np.random.default_rng(0)

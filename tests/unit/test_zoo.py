@@ -21,10 +21,10 @@ from celo2.baselines import find_optimizer, make_optimizer
 from celo2.commands import bench as bench_command
 from celo2.commands import compare as compare_command
 from celo2.commands import weights as command
-from celo2.evaluate.compare import CompareConfig
+from celo2.evaluate.comparison.compare import CompareConfig
 from celo2.zoo.names import as_tree, find_kind, read_shapes
-from celo2.zoo.presets import fitting_presets
 from celo2.zoo.specs import MEMBERS
+from celo2.zoo.weights import fitting_presets
 
 SMALL: dict[str, dict[str, Any]] = {
     "celo": {"lstm_size": 3},
@@ -146,7 +146,7 @@ def test_damaged_upstream_file_is_still_recognised(tmp_path: Path, capsys: Any) 
 
 
 def _state_bytes(folder: Path, tree: Any) -> bytes:
-    from celo2._upstream import encode_tree
+    from celo2.weights.theta_state import encode_tree
 
     return encode_tree(tree)
 
@@ -154,7 +154,9 @@ def _state_bytes(folder: Path, tree: Any) -> bytes:
 def test_command_inspects_converts_and_fetches(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     zoo.save_weights("theta.state", make_weights("velo"))
-    monkeypatch.setattr("celo2._sources.download", lambda _repo_id, _max_bytes: tmp_path / "theta.state")
+    monkeypatch.setattr(
+        "celo2.weights.sources.download", lambda _repo_id, _max_bytes: tmp_path / "theta.state"
+    )
     assert command.main(["fetch", "owner/velo", "--set", "ff_mult=100"]) == 0
     fetched = zoo.load_weights("velo.safetensors")
     assert fetched.config == MEMBERS["velo"](lstm_size=3, num_mlps=2, ff_mult=100.0)

@@ -13,9 +13,9 @@ import pytest
 from celo2 import zoo
 from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import make_axes
-from celo2.zoo import features, nn_adam, rnn_mlp, schedule, velo
-from celo2.zoo.arrays import MLP14
-from celo2.zoo.losses import init_moments, training_features, update_moments
+from celo2.zoo import features, loss_features, nn_adam, rnn_mlp, velo
+from celo2.zoo.loss_features import init_moments, training_features, update_moments
+from celo2.zoo.specs import MLP14
 from oracle.zoo_parts import LossBuffer, fraction
 
 DTYPE = np.dtype(np.float32)
@@ -34,9 +34,9 @@ NAMED_LOSSES = {
 def test_loss_features_follow_the_specification(losses: list[float], horizon: int) -> None:
     oracle = LossBuffer(horizon)
     with jax.enable_x64(True):
-        buffer = schedule.init_buffer(np.dtype(np.float64))
+        buffer = loss_features.init_buffer(np.dtype(np.float64))
         for count, loss in enumerate(losses):
-            found, buffer = schedule.loss_features(
+            found, buffer = loss_features.loss_features(
                 buffer, jnp.asarray(loss), jnp.asarray(count, jnp.int32), horizon
             )
             np.testing.assert_allclose(found, oracle.update(loss), rtol=1e-9, atol=ROUNDING)
@@ -46,10 +46,10 @@ def test_loss_features_follow_the_specification(losses: list[float], horizon: in
 def test_leaping_loss_counts_as_twice_the_largest_mean() -> None:
     """One loss of 1 gives means of 1/(1 + δ), δ the decay, as the old mean has the next exponent."""
     one = jnp.asarray(1.0)
-    buffer = schedule.init_buffer(DTYPE)
-    _, buffer = schedule.loss_features(buffer, one, jnp.asarray(0, jnp.int32), 100)
+    buffer = loss_features.init_buffer(DTYPE)
+    _, buffer = loss_features.loss_features(buffer, one, jnp.asarray(0, jnp.int32), 100)
     before = np.asarray(buffer.mean)
-    _, buffer = schedule.loss_features(buffer, 1e9 * one, jnp.asarray(1, jnp.int32), 100)
+    _, buffer = loss_features.loss_features(buffer, 1e9 * one, jnp.asarray(1, jnp.int32), 100)
     decay = np.exp(-1.0 / np.logspace(1, 2, 10))
     added = (np.asarray(buffer.mean) - decay * before) / (1.0 - decay)
     np.testing.assert_allclose(added, 2.0 / (1.0 + decay.min()), rtol=1e-4)
@@ -57,7 +57,7 @@ def test_leaping_loss_counts_as_twice_the_largest_mean() -> None:
 
 def test_share_features_count_from_zero() -> None:
     for count in (0, 7, 30):
-        found = schedule.share_features(jnp.asarray(count, jnp.int32), 20, DTYPE)
+        found = loss_features.share_features(jnp.asarray(count, jnp.int32), 20, DTYPE)
         np.testing.assert_allclose(found, fraction(count, 20), rtol=1e-5)
 
 

@@ -15,13 +15,13 @@ import optax
 import pytest
 
 from celo2 import zoo
-from celo2.evaluate.compare import CompareConfig, compare
-from celo2.evaluate.report import render_report
-from celo2.evaluate.summary import caveats
+from celo2.evaluate.comparison.compare import CompareConfig, compare
+from celo2.evaluate.comparison.report import render_report
+from celo2.evaluate.comparison.summary import caveats
 from celo2.meta import outer, pes
-from celo2.meta.checkpoint import RunFiles
 from celo2.meta.config import MetaConfig
-from celo2.meta.data import load_datasets, stack_data
+from celo2.meta.inner.families import load_datasets, stack_data
+from celo2.meta.run.folder import RunFiles
 from celo2.meta.train import TrainOptions, meta_train
 from celo2.zoo.specs import MEMBERS
 
@@ -163,7 +163,7 @@ def test_celo_is_meta_trained_in_two_phases(tmp_path: Path) -> None:
 
 
 def _start(config: MetaConfig) -> dict[str, np.ndarray]:
-    from celo2.meta.start import make_start
+    from celo2.meta.inner.theta import make_start
 
     return dict(make_start(config).arrays)
 
@@ -203,7 +203,7 @@ def test_predecessor_is_compared_with_a_tuned_optimizer(tmp_path: Path) -> None:
 
 def test_each_sign_starts_its_lstm_from_its_own_theta() -> None:
     """The start of the state is learned too, so it must be perturbed with the rest."""
-    from celo2.meta.truncation import _sample_start as sample_start
+    from celo2.meta.inner.unroll import _sample_start as sample_start
 
     config = dataclasses.replace(RECIPE, variant="nn_adam")
     theta = zoo.init_theta("nn_adam", jax.random.key(0))
@@ -245,7 +245,7 @@ def test_predecessor_is_not_probed(tmp_path: Path) -> None:
 
 
 def test_start_of_another_optimizer_is_refused(tmp_path: Path) -> None:
-    from celo2.meta.start import load_start
+    from celo2.meta.inner.theta import load_start
 
     arrays = {name: np.asarray(a) for name, a in zoo.init_theta("celo_adam", jax.random.key(0)).items()}
     zoo.save_weights(tmp_path / "w.safetensors", zoo.ZooWeights(arrays, zoo.PRESETS["celo_adam"]))

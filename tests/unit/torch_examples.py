@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
-from celo2.torch import implementation
-from celo2.torch._state import init_rule, rule_accumulators
+from celo2.torch.batching import Leaf, iterate_leaves
 from celo2.torch.dimensions import make_layout
-from celo2.torch.leaves import Leaf, iterate_leaves
-from celo2.torch.network import Network
-from celo2.weights import Weights
+from celo2.torch.kernels import dispatch
+from celo2.torch.optimizer.state import init_rule, rule_accumulators
+from celo2.torch.weights import Network
+from celo2.weights.checkpoint import Weights
 from tolerances import relative_error
 
 BASE = RuleConfig(orthogonalize=False)
@@ -87,7 +87,7 @@ def update(
     """The step of two equal leaves after two updates, and their accumulators."""
     network = make_network(**options)
     leaves = [make_leaf(shape, network, dtype, device, seed, state_dtype) for seed in (1, 2)]
-    with implementation.use(name):
+    with dispatch.use(name):
         update_leaves(network, leaves)
         smaller = [leaf._replace(grad=-1e-3 * leaf.grad) for leaf in leaves]
         steps = update_leaves(network, smaller)

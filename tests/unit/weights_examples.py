@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from celo2.config import RuleConfig
-from celo2.weights import Weights
+from celo2.weights.checkpoint import Weights
 
 
 def make_arrays(**config: Any) -> dict[str, np.ndarray]:

@@ -15,12 +15,12 @@ from typing import Any
 import optax
 
 from celo2.baselines import adamuon, from_optax, muon, normuon, shampoo, soap
-from celo2.baselines.matrices import UNIT_STEP_RANGE
+from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE
 from celo2.baselines.spec import EvalParams, MakeOptimizer, OptimizerSpec
 from celo2.config import nearest_name
 from celo2.jax.transform import celo2, celo2_base
-from celo2.weights import compute_checksum, load_checkpoint
-from celo2.zoo.factory import make as make_predecessor
+from celo2.weights.checkpoint import compute_checksum, load_checkpoint
+from celo2.zoo.registry import make as make_predecessor
 from celo2.zoo.specs import PRESETS
 from celo2.zoo.weights import load_weights
 

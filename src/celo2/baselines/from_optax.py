@@ -15,8 +15,6 @@ import optax
 from celo2.baselines.spec import MakeOptimizer, OptimizerSpec, decoupled, scaled
 from celo2.constants import ADAMW_BETAS
 
-__all__ = ["ADAM_RANGE", "SPECS"]
-
 ADAM_RANGE = (3e-4, 1e-1)  # of optimizers whose elements move by about the learning rate, as Adam's
 SGD_MOMENTUM = 0.9
 PRODIGY_BETAS = (0.9, 0.999)

@@ -10,8 +10,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["DEFAULT_MAX_DIM", "EVERY", "Factors", "accumulate", "sandwich", "zero_factors"]
-
 DEFAULT_MAX_DIM = 1024  # longer axes get no factor, which would cost more than the matrix itself
 EVERY = 10  # steps from one decomposition to the next
 

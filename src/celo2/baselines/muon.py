@@ -11,11 +11,9 @@ from typing import Any
 import jax
 import optax
 
-from celo2.baselines.matrices import UNIT_STEP_RANGE, matrix_axes, on_matrices
+from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE, matrix_axes, on_matrices
 from celo2.baselines.spec import OptimizerSpec
 from celo2.constants import ADAMW_LR_SCALE
-
-__all__ = ["SPEC"]
 
 BETA = 0.95  # Nesterov momentum, the published setting
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from celo2.baselines.matrices import (
+from celo2.baselines.matrix_optimizer import (
     UNIT_STEP_RANGE,
     MatrixRule,
     on_matrices,
@@ -29,8 +29,6 @@ from celo2.baselines.spec import OptimizerSpec, decoupled
 from celo2.config import RuleConfig
 from celo2.constants import ADAMW_LR_SCALE
 from celo2.jax import orthogonalize
-
-__all__ = ["SPEC", "scale_by_normuon"]
 
 NEWTON_SCHULZ = RuleConfig()  # Celo2's coefficients and iterations are Muon's
 

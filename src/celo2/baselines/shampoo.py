@@ -23,11 +23,22 @@ import optax
 from jax import Array
 
 from celo2.baselines.from_optax import ADAM_RANGE
-from celo2.baselines.kronecker import DEFAULT_MAX_DIM, EVERY, Factors, accumulate, sandwich, zero_factors
-from celo2.baselines.matrices import TINY, MatrixRule, debiased, on_matrices, scale_by_matrix_rule
+from celo2.baselines.kronecker import (
+    DEFAULT_MAX_DIM,
+    EVERY,
+    Factors,
+    accumulate,
+    sandwich,
+    zero_factors,
+)
+from celo2.baselines.matrix_optimizer import (
+    TINY,
+    MatrixRule,
+    debiased,
+    on_matrices,
+    scale_by_matrix_rule,
+)
 from celo2.baselines.spec import OptimizerSpec, decoupled
-
-__all__ = ["SPEC", "scale_by_shampoo"]
 
 
 class ShampooState(NamedTuple):

@@ -9,8 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import optax
 
-__all__ = ["EvalParams", "MakeOptimizer", "OptimizerSpec", "decoupled", "scaled"]
-
 MakeOptimizer = Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation]
 EvalParams = Callable[[Any, Any], Any]  # (optimizer state, trained parameters) → parameters to evaluate
 
@@ -27,13 +25,13 @@ class OptimizerSpec:
             published default, and wide enough for the tasks of this package.
         reference: Its paper.
         origin: The code that it comes from, `optax.lion` say.
-        schedule: Of the learning rate, by its name in `celo2.evaluate.protocol.SCHEDULES`.
+        schedule: Of the learning rate, by its name in `celo2.training.protocol.SCHEDULES`.
         eval_params: What is evaluated, made of the optimizer's state and the trained parameters; None:
             the trained parameters themselves.
         sets_own_rate: Whether it chooses its step sizes itself: there is one run for each seed, at "rate" 1,
             and weight decay, which is measured by a learning rate, has no meaning.
-        weights: Of a learned optimizer, `celo2.weights.compute_checksum`, filled in by `find_optimizer`; ""
-            of a hand-designed one.
+        weights: Of a learned optimizer, `celo2.weights.checkpoint.compute_checksum`, filled in by
+            `find_optimizer`; "" of a hand-designed one.
     """
 
     name: str

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+)
 
-from celo2.evaluate.compare import ALL
-
-__all__ = ["make_registry"]
+from celo2.evaluate.comparison.compare import ALL
 
 NONE = "none"  # what the help says of an empty default
 METAVARS = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}

@@ -12,17 +12,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from celo2._files import write_atomic
-from celo2.evaluate.labels import cell, shorten
-from celo2.evaluate.run_store import load_results, pack
-from celo2.evaluate.runs import RunResult
-from celo2.evaluate.scores import BASELINE, arrange
-from celo2.evaluate.suite_caveats import caveats
-from celo2.evaluate.suite_summary import rank_optimizers, rank_tasks
-from celo2.evaluate.suite_tables import Table as SuiteTable
-from celo2.evaluate.suite_tables import overview_table, summary_table
-
-__all__ = ["is_suite", "load_suites", "report_suite", "write_pack", "write_tables"]
+from celo2._utils.files import write_atomic
+from celo2.evaluate.analysis.caveats import caveats
+from celo2.evaluate.analysis.standings import BASELINE, arrange
+from celo2.evaluate.analysis.summary import rank_optimizers, rank_tasks
+from celo2.evaluate.report.tables import Table as SuiteTable
+from celo2.evaluate.report.tables import overview_table, summary_table
+from celo2.evaluate.suite.results import RunResult
+from celo2.evaluate.suite.store import load_results, pack
+from celo2.report.kit import cell, shorten
 
 MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -63,7 +61,9 @@ def report_suite(
     Raises:
         ValueError: A run is there twice.
     """
-    from celo2.evaluate.suite_report import write_suite_report  # loads plotly and matplotlib
+    from celo2.evaluate.report.html import (
+        write_suite_report,  # loads plotly and matplotlib
+    )
 
     standings = arrange(results, baseline)
     rows, tasks = rank_optimizers(standings), rank_tasks(standings)
@@ -85,7 +85,7 @@ def write_tables(results: Sequence[RunResult], page: Path, *, baseline: str = BA
     Raises:
         ValueError: The page does not have the two marks.
     """
-    from celo2.evaluate.suite_report import as_markdown
+    from celo2.evaluate.report.html import as_markdown
 
     text = page.read_text(encoding="utf-8")
     if not MARKED.search(text):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 
-from celo2.zoo.presets import fitting_presets
 from celo2.zoo.specs import MEMBERS
-from celo2.zoo.weights import ZooWeights
-
-__all__ = ["ZOO_OPTIONS", "print_assumed", "print_zoo", "zoo_set_flags"]
+from celo2.zoo.weights import ZooWeights, fitting_presets
 
 ZOO_OPTIONS = frozenset(field.name for member in MEMBERS.values() for field in dataclasses.fields(member))
 

@@ -16,18 +16,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from celo2._checks import check_out_file
-from celo2._files import write_atomic
-from celo2._signals import exit_status
+from celo2._utils.checks import check_out_file
+from celo2._utils.files import write_atomic
+from celo2._utils.signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.evaluate.bench import COLUMNS, NUM_STEPS, BenchRow, BenchStopped, bench_tree, bench_whole_step
-from celo2.evaluate.environment import describe_environment
-from celo2.evaluate.labels import cell
-from celo2.evaluate.trees import TREES, count_parameters
-from celo2.jax.compilation import compiler_options
-
-__all__ = ["BenchCommand", "main"]
+from celo2.evaluate.bench import (
+    COLUMNS,
+    NUM_STEPS,
+    BenchRow,
+    BenchStopped,
+    bench_tree,
+    bench_whole_step,
+)
+from celo2.evaluate.bench_trees import TREES, count_parameters
+from celo2.jax.runtime import compiler_options
+from celo2.report.kit import cell
+from celo2.training.environment import describe_environment
 
 _DESCRIPTION = """\
 Measures the step of several optimizers on one parameter tree, in turns in one process: time, its

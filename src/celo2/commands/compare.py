@@ -11,20 +11,18 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from celo2._checks import check_out_folder
-from celo2._signals import exit_status
+from celo2._utils.checks import check_out_folder
+from celo2._utils.signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.evaluate.compare import CompareConfig, CompareResult, compare
+from celo2.evaluate.comparison.compare import CompareConfig, CompareResult, compare
+from celo2.evaluate.comparison.store import save_result
+from celo2.evaluate.comparison.summary import caveats
+from celo2.evaluate.comparison.tables import make_table
 from celo2.evaluate.progress import ProgressDisplay
-from celo2.evaluate.store import save_result
-from celo2.evaluate.summary import caveats
-from celo2.evaluate.tables import make_table
-from celo2.jax.host_devices import num_cores, use_cpu_devices
+from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.tasks.registry import TASKS
 from celo2.zoo.specs import PRESETS
-
-__all__ = ["CompareOptions", "main"]
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
 

@@ -12,21 +12,19 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from celo2._checks import check_devices, check_memory, check_out_folder
-from celo2._signals import exit_status
+from celo2._utils.checks import check_devices, check_memory, check_out_folder
+from celo2._utils.signals import exit_status
 from celo2.baselines import check_optimizer_name, describe_optimizers, sets_own_rate
 from celo2.commands._arguments import make_registry
 from celo2.commands._suite_report import load_suites, report_suite
-from celo2.evaluate.compare import ALL
+from celo2.evaluate.comparison.compare import ALL
 from celo2.evaluate.progress import ProgressDisplay
-from celo2.evaluate.run_store import RunStore
-from celo2.evaluate.run_suite import run_locally, run_suite
-from celo2.evaluate.suite import Suite, load_suite
-from celo2.evaluate.train_groups import Failure, Machine
-from celo2.jax.host_devices import num_cores, use_cpu_devices
+from celo2.evaluate.suite.local import Failure, Machine
+from celo2.evaluate.suite.run import run_locally, run_suite
+from celo2.evaluate.suite.spec import Suite, load_suite
+from celo2.evaluate.suite.store import RunStore
+from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.tasks.registry import TASKS
-
-__all__ = ["EvaluateCommand", "main"]
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
 
@@ -205,7 +203,7 @@ def _name(failure: Failure) -> str:
 
 
 def _ray_engine(address: str) -> Any:
-    from celo2.evaluate.ray_engine import make_ray_engine
+    from celo2.evaluate.suite.ray import make_ray_engine
 
     return make_ray_engine(address)
 

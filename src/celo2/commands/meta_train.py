@@ -12,18 +12,22 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from celo2._checks import check_devices
+from celo2._utils.checks import check_devices
 from celo2.commands._arguments import make_registry
-from celo2.jax.host_devices import num_cores, use_cpu_devices
-from celo2.meta.checkpoint import with_start_beside
+from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.meta.config import MetaConfig
-from celo2.meta.distributed import ProcessLostError, is_first, join, leave, leaving_on_error
-from celo2.meta.faults import MetaGradientError, RunWriteError
 from celo2.meta.probe import ProbeConfig
-from celo2.meta.recipe import OPTIONS_FILE, RECIPE_FILE, read_options, read_recipe
+from celo2.meta.run.distributed import (
+    ProcessLostError,
+    is_first,
+    join,
+    leave,
+    leaving_on_error,
+)
+from celo2.meta.run.errors import MetaGradientError, RunWriteError
+from celo2.meta.run.folder import with_start_beside
+from celo2.meta.run.recipe import OPTIONS_FILE, RECIPE_FILE, read_options, read_recipe
 from celo2.meta.train import TrainOptions, meta_train
-
-__all__ = ["main"]
 
 _DESCRIPTION = """\
 Meta-trains the Celo2 rule, or one of its predecessors, with persistent evolution strategies on small

@@ -17,16 +17,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from celo2._checks import check_devices, check_out_file
-from celo2._files import read_object, write_atomic
-from celo2._signals import exit_status
+from celo2._utils.checks import check_devices, check_out_file
+from celo2._utils.files import read_object, write_atomic
+from celo2._utils.signals import exit_status
 from celo2.baselines import LEARNED, OPTIMIZERS
 from celo2.commands._arguments import make_registry
 from celo2.config import RuleConfig
-from celo2.evaluate.labels import cell, markdown_cell, shorten
-from celo2.jax.host_devices import num_cores, use_cpu_devices
-from celo2.meta.choices import Variant
-from celo2.meta.config import MetaConfig
+from celo2.jax.runtime import num_cores, use_cpu_devices
+from celo2.meta.config import MetaConfig, Variant
+from celo2.meta.inner.theta import BUILT_IN, make_start
 from celo2.meta.probe import (
     Comparison,
     Probe,
@@ -37,11 +36,9 @@ from celo2.meta.probe import (
     describe_task,
 )
 from celo2.meta.probe.paired import LEAST_SEEDS
-from celo2.meta.start import BUILT_IN, make_start
 from celo2.meta.task_sets import TASK_SETS
-from celo2.weights import SHIPPED, Weights, compute_checksum, load_checkpoint
-
-__all__ = ["ProbeCommand", "load_candidates", "main", "measure"]
+from celo2.report.kit import cell, markdown_cell, shorten
+from celo2.weights.checkpoint import SHIPPED, Weights, compute_checksum, load_checkpoint
 
 TITLES = {"train": "training loss", "valid": "validation loss"}
 PLAIN_WIDTH = 200  # columns, where the output is no terminal
@@ -174,8 +171,8 @@ def _show(command: ProbeCommand, config: ProbeConfig, found: Mapping[str, Mappin
 
 def _draw(path: Path, found: Mapping[str, Mapping[str, TaskRecord]]) -> None:
     """Draws every candidate but the first, which is the line at zero."""
-    from celo2.evaluate.plots import save_png
     from celo2.meta.probe.figure import draw_comparisons
+    from celo2.report.plots import save_png
 
     (reference, first), *others = found.items()
     measures = {

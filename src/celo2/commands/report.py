@@ -11,15 +11,19 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from celo2._checks import check_out_file, check_out_folder
+from celo2._utils.checks import check_out_file, check_out_folder
 from celo2.commands._arguments import make_registry
-from celo2.commands._suite_report import is_suite, load_suites, report_suite, write_pack, write_tables
-from celo2.evaluate.scores import BASELINE
-from celo2.meta.history import RunHistory, is_run, load_history
-from celo2.meta.metrics import METRICS_FILE
-from celo2.meta.report import make_table, write_report
-
-__all__ = ["ReportCommand", "main"]
+from celo2.commands._suite_report import (
+    is_suite,
+    load_suites,
+    report_suite,
+    write_pack,
+    write_tables,
+)
+from celo2.evaluate.analysis.standings import BASELINE
+from celo2.meta.report.history import RunHistory, is_run, load_history
+from celo2.meta.report.html import make_table, write_report
+from celo2.meta.run.metrics import METRICS_FILE
 
 PLAIN_WIDTH = 120  # columns, where the output is no terminal
 

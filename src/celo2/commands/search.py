@@ -11,12 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from celo2._signals import exit_status
+from celo2._utils.signals import exit_status
 from celo2.commands._arguments import make_registry
 from celo2.meta.search import mixture
 from celo2.meta.search.run import Generation, SearchConfig, search
-
-__all__ = ["main"]
 
 _DESCRIPTION = """\
 Searches for a rule among those whose direction is a weighted sum of input channels: 15 weights and 7

@@ -14,23 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from celo2._digests import Integrity
-from celo2._sources import WeightFile, fetch_file, find_file
-from celo2.commands._zoo_weights import ZOO_OPTIONS, print_assumed, print_zoo, zoo_set_flags
+from celo2.commands._zoo_weights import (
+    ZOO_OPTIONS,
+    print_assumed,
+    print_zoo,
+    zoo_set_flags,
+)
 from celo2.config import RuleConfig
-from celo2.weights import (
+from celo2.weights.checkpoint import (
     MAX_BYTES,
     SHIPPED,
     Weights,
     decode_weights,
     load_checkpoint,
     save_weights,
-    shipped_file,
 )
+from celo2.weights.digests import Integrity
+from celo2.weights.sources import WeightFile, fetch_file, find_file, shipped_file
 from celo2.zoo import weights as zoo
 from celo2.zoo.weights import ZooWeights
-
-__all__ = ["main"]
 
 _EXAMPLES = """\
 examples:

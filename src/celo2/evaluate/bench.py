@@ -12,14 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from celo2._signals import Stopped
+from celo2._utils.signals import Stopped
 from celo2.baselines import make_optimizer
-from celo2.evaluate.labels import shorten
-from celo2.evaluate.program import make_step
-from celo2.evaluate.trees import Tree, count_parameters
-from celo2.tasks.transformer import TransformerConfig, make_tiny_lm
-
-__all__ = ["COLUMNS", "REFERENCE", "BenchRow", "BenchStopped", "bench_tree", "bench_whole_step"]
+from celo2.evaluate.bench_trees import Tree, count_parameters
+from celo2.report.kit import shorten
+from celo2.tasks.language.tiny_lm import TransformerConfig, make_tiny_lm
+from celo2.training.optimizer_step import make_step
 
 REFERENCE = "adamw"  # what every time is divided by
 COLUMNS = (  # of a table of `BenchRow.cells`

@@ -10,12 +10,10 @@ from typing import NamedTuple, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from celo2.evaluate.compare import CompareProgress
-from celo2.evaluate.labels import shorten
-from celo2.evaluate.run_suite import SuiteProgress
-from celo2.evaluate.runner import Progress as GridProgress
-
-__all__ = ["ProgressDisplay"]
+from celo2.evaluate.comparison.compare import CompareProgress
+from celo2.evaluate.suite.run import SuiteProgress
+from celo2.report.kit import shorten
+from celo2.training.runner import Progress as GridProgress
 
 LEAST_SHARE = 0.05  # of the work, trained here, from which on the time left is told
 PLAIN_INTERVAL = 5.0  # seconds, at least, between two plain lines about one optimizer

@@ -1,5 +1,5 @@
 """The rule in JAX: one array at a time in `step`, whole trees in `transform`."""
 
-from celo2._extras import require
+from celo2._utils.extras import require
 
 require("jax", "jax", "optax")

@@ -23,22 +23,6 @@ from jax.typing import ArrayLike
 from celo2.constants import FACTORED_EPS, GRAD_CLIP
 from celo2.jax.dimensions import Axes
 
-__all__ = [
-    "Accumulators",
-    "Decays",
-    "Leaf",
-    "clip",
-    "find_busy",
-    "init",
-    "init_col",
-    "init_row",
-    "keep_idle",
-    "unbias",
-    "update",
-    "update_factored",
-    "update_full",
-]
-
 
 class Decays(Protocol):
     """The decays of each kind of accumulator, numbers or traced scalars; a `RuleConfig`, say."""

@@ -19,16 +19,6 @@ from celo2.constants import CLIPPED_GRAD, FACTOR_FLOOR, RSQRT_EPS
 from celo2.jax.accumulators import Accumulators
 from celo2.jax.dimensions import Axes
 
-__all__ = [
-    "Factors",
-    "FeatureGroups",
-    "compute",
-    "compute_factors",
-    "compute_full",
-    "compute_vectors",
-    "count_full",
-]
-
 VECTORS = ("row", "col", "rsqrt_row", "rsqrt_col")  # the features that `compute_vectors` makes
 
 FeatureGroups = dict[str, tuple[Array, ...]]  # weight name → channels

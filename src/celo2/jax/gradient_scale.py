@@ -18,15 +18,7 @@ from jax import Array
 
 from celo2.constants import GRADIENT_DECAY
 from celo2.gradient_range import check_normalization, resolve_range
-from celo2.weights import SHIPPED, Weights
-
-__all__ = [
-    "NormalizeGradientsState",
-    "WatchGradientsState",
-    "normalize_gradients",
-    "share_outside",
-    "watch_gradients",
-]
+from celo2.weights.checkpoint import SHIPPED, Weights
 
 
 class NormalizeGradientsState(NamedTuple):

@@ -22,21 +22,6 @@ from celo2.config import RuleConfig
 from celo2.constants import NORM_EPS
 from celo2.jax.features import FeatureGroups
 
-__all__ = [
-    "NORM_EPS",
-    "InputScales",
-    "Units",
-    "compute",
-    "input_scales",
-    "make_opaque",
-    "mean_square",
-    "mean_squares",
-    "multiply_add",
-    "normalizer",
-    "vector_units",
-]
-
-
 NUMBERS_UP_TO = 8  # hidden units: finished weights of a larger network are not written into the program
 
 InputScales = dict[str, tuple[Array, ...]]  # weight name → scale of each channel
@@ -142,7 +127,7 @@ def compute(
 def make_opaque(weights: Mapping[str, Any], config: RuleConfig) -> Mapping[str, Any]:
     """Finished weights of a large network as arrays that XLA does not look into; others as they are.
 
-    Where sums may be reordered (`compilation.compiler_options`), LLVM rearranges those of a layer with
+    Where sums may be reordered (`runtime.compiler_options`), LLVM rearranges those of a layer with
     constant weights, and from 16 units on takes more memory for it than a machine has.
     """
     if config.ff_hidden_size <= NUMBERS_UP_TO:

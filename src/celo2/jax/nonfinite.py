@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-__all__ = ["SkipNonfiniteState", "choose_finite", "skip_nonfinite"]
-
 Keep = Callable[[optax.Updates, optax.OptState, optax.OptState], optax.OptState]
 
 

@@ -15,9 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from celo2.config import RuleConfig
-from celo2.jax.devices import on_one_device
-
-__all__ = ["BATCH_LIMIT", "compute", "compute_all", "iterate"]
+from celo2.jax.runtime import on_one_device
 
 BATCH_LIMIT = 1 << 25  # elements of a batch: enough work for a large device, 128 MiB a copy
 

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["round_all"]
-
 _BITS_CUT = 16  # of a float32's significand
 
 

@@ -15,16 +15,6 @@ from celo2.jax import accumulators as accumulators_lib
 from celo2.jax.accumulators import Accumulators, Decays
 from celo2.jax.dimensions import Layout, make_layout
 
-__all__ = [
-    "ScaleByCelo2State",
-    "check_state_dtype",
-    "init_state",
-    "leaves_to_state",
-    "make_layouts",
-    "match_params",
-    "state_to_leaves",
-]
-
 
 class ScaleByCelo2State(NamedTuple):
     """State of `scale_by_celo2`: trees shaped like the parameters, one for each decay.

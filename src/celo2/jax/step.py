@@ -27,11 +27,9 @@ from jax.typing import ArrayLike
 from celo2.config import RuleConfig
 from celo2.constants import PRECONDITION_EPS
 from celo2.jax import accumulators as accumulators_lib
-from celo2.jax import features, implementation, mlp, orthogonalize, passes
+from celo2.jax import dispatch, features, mlp, orthogonalize, three_pass
 from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Axes
-
-__all__ = ["Result", "update", "update_all"]
 
 Result = tuple[Array, Accumulators]  # the un-negated step, of the gradient's shape, and the accumulators
 
@@ -76,7 +74,7 @@ def update_all(
     grad, _, accumulators = arrays[0]
     if grad.size == 0:
         return [(array.grad.astype(accumulators.row[0].dtype), array.accumulators) for array in arrays]
-    chosen = implementation.choose(weights, grad, accumulators, axes, config)
+    chosen = dispatch.choose(weights, grad, accumulators, axes, config)
     if chosen == "plain" or axes is None:
         opaque = mlp.make_opaque(weights, config)
         plain = partial(_update, opaque, axes=axes, config=config, skip_zero=skip_zero)
@@ -84,9 +82,9 @@ def update_all(
 
     def by_xla(arrays: Sequence[Leaf]) -> list[Result]:
         # One by one: a loop that reads a part of a stack is compiled anew for each part.
-        made = passes.make_passes(mlp.make_opaque(weights, config), config)
+        made = three_pass.make_passes(mlp.make_opaque(weights, config), config)
 
-        def one(array: Leaf) -> passes.Direction:
+        def one(array: Leaf) -> three_pass.Direction:
             return by_passes([_convert(array)], made)[0]
 
         if isinstance(grad, Tracer):
@@ -94,15 +92,15 @@ def update_all(
         return _finish_all(list(map(one, arrays)), arrays, config)
 
     def by_kernels(arrays: Sequence[Leaf], interpret: bool) -> list[Result]:
-        from celo2.jax import pallas  # loads Pallas, which only GPUs need
+        from celo2.jax.pallas import kernels  # loads Pallas, which only GPUs need
 
-        made = pallas.make_passes(weights, config, interpret=interpret)
+        made = kernels.make_passes(weights, config, interpret=interpret)
         return _finish_all(by_passes(arrays, made), arrays, config)
 
-    def by_passes(arrays: Sequence[Leaf], made: passes.Passes) -> list[passes.Direction]:
-        return passes.compute(arrays, weights, axes, config, made, skip_zero=skip_zero)
+    def by_passes(arrays: Sequence[Leaf], made: three_pass.Passes) -> list[three_pass.Direction]:
+        return three_pass.compute(arrays, weights, axes, config, made, skip_zero=skip_zero)
 
-    return implementation.run(chosen, by_xla, by_kernels, list(arrays))
+    return dispatch.run(chosen, by_xla, by_kernels, list(arrays))
 
 
 def _convert(array: Leaf) -> Leaf:
@@ -165,7 +163,7 @@ def _finish(
 
 
 def _finish_all(
-    directions: Sequence[passes.Direction], arrays: Sequence[Leaf], config: RuleConfig
+    directions: Sequence[three_pass.Direction], arrays: Sequence[Leaf], config: RuleConfig
 ) -> list[Result]:
     """From the directions of matrices to their steps, as `_update` does."""
     steps, mean_squares, news, busy = map(list, zip(*directions, strict=True))

@@ -13,14 +13,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
+from optax._src.base import (
+    NO_PARAMS_MSG,  # Optax has no public name for its own message
+)
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
-from celo2.jax.devices import leave_shardings_to_compiler
+from celo2.jax.batching import Leaf, update_leaves
 from celo2.jax.dimensions import Layout
-from celo2.jax.leaves import Leaf, update_leaves
 from celo2.jax.nonfinite import Keep, choose_finite, skip_nonfinite
-from celo2.jax.routing import find_dimension_numbers, param_labels
+from celo2.jax.routing.labels import find_dimension_numbers, param_labels
+from celo2.jax.runtime import leave_shardings_to_compiler
 from celo2.jax.state import (
     ScaleByCelo2State,
     check_state_dtype,
@@ -30,10 +32,7 @@ from celo2.jax.state import (
     match_params,
     state_to_leaves,
 )
-from celo2.weights import SHIPPED, Weights, load_checkpoint, resolve_theta
-
-__all__ = ["ADAMW_BETAS", "ADAMW_LR_SCALE", "ScaleByCelo2State", "celo2", "celo2_base", "scale_by_celo2"]
-
+from celo2.weights.checkpoint import SHIPPED, Weights, load_checkpoint, resolve_theta
 
 Theta = Weights | Mapping[str, Any] | None
 

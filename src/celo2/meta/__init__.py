@@ -1,5 +1,35 @@
-"""Meta-training: persistent evolution strategies over short pieces of inner training."""
+"""Meta-training: persistent evolution strategies over short pieces of inner training.
 
-from celo2._extras import require
+    >>> from celo2.meta import MetaConfig
+    >>> MetaConfig(variant="celo2-base").estimator
+    'pes'
+
+`meta_train(recipe, options)` runs a recipe; `celo2 meta-train` is its command line.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from celo2._utils.extras import require
 
 require("meta", "jax", "optax", "orbax", "rich", "tyro")
+
+if TYPE_CHECKING:
+    from celo2.meta.config import MetaConfig
+    from celo2.meta.train import TrainOptions, meta_train
+
+__all__ = ["MetaConfig", "TrainOptions", "meta_train"]
+
+_HOME = {
+    "MetaConfig": "celo2.meta.config",
+    "TrainOptions": "celo2.meta.train",
+    "meta_train": "celo2.meta.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'celo2.meta' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -8,33 +8,27 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
-from celo2._checks import check_count, check_seeds
-from celo2._files import parse_object
+from celo2._utils.checks import check_count, check_seeds
+from celo2._utils.files import parse_object
 from celo2.config import RuleConfig, nearest_name
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
-from celo2.meta.choices import (
-    CHOICES,
-    Estimator,
-    LossDifference,
-    LossScale,
-    MetaLoss,
-    OuterOptimizer,
-    RateUnits,
-    Schedule,
-    UnrollLaw,
-    Variant,
+from celo2.meta.parsing import (
+    check_type,
+    parse_rule_options,
+    parse_shares,
+    split_by_weight,
 )
-from celo2.meta.combinations import check_frozen, check_outer, check_variant
-from celo2.meta.rule_options import check_type, parse_rule_options
-from celo2.meta.shares import parse_shares, split_by_weight
-from celo2.tasks.augmentation import Level, parse_mixture
 from celo2.tasks.base import Split
 from celo2.tasks.families import FAMILIES
-from celo2.tasks.family import Source
+from celo2.tasks.families.augmentation import LEVELS, Level, parse_mixture
+from celo2.tasks.families.base import Source
 from celo2.zoo.specs import PRESETS, Celo, MemberConfig
 
-__all__ = ["MetaConfig"]
+if TYPE_CHECKING:
+    pass
+
 
 _FROZEN_BY_PHASE = ((), ("lstm_init_state/*", "rnn_params/*"), ("ff_mod_stack/*",))  # none, 1, 2
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
@@ -294,3 +288,100 @@ class MetaConfig:
             return cls.from_json(Path(path).read_text())
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+Variant = Literal[
+    "celo2",
+    "celo2-base",
+    "celo",
+    "celo_adam",
+    "adafac_mlp",
+    "rnn_mlp",
+    "nn_adam",
+    "velo",
+    "velo_s",
+    "velo_4000",
+]
+RateUnits = Literal["stored", "network"]
+Schedule = Literal["constant", "cosine"]
+Estimator = Literal["pes", "truncated-es", "full-es", "noise-reuse-es"]
+LossScale = Literal["linear", "log"]
+UnrollLaw = Literal["log-uniform", "uniform"]
+LossDifference = Literal["value", "sign"]
+OuterOptimizer = Literal[
+    "adamw",
+    "lion",
+    "adam",
+    "nadam",
+    "radam",
+    "amsgrad",
+    "adabelief",
+    "yogi",
+    "adagrad",
+    "rmsprop",
+    "sgd",
+    "custom",
+]
+MetaLoss = Literal["training", "held-out", "final"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "variant": get_args(Variant),
+    "outer_optimizer": get_args(OuterOptimizer),
+    "estimator": get_args(Estimator),
+    "loss_difference": get_args(LossDifference),
+    "loss_scale": get_args(LossScale),
+    "meta_loss": get_args(MetaLoss),
+    "unroll_law": get_args(UnrollLaw),
+    "level": LEVELS,
+    "rate_units": get_args(RateUnits),
+    "inner_schedule": get_args(Schedule),
+}
+"""Option of `MetaConfig` → its values."""
+
+
+DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
+_OF_THE_RATE = ("inner_learning_rate", "rate_spread", "rate_units", "inner_schedule", "adamw_lr_scale")
+
+
+def check_outer(config: MetaConfig) -> None:
+    """The outer optimizer, its weight decay and its schedule."""
+    if config.outer_weight_decay and config.outer_optimizer not in DECAYING:
+        raise ValueError(
+            f"outer_weight_decay belongs to {DECAYING}, got outer_optimizer={config.outer_optimizer!r}; "
+            "choose one of them, or no decay."
+        )
+    if config.outer_decay_steps and config.outer_decay_steps <= config.outer_warmup:
+        raise ValueError(
+            "outer_decay_steps counts from the first iteration and must be above outer_warmup, got "
+            f"{config.outer_decay_steps} and {config.outer_warmup}."
+        )
+
+
+def check_variant(config: MetaConfig) -> None:
+    """A variant's phases, and what has no meaning for a predecessor."""
+    phases = (0, 1, 2) if config.variant == "celo" else (0,)
+    if config.phase not in phases:
+        raise ValueError(f"phase must be one of {phases} for {config.variant!r}, got {config.phase!r}.")
+    if config.member is None:
+        return
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name in _OF_THE_RATE:
+        if getattr(config, name) != defaults[name]:
+            raise ValueError(
+                f"{config.variant!r} sets its own step sizes, so {name} has no meaning; leave it out "
+                f"(got {getattr(config, name)!r})."
+            )
+    if config.rule_options:
+        raise ValueError(f"rule_options are Celo2's, not those of {config.variant!r}; leave them out.")
+    if config.start == "adam":
+        raise ValueError(f"only Celo2 can start at Adam, not {config.variant!r}; say random, or weights.")
+
+
+def check_frozen(config: MetaConfig) -> None:
+    """Frozen arrays are there, and leave some to train."""
+    names = list(config.weight_shapes())
+    for pattern in config.frozen:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(f"frozen: no weight array is named {pattern!r}; there are {', '.join(names)}.")
+    if len(config.frozen_names) == len(names):
+        raise ValueError(f"frozen: {config.frozen} leave nothing to train; free at least one weight array.")

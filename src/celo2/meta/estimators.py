@@ -25,11 +25,8 @@ from jax import Array
 
 from celo2.meta import pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.losses import Losses
+from celo2.meta.inner.unroll import InnerState, Losses
 from celo2.meta.pes import Estimate, Theta
-from celo2.meta.truncation import InnerState
-
-__all__ = ["estimate", "mask_unread", "next_start", "perturb"]
 
 
 def perturb(fresh: Theta, accumulator: Theta, starting: Array, config: MetaConfig) -> Theta:

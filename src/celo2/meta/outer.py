@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -14,11 +15,10 @@ from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from celo2.jax.compilation import compiler_options
+from celo2.jax.runtime import compiler_options
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.distributed import replicate
-from celo2.meta.groups import (
+from celo2.meta.inner.families import (
     check_devices,
     init_groups,
     join_losses,
@@ -27,14 +27,11 @@ from celo2.meta.groups import (
     task_sizes,
     unroll_groups,
 )
-from celo2.meta.losses import Losses
-from celo2.meta.outer_optimizer import make_outer_optimizer
+from celo2.meta.inner.theta import init_theta
+from celo2.meta.inner.unroll import InnerState, Losses
 from celo2.meta.pes import Theta
-from celo2.meta.start import init_theta
-from celo2.meta.truncation import InnerState
-from celo2.tasks.family import TaskData
-
-__all__ = ["MAX_STEPS", "OuterMetrics", "OuterState", "init", "make_mesh", "make_outer_steps"]
+from celo2.meta.run.distributed import replicate
+from celo2.tasks.families.base import TaskData
 
 PAIRS = "pairs"  # name of the mesh axis
 MAX_STEPS = 100  # outer iterations of one call of the function that `make_outer_steps` returns
@@ -62,7 +59,7 @@ class OuterMetrics(NamedTuple):
     """What one outer iteration reports, scalars except the first.
 
     Attributes:
-        loss_per_task: Mean meta-loss of each of `groups.task_names`; NaN if no loss counted.
+        loss_per_task: Mean meta-loss of each of `families.task_names`; NaN if no loss counted.
         meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
         signal_to_noise: Of the meta-gradient, see `pes.Estimate`.
@@ -241,3 +238,62 @@ def _update_theta(
 
     new_theta, new_opt_state = jax.tree.map(keep, (theta, opt_state), (state.theta, state.opt_state))
     return new_theta, new_opt_state, (~finite).astype(jnp.int32)
+
+
+FINAL_RATE = 0.1  # share of the outer learning rate that a cosine ends at
+CUSTOM = "custom"  # the name in the recipe of a run whose optimizer was given in Python
+
+Factory = Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation]
+
+OUTER_OPTIMIZERS: Mapping[str, Factory] = MappingProxyType(
+    {
+        "adamw": lambda rate, decay: optax.adamw(rate, weight_decay=decay),
+        "lion": lambda rate, decay: optax.lion(rate, weight_decay=decay),
+        "adam": lambda rate, _: optax.adam(rate),
+        "nadam": lambda rate, _: optax.nadam(rate),
+        "radam": lambda rate, _: optax.radam(rate),
+        "amsgrad": lambda rate, _: optax.amsgrad(rate),
+        "adabelief": lambda rate, _: optax.adabelief(rate),
+        "yogi": lambda rate, _: optax.yogi(rate),
+        "adagrad": lambda rate, _: optax.adagrad(rate),
+        "rmsprop": lambda rate, _: optax.rmsprop(rate),
+        "sgd": lambda rate, _: optax.sgd(rate),
+    }
+)
+
+
+def make_outer_optimizer(
+    config: MetaConfig, given: optax.GradientTransformation | None = None
+) -> optax.GradientTransformation:
+    """The optimizer that the recipe names: clipping, then Optax's with the recipe's schedule.
+
+    Args:
+        config: The recipe.
+        given: Any chain, with its own learning rate, schedule and clipping; the recipe's are not applied.
+
+    Raises:
+        ValueError: A chain is given and the recipe's `outer_optimizer` is not "custom", or the other way
+            round.
+    """
+    if (given is not None) != (config.outer_optimizer == CUSTOM):
+        raise ValueError(
+            f"outer_optimizer={config.outer_optimizer!r} and {'no' if given is None else 'a'} chain given; "
+            f"a recipe with {CUSTOM!r} needs meta_train(config, options, outer_optimizer=chain) in Python, "
+            "any other none."
+        )
+    if given is not None:
+        return given
+    peak = config.outer_learning_rate
+    schedule: optax.ScalarOrSchedule = peak
+    if config.outer_decay_steps:
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, peak, config.outer_warmup, config.outer_decay_steps, FINAL_RATE * peak
+        )
+    elif config.outer_warmup:
+        schedule = optax.linear_schedule(0.0, peak, config.outer_warmup)
+    optimizer = OUTER_OPTIMIZERS[config.outer_optimizer](schedule, config.outer_weight_decay)
+    return (
+        optax.chain(optax.clip_by_global_norm(config.outer_clip), optimizer)
+        if config.outer_clip
+        else optimizer
+    )

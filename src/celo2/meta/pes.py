@@ -21,8 +21,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["Estimate", "Theta", "antithetic", "estimate", "sample_perturbations", "signal_to_noise"]
-
 Theta = dict[str, Array]
 
 

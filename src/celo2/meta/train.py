@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import shlex
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,27 +16,29 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from celo2._checks import check_count
-from celo2._signals import Stopped, collecting_stops
-from celo2._streams import library_log
+from celo2._utils.checks import check_count
+from celo2._utils.signals import Stopped, collecting_stops
+from celo2._utils.streams import library_log
 from celo2._version import __version__
-from celo2.meta import distributed, outer
-from celo2.meta.checkpoint import RunFiles
+from celo2.meta import outer
 from celo2.meta.config import MetaConfig
-from celo2.meta.data import describe, load_datasets, stack_data
-from celo2.meta.faults import MetaGradientError, SkipLimit
-from celo2.meta.groups import check_devices, task_names
-from celo2.meta.outer_optimizer import make_outer_optimizer
-from celo2.meta.pace import Pace
-from celo2.meta.progress import Progress
-from celo2.meta.recipe import write_options
-from celo2.meta.sinks import check_sinks
-from celo2.meta.start import BUILT_IN, check_start, load_start
-from celo2.meta.watch import Watch, WatchOptions, check_processes, check_variant
+from celo2.meta.inner.families import (
+    check_devices,
+    describe,
+    load_datasets,
+    stack_data,
+    task_names,
+)
+from celo2.meta.inner.theta import BUILT_IN, check_start, load_start
+from celo2.meta.outer import MAX_STEPS, make_outer_optimizer
+from celo2.meta.run import distributed
+from celo2.meta.run.callbacks import Watch, WatchOptions, check_processes, check_variant
+from celo2.meta.run.errors import MetaGradientError, SkipLimit
+from celo2.meta.run.folder import RunFiles
+from celo2.meta.run.loggers import check_sinks
+from celo2.meta.run.progress import Progress
+from celo2.meta.run.recipe import write_options
 from celo2.tasks.base import Dataset
-
-__all__ = ["KEPT_OPTIONS", "TrainOptions", "meta_train"]
-
 
 NOTICE = "stopping: the iterations at work are finished and saved; once more ends the run at once."
 LOG_FILE = "libraries.log"  # what Orbax and others have to say
@@ -250,3 +253,32 @@ def _start_provenance(config: MetaConfig) -> dict[str, str]:
     facts = {name: made[name] for name in ("command", "outer_steps") if name in made}
     facts["sha256"] = hashlib.sha256(Path(config.start).read_bytes()).hexdigest()
     return {f"start_{name}": fact for name, fact in facts.items()}
+
+
+CALL_SECONDS = 1.0  # between looks at Ctrl-C, lines of metrics, and moves of the progress bar
+
+
+class Pace:
+    """The clock of a run, which sizes its calls of the device.
+
+    Attributes:
+        num_steps: Iterations of the next call, in [1, MAX_STEPS]; one until it is known how long one takes.
+    """
+
+    def __init__(self) -> None:
+        self.num_steps = 1
+        self._started = self._last = time.monotonic()
+        self._calls = 0
+
+    def end(self, num_steps: int) -> list[float]:
+        """Takes the end of a call of so many iterations; returns the seconds at which each of them ended."""
+        before, self._last = self._last, time.monotonic()
+        each = (self._last - before) / num_steps
+        self._calls += 1
+        if self._calls > 1:  # the first one compiles
+            self.num_steps = min(max(round(CALL_SECONDS / max(each, 1e-9)), 1), MAX_STEPS)
+        return [before - self._started + each * (index + 1) for index in range(num_steps)]
+
+    def skip(self) -> None:
+        """Leaves what has happened since the last call out of the seconds of an iteration."""
+        self._last = time.monotonic()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from celo2.dimension_numbers import DimensionNumbers
+from celo2.routing.dimension_numbers import DimensionNumbers
 from celo2.routing.names import (
     CONVOLUTION_WORDS,
     EXPERT_WORDS,
@@ -19,8 +19,6 @@ from celo2.routing.names import (
     is_query,
 )
 from celo2.routing.params import Kind, Matrix
-
-__all__ = ["count_parts", "find_matrix", "is_interleaved", "looks_fused", "make_matrix", "with_parts"]
 
 QKV_WORDS = ({"qkv"}, {"wqkv"}, {"c", "attn"})
 GATE_UP_WORDS = ({"gate", "up"}, {"up", "gate"}, {"gate", "and", "up"})

@@ -8,8 +8,6 @@ from typing import Any
 
 from celo2.config import nearest_name
 
-__all__ = ["ALGORITHMS", "check_algorithm", "choose", "refuse"]
-
 ALGORITHMS = ("celo2", "adamw")
 
 

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from celo2.routing.names import MLP_WORDS, Name, is_decoder, is_head, is_output, is_position
+from celo2.routing.names import (
+    MLP_WORDS,
+    Name,
+    is_decoder,
+    is_head,
+    is_output,
+    is_position,
+)
 from celo2.routing.network import Finding, Findings, Network, natural_order
 from celo2.routing.params import Param
-
-__all__ = ["by_name", "by_output", "by_vocabulary"]
 
 # What a table may have an entry for instead of each token.
 COUNTED = {"type", "segment", "mask", "query", "queries", "object"}

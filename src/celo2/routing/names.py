@@ -11,33 +11,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = [
-    "CONVOLUTION_WORDS",
-    "EXPERT_WORDS",
-    "GATE_WORDS",
-    "KERNEL_NAMES",
-    "LAYER_LISTS",
-    "MLP_WORDS",
-    "Name",
-    "is_attention",
-    "is_body",
-    "is_decay",
-    "is_decoder",
-    "is_head",
-    "is_list",
-    "is_lookup",
-    "is_norm",
-    "is_output",
-    "is_position",
-    "is_projection",
-    "is_query",
-    "is_router",
-    "is_token",
-    "is_vector",
-    "make_name",
-    "split_words",
-]
-
 KERNEL_NAMES = frozenset({"kernel", "weight", "w", "weights"})  # a layer's matrix, in every framework
 GATE_WORDS = frozenset({"gate", "gating"})
 EXPERT_WORDS = frozenset({"expert", "experts", "moe"})

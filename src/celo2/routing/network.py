@@ -7,10 +7,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from celo2.routing.names import is_attention, is_body, is_decay, is_list, is_query, make_name
+from celo2.routing.names import (
+    is_attention,
+    is_body,
+    is_decay,
+    is_list,
+    is_query,
+    make_name,
+)
 from celo2.routing.params import Param
-
-__all__ = ["Finding", "Findings", "Network", "Role", "natural_order"]
 
 PARTS = (1, 2, 3, 4)  # how an output may be cut before it is read: gated MLP, query-key-value, gates
 COLORS = 4  # a convolution that reads or makes so few channels is at an end of the network

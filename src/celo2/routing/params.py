@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
-from celo2.dimension_numbers import DimensionNumbers, find_matrix_axes
+from celo2.routing.dimension_numbers import DimensionNumbers, find_matrix_axes
 from celo2.routing.names import KERNEL_NAMES, Name, make_name
-
-__all__ = ["Kind", "Matrix", "Param", "make_names"]
 
 Kind = Literal[
     "linear",  # multiplies by a matrix: the framework says so

@@ -32,8 +32,6 @@ from celo2.routing.names import (
 from celo2.routing.network import Finding, Findings, Network
 from celo2.routing.params import Param
 
-__all__ = ["RULES", "find_roles"]
-
 
 def find_roles(network: Network) -> dict[Param, Finding]:
     """Finds what each parameter is, as far as the evidence goes."""

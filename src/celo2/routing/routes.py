@@ -12,23 +12,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
-from celo2.dimension_numbers import DimensionNumbers, find_matrix_axes
 from celo2.routing.axes import looks_fused
 from celo2.routing.choices import check_algorithm
+from celo2.routing.dimension_numbers import DimensionNumbers, find_matrix_axes
 from celo2.routing.network import Finding, Network
 from celo2.routing.params import Param
 from celo2.routing.roles import find_roles
-
-__all__ = [
-    "Algorithm",
-    "Route",
-    "RoutingWarning",
-    "Undecided",
-    "check_numbers",
-    "make_routes",
-    "tell",
-    "warn",
-]
 
 Algorithm = Literal["celo2", "adamw"]
 Undecided = Literal["warn", "raise", "allow"]

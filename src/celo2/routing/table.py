@@ -7,11 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from celo2.dimension_numbers import find_matrix_axes
 from celo2.routing.choices import ALGORITHMS
+from celo2.routing.dimension_numbers import find_matrix_axes
 from celo2.routing.routes import Route
-
-__all__ = ["Row", "format_table"]
 
 HEADER: tuple[str, ...] = ("name", "shape", "algorithm", "matrix", "reason")
 SAME = re.compile(r"\d+")

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-__all__ = ["SIZES", "Batch", "Dataset", "Params", "Size", "Split", "Stream", "Task"]
-
 Params = Any  # a tree of arrays
 Batch = Any  # a tree of arrays with a common leading axis
 Split = Literal["train", "valid"]

@@ -9,9 +9,7 @@ import numpy as np
 from jax import Array
 
 from celo2.tasks.base import Batch, Dataset, Params, Task
-from celo2.tasks.layers import TRUNCATED_STD, Initial, sample_params
-
-__all__ = ["make_quadratic"]
+from celo2.tasks.nn import TRUNCATED_STD, Initial, sample_params
 
 _NUM_TRAIN = 8_192  # rows of A
 _NUM_VALID = 1_024

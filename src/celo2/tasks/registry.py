@@ -12,19 +12,22 @@ from typing import Any
 
 from celo2.config import nearest_name
 from celo2.tasks.base import SIZES, Task
-from celo2.tasks.convolution import make_conv, make_fashion_conv
-from celo2.tasks.gpt import GPTS
-from celo2.tasks.image_tasks import IMAGE_TASKS
-from celo2.tasks.learned_optimizer import LEARNED_OPTIMIZERS
-from celo2.tasks.minatar import MINATAR_TASKS
-from celo2.tasks.mlp import make_autoencoder, make_digits_mlp, make_fashion_mlp, make_mlp
+from celo2.tasks.language.published_gpt import GPTS
+from celo2.tasks.language.published_lstm import RNN_LMS
+from celo2.tasks.language.published_transformer import TRANSFORMER_LMS
+from celo2.tasks.language.tiny_lm import make_byte_lm, make_tiny_lm
+from celo2.tasks.learned_optimizer.task import LEARNED_OPTIMIZERS
 from celo2.tasks.quadratic import make_quadratic
-from celo2.tasks.rnn_lm import RNN_LMS
-from celo2.tasks.transformer import make_byte_lm, make_tiny_lm
-from celo2.tasks.transformer_lm import TRANSFORMER_LMS
-from celo2.tasks.vit_tasks import VIT_TASKS
-
-__all__ = ["TASKS", "TaskSpec", "check_task_name", "make_task"]
+from celo2.tasks.rl.minatar import MINATAR_TASKS
+from celo2.tasks.vision.convolution import make_conv, make_fashion_conv
+from celo2.tasks.vision.mlp import (
+    make_autoencoder,
+    make_digits_mlp,
+    make_fashion_mlp,
+    make_mlp,
+)
+from celo2.tasks.vision.published import IMAGE_TASKS
+from celo2.tasks.vision.published_vit import VIT_TASKS
 
 
 @dataclasses.dataclass(frozen=True)

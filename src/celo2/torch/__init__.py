@@ -1,6 +1,6 @@
 """The rule in PyTorch: `Celo2` and `Celo2Base`, for `torch.nn` modules or any parameters."""
 
-from celo2._extras import require
+from celo2._utils.extras import require
 
 require("torch", "torch")
 

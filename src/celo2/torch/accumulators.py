@@ -26,17 +26,6 @@ from celo2.config import RuleConfig
 from celo2.constants import FACTORED_EPS
 from celo2.torch.dimensions import Axes, Layout
 
-__all__ = [
-    "Accumulators",
-    "col_shape",
-    "find_busy",
-    "row_shape",
-    "unbias",
-    "update",
-    "update_factored",
-    "update_full",
-]
-
 
 class Accumulators(NamedTuple):
     """The accumulators of one tensor, or of several stacked in front; one entry for each decay.

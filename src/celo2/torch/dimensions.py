@@ -17,9 +17,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from celo2.dimension_numbers import DimensionNumbers, find_matrix_axes
-
-__all__ = ["Axes", "DimensionNumbers", "Layout", "MatrixView", "make_axes", "make_layout", "make_view"]
+from celo2.routing.dimension_numbers import DimensionNumbers, find_matrix_axes
 
 
 class Axes(NamedTuple):

@@ -19,19 +19,6 @@ from celo2.constants import CLIPPED_GRAD, FACTOR_FLOOR, RSQRT_EPS
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Axes
 
-__all__ = [
-    "CLIPPED_GRAD",
-    "RSQRT_EPS",
-    "FeatureGroups",
-    "Inputs",
-    "compute",
-    "compute_factors",
-    "full_channels",
-    "full_names",
-    "make_inputs",
-    "vector_names",
-]
-
 FeatureGroups = dict[str, tuple[Tensor, ...]]  # weight name → channels
 Factors = tuple[tuple[Tensor, ...], ...]  # for each decay, what divides by the factored second moment
 

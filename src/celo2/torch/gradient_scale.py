@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from celo2.constants import GRADIENT_DECAY
 from celo2.gradient_range import check_normalization, resolve_range
-from celo2.torch._sharing import is_divided, local
-from celo2.weights import SHIPPED, Weights
-
-__all__ = ["GradientNormalizer", "share_outside"]
+from celo2.torch.sharding.dtensor import is_divided, local
+from celo2.weights.checkpoint import SHIPPED, Weights
 
 
 class GradientNormalizer:

@@ -19,9 +19,6 @@ from celo2.config import RuleConfig
 from celo2.constants import NORM_EPS
 from celo2.torch.features import FeatureGroups
 
-__all__ = ["ACTIVATIONS", "NORM_EPS", "InputScales", "compute", "input_scales", "mean_square"]
-
-
 InputScales = dict[str, tuple[Tensor, ...]]  # weight name → scale of each channel
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from celo2.config import RuleConfig
 
-__all__ = ["BATCH_LIMIT", "compute", "compute_all", "iterate"]
-
-
 BATCH_LIMIT = 1 << 25  # elements of a batch: enough work for a large device, 128 MiB a copy
 
 

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["round_all"]
-
 _BITS_CUT = 16  # of a float32's significand
 _LOWER = (1 << _BITS_CUT) - 1
 _WORDS = 64  # an upper bound of the random words that one element needs in one step

@@ -23,14 +23,12 @@ from torch import Tensor
 from celo2.config import RuleConfig
 from celo2.constants import GRAD_CLIP, PRECONDITION_EPS
 from celo2.torch import accumulators as accumulators_lib
-from celo2.torch import features, mlp, orthogonalize, passes
+from celo2.torch import features, mlp, orthogonalize, three_pass
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Axes
 from celo2.torch.features import Inputs
-from celo2.torch.network import Network
-from celo2.torch.passes import Matrix, Passes
-
-__all__ = ["compute_direction", "update", "update_all"]
+from celo2.torch.three_pass import Matrix, Passes
+from celo2.torch.weights import Network
 
 
 def update(
@@ -86,7 +84,7 @@ def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple
 def update_all(
     network: Network, matrices: Sequence[Matrix], axes: Axes | None, made: Passes
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """The steps of what `passes.covers`, by passes, and who was busy, as in `update`.
+    """The steps of what `three_pass.covers`, by passes, and who was busy, as in `update`.
 
     Args:
         network: The weights and the options.
@@ -96,7 +94,7 @@ def update_all(
     """
     config = network.config
     orthogonalized = config.orthogonalize and axes is not None
-    directions = passes.compute(network, matrices, axes, made)
+    directions = three_pass.compute(network, matrices, axes, made)
     steps, mean_squares, busy = (list(family) for family in zip(*directions, strict=True))
     if config.param_scale_mult:
         steps = [_scale_by_param(step, own.param) for step, own in zip(steps, matrices, strict=True)]

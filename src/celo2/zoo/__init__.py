@@ -16,7 +16,7 @@ from celo2.zoo.specs import PRESETS
 from celo2.zoo.weights import ZooWeights, load_weights, save_weights
 
 if TYPE_CHECKING:
-    from celo2.zoo.factory import init_theta, make
+    from celo2.zoo.registry import init_theta, make
 
 __all__ = ["PRESETS", "ZooWeights", "init_theta", "load_weights", "make", "save_weights"]
 
@@ -26,4 +26,4 @@ _LAZY = ("init_theta", "make")
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'celo2.zoo' has no attribute {name!r}")
-    return getattr(importlib.import_module("celo2.zoo.factory"), name)
+    return getattr(importlib.import_module("celo2.zoo.registry"), name)

@@ -18,13 +18,10 @@ from jax import Array
 from celo2.jax import accumulators as accumulators_lib
 from celo2.jax import mlp
 from celo2.jax.accumulators import Leaf
-from celo2.zoo.arrays import MLP12
 from celo2.zoo.features import PRE_STEP, RMS_EPS, compute, normalize
-from celo2.zoo.layers import Theta
-from celo2.zoo.specs import AdafacMlp
-from celo2.zoo.step import STANDARD, Decays, Outcome, Rule, Step
-
-__all__ = ["RULE", "TIMES", "learned_decays"]
+from celo2.zoo.lstm import Theta
+from celo2.zoo.rule import STANDARD, Decays, Outcome, Rule, Step
+from celo2.zoo.specs import MLP12, AdafacMlp
 
 TIMES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)  # steps
 DECAY_SCALE = 10.0  # what a learned decay's logarithm is multiplied by

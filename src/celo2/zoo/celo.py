@@ -20,14 +20,11 @@ from jax import Array
 
 from celo2.jax import accumulators as accumulators_lib
 from celo2.jax.accumulators import Leaf
-from celo2.zoo import schedule
-from celo2.zoo.arrays import MLP14
+from celo2.zoo import loss_features
 from celo2.zoo.features import step_mlp14
-from celo2.zoo.layers import Theta, linear
-from celo2.zoo.specs import Celo
-from celo2.zoo.step import STANDARD, Outcome, Rule, Step
-
-__all__ = ["RULE", "accumulate", "stacked_weights"]
+from celo2.zoo.lstm import Theta, linear
+from celo2.zoo.rule import STANDARD, Outcome, Rule, Step
+from celo2.zoo.specs import MLP14, Celo
 
 
 def stacked_weights(theta: Theta) -> dict[str, Any]:
@@ -47,7 +44,7 @@ def accumulate(step: Step) -> list[Leaf]:
 
 
 def _init(theta: Theta, config: Celo, tensors: int, dtype: jnp.dtype) -> Any:  # noqa: ARG001
-    return schedule.init_schedule(theta, dtype) if config.phase == 2 else ()
+    return loss_features.init_schedule(theta, dtype) if config.phase == 2 else ()
 
 
 def _update(theta: Theta, config: Celo, step: Step) -> Outcome:
@@ -56,7 +53,7 @@ def _update(theta: Theta, config: Celo, step: Step) -> Outcome:
         rate, memory = 1.0, ()
         weights = _single(stacked_weights(theta))
     else:
-        rate, memory = schedule.step_schedule(theta, step.memory, step.loss, step.count, step.num_steps)
+        rate, memory = loss_features.step_schedule(theta, step.memory, step.loss, step.count, step.num_steps)
         weights = _average(theta, config, memory.lstm.hidden)
     changes = [-rate * step_mlp14(weights, leaf, axes) for leaf, axes in zip(leaves, step.axes, strict=True)]
     return Outcome(changes, [leaf.accumulators for leaf in leaves], memory)

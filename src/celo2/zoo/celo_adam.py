@@ -4,7 +4,7 @@ Source: arXiv 2501.12670 and its public code.
 
     p ← p - 0.001 λ m̂ / (1e-8 + sqrt(v̂ + 1e-10)),   m̂ = m / (1 - 0.9^n),   v̂ = v / (1 - 0.999^n)
 
-with `λ` of `celo2.zoo.schedule`: 0.1 where its head says 0, a learning rate of 1e-4.
+with `λ` of `celo2.zoo.loss_features`: 0.1 where its head says 0, a learning rate of 1e-4.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from celo2.jax import accumulators as accumulators_lib
-from celo2.zoo import schedule
-from celo2.zoo.layers import Theta
+from celo2.zoo import loss_features
+from celo2.zoo.lstm import Theta
+from celo2.zoo.rule import Decays, Outcome, Rule, Step
 from celo2.zoo.specs import CeloAdam
-from celo2.zoo.step import Decays, Outcome, Rule, Step
-
-__all__ = ["RULE", "adam_direction"]
 
 DECAYS = Decays((0.9,), (0.999,))
 LEARNING_RATE = 0.001
@@ -32,12 +30,12 @@ def adam_direction(momentum: Array, rms: Array, eps: ArrayLike) -> Array:
     return momentum / (eps + jnp.sqrt(rms + ROOT_EPS))
 
 
-def _init(theta: Theta, config: CeloAdam, tensors: int, dtype: jnp.dtype) -> schedule.ScheduleState:  # noqa: ARG001
-    return schedule.init_schedule(theta, dtype)
+def _init(theta: Theta, config: CeloAdam, tensors: int, dtype: jnp.dtype) -> loss_features.ScheduleState:  # noqa: ARG001
+    return loss_features.init_schedule(theta, dtype)
 
 
 def _update(theta: Theta, config: CeloAdam, step: Step) -> Outcome:  # noqa: ARG001
-    rate, memory = schedule.step_schedule(theta, step.memory, step.loss, step.count, step.num_steps)
+    rate, memory = loss_features.step_schedule(theta, step.memory, step.loss, step.count, step.num_steps)
     # Rounded to the accumulators' dtype first: what that changes in an average, its correction takes back.
     decays = Decays(*(tuple(jnp.asarray(decay, step.loss.dtype) for decay in part) for part in DECAYS))
     changes, states = [], []

@@ -23,9 +23,7 @@ from celo2.jax import mlp
 from celo2.jax.accumulators import Leaf
 from celo2.jax.dimensions import Axes
 from celo2.jax.features import FeatureGroups
-from celo2.zoo.arrays import MLP14
-
-__all__ = ["NORM_EPS", "PRE_STEP", "RMS_EPS", "compute", "normalize", "step_mlp14"]
+from celo2.zoo.specs import MLP14
 
 RMS_EPS = 1e-6  # under the reciprocal root of the second moment
 NORM_EPS = 1e-5  # under the root of the normaliser

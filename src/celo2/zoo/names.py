@@ -7,8 +7,6 @@ from typing import Any
 
 from celo2.zoo.specs import MEMBERS, MemberConfig
 
-__all__ = ["as_tree", "check_fit", "find_kind", "flatten", "identify", "read_shapes"]
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_ARRAYS = 256  # the largest optimizer has 33

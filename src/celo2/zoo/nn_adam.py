@@ -19,12 +19,10 @@ from jax import Array
 from celo2.jax import accumulators as accumulators_lib
 from celo2.jax.accumulators import Leaf
 from celo2.zoo.celo_adam import adam_direction
-from celo2.zoo.layers import LstmState, Theta, initial_rows, linear, lstm
+from celo2.zoo.loss_features import half_log
+from celo2.zoo.lstm import LstmState, Theta, initial_rows, linear, lstm
+from celo2.zoo.rule import Decays, Outcome, Rule, Step
 from celo2.zoo.specs import NnAdam
-from celo2.zoo.statistics import half_log
-from celo2.zoo.step import Decays, Outcome, Rule, Step
-
-__all__ = ["RULE"]
 
 NAMES = ("lr", "beta1", "beta2", "epsilon")  # in this order everywhere
 OUTPUT_SCALE = 0.01

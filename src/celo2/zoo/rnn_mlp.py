@@ -21,13 +21,17 @@ from celo2.jax import accumulators as accumulators_lib
 from celo2.jax.accumulators import Leaf
 from celo2.zoo.adafac_mlp import TIMES
 from celo2.zoo.features import NORM_EPS, PRE_STEP, RMS_EPS
-from celo2.zoo.layers import LstmState, Theta, initial_rows, linear, lstm
-from celo2.zoo.losses import Moments, init_moments, training_features, update_moments
+from celo2.zoo.loss_features import (
+    LOG_EPS,
+    Moments,
+    bounded_log,
+    init_moments,
+    training_features,
+    update_moments,
+)
+from celo2.zoo.lstm import LstmState, Theta, initial_rows, linear, lstm
+from celo2.zoo.rule import Decays, Outcome, Rule, Step
 from celo2.zoo.specs import RnnMlp
-from celo2.zoo.statistics import LOG_EPS, bounded_log
-from celo2.zoo.step import Decays, Outcome, Rule, Step
-
-__all__ = ["RULE"]
 
 _DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 DECAYS = Decays(_DECAYS, _DECAYS)

@@ -11,23 +11,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+from celo2.config import RuleConfig
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
-from celo2.zoo import arrays
-from celo2.zoo.arrays import MLP12, Arrays, ArraySpec
-
-__all__ = [
-    "MEMBERS",
-    "PRESETS",
-    "AdafacMlp",
-    "Celo",
-    "CeloAdam",
-    "MemberConfig",
-    "NnAdam",
-    "RnnMlp",
-    "Velo",
-]
 
 NUM_TIMES = 11  # time features of AdaFac-MLP and RNN-MLP
 SCHEDULE_INPUTS = 18  # of Celo's LSTM: 9 of the share of steps taken, 9 of the loss
@@ -132,9 +119,9 @@ class Celo(MemberConfig):
 
     def array_specs(self) -> Arrays:
         """See `MemberConfig.array_specs`."""
-        heads = arrays.linear("rnn_params/rnn_to_controls", self.lstm_size, self.num_mlps)
-        heads |= arrays.linear("rnn_params/step_size", self.lstm_size, 1)
-        return arrays.mlp_stack(self.num_mlps) | arrays.mixing(SCHEDULE_INPUTS, self.lstm_size) | heads
+        heads = linear("rnn_params/rnn_to_controls", self.lstm_size, self.num_mlps)
+        heads |= linear("rnn_params/step_size", self.lstm_size, 1)
+        return mlp_stack(self.num_mlps) | mixing(SCHEDULE_INPUTS, self.lstm_size) | heads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,9 +137,7 @@ class CeloAdam(MemberConfig):
 
     def array_specs(self) -> Arrays:
         """See `MemberConfig.array_specs`."""
-        return arrays.mixing(SCHEDULE_INPUTS, self.lstm_size) | arrays.linear(
-            "rnn_params/step_size", self.lstm_size, 1
-        )
+        return mixing(SCHEDULE_INPUTS, self.lstm_size) | linear("rnn_params/step_size", self.lstm_size, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,13 +181,13 @@ class RnnMlp(MemberConfig):
             "initial_from_lstm": ArraySpec((told,), told**-0.5 / _TRUNCATED_STD),
             "initial_from_mlp": ArraySpec((tells,), tells**-0.5 / _TRUNCATED_STD),
         }
-        heads = arrays.linear("rnn_to_ff_params/rnn_to_ff", self.lstm_size, RNN_MLP_TO_FF)
-        heads |= arrays.linear("rnn_to_in_params/rnn_to_in", self.lstm_size, told)
+        heads = linear("rnn_to_ff_params/rnn_to_ff", self.lstm_size, RNN_MLP_TO_FF)
+        heads |= linear("rnn_to_in_params/rnn_to_in", self.lstm_size, told)
         sizes = (23 + NUM_TIMES + 3 + RNN_MLP_TO_FF, width, width, 2 + tells)
         layers: Arrays = {}
         for i in range(3):
-            layers |= arrays.linear(f"ffmod_params/mlp/~/linear_{i}", sizes[i], sizes[i + 1])
-        return start | arrays.lstm(told + tells + 18, self.lstm_size) | heads | layers
+            layers |= linear(f"ffmod_params/mlp/~/linear_{i}", sizes[i], sizes[i + 1])
+        return start | lstm(told + tells + 18, self.lstm_size) | heads | layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,8 +214,8 @@ class NnAdam(MemberConfig):
         """See `MemberConfig.array_specs`."""
         start = {"lr": 1e-4, "beta1": 1 - 0.9, "beta2": 1 - 0.999, "epsilon": 1e-8}  # lr, 1 - β1, 1 - β2, ε
         scalars = {f"per_layer_{name}": ArraySpec((), value=0.1 * math.log(y)) for name, y in start.items()}
-        head = arrays.linear("rnn_to_controls_params/rnn_to_controls", self.lstm_size, 4, scale=0.0)
-        return scalars | arrays.lstm(19, self.lstm_size) | head
+        head = linear("rnn_to_controls_params/rnn_to_controls", self.lstm_size, 4, scale=0.0)
+        return scalars | lstm(19, self.lstm_size) | head
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,9 +246,9 @@ class Velo(MemberConfig):
 
     def array_specs(self) -> Arrays:
         """See `MemberConfig.array_specs`."""
-        heads = arrays.linear("rnn_params/rnn_to_controls", self.lstm_size, self.num_mlps)
-        heads |= arrays.linear("rnn_params/step_size", self.lstm_size, 1)
-        return arrays.mlp_stack(self.num_mlps) | arrays.mixing(VELO_INPUTS, self.lstm_size) | heads
+        heads = linear("rnn_params/rnn_to_controls", self.lstm_size, self.num_mlps)
+        heads |= linear("rnn_params/step_size", self.lstm_size, 1)
+        return mlp_stack(self.num_mlps) | mixing(VELO_INPUTS, self.lstm_size) | heads
 
 
 MEMBERS: dict[str, type[MemberConfig]] = {
@@ -283,3 +268,59 @@ PRESETS: dict[str, MemberConfig] = {
     "velo_4000": Velo(ff_mult=100.0),
 }
 """What `celo2.zoo.make` knows by name, with the published options."""
+
+
+# The per-parameter network of Celo and VeLO has the features and the layers of Celo2's, with other sizes.
+MLP14 = RuleConfig(ff_hidden_size=4, initial_rms_decays=(0.999,), exp_mult=0.001, orthogonalize=False)
+# AdaFac-MLP's has twelve of the fourteen groups, in the same order, as one array.
+MLP12 = MLP14.replace(with_grad_clip_feat=False, with_rms_only_norm_g=False)
+
+
+class ArraySpec(NamedTuple):
+    """One array: its shape, and how it is initialised.
+
+    Attributes:
+        shape: The shape.
+        scale: What a standard normal truncated at ±2 is multiplied by; 0: the array is constant.
+        value: The constant.
+    """
+
+    shape: tuple[int, ...]
+    scale: float = 0.0
+    value: float = 0.0
+
+
+Arrays = dict[str, ArraySpec]
+
+
+def linear(name: str, inputs: int, outputs: int, scale: float | None = None) -> Arrays:
+    """A layer `x @ w + b`; by default the weights' scale is 1/√inputs."""
+    size = inputs**-0.5 if scale is None else scale
+    return {f"{name}/b": ArraySpec((outputs,)), f"{name}/w": ArraySpec((inputs, outputs), size)}
+
+
+def lstm(inputs: int, size: int) -> Arrays:
+    """A cell whose four gates see `inputs` numbers and its own output, and its learned start."""
+    start = {f"lstm_init_state/{name}": ArraySpec((1, size)) for name in ("cell", "hidden")}
+    return start | linear("rnn_params/rnn/linear", inputs + size, 4 * size)
+
+
+def mixing(inputs: int, size: int) -> Arrays:
+    """The mixing block and its LSTM; `linear` is in the tree though nothing reads it."""
+    names = ("linear", "linear_1", "linear_2")
+    layers = [linear(f"rnn_params/{name}", inputs, size) for name in names]
+    return lstm(size, size) | layers[0] | layers[1] | layers[2]
+
+
+def mlp_stack(count: int) -> Arrays:
+    """`count` networks in one array each; a first-layer weight's fan-in is all 30 channels."""
+    shapes = MLP14.weight_shapes()
+    first = sum(shape[0] for name, shape in shapes.items() if name.startswith("w0__"))
+
+    def scale(name: str) -> float:
+        fan_in = first if name.startswith("w0__") else shapes[name][0]
+        return 0.0 if name.startswith("b") else fan_in**-0.5
+
+    return {
+        f"ff_mod_stack/~/{name}": ArraySpec((count, *shape), scale(name)) for name, shape in shapes.items()
+    }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,17 +12,34 @@ import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
-from optax._src.base import NO_PARAMS_MSG  # Optax has no public name for its own message
+from optax._src.base import (
+    NO_PARAMS_MSG,  # Optax has no public name for its own message
+)
 
 from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import make_axes
-from celo2.jax.state import ScaleByCelo2State, init_state, leaves_to_state, make_layouts, state_to_leaves
-from celo2.zoo.layers import Theta
-from celo2.zoo.rules import RULES
+from celo2.jax.state import (
+    ScaleByCelo2State,
+    init_state,
+    leaves_to_state,
+    make_layouts,
+    state_to_leaves,
+)
+from celo2.zoo import adafac_mlp, celo, celo_adam, nn_adam, rnn_mlp, velo
+from celo2.zoo.lstm import Theta
+from celo2.zoo.rule import Rule, Step
 from celo2.zoo.specs import MemberConfig, RnnMlp
-from celo2.zoo.step import Step
 
-__all__ = ["ZooState", "make_transform"]
+RULES: Mapping[str, Rule] = MappingProxyType(
+    {
+        "celo": celo.RULE,
+        "celo_adam": celo_adam.RULE,
+        "adafac_mlp": adafac_mlp.RULE,
+        "rnn_mlp": rnn_mlp.RULE,
+        "nn_adam": nn_adam.RULE,
+        "velo": velo.RULE,
+    }
+)
 
 
 class ZooState(NamedTuple):

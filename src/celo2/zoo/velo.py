@@ -18,15 +18,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from celo2.jax.accumulators import Leaf
-from celo2.zoo import schedule
+from celo2.zoo import loss_features
 from celo2.zoo.celo import accumulate, stacked_weights
 from celo2.zoo.features import step_mlp14
-from celo2.zoo.layers import LstmState, Theta, initial_rows, linear, lstm, mix
+from celo2.zoo.loss_features import half_log
+from celo2.zoo.lstm import LstmState, Theta, initial_rows, linear, lstm, mix
+from celo2.zoo.rule import STANDARD, Outcome, Rule, Step
 from celo2.zoo.specs import Velo
-from celo2.zoo.statistics import half_log
-from celo2.zoo.step import STANDARD, Outcome, Rule, Step
-
-__all__ = ["RULE"]
 
 NUM_RANKS = 5  # axes longer than 1 that are told apart: 0 to 4
 PARAM_FLOOR = 1e-9  # of the parameter's mean square
@@ -38,11 +36,11 @@ class VeloState(NamedTuple):
     """What VeLO remembers: the LSTM, a row for each tensor, and the losses."""
 
     lstm: LstmState
-    losses: schedule.LossBuffer
+    losses: loss_features.LossBuffer
 
 
 def _init(theta: Theta, config: Velo, tensors: int, dtype: jnp.dtype) -> VeloState:  # noqa: ARG001
-    return VeloState(initial_rows(theta, tensors, dtype), schedule.init_buffer(dtype))
+    return VeloState(initial_rows(theta, tensors, dtype), loss_features.init_buffer(dtype))
 
 
 def _update(theta: Theta, config: Velo, step: Step) -> Outcome:
@@ -62,11 +60,13 @@ def _update(theta: Theta, config: Velo, step: Step) -> Outcome:
     return Outcome(changes, [leaf.accumulators for leaf in leaves], VeloState(kept, losses))
 
 
-def _inputs(config: Velo, step: Step) -> tuple[Array, schedule.LossBuffer]:
+def _inputs(config: Velo, step: Step) -> tuple[Array, loss_features.LossBuffer]:
     """What the LSTM reads, `(tensors, 30)`, and the losses with this step's."""
     horizon = BUGGED_HORIZON if config.bugged_loss_features else step.num_steps
-    features, losses = schedule.loss_features(step.memory.losses, step.loss, step.count, horizon)
-    shared = jnp.concatenate([schedule.share_features(step.count, step.num_steps, step.loss.dtype), features])
+    features, losses = loss_features.loss_features(step.memory.losses, step.loss, step.count, horizon)
+    shared = jnp.concatenate(
+        [loss_features.share_features(step.count, step.num_steps, step.loss.dtype), features]
+    )
     return jnp.stack([jnp.concatenate([shared, _statistics(leaf)]) for leaf in step.leaves]), losses
 
 

@@ -18,26 +18,28 @@ from typing import Any
 
 import numpy as np
 
-from celo2._digests import DIGEST, Integrity, check_digest
-from celo2._files import write_atomic
-from celo2._safetensors import ZOO_FORMAT, check_fields, decode_arrays, encode_arrays, parse_arrays
-from celo2._sources import OURS, UPSTREAM, WeightFile, find_file
-from celo2._upstream import decode_theta, encode_tree
+from celo2._utils.files import write_atomic
 from celo2.config import nearest_name
-from celo2.weights import check_array
-from celo2.zoo.names import as_tree, check_fit, find_kind, flatten, identify, read_shapes
-from celo2.zoo.specs import MEMBERS, MemberConfig
-
-__all__ = [
-    "MAX_BYTES",
-    "ZooWeights",
-    "decode_weights",
-    "is_zoo_file",
-    "load_weights",
-    "read_integrity",
-    "save_weights",
-    "weights_from_tree",
-]
+from celo2.weights.checkpoint import check_array
+from celo2.weights.digests import DIGEST, Integrity, check_digest
+from celo2.weights.safetensors_format import (
+    ZOO_FORMAT,
+    check_fields,
+    decode_arrays,
+    encode_arrays,
+    parse_arrays,
+)
+from celo2.weights.sources import OURS, UPSTREAM, WeightFile, find_file
+from celo2.weights.theta_state import decode_theta, encode_tree
+from celo2.zoo.names import (
+    as_tree,
+    check_fit,
+    find_kind,
+    flatten,
+    identify,
+    read_shapes,
+)
+from celo2.zoo.specs import MEMBERS, PRESETS, MemberConfig
 
 MAX_BYTES = 1 << 26  # of a weight file; the largest preset takes 9 MB
 _VERSION = "1"  # of the metadata
@@ -122,7 +124,7 @@ def is_zoo_file(file: WeightFile) -> bool:
 
 
 def read_integrity(file: WeightFile) -> Integrity:
-    """Whether a file, of the zoo or of Celo2 itself, is as it was written; see `celo2._digests`.
+    """Whether a file, of the zoo or of Celo2 itself, is as it was written; see `celo2.weights.digests`.
 
     Raises:
         ValueError: No weight file, or one whose content has another digest than it carries.
@@ -236,3 +238,67 @@ def _with_options(weights: ZooWeights, options: Mapping[str, Any]) -> ZooWeights
             raise ValueError(f"these {weights.kind} weights have {name}={own!r}, asked for {value!r}.")
     config = dataclasses.replace(weights.config, **options)
     return dataclasses.replace(weights, config=config, stated=weights.stated.union(options))
+
+
+_ANY_SIZE = (
+    "celo",
+    "celo_phase1",
+    "celo_adam",
+    "rnn_mlp",
+    "nn_adam",
+    "velo",
+)  # of whatever sizes weights have
+
+
+def find_preset(name: str) -> MemberConfig:
+    """The published options under this name.
+
+    Raises:
+        ValueError: The name is unknown; the message has the nearest.
+    """
+    if name not in PRESETS:
+        raise ValueError(
+            f"unknown optimizer {name!r}{nearest_name(name, PRESETS)} There are {', '.join(PRESETS)}."
+        )
+    return PRESETS[name]
+
+
+def sized_preset(name: str, arrays: Mapping[str, Any], **options: Any) -> MemberConfig:
+    """The preset in the sizes of these arrays, unless its own are fixed, with a caller's options.
+
+    Raises:
+        ValueError: The name is unknown, or an option out of its range.
+    """
+    preset = find_preset(name)
+    sizes = preset.sizes_of(read_shapes(arrays)) if name in _ANY_SIZE else {}
+    return dataclasses.replace(preset, **{**sizes, **options})
+
+
+def check_stated(name: str, config: MemberConfig, weights: ZooWeights) -> None:
+    """Refuses weights of another optimizer, or made under other options; the phases of Celo share theirs.
+
+    Raises:
+        ValueError: They are; the message says under which options they can be used.
+    """
+    if weights.kind != config.kind:
+        raise ValueError(f"these are weights of {weights.kind!r}, asked for {name!r}.")
+    for option in sorted(weights.stated - {"phase"}):
+        own, asked = getattr(weights.config, option), getattr(config, option)
+        if own != asked:
+            raise ValueError(
+                f"these {weights.kind} weights have {option}={own!r}, {name!r} has {asked!r}; say "
+                f"{option}={own!r}, or take a preset that has it."
+            )
+
+
+def fitting_presets(weights: ZooWeights) -> list[str]:
+    """The names under which `make` takes these weights without further options."""
+    return [name for name in PRESETS if _fits(name, weights)]
+
+
+def _fits(name: str, weights: ZooWeights) -> bool:
+    try:
+        check_stated(name, sized_preset(name, weights.arrays), weights)
+    except ValueError:
+        return False
+    return True

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
-from celo2.dimension_numbers import find_matrix_axes
 from celo2.routing import Route
+from celo2.routing.dimension_numbers import find_matrix_axes
 
 KERNELS = r"[./](weight|kernel|w|embedding|embeddings)$"
 

@@ -6,7 +6,15 @@ Tables are as in `transformers_models`.
 from __future__ import annotations
 
 import transformers as hf
-from routing_proof.transformers_models import BART, BART_BODY, DOWN, SIZES, SQUARE, UP, Model
+from routing_proof.transformers_models import (
+    BART,
+    BART_BODY,
+    DOWN,
+    SIZES,
+    SQUARE,
+    UP,
+    Model,
+)
 
 SPEECH = {
     **SIZES,

@@ -5,7 +5,14 @@ seed by seed, with intervals; `log` keeps the probes of a meta-training run and 
 """
 
 from celo2.meta.probe.log import ProbeLog
-from celo2.meta.probe.measure import Probe, ProbeConfig, TaskRecord, compute_score, describe, describe_task
+from celo2.meta.probe.measure import (
+    Probe,
+    ProbeConfig,
+    TaskRecord,
+    compute_score,
+    describe,
+    describe_task,
+)
 from celo2.meta.probe.paired import Comparison, Row, compare
 
 __all__ = [

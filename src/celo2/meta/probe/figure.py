@@ -7,11 +7,9 @@ from collections.abc import Mapping
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from celo2.evaluate.labels import figure_label
-from celo2.evaluate.plots import COLORS, STYLE
 from celo2.meta.probe.paired import Comparison
-
-__all__ = ["draw_comparisons"]
+from celo2.report.kit import figure_label
+from celo2.report.plots import COLORS, STYLE
 
 
 def draw_comparisons(measures: Mapping[str, Mapping[str, Comparison]], reference: str) -> Figure:

@@ -18,20 +18,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from celo2._files import read_lines, read_object, write_atomic
+from celo2._utils.files import read_lines, read_object, write_atomic
 from celo2.meta.probe.measure import ProbeConfig, TaskRecord, compute_score, describe
-from celo2.weights import load_checkpoint, save_weights
-
-__all__ = [
-    "BEST_FILE",
-    "PROBES_FILE",
-    "Measure",
-    "ProbeLog",
-    "as_point",
-    "best_of",
-    "describe_probe",
-    "load_probes",
-]
+from celo2.weights.checkpoint import load_checkpoint, save_weights
 
 BEST_FILE, PROBES_FILE, SETTINGS_FILE = "best.safetensors", "probes.jsonl", "probe.json"
 

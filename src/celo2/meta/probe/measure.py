@@ -24,22 +24,11 @@ import numpy as np
 import optax
 
 from celo2.baselines import LEARNED, EvalParams, OptimizerSpec
-from celo2.evaluate.grid import RunGrid
-from celo2.evaluate.protocol import NUM_EVALS
-from celo2.evaluate.runner import GridRunner
-from celo2.evaluate.task_program import SharedTask
 from celo2.meta.task_sets import END_SHARE, TaskEntry, TaskSet, load_task_set
-
-__all__ = [
-    "Probe",
-    "ProbeConfig",
-    "TaskRecord",
-    "compute_score",
-    "describe",
-    "describe_task",
-    "log_ratios",
-    "next_rungs",
-]
+from celo2.training.grid import RunGrid
+from celo2.training.protocol import NUM_EVALS
+from celo2.training.runner import GridRunner
+from celo2.training.task_step import SharedTask
 
 LADDER = math.sqrt(2.0)  # ratio of neighbouring rates
 FIRST_RUNGS = (-6, -2, 2, 6)  # rungs of the first round, around the task's own rate
@@ -97,7 +86,7 @@ class Probe:
     Args:
         config: What to train.
         make_optimizer: `(schedule, weight decay, theta) → Optax transform`.
-        schedule: Of the learning rate, by its name in `celo2.evaluate.protocol.SCHEDULES`.
+        schedule: Of the learning rate, by its name in `celo2.training.protocol.SCHEDULES`.
         eval_params: What is validated, as in `OptimizerSpec`.
         middle_rate: Rate around which the search begins; 0: each task's own, for steps of root mean square 1.
 

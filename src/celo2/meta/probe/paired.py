@@ -17,8 +17,6 @@ from scipy import stats
 
 from celo2.meta.probe.measure import TaskRecord, log_ratios
 
-__all__ = ["CONFIDENCE", "LEAST_SEEDS", "POWER", "Comparison", "Row", "compare", "detectable"]
-
 CONFIDENCE = 0.95  # of the intervals
 POWER = 0.8  # probability with which a difference is seen that is called detectable
 LEAST_SEEDS = 8  # below which no claim is made

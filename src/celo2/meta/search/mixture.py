@@ -23,22 +23,10 @@ from celo2.config import RuleConfig
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
 from celo2.jax import accumulators, features, mlp, orthogonalize
 from celo2.jax.dimensions import make_axes
-from celo2.jax.routing import param_labels
-from celo2.meta.inner import with_longer_axis_last
-from celo2.meta.start import ADAM_MIXTURE, mixture_theta
-from celo2.weights import Weights
-
-__all__ = [
-    "CHANNELS",
-    "Mixture",
-    "describe",
-    "find_updated",
-    "is_vector",
-    "make_optimizer",
-    "make_weights",
-    "to_mixture",
-    "to_vector",
-]
+from celo2.jax.routing.labels import param_labels
+from celo2.meta.inner.optimizer import with_longer_axis_last
+from celo2.meta.inner.theta import ADAM_MIXTURE, mixture_theta
+from celo2.weights.checkpoint import Weights
 
 _ODD = ("grad", "clipped_grad", "momentum", "normalized_momentum", "factored_grad", "normalized_grad")
 _ODD_OF_MATRICES = ("factored_momentum",)

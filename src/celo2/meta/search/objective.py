@@ -26,12 +26,10 @@ import numpy as np
 import optax
 from jax import Array
 
-from celo2.evaluate.protocol import DIVERGENCE_MARGIN, cosine_schedule, seed_keys
-from celo2.jax.compilation import compiler_options
+from celo2.jax.runtime import compiler_options
 from celo2.meta.search.mixture import find_updated, make_optimizer, to_mixture
 from celo2.meta.task_sets import END_SHARE, TaskEntry, TaskSet
-
-__all__ = ["RATE_FACTORS", "Objective", "best_of_rates", "soft_maximum"]
+from celo2.training.protocol import DIVERGENCE_MARGIN, cosine_schedule, seed_keys
 
 RATE_FACTORS = (0.6, 1.0, 1.67)  # times the task's own rate
 LARGEST_CORRECTION = 0.02  # of the lowest log loss by the parabola

@@ -29,15 +29,13 @@ import numpy as np
 from cmaes import CMA
 
 from celo2 import __version__
-from celo2._files import read_lines, read_object, write_atomic
-from celo2._locks import lock_folder
+from celo2._utils.files import read_lines, read_object, write_atomic
+from celo2._utils.locks import lock_folder
 from celo2.gradient_range import FIELD, QUANTILES, format_range
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import Objective, soft_maximum
 from celo2.meta.task_sets import load_task_set
-from celo2.weights import save_weights
-
-__all__ = ["Generation", "SearchConfig", "search"]
+from celo2.weights.checkpoint import save_weights
 
 RECORD, CONFIG = "generations.jsonl", "config.json"
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from celo2.tasks.families.autoencoder import AutoencoderFamily
-from celo2.tasks.families.convolution import ImageConvFamily
-from celo2.tasks.families.mlp import DeepMLPFamily, ImageMLPFamily
+from celo2.tasks.families.base import TaskFamily
+from celo2.tasks.families.images import (
+    AutoencoderFamily,
+    DeepMLPFamily,
+    ImageConvFamily,
+    ImageMLPFamily,
+)
 from celo2.tasks.families.quadratic import QuadraticFamily
-from celo2.tasks.families.recurrent import RecurrentFamily
 from celo2.tasks.families.regression import RegressionFamily
-from celo2.tasks.families.transformer import TransformerFamily
-from celo2.tasks.family import TaskFamily
+from celo2.tasks.families.text import RecurrentFamily, TransformerFamily
 
 __all__ = ["FAMILIES"]
 

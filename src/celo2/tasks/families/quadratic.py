@@ -10,12 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from celo2.tasks.augmentation import log_uniform
 from celo2.tasks.base import Batch, Params
-from celo2.tasks.family import UNTRAINED_LOSS, TaskFamily
-from celo2.tasks.layers import TRUNCATED_STD, Initial, sample_params
-
-__all__ = ["QuadraticFamily", "sample_rotation"]
+from celo2.tasks.families.augmentation import log_uniform
+from celo2.tasks.families.base import UNTRAINED_LOSS, TaskFamily
+from celo2.tasks.nn import TRUNCATED_STD, Initial, sample_params
 
 CONDITION = (1.0, 1e4)  # least and greatest condition number
 NOISE = (0.01, 0.3)  # least and greatest standard deviation of the noise on targets of mean square one

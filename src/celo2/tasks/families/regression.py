@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from celo2.tasks.augmentation import log_uniform
 from celo2.tasks.base import Batch, Params
-from celo2.tasks.family import UNTRAINED_LOSS, TaskFamily
-from celo2.tasks.layers import TRUNCATED_STD
-from celo2.tasks.mlp import compute_mlp, init_mlp
-
-__all__ = ["RegressionFamily"]
+from celo2.tasks.families.augmentation import log_uniform
+from celo2.tasks.families.base import UNTRAINED_LOSS, TaskFamily
+from celo2.tasks.nn import TRUNCATED_STD
+from celo2.tasks.vision.mlp import compute_mlp, init_mlp
 
 NUM_PROBES = 256  # inputs on which a teacher's answers are standardised
 NOISE = (0.01, 0.3)  # least and greatest standard deviation of the noise on answers of mean square one

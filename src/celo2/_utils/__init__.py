@@ -1,0 +1,1 @@
+"""Helpers without knowledge of optimizers: files, locks, signals, streams, checks, optional dependencies."""

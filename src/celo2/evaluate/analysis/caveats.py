@@ -1,0 +1,182 @@
+"""What a reader of a suite's report must be told in words: warnings, divergences, and where Celo2 loses."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Iterator
+
+from celo2.evaluate.analysis.cells import Setting
+from celo2.evaluate.analysis.standings import Standings, TaskRuns, is_ours
+from celo2.evaluate.suite.results import RunResult
+
+PARITY = 1.05  # a speed-up of the baseline over itself that needs no comment
+
+
+def caveats(standings: Standings) -> list[str]:
+    """What a reader must know before believing the tables; the gravest first."""
+    parts = (_missing, _unscored, _data, _seeds, _settings, _edges, _lost, _parity, _timing)
+    return [note for part in parts for note in part(standings)]
+
+
+def defeats(standings: Standings) -> list[str]:
+    """A sentence for each task on which Celo2 or Celo2-base ends above another optimizer."""
+    return [sentence for task in standings.tasks for sentence in _defeats_on(task)]
+
+
+def describe_loss(task: TaskRuns, loss: float) -> str:
+    """A final loss with four digits; a return with its sign turned back."""
+    if not math.isfinite(loss):
+        return "diverged"
+    return f"{-loss if task.returns else loss:.4g}"
+
+
+def describe_divergence(run: RunResult) -> str:
+    """Which run diverged, and when."""
+    when = (
+        "ended above an untrained network's loss"
+        if run.diverged_at >= run.spec.steps
+        else f"not finite from step {run.diverged_at} on"
+    )
+    return f"{run.spec.optimizer}, learning rate {Setting.of(run.spec)}, seed {run.spec.seed}: {when}"
+
+
+def join(names: Iterable[str], most: int = 6) -> str:
+    """Names with commas, the first few where they are many."""
+    found = list(names)
+    rest = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + rest
+
+
+def _defeats_on(task: TaskRuns) -> Iterator[str]:
+    others = [name for name in task.cells if not is_ours(name)]
+    best = min(others, key=lambda name: task.cells[name].mean_loss, default=None)
+    if best is None or not math.isfinite(lowest := task.cells[best].mean_loss):
+        return
+    behind = []
+    for name in (name for name in task.cells if is_ours(name)):
+        loss = task.cells[name].mean_loss
+        if loss > lowest:
+            behind.append(f"{name} ({_behind(task, loss, lowest)})")
+    if behind:
+        yield f"{task.label}: {best} ({describe_loss(task, lowest)}) is better than {' and '.join(behind)}."
+
+
+def _behind(task: TaskRuns, loss: float, best: float) -> str:
+    """The loss, and by how much it is worse than the best, where a ratio means something."""
+    text = describe_loss(task, loss)
+    if not math.isfinite(loss) or best == 0 or (best < 0) != task.returns:
+        return text
+    share = 100 * (loss - best) / abs(best)
+    return f"{text}, {share:{'.0f' if share >= 10 else '.2g'}} % {'lower' if task.returns else 'higher'}"
+
+
+def _missing(standings: Standings) -> Iterator[str]:
+    """Optimizers without a task, then grids without runs."""
+    for name in standings.optimizers:
+        without = [task.label for task in standings.tasks if name not in task.cells]
+        if without:
+            yield (
+                f"{name} was not run on {join(without)}: its line of the summary is over other tasks than "
+                "those of the others."
+            )
+    for task in standings.tasks:
+        seeds = {run.spec.seed for cell in task.cells.values() for run in cell.runs}
+        for name, cell in task.cells.items():
+            expected = len(cell.settings) * len(seeds)
+            if len(cell.runs) < expected:
+                yield f"{task.label}: {name} has {len(cell.runs)} of {expected} runs."
+
+
+def _unscored(standings: Standings) -> Iterator[str]:
+    """Tasks that no score can be made on."""
+    if standings.baseline not in standings.optimizers:
+        yield f"There is no run of {standings.baseline}, the baseline: no scores and no speed-ups."
+        return
+    without = [task.label for task in standings.tasks if task.baseline_loss is None]
+    if without:
+        yield (
+            f"No scores on {join(without)}: {standings.baseline} diverged or was not run, or its loss is no "
+            "positive number. Ranks and wins count these tasks."
+        )
+
+
+def _data(standings: Standings) -> Iterator[str]:
+    pairs = {(task.facts.dataset, task.facts.stands_in_for) for task in standings.tasks}
+    names = [f"{name} in place of {published}" for name, published in sorted(pairs) if published]
+    if names:
+        yield f"Not the published data: {join(names, most=20)}."
+    for size in ("tiny", "small"):
+        count = sum(task.label.partition(",")[0].endswith(f"@{size}") for task in standings.tasks)
+        if count:
+            yield f"{count} of {len(standings.tasks)} tasks have the size {size}, not the published one."
+
+
+def _seeds(standings: Standings) -> Iterator[str]:
+    numbers = {cell.num_seeds for task in standings.tasks for cell in task.cells.values()}
+    if numbers == {1}:
+        yield "There is one seed: differences of a few per cent may be chance."
+    elif 1 in numbers:
+        yield "Some settings have one seed: differences of a few per cent may be chance."
+
+
+def _settings(standings: Standings) -> Iterator[str]:
+    """Optimizers that had more, or fewer, settings to choose from than others."""
+
+    def numbers(task: TaskRuns) -> tuple[tuple[str, int], ...]:
+        return tuple((name, len(cell.settings)) for name, cell in task.cells.items())
+
+    for counts, tasks in _group(standings.tasks, numbers):
+        if len({count for _, count in counts}) > 1:
+            told = join((f"{name} {count}" for name, count in counts), most=30)
+            yield f"Not tuned over equally many settings ({told}) on {join(tasks)}."
+        elif counts[0][1] == 1:
+            yield f"Not tuned: one setting for each optimizer on {join(tasks)}."
+
+
+def _edges(standings: Standings) -> Iterator[str]:
+    """Best learning rates, and weight decays, at the edge of the grid."""
+    for name in standings.optimizers:
+        tasks = [task for task in standings.tasks if name in task.cells]
+        for edge, other in (("highest", "higher"), ("lowest", "lower")):
+            at = [task for task in tasks if task.cells[name].edge == edge]
+            if at:
+                rates = join(f"{task.label} ({task.cells[name].shown.learning_rate:g})" for task in at)
+                yield f"{name}: the best rate is the {edge} tried on {rates}; a {other} one may be better."
+        at = [task.label for task in tasks if task.cells[name].decay_at_edge]
+        if at:
+            yield f"{name}: the best weight decay is the highest tried on {join(at)}."
+
+
+def _lost(standings: Standings) -> Iterator[str]:
+    for name in standings.optimizers:
+        tasks = [t.label for t in standings.tasks if name in t.cells and t.cells[name].best is None]
+        if tasks:
+            yield f"{name} diverged with a seed of every setting on {join(tasks)}: its scores there are 0."
+
+
+def _parity(standings: Standings) -> Iterator[str]:
+    """The baseline's own speed-up, where a reader would take the same of another for an advantage."""
+    name = standings.baseline
+    found = [task.speed_up(name) for task in standings.tasks if name in task.cells]
+    known = [value for value in found if value is not None]
+    if known and (own := statistics.median_low(known)) > PARITY:
+        yield (
+            f"{name} itself reaches its final loss before the end of its runs, at a speed-up of {own:.2f}× "
+            "in steps (median over the tasks): as much of another optimizer is no advantage."
+        )
+
+
+def _timing(standings: Standings) -> Iterator[str]:
+    if any(run.timing != "alone" for run in standings.runs):
+        yield "Some times per step are shares of runs trained side by side, not of a run by itself."
+    machines = {(run.environment.get("processor"), run.environment.get("devices")) for run in standings.runs}
+    if len(machines) > 1:
+        yield f"The runs come from {len(machines)} kinds of machine: times per step are not comparable."
+
+
+def _group(tasks: Iterable[TaskRuns], key: Callable[[TaskRuns], Hashable]) -> list:
+    groups: dict = {}
+    for task in tasks:
+        groups.setdefault(key(task), []).append(task.label)
+    return list(groups.items())

@@ -1,0 +1,163 @@
+"""One optimizer on one task: its settings, and which of them is the best.
+
+The best setting (learning rate, weight decay) is the one with the lowest final training loss, mean over the
+seeds. A setting with a diverged seed, or with fewer seeds than another one, cannot be the best. Loads no JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from celo2.evaluate.analysis import stats
+from celo2.evaluate.suite.results import RunResult, RunSpec
+from celo2.report.kit import MeanStd
+
+
+class Setting(NamedTuple):
+    """What an optimizer is tuned over."""
+
+    learning_rate: float
+    weight_decay: float
+    schedule: str
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Setting:
+        """The setting of a run."""
+        return cls(spec.learning_rate, spec.weight_decay, spec.schedule)
+
+    def __str__(self) -> str:
+        """The learning rate, and the weight decay unless it is 0."""
+        return f"{self.learning_rate:g}" + (f", wd {self.weight_decay:g}" if self.weight_decay else "")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cell:
+    """One optimizer on one task.
+
+    Attributes:
+        optimizer: Its name.
+        settings: Its runs by their setting, both ascending (the runs by seed); one at least.
+    """
+
+    optimizer: str
+    settings: Mapping[Setting, tuple[RunResult, ...]]
+
+    @property
+    def runs(self) -> list[RunResult]:
+        """Every run."""
+        return [run for runs in self.settings.values() for run in runs]
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds of the setting with the most of them."""
+        return max(map(len, self.settings.values()))
+
+    @cached_property
+    def mean_losses(self) -> dict[Setting, float]:
+        """Final training loss of each setting, mean over the seeds; +inf where one diverged."""
+        return {setting: float(_final_losses(runs).mean()) for setting, runs in self.settings.items()}
+
+    @cached_property
+    def best(self) -> Setting | None:
+        """The best setting; None where each has a run that diverged."""
+        whole = [setting for setting, runs in self.settings.items() if len(runs) == self.num_seeds]
+        best = min(whole, key=self.mean_losses.__getitem__)
+        return best if math.isfinite(self.mean_losses[best]) else None
+
+    @property
+    def shown(self) -> Setting:
+        """What a figure shows: the best setting or, without one, the one whose runs came farthest."""
+        return self.best or max(self.settings, key=lambda setting: min(map(_reached, self.settings[setting])))
+
+    @property
+    def best_runs(self) -> tuple[RunResult, ...]:
+        """The runs of the best setting; none where there is no best."""
+        return () if self.best is None else self.settings[self.best]
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Final training losses at the best setting, `(S,)`; +inf for every seed where there is none."""
+        return _final_losses(self.best_runs) if self.best_runs else np.full(self.num_seeds, np.inf)
+
+    @property
+    def mean_loss(self) -> float:
+        """Their mean."""
+        return float(self.losses.mean())
+
+    @property
+    def diverged(self) -> list[RunResult]:
+        """Every run that diverged."""
+        return [run for run in self.runs if run.diverged]
+
+    @property
+    def rates(self) -> dict[float, float]:
+        """Mean final loss by learning rate, ascending, at the weight decay and schedule that are shown."""
+        rest = self.shown[1:]
+        return {
+            setting.learning_rate: loss for setting, loss in self.mean_losses.items() if setting[1:] == rest
+        }
+
+    @property
+    def edge(self) -> str:
+        """Where the best learning rate lies among those tried: at the "lowest", at the "highest", or ""."""
+        rates = list(self.rates)
+        if self.best is None or len(rates) < 2:
+            return ""
+        return {rates[0]: "lowest", rates[-1]: "highest"}.get(self.best.learning_rate, "")
+
+    @property
+    def decay_at_edge(self) -> bool:
+        """Whether the best weight decay is the highest of several tried (0, the lowest, is a bound)."""
+        decays = {setting.weight_decay for setting in self.settings}
+        return self.best is not None and len(decays) > 1 and self.best.weight_decay == max(decays)
+
+    @property
+    def timing(self) -> str:
+        """How and where `seconds_per_step` was measured, in words: two that differ cannot be compared."""
+        return min(map(_timing, self.runs))
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Median over the runs that were measured as `timing` says."""
+        chosen = self.timing
+        return float(np.median([run.seconds_per_step for run in self.runs if _timing(run) == chosen]))
+
+    def measure(self, of: Callable[[RunResult], float]) -> MeanStd | None:
+        """A figure of the runs at the best setting, over the seeds; None where there is none."""
+        return MeanStd.over(np.array([of(run) for run in self.best_runs]))
+
+    def mean_curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps, `(P,)`, and the training loss at the best setting, mean over the seeds, `(P,)`."""
+        steps, losses = stack_curves([(run.train_steps, run.train_loss) for run in self.best_runs])
+        return steps, losses.mean(axis=0)
+
+
+def stack_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves at the steps of the one with the fewest points, `(P,)` and `(curves, P)` float64.
+
+    Runs that were packed have fewer points than others; between its points a curve is a straight line.
+    """
+    steps = min((steps for steps, _ in curves), key=len)
+    return steps, np.stack([np.interp(steps, xs, np.asarray(ys, np.float64)) for xs, ys in curves])
+
+
+def _timing(run: RunResult) -> str:
+    """How the run's time was measured, and on what."""
+    return ", ".join([run.timing, *(str(run.environment.get(name)) for name in ("processor", "devices"))])
+
+
+def _final_losses(runs: Sequence[RunResult]) -> np.ndarray:
+    """`(S,)`; +inf where a run diverged."""
+    finals = np.array([[run.final_train_loss] for run in runs])
+    return stats.final_losses(finals, np.array([run.diverged for run in runs]))
+
+
+def _reached(run: RunResult) -> int:
+    """Steps before it diverged."""
+    return run.diverged_at if run.diverged else run.spec.steps

@@ -1,0 +1,188 @@
+"""Runs of a suite, put in order: tasks, the optimizers on each, the settings of each, the seeds.
+
+Loads no JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from celo2.evaluate.analysis import stats
+from celo2.evaluate.analysis.cells import Cell, Setting
+from celo2.evaluate.suite.results import RunResult, TaskFacts
+
+BASELINE = "adamw"
+OURS = ("celo2", "celo2-base")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TaskRuns:
+    """Every run on one task, one data set and of one length.
+
+    Attributes:
+        label: The task, with the length or the data set where there are several.
+        steps: Length of each run.
+        facts: About the task.
+        cells: The optimizers' runs, by name.
+        baseline: Name of the optimizer that the others are measured by.
+    """
+
+    label: str
+    steps: int
+    facts: TaskFacts
+    cells: Mapping[str, Cell]
+    baseline: str
+
+    @property
+    def returns(self) -> bool:
+        """Whether the losses are negated returns."""
+        return self.facts.unit == "return"
+
+    @cached_property
+    def baseline_loss(self) -> float | None:
+        """The baseline's final loss, mean over its seeds; None where no score can be made of it.
+
+        That is: it was not run, or diverged, or losses are negative (or its return is not positive), so
+        that a ratio means nothing.
+        """
+        if self.baseline not in self.cells or self.cells[self.baseline].best is None:
+            return None
+        mean = self.cells[self.baseline].mean_loss
+        finals = np.concatenate([cell.losses for cell in self.cells.values()])
+        meaningful = mean < 0 if self.returns else bool((finals >= 0).all())
+        return mean if meaningful else None
+
+    def scores(self, optimizer: str) -> np.ndarray:
+        """Scores of an optimizer's seeds, `(S,)`; there must be a `baseline_loss`."""
+        assert self.baseline_loss is not None
+        return stats.normalized_scores(self.cells[optimizer].losses, self.baseline_loss, returns=self.returns)
+
+    def speed_up(self, optimizer: str, *, in_seconds: bool = False) -> float | None:
+        """How many times sooner than the baseline's whole run its final loss is reached, in steps or seconds.
+
+        Both losses are means over the seeds. 0: never, or diverged; None without a `baseline_loss`,
+        or where the times were not measured alike.
+        """
+        if self.baseline_loss is None or (in_seconds and self.time_ratio(optimizer) is None):
+            return None
+        cell, theirs = self.cells[optimizer], self.cells[self.baseline]
+        if cell.best is None:
+            return 0.0
+        steps, losses = cell.mean_curve()
+        ours = cell.seconds_per_step if in_seconds else 1.0
+        length = self.steps * (theirs.seconds_per_step if in_seconds else 1.0)
+        return stats.speed_up(steps * ours, losses, self.baseline_loss, length)
+
+    def time_ratio(self, optimizer: str) -> float | None:
+        """Time per step as a multiple of the baseline's; None where they were not measured alike."""
+        theirs, ours = self.cells.get(self.baseline), self.cells[optimizer]
+        if theirs is None or theirs.timing != ours.timing:
+            return None
+        return ours.seconds_per_step / theirs.seconds_per_step
+
+    def rate_sensitivity(self, optimizer: str) -> stats.RateSensitivity | None:
+        """How the loss grows away from the best rate; None with one rate, or where no ratio can be made."""
+        cell = self.cells[optimizer]
+        losses = np.array(list(cell.rates.values()))
+        if cell.best is None or len(losses) < 2:
+            return None
+        best = losses.min()
+        if not (best < 0 if self.returns else best > 0):
+            return None
+        with np.errstate(divide="ignore"):
+            ratios = 1 / stats.normalized_scores(losses, best, returns=self.returns)
+        return stats.rate_sensitivity(np.array(list(cell.rates)), ratios)
+
+    def winners(self, among: Sequence[str] = ()) -> list[str]:
+        """The optimizers with the lowest mean final loss; none where all diverged.
+
+        Args:
+            among: Those that count; none: all.
+        """
+        means = {name: cell.mean_loss for name, cell in self.cells.items() if name in among or not among}
+        lowest = min(means.values(), default=math.inf)
+        return [name for name, mean in means.items() if mean == lowest < math.inf]
+
+
+class Standings(NamedTuple):
+    """All runs in order.
+
+    Attributes:
+        tasks: In the order of their labels.
+        optimizers: Names: Celo2's, then the baseline, then the others in alphabetical order.
+        baseline: Name of the optimizer that the others are measured by; it may be missing from the runs.
+    """
+
+    tasks: tuple[TaskRuns, ...]
+    optimizers: tuple[str, ...]
+    baseline: str
+
+    @property
+    def runs(self) -> list[RunResult]:
+        """Every run."""
+        return [run for task in self.tasks for cell in task.cells.values() for run in cell.runs]
+
+
+def is_ours(optimizer: str) -> bool:
+    """Whether this is Celo2 or Celo2-base, of whichever weights."""
+    return optimizer.partition(":")[0] in OURS
+
+
+def arrange(results: Iterable[RunResult], baseline: str = BASELINE) -> Standings:
+    """Puts runs in order.
+
+    Runs of different lengths, or on different data, are different tasks, and labelled so.
+
+    Args:
+        results: Finished runs, in any order.
+        baseline: Name of the optimizer that the others are measured by.
+
+    Raises:
+        ValueError: There is no run, or one appears twice.
+    """
+    runs = sorted(results, key=lambda run: run.spec)
+    if not runs:
+        raise ValueError("there is no finished run to report.")
+    seen = set()
+    for run in runs:
+        if (key := (run.spec, run.facts.dataset)) in seen:
+            raise ValueError(f"{run.spec} on {run.facts.dataset} appears twice; give each run once.")
+        seen.add(key)
+    names = {run.spec.optimizer for run in runs}
+    order = sorted(names, key=lambda name: (not is_ours(name), name != baseline, name))
+    groups = _group(runs, lambda run: (run.spec.task, run.spec.steps, run.facts.dataset))
+    tasks = [
+        TaskRuns(_label(key, list(groups)), key[1], found[0].facts, _cells(found, order), baseline)
+        for key, found in groups.items()
+    ]
+    return Standings(tuple(tasks), tuple(order), baseline)
+
+
+def _cells(runs: Sequence[RunResult], order: Sequence[str]) -> dict[str, Cell]:
+    by_name = _group(runs, lambda run: run.spec.optimizer)
+    settings = {name: _group(found, lambda run: Setting.of(run.spec)) for name, found in by_name.items()}
+    return {
+        name: Cell(name, {setting: tuple(settings[name][setting]) for setting in sorted(settings[name])})
+        for name in order
+        if name in settings
+    }
+
+
+def _label(key: tuple[str, int, str], keys: Sequence[tuple[str, int, str]]) -> str:
+    """The task's name, and what tells it from others of the same name."""
+    same = [other for other in keys if other[0] == key[0]]
+    steps = f", {key[1]} steps" if len({other[1] for other in same}) > 1 else ""
+    return key[0] + steps + (f", on {key[2]}" if len({other[2] for other in same}) > 1 else "")
+
+
+def _group(runs: Iterable[RunResult], key: Callable[[RunResult], object]) -> dict:
+    groups: dict = {}
+    for run in runs:
+        groups.setdefault(key(run), []).append(run)
+    return groups

@@ -1,0 +1,205 @@
+"""The figures of a suite's report: a line for each task and optimizer, and one for each optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from celo2.evaluate.analysis import stats
+from celo2.evaluate.analysis.cells import Cell
+from celo2.evaluate.analysis.standings import Standings, TaskRuns
+from celo2.report.kit import MeanStd
+
+
+class TaskRow(NamedTuple):
+    """One optimizer on one task, at its best setting; None throughout where it has none.
+
+    Attributes:
+        task: The task's label.
+        optimizer: Its name.
+        unit: Of the losses; "return": they are negated.
+        learning_rate: The best.
+        weight_decay: The best.
+        edge: "lowest" or "highest" where the best learning rate is that of those tried, otherwise "".
+        settings: How many were tried.
+        final_train_loss: Mean objective over the last 5 % of the steps.
+        best_train_loss: The lowest point of the training curve.
+        best_valid_loss: The lowest of the validations.
+        accuracy: Validation accuracy after the last step, in [0, 1]; None where the task has none.
+        score: Mean of the scores (`stats.normalized_scores`); None where the baseline gives none.
+        speed_up: In steps, over the baseline's run (`TaskRuns.speed_up`).
+        time_speed_up: The same in wall-clock time.
+        half_decade: Loss ratio half a decade off the best rate (`stats.RateSensitivity`).
+        width: Decades of rates within 10 % of the best loss.
+        bounded: Whether the width ends inside the grid; otherwise it is a lower bound.
+        diverged: Runs that diverged, all settings counted.
+        runs: Runs in all.
+        seconds_per_step: Wall-clock.
+        time_ratio: The same as a multiple of the baseline's; None where they were not measured alike.
+        state_bytes_per_parameter: Size of the optimizer's state.
+    """
+
+    task: str
+    optimizer: str
+    unit: str
+    learning_rate: float | None
+    weight_decay: float | None
+    edge: str
+    settings: int
+    final_train_loss: MeanStd | None
+    best_train_loss: MeanStd | None
+    best_valid_loss: MeanStd | None
+    accuracy: MeanStd | None
+    score: float | None
+    speed_up: float | None
+    time_speed_up: float | None
+    half_decade: float | None
+    width: float | None
+    bounded: bool | None
+    diverged: int
+    runs: int
+    seconds_per_step: float
+    time_ratio: float | None
+    state_bytes_per_parameter: float
+
+
+class OptimizerRow(NamedTuple):
+    """One optimizer over the tasks that it was run on. None: no task has a score.
+
+    Attributes:
+        optimizer: Its name.
+        tasks: Tasks that have a score of it: those of the next seven.
+        score: Interquartile mean of the scores of all seeds on all tasks.
+        over_seeds: 95 % interval of it: other seeds, the same tasks; None with one seed.
+        over_tasks: 95 % interval: other tasks like these, other seeds; None with one task.
+        improvement: Probability that a run ends lower than one of the baseline.
+        speed_up: Lower median over the tasks, in steps; 0: the baseline's loss is never reached.
+        time_speed_up: The same in wall-clock time.
+        time_ratio: Time per step as a multiple of the baseline's, geometric mean over the tasks.
+        rank: Mean rank by final loss over all its tasks, 1 is best.
+        wins: Tasks on which none ended lower.
+        diverged: Runs that diverged.
+        runs: Runs in all.
+    """
+
+    optimizer: str
+    tasks: int
+    score: float | None
+    over_seeds: stats.Interval | None
+    over_tasks: stats.Interval | None
+    improvement: float | None
+    speed_up: float | None
+    time_speed_up: float | None
+    time_ratio: float | None
+    rank: float
+    wins: int
+    diverged: int
+    runs: int
+
+
+def rank_tasks(standings: Standings) -> list[TaskRow]:
+    """A line for each task and optimizer: tasks in order, optimizers by their final loss, the best first."""
+    rows = []
+    for task in standings.tasks:
+        ranked = sorted(task.cells.values(), key=lambda cell: cell.mean_loss)
+        rows += [_task_row(task, cell) for cell in ranked]
+    return rows
+
+
+def rank_optimizers(standings: Standings) -> list[OptimizerRow]:
+    """A line for each optimizer, the highest score first, those without one last."""
+    ranks = dict(zip(standings.optimizers, stats.mean_ranks(_loss_table(standings)), strict=True))
+    rows = [_optimizer_row(standings, name, float(ranks[name])) for name in standings.optimizers]
+    return sorted(rows, key=lambda row: -math.inf if row.score is None else row.score, reverse=True)
+
+
+def scored_tasks(standings: Standings, optimizer: str) -> list[TaskRuns]:
+    """The tasks that an optimizer was run on and that a score can be made on."""
+    return [t for t in standings.tasks if optimizer in t.cells and t.baseline_loss is not None]
+
+
+def _task_row(task: TaskRuns, cell: Cell) -> TaskRow:
+    name = cell.optimizer
+    rates = task.rate_sensitivity(name)
+    return TaskRow(
+        task=task.label,
+        optimizer=name,
+        unit=task.facts.unit,
+        learning_rate=cell.best and cell.best.learning_rate,
+        weight_decay=cell.best and cell.best.weight_decay,
+        edge=cell.edge,
+        settings=len(cell.settings),
+        final_train_loss=cell.measure(lambda run: run.final_train_loss),
+        best_train_loss=cell.measure(lambda run: run.best_train_loss),
+        best_valid_loss=cell.measure(lambda run: float(stats.lowest(run.valid_loss))),
+        accuracy=_accuracy(cell),
+        score=None if task.baseline_loss is None else float(task.scores(name).mean()),
+        speed_up=task.speed_up(name),
+        time_speed_up=task.speed_up(name, in_seconds=True),
+        half_decade=rates and rates.half_decade,
+        width=rates and rates.width,
+        bounded=rates and rates.bounded,
+        diverged=len(cell.diverged),
+        runs=len(cell.runs),
+        seconds_per_step=cell.seconds_per_step,
+        time_ratio=task.time_ratio(name),
+        state_bytes_per_parameter=cell.runs[0].state_bytes / task.facts.num_parameters,
+    )
+
+
+def _accuracy(cell: Cell) -> MeanStd | None:
+    finals = [run.valid_accuracy[-1] for run in cell.best_runs if run.valid_accuracy is not None]
+    return MeanStd.over(np.array(finals))
+
+
+def _optimizer_row(standings: Standings, name: str, rank: float) -> OptimizerRow:
+    cells = [task.cells[name] for task in standings.tasks if name in task.cells]
+    return OptimizerRow(
+        optimizer=name,
+        **_score_columns(scored_tasks(standings, name), name),
+        rank=rank,
+        wins=sum(name in task.winners() for task in standings.tasks),
+        diverged=sum(len(cell.diverged) for cell in cells),
+        runs=sum(len(cell.runs) for cell in cells),
+    )
+
+
+_RELATIVE = ("score", "over_seeds", "over_tasks", "improvement", "speed_up", "time_speed_up", "time_ratio")
+
+
+def _score_columns(tasks: list[TaskRuns], name: str) -> dict:
+    """What is relative to the baseline, by the names of `OptimizerRow`."""
+    if not tasks:
+        return {"tasks": 0, **dict.fromkeys(_RELATIVE)}
+    scores = [task.scores(name) for task in tasks]
+    ratios = [ratio for task in tasks if (ratio := task.time_ratio(name))]
+    repeated = any(len(one) > 1 for one in scores)
+    return {
+        "tasks": len(tasks),
+        "score": float(stats.interquartile_mean(np.concatenate(scores))),
+        "over_seeds": stats.bootstrap_interval(scores) if repeated else None,
+        "over_tasks": stats.bootstrap_interval(scores, tasks=True) if len(tasks) > 1 else None,
+        "improvement": stats.probability_of_improvement(
+            [task.cells[name].losses for task in tasks], [task.cells[task.baseline].losses for task in tasks]
+        ),
+        "speed_up": _median([task.speed_up(name) for task in tasks]),
+        "time_speed_up": _median([task.speed_up(name, in_seconds=True) for task in tasks]),
+        "time_ratio": float(np.exp(np.mean(np.log(ratios)))) if ratios else None,
+    }
+
+
+def _median(values: list[float | None]) -> float | None:
+    """The lower median: between 0 (never) and a speed-up there is no mean."""
+    known = [value for value in values if value is not None]
+    return float(np.quantile(known, 0.5, method="inverted_cdf")) if known else None
+
+
+def _loss_table(standings: Standings) -> np.ndarray:
+    """Mean final losses, `(tasks, optimizers)`; NaN: not run."""
+    rows = [
+        [task.cells[name].mean_loss if name in task.cells else math.nan for name in standings.optimizers]
+        for task in standings.tasks
+    ]
+    return np.array(rows)

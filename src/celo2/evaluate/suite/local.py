@@ -1,0 +1,153 @@
+"""Trains the groups of a suite: compiles those of a task together, then trains one after the other."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from celo2._utils.signals import interruptible_pool
+from celo2.baselines import OptimizerSpec, find_optimizer
+from celo2.evaluate.suite.results import RunResult, TaskFacts
+from celo2.evaluate.suite.spec import Group
+from celo2.tasks.base import Task
+from celo2.tasks.registry import make_task
+from celo2.training.environment import describe_environment, describe_task
+from celo2.training.runner import DEFAULT_MAX_MEMORY, GridRunner, Progress
+from celo2.training.task_step import SharedTask
+
+
+class Machine(NamedTuple):
+    """What a group may use: local devices (0: all), and bytes for the runs trained together."""
+
+    devices: int = 0
+    max_memory: float = DEFAULT_MAX_MEMORY
+
+
+ONE_MACHINE = Machine()
+
+
+class Failure(NamedTuple):
+    """A group that could not be trained, and why."""
+
+    group: Group
+    reason: str
+
+
+class GroupProgress(NamedTuple):
+    """Where the group at hand stands; None while the groups of a task are compiled."""
+
+    group: Group
+    progress: Progress | None
+
+
+OnGroupProgress = Callable[[GroupProgress], None]
+
+
+class _Prepared(NamedTuple):
+    """A compiled group."""
+
+    group: Group
+    runner: GridRunner
+    state_bytes: int
+
+
+def train_groups(
+    groups: Sequence[Group], machine: Machine = ONE_MACHINE, on_progress: OnGroupProgress | None = None
+) -> Iterator[list[RunResult] | Failure]:
+    """Trains groups of one task; yields the runs of each, or why there are none, in the order given.
+
+    The programs are compiled side by side, and nothing else runs while they train, so that the times of
+    their steps can be compared.
+
+    Args:
+        groups: All of the same task.
+        machine: What they may use.
+        on_progress: Called before compilation and after each piece of training.
+    """
+    if on_progress:
+        on_progress(GroupProgress(groups[0], None))
+    try:
+        shared = SharedTask(make_task(groups[0].task))
+        facts = describe_task(shared.task)
+    except Exception as error:  # one task's fault must not cost the others' hours
+        yield from (Failure(group, f"{type(error).__name__}: {error}") for group in groups)
+        return
+    if other := next((group.dataset for group in groups if group.dataset not in ("", facts.dataset)), ""):
+        reason = (
+            f"the folder has runs of it on {other}, and now it trains on {facts.dataset}; use another "
+            "folder, or remove those runs."
+        )
+        yield from (Failure(group, reason) for group in groups)
+        return
+    with interruptible_pool() as pool:
+        prepared = [pool.submit(_prepare, shared, group, machine) for group in groups]
+        for future in prepared:
+            future.exception()  # waits
+    for group, future in zip(groups, prepared, strict=True):
+        yield _train(group, facts, future, on_progress)
+    jax.clear_caches()  # of programs that no other task uses
+
+
+def _prepare(shared: SharedTask, group: Group, machine: Machine) -> _Prepared:
+    spec = find_optimizer(group.optimizer, num_steps=group.steps)
+    if spec.weights != group.weights:
+        raise ValueError(
+            f"the weights of {group.optimizer} have changed since the suite began; start it again."
+        )
+    runner = GridRunner(
+        shared,
+        lambda schedule: spec.make(schedule, group.weight_decay),
+        group.learning_rates,
+        seeds=group.seeds,
+        steps=group.steps,
+        devices=machine.devices,
+        max_memory=machine.max_memory,
+        schedule=group.schedule,
+        eval_params=spec.eval_params,
+    )
+    return _Prepared(group, runner, _state_bytes(shared.task, spec, group))
+
+
+def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    state = jax.eval_shape(spec.make(group.learning_rates[0], group.weight_decay).init, params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
+def _train(
+    group: Group, facts: TaskFacts, future: Future[_Prepared], on_progress: OnGroupProgress | None
+) -> list[RunResult] | Failure:
+    try:
+        prepared = future.result()
+        grid = prepared.runner.train(
+            on_progress and (lambda progress: on_progress(GroupProgress(group, progress)))
+        )
+    except Exception as error:  # one optimizer's fault must not cost the others' hours
+        return Failure(group, f"{type(error).__name__}: {error}")
+    steps, curves = grid.curve()
+    environment, created = describe_environment(), datetime.datetime.now().astimezone()
+    timing = f"share of {prepared.runner.width} runs side by side on {prepared.runner.num_devices} device(s)"
+    return [
+        RunResult(
+            spec=spec,
+            facts=facts,
+            train_steps=steps,
+            train_loss=curves[index].astype(np.float32),
+            valid_steps=grid.valid_steps,
+            valid_loss=grid.valid_loss[index],
+            valid_accuracy=None if grid.valid_accuracy is None else grid.valid_accuracy[index],
+            diverged_at=int(grid.diverged_at[index]),
+            seconds_per_step=grid.seconds_per_step,
+            timing=timing,
+            state_bytes=prepared.state_bytes,
+            weights=group.weights,
+            created=created.isoformat(timespec="seconds"),
+            environment=environment,
+        )
+        for spec, index in zip(group.specs(), np.ndindex(curves.shape[:2]), strict=True)
+    ]

@@ -1,0 +1,80 @@
+"""Shares a suite's groups among the machines of a Ray cluster; what they find comes back to this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from celo2._utils.extras import require
+from celo2.evaluate.suite.local import Failure, GroupProgress, Machine, train_groups
+from celo2.evaluate.suite.results import RunResult
+from celo2.evaluate.suite.run import Engine
+from celo2.evaluate.suite.spec import Group
+from celo2.jax.runtime import num_cores, use_cpu_devices
+
+
+def make_ray_engine(address: str, *, num_cpus: float | None = None, num_gpus: float | None = None) -> Engine:
+    """An engine for `run_suite`: each group is a task of a Ray cluster, and may run on any of its machines.
+
+    The machines need this package and the data, at the same versions and places; the folder of runs is
+    written by this process alone, so that they need no shared file system. The times of steps are those of
+    the machine that ran them.
+
+    Args:
+        address: Of the cluster: "auto", "HOST:PORT", "ray://HOST:PORT", or "local" for a cluster of this
+            machine alone.
+        num_cpus: Cores that a group reserves; None: all of the smallest machine, or its share for each GPU.
+        num_gpus: GPUs that a group reserves; None: one, where the cluster has any.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ConnectionError: No cluster answers there.
+    """
+    require("ray", "ray")
+    import ray
+
+    def engine(
+        tasks: Sequence[Sequence[Group]], machine: Machine, on_progress: Callable[[GroupProgress], None]
+    ) -> Iterator[list[RunResult] | Failure]:
+        if not ray.is_initialized():
+            ray.init(address=address, log_to_driver=False)
+        resources = _resources(ray, num_cpus, num_gpus)
+        train = ray.remote(_train_one).options(**resources)
+        groups = {train.remote(group, machine): group for task in tasks for group in task}
+        waiting = list(groups)
+        try:
+            while waiting:
+                [done], waiting = ray.wait(waiting, num_returns=1)
+                on_progress(GroupProgress(groups[done], None))
+                yield _fetch(ray, done, groups[done])
+        finally:
+            for reference in waiting:
+                ray.cancel(reference)
+
+    return engine
+
+
+def _train_one(group: Group, machine: Machine) -> list[RunResult] | Failure:
+    """What a worker does."""
+    use_cpu_devices(machine.devices or num_cores())
+    [outcome] = train_groups([group], machine)
+    return outcome
+
+
+def _fetch(ray: Any, reference: Any, group: Group) -> list[RunResult] | Failure:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:  # the worker died, say
+        reason = str(getattr(error, "cause", None) or error)
+        return Failure(group, f"{type(error).__name__}: {reason}")
+
+
+def _resources(ray: Any, num_cpus: float | None, num_gpus: float | None) -> dict[str, Any]:
+    """What a group reserves."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if num_gpus is None:
+        num_gpus = float(any(node.get("GPU", 0) for node in alive))
+    if num_cpus is None:
+        shares = [node.get("CPU", 0) // max(1, node.get("GPU", 0)) for node in alive]
+        num_cpus = min((share for share in shares if share), default=1)
+    return {"num_cpus": num_cpus, "num_gpus": num_gpus}

@@ -1,0 +1,118 @@
+"""The rule on many arrays, those of equal shape together.
+
+Small ones are stacked: each would cost the launch of some thirty kernels, so that the vectors of a deep
+network would cost more than its matrices. Large ones are not copied; of these only what `three_pass.py` and,
+on accelerators, Newton–Schulz stack is computed together. Where arrays may be sharded none are stacked,
+since the parts of a stack would all be sharded as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.config import RuleConfig
+from celo2.jax import step as step_lib
+from celo2.jax.accumulators import Accumulators, Leaf
+from celo2.jax.dimensions import Layout
+from celo2.jax.rounding import round_all
+from celo2.jax.runtime import on_one_device
+from celo2.jax.step import Result
+
+ROUNDING_SEED = 0  # of the stochastic rounding of a bfloat16 state
+STACK_LIMIT = 1 << 15  # elements of the largest array that is worth a copy
+
+
+def update_leaves(
+    arrays: Mapping[str, Any],
+    leaves: Sequence[Leaf],
+    layouts: Sequence[Layout],
+    count: Array,
+    rule: RuleConfig,
+    *,
+    skip_zero: bool = False,
+) -> list[Result]:
+    """The un-negated step and the new accumulators of every leaf, in order.
+
+    Args:
+        arrays: The network's weights by name.
+        leaves: What is updated.
+        layouts: How the rule sees each.
+        count: This step's number, from 1.
+        rule: The rule's options.
+        skip_zero: As in `step.update_all`.
+    """
+    results: dict[int, Result] = {}
+    options: dict[str, Any] = {"arrays": arrays, "count": count, "rule": rule, "skip_zero": skip_zero}
+    for indices in _group(leaves, layouts):
+        same = [leaves[index] for index in indices]
+        update = partial(_update_equal, layout=layouts[indices[0]], **options)
+        if len(indices) == 1 or same[0].grad.size > STACK_LIMIT or not on_one_device():
+            results |= zip(indices, update(same, indices), strict=True)
+            continue
+        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *same)
+        (together,) = jax.vmap(lambda leaf, index, update=update: update([leaf], [index]))(
+            stacked, jnp.asarray(indices)
+        )
+        for place, index in enumerate(indices):
+            results[index] = jax.tree.map(lambda array, place=place: array[place], together)
+    return [results[index] for index in range(len(leaves))]
+
+
+def _group(leaves: Sequence[Leaf], layouts: Sequence[Layout]) -> list[list[int]]:
+    """Indices of the leaves of equal shape and dtypes, which are updated together."""
+    groups: dict[Hashable, list[int]] = {}
+    for index, (leaf, layout) in enumerate(zip(leaves, layouts, strict=True)):
+        groups.setdefault((leaf.grad.shape, leaf.grad.dtype, leaf.param.dtype, layout), []).append(index)
+    return list(groups.values())
+
+
+def _update_equal(
+    leaves: Sequence[Leaf],
+    indices: Sequence[int | Array],
+    *,
+    arrays: Mapping[str, Any],
+    count: Array,
+    layout: Layout,
+    rule: RuleConfig,
+    skip_zero: bool,
+) -> list[Result]:
+    """`step.update_all` in the layout's shape and the row accumulators' dtype."""
+    dtype = leaves[0].accumulators.row[0].dtype
+    results = step_lib.update_all(
+        {name: array.astype(dtype) for name, array in arrays.items()},
+        [
+            Leaf(layout.enter(grad), layout.enter(param), _view(accumulators, layout.enter))
+            for grad, param, accumulators in leaves
+        ],
+        count,
+        axes=layout.axes,
+        config=rule,
+        skip_zero=skip_zero,
+    )
+    finished = []
+    for leaf, index, (step, new) in zip(leaves, indices, results, strict=True):
+        new = _view(new, layout.leave)
+        if leaf.accumulators.momentum[0].dtype != dtype:
+            new = _round(new, count, index)
+        finished.append((layout.leave(step).astype(leaf.grad.dtype), new))
+    return finished
+
+
+def _view(accumulators: Accumulators, change: Callable[[Array], Array]) -> Accumulators:
+    """With a layout's change of shape; the row and column accumulators have its shape already."""
+    momentum, rms = (tuple(map(change, fulls)) for fulls in accumulators[:2])
+    return accumulators._replace(momentum=momentum, rms=rms)
+
+
+def _round(accumulators: Accumulators, count: Array, index: int | Array) -> Accumulators:
+    """The large accumulators in bfloat16, by a key made of the step's number and the leaf's index."""
+    momentum, rms = accumulators[:2]
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ROUNDING_SEED), count), index)
+    rounded = round_all(key, (*momentum, *rms))
+    return accumulators._replace(momentum=rounded[: len(momentum)], rms=rounded[len(momentum) :])

@@ -1,0 +1,139 @@
+"""Which program computes an array's direction: the plain one, or the passes of XLA or of GPU kernels.
+
+Nobody has to choose: the kernels of `kernels.py` serve CUDA devices where they apply, XLA's passes
+(`three_pass.py`) other matrices, the plain program (`step.py`) vectors and rare options. The choice is made
+while an update is traced and is no option of the rule, so it is neither in `RuleConfig` nor in the
+transforms' signatures; benchmarks and tests make it with `use`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from celo2.config import RuleConfig
+from celo2.jax import accumulators as accumulators_lib
+from celo2.jax import three_pass
+from celo2.jax.accumulators import Accumulators, Leaf
+from celo2.jax.dimensions import Axes
+from celo2.jax.runtime import inside_shard_map
+
+Implementation = Literal["auto", "plain", "xla", "pallas", "pallas_interpret"]
+
+LEAST_SIZE = 1 << 16  # elements; a smaller array is not worth three kernels and what lies between them
+LEAST_SIDE = 32  # of a matrix; a narrower one would leave most of each block empty
+LARGEST_HIDDEN = 16  # units of a layer, which all stay in registers
+LARGEST_DEPTH = 4  # hidden layers, unrolled
+GRAD_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+
+_chosen: ContextVar[Implementation] = ContextVar("implementation", default="auto")
+
+
+@contextlib.contextmanager
+def use(implementation: Implementation) -> Iterator[None]:
+    """Chooses the implementation of every update that is traced inside; compiled ones stay as they are.
+
+    Args:
+        implementation: `"auto"`; `"plain"`, one array after the other as the paper has it; `"xla"`,
+            passes without kernels; `"pallas"`, the kernels wherever they apply, of any size and on any
+            number of devices; `"pallas_interpret"`, the same as ordinary JAX operations, which run
+            on every backend.
+    """
+    if implementation not in get_args(Implementation):
+        names = ", ".join(map(repr, get_args(Implementation)))
+        raise ValueError(f"implementation must be one of {names}, got {implementation!r}.")
+    token = _chosen.set(implementation)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def choose(
+    weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, axes: Axes | None, config: RuleConfig
+) -> Implementation:
+    """How to compute this array: `"auto"` stands for the kernels on CUDA and XLA's passes elsewhere.
+
+    By itself it takes the kernels only where JAX has one device, a GPU: the compiler cannot divide a
+    kernel between devices and would gather the matrix first, and `jax.shard_map` refuses kernels
+    that do not say along which axes their results vary.
+    """
+    chosen = _chosen.get()
+    if chosen == "plain" or not three_pass.covers(grad.ndim, axes, config):
+        return "plain"
+    if chosen == "xla" or not fits(weights, grad, accumulators, config):
+        return "xla"
+    if chosen != "auto":
+        return chosen
+    if jax.default_backend() != "gpu" or jax.device_count() > 1 or inside_shard_map():
+        return "xla"
+    if grad.size < LEAST_SIZE:
+        return "xla"
+    return "auto" if _can_lower(config) else "xla"
+
+
+def fits(weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, config: RuleConfig) -> bool:
+    """Whether the kernels can make the passes over this array.
+
+    They need finished weights (constants of the kernel), a network that is not large, matrices with
+    both sides at least `LEAST_SIDE`, float32 accumulators.
+    """
+    return (
+        all(isinstance(array, np.ndarray) for array in weights.values())
+        and config.ff_hidden_size <= LARGEST_HIDDEN
+        and config.ff_hidden_layers <= LARGEST_DEPTH
+        and min(grad.shape[-2:]) >= LEAST_SIDE
+        and grad.dtype in GRAD_DTYPES
+        and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(accumulators))
+    )
+
+
+def run(chosen: Implementation, xla: Callable[..., Any], kernels: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls one of two functions of the same meaning, or leaves the choice to the platform.
+
+    Args:
+        chosen: Of `choose`, not "plain".
+        xla: The passes of XLA.
+        kernels: The passes of kernels; its last argument says whether to interpret them. It is
+            differentiated as the other is.
+        *arguments: Trees of arrays.
+    """
+    if chosen == "xla":
+        return xla(*arguments)
+    interpret = chosen == "pallas_interpret"
+    fast = jax.custom_jvp(lambda *arrays: kernels(*arrays, interpret))
+    fast.defjvp(lambda primals, tangents: jax.jvp(xla, primals, tangents))
+    if chosen == "auto":
+        return jax.lax.platform_dependent(*arguments, cuda=fast, default=xla)
+    return fast(*arguments)
+
+
+@functools.cache
+def _can_lower(config: RuleConfig) -> bool:
+    """Whether the installed JAX can lower the kernels for these options, tried on a small matrix."""
+    shape, axes = (LEAST_SIDE, LEAST_SIDE), Axes(0, 1)
+    weights = {name: np.zeros(size, np.float32) for name, size in config.weight_shapes().items()}
+    try:
+        from celo2.jax.pallas import kernels as pallas
+
+        array = jax.ShapeDtypeStruct(shape, jnp.float32)
+        state = jax.eval_shape(lambda: accumulators_lib.init(shape, axes, config, jnp.dtype("float32")))
+
+        def compute(*matrix: Any) -> Any:
+            kernels = pallas.make_passes(weights, config)
+            return three_pass.compute([Leaf(*matrix)], weights, axes, config, kernels)
+
+        jax.jit(compute).trace(array, array, state).lower(lowering_platforms=("cuda",))
+    except Exception as error:  # whatever it is, XLA's passes still work
+        warnings.warn(f"the GPU kernels are not used, since they cannot be lowered: {error!r}", stacklevel=2)
+        return False
+    return True

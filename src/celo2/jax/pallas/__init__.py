@@ -1,0 +1,1 @@
+"""The three passes of the rule as Pallas kernels, for GPUs."""

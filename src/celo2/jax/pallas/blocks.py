@@ -1,0 +1,147 @@
+"""Matrices in blocks: how a GPU kernel is run over them, and what it reads and writes.
+
+A batch of matrices `(batch, rows, cols)` is cut into blocks, one for each program of the kernel; a
+vector along one side of the matrices, with length 1 along the other, is cut with them. A block that
+reaches over the edge is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+Ref = Any  # Pallas's reference to a block in memory
+
+
+class Block(NamedTuple):
+    """What one program works on: powers of two, as Triton wants them."""
+
+    rows: int
+    cols: int
+    num_warps: int
+
+
+class Edges(NamedTuple):
+    """Which rows `(rows, 1)` and columns `(1, cols)` of a block are inside the matrix; None: all are."""
+
+    rows: Array | None
+    cols: Array | None
+
+    def mask(self, shape: tuple[int, ...]) -> Array | None:
+        """Of a block, or of a vector along one of its sides."""
+        masks = [m for m, size in zip(self, shape, strict=True) if m is not None and size > 1]
+        if not masks:
+            return None
+        return jnp.broadcast_to(masks[0] if len(masks) == 1 else masks[0] & masks[1], shape)
+
+
+def find_edges(rows: int, cols: int, block: Block) -> Edges:
+    """Of the block of this program; a side that blocks divide needs no mask."""
+
+    def inside(size: int, step: int, axis: int) -> Array | None:
+        if size % step == 0:
+            return None
+        shape = (step, 1) if axis == 0 else (1, step)
+        return pl.program_id(axis + 1) * step + jax.lax.broadcasted_iota(jnp.int32, shape, axis) < size
+
+    return Edges(inside(rows, block.rows, 0), inside(cols, block.cols, 1))
+
+
+def read(ref: Ref, edges: Edges) -> Array:
+    """A block in float32, 0 outside the matrix."""
+    mask = edges.mask(ref.shape)
+    return plgpu.load(ref, mask=mask, other=None if mask is None else 0.0).astype(jnp.float32)
+
+
+def write(ref: Ref, value: Array, edges: Edges) -> None:
+    """Stores what is inside the matrix."""
+    plgpu.store(ref, value, mask=edges.mask(ref.shape))
+
+
+def sum_of_squares(block: Array, edges: Edges) -> Array:
+    """Of what is inside the matrix."""
+    mask = edges.mask(block.shape)
+    square = block * block
+    return jnp.sum(square if mask is None else jnp.where(mask, square, 0.0))
+
+
+def fused_multiply_add(values: Array, weight: Any, total: Any) -> Array:
+    """`total + values · weight` in one instruction of a CUDA device, rounded once.
+
+    XLA compiles a product and a sum to two instructions, and arithmetic is what the network's pass
+    waits for. Interpreted kernels cannot use it.
+    """
+    shape = values.shape
+    operands = [jnp.broadcast_to(jnp.asarray(x, values.dtype), shape) for x in (values, weight, total)]
+    return plgpu.elementwise_inline_asm(
+        "fma.rn.f32 $0, $1, $2, $3;",
+        args=operands,
+        constraints="=f,f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, values.dtype)],
+    )[0]
+
+
+def call(
+    kernel: Callable[..., None],
+    inputs: tuple[Any, ...],
+    outputs: tuple[Any, ...],
+    *,
+    shape: tuple[int, int, int],
+    block: Block,
+    interpret: bool,
+    aliases: Mapping[int, int] | None = None,
+) -> Any:
+    """Runs a kernel over the blocks of a batch of matrices.
+
+    Args:
+        kernel: Gets references: the inputs, then the outputs.
+        inputs: Trees of arrays.
+        outputs: Trees of pairs of a shape and how it is cut.
+        shape: Of the matrices, `(batch, rows, cols)`.
+        block: What one program works on.
+        interpret: As in `compute`.
+        aliases: Index of an input → index of the output that takes its memory.
+    """
+    batch, rows, cols = shape
+
+    def is_pair(node: Any) -> bool:
+        return isinstance(node, tuple) and isinstance(node[0], jax.ShapeDtypeStruct)
+
+    return pl.pallas_call(
+        kernel,
+        grid=(batch, pl.cdiv(rows, block.rows), pl.cdiv(cols, block.cols)),
+        in_specs=jax.tree.map(lambda array: make_spec(array.shape, block), inputs),
+        out_shape=jax.tree.map(lambda pair: pair[0], outputs, is_leaf=is_pair),
+        out_specs=jax.tree.map(lambda pair: pair[1], outputs, is_leaf=is_pair),
+        input_output_aliases=dict(aliases or {}),
+        compiler_params=plgpu.CompilerParams(num_warps=block.num_warps),
+        interpret=interpret,
+    )(*inputs)
+
+
+def make_spec(shape: tuple[int, ...], block: Block) -> pl.BlockSpec:
+    """How an input is cut: `(batch, rows, cols)` with sides of 1 whole, `(units, …)`, `(batch, n)` whole."""
+    if len(shape) == 2:
+        return pl.BlockSpec((None, shape[1]), lambda b, i, j: (b, 0))  # noqa: ARG005
+    row_side, col_side = shape[-2] > 1, shape[-1] > 1
+    sides = (block.rows if row_side else 1, block.cols if col_side else 1)
+    if len(shape) == 4:
+        return pl.BlockSpec(
+            (shape[0], None, *sides), lambda b, i, j: (0, b, i if row_side else 0, j if col_side else 0)
+        )
+    return pl.BlockSpec((None, *sides), lambda b, i, j: (b, i if row_side else 0, j if col_side else 0))
+
+
+def make_partial_sums(shape: tuple[int, ...], num_sums: int, block: Block) -> tuple[Any, pl.BlockSpec]:
+    """An output with so many sums for each block: `(batch, blocks of rows, of columns, sums)`."""
+    batch, rows, cols = shape
+    grid = (batch, pl.cdiv(rows, block.rows), pl.cdiv(cols, block.cols))
+    out = jax.ShapeDtypeStruct((*grid, num_sums), jnp.float32)
+    return out, pl.BlockSpec((None, None, None, num_sums), lambda b, i, j: (b, i, j, 0))

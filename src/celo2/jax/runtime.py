@@ -1,0 +1,109 @@
+"""How a program with the rule in it is best compiled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+# The processor adds up sums in the order they are written in unless it may choose: one number at a time,
+# where a vector register takes sixteen. What is not finite keeps its meaning.
+_CPU = {
+    "xla_cpu_enable_fast_math": True,
+    "xla_cpu_fast_math_honor_nans": True,
+    "xla_cpu_fast_math_honor_infs": True,
+    "xla_cpu_fast_math_honor_division": True,
+    "xla_cpu_fast_math_honor_functions": True,
+    "xla_cpu_prefer_vector_width": "512",  # bits
+}
+
+
+def compiler_options(platform: str | None = None) -> dict[str, bool | str] | None:
+    """XLA's options for a program that trains with the rule.
+
+    To be given to JAX: `jax.jit(train_step, compiler_options=celo2.compiler_options())`. On a CPU, XLA may
+    then add the numbers of a sum in any order, which lets vector registers sum the squares that every
+    channel of the rule is normalised by. Results differ from those of the default order by rounding; NaN
+    and infinity keep their meaning, division and functions their precision.
+
+    Args:
+        platform: JAX's name of where the program will run, "cpu" or "gpu" say; none: its default backend.
+
+    Returns:
+        The options; none where the compiler's own are best, that is, everywhere but on a CPU.
+    """
+    return dict(_CPU) if (platform or jax.default_backend()) == "cpu" else None
+
+
+def on_one_device() -> bool:
+    """Whether the arrays that are traced now lie on one device each.
+
+    That is so where there is one device, and inside `jax.shard_map`, whose devices compute each by
+    itself. Elsewhere an array may be sharded, which is not known while it is traced: a stack of
+    arrays, or a kernel, could change its sharding or gather it.
+    """
+    return jax.device_count() == 1 or inside_shard_map()
+
+
+def inside_shard_map() -> bool:
+    """Whether what is traced now runs on each device of a mesh by itself, along all of its axes."""
+    axis_types = jax.sharding.get_abstract_mesh().axis_types
+    return bool(axis_types) and all(kind == AxisType.Manual for kind in axis_types)
+
+
+def find_explicit_mesh(tree: Any) -> Any:
+    """The mesh with explicit axes on which arrays lie or which is in force (`jax.set_mesh`), None without."""
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree)]
+    for mesh in (*meshes, jax.sharding.get_abstract_mesh()):
+        if AxisType.Explicit in mesh.axis_types:
+            return mesh
+    return None
+
+
+def leave_shardings_to_compiler(function: Callable[..., Any], like: Any, *arguments: Any) -> Any:
+    """Calls a function whose intermediate shardings no type has to say, whatever the mesh's axes are.
+
+    Where axes are explicit (`jax.make_mesh`'s default), JAX refuses products and reshapes of sharded arrays
+    that do not say how the result lies. The rule leaves that to the compiler, as on automatic axes.
+
+    Args:
+        function: From trees of arrays to a tree of arrays.
+        like: A tree of arrays that are sharded as the results should be.
+        *arguments: Its arguments.
+    """
+    mesh = find_explicit_mesh((like, arguments))
+    if mesh is None:
+        return function(*arguments)
+    shardings = jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf)), like)
+    axes = tuple(
+        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit
+    )
+    return jax.sharding.auto_axes(function, axes=axes, out_sharding=shardings)(*arguments)
+
+
+def _spec(leaf: Any) -> PartitionSpec:
+    sharding = jax.typeof(leaf).sharding
+    return PartitionSpec(*[None] * leaf.ndim) if sharding.mesh.empty else sharding.spec
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_cpu_devices(count: int) -> None:
+    """Makes JAX see the processor as `count` devices, unless it runs or the user has said how many.
+
+    XLA gets twice as many threads as devices: each device keeps one waiting while LAPACK decomposes matrices
+    (Shampoo, SOAP), and LAPACK needs one that is free, or all wait for ever.
+    """
+    os.environ.setdefault("NPROC", str(2 * count))  # what XLA takes for the number of cores
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return  # JAX refuses to be told twice
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        return  # JAX is running, with the devices it has

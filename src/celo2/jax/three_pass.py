@@ -1,0 +1,195 @@
+"""The rule on matrices: three passes over each, and over vectors what lies between them.
+
+Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of `accumulators`,
+`features` and `mlp`.
+
+    pass 1   g            → means of g² over rows and over columns
+    pass 2   g, p, m, v   → m, v; the mean square of every channel of the matrix's shape
+    pass 3   g, p, m, v   → direction; its mean square
+
+Who makes the passes is a parameter: XLA, here, or the GPU kernels of `kernels.py`.
+
+Between them lie factored moments, their factors, what row and column channels add to the first layer.
+Those of several matrices of one shape are stacked, so that a deep network has one handful of small GPU
+kernels instead of one for each matrix (XLA gets the matrices one by one, see `step.update_all`). The
+matrices themselves are not: copying six arrays in and five out would cost more than it saves.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.config import RuleConfig
+from celo2.jax import accumulators as accumulators_lib
+from celo2.jax import features, mlp
+from celo2.jax.accumulators import Accumulators, Leaf
+from celo2.jax.dimensions import Axes
+
+
+class Direction(NamedTuple):
+    """The network's output for one matrix.
+
+    Attributes:
+        values: The matrix's shape, not normalised.
+        mean_square: Of the values over the last two axes, these kept with length 1.
+        accumulators: The new ones.
+        busy: Of `accumulators.find_busy`; None: zero gradients are not skipped.
+    """
+
+    values: Array
+    mean_square: Array
+    accumulators: Accumulators
+    busy: Array | None
+
+
+class Inputs(NamedTuple):
+    """What the channels of a matrix, or of a block of it, are computed from; the gradient not clipped yet."""
+
+    grad: Any
+    param: Any
+    momentum: tuple[Any, ...]
+    rms: tuple[Any, ...]
+    factors: tuple[tuple[Any, ...], ...]
+
+    def channels(self, config: RuleConfig) -> features.FeatureGroups:
+        """The channels of the matrix's shape; the gradient must be clipped."""
+        return features.compute_full(*self, config)
+
+
+class Passes(NamedTuple):
+    """The three passes over one matrix.
+
+    Attributes:
+        square_means: Gradient → means of its clipped squares over the last axis, `(..., rows, 1)`, and
+            over the rows, `(..., 1, cols)`.
+        accumulate: Inputs of the steps before, `Direction.busy` → new momenta, new second moments, mean
+            squares of the channels `(channels, ..., 1, 1)` in the order of `Inputs.channels`.
+        direct: Inputs, scales of the channels, what the vectors add to the first layer (arrays
+            `(units, ..., rows, 1)` and `(units, ..., 1, cols)`) → direction, its mean square.
+    """
+
+    square_means: Callable[[Array], tuple[Array, Array]]
+    accumulate: Callable[[Inputs, Array | None], tuple[tuple[Array, ...], tuple[Array, ...], Array]]
+    direct: Callable[[Inputs, Array, list[Array]], tuple[Array, Array]]
+
+
+def covers(rank: int, axes: Axes | None, config: RuleConfig) -> bool:
+    """Whether the passes compute such an array: factored over the last two axes, inputs normalised."""
+    return (
+        axes is not None
+        and min(axes) == rank - 2
+        and config.normalize_input
+        and not config.bias_correction
+        and config.exp_mult == 0
+    )
+
+
+def compute(
+    matrices: Sequence[Leaf],
+    weights: Mapping[str, Any],
+    axes: Axes,
+    config: RuleConfig,
+    passes: Passes,
+    *,
+    skip_zero: bool = False,
+) -> list[Direction]:
+    """The network's direction for matrices of one shape and dtype.
+
+    Args:
+        matrices: Arrays of rank ≥ 2, `(..., rows, cols)`.
+        weights: The network's arrays by name.
+        axes: The factored axes, the last two.
+        config: Options that `covers` has approved.
+        passes: Who computes what touches whole matrices.
+        skip_zero: Whether a matrix whose gradient is exactly zero keeps its accumulators.
+    """
+    over_cols, over_rows = _stack([passes.square_means(matrix.grad) for matrix in matrices])
+    means = (over_cols, over_rows) if axes.large > axes.small else (over_rows, over_cols)
+    olds = _stack([matrix.accumulators._replace(momentum=(), rms=()) for matrix in matrices])
+    vectors = jax.vmap(partial(accumulators_lib.update_factored, config=config))(olds, *means)
+    busy: Sequence[Array | None] = [None] * len(matrices)
+    if skip_zero:
+        together = accumulators_lib.find_busy(over_cols)
+        vectors = jax.vmap(partial(accumulators_lib.keep_idle, axes=axes))(olds, vectors, together)
+        busy = list(together)
+    factors = jax.vmap(partial(features.compute_factors, axes=axes))(vectors.row, vectors.col)
+
+    inputs = [
+        Inputs(grad, param, old.momentum, old.rms, _pick(factors, index))
+        for index, (grad, param, old) in enumerate(matrices)
+    ]
+    momenta, rms, squares = zip(*map(passes.accumulate, inputs, busy), strict=True)
+    scales = mlp.normalizer(jnp.stack(squares))
+    units = jax.vmap(partial(_vector_units, weights=weights, config=config))(vectors)
+
+    directions = []
+    for index, (known, momentum, square) in enumerate(zip(inputs, momenta, rms, strict=True)):
+        known = known._replace(momentum=momentum, rms=square)
+        values, mean_square = passes.direct(known, scales[index], _pick(units, index))
+        new = _pick(vectors, index)._replace(momentum=momentum, rms=square)
+        directions.append(Direction(values, mean_square, new, busy[index]))
+    return directions
+
+
+def make_passes(weights: Mapping[str, Any], config: RuleConfig) -> Passes:
+    """The passes as XLA computes them."""
+
+    def square_means(grad: Array) -> tuple[Array, Array]:
+        square = jnp.square(accumulators_lib.clip(grad))
+        return jnp.mean(square, axis=-1, keepdims=True), jnp.mean(square, axis=-2, keepdims=True)
+
+    def accumulate(inputs: Inputs, busy: Array | None) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+        inputs = inputs._replace(grad=accumulators_lib.clip(inputs.grad))
+        old = Accumulators(inputs.momentum, inputs.rms, (), ())
+        new = accumulators_lib.update_full(old, inputs.grad, config)
+        if busy is not None:
+            new = accumulators_lib.keep_idle(old, new, busy, None)
+        inputs = inputs._replace(momentum=new.momentum, rms=new.rms)
+        # The barrier keeps these channels apart from the network's: computed twice, never stored.
+        channels = jax.lax.optimization_barrier(inputs).channels(config)
+        squares = mlp.mean_squares(list(itertools.chain.from_iterable(channels.values())))
+        return new.momentum, new.rms, squares
+
+    def direct(inputs: Inputs, scales: Array, units: list[Array]) -> tuple[Array, Array]:
+        inputs = inputs._replace(grad=accumulators_lib.clip(inputs.grad))
+        values = compute_direction(inputs, scales, units, weights, config)
+        return values, mlp.mean_square(values)
+
+    return Passes(square_means, accumulate, direct)
+
+
+def compute_direction(
+    inputs: Inputs,
+    scales: Any,
+    units: Sequence[mlp.Units],
+    weights: Mapping[str, Any],
+    config: RuleConfig,
+    add: Callable[[Array, Any, Any], Array] = mlp.multiply_add,
+) -> Array:
+    """The network on a matrix or a block of it, with `scales` and `units` as `Passes.direct` gets them."""
+    channels = inputs.channels(config)
+    count = itertools.count()
+    input_scales = {name: tuple(scales[next(count)] for _ in group) for name, group in channels.items()}
+    direction, _ = mlp.compute(channels, input_scales, weights, config, vectors=units, add=add)
+    return direction
+
+
+def _vector_units(vectors: Accumulators, *, weights: Mapping[str, Any], config: RuleConfig) -> list[Array]:
+    """What the row and column channels add to the first layer."""
+    groups = features.compute_vectors(vectors.row, vectors.col, config)
+    return mlp.vector_units(groups, mlp.input_scales(groups), weights)
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
+
+
+def _pick(tree: Any, index: int) -> Any:
+    return jax.tree.map(lambda array: array[index], tree)

@@ -1,0 +1,192 @@
+"""Families in one run: each has a group of the pairs, and all groups are unrolled in one program.
+
+The pairs of a group have a common shape, so each group has its own inner runs; everything else in an
+outer iteration has one row for each pair of all groups, in their order. Devices share every group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.meta.config import MetaConfig
+from celo2.meta.inner.unroll import InnerState, Losses, init_pairs, unroll, unroll_full
+from celo2.meta.pes import Theta
+from celo2.tasks.base import Dataset
+from celo2.tasks.families import FAMILIES
+from celo2.tasks.families.base import Source, TaskData, stack_datasets, stack_texts
+from celo2.tasks.language.stdlib_text import load_stdlib_text
+from celo2.tasks.vision.datasets import load_image_sets
+
+
+class Group(NamedTuple):
+    """The pairs of one family.
+
+    Attributes:
+        family: Its name.
+        source: Where its batches come from.
+        first: Number of its first pair.
+        sets: Index of the data set of each of its pairs, rising; zeros where there are no sets.
+    """
+
+    family: str
+    source: Source
+    first: int
+    sets: tuple[int, ...]
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of the group."""
+        return len(self.sets)
+
+
+def make_groups(config: MetaConfig) -> tuple[Group, ...]:
+    """The groups of a recipe, in the order of its families.
+
+    The pairs of image families are dealt to the image sets in turn, each family going on where the one
+    before stopped.
+    """
+    groups: list[Group] = []
+    first = dealt = 0
+    for name, count in config.pairs_by_family.items():
+        source = FAMILIES[name].source
+        num_sets = len(config.sets_of(source)) or 1
+        start = dealt if source == "images" else 0
+        groups.append(Group(name, source, first, tuple(sorted((start + i) % num_sets for i in range(count)))))
+        first += count
+        dealt += count if source == "images" else 0
+    return tuple(groups)
+
+
+def check_devices(config: MetaConfig, num_devices: int) -> None:
+    """Refuses devices that cannot share every family's pairs equally.
+
+    Raises:
+        ValueError: With the family, its pairs, and what to do.
+    """
+    for name, count in config.pairs_by_family.items():
+        if count % num_devices:
+            raise ValueError(
+                f"{name!r} has {count} of the {config.num_pairs} pairs, which {num_devices} devices cannot "
+                "share equally; choose tasks_per_set and the weights in families so that each family's "
+                f"pairs are a multiple of {num_devices} (they are {config.pairs_by_family}), or use fewer "
+                "devices."
+            )
+
+
+def _tasks(config: MetaConfig) -> Iterator[tuple[str, int]]:
+    """Name and number of pairs of each task, in the order of the pairs."""
+    for group in make_groups(config):
+        names = config.sets_of(group.source)
+        for index in dict.fromkeys(group.sets):
+            name = f"{group.family}/{names[index]}" if names else group.family
+            yield name, group.sets.count(index)
+
+
+def task_names(config: MetaConfig) -> tuple[str, ...]:
+    """`FAMILY/SET` for each family and the data sets it draws from, `FAMILY` where it has none."""
+    return tuple(name for name, _ in _tasks(config))
+
+
+def task_sizes(config: MetaConfig) -> tuple[int, ...]:
+    """Pairs of each task of `task_names`; they lie one after the other."""
+    return tuple(count for _, count in _tasks(config))
+
+
+def set_index(config: MetaConfig) -> tuple[Array, ...]:
+    """Data set of each pair, `(pairs,)` int32 for each group."""
+    return tuple(jnp.asarray(group.sets, jnp.int32) for group in make_groups(config))
+
+
+def split_pairs(tree: Any, config: MetaConfig) -> tuple[Any, ...]:
+    """One tree for each group, of arrays with the leading axis `pairs`."""
+    groups = make_groups(config)
+    if len(groups) == 1:
+        return (tree,)
+
+    def part(group: Group) -> Any:
+        last = group.first + group.num_pairs
+        return jax.tree.map(lambda array: array[group.first : last], tree)
+
+    return tuple(part(group) for group in groups)
+
+
+def join_losses(losses: Sequence[Losses]) -> Losses:
+    """The losses of all groups, `(steps, pairs)`."""
+    if len(losses) == 1:
+        return losses[0]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *losses)
+
+
+def init_groups(pair_keys: Array, theta: Theta, config: MetaConfig) -> tuple[InnerState, ...]:
+    """`init_pairs` for each group."""
+    parts = zip(make_groups(config), split_pairs(pair_keys, config), strict=True)
+    return tuple(init_pairs(keys, theta, config, family=group.family) for group, keys in parts)
+
+
+def unroll_groups(
+    thetas: Sequence[Theta],
+    states: Sequence[InnerState],
+    pair_keys: Sequence[Array],
+    sets: Sequence[Array],
+    data: TaskData,
+    *,
+    config: MetaConfig,
+) -> tuple[tuple[InnerState, ...], tuple[Losses, ...]]:
+    """`unroll`, or `unroll_full` as the recipe's estimator wants it, for each group.
+
+    Args:
+        thetas: Of each group, see `unroll`; the same for what follows.
+        states: Where the runs stand.
+        pair_keys: A key for each pair.
+        sets: Data set of each pair.
+        data: What the families draw from.
+        config: The recipe.
+    """
+    run = unroll_full if config.estimator == "full-es" else unroll
+    groups = make_groups(config)
+    done = [
+        run(theta, state, keys, index, data.of(group.source), config, family=group.family)
+        for group, theta, state, keys, index in zip(groups, thetas, states, pair_keys, sets, strict=True)
+    ]
+    return tuple(state for state, _ in done), tuple(losses for _, losses in done)
+
+
+TEXT_ROW = 64  # bytes; rows only cut the text, since a batch begins anywhere in it
+TEXT_BYTES = 2_000_000
+
+
+def load_datasets(config: MetaConfig) -> dict[str, Dataset]:
+    """The sets by the names in `config.sets_of`; the errors are those of their loaders."""
+    sources = {FAMILIES[name].source for name in config.pairs_by_family}
+    datasets = load_image_sets(config.datasets) if "images" in sources else {}
+    if "text" in sources:
+        (name,) = config.sets_of("text")
+        datasets[name] = load_stdlib_text(TEXT_ROW, max_bytes=TEXT_BYTES)
+    return datasets
+
+
+def stack_data(datasets: Mapping[str, Dataset], config: MetaConfig) -> TaskData:
+    """What `load_datasets` found, as arrays, with the splits that the recipe needs."""
+    images, text = (
+        [datasets[name] for name in config.sets_of(source) if name in datasets]
+        for source in ("images", "text")
+    )
+    return TaskData(
+        images=stack_datasets(images, splits=config.splits) if images else None,
+        text=stack_texts(text, splits=config.splits) if text else None,
+    )
+
+
+def describe(datasets: Mapping[str, Dataset]) -> str:
+    """What a weight file says about the data that it was made from."""
+    parts = []
+    for dataset in datasets.values():
+        is_text = "text" in dataset.train
+        amount = f"{dataset.train['text'].size} bytes" if is_text else f"{dataset.size('train')} images"
+        parts.append(f"{dataset.name} ({amount})")
+    return ", ".join(parts) or "none"

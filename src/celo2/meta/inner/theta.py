@@ -1,0 +1,160 @@
+"""Where meta-training starts: random weights, an Adam-like rule, or finished weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from celo2.config import RuleConfig
+from celo2.meta.config import MetaConfig
+from celo2.meta.pes import Theta
+from celo2.weights import checkpoint as celo2_weights
+from celo2.weights.checkpoint import Weights
+from celo2.zoo import weights as zoo_weights
+from celo2.zoo.registry import init_theta as init_predecessor
+from celo2.zoo.specs import Celo
+from celo2.zoo.weights import ZooWeights
+
+BUILT_IN = ("random", "adam")  # what `MetaConfig.start` can name beside weights
+
+ADAM_MIXTURE: Mapping[tuple[str, int], float] = {("normalized_momentum", 0): 0.5, ("normalized_grad", 0): 0.5}
+"""The direction of the "adam" start: the mean of m₀.₉ · rsqrt(v) and g · rsqrt(v), each normalised as every
+input is. The gradient beside its momentum is Nesterov's term, as in NAdam."""
+
+
+def init_theta(key: Array, config: MetaConfig) -> Theta:
+    """The weights before the first outer iteration, float32 arrays of `config.weight_shapes()`.
+
+    "random", for a predecessor: see `celo2.zoo.init_theta`. For Celo2: truncated normal of scale 1/√fan_in
+    and zero biases; the first layer's fan-in is its number of channels over all groups (30 by default).
+    "adam": the same, except that two units of each hidden layer carry an Adam direction with Nesterov
+    momentum to the first output, and no other unit
+    reaches it yet. Anything else: see `load_start`.
+    """
+    if config.start == "random" and config.member is not None:
+        return init_predecessor(config.variant, key)
+    if config.start == "random":
+        return _random_theta(key, config)
+    if config.start == "adam":
+        return mixture_theta(_random_theta(key, config), config.rule, ADAM_MIXTURE)
+    return {name: jnp.asarray(array, jnp.float32) for name, array in load_start(config).arrays.items()}
+
+
+def make_start(config: MetaConfig) -> AnyWeights:
+    """The weights before the first iteration of a recipe, as its run has them."""
+    theta_key, _ = jax.random.split(jax.random.key(config.seed))
+    arrays = {name: np.asarray(array) for name, array in init_theta(theta_key, config).items()}
+    return make_weights(arrays, config, {"made_by": f"start {config.start!r}, seed {config.seed}"})
+
+
+def load_start(config: MetaConfig) -> AnyWeights:
+    """The finished weights that `config.start` names; errors are those of `theta.load_weights`."""
+    return load_weights(config.start, config)
+
+
+def check_start(config: MetaConfig) -> None:
+    """Refuses Celo's second phase without the weights of its first.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if config.phase == 2 and config.start in BUILT_IN:
+        raise ValueError(
+            "phase 2 trains the schedule of a finished rule; give the weights of phase 1: "
+            "--start OUT/weights/celo-….safetensors."
+        )
+
+
+def _random_theta(key: Array, config: MetaConfig) -> Theta:
+    shapes = config.rule.weight_shapes()
+    first_fan_in = sum(shape[0] for name, shape in shapes.items() if name.startswith("w0__"))
+    keys = jax.random.split(key, len(shapes))
+    theta = {}
+    for leaf_key, (name, shape) in zip(keys, shapes.items(), strict=True):
+        fan_in = first_fan_in if name.startswith("w0__") else shape[0]
+        normal = jax.random.truncated_normal(leaf_key, -2.0, 2.0, shape) / jnp.sqrt(float(fan_in))
+        theta[name] = jnp.zeros(shape) if name.startswith("b") else normal
+    return theta
+
+
+def mixture_theta(theta: Theta, config: RuleConfig, mixture: Mapping[tuple[str, int], float]) -> Theta:
+    """Lets the direction be a weighted sum of channels, exactly; no other unit reaches it.
+
+    Units 0 and 1 of each hidden layer become `relu(s)` and `relu(-s)`, output 0 their difference.
+
+    Args:
+        theta: Weights of the rule; what these units do not replace stays.
+        config: The rule's options.
+        mixture: Weight of each channel, by feature and number within its group.
+
+    Raises:
+        ValueError: The rule lacks a channel or a second hidden unit.
+    """
+    theta = {name: jnp.asarray(array) for name, array in theta.items()}
+    groups = {
+        feature.name: (name, config.num_channels(feature)) for name, feature in config.feature_groups(2)
+    }
+    missing = [channel for channel in mixture if channel[1] >= groups.get(channel[0], ("", 0))[1]]
+    if missing or config.ff_hidden_size < 2:
+        raise ValueError(
+            f"a mixture of {sorted(mixture)} needs these channels and at least two hidden units; the rule "
+            f"lacks {sorted(missing) or 'units'}. Start at random weights instead."
+        )
+    for name, _ in groups.values():
+        theta[name] = theta[name].at[:, :2].set(0.0)
+    for (feature, channel), weight in mixture.items():
+        name, _ = groups[feature]
+        theta[name] = theta[name].at[channel, :2].set(jnp.array([weight, -weight]))
+    signs = jnp.array([1.0, -1.0])
+    last = config.ff_hidden_layers
+    for layer in range(1, last):
+        theta[f"w{layer}"] = theta[f"w{layer}"].at[:, :2].set(0.0).at[:2, :2].set(jnp.outer(signs, signs))
+    theta[f"w{last}"] = theta[f"w{last}"].at[:, 0].set(0.0).at[:2, 0].set(signs)
+    return theta
+
+
+AnyWeights = Weights | ZooWeights
+
+
+def make_weights(
+    arrays: Mapping[str, np.ndarray], config: MetaConfig, provenance: Mapping[str, str]
+) -> AnyWeights:
+    """Theta of a recipe as finished weights."""
+    if config.member is None:
+        return Weights(arrays, config.rule, provenance)
+    return ZooWeights(arrays, config.member, provenance, frozenset(vars(config.member)))
+
+
+def save_weights(path: str | os.PathLike[str], weights: AnyWeights) -> None:
+    """Writes weights of either kind; see `celo2.weights.checkpoint.save_weights`."""
+    if isinstance(weights, ZooWeights):
+        zoo_weights.save_weights(path, weights)
+    else:
+        celo2_weights.save_weights(path, weights)
+
+
+def load_weights(source: str, config: MetaConfig) -> AnyWeights:
+    """Weights that a recipe can go on from.
+
+    Raises:
+        ValueError: They are another variant's, or have other options; Celo's phases share theirs.
+        OSError: The file cannot be read.
+    """
+    if config.member is None:
+        weights = celo2_weights.load_checkpoint(source, orthogonalize=config.rule.orthogonalize)
+        if weights.config != config.rule:
+            raise ValueError(f"{source} has other options than the recipe: {weights.config}.")
+        return weights
+    phase = {"phase": config.member.phase} if isinstance(config.member, Celo) else {}
+    weights = zoo_weights.load_weights(source)
+    if weights.kind != config.member.kind:
+        raise ValueError(f"{source} has weights of {weights.kind!r}, expected {config.member.kind!r}.")
+    weights = zoo_weights.load_weights(source, **phase)
+    if weights.config != config.member:
+        raise ValueError(f"{source} has other options than the recipe: {weights.config}.")
+    return weights

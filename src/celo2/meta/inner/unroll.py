@@ -1,0 +1,372 @@
+"""Inner steps of every antithetic pair: K of them with resets, or whole runs.
+
+A pair is one task trained twice, under θ + ε and under θ - ε, from the same start, on the same
+batches and for the same number of steps. Runs have log-uniform lengths and begin at a random place of
+their first run, so that they do not reset together; a run that has ended starts over on a new task. Whole
+runs begin anew at each outer iteration. The pairs of one call are of one family, whose trees they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from celo2.meta.config import MetaConfig, Schedule
+from celo2.meta.inner.optimizer import make_inner_optimizer
+from celo2.meta.pes import Theta
+from celo2.tasks.base import Batch, Params
+from celo2.tasks.families import FAMILIES
+from celo2.tasks.families.augmentation import log_uniform, parse_mixture
+from celo2.tasks.families.base import FamilyData, TaskFamily, TextData
+
+NUM_SIGNS = 2  # θ + ε and θ - ε
+PUBLISHED = "mlp"  # the family of the published recipe
+
+SharedData = FamilyData | TextData | None  # what the tasks of one family draw from
+
+
+class InnerState(NamedTuple):
+    """One inner run of each pair; every array has the leading axis `pairs`.
+
+    Attributes:
+        params: Stored parameters of both signs, `(pairs, 2, …)`.
+        opt_state: The inner optimizer's state, `(pairs, 2, …)`.
+        scales: The task's scales, `(pairs, …)`.
+        rates: Peak learning rate of each stored array over `inner_learning_rate`, `(pairs, …)`.
+        step: Steps taken, `(pairs,)` int32.
+        length: Steps after which the run ends, `(pairs,)` int32.
+        problem: What the task draws its batches from, where its family shares no data, `(pairs, …)`.
+    """
+
+    params: Params
+    opt_state: Any
+    scales: Params
+    rates: Params
+    step: Array
+    length: Array
+    problem: Any = ()
+
+
+class Draws(NamedTuple):
+    """What the pairs' batches of one step are made of, `(pairs, …)`; see `TaskFamily.sample_draw`."""
+
+    training: Array
+    held_out: Array | None
+
+
+class _Advance(NamedTuple):
+    """One outer iteration's new starts, its draws (of steps `(n,)`, leading axis `n`), and its steps."""
+
+    fresh: InnerState
+    draw: Callable[[Array], Draws]
+    step: Callable[[InnerState, Draws], tuple[InnerState, Losses]]
+
+
+def make_family(config: MetaConfig, name: str = PUBLISHED) -> TaskFamily:
+    """A task family with the options of a recipe."""
+    return FAMILIES[name](
+        batch_size=config.batch_size,
+        level=config.level,
+        scale_range=config.scale_range,
+        mixture=parse_mixture(config.mixture, config.scale_range),
+    )
+
+
+def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig, *, family: str = PUBLISHED) -> InnerState:
+    """The runs of the first truncation, each somewhere inside its length.
+
+    Args:
+        pair_keys: A key for each pair, `(pairs,)`.
+        theta: The rule's weights, not perturbed yet; of Celo2 only shapes matter.
+        config: The recipe.
+        family: The pairs' family, by name.
+    """
+
+    def init(key: Array) -> InnerState:
+        start_key, offset_key = jax.random.split(key)
+        state = _sample_start(start_key, _both(theta), family, config)
+        unit = _length_unit(config)
+        return state._replace(step=unit * jax.random.randint(offset_key, (), 0, state.length // unit))
+
+    return jax.vmap(init)(pair_keys)
+
+
+def unroll(
+    thetas: Theta,
+    state: InnerState,
+    pair_keys: Array,
+    set_index: Array,
+    data: SharedData,
+    config: MetaConfig,
+    *,
+    family: str = PUBLISHED,
+) -> tuple[InnerState, Losses]:
+    """Runs K inner steps of every pair.
+
+    Args:
+        thetas: Weights of each run, `(pairs, 2, …)`.
+        state: Where the runs stand.
+        pair_keys: A key for each pair, `(pairs,)`.
+        set_index: Data set of each pair, `(pairs,)` int32.
+        data: The sets that the family draws from, made by `stack_datasets` or `stack_texts` with the splits
+            `config.splits`; None if it shares no data.
+        config: The recipe.
+        family: The pairs' family, by name.
+
+    Raises:
+        ValueError: The recipe's meta-loss is the held-out one, and `data` has no held-out splits.
+    """
+    fresh, draw, advance = _make_advance(thetas, pair_keys, set_index, data, family, config)
+
+    def body(state: InnerState, draws: Draws) -> tuple[InnerState, Losses]:
+        is_done = state.step >= state.length
+        state = jax.lax.cond(jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state)
+        state, losses = advance(state, draws)
+        return state, losses._replace(is_done=is_done)
+
+    return jax.lax.scan(body, state, draw(jnp.arange(config.truncation_length)))
+
+
+def unroll_full(
+    thetas: Theta,
+    state: InnerState,
+    pair_keys: Array,
+    set_index: Array,
+    data: SharedData,
+    config: MetaConfig,
+    *,
+    family: str = PUBLISHED,
+) -> tuple[InnerState, Losses]:
+    """Runs every pair from a new start to the end of its length.
+
+    All pairs take steps until the longest run has ended, in pieces of K; what a run loses after its own
+    end has weight zero. The result does not depend on K.
+
+    The arguments and errors are those of `unroll`; the runs of `state` are given up.
+
+    Returns:
+        The runs as they ended, and losses of at least `max_unroll` steps; `is_done` is false.
+    """
+    del state
+    fresh, draw, advance = _make_advance(thetas, pair_keys, set_index, data, family, config)
+    length = config.truncation_length
+    num_pieces = -(-config.max_unroll // length)
+
+    def run(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
+        return jax.lax.scan(advance, state, draw(piece * length + jnp.arange(length)))
+
+    def run_unless_ended(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state, piece)[1])
+        is_running = jnp.any(state.step < state.length)
+        return jax.lax.cond(is_running, run, lambda state, _: (state, nothing), state, piece)
+
+    state, losses = jax.lax.scan(run_unless_ended, fresh, jnp.arange(num_pieces))
+    return state, jax.tree.map(lambda x: x.reshape(num_pieces * length, *x.shape[2:]), losses)
+
+
+def _make_advance(
+    thetas: Theta,
+    pair_keys: Array,
+    set_index: Array,
+    data: SharedData,
+    family_name: str,
+    config: MetaConfig,
+) -> _Advance:
+    """New starts, and one step of all pairs, whose keys are `pair_keys` and the number of the step."""
+    family = make_family(config, family_name)
+    start_keys, batch_keys = jnp.moveaxis(jax.vmap(jax.random.split)(pair_keys), 1, 0)
+    fresh = jax.vmap(lambda key, pair: _sample_start(key, pair, family_name, config))(start_keys, thetas)
+    step_pairs = jax.vmap(_make_step(family, config))
+    num_sets = len(config.sets_of(family.source))
+    if config.meta_loss == "held-out" and data is not None:
+        _check_held_out(data, num_sets, config)
+
+    def draw(step_index: Array) -> Draws:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(batch_keys, step_index)
+        if config.meta_loss != "held-out":
+            return Draws(family.sample_draws(keys, data, set_index), None)
+        keys, held_out_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        held_out = family.sample_draws(held_out_keys, data, set_index + num_sets)
+        return Draws(family.sample_draws(keys, data, set_index), held_out)
+
+    def advance(state: InnerState, draws: Draws) -> tuple[InnerState, Losses]:
+        make = partial(family.make_batches, data=data, problems=state.problem)
+        held_out = None if draws.held_out is None else make(draws.held_out)
+        params, opt_state, losses = step_pairs(thetas, state, make(draws.training), held_out)
+        finite = jnp.isfinite(losses)
+        clipped = scale_loss(jnp.where(finite, losses, family.loss_ceiling), family.loss_ceiling, config)
+        after = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
+        return after, Losses(
+            positive=clipped[:, 0],
+            negative=clipped[:, 1],
+            is_done=jnp.zeros(state.step.shape, bool),
+            diverged=jnp.sum(~finite, axis=1),
+            is_running=state.step < state.length,
+            is_last=state.step == state.length - 1,
+            weight=loss_weight(state.step, state.length, config),
+        )
+
+    return _Advance(fresh, jax.vmap(draw), advance)
+
+
+def _check_held_out(data: FamilyData | TextData, num_sets: int, config: MetaConfig) -> None:
+    found = data.sizes.shape[0]
+    if found != num_sets * len(config.splits):
+        raise ValueError(
+            f"meta_loss={config.meta_loss!r} needs the splits {config.splits} of {num_sets} sets, got "
+            f"{found} sets in all; use stack_datasets(…, splits=config.splits)."
+        )
+
+
+def _both(tree: Any) -> Any:
+    """The same for both signs, on a new first axis."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_SIGNS, *leaf.shape)), tree)
+
+
+def _length_unit(config: MetaConfig) -> int:
+    """A length is a multiple of so many steps: runs under one perturbation end with a truncation."""
+    return config.truncation_length if config.estimator == "noise-reuse-es" else 1
+
+
+def _sample_length(key: Array, config: MetaConfig) -> Array:
+    """Steps of a new inner run, `()` int32."""
+    if config.unroll_law == "uniform":
+        length = jax.random.randint(key, (), config.min_unroll, config.max_unroll + 1)
+    else:
+        length = log_uniform(key, config.min_unroll, config.max_unroll).astype(jnp.int32)
+    unit = _length_unit(config)
+    return (length + unit - 1) // unit * unit
+
+
+def _sample_start(key: Array, thetas: Theta, family_name: str, config: MetaConfig) -> InnerState:
+    """A new task for one pair, at step 0; the optimizers of the two signs may start at what theta says."""
+    family = make_family(config, family_name)
+    task_key, length_key, rate_key = jax.random.split(key, 3)
+    problem = ()
+    if family.source == "problem":
+        task_key, problem_key = jax.random.split(task_key)
+        problem = family.sample_problem(problem_key)
+    stored, scales = family.init(task_key)
+    rates = sample_rates(rate_key, scales, config, config.rate_factors.get(family_name, 1.0))
+    length = _sample_length(length_key, config)
+    opt_state = jax.vmap(lambda theta: make_inner_optimizer(theta, config, length).init(stored))(thetas)
+    step = jnp.zeros((), jnp.int32)
+    return InnerState(_both(stored), opt_state, scales, rates, step, length, problem)
+
+
+def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
+    """One step of one pair: `(thetas, state, batch, held_out) → (params, opt_state, losses of both signs)`.
+
+    The losses are those before the step, of the batch or, where there is one, of the held-out batch.
+    """
+
+    def step_one(
+        theta: Theta,
+        params: Params,
+        opt_state: Any,
+        scales: Params,
+        batch: Batch,
+        held_out: Batch | None,
+        rates: Params,
+        length: Array,
+    ) -> tuple[Params, Any, Array]:
+        loss, grads = jax.value_and_grad(family.loss)(params, scales, batch)
+        if config.inner_clip:
+            grads, _ = optax.clip_by_global_norm(config.inner_clip).update(grads, optax.EmptyState())
+        optimizer = make_inner_optimizer(theta, config, length)
+        updates, opt_state = optimizer.update(grads, opt_state, params, value=loss)
+        if held_out is not None:
+            loss = family.loss(params, scales, held_out)
+        return jax.tree.map(lambda p, u, rate: p + rate * u, params, updates, rates), opt_state, loss
+
+    def step_pair(
+        thetas: Theta, state: InnerState, batch: Batch, held_out: Batch | None
+    ) -> tuple[Params, Any, Array]:
+        signs = jax.vmap(step_one, in_axes=(0, 0, 0, None, None, None, None, None))
+        share = rate_share(state.step, state.length, config.inner_schedule)
+        rates = jax.tree.map(lambda rate: share * rate, state.rates)
+        return signs(
+            thetas, state.params, state.opt_state, state.scales, batch, held_out, rates, state.length
+        )
+
+    return step_pair
+
+
+def _select(mask: Array, new: InnerState, old: InnerState) -> InnerState:
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)
+
+
+def sample_rates(key: Array, scales: Params, config: MetaConfig, family_factor: float = 1.0) -> Params:
+    """One factor for the task; in the network's units the larger an array's scale, the less it moves."""
+    factor = family_factor * log_uniform(key, 1.0 / config.rate_spread, config.rate_spread)
+    return jax.tree.map(lambda scale: factor / scale if config.rate_units == "network" else factor, scales)
+
+
+def rate_share(step: Array, length: Array, schedule: Schedule) -> Array:
+    """The learning rate at a step of a run over its peak, in [0, 1]."""
+    if schedule == "constant":
+        return jnp.ones((), jnp.float32)
+    progress = step.astype(jnp.float32) / length.astype(jnp.float32)
+    return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
+
+
+LEAST_LOSS = 1e-3  # that has a logarithm of its own, in units in which an untrained network scores log(10)
+
+
+class Losses(NamedTuple):
+    """What was measured, each `(steps, pairs)`; K steps in a truncation.
+
+    Attributes:
+        positive: Meta-loss under θ + ε, see `scale_loss`.
+        negative: Meta-loss under θ - ε, see `scale_loss`.
+        is_done: The run was reset just before this step.
+        diverged: Runs of the pair (0, 1 or 2) whose loss was not finite.
+        is_running: Whether the step was part of a run, and not after the end of one.
+        is_last: Whether it was the run's last.
+        weight: Factor of the loss in its pair's meta-loss.
+    """
+
+    positive: Array
+    negative: Array
+    is_done: Array
+    diverged: Array
+    is_running: Array
+    is_last: Array
+    weight: Array
+
+
+def loss_weight(step: Array, length: Array, config: MetaConfig) -> Array:
+    """The factor of a loss in its pair's meta-loss.
+
+    The meta-loss is a mean over the truncation or, with "full-es", over the whole run. If only final
+    losses count, a truncation that holds one stands for all those of the same run that hold none: the
+    factor is their number, `mean_unroll / K`, so that the expected meta-loss is the final loss.
+
+    Args:
+        step: Steps that the run has taken, int32.
+        length: Steps after which it ends, int32 of the same shape.
+        config: The recipe.
+    """
+    is_full = config.estimator == "full-es"
+    if config.meta_loss == "final":
+        factor = 1.0 if is_full else config.mean_unroll / config.truncation_length
+        return jnp.where(step == length - 1, jnp.float32(factor), 0.0)
+    if is_full:
+        return jnp.where(step < length, 1.0 / length.astype(jnp.float32), 0.0)
+    return jnp.full(step.shape, 1.0 / config.truncation_length, jnp.float32)
+
+
+def scale_loss(losses: Array, ceiling: float, config: MetaConfig) -> Array:
+    """What is judged of finite losses: themselves in [0, ceiling], or their logarithms."""
+    if config.loss_scale == "log":
+        return jnp.log(jnp.clip(losses, LEAST_LOSS, ceiling))
+    return jnp.clip(losses, 0.0, ceiling)

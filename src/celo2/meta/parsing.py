@@ -1,0 +1,134 @@
+"""How the pairs of a run are shared out: by the weights of its families."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from celo2.config import RuleConfig, nearest_name
+
+
+def parse_shares(entries: Sequence[str], known: Sequence[str]) -> dict[str, float]:
+    """Reads entries `NAME` or `NAME:WEIGHT`; a weight that is not given is 1.
+
+    Args:
+        entries: As written, at least one.
+        known: The names that there are.
+
+    Raises:
+        ValueError: There is no entry, or one is none of these, names something else or repeats a name.
+
+    Example:
+        >>> parse_shares(["mlp:3", "conv"], ["mlp", "conv", "rnn"])
+        {'mlp': 3.0, 'conv': 1.0}
+    """
+    if not entries:
+        raise ValueError(f"at least one of {', '.join(known)} is needed.")
+    weights: dict[str, float] = {}
+    for entry in entries:
+        name, colon, word = entry.partition(":")
+        if name not in known:
+            raise ValueError(
+                f"unknown name {name!r}{nearest_name(name, known)} (there are {', '.join(known)})."
+            )
+        if name in weights:
+            raise ValueError(f"{name!r} occurs twice; add its weights: {name}:WEIGHT.")
+        try:
+            weight = float(word) if colon else 1.0
+        except ValueError:
+            weight = math.nan
+        if not 0 < weight < math.inf:
+            raise ValueError(f"expected NAME or NAME:WEIGHT with a positive weight, got {entry!r}.")
+        weights[name] = weight
+    return weights
+
+
+def split_by_weight(total: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Shares out a number of pairs: each name gets one, then the largest remainders get the rest.
+
+    A name's quota is `total · weight / Σ weights`. Those whose quota is below one get one, and the
+    others share what is left by their weights: the whole part of a quota, and one more for the largest
+    fractions (the first of equals).
+
+    Args:
+        total: Pairs in all, at least one for each name.
+        weights: Positive weights by name.
+
+    Raises:
+        ValueError: There are fewer pairs than names.
+
+    Example:
+        >>> split_by_weight(32, {"mlp": 2.0, "conv": 1.0, "rnn": 0.01})
+        {'mlp': 21, 'conv': 10, 'rnn': 1}
+    """
+    if total < len(weights):
+        raise ValueError(f"{total} pairs are too few for {len(weights)} families, which need one each.")
+    small = _below_one(total, weights)
+    rest = {name: weight for name, weight in weights.items() if name not in small}
+    left, scale = total - len(small), sum(rest.values())
+    quotas = {name: left * weight / scale for name, weight in rest.items()}
+    counts = dict.fromkeys(weights, 1) | {name: math.floor(quota) for name, quota in quotas.items()}
+    by_fraction = sorted(quotas, key=lambda name: math.floor(quotas[name]) - quotas[name])
+    for name in by_fraction[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+def _below_one(total: int, weights: Mapping[str, float]) -> set[str]:
+    """The names whose quota is below one, also after the others of them have taken theirs."""
+    small: set[str] = set()
+    while True:
+        scale = sum(weight for name, weight in weights.items() if name not in small)
+        left = total - len(small)
+        more = {name for name, weight in weights.items() if name not in small and left * weight < scale}
+        if not more:
+            return small
+        small |= more
+
+
+def parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
+    """Options of the rule by name, from `NAME=VALUE` with values as in JSON.
+
+    Raises:
+        ValueError: A word is not of that form, is given twice, is no option, or is what the variant says.
+    """
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"expected NAME=VALUE, got {word!r}; ff_hidden_size=16, say.")
+        if name == "orthogonalize":
+            raise ValueError("orthogonalize is what the variant says.")
+        if name in options:
+            raise ValueError(f"{name} is given twice.")
+        if name not in RuleConfig.option_names():
+            raise ValueError(f"unknown option {name!r}{nearest_name(name, RuleConfig.option_names())}")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value  # text, which JSON would quote
+    return options
+
+
+def check_type(name: str, value: Any, default: Any) -> None:
+    """Compares a value of JSON, which knows no dataclass, with the option's default.
+
+    Raises:
+        ValueError: It is of another type.
+    """
+    if isinstance(default, tuple):
+        kind: type = float if name == "scale_range" else str
+        fits = isinstance(value, list) and all(_is_a(kind, item) for item in value)
+        wanted = "a list of numbers" if kind is float else "a list of strings"
+    else:
+        fits = _is_a(type(default), value)
+        wanted = {str: "a string", int: "a whole number", float: "a number"}[type(default)]
+    if not fits:
+        raise ValueError(f"{name} must be {wanted}, got {json.dumps(value)}.")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    accepted = (int, float) if kind is float else kind
+    return isinstance(value, accepted) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""A meta-training run around its loop: folder, checkpoints, metrics, loggers, callbacks, processes."""

@@ -1,0 +1,146 @@
+"""What looks at a meta-training run without a part in it: sinks and probes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from celo2.meta.config import MetaConfig
+from celo2.meta.outer import OuterState
+from celo2.meta.probe import Probe, ProbeConfig
+from celo2.meta.probe.log import ProbeLog, as_point, describe_probe
+from celo2.meta.run.distributed import is_first
+from celo2.meta.run.loggers import open_sinks
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """How a run is watched.
+
+    Attributes:
+        sinks: Where the numbers go beside the files of the run (`celo2.meta.run.loggers.SINKS`).
+        probe_every: Outer iterations between probes, which choose the best weights; 0: never.
+        probe: What a probe trains.
+    """
+
+    sinks: tuple[str, ...] = ()
+    probe_every: int = 0
+    probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        """Checks the pace."""
+        if self.probe_every < 0:
+            raise ValueError(f"probe_every must not be negative, got {self.probe_every}; 0 is never.")
+
+
+def check_processes(options: WatchOptions) -> None:
+    """Refuses probes of a run on several processes, where all would wait for the one that probes.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if options.probe_every and jax.process_count() > 1:
+        raise ValueError(
+            f"probe_every must be 0 in a run of {jax.process_count()} processes, got {options.probe_every}; "
+            "its checkpoints' weights are all kept, so probe them afterwards: celo2 probe OUT."
+        )
+
+
+def check_variant(config: MetaConfig, options: WatchOptions) -> None:
+    """Refuses probes of a predecessor, which has no learning rate to tune, and of rules of other sizes.
+
+    Raises:
+        ValueError: With what to do.
+    """
+    if options.probe_every and config.member is not None:
+        raise ValueError(
+            f"probe_every must be 0 for {config.variant!r}, which sets its own step sizes, got "
+            f"{options.probe_every}; compare its checkpoints with celo2 compare."
+        )
+    if options.probe_every and config.rule_options:
+        raise ValueError(
+            f"probe_every must be 0 with rule_options {config.rule_options}, got {options.probe_every}: "
+            "the programs of a probe are for the usual rule. Probe the finished run: celo2 probe RUN."
+        )
+
+
+def _refuse(theta: Mapping[str, Any]) -> dict[str, Any]:
+    raise AssertionError(f"a run without probes took one of {len(theta)} arrays")
+
+
+class Watch:
+    """The sinks and probes of one run; a context that closes the sinks.
+
+    Args:
+        config: The recipe.
+        options: What to do.
+        folder: Of the run.
+        first: Iterations already done.
+        save: Writes a state and its weights, and returns the path of the weights. What is probed has been
+            saved, so that a resumed run neither misses a probe nor repeats one.
+
+    Raises:
+        ValueError: See `ProbeLog.start`.
+    """
+
+    def __init__(
+        self,
+        config: MetaConfig,
+        options: WatchOptions,
+        folder: Path,
+        first: int,
+        save: Callable[[OuterState], Path],
+    ) -> None:
+        self._first, self._save = first, save
+        measure = _refuse if config.member else Probe.of_variant(options.probe, config.variant).measure
+        self._log = ProbeLog(folder, options.probe_every, options.probe, measure)
+        if is_first():
+            self._log.start(first)
+        names = options.sinks if is_first() else ()
+        self._sinks = open_sinks(names, folder, first=first, recipe=dataclasses.asdict(config))
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._sinks.close()
+
+    def begin(self, state: OuterState, make_start: Callable[[], OuterState]) -> None:
+        """Takes the probes that are missing: of the starting weights, and of the state that was resumed.
+
+        Args:
+            state: Where the run stands.
+            make_start: Makes the state before the first iteration.
+        """
+        if self._log.is_due(0):
+            self._take(make_start() if self._first else state)
+        self.probe(state)
+
+    def steps_to_next(self, step: int) -> int:
+        """Outer iterations until the next probe; very many without one."""
+        return self._log.steps_to_next(step)
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Hands the records of iterations to the sinks."""
+        self._sinks.write(records)
+
+    def probe(self, state: OuterState) -> bool:
+        """Takes a probe if one is due; returns whether it was."""
+        due = self._log.is_due(int(state.count))
+        if due:
+            self._take(state)
+        return due
+
+    def _take(self, state: OuterState) -> None:
+        record = self._log.take(int(state.count), self._save(state))
+        best = "; the best so far" if self._log.best is record else ""
+        print(f"{describe_probe(record)}{best}", flush=True)
+        if record["step"] >= self._first:  # sinks take no step before those they have
+            self._sinks.write([as_point(record)])

@@ -1,0 +1,78 @@
+"""Whether a checkpoint is as it was written: the hashes of its files, in a file beside them.
+
+Without them a cut file is noticed only if its format happens to notice, and on several processes only by
+the process that reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from celo2._utils.files import read_object, write_atomic
+
+CHECKSUMS = "checksums.json"  # in the folder of the checkpoint: {"relative/path": "sha256 in hexadecimal"}
+
+
+class Ranking(NamedTuple):
+    """Checkpoints in the order in which they can be trusted.
+
+    Attributes:
+        steps: Of those that may be whole: the verified ones, the newest first, then those without checksums.
+        doubts: What speaks against the others, and against those without checksums, in words.
+    """
+
+    steps: list[int]
+    doubts: dict[int, str]
+
+
+def rank_checkpoints(folder: Path, steps: Iterable[int]) -> Ranking:
+    """Looks at the checkpoints `folder/STEP` of these steps.
+
+    One without checksums is most likely whole (the run was killed between the two, or is of a version that
+    wrote none), but nothing says so: an older one that is verified leads to the same result.
+    """
+    verified, unverified = [], []
+    doubts: dict[int, str] = {}
+    for step in sorted(steps, reverse=True):
+        damage = find_damage(folder / str(step))
+        if damage:
+            doubts[step] = damage
+        elif (folder / str(step) / CHECKSUMS).exists():
+            verified.append(step)
+        else:
+            doubts[step] = f"it has no {CHECKSUMS}, so that nothing says whether it is whole"
+            unverified.append(step)
+    return Ranking(verified + unverified, doubts)
+
+
+def write_checksums(folder: Path) -> None:
+    """Notes what a finished checkpoint consists of."""
+    write_atomic(folder / CHECKSUMS, json.dumps(_compute_checksums(folder), indent=1).encode())
+
+
+def find_damage(folder: Path) -> str:
+    """What is wrong with a checkpoint, in words; empty if nothing is, or if it has files but no checksums."""
+    found = _compute_checksums(folder)
+    if not found:
+        return "it is empty"
+    try:
+        noted = read_object(folder / CHECKSUMS)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        return str(error)
+    if not noted:
+        return f"{folder / CHECKSUMS} names no file"
+    changed = sorted(name for name in noted if found.get(name) != noted[name])
+    return f"{changed[0]} is not as it was written" if changed else ""
+
+
+def _compute_checksums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+    }

@@ -1,0 +1,116 @@
+"""The GPT of the published language-model runs: RMS norms without scales, rotary positions, no biases."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+if TYPE_CHECKING:
+    from celo2.tasks.language.published_gpt import GPTConfig
+
+
+RMS_EPS = 1e-6
+ROTARY_BASE = 1e4
+
+
+class GPT(nn.Module):
+    """Logits of the next token: `(N, T)` int32 → `(N, T, vocabulary)`.
+
+    At the end the products of rms(x) with an output embedding of its own, `(vocabulary, width)`.
+
+    Attributes:
+        config: The sizes.
+    """
+
+    config: GPTConfig
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """Computes the logits."""
+        config = self.config
+        shape = (config.vocabulary, config.width)
+        table_init = nn.initializers.normal(1 / math.sqrt(config.width))
+        stream = nn.Embed(*shape, embedding_init=table_init, name="embedding")(tokens)
+        for index in range(config.num_layers):
+            stream = Block(config.head_size, name=f"block_{index}")(stream)
+        output = self.param("output_embedding", table_init, shape)
+        return rms_normalize(stream) @ output.T
+
+
+class Block(nn.Module):
+    """`x + attention(rms(x))`, then `x + mlp(rms(x))`: `(N, T, width)` → the same."""
+
+    head_size: int
+
+    @nn.compact
+    def __call__(self, stream: Array) -> Array:
+        """Computes both halves."""
+        stream = stream + Attention(self.head_size, name="attention")(rms_normalize(stream))
+        return stream + MLP(name="mlp")(rms_normalize(stream))
+
+
+class Attention(nn.Module):
+    """Causal attention, query and key normalised and rotated in each head: `(N, T, width)` → the same.
+
+    Its arrays are `qkv`, `(3, heads, width, head_size)`, and `output`, `(heads, head_size, width)`, uniform
+    as Glorot's with the leading axes counted as a receptive field.
+
+    Attributes:
+        head_size: The width is a multiple of it.
+    """
+
+    head_size: int
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Softmax of query · key over √head_size."""
+        width = inputs.shape[-1]
+        num_heads = width // self.head_size
+        init = nn.initializers.glorot_uniform()
+        qkv = self.param("qkv", init, (3, num_heads, width, self.head_size))
+        output = self.param("output", init, (num_heads, self.head_size, width))
+        query, key, value = jnp.einsum("ntd,chds->cnths", inputs, qkv)
+        query, key = (rotate(rms_normalize(part)) for part in (query, key))
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        return jnp.einsum("nths,hsd->ntd", mixed, output)
+
+
+class MLP(nn.Module):
+    """Four times as wide inside, GELU, no biases: `(N, T, width)` → the same."""
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Computes the layer."""
+        width, init = inputs.shape[-1], nn.initializers.glorot_uniform()
+        up = nn.Dense(4 * width, use_bias=False, kernel_init=init, name="up")
+        down = nn.Dense(width, use_bias=False, kernel_init=init, name="down")
+        return down(nn.gelu(up(inputs), approximate=True))
+
+
+def rms_normalize(inputs: Array) -> Array:
+    """Mean square one over the last axis: `x · rsqrt(mean(x²) + 1e-6)`."""
+    return inputs * jax.lax.rsqrt(jnp.square(inputs).mean(axis=-1, keepdims=True) + RMS_EPS)
+
+
+def rotate(inputs: Array) -> Array:
+    """Rotary positions: at position t, channels i and i + S/2 of a head turn by `t · 10000^(-2i / S)`.
+
+    Source: RoFormer (arXiv 2104.09864, section 3.2), with the pairs half a head apart.
+
+    Args:
+        inputs: `(N, T, heads, S)`, S even.
+
+    Returns:
+        The same shape; the product of a rotated query and key depends on the distance alone.
+    """
+    half = inputs.shape[-1] // 2
+    speed = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (jnp.arange(inputs.shape[1], dtype=jnp.float32)[:, None] * speed[None])[None, :, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    first, second = inputs[..., :half], inputs[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,0 +1,148 @@
+"""Language models: from a network and rows of tokens to a `Task`, whatever the network is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.tasks.base import Batch, Dataset, Params, Task
+from celo2.tasks.language.stdlib_text import PAD
+from celo2.tasks.nn import cross_entropies, cross_entropy
+
+
+class Network(Protocol):
+    """What is used of a Flax module."""
+
+    def init(self, rngs: Any, tokens: Array) -> Any:
+        """The variables, the trained ones under `params`."""
+        ...
+
+    def apply(self, variables: Any, tokens: Array, *, rngs: Any = None) -> Any:
+        """`(N, T)` int32 → logits `(N, T, vocabulary)` of the tokens after them."""
+        ...
+
+
+def padded_loss(logits: Array, tokens: Array) -> Array:
+    """The mean cross-entropy where the token read is none of the padding, over the batch, in nats.
+
+    The step from the last token to the padding counts, the steps within the padding do not.
+
+    Args:
+        logits: `(N, T, vocabulary)`, of the tokens after the first T.
+        tokens: `(N, T + 1)` integers; each row begins with one that is not padding.
+    """
+    counted = (tokens[:, :-1] != PAD).astype(jnp.float32)
+    return (counted * cross_entropies(logits, tokens[:, 1:])).sum() / counted.sum()
+
+
+def contiguous_loss(logits: Array, tokens: Array) -> Array:
+    """The mean cross-entropy of all tokens but the first of each row, in nats.
+
+    Args:
+        logits: `(N, T, vocabulary)`; those of the last position predict nothing.
+        tokens: `(N, T)` integers.
+    """
+    return cross_entropy(logits[:, :-1], tokens[:, 1:])
+
+
+def make_padded_task(
+    name: str,
+    network: Network,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    initial_loss: float,
+    stochastic: bool = False,
+) -> Task:
+    """A language model of records: its loss is `padded_loss`.
+
+    Args:
+        name: The task's name.
+        network: A Flax module; its `dropout` stream is a batch's key, if the task is stochastic.
+        dataset: `tokens` `(N, T + 1)` in each split.
+        batch_size: Records of a training batch.
+        initial_loss: About what an untrained network scores.
+        stochastic: Whether the network draws random numbers.
+    """
+
+    def loss(params: Params, batch: Batch) -> Array:
+        tokens = batch["tokens"].astype(jnp.int32)
+        rngs = {"dropout": jax.random.wrap_key_data(batch["key"])} if stochastic else None
+        return padded_loss(network.apply({"params": params}, tokens[:, :-1], rngs=rngs), tokens)
+
+    context = dataset.train["tokens"].shape[1] - 1
+    return Task(
+        name=name,
+        dataset=dataset,
+        init=_make_init(network, context),
+        loss=loss,
+        batch_size=batch_size,
+        initial_loss=initial_loss,
+        stochastic=stochastic,
+        tokens_per_batch=batch_size * context,
+    )
+
+
+def make_contiguous_task(
+    name: str,
+    network: Network,
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    initial_loss: float,
+    rows_at_once: int | None = None,
+) -> Task:
+    """A language model of text that runs on: its loss is `contiguous_loss`.
+
+    Args:
+        name: The task's name.
+        network: A Flax module.
+        dataset: `tokens` `(N, T)` in each split.
+        batch_size: Rows of a training batch.
+        initial_loss: About what an untrained network scores.
+        rows_at_once: Rows whose activations are in memory together, if fewer than the batch's: they are
+            computed twice then, for the loss and for the gradient.
+
+    Raises:
+        ValueError: `rows_at_once` does not divide the batch size.
+    """
+    if rows_at_once is not None and batch_size > rows_at_once and batch_size % rows_at_once:
+        raise ValueError(f"batch_size must be a multiple of {rows_at_once} rows, got {batch_size}.")
+
+    def loss_of_rows(params: Params, tokens: Array) -> Array:
+        tokens = tokens.astype(jnp.int32)
+        return contiguous_loss(network.apply({"params": params}, tokens), tokens)
+
+    def loss(params: Params, batch: Batch) -> Array:
+        tokens = batch["tokens"]
+        if rows_at_once is None or len(tokens) <= rows_at_once:
+            return loss_of_rows(params, tokens)
+        parts = tokens.reshape(-1, rows_at_once, tokens.shape[-1])
+        return jax.lax.map(jax.checkpoint(partial(loss_of_rows, params)), parts).mean()
+
+    context = dataset.train["tokens"].shape[1]
+    return Task(
+        name=name,
+        dataset=dataset,
+        init=_make_init(network, context),
+        loss=loss,
+        batch_size=batch_size,
+        initial_loss=initial_loss,
+        tokens_per_batch=batch_size * context,
+    )
+
+
+def _make_init(network: Network, context: int) -> Callable[[Array], Params]:
+    """`key → params`, compiled: Flax computes logits on the way, and a compiled program leaves them out."""
+
+    def init(key: Array) -> Params:
+        params_key, dropout_key = jax.random.split(key)
+        rngs = {"params": params_key, "dropout": dropout_key}
+        return network.init(rngs, jnp.zeros((1, context), jnp.int32))["params"]
+
+    return jax.jit(init)

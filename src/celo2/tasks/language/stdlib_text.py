@@ -1,0 +1,180 @@
+"""Text that every Python installation has: the source code of its standard library.
+
+It stands in for the published texts of the language tasks, under names of its own: as one text of bytes
+where they are, as padded records of byte tokens where those are sentences or articles.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from celo2.tasks.base import Dataset
+
+PAD = 0  # the token that fills a record up, as in T5's vocabulary
+NUM_SPECIAL = 3  # T5's padding, end and unknown: the bytes of a record come after them
+BYTE_VOCABULARY = NUM_SPECIAL + 256
+MAX_BYTES = 8_000_000
+
+RecordUnit = Literal["lines", "paragraphs"]
+
+_SKIPPED_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+_VALID_SHARE = 0.05  # of the files
+_VALID_SHARE_OF_TOPICS = 0.1  # of the bytes
+_SEPARATORS: Mapping[RecordUnit, re.Pattern[bytes]] = {
+    "lines": re.compile(rb"\n"),
+    "paragraphs": re.compile(rb"\n\s*\n"),
+}
+
+
+def load_stdlib_text(length: int = 65, *, max_bytes: int = MAX_BYTES) -> Dataset:
+    """The Python source of the running interpreter's standard library, in rows of bytes.
+
+    The files are taken in the order of their paths, without the tests, until `max_bytes`; the last
+    5 % of them are the validation split. Each split is one text, cut into rows.
+
+    Args:
+        length: Bytes in a row, ≥ 2: a model's context and the byte after it.
+        max_bytes: Most bytes of text in all.
+
+    Returns:
+        `text` uint8 `(N, length)` in each split. The name carries Python's version
+        (`python-3.11-stdlib`), since other versions have other text.
+
+    Raises:
+        FileNotFoundError: This interpreter has no standard library on disk.
+        ValueError: A split has less than one row.
+    """
+    return _make_dataset("stdlib", max_bytes, lambda files: {"text": _rows(b"".join(files), length)})
+
+
+def load_pydoc_text(length: int = 65) -> Dataset:
+    """Python's language reference in English, as `help()` prints it, in rows of bytes.
+
+    The topics come in the order of their names; the last 10 % of the text are the validation split. The
+    file that holds them lies behind the part of the library that `load_stdlib_text` reads.
+
+    Args:
+        length: Bytes in a row, ≥ 2: a model's context and the byte after it.
+
+    Returns:
+        `text` uint8 `(N, length)` in each split, about 660 kB in all; the name carries Python's version.
+
+    Raises:
+        FileNotFoundError: This interpreter has no `pydoc_data`.
+        ValueError: A split has less than one row.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise FileNotFoundError(
+            "this Python lacks pydoc_data.topics, whose text this task learns; use an ordinary Python."
+        ) from error
+    text = "\n".join(topics[name] for name in sorted(topics)).encode()
+    border = round((1 - _VALID_SHARE_OF_TOPICS) * len(text))
+    return Dataset(
+        name=f"python-{sys.version_info.major}.{sys.version_info.minor}-pydoc",
+        train={"text": _rows(text[:border], length)},
+        valid={"text": _rows(text[border:], length)},
+        origin=f"language reference of Python {platform.python_version()}, PSF licence",
+    )
+
+
+def load_stdlib_records(unit: RecordUnit, length: int, *, max_bytes: int = MAX_BYTES) -> Dataset:
+    """The same files as padded records: lines in place of sentences, paragraphs in place of articles.
+
+    Args:
+        unit: What makes a record: `"lines"`, or `"paragraphs"`, between which there are blank lines. Space
+            around it is left out, and so are empty ones.
+        length: Tokens in a record, ≥ 2: the rest is cut off, a shorter one is filled up with 0.
+        max_bytes: Most bytes of text in all.
+
+    Returns:
+        `tokens` uint16 `(N, length)` in each split; a byte b is the token b + 3, see `NUM_SPECIAL`. The
+        name is `python-3.11-stdlib-lines`, say.
+
+    Raises:
+        FileNotFoundError: This interpreter has no standard library on disk.
+        ValueError: `length` is below 2.
+    """
+    if length < 2:
+        raise ValueError(f"a record needs at least 2 tokens, one to read and one to predict, got {length}.")
+
+    def split(files: Sequence[bytes]) -> dict[str, np.ndarray]:
+        records = (record.strip()[:length] for text in files for record in _SEPARATORS[unit].split(text))
+        kept = [record for record in records if record]
+        tokens = np.frombuffer(b"".join(kept), np.uint8).astype(np.uint16) + np.uint16(NUM_SPECIAL)
+        return {"tokens": pad_records(tokens, [len(record) for record in kept], length)}
+
+    return _make_dataset(f"stdlib-{unit}", max_bytes, split)
+
+
+def pad_records(tokens: np.ndarray, lengths: Sequence[int], length: int) -> np.ndarray:
+    """Records that lie one after the other → `(N, length)`, filled up with `PAD` on the right.
+
+    Args:
+        tokens: All records' tokens, `(sum of lengths,)`.
+        lengths: Of each record, at most `length`.
+        length: Tokens in a row.
+    """
+    rows = np.full((len(lengths), length), PAD, tokens.dtype)
+    rows[np.arange(length) < np.asarray(lengths, np.int64).reshape(-1, 1)] = tokens
+    return rows
+
+
+def _make_dataset(
+    name: str, max_bytes: int, split: Callable[[Sequence[bytes]], Mapping[str, Any]]
+) -> Dataset:
+    folder = Path(sysconfig.get_path("stdlib"))
+    texts = _read_sources(folder, max_bytes)
+    if len(texts) < 2:
+        raise FileNotFoundError(
+            f"found {len(texts)} Python files in {folder}; the text of this task is the standard library's "
+            "source, which some embedded interpreters lack: use an ordinary Python."
+        )
+    border = len(texts) - max(1, round(_VALID_SHARE * len(texts)))
+    return Dataset(
+        name=f"python-{sys.version_info.major}.{sys.version_info.minor}-{name}",
+        train=split(texts[:border]),
+        valid=split(texts[border:]),
+        origin=f"source code of the standard library of Python {platform.python_version()}, PSF licence",
+    )
+
+
+@functools.lru_cache(maxsize=2)  # a suite asks for one text in many shapes
+def _read_sources(folder: Path, max_bytes: int) -> tuple[bytes, ...]:
+    texts: list[bytes] = []
+    room = max_bytes
+    for path in _source_paths(folder):
+        text = path.read_bytes()
+        room -= len(text)
+        if room < 0:
+            break
+        texts.append(text)
+    return tuple(texts)
+
+
+def _source_paths(folder: Path) -> list[Path]:
+    paths: list[Path] = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]  # not even entered
+        paths += [Path(root, name) for name in files if name.endswith(".py")]
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _rows(text: bytes, length: int) -> np.ndarray:
+    if length < 2 or len(text) < length:
+        raise ValueError(
+            f"cannot cut rows of {length} bytes (≥ 2) from a text of {len(text)}; raise max_bytes."
+        )
+    count = len(text) // length
+    return np.frombuffer(text, np.uint8, count * length).reshape(count, length)

@@ -1,0 +1,1 @@
+"""Meta-training as a task: the weights of a small learned optimizer are the parameters."""

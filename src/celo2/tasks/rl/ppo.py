@@ -1,0 +1,240 @@
+"""Proximal policy optimisation: a task whose batches come from what the trained network itself does.
+
+Source: arXiv 1707.06347, as in the public code of purejaxrl, whose settings for MinAtar are the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.tasks.base import Batch, Dataset, Params, Task
+from celo2.tasks.rl.rollout import (
+    Actors,
+    Environment,
+    Policy,
+    compute_advantages,
+    mean_finished_return,
+    play_episodes,
+    play_steps,
+    start_actors,
+)
+
+ADVANTAGE_EPS = 1e-8  # added to the standard deviation of a minibatch's advantages
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """How much is played, how often it is learned from, and the loss.
+
+    Attributes:
+        num_envs: Copies of the environment, E.
+        rollout_length: Steps of each in a rollout, T.
+        epochs: How often a rollout is gone through.
+        minibatches: Of an epoch; they divide E · T.
+        discount: γ.
+        trace: λ of the advantages.
+        clip: How far a probability's ratio to the old one, and the value from the old one, may go.
+        entropy_weight: Of the policy's entropy.
+        value_weight: Of the critic's loss.
+
+    Raises:
+        ValueError: A number is below 1 that must not be, or the minibatches do not divide the rollout.
+    """
+
+    num_envs: int = 64
+    rollout_length: int = 128
+    epochs: int = 4
+    minibatches: int = 8
+    discount: float = 0.99
+    trace: float = 0.95
+    clip: float = 0.2
+    entropy_weight: float = 0.01
+    value_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Checks the sizes."""
+        for name in ("num_envs", "rollout_length", "epochs", "minibatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_transitions % self.minibatches:
+            raise ValueError(
+                f"minibatches must divide num_envs · rollout_length = {self.num_transitions}, "
+                f"got {self.minibatches}."
+            )
+
+    @property
+    def num_transitions(self) -> int:
+        """Of a rollout, E · T."""
+        return self.num_envs * self.rollout_length
+
+    @property
+    def batch_size(self) -> int:
+        """Transitions in a minibatch."""
+        return self.num_transitions // self.minibatches
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Gradient steps between two rollouts."""
+        return self.epochs * self.minibatches
+
+
+class PPOState(NamedTuple):
+    """What a stream goes on from.
+
+    Attributes:
+        actors: The environments, where the last rollout left them.
+        rollout: `observation`, `action`, `log_prob`, `value`, `advantage` and `target` of its transitions,
+            `(E · T, ...)` each.
+        order: Transitions of each minibatch until the next rollout, `(epochs · minibatches, batch_size)`.
+        mean_return: Of the episodes that ended last, `()`; 0 before any did.
+    """
+
+    actors: Actors
+    rollout: dict[str, Array]
+    order: Array
+    mean_return: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOStream:
+    """Minibatches of rollouts, as `celo2.tasks.base.Stream` says.
+
+    Attributes:
+        environment: What is played.
+        policy: Who plays.
+        config: How much.
+    """
+
+    environment: Environment
+    policy: Policy
+    config: PPOConfig
+
+    def init(self, params: Params, key: Array) -> PPOState:
+        """Environments at their start, and an empty rollout: step 0 plays the first."""
+        config = self.config
+        actors = start_actors(self.environment, key, config.num_envs)
+        shapes = jax.eval_shape(self._play, params, actors, key, jnp.zeros(()))
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return empty._replace(actors=actors)
+
+    def next(self, state: PPOState, params: Params, key: Array, count: Array) -> tuple[PPOState, Batch]:
+        """The minibatch of step `count`, from a new rollout where all of the last one is used up.
+
+        `mean_return` comes with the batch, `()`.
+        """
+        place = count % self.config.steps_per_rollout
+        state = jax.lax.cond(
+            place == 0,
+            lambda state: self._play(params, state.actors, key, state.mean_return),
+            lambda state: state,
+            state,
+        )
+        batch = {name: array[state.order[place]] for name, array in state.rollout.items()}
+        return state, batch | {"mean_return": state.mean_return}
+
+    def validate(self, params: Params, key: Array) -> Array:
+        """Minus the mean return of a new episode in each copy; NaN where a parameter is not finite."""
+        mean_return = play_episodes(self.environment, self.policy, params, key, self.config.num_envs)
+        finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+        return jnp.where(finite, -mean_return, jnp.nan)
+
+    def _play(self, params: Params, actors: Actors, key: Array, mean_return: Array) -> PPOState:
+        """A new rollout and a new order for each epoch."""
+        config = self.config
+        play_key, order_key = jax.random.split(key)
+        actors, played = play_steps(
+            self.environment, self.policy, params, actors, play_key, config.rollout_length
+        )
+        _, last_value = self.policy(params, actors.observation)
+        advantage = compute_advantages(played, last_value, config.discount, config.trace)
+        rollout = {
+            "observation": played.observation,
+            "action": played.action,
+            "log_prob": played.log_prob,
+            "value": played.value,
+            "advantage": advantage,
+            "target": advantage + played.value,
+        }
+        flat = {
+            name: array.reshape(config.num_transitions, *array.shape[2:]) for name, array in rollout.items()
+        }
+        permute = jax.vmap(lambda key: jax.random.permutation(key, config.num_transitions))
+        order = permute(jax.random.split(order_key, config.epochs))
+        order = order.reshape(config.steps_per_rollout, config.batch_size)
+        return PPOState(actors, flat, order, mean_finished_return(played, mean_return))
+
+
+def compute_loss(params: Params, batch: Batch, *, policy: Policy, config: PPOConfig) -> Array:
+    """The clipped objective of a minibatch.
+
+        -mean min(ρ A, clip(ρ, 1 ± ε) A) + ½ w_v mean max((v - R)², (v_old + clip(v - v_old, ±ε) - R)²)
+        - w_e mean entropy
+
+    with ρ the probability of the action over its old one, and A standardised over the minibatch.
+
+    Args:
+        params: Of the policy.
+        batch: Of `PPOStream.next`, B transitions.
+        policy: Actor and critic.
+        config: ε and the weights.
+
+    Returns:
+        `()`.
+    """
+    logits, value = policy(params, batch["observation"])
+    log_probs = jax.nn.log_softmax(logits)
+    chosen = jnp.take_along_axis(log_probs, batch["action"][:, None], axis=-1)[:, 0]
+    ratio = jnp.exp(chosen - batch["log_prob"])
+    advantage = batch["advantage"]
+    advantage = (advantage - advantage.mean()) / (advantage.std() + ADVANTAGE_EPS)
+    bounded = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
+    actor_loss = -jnp.minimum(ratio * advantage, bounded * advantage).mean()
+    near = batch["value"] + jnp.clip(value - batch["value"], -config.clip, config.clip)
+    errors = jnp.maximum(jnp.square(value - batch["target"]), jnp.square(near - batch["target"]))
+    entropy = -(jnp.exp(log_probs) * log_probs).sum(axis=-1).mean()
+    return actor_loss + config.value_weight * 0.5 * errors.mean() - config.entropy_weight * entropy
+
+
+def judge_return(loss: Array, batch: Batch) -> Array:
+    """Minus the mean return of the episodes that ended last; NaN where the loss is not finite."""
+    return jnp.where(jnp.isfinite(loss), -batch["mean_return"], jnp.nan)
+
+
+def make_ppo(
+    name: str,
+    environment: Environment,
+    init: Callable[[Array], Params],
+    policy: Policy,
+    config: PPOConfig,
+) -> Task:
+    """A task from a game and a network that plays it, judged by the returns of its episodes.
+
+    The loss goes up and down with what is played and says nothing about progress. Optimizers get its
+    gradient as it is: the clipping to a global norm of 0.5 and the learning rate's linear decay of the
+    published settings are those of its Adam, not of the task.
+
+    Args:
+        name: The task's name.
+        environment: The game.
+        init: `key → params`.
+        policy: The network, `(params, observations) → (logits, values)`.
+        config: How much is played, and the loss.
+    """
+    return Task(
+        name=name,
+        dataset=Dataset(environment.name, {}, {}, environment.origin),
+        init=init,
+        loss=partial(compute_loss, policy=policy, config=config),
+        batch_size=config.batch_size,
+        initial_loss=math.inf,  # a return has no bound that an untrained network stands at
+        stream=PPOStream(environment, policy, config),
+        objective=judge_return,
+    )

@@ -1,0 +1,166 @@
+"""Environments, what an agent does in them, and how good it was.
+
+Source: generalised advantage estimation, arXiv 1506.02438, equations 11 and 16. Time limits end an episode
+like any other end: the value behind them counts as zero, as in the public PPO that the tasks are taken from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.tasks.base import Params
+
+Policy = Callable[[Params, Array], tuple[Array, Array]]
+"""`(params, observations (E, ...)) → logits of the actions (E, A), values of the states (E,)`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """A game, as pure functions of one copy of it.
+
+    Attributes:
+        name: What a result says was played.
+        reset: `key → (state, observation)`.
+        step: `(key, state, action) → (state, observation, reward, done)`. Where `done`, the episode is over,
+            and the state and the observation are already those of the next one.
+        num_actions: Actions are 0 to this, exclusive.
+        max_steps: No episode is longer.
+        origin: One sentence: where the game comes from, and under which licence.
+    """
+
+    name: str
+    reset: Callable[[Array], tuple[Any, Array]]
+    step: Callable[[Array, Any, Array], tuple[Any, Array, Array, Array]]
+    num_actions: int
+    max_steps: int
+    origin: str = ""
+
+
+class Actors(NamedTuple):
+    """E copies of an environment in the middle of their episodes.
+
+    Attributes:
+        state: Of the environments, `(E, ...)` each.
+        observation: What the next action is chosen from, `(E, ...)`.
+        episode_return: Sum of the rewards of the episode so far, `(E,)`.
+    """
+
+    state: Any
+    observation: Array
+    episode_return: Array
+
+
+class Transition(NamedTuple):
+    """Steps of E copies, `(E,)` each, or `(T, E)` of T steps.
+
+    Attributes:
+        observation: Before the action, `(E, ...)`.
+        action: int32.
+        log_prob: Of the action, under the policy that chose it.
+        value: That the critic gave the state before the action.
+        reward: Of the action.
+        done: Whether it ended the episode.
+        episode_return: Sum of the rewards of the episode, this one included.
+    """
+
+    observation: Array
+    action: Array
+    log_prob: Array
+    value: Array
+    reward: Array
+    done: Array
+    episode_return: Array
+
+
+def start_actors(environment: Environment, key: Array, num_envs: int) -> Actors:
+    """Copies at the start of their first episodes."""
+    state, observation = jax.vmap(environment.reset)(jax.random.split(key, num_envs))
+    return Actors(state, observation, jnp.zeros(num_envs, jnp.float32))
+
+
+def play_steps(
+    environment: Environment, policy: Policy, params: Params, actors: Actors, key: Array, steps: int
+) -> tuple[Actors, Transition]:
+    """Plays on for a number of steps, actions drawn from the policy.
+
+    Returns:
+        The actors afterwards, and the transitions `(steps, E, ...)`.
+    """
+
+    def step(actors: Actors, key: Array) -> tuple[Actors, Transition]:
+        return _play_step(environment, policy, params, actors, key)
+
+    return jax.lax.scan(step, actors, jax.random.split(key, steps))
+
+
+def play_episodes(
+    environment: Environment, policy: Policy, params: Params, key: Array, num_envs: int
+) -> Array:
+    """The mean return of one new episode in each of `num_envs` copies, `()`; actions are drawn."""
+    start_key, play_key = jax.random.split(key)
+    actors = start_actors(environment, start_key, num_envs)
+
+    def unfinished(carry: tuple[Actors, Array, Array, Array]) -> Array:
+        _, finished, _, count = carry
+        return ~finished.all() & (count < environment.max_steps)
+
+    def step(carry: tuple[Actors, Array, Array, Array]) -> tuple[Actors, Array, Array, Array]:
+        actors, finished, returns, count = carry
+        actors, played = _play_step(environment, policy, params, actors, jax.random.fold_in(play_key, count))
+        returns = jnp.where(finished, returns, played.episode_return)
+        return actors, finished | played.done, returns, count + 1
+
+    carry = (actors, jnp.zeros(num_envs, bool), jnp.zeros(num_envs, jnp.float32), jnp.zeros((), jnp.int32))
+    return jax.lax.while_loop(unfinished, step, carry)[2].mean()
+
+
+def mean_finished_return(played: Transition, otherwise: Array) -> Array:
+    """The mean return of the episodes that ended in these transitions; `otherwise` if none did."""
+    count = played.done.sum()
+    total = jnp.where(played.done, played.episode_return, 0.0).sum()
+    return jnp.where(count > 0, total / jnp.maximum(count, 1).astype(total.dtype), otherwise)
+
+
+def compute_advantages(played: Transition, last_value: Array, discount: float, trace: float) -> Array:
+    """How much better each action was than the critic expected.
+
+        δ_t = r_t + γ V_{t+1} (1 - done_t) - V_t,    A_t = δ_t + γ λ (1 - done_t) A_{t+1}
+
+    Args:
+        played: `(T, E)`.
+        last_value: Of the states behind the last transitions, `(E,)`.
+        discount: γ, in [0, 1].
+        trace: λ, in [0, 1].
+
+    Returns:
+        `(T, E)`.
+    """
+
+    def step(carry: tuple[Array, Array], played: Transition) -> tuple[tuple[Array, Array], Array]:
+        advantage, next_value = carry
+        goes_on = jnp.where(played.done, 0.0, discount)
+        error = played.reward + goes_on * next_value - played.value
+        advantage = error + goes_on * trace * advantage
+        return (advantage, played.value), advantage
+
+    return jax.lax.scan(step, (jnp.zeros_like(last_value), last_value), played, reverse=True)[1]
+
+
+def _play_step(
+    environment: Environment, policy: Policy, params: Params, actors: Actors, key: Array
+) -> tuple[Actors, Transition]:
+    action_key, step_key = jax.random.split(key)
+    logits, value = policy(params, actors.observation)
+    action = jax.random.categorical(action_key, logits)
+    log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=-1)[:, 0]
+    step_keys = jax.random.split(step_key, len(action))
+    state, observation, reward, done = jax.vmap(environment.step)(step_keys, actors.state, action)
+    episode_return = actors.episode_return + reward
+    played = Transition(actors.observation, action, log_prob, value, reward, done, episode_return)
+    return Actors(state, observation, jnp.where(done, 0.0, episode_return)), played

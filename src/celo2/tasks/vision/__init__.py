@@ -1,0 +1,1 @@
+"""Image data sets and the tasks on them: classifiers, convolutions, vision transformers."""

@@ -1,0 +1,217 @@
+"""The image sets of the published evaluation tasks: a local copy, or a stand-in under its own name.
+
+The published tasks train on the first 80 % of a set's training file, `NAME-80pct`, and validate on its
+last 10 %; the 10 % between and the official test set are not used. The order is that of the original
+files. The loader that published them reads records shuffled by its own library: the sizes are the same,
+the members are not.
+
+Nothing here opens a connection. The folders that are looked for in `$CELO2_DATA` and `~/.cache/celo2`:
+`mnist` and `fashion-mnist` (IDX files), `cifar-10-batches-bin`, `cifar-100-binary`, and `imagenet`
+(arrays, see `load_imagenet`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from celo2.config import nearest_name
+from celo2.tasks.base import Dataset
+from celo2.tasks.vision.datasets import (
+    find_folder,
+    load_cifar10,
+    load_fashion_mnist,
+    load_mnist,
+    map_images,
+    need_folder,
+)
+from celo2.tasks.vision.formats import read_cifar100_binary
+from celo2.tasks.vision.transforms import colour_crops, resize_bilinear
+
+Portion = Literal["80pct", "1pct"]  # of the training file
+
+IMAGENET_SIDE = 224  # pixels
+IMAGENET_TITLE = "ImageNet-1k"
+_IMAGENET_CLASSES = 1_000
+_ONE_PERCENT = 500  # images: 1 % of a training file of CIFAR, and as many of a stand-in
+_PATCHES = (20_000, 2_500)  # crops to train and to validate on
+_ENLARGED_PATCHES = (500, 100)  # the same where each has 224 × 224 pixels
+_CELLS = (5, 2)  # rows and columns that make 100 classes of ten photographs
+
+
+class _Source(NamedTuple):
+    """A published set: its title, its folder, what reads that, and what stands in without it."""
+
+    title: str
+    folder: str
+    load: Callable[[], Dataset]
+    load_stand_in: Callable[[], Dataset]
+
+
+def load_evaluation_set(name: str, side: int, portion: Portion = "80pct") -> Dataset:
+    """The training and validation images of a published evaluation task.
+
+    What is loaded stays in memory for the next task that asks for it.
+
+    Args:
+        name: `"mnist"`, `"fashion-mnist"`, `"cifar10"` or `"cifar100"`.
+        side: Of the images in pixels; those of another size are resized, without antialiasing.
+        portion: `"1pct"`: train on the first 500 images only. The loaders of the reference do so for
+            CIFAR-100, by an oversight that its published results share.
+
+    Returns:
+        `image` uint8 `(N, side, side)` or `(N, side, side, 3)` and `label` uint8 `(N,)` in each split.
+
+    Raises:
+        ValueError: An unknown name, or a file of the local copy is damaged.
+        FileNotFoundError: The local copy lacks a file.
+        ImportError: There is no local copy, and the stand-in needs scikit-image.
+    """
+    if name not in _SOURCES:
+        raise ValueError(
+            f"unknown image set {name!r}{nearest_name(name, _SOURCES)}; there are {', '.join(_SOURCES)}."
+        )
+    return _prepare(name, side, portion, find_folder(_SOURCES[name].folder))
+
+
+def load_cifar100() -> Dataset:
+    """CIFAR-100 with its fine labels, 32 × 32 × 3 (50,000 / 10,000), from a local copy of its binary version.
+
+    Raises:
+        FileNotFoundError: There is no folder `cifar-100-binary`, or it lacks a file.
+        ValueError: A file is damaged.
+    """
+    folder = need_folder("cifar-100-binary", "the unpacked cifar-100-binary.tar.gz")
+    splits = [
+        read_cifar100_binary(folder / f"{n}.bin", count) for n, count in (("train", 50_000), ("test", 10_000))
+    ]
+    train, valid = ({"image": image, "label": label} for image, label in splits)
+    return Dataset(name="cifar100", train=train, valid=valid, origin=f"CIFAR-100, fine labels, from {folder}")
+
+
+def load_patches(
+    num_classes: Literal[10, 100], num_train: int = _PATCHES[0], num_valid: int = _PATCHES[1]
+) -> Dataset:
+    """Crops of ten photographs in colour, 32 × 32 × 3: what stands in for the published colour sets.
+
+    Args:
+        num_classes: 10: the photographs; 100: ten cells of each.
+        num_train: Training crops, a multiple of the classes.
+        num_valid: Validation crops, from other pixels.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+    """
+    grid = (1, 1) if num_classes == 10 else _CELLS
+    train_image, train_label, valid_image, valid_label = colour_crops(num_train, num_valid, grid)
+    return Dataset(
+        name=f"patches{num_classes}-rgb-32x32",
+        train={"image": train_image, "label": train_label},
+        valid={"image": valid_image, "label": valid_label},
+        origin=f"crops of ten photographs in the scikit-image wheel, {num_classes} classes; cut here",
+    )
+
+
+def load_imagenet() -> Dataset:
+    """ImageNet-1k, 224 × 224 × 3, from arrays on this machine; crops of photographs where there are none.
+
+    The folder `imagenet` holds `train_image.npy` and `valid_image.npy`, uint8 `(N, 224, 224, 3)`, resized and
+    cropped beforehand, and `train_label.npy` and `valid_label.npy`, integers `(N,)` from 0 to 999. Images
+    are mapped into memory; since a run holds its data set on the device, 150,528 bytes an image, they may
+    be as many as fit there.
+
+    Returns:
+        `image` uint8 and `label` integers in each split; name `imagenet`, or `patches100-rgb-224x224`, which
+        are crops of 32 × 32, enlarged.
+
+    Raises:
+        FileNotFoundError: The folder lacks a file.
+        ValueError: An array has another shape or type, or a label is out of range.
+        ImportError: There is no folder, and scikit-image is not installed.
+    """
+    folder = find_folder("imagenet")
+    if folder is None:
+        patches = load_patches(100, *_ENLARGED_PATCHES)
+        return _resize(dataclasses.replace(patches, stands_in_for=IMAGENET_TITLE), IMAGENET_SIDE)
+    splits = [_imagenet_split(folder, split) for split in ("train", "valid")]
+    return Dataset(name="imagenet", train=splits[0], valid=splits[1], origin=f"ImageNet-1k, from {folder}")
+
+
+def _imagenet_split(folder: Path, split: str) -> dict[str, np.ndarray]:
+    paths = {name: folder / f"{split}_{name}.npy" for name in ("image", "label")}
+    arrays = {}
+    for name, path in paths.items():
+        try:
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path} does not exist; the folder {folder} is incomplete.") from error
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is not a readable .npy file: {error}") from error
+    image, label = arrays["image"], arrays["label"]
+    if image.dtype != np.uint8 or image.shape != (len(image), IMAGENET_SIDE, IMAGENET_SIDE, 3):
+        raise ValueError(f"{paths['image']} is {image.dtype} {image.shape}; expected uint8 (N, 224, 224, 3).")
+    if label.dtype.kind not in "iu" or label.shape != (len(image),):
+        raise ValueError(
+            f"{paths['label']} is {label.dtype} {label.shape}; expected integers ({len(image)},)."
+        )
+    if label.size == 0 or label.min() < 0 or label.max() >= _IMAGENET_CLASSES:
+        raise ValueError(f"{paths['label']} must have labels from 0 to {_IMAGENET_CLASSES - 1}.")
+    return {"image": image, "label": label.astype(np.int32)}
+
+
+@functools.cache
+def _prepare(name: str, side: int, portion: Portion, folder: Path | None) -> Dataset:
+    """As `load_evaluation_set`; the folder is the place of the local copy, None for the stand-in."""
+    source = _SOURCES[name]
+    if folder is None:
+        dataset = dataclasses.replace(source.load_stand_in(), stands_in_for=source.title)
+    else:
+        dataset = _published_split(source.load())
+    return _resize(_first_images(dataset) if portion == "1pct" else dataset, side)
+
+
+def _published_split(dataset: Dataset) -> Dataset:
+    """The first 80 % and the last 10 % of the training file."""
+    count = dataset.size("train")
+
+    def rows(start: int, stop: int) -> dict[str, Any]:
+        return {name: np.ascontiguousarray(array[start:stop]) for name, array in dataset.train.items()}
+
+    train, valid = rows(0, round(0.8 * count)), rows(round(0.9 * count), count)
+    return dataclasses.replace(dataset, name=f"{dataset.name}-80pct", train=train, valid=valid)
+
+
+def _first_images(dataset: Dataset) -> Dataset:
+    """The 1 % split: it begins where the 80 % one does, and the validation images are the same."""
+    train = {name: array[:_ONE_PERCENT].copy() for name, array in dataset.train.items()}
+    published = dataset.name.removesuffix("-80pct")
+    name = f"{dataset.name}-first-{_ONE_PERCENT}" if published == dataset.name else f"{published}-1pct"
+    return dataclasses.replace(dataset, name=name, train=train)
+
+
+def _resize(dataset: Dataset, side: int) -> Dataset:
+    native = dataset.train["image"].shape[1]
+    if side == native:
+        return dataset
+    named = dataclasses.replace(dataset, name=dataset.name.replace(f"-{native}x{native}", ""))
+    return map_images(named, f"{side}x{side}", lambda images: resize_bilinear(images, side))
+
+
+_SOURCES: Mapping[str, _Source] = {
+    "mnist": _Source(
+        "MNIST", "mnist", functools.partial(load_mnist, "full"), functools.partial(load_mnist, "sample")
+    ),
+    "fashion-mnist": _Source(
+        "Fashion-MNIST",
+        "fashion-mnist",
+        functools.partial(load_fashion_mnist, "full"),
+        functools.partial(load_fashion_mnist, "sample"),
+    ),
+    "cifar10": _Source("CIFAR-10", "cifar-10-batches-bin", load_cifar10, functools.partial(load_patches, 10)),
+    "cifar100": _Source("CIFAR-100", "cifar-100-binary", load_cifar100, functools.partial(load_patches, 100)),
+}

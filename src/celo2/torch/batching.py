@@ -1,0 +1,171 @@
+"""The rule on many parameters: small ones of equal shape are stacked and updated together.
+
+A small tensor costs the launch of some hundred operations, so the vectors of a deep network would
+cost more than its matrices. Large tensors are updated where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from celo2.torch import step
+from celo2.torch.accumulators import Accumulators
+from celo2.torch.dimensions import Layout
+from celo2.torch.kernels import dispatch
+from celo2.torch.kernels.dispatch import KERNELS, Implementation
+from celo2.torch.rounding import round_all
+from celo2.torch.three_pass import Matrix
+from celo2.torch.weights import Network
+
+STACK_LIMIT = 1 << 15  # elements of the largest tensor that is worth a copy
+TOGETHER_LIMIT = {"cpu": 1 << 22, "gpu": 1 << 26}  # elements of leaves whose steps exist at once
+
+
+class Leaf(NamedTuple):
+    """One parameter with all that its step needs.
+
+    Attributes:
+        grad: The gradient, not negated.
+        param: The parameter, of the same shape and device.
+        accumulators: In the parameter's shape (momentum, rms) and the layout's (row, col); updated
+            in place. Momentum and rms may be bfloat16, all else has the working dtype.
+        count: This step's number, a scalar tensor, from 1.
+        layout: How the rule sees the parameter.
+        number: The parameter's number in the optimizer, for the rounding.
+    """
+
+    grad: Tensor
+    param: Tensor
+    accumulators: Accumulators
+    count: Tensor  # type: ignore[assignment]  # tuple.count is not meant
+    layout: Layout
+    number: int = 0
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the rule computes in: float64 for float64, float32 for the rest."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def iterate_leaves(
+    network: Network, leaves: Sequence[Leaf], *, stack: bool = True, kernels: bool = True
+) -> Iterator[tuple[Leaf, Tensor]]:
+    """Pairs of a leaf and its step, in an order of its own: only one group's steps exist at once.
+
+    Args:
+        network: The weights and the options.
+        leaves: What is updated; their accumulators change.
+        stack: Whether small tensors of equal shape may be copied together.
+        kernels: Whether compiled kernels may be used.
+    """
+
+    def choose(leaf: Leaf) -> Implementation:
+        return dispatch.choose(network, leaf.param, leaf.layout, kernels=kernels)
+
+    for group in _group(leaves, choose, stack):
+        yield from zip(group, _update(network, group, choose(group[0])), strict=True)
+
+
+def _group(leaves: Sequence[Leaf], choose: Callable[[Leaf], Implementation], stack: bool) -> list[list[Leaf]]:
+    """Leaves to update together: small ones of equal shape, and by kernels equal ones of any size."""
+    groups: dict[Hashable, list[Leaf]] = {}
+    for index, leaf in enumerate(leaves):
+        grad, param, accumulators, _, layout, _ = leaf
+        stored = accumulators.momentum[0].dtype
+        key: Hashable = (param.shape, param.dtype, param.device, grad.dtype, stored, layout)
+        if not (stack and (_is_small(leaf) or choose(leaf) in KERNELS.values())):
+            key = index
+        group = groups.setdefault(key, [])
+        limit = TOGETHER_LIMIT["cpu" if param.device.type == "cpu" else "gpu"]
+        if group and (len(group) + 1) * param.numel() > limit:
+            groups[index] = groups.pop(key)
+            groups[key] = group = []
+        group.append(leaf)
+    return list(groups.values())
+
+
+def _is_small(leaf: Leaf) -> bool:
+    return leaf.param.numel() <= STACK_LIMIT
+
+
+def _update(network: Network, leaves: Sequence[Leaf], chosen: Implementation) -> list[Tensor]:
+    """The steps of leaves of one layout: small ones are copied into one stack, others stay where they are."""
+    layout, config = leaves[0].layout, network.config
+    stacks = [leaves] if _is_small(leaves[0]) else [[leaf] for leaf in leaves]
+    entered = [
+        _enter(own, convert=chosen != "triton") for own in stacks
+    ]  # whose kernels convert what they read
+    if chosen == "plain":
+        counts = [_counts(own) if config.bias_correction else None for own in stacks]
+        pairs = zip(entered, counts, strict=True)
+        results = [step.update(network, *own, count, axes=layout.axes) for own, count in pairs]
+    else:
+        made = dispatch.make_passes(network, chosen, factored=layout.axes is not None)
+        results = step.update_all(network, entered, layout.axes, made)
+    for own, (_, _, updated), (_, busy) in zip(stacks, entered, results, strict=True):
+        for place, leaf in enumerate(own):
+            _write_back(leaf, Accumulators(*(tuple(x[place] for x in family) for family in updated)))
+        hold_counts(own, busy)
+    flat = [own for stacked, _ in results for own in stacked]
+    return [layout.leave(own, leaf.param.shape) for own, leaf in zip(flat, leaves, strict=True)]
+
+
+def hold_counts(leaves: Sequence[Leaf], busy: Tensor | None) -> None:
+    """Takes this step back from the counts of parameters none of whose matrices was busy.
+
+    A count on another device goes on: nothing may wait for the device.
+
+    Args:
+        leaves: After their step.
+        busy: `(leaves, ..., 1, 1)`, of `accumulators.find_busy`; None: all were busy.
+    """
+    if busy is not None and leaves[0].count.device == busy.device:
+        idle = 1.0 - busy.flatten(1).amax(1).to(leaves[0].count.dtype)
+        for leaf, own in zip(leaves, idle.unbind(), strict=True):
+            leaf.count.sub_(own)
+
+
+def _enter(leaves: Sequence[Leaf], *, convert: bool) -> Matrix:
+    """Leaves in their layout, stacked; accumulators are contiguous and of the working dtype."""
+    layout, dtype = leaves[0].layout, working_dtype(leaves[0].param.dtype)
+
+    def stack(tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
+
+    def enter(tensors: Sequence[Tensor], convert: bool = True) -> Tensor:
+        entered = [layout.enter(tensor) for tensor in tensors]
+        return stack([tensor.to(dtype) for tensor in entered] if convert else entered)
+
+    momentum, rms, row, col = zip(*(leaf.accumulators for leaf in leaves), strict=True)
+    full = (
+        tuple(enter(same).contiguous() for same in zip(*family, strict=True)) for family in (momentum, rms)
+    )
+    vectors = (tuple(stack(same) for same in zip(*family, strict=True)) for family in (row, col))
+    grad, param = (enter([getattr(leaf, name) for leaf in leaves], convert) for name in ("grad", "param"))
+    return Matrix(grad, param, Accumulators(*full, *vectors))
+
+
+def _counts(leaves: Sequence[Leaf]) -> Tensor:
+    device, dtype = leaves[0].param.device, working_dtype(leaves[0].param.dtype)
+    counts = torch.stack([leaf.count.to(device, dtype) for leaf in leaves])
+    return counts.view(-1, *[1] * len(leaves[0].layout.shape))
+
+
+def _write_back(leaf: Leaf, updated: Accumulators) -> None:
+    """Copies what was updated in a copy, rounding momenta and rms where they are kept smaller."""
+    own = leaf.accumulators
+    full, targets = updated.momentum + updated.rms, own.momentum + own.rms
+    if targets[0].dtype != full[0].dtype:
+        moved = [leaf.layout.leave(new, leaf.param.shape).contiguous() for new in full]
+        round_all(moved, targets, leaf.count, leaf.number)
+    else:
+        for old, new in zip(targets, full, strict=True):
+            if old.data_ptr() != new.data_ptr():
+                old.copy_(leaf.layout.leave(new, leaf.param.shape))
+    for old, new in zip(own.row + own.col, updated.row + updated.col, strict=True):
+        if old.data_ptr() != new.data_ptr():
+            old.copy_(new)

@@ -1,0 +1,165 @@
+"""Which program computes a tensor's direction: the plain one, or passes by compiled kernels or on blocks.
+
+Nobody has to choose: kernels serve matrices on a CPU where Numba is installed and on a CUDA device where
+Triton is, blocks other matrices on a CPU, the plain program (`step.py`) vectors and rare options. The
+optimizer's `foreach` and `fused` switch kernels off and on; benchmarks and tests choose with `use`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import warnings
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Literal, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from celo2.torch import three_pass
+from celo2.torch.accumulators import Accumulators
+from celo2.torch.dimensions import Layout
+from celo2.torch.features import Inputs
+from celo2.torch.kernels import cpu_blocked, interface
+from celo2.torch.three_pass import Passes
+from celo2.torch.weights import Network
+
+Implementation = Literal["auto", "plain", "passes", "blocks", "numba", "triton"]
+
+KERNELS: dict[str, Implementation] = {"cpu": "numba", "cuda": "triton"}  # by the device's type
+LEAST_SIZE = 1 << 12  # elements; below it, stacking equal tensors in the plain program costs less than blocks
+LEAST_SIDE = 32  # of a matrix on a GPU; a narrower one leaves most of each block empty, unless it is small:
+SMALL_SIZE = 1 << 16  # elements, for which launches cost more than empty blocks
+LARGEST_SIDE = 1 << 20  # a grid's limit: 65,535 blocks of 16 rows
+
+_chosen: ContextVar[Implementation] = ContextVar("implementation", default="auto")
+_working: WeakKeyDictionary[Network, dict[torch.device, bool]] = WeakKeyDictionary()  # what `_try` has said
+
+
+@contextlib.contextmanager
+def use(implementation: Implementation) -> Iterator[None]:
+    """Chooses the implementation of the updates inside, wherever it can compute a tensor.
+
+    Args:
+        implementation: `"auto"`; `"plain"`, the formulas as the paper has them; `"passes"`, the same
+            in three passes; `"blocks"`, the same on a CPU's blocks; `"numba"`, the kernels for CPUs;
+            `"triton"`, those for GPUs, on a CPU in Triton's interpreter.
+    """
+    if implementation not in get_args(Implementation):
+        names = ", ".join(map(repr, get_args(Implementation)))
+        raise ValueError(f"implementation must be one of {names}, got {implementation!r}.")
+    token = _chosen.set(implementation)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def choose(network: Network, param: Tensor, layout: Layout, *, kernels: bool = True) -> Implementation:
+    """How to compute this parameter's step; never `"auto"`.
+
+    Args:
+        network: The weights and the options.
+        param: Gives dtype, device and size.
+        layout: How the rule sees it.
+        kernels: Whether compiled kernels may be chosen; `use` counts for more.
+    """
+    chosen = _chosen.get()
+    if chosen == "plain" or param.numel() == 0 or not three_pass.covers(layout.axes, network.config):
+        return "plain"
+    if chosen in KERNELS.values():
+        return chosen if _fits(network, param, chosen) else "passes"
+    shape = layout.shape if layout.axes else layout.shape[::-1]  # a vector is one row
+    if chosen == "auto":
+        compiled = KERNELS.get(param.device.type) if kernels else None
+        if compiled and _suits(network, param, shape, compiled):
+            return compiled
+        if param.device.type != "cpu" or param.numel() < LEAST_SIZE or layout.axes is None:
+            return "plain"
+    whole_rows = shape[-1] <= cpu_blocked.BLOCK_SIZE  # which a block has
+    return "blocks" if chosen != "passes" and whole_rows else "passes"
+
+
+@functools.lru_cache(maxsize=16)
+def make_passes(network: Network, implementation: Implementation, *, factored: bool) -> Passes:
+    """Makes the passes of an implementation named by `choose`, not "plain"; see `three_pass.make_passes`."""
+    if implementation == "blocks":
+        return cpu_blocked.make_passes(network, factored=factored)
+    if implementation == "numba":
+        from celo2.torch.kernels import cpu_numba
+
+        return cpu_numba.make_passes(network, factored=factored)
+    if implementation == "triton":
+        from celo2.torch.kernels import gpu_triton
+
+        return gpu_triton.make_passes(network, factored=factored)
+    return three_pass.make_passes(network, factored=factored)
+
+
+def check_kernels(network: Network, device: torch.device) -> None:
+    """Raises a RuntimeError, with the remedy, where a network has no compiled kernels on a device.
+
+    Where it has some, single tensors may still be of a kind that they do not compute, float64 say.
+    """
+    compiled = KERNELS.get(device.type)
+    remedy = "leave fused None."
+    if device.type == "meta":  # the real device is not known yet
+        return
+    if compiled is None:
+        raise RuntimeError(f"fused=True: there are no kernels for {device.type} devices; {remedy}")
+    if not interface.fits(network.config) or not three_pass.covers(None, network.config):
+        raise RuntimeError(
+            f"fused=True: the kernels are not written for a network of this size or options; {remedy}"
+        )
+    if not _is_installed(compiled):
+        extra = " (pip install 'celo2[cpu]')" if compiled == "numba" else ""
+        raise RuntimeError(f"fused=True needs {compiled.title()}; install it{extra} or {remedy}")
+
+
+def _suits(network: Network, param: Tensor, shape: Sequence[int], compiled: Implementation) -> bool:
+    """Whether kernels compute such a matrix, and well: no grid too large or mostly of empty blocks."""
+    rows, cols = shape[-2:]
+    if param.device.type != "cpu":
+        narrow = min(rows, cols) < LEAST_SIDE and rows * cols > SMALL_SIZE
+        if narrow or max(rows, cols) > LARGEST_SIDE:
+            return False
+    return _fits(network, param, compiled) and _works(network, param.device)
+
+
+def _fits(network: Network, param: Tensor, compiled: Implementation) -> bool:
+    """Whether kernels are installed and written for such a network and parameter."""
+    return param.dtype != torch.float64 and interface.fits(network.config) and _is_installed(compiled)
+
+
+@functools.cache
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _works(network: Network, device: torch.device) -> bool:
+    """Whether kernels can be compiled for a device and run there, tried once."""
+    known = _working.setdefault(network, {})
+    if device not in known:
+        known[device] = _try(network, device)
+    return known[device]
+
+
+def _try(network: Network, device: torch.device) -> bool:
+    """Runs the kernels on a small matrix; on a CPU they are kept on disk."""
+    if torch.version.hip is not None and device.type == "cuda":
+        return False
+    try:
+        matrix = torch.ones(LEAST_SIDE, LEAST_SIDE, device=device)
+        row, col, units = matrix[:, :1], matrix[:1], matrix[:8]
+        state = Accumulators((matrix.clone(), matrix.clone(), matrix.clone()), (matrix.clone(),), (), ())
+        inputs = Inputs(matrix, matrix, state, ((row, col),) * 3, ((row, col),) * 3)
+        made = make_passes(network, KERNELS[device.type], factored=True)
+        made.square_means(matrix)
+        made.direct(inputs, made.accumulate(inputs, None), (units[..., None], units[:, None]))
+    except Exception as error:  # whatever it is, other programs still work
+        warnings.warn(f"compiled kernels are not used, since they do not run: {error!r}", stacklevel=2)
+        return False
+    return True

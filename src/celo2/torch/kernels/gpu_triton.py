@@ -1,0 +1,291 @@
+"""The three passes by Triton's kernels (`gpu_triton`), on a CUDA device or in Triton's interpreter.
+
+Nothing waits for the device, so that a step can be captured in a CUDA graph. Triton comes with PyTorch
+for CUDA on Linux; nothing else imports this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import torch
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
+from torch import Tensor
+
+from celo2.constants import CLIPPED_GRAD as _CLIPPED_GRAD
+from celo2.constants import GRAD_CLIP as _GRAD_CLIP
+from celo2.constants import RSQRT_EPS as _RSQRT_EPS
+from celo2.torch.features import Inputs
+from celo2.torch.kernels import interface
+from celo2.torch.three_pass import Passes, Units
+from celo2.torch.weights import Network
+
+BLOCK = (16, 64)  # rows and columns of the second and third pass: four elements a thread
+SUMS_BLOCK = (64, 64)  # of the first pass, which writes a partial sum for each row and column
+WARPS, SUMS_WARPS = 8, 4
+
+
+def make_passes(network: Network, *, factored: bool) -> Passes:
+    """The passes of `three_pass.make_passes`, for gradients and parameters of any dtype but float64.
+
+    Args:
+        network: Its numbers become constants of the kernels; `interface.fits` has approved its options.
+        factored: Of `three_pass.make_passes`.
+    """
+    places = interface.find_places(network.config, factored=factored)
+    numbers = interface.pack_numbers(network, factored=factored)
+
+    def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
+        batch, rows, cols = shape = interface.batch_shape(grad)
+        row_blocks, col_blocks = grid = _grid(shape, SUMS_BLOCK)
+        over_cols = _new(grad, batch, col_blocks, rows)
+        over_rows = _new(grad, batch, row_blocks, cols)
+        arguments = (grad.contiguous(), over_cols, over_rows, rows, cols, *SUMS_BLOCK)
+        _launch(_square_sums_kernel, (batch, *grid), arguments, SUMS_WARPS)
+        means = over_cols.sum(1) / cols, over_rows.sum(1) / rows
+        return means[0].view(*grad.shape[:-1], 1), means[1].view(*grad.shape[:-2], 1, cols)
+
+    def accumulate(inputs: Inputs, busy: Tensor | None) -> Tensor:
+        batch, rows, cols = shape = interface.batch_shape(inputs.grad)
+        grid = _grid(shape, BLOCK)
+        sums = _new(inputs.grad, batch, math.prod(grid), interface.NUM_CHANNELS)
+        config = network.config
+        weights = [1.0 - decay for decay in (*config.initial_momentum_decays, *config.initial_rms_decays)]
+        kept = _new(inputs.grad, batch).fill_(1.0) if busy is None else busy.flatten()
+        arguments = (*_tensors(inputs), kept, sums, rows, cols, *weights, *BLOCK)
+        _launch(_accumulate_kernel, (batch, *grid), arguments, WARPS)
+        squares = sums.sum(1)[:, places] / (rows * cols)
+        return squares.T.reshape(-1, *inputs.grad.shape[:-2], 1, 1)
+
+    def direct(inputs: Inputs, scales: Tensor, units: Units) -> tuple[Tensor, Tensor]:
+        batch, rows, cols = shape = interface.batch_shape(inputs.grad)
+        grid = _grid(shape, BLOCK)
+        every = scales.new_zeros(batch, interface.NUM_CHANNELS)
+        every[:, places] = scales.reshape(len(places), batch).T
+        direction = _new(inputs.grad, *inputs.grad.shape)
+        sums = _new(inputs.grad, batch, math.prod(grid))
+        tensors = (*_tensors(inputs), every, *map(interface.pack_vectors, units), direction, sums)
+        _launch(_direct_kernel, (batch, *grid), (*tensors, rows, cols, numbers, *BLOCK), WARPS)
+        mean_square = sums.sum(1) / (rows * cols)
+        return direction, mean_square.view(*direction.shape[:-2], 1, 1)
+
+    return Passes(square_means, accumulate, direct)
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    """In the kernels' order; what is written to must be contiguous already."""
+    sides = [interface.pack_vectors(torch.stack(side)) for side in zip(*inputs.factors, strict=True)]
+    full = (inputs.grad.contiguous(), inputs.param.contiguous())
+    return [*full, *inputs.accumulators.momentum, *inputs.accumulators.rms, *sides]
+
+
+def _grid(shape: tuple[int, int, int], block: tuple[int, int]) -> tuple[int, int]:
+    return -(-shape[1] // block[0]), -(-shape[2] // block[1])
+
+
+def _new(like: Tensor, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], warps: int) -> None:
+    """On the tensors' device and its current stream."""
+    device = arguments[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        kernel[grid](*arguments, num_warps=warps)
+
+
+# pyright: reportGeneralTypeIssues=false
+# Triton types a jitted function as one that never returns, since it can be called from kernels alone.
+
+
+GRAD_CLIP = tl.constexpr(_GRAD_CLIP)
+CLIPPED_GRAD = tl.constexpr(_CLIPPED_GRAD)
+RSQRT_EPS = tl.constexpr(_RSQRT_EPS)
+
+
+@triton.jit
+def _clamp(x, bound):
+    return tl.clamp(x, -bound, bound, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _relu(x):
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _place(rows, cols, R: tl.constexpr, C: tl.constexpr):
+    """Rows `(R, 1)` and columns `(1, C)` of this program's block, offsets into the matrices, the mask."""
+    i = tl.program_id(1) * R + tl.arange(0, R)[:, None]
+    j = tl.program_id(2) * C + tl.arange(0, C)[None, :]
+    first = tl.program_id(0).to(tl.int64) * rows
+    return i, j, (first + i) * cols + j, (i < rows) & (j < cols)
+
+
+@triton.jit
+def _number():
+    """This program's place among all."""
+    block = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
+    return (block * tl.num_programs(2) + tl.program_id(2)).to(tl.int64)
+
+
+@triton.jit
+def _square_sums_kernel(grad, over_cols, over_rows, rows, cols, R: tl.constexpr, C: tl.constexpr):
+    """Partial sums of clipped squares: `(batch, column blocks, rows)` and `(batch, row blocks, cols)`."""
+    i, j, at, inside = _place(rows, cols, R, C)
+    g = _clamp(tl.load(grad + at, mask=inside, other=0.0).to(tl.float32), GRAD_CLIP)
+    batch, row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    to_rows = (batch * tl.num_programs(2) + col_block) * rows + i
+    to_cols = (batch * tl.num_programs(1) + row_block) * cols + j
+    tl.store(over_cols + to_rows, tl.sum(g * g, axis=1)[:, None], mask=i < rows)
+    tl.store(over_rows + to_cols, tl.sum(g * g, axis=0)[None, :], mask=j < cols)
+
+
+@triton.jit
+def _side(vectors, index: tl.constexpr, at, size, inside):
+    """One of the vectors `(batch, number, size)` along a side of the block."""
+    return tl.load(vectors + index * size + at, mask=inside, other=0.0)
+
+
+@triton.jit
+def _factor(row_factors, col_factors, index: tl.constexpr, i, j, rows, cols):
+    batch = tl.program_id(0).to(tl.int64)
+    row = _side(row_factors, index, batch * 3 * rows + i, rows, i < rows)
+    return row * _side(col_factors, index, batch * 3 * cols + j, cols, j < cols)
+
+
+@triton.jit
+def _store_sum(sums, channel: tl.constexpr, x, inside):
+    tl.store(sums + _number() * 18 + channel, tl.sum(tl.where(inside, x * x, 0.0)))
+
+
+@triton.jit
+def _accumulate_kernel(
+    grad, param, momentum_0, momentum_1, momentum_2, rms, row_factors, col_factors, busy, sums, rows, cols,
+    weight_0, weight_1, weight_2, weight_rms, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """Momenta and rms in place; sums of squares of all channels of each block, `(blocks, channels)`.
+
+    The weights are what a new value counts, 1 - β: nothing where `busy`, `(batch,)`, is 0.
+    """
+    own_busy = tl.load(busy + tl.program_id(0))
+    i, j, at, inside = _place(rows, cols, R, C)
+    g = _clamp(tl.load(grad + at, mask=inside, other=0.0).to(tl.float32), GRAD_CLIP)
+    p = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
+    m0 = tl.load(momentum_0 + at, mask=inside, other=0.0)
+    m1 = tl.load(momentum_1 + at, mask=inside, other=0.0)
+    m2 = tl.load(momentum_2 + at, mask=inside, other=0.0)
+    v = tl.load(rms + at, mask=inside, other=0.0)
+    m0 += weight_0 * own_busy * (g - m0)
+    m1 += weight_1 * own_busy * (g - m1)
+    m2 += weight_2 * own_busy * (g - m2)
+    v += weight_rms * own_busy * (g * g - v)
+    tl.store(momentum_0 + at, m0, mask=inside)
+    tl.store(momentum_1 + at, m1, mask=inside)
+    tl.store(momentum_2 + at, m2, mask=inside)
+    tl.store(rms + at, v, mask=inside)
+    s = tl.rsqrt(v + RSQRT_EPS)
+    f0 = _factor(row_factors, col_factors, 0, i, j, rows, cols)
+    f1 = _factor(row_factors, col_factors, 1, i, j, rows, cols)
+    f2 = _factor(row_factors, col_factors, 2, i, j, rows, cols)
+    _store_sum(sums, 0, g, inside)
+    _store_sum(sums, 1, _clamp(g, CLIPPED_GRAD), inside)
+    _store_sum(sums, 2, p, inside)
+    _store_sum(sums, 3, m0, inside)
+    _store_sum(sums, 4, m1, inside)
+    _store_sum(sums, 5, m2, inside)
+    _store_sum(sums, 6, v, inside)
+    _store_sum(sums, 7, m0 * s, inside)
+    _store_sum(sums, 8, m1 * s, inside)
+    _store_sum(sums, 9, m2 * s, inside)
+    _store_sum(sums, 10, s, inside)
+    _store_sum(sums, 11, g * f0, inside)
+    _store_sum(sums, 12, g * f1, inside)
+    _store_sum(sums, 13, g * f2, inside)
+    _store_sum(sums, 14, g * s, inside)
+    _store_sum(sums, 15, m0 * f0, inside)
+    _store_sum(sums, 16, m1 * f1, inside)
+    _store_sum(sums, 17, m2 * f2, inside)
+
+
+@triton.jit
+def _add(h, x, W: tl.constexpr, start: tl.constexpr):
+    """The eight units plus an input times its eight numbers."""
+    return (
+        h[0] + x * W[start], h[1] + x * W[start + 1], h[2] + x * W[start + 2], h[3] + x * W[start + 3],
+        h[4] + x * W[start + 4], h[5] + x * W[start + 5], h[6] + x * W[start + 6], h[7] + x * W[start + 7],
+    )  # fmt: skip
+
+
+@triton.jit
+def _channel(h, x, scales, W: tl.constexpr, channel: tl.constexpr):
+    scale = tl.load(scales + tl.program_id(0) * 18 + channel)
+    return _add(h, x * scale, W, channel * 8)
+
+
+@triton.jit
+def _unit(row_units, col_units, index: tl.constexpr, i, j, rows, cols):
+    batch = tl.program_id(0).to(tl.int64)
+    row = _side(row_units, index, batch * 8 * rows + i, rows, i < rows)
+    return row + _side(col_units, index, batch * 8 * cols + j, cols, j < cols)
+
+
+@triton.jit
+def _direct_kernel(
+    grad, param, momentum_0, momentum_1, momentum_2, rms, row_factors, col_factors, scales, row_units,
+    col_units, direction, sums, rows, cols, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """The direction, and the sum of its squares for each block.
+
+    `W` is `interface.pack_numbers`; the first layer's bias is in the row units.
+    """
+    i, j, at, inside = _place(rows, cols, R, C)
+    h = (
+        _unit(row_units, col_units, 0, i, j, rows, cols), _unit(row_units, col_units, 1, i, j, rows, cols),
+        _unit(row_units, col_units, 2, i, j, rows, cols), _unit(row_units, col_units, 3, i, j, rows, cols),
+        _unit(row_units, col_units, 4, i, j, rows, cols), _unit(row_units, col_units, 5, i, j, rows, cols),
+        _unit(row_units, col_units, 6, i, j, rows, cols), _unit(row_units, col_units, 7, i, j, rows, cols),
+    )  # fmt: skip
+    g = _clamp(tl.load(grad + at, mask=inside, other=0.0).to(tl.float32), GRAD_CLIP)
+    p = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
+    m0 = tl.load(momentum_0 + at, mask=inside, other=0.0)
+    m1 = tl.load(momentum_1 + at, mask=inside, other=0.0)
+    m2 = tl.load(momentum_2 + at, mask=inside, other=0.0)
+    v = tl.load(rms + at, mask=inside, other=0.0)
+    s = tl.rsqrt(v + RSQRT_EPS)
+    h = _channel(h, g, scales, W, 0)
+    h = _channel(h, _clamp(g, CLIPPED_GRAD), scales, W, 1)
+    h = _channel(h, p, scales, W, 2)
+    h = _channel(h, m0, scales, W, 3)
+    h = _channel(h, m1, scales, W, 4)
+    h = _channel(h, m2, scales, W, 5)
+    h = _channel(h, v, scales, W, 6)
+    h = _channel(h, m0 * s, scales, W, 7)
+    h = _channel(h, m1 * s, scales, W, 8)
+    h = _channel(h, m2 * s, scales, W, 9)
+    h = _channel(h, s, scales, W, 10)
+    h = _channel(h, g * s, scales, W, 14)
+    f = _factor(row_factors, col_factors, 0, i, j, rows, cols)
+    h = _channel(h, g * f, scales, W, 11)
+    h = _channel(h, m0 * f, scales, W, 15)
+    f = _factor(row_factors, col_factors, 1, i, j, rows, cols)
+    h = _channel(h, g * f, scales, W, 12)
+    h = _channel(h, m1 * f, scales, W, 16)
+    f = _factor(row_factors, col_factors, 2, i, j, rows, cols)
+    h = _channel(h, g * f, scales, W, 13)
+    h = _channel(h, m2 * f, scales, W, 17)
+    zero = tl.zeros_like(g)
+    k = (
+        zero + W[208], zero + W[209], zero + W[210], zero + W[211],
+        zero + W[212], zero + W[213], zero + W[214], zero + W[215],
+    )  # fmt: skip
+    out = zero + W[224]
+    for unit in tl.static_range(8):
+        k = _add(k, _relu(h[unit]), W, 144 + unit * 8)
+    for unit in tl.static_range(8):
+        out += _relu(k[unit]) * W[216 + unit]
+    tl.store(direction + at, out, mask=inside)
+    tl.store(sums + _number(), tl.sum(tl.where(inside, out * out, 0.0)))

@@ -1,0 +1,68 @@
+"""Independent pieces of work on threads of their own, each with one thread inside its operations.
+
+On a CPU an operation on a block that fits into the cache is too short to be divided: its threads would
+wait for each other a hundred times a block. Whole blocks are not: PyTorch lets go of Python's lock
+while an operation runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def run(make_worker: Callable[[], Callable[[int], None]], count: int) -> None:
+    """Calls workers with 0, 1, …, `count` - 1, on as many threads as `torch.get_num_threads()`.
+
+    Args:
+        make_worker: Called once for each thread: a function with memory of its own. Which worker gets
+            which number must not matter.
+        count: How many pieces there are.
+    """
+    threads = min(torch.get_num_threads(), count)
+    if threads < 2:
+        _work(make_worker, range(count))
+        return
+    numbers = iter(range(count))  # its next is atomic
+    futures = [_pool(threads).submit(_work, make_worker, numbers) for _ in range(threads)]
+    for future in futures:
+        future.result()
+
+
+def _work(make_worker: Callable[[], Callable[[int], None]], numbers: Iterable[int]) -> None:
+    with torch.no_grad():  # which is a thread's own
+        worker = make_worker()
+        for number in numbers:
+            worker(number)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    if threads not in _pools:
+        before = torch.get_num_threads()
+        pool = ThreadPoolExecutor(threads, "celo2", initializer=_use_one_thread)
+        for future in [pool.submit(_wait) for _ in range(threads)]:
+            future.result()
+        torch.set_num_threads(before)  # of threads to come: each thread has its own number
+        _pools[threads] = pool
+    return _pools[threads]
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # sets the thread up, and would undo what follows if it came later
+    torch.set_num_threads(1)
+
+
+def _wait() -> None:
+    """Keeps a thread busy until the pool has started the next one."""
+    import time
+
+    time.sleep(0.01)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive a fork

@@ -1,0 +1,90 @@
+"""AdamW for what is no hidden matrix: PyTorch's own, on the parameters of one group.
+
+Parameters and gradients of float16 and bfloat16 are updated in float32, with moments in float32, so
+that the small second moments of an embedding are not lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+ADAMW_EPS = 1e-8
+
+
+class AdamWLeaf(NamedTuple):
+    """One parameter with all that its step needs.
+
+    Attributes:
+        grad: The gradient.
+        param: The parameter; changed.
+        exp_avg: Running mean of the gradient, in the working dtype; changed.
+        exp_avg_sq: Running mean of its square; changed.
+        count: Steps taken before this one, a float32 scalar; changed.
+    """
+
+    grad: Tensor
+    param: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuple.count is not meant
+
+
+def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
+    """One step of AdamW at `adamw_lr_scale` times the group's learning rate.
+
+    Args:
+        leaves: What is updated.
+        group: A parameter group: lr, adamw_lr_scale, betas, weight_decay, maximize, foreach,
+            fused, capturable.
+    """
+    fused = group["fused"]
+    if group["foreach"] is None and fused is None and all(leaf.param.device.type == "cpu" for leaf in leaves):
+        fused = True
+    fitting = [leaf for leaf in leaves if fused and _fits_fused(leaf)]
+    others = [leaf for leaf in leaves if not (fused and _fits_fused(leaf))]
+    for own, kernels in ((fitting, True), (others, False if fused else fused)):
+        if own:
+            _update(own, group, kernels)
+
+
+def _fits_fused(leaf: AdamWLeaf) -> bool:
+    """Whether PyTorch's fused kernel computes a parameter; on a CPU it takes all memory for contiguous."""
+    tensors = (leaf.param, leaf.grad, leaf.exp_avg, leaf.exp_avg_sq)
+    device = leaf.param.device.type
+    return device != "meta" and (device != "cpu" or all(tensor.is_contiguous() for tensor in tensors))
+
+
+def _update(leaves: Sequence[AdamWLeaf], group: dict[str, Any], fused: bool | None) -> None:
+    params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
+    beta1, beta2 = group["betas"]
+    adamw(
+        [_real(param) for param in params],
+        [_real(leaf.grad.to(leaf.exp_avg.dtype)) for leaf in leaves],
+        [_real(leaf.exp_avg) for leaf in leaves],
+        [_real(leaf.exp_avg_sq) for leaf in leaves],
+        [],
+        [leaf.count for leaf in leaves],
+        foreach=group["foreach"],
+        capturable=group["capturable"] and params[0].device.type not in ("cpu", "meta"),
+        fused=fused,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"] * group["adamw_lr_scale"],
+        weight_decay=group["weight_decay"],
+        eps=ADAMW_EPS,
+        maximize=group["maximize"],
+    )
+    for leaf, param in zip(leaves, params, strict=True):
+        if param is not leaf.param:
+            leaf.param.copy_(param)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as twice as many real numbers, which are parameters of their own."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

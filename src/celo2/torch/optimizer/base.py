@@ -1,0 +1,327 @@
+"""What `Celo2` and `Celo2Base` share: state, groups, hooks and checkpoints as in every torch optimizer."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from celo2.routing import Route
+from celo2.torch.batching import Leaf, iterate_leaves
+from celo2.torch.dimensions import Layout, make_layout
+from celo2.torch.kernels.dispatch import check_kernels
+from celo2.torch.optimizer import adamw
+from celo2.torch.optimizer.adamw import AdamWLeaf
+from celo2.torch.optimizer.groups import (
+    check_group,
+    check_param,
+    choose_path,
+    name_params,
+    named_groups,
+    rename_options,
+    route_stored,
+    tell_stored,
+)
+from celo2.torch.optimizer.loading import Checked, fit_state_dict
+from celo2.torch.optimizer.nonfinite import find_nonfinite
+from celo2.torch.optimizer.state import (
+    check_state_dtype,
+    init_adamw,
+    init_rule,
+    rule_accumulators,
+)
+from celo2.torch.routing.labels import find_routes, fit_route, format_routes
+from celo2.torch.sharding.dtensor import (
+    Sharing,
+    check_wrappers,
+    is_divided,
+    local,
+    local_grad,
+)
+from celo2.torch.sharding.runtime import update_shards
+from celo2.torch.sharding.spec import Division
+from celo2.torch.weights import make_network
+from celo2.weights.checkpoint import Weights
+
+Theta = Weights | Mapping[str, Any] | str | os.PathLike[str]
+Params = nn.Module | Iterable[Any]
+
+
+class RuleOptimizer(Optimizer):
+    """A `torch.optim.Optimizer` whose parameters go to the rule or to AdamW; see `Celo2`."""
+
+    _base: bool  # whether every parameter gets the rule
+
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        weights: Theta,
+        module: nn.Module | None,
+        state_dtype: torch.dtype | None,
+        process_group: Any,
+        skip: Mapping[str, bool],
+        **routing: Any,
+    ):
+        self._network = make_network(weights, orthogonalize=not self._base, skip_zero_gradients=skip["zero"])
+        self._skip_nonfinite, self.num_nonfinite = skip["nonfinite"], 0
+        self._state_dtype = check_state_dtype(state_dtype)
+        self._routes: dict[Tensor, Route] = {}
+        self._places: list[list[Route]] = []  # the routes of every group's parameters, in order
+        self._sharing = Sharing(process_group)
+        if isinstance(params, nn.Module):
+            module, params = params, named_groups(params)
+        elif any(routing[option] for option in routing) and module is None:
+            given = [option for option in routing if routing[option]]
+            raise ValueError(f"{', '.join(given)} need the module: pass it as the parameters or as module=.")
+        self._find_module: Callable[[], nn.Module | None] = lambda: None
+        self._routing = routing
+        if module is not None:
+            check_wrappers(module)
+            self._find_module = weakref.ref(module)
+        super().__init__(params, defaults)
+        if module is None and not self._base:
+            tell_stored(self.param_groups, self._routes)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group as `torch.optim.Optimizer` does, and refuses what cannot be trained.
+
+        Its parameters are routed by the module that the optimizer was given, as long as that is there and the
+        optimizer is not a copy; parameters that the module does not hold are taken as stored. Names are not
+        needed: the module has them.
+        """
+        if self.param_groups and "param_names" in self.param_groups[0]:
+            param_group = name_params(param_group, len(self.param_groups), self._find_module())
+        super().add_param_group(rename_options(param_group))
+        group = self.param_groups[-1]
+        try:
+            check_group(group)
+            if group["capturable"] and self._skip_nonfinite:
+                raise ValueError(
+                    "skip_nonfinite_gradients waits for the device, so it does not go with capturable=True; "
+                    "use torch.amp.GradScaler, or leave one of them out."
+                )
+            routes = self._find_routes(group)
+            for index, param in enumerate(group["params"]):
+                name = group.get("param_names", {index: f"parameter {index}"})[index]
+                route = self._route(param, group)
+                check_param(param, name, route)
+                if group["fused"] and route.algorithm == "celo2":
+                    check_kernels(self._network, param.device)
+        except (RuntimeError, TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        self._places.append(routes)
+
+    def _find_routes(self, group: Mapping[str, Any]) -> list[Route]:
+        """The routes of a group that is added, from now on in `_routes`."""
+        module, params = self._find_module(), group["params"]
+        if module is not None and any(param not in self._routes for param in params):
+            for name, route in find_routes(module, base=self._base, **self._routing).items():
+                param = module.get_parameter(name)
+                self._routes.setdefault(param, route)
+        if any(param not in self._routes for param in params):  # no module's
+            stored = zip(params, route_stored(group, base=self._base), strict=True)
+            self._routes = {param: fit_route(route, param) for param, route in stored} | self._routes
+        return [self._routes[param] for param in params]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Groups saved by an older release get the new options' defaults; no other option is added."""
+        loaded = state["state"].items()
+        own = {param: found.state if isinstance(found, Checked) else found for param, found in loaded}
+        state["state"] = defaultdict(dict, own)
+        state["param_groups"] = [rename_options(group) for group in state["param_groups"]]
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # which PyTorch adds, and Celo2 does not offer
+        self.__dict__.setdefault("_sharing", Sharing())
+        self.__dict__.setdefault("_find_module", lambda: None)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which know no processes; a state dict has neither routing nor weights."""
+        names = ("_network", "_state_dtype", "_routes", "_places", "_skip_nonfinite", "num_nonfinite")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
+
+    @torch.compiler.disable  # a compiled training step calls it as it is
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # the decorator hides the types
+        self, closure: Callable[[], Any] | None = None
+    ) -> Any:
+        """One step of every parameter that has a gradient.
+
+        Args:
+            closure: Computes the loss anew and returns it.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: A sparse gradient.
+        """
+        self._check_capture()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        offset, left_out = 0, self._find_nonfinite() if self._skip_nonfinite else ()
+        for group in self.param_groups:
+            by_rule, by_adamw = self._collect(group, offset, left_out)
+            alone = [leaf for leaf, division in by_rule if division is None]
+            shared = [(leaf, division) for leaf, division in by_rule if division is not None]
+            path = choose_path(group)
+            self._apply(group, iterate_leaves(self._network, alone, **path))
+            leaves, divisions = [leaf for leaf, _ in shared], [division for _, division in shared]
+            rounds, kernels = self._sharing.rounds, path["kernels"]
+            steps = update_shards(self._network, leaves, divisions, rounds, kernels=kernels)
+            self._apply(group, zip(leaves, steps, strict=True))
+            adamw.update(by_adamw, group)
+            offset += len(group["params"])
+        return loss
+
+    def _check_capture(self) -> None:
+        """Refuses the capture of a graph without `capturable`; PyTorch's check has had two names."""
+        check = getattr(self, "_accelerator_graph_capture_health_check", None)
+        (check or self._cuda_graph_capture_health_check)()
+
+    def _find_nonfinite(self) -> set[Tensor]:
+        """The parameters that this step leaves out; they are counted, and told the first time."""
+        found = find_nonfinite(param for group in self.param_groups for param in group["params"])
+        if found and not self.num_nonfinite:
+            names = [name for name, param, _ in self._named_params() if param in found]
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            warnings.warn(
+                f"the gradients of {shown} are not finite. Such parameters are left out of a step and "
+                "counted in num_nonfinite; this is said once.",
+                stacklevel=3,
+            )
+        self.num_nonfinite += len(found)
+        return found
+
+    def _collect(
+        self, group: dict[str, Any], offset: int, left_out: Collection[Tensor]
+    ) -> tuple[list[tuple[Leaf, Division | None]], list[AdamWLeaf]]:
+        """What the group's parameters need, each under its algorithm; state is made at the first gradient."""
+        by_rule: list[tuple[Leaf, Division | None]] = []
+        by_adamw: list[AdamWLeaf] = []
+        for place, param in enumerate(group["params"]):
+            grad, route = param.grad, self._route(param, group)
+            if param.requires_grad and is_divided(param):  # saved by all processes, or by none
+                self._complete_state(param, route, group)
+            if grad is None or param in left_out:
+                continue
+            if grad.is_sparse or grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"{type(self).__name__} does not take sparse gradients; construct the embedding with "
+                    "sparse=False, or give its parameters to torch.optim.SparseAdam."
+                )
+            state = self._complete_state(param, route, group)
+            own, grad = local(param), local_grad(grad, param)
+            if route.algorithm == "adamw":
+                moments = local(state["exp_avg"]), local(state["exp_avg_sq"])
+                by_adamw.append(AdamWLeaf(grad, own, *moments, state["step"]))
+                continue
+            state["step"] += 1
+            layout, index = self._layout(param, route), offset + place
+            signed = -grad if group["maximize"] else grad
+            leaf = Leaf(signed, own, rule_accumulators(state), state["step"], layout, index)
+            orthogonalize = self._network.config.orthogonalize
+            division = self._sharing.find(param, layout, route.numbers, orthogonalize=orthogonalize)
+            by_rule.append((leaf, division))
+        return by_rule, by_adamw
+
+    def _apply(self, group: dict[str, Any], steps: Iterable[tuple[Leaf, Tensor]]) -> None:
+        """`p ← p - lr (step + weight_decay · p)`; the steps are used up."""
+        lr, decay = group["lr"], group["weight_decay"]
+        lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+        for leaf, step in steps:
+            param = leaf.param.to(step.dtype)
+            if decay:
+                param = param.mul_(1.0 - lr * decay)
+            param = param.sub_(step.mul_(lr)) if isinstance(lr, Tensor) else param.sub_(step, alpha=lr)
+            if param is not leaf.param:
+                leaf.param.copy_(param)
+
+    def _complete_state(self, param: Tensor, route: Route, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The parameter's state, begun where there is none; what others have put there stays."""
+        state = self.state[param]
+        if "step" not in state:
+            state.update(self._init_state(param, route, group))
+        return state
+
+    def _init_state(self, param: Tensor, route: Route, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        fused = bool(group["fused"])
+        if route.algorithm == "adamw":
+            return init_adamw(param, on_device=bool(group["capturable"] or group["fused"]), fused=fused)
+        layout, config, on_device = (
+            self._layout(param, route),
+            self._network.config,
+            bool(group["capturable"]),
+        )
+        return init_rule(param, layout, config, self._state_dtype, on_device=on_device, fused=fused)
+
+    def _route(self, param: Tensor, group: Mapping[str, Any]) -> Route:
+        if param not in self._routes:
+            self._adopt()
+        route = self._routes[param]
+        if group["algorithm"] is None:
+            return route
+        return route._replace(algorithm=group["algorithm"], reason="the group's algorithm")
+
+    def _adopt(self) -> None:
+        """Routes what a trainer has put in the places of the parameters given: their shards, say."""
+        params = [group["params"] for group in self.param_groups]
+        if [len(own) for own in params] != [len(routes) for routes in self._places]:
+            raise ValueError("the groups have lost or gained parameters; construct the optimizer anew.")
+        pairs = [pair for both in zip(params, self._places, strict=True) for pair in zip(*both, strict=True)]
+        self._routes = dict(pairs)
+
+    def _layout(self, param: Tensor, route: Route) -> Layout:
+        return make_layout(tuple(param.shape), route.numbers)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads what `state_dict` returned, and continues bit for bit.
+
+        Parameters are matched by their names where both sides have the same ones, else by their places.
+        State keeps its own dtypes, whatever the parameters', and entries that others have put into it. If it
+        does not fit, nothing is changed.
+
+        Raises:
+            ValueError: Other groups, or a state saved under another routing.
+        """
+
+        def fit(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            return fit_state_dict(
+                loaded, self.param_groups, lambda p, group: self._init_state(p, self._route(p, group), group)
+            )
+
+        handle = self.register_load_state_dict_pre_hook(fit)  # after those of others
+        try:
+            super().load_state_dict(state_dict)  # type: ignore[arg-type]
+        finally:
+            handle.remove()
+
+    def _named_params(self) -> list[tuple[str, Tensor, dict[str, Any]]]:
+        entries = []
+        for number, group in enumerate(self.param_groups):
+            names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
+            entries += [(name, p, group) for name, p in zip(names, group["params"], strict=True)]
+        return entries
+
+    def __repr__(self) -> str:
+        """The groups' options, and the routing as a table."""
+        lines = [f"{type(self).__name__} ("]
+        for number, group in enumerate(self.param_groups):
+            options = {k: v for k, v in sorted(group.items()) if k not in ("params", "param_names")}
+            lines.append(f"Parameter Group {number}")
+            lines += [f"    {option}: {value}" for option, value in options.items()]
+        table = format_routes([(name, p, self._route(p, group)) for name, p, group in self._named_params()])
+        return "\n".join([*lines, ")", table])

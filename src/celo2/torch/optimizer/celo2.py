@@ -1,0 +1,149 @@
+"""`Celo2` and `Celo2Base`: the rule as PyTorch optimizers.
+
+Source: arXiv 2602.19142. State, groups, hooks and checkpoints are those of `torch.optim.Optimizer`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.torch.optimizer.base import Params, RuleOptimizer, Theta
+from celo2.torch.optimizer.groups import rename_options
+from celo2.torch.routing.labels import Numbers, Overrides
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class Celo2(RuleOptimizer):
+    """Celo2: hidden matrices by the rule with Newton–Schulz, everything else by AdamW.
+
+    The step of a matrix has root mean square 1, so the learning rate is its change per step; try 1e-4
+    to 1e-2. Embeddings, positional tables, output heads, routers and everything of rank ≤ 1 get AdamW
+    at `adamw_lr_scale` times the learning rate (arXiv 2602.19142, section 3.4).
+
+    Args:
+        params: A module, whose layers decide the routing (`celo2.torch.find_routes`), or what every
+            torch optimizer takes: parameters, named parameters, groups. Parameters without a module
+            are taken as stored, the reference's convention, and rank ≥ 2 gets the rule.
+        lr: Learning rate, a float or a scalar tensor, ≥ 0.
+        weights: The network's weights: `"celo2"`, a path or a hub repository as in
+            `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays.
+        weight_decay: Decoupled, multiplied by each algorithm's learning rate.
+        adamw_lr_scale: Learning rate of AdamW over `lr`.
+        betas: Decays of AdamW's share, as in `torch.optim.AdamW`; a scheduler that cycles momentum changes
+            the first. The rule has all its decays at once. None: 0.9 and 0.95.
+        adamw_betas: Another name of `betas`.
+        state_dtype: None, or `torch.bfloat16`: momenta and rms in 8 bytes a parameter instead of 16,
+            rounded stochastically by a hash of the step's number, so that a run repeats exactly.
+        foreach: True: PyTorch's own operations, small tensors of equal shape together; False: one
+            tensor after the other. For both algorithms, as is `fused`.
+        fused: True: compiled kernels, for the rule by Numba on a CPU and by Triton on a CUDA device; False:
+            none. By default, with `foreach` None too, what is fastest of what is installed.
+        capturable: Keeps the step's number on the device, for CUDA graphs.
+        maximize: Goes up instead of down.
+        algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also of a group.
+        module: The module that the parameters or groups belong to, for its routing.
+        overrides: Corrections of the routing, as in `find_routes`.
+        dimension_numbers: Which axes are a parameter's matrix, as in `find_routes`.
+        split_heads: As in `find_routes`.
+        skip_zero_gradients: Whether a matrix that the rule updates (each one of a stack) is left as if it had
+            no gradient where that is exactly zero, as of an idle expert: no step, no change of its state; the
+            decay goes on. False: such a matrix moves by the full learning rate, as in the reference.
+        skip_nonfinite_gradients: Whether a parameter whose gradient has an infinity or NaN is left out, as if
+            it had none, counted in `num_nonfinite`, and told once by a warning. Each step then waits for the
+            device. False: one NaN makes its whole matrix and state NaN for good.
+        process_group: The processes that hold the same parameters and gradients (replicated training,
+            as under `DistributedDataParallel`): Newton–Schulz is divided among them. Not needed for
+            `DTensor`s (`fully_shard`, tensor parallelism), which say themselves who holds what.
+
+    Attributes:
+        num_nonfinite: How often `skip_nonfinite_gradients` has left a parameter out of a step.
+
+    Raises:
+        RuntimeError: `fused=True` where kernels are not installed, or there are none.
+        TypeError: A parameter that is not a dense tensor of floating-point numbers, or that is complex and
+            given to the rule.
+        ValueError: An option out of its range, or weights of another variant.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = Celo2(model, lr=1e-3)
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+    """
+
+    _base = False
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        *,
+        weights: Theta = "celo2",
+        weight_decay: float = 0.0,
+        adamw_lr_scale: float = ADAMW_LR_SCALE,
+        betas: tuple[float, float] | None = None,
+        adamw_betas: tuple[float, float] | None = None,
+        state_dtype: torch.dtype | None = None,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+        maximize: bool = False,
+        algorithm: str | None = None,
+        module: nn.Module | None = None,
+        overrides: Overrides = None,
+        dimension_numbers: Numbers = None,
+        split_heads: bool = False,
+        skip_zero_gradients: bool = True,
+        skip_nonfinite_gradients: bool = False,
+        process_group: ProcessGroup | None = None,
+    ):
+        given = {"betas": betas, "adamw_betas": adamw_betas}
+        decays = rename_options({name: value for name, value in given.items() if value is not None})
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "adamw_lr_scale": adamw_lr_scale,
+            "betas": decays.get("betas", ADAMW_BETAS),
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+            "maximize": maximize,
+            "algorithm": algorithm,
+        }
+        routing = {
+            "overrides": overrides,
+            "dimension_numbers": dimension_numbers,
+            "split_heads": split_heads,
+        }
+        skip = {"zero": skip_zero_gradients, "nonfinite": skip_nonfinite_gradients}
+        super().__init__(params, defaults, weights, module, state_dtype, process_group, skip, **routing)
+
+
+class Celo2Base(Celo2):
+    """Celo2-base: the rule, without Newton–Schulz, on every parameter.
+
+    The root mean square of every tensor's change per step is the learning rate. AdamW updates only
+    what a group's `algorithm` or an override gives it.
+
+    Args:
+        params: As in `Celo2`; a module's layers decide which axes are a parameter's matrix.
+        lr: Learning rate, a float or a scalar tensor, ≥ 0.
+        weights: As in `Celo2`; the default is the shipped `"celo2-base"`.
+        **options: As in `Celo2`.
+
+    Example:
+        >>> optimizer = Celo2Base(nn.Linear(4, 2), lr=1e-3)
+    """
+
+    _base = True
+
+    def __init__(
+        self, params: Params, lr: float | Tensor = 1e-3, *, weights: Theta = "celo2-base", **options: Any
+    ):
+        super().__init__(params, lr, weights=weights, **options)

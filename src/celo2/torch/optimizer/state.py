@@ -1,0 +1,141 @@
+"""The state of one parameter: flat names, fixed shapes and dtypes, and the check of a saved one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from celo2.config import RuleConfig
+from celo2.torch import accumulators as accumulators_lib
+from celo2.torch.accumulators import Accumulators
+from celo2.torch.batching import working_dtype
+from celo2.torch.dimensions import Layout
+from celo2.torch.sharding.dtensor import local, match, zeros
+
+State = dict[str, Tensor]
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def check_state_dtype(dtype: Any) -> torch.dtype | None:
+    """The dtype of the large accumulators: None (the computation's own) or bfloat16."""
+    if dtype not in (None, torch.bfloat16):
+        raise ValueError(f"state_dtype must be None (float32) or torch.bfloat16, got {dtype!r}.")
+    return dtype
+
+
+def init_rule(
+    param: Tensor,
+    layout: Layout,
+    config: RuleConfig,
+    dtype: torch.dtype | None,
+    *,
+    on_device: bool,
+    fused: bool = False,
+) -> State:
+    """`step`, `momentum_0 …`, `rms_0 …` of the parameter's shape, `row_0 …` and `col_0 …` of the layout's.
+
+    Args:
+        param: Gives shape and device.
+        layout: How the rule sees it.
+        config: The decays.
+        dtype: Of momentum and rms; None: the working dtype.
+        on_device: Whether `step` is a tensor on the parameter's device rather than on the CPU.
+        fused: Whether kernels were asked for, whose `step` is float32 whatever the default dtype.
+    """
+    working = working_dtype(param.dtype)
+
+    full = dtype or working
+    state = {"step": _init_step(param, on_device, fused)}
+    state |= {
+        f"momentum_{i}": zeros(param.shape, full, param) for i in range(len(config.initial_momentum_decays))
+    }
+    state |= {f"rms_{i}": zeros(param.shape, full, param) for i in range(len(config.initial_rms_decays))}
+    for name, shape in (
+        ("row", accumulators_lib.row_shape(layout)),
+        ("col", accumulators_lib.col_shape(layout)),
+    ):
+        if shape is not None:
+            decays = config.initial_adafactor_decays
+            whole = layout.axes is not None
+            state |= {f"{name}_{i}": zeros(shape, working, param, whole=whole) for i in range(len(decays))}
+    return state
+
+
+def init_adamw(param: Tensor, *, on_device: bool, fused: bool = False) -> State:
+    """`step`, `exp_avg` and `exp_avg_sq`, as in `torch.optim.AdamW`, in the working dtype."""
+    working = adamw_dtype(param.dtype)
+    moments = {name: torch.zeros_like(param, dtype=working) for name in _MOMENTS}
+    return {"step": _init_step(param, on_device, fused), **moments}
+
+
+def adamw_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What AdamW computes in: as the rule does, and complex numbers in complex64 or complex128."""
+    if dtype.is_complex:
+        return torch.promote_types(dtype, torch.complex64)
+    return working_dtype(dtype)
+
+
+def rule_accumulators(state: Mapping[str, Tensor]) -> Accumulators:
+    """The accumulators in a state of `init_rule`, what this process holds of them; they are not copied."""
+    families: dict[str, list[Tensor]] = {"momentum": [], "rms": [], "row": [], "col": []}
+    for name, tensor in state.items():
+        family, _, number = name.rpartition("_")
+        if family in families and number.isdigit():
+            families[family].append(local(tensor))
+    return Accumulators(*(tuple(family) for family in families.values()))
+
+
+def check_state(
+    name: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device
+) -> State:
+    """A saved state with the dtypes and devices expected, and with what others have added to it.
+
+    Args:
+        name: Of the parameter, for the message.
+        saved: From a state dict. Further entries (of a wrapper that averages parameters, say) are copied.
+        expected: A new state of that parameter.
+        device: Where the parameter is.
+
+    Raises:
+        ValueError: Entries are missing or have other shapes: the parameter was trained by another algorithm
+            or along other axes.
+    """
+    foreign = {key: value for key, value in saved.items() if key not in expected}
+    missing = [key for key in expected if key not in saved]
+    reshaped = [
+        f"{key} has shape {tuple(_shape(saved[key]))}, expected {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in saved and _shape(saved[key]) != tensor.shape
+    ]
+    if missing or reshaped:
+        lacking = [f"it lacks {', '.join(missing)}"] if missing else []
+        having = [f"it has {', '.join(map(str, foreign))} instead"] if missing and foreign else []
+        raise ValueError(
+            f"the state of {name} was saved by another optimizer or under another routing: "
+            f"{'; '.join(lacking + having + reshaped)}. Construct the optimizer with the arguments that it "
+            "was saved with, or leave the state out."
+        )
+    return {key: _copy(value, device) for key, value in foreign.items()} | {
+        key: match(saved[key], tensor).detach().to(tensor.device, tensor.dtype, copy=True)
+        for key, tensor in expected.items()
+    }
+
+
+def _copy(value: Any, device: torch.device) -> Any:
+    return value.detach().to(device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _shape(value: Any) -> torch.Size:
+    return value.shape if isinstance(value, Tensor) else torch.as_tensor(value).shape
+
+
+def _init_step(param: Tensor, on_device: bool, fused: bool) -> Tensor:
+    """As PyTorch's optimizers begin it: float64 where that is the default dtype, but for fused kernels."""
+    on_device = on_device and param.device.type != "meta"  # whose tensors have no value
+    double = torch.get_default_dtype() == torch.float64 and not fused
+    dtype = torch.float64 if double else torch.float32
+    return torch.zeros((), dtype=dtype, device=param.device if on_device else "cpu")

@@ -1,0 +1,1 @@
+"""The update of `DTensor` parameters: sharding specs, batched collectives, owner-computed Newton–Schulz."""

@@ -1,0 +1,228 @@
+"""The rule on matrices: three passes over each, and over vectors what lies between them.
+
+Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of `accumulators`,
+`features` and `mlp`. The twin of `celo2.jax.three_pass`.
+
+    pass 1   g            → means of g² over rows and over columns
+    pass 2   g, p, m, v   → m, v in place; the mean square of every channel of the matrix's shape
+    pass 3   g, p, m, v   → direction; its mean square
+
+Who makes the passes is a parameter: whole tensors, here; blocks that stay in a CPU's cache
+(`cpu_blocked.py`); kernels on a CPU or a GPU (`cpu_numba.py`, `gpu_triton.py`). Between the passes
+lie factored moments, their factors, what row and column channels add to the first layer: those of equal
+matrices are stacked, so that a deep network has one handful of small operations instead of one for each
+matrix. A parameter of rank < 2 is a matrix of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from celo2.config import RuleConfig
+from celo2.constants import FACTORED_EPS, GRAD_CLIP
+from celo2.torch import accumulators as accumulators_lib
+from celo2.torch import features, mlp
+from celo2.torch.accumulators import Accumulators
+from celo2.torch.dimensions import Axes
+from celo2.torch.features import Inputs
+from celo2.torch.weights import Network
+
+
+class Matrix(NamedTuple):
+    """One matrix, or several in one tensor, before its update.
+
+    Attributes:
+        grad: The gradient, `(..., rows, cols)`, not clipped.
+        param: The parameter, of the same shape.
+        accumulators: Of the steps before, in the working dtype; changed.
+    """
+
+    grad: Tensor
+    param: Tensor
+    accumulators: Accumulators
+
+
+class Direction(NamedTuple):
+    """The network's output for one matrix.
+
+    Attributes:
+        values: The matrix's shape, not normalised.
+        mean_square: Of the values over the last two axes, these kept with length 1.
+        busy: Of that shape, 0 where the gradient is exactly zero and to be skipped, else 1; None: 1.
+    """
+
+    values: Tensor
+    mean_square: Tensor
+    busy: Tensor | None
+
+
+Units = tuple[Tensor, Tensor]  # to add to the first layer: (units, ..., rows, 1), (units, ..., 1, cols)
+
+
+class Passes(NamedTuple):
+    """The three passes over one matrix.
+
+    Attributes:
+        square_means: Gradient → means of its clipped squares over the last axis, `(..., rows, 1)`, and
+            over the rows, `(..., 1, cols)`.
+        accumulate: Inputs, whose momenta and second moments are still those of the step before and
+            which it updates where the matrix is busy (`Direction.busy`) → mean squares of the channels,
+            `(channels, ..., 1, 1)`, in the order of `features.full_channels`. The gradient is not yet
+            clipped.
+        direct: Inputs, scales of the channels, `Units` → direction, its mean square.
+    """
+
+    square_means: Callable[[Tensor], tuple[Tensor, Tensor]]
+    accumulate: Callable[[Inputs, Tensor | None], Tensor]
+    direct: Callable[[Inputs, Tensor, Units], tuple[Tensor, Tensor]]
+
+
+def covers(axes: Axes | None, config: RuleConfig) -> bool:
+    """Whether the passes compute such a tensor: a vector, or factored over the last two axes."""
+    return (
+        (axes is None or set(axes) == {-2, -1})
+        and config.normalize_input
+        and not config.bias_correction
+        and config.exp_mult == 0
+    )
+
+
+def compute(
+    network: Network, matrices: Sequence[Matrix], axes: Axes | None, passes: Passes
+) -> list[Direction]:
+    """The network's direction for matrices of one shape and dtype; their accumulators change.
+
+    Args:
+        network: Weights and options, which `covers` has approved.
+        matrices: Of rank ≥ 2.
+        axes: The factored axes, the last two; None for vectors, `(..., n, 1)`.
+        passes: Who computes what touches whole matrices.
+    """
+    if axes is None:  # a vector is a matrix of one row, whose column moments are its own second moments
+        matrices = [_turn(matrix) for matrix in matrices]
+    sums = [passes.square_means(matrix.grad) for matrix in matrices]
+    along_rows, along_cols = (torch.stack(side) for side in zip(*sums, strict=True))
+    together = accumulators_lib.find_busy(along_rows) if network.skip_zero_gradients else None
+    vectors = _update_factored(matrices, along_rows, along_cols, axes, network.config, together)
+    factors = sort_factors(vectors, axes)
+    inputs = [_make_inputs(matrix, factors, index) for index, matrix in enumerate(matrices)]
+    busy = [None] * len(inputs) if together is None else together.unbind()
+    squares = torch.stack(list(map(passes.accumulate, inputs, busy)), dim=1)
+    scales = torch.rsqrt(squares + mlp.NORM_EPS)  # (channels, matrices, ..., 1, 1)
+    units = vector_units(vectors, network, axes)
+    directions = [
+        Direction(*passes.direct(known, scales[:, index], (units[0][:, index], units[1][:, index])), own)
+        for index, (known, own) in enumerate(zip(inputs, busy, strict=True))
+    ]
+    return directions if axes else [own._replace(values=own.values.mT) for own in directions]
+
+
+def make_passes(network: Network, *, factored: bool) -> Passes:
+    """The passes on whole tensors, by the formulas as they stand: the oracle of the faster ones.
+
+    Args:
+        network: Weights and options.
+        factored: Whether they are for matrices; False: for vectors, as matrices of one row.
+    """
+    config = network.config
+    names = features.full_names(config, factored=factored)
+
+    def clip(inputs: Inputs) -> Inputs:
+        return inputs._replace(grad=inputs.grad.clamp(-GRAD_CLIP, GRAD_CLIP))
+
+    def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
+        square = grad.clamp(-GRAD_CLIP, GRAD_CLIP).square()
+        return square.mean(-1, keepdim=True), square.mean(-2, keepdim=True)
+
+    def accumulate(inputs: Inputs, busy: Tensor | None) -> Tensor:
+        inputs = clip(inputs)
+        accumulators_lib.update_full(inputs.accumulators, inputs.grad, config, busy)
+        groups = features.compute(inputs, names, config)
+        return torch.stack([mlp.mean_square(channel) for group in groups.values() for channel in group])
+
+    def direct(inputs: Inputs, scales: Tensor, units: Units) -> tuple[Tensor, Tensor]:
+        groups = features.compute(clip(inputs), names, config)
+        own = iter(scales)
+        input_scales = {name: tuple(next(own) for _ in group) for name, group in groups.items()}
+        direction, _ = mlp.compute(groups, input_scales, network.numbers, config, vectors=units)
+        return direction, mlp.mean_square(direction)
+
+    return Passes(square_means, accumulate, direct)
+
+
+def _turn(matrix: Matrix) -> Matrix:
+    accumulators = Accumulators(*(tuple(x.mT for x in family) for family in matrix.accumulators))
+    return Matrix(matrix.grad.mT, matrix.param.mT, accumulators)
+
+
+def _update_factored(
+    matrices: Sequence[Matrix],
+    along_rows: Tensor,
+    along_cols: Tensor,
+    axes: Axes | None,
+    config: RuleConfig,
+    busy: Tensor | None,
+) -> Accumulators:
+    """Row and column accumulators of all matrices, stacked, after this step; their own are changed."""
+    row_mean, col_mean = (along_rows, along_cols) if axes and axes.large == -1 else (along_cols, along_rows)
+    decays, olds = config.initial_adafactor_decays, [matrix.accumulators for matrix in matrices]
+    row = _decay([old.row for old in olds], row_mean, decays, busy)
+    col = _decay([old.col for old in olds], col_mean, decays, busy) if axes else ()
+    return Accumulators((), (), row, col)
+
+
+def sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
+    """For each decay the factors along the rows, `(..., rows, 1)`, and along the columns."""
+    factors = features.compute_factors(vectors, axes)
+    if axes is None:
+        return tuple((torch.ones_like(own[..., :1]), own) for (own,) in factors)
+    return factors if axes.large == -1 else tuple(pair[::-1] for pair in factors)
+
+
+def _make_inputs(matrix: Matrix, factors: features.Factors, index: int) -> Inputs:
+    own = tuple(tuple(factor[index] for factor in pair) for pair in factors)
+    accumulators = matrix.accumulators._replace(row=(), col=())
+    return Inputs(matrix.grad, matrix.param, accumulators, own, own)
+
+
+def _decay(
+    olds: Sequence[tuple[Tensor, ...]], mean: Tensor, decays: Sequence[float], busy: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Factored moments of several matrices, updated in place, and stacked: one tensor for each decay."""
+    mean = mean + FACTORED_EPS
+    stacked = []
+    for values, decay in zip(zip(*olds, strict=True), decays, strict=True):
+        new = torch.stack(values).lerp_(mean, (1.0 - decay) if busy is None else (1.0 - decay) * busy)
+        for value, own in zip(values, new, strict=True):
+            value.copy_(own)
+        stacked.append(new)
+    return tuple(stacked)
+
+
+def vector_units(vectors: Accumulators, network: Network, axes: Axes | None) -> Units:
+    """What the row and column channels, and the bias, add to each unit of the first layer."""
+    config, like = network.config, vectors.row[0]
+    if axes is None:
+        bias = network.tensor("b0", like=like).view(-1, *[1] * like.ndim)
+        return bias.expand(-1, *like.shape[:-1], 1), torch.zeros_like(like).expand(len(bias), *like.shape)
+    names = features.vector_names(config, factored=True)
+    groups = features.compute(Inputs(like, like, vectors, (), ()), names, config)
+    kinds = {name: feature.name for name, feature in config.feature_groups(2)}
+    bias = network.tensor("b0", like=like)
+    units = []
+    for side, like in (("row", vectors.row[0]), ("col", vectors.col[0])):
+        total = bias.view(-1, *[1] * like.ndim).expand(-1, *like.shape)
+        own = [name for name in names if kinds[name].endswith(side)]
+        if own:
+            values = torch.stack([channel for name in own for channel in groups[name]])[:, None]
+            values = values * torch.rsqrt(mlp.mean_square(values) + mlp.NORM_EPS)
+            rows = network.tensor(*own, like=like)
+            # A product of matrices might be rounded to TF32.
+            total = total + (values * rows.view(*rows.shape, *[1] * like.ndim)).sum(0)
+        units.append(total)
+        bias = torch.zeros_like(bias)
+    return (units[0], units[1]) if axes.large == -1 else (units[1], units[0])

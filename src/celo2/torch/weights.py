@@ -1,0 +1,76 @@
+"""The network's weights as the torch backend takes them: numbers, and small tensors by device."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from celo2.config import RuleConfig
+from celo2.weights.checkpoint import Weights, load_checkpoint, weights_from_tree
+
+
+class Network:
+    """Weights and options of the rule, read-only.
+
+    Attributes:
+        weights: What it was made from.
+        config: The options in force.
+        skip_zero_gradients: Whether a matrix whose gradient is exactly zero is left alone; the reference
+            moves it by the full learning rate.
+        numbers: The arrays by name, as nested lists.
+    """
+
+    def __init__(self, weights: Weights, config: RuleConfig, *, skip_zero_gradients: bool = False):
+        self.weights = weights
+        self.config = config
+        self.skip_zero_gradients = skip_zero_gradients
+        self.numbers: Mapping[str, Any] = {name: a.tolist() for name, a in weights.arrays.items()}
+        self._tensors: dict[Any, Tensor] = {}
+
+    def tensor(self, *names: str, like: Tensor) -> Tensor:
+        """The arrays of these names, one below the other, with dtype and device of `like`."""
+        return self._cached(names, like, lambda: np.concatenate([self.weights.arrays[n] for n in names]))
+
+    def layer(self, number: int, *, like: Tensor) -> Tensor:
+        """A later layer as one matrix: `(outputs, units + 1)`, its bias in the last column."""
+        weight, bias = (self.weights.arrays[f"{kind}{number}"] for kind in "wb")
+        return self._cached(("layer", str(number)), like, lambda: np.vstack([weight, bias]).T.copy())
+
+    def _cached(self, names: tuple[str, ...], like: Tensor, make: Callable[[], np.ndarray]) -> Tensor:
+        key = (*names, like.dtype, like.device)
+        if key not in self._tensors:
+            array = make()
+            self._tensors[key] = torch.tensor(array, dtype=like.dtype, device=like.device)
+        return self._tensors[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles carry the weights and the options alone."""
+        make = functools.partial(type(self), skip_zero_gradients=self.skip_zero_gradients)
+        return make, (self.weights, self.config)
+
+
+def make_network(theta: Any, *, orthogonalize: bool, skip_zero_gradients: bool = False) -> Network:
+    """The network of weights by name, from a file, or given; see `Celo2`.
+
+    Raises:
+        ValueError: Weights of another variant.
+        TypeError: Neither weights nor a tree of arrays.
+    """
+    if isinstance(theta, str | os.PathLike):
+        weights = load_checkpoint(theta, orthogonalize=orthogonalize)
+    elif isinstance(theta, Mapping):
+        weights = weights_from_tree(theta, orthogonalize=orthogonalize)
+    elif isinstance(theta, Weights):
+        weights = theta
+    else:
+        raise TypeError(
+            f"weights must be a name, a path, Weights or a tree of arrays, got {type(theta).__name__}."
+        )
+    config = weights.resolve(orthogonalize=orthogonalize)
+    return Network(weights, config, skip_zero_gradients=skip_zero_gradients)

@@ -1,0 +1,126 @@
+"""What training one optimizer over learning rates × seeds gave, and what may be said about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import cached_property
+
+import numpy as np
+
+from celo2.training.protocol import DIVERGENCE_MARGIN, window_length
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunGrid:
+    """The curves of one optimizer on one task: L learning rates, S seeds, V validations.
+
+    Attributes:
+        learning_rates: Peak learning rates, `(L,)`.
+        seeds: Seeds, `(S,)`.
+        train_loss: Loss of every training batch before its step, `(L, S, steps)`.
+        valid_steps: Steps taken before each validation, `(V,)`; the last is the run's length.
+        valid_loss: Mean loss over the validation examples, `(L, S, V)`.
+        valid_accuracy: Share of right answers in [0, 1], `(L, S, V)`; None where the task has none.
+        initial_loss: About what an untrained network scores.
+        seconds_per_step: Wall-clock of a step of one run, validations left out: a step of the runs trained
+            side by side, divided by their number; the median over the pieces between validations. NaN where
+            nobody measured.
+    """
+
+    learning_rates: np.ndarray
+    seeds: np.ndarray
+    train_loss: np.ndarray
+    valid_steps: np.ndarray
+    valid_loss: np.ndarray
+    valid_accuracy: np.ndarray | None
+    initial_loss: float
+    seconds_per_step: float = math.nan
+
+    @property
+    def steps(self) -> int:
+        """Length of every run."""
+        return self.train_loss.shape[-1]
+
+    @cached_property
+    def window_means(self) -> np.ndarray:
+        """Mean batch loss over each 5 % of consecutive steps, `(L, S, W)`; the last is the run's end."""
+        length = window_length(self.steps)
+        windows = np.lib.stride_tricks.sliding_window_view(self.train_loss, length, axis=-1)
+        with np.errstate(invalid="ignore"):  # a diverged run may have +inf and -inf in one window
+            return windows.mean(-1, dtype=np.float64)
+
+    @property
+    def final_train_loss(self) -> np.ndarray:
+        """Mean batch loss over the last 5 % of the steps, `(L, S)`."""
+        return self.window_means[..., -1]
+
+    @property
+    def best_train_loss(self) -> np.ndarray:
+        """The lowest mean batch loss over any 5 % of consecutive steps, `(L, S)`."""
+        return np.where(np.isfinite(self.window_means), self.window_means, np.inf).min(-1)
+
+    @property
+    def final_valid_loss(self) -> np.ndarray:
+        """Validation loss after the last step, `(L, S)`."""
+        return self.valid_loss[..., -1]
+
+    @cached_property
+    def best_valid_loss(self) -> np.ndarray:
+        """The lowest of the validation losses, `(L, S)`."""
+        return np.where(np.isfinite(self.valid_loss), self.valid_loss, np.inf).min(-1)
+
+    @property
+    def final_valid_accuracy(self) -> np.ndarray | None:
+        """Validation accuracy after the last step, `(L, S)`."""
+        return None if self.valid_accuracy is None else self.valid_accuracy[..., -1]
+
+    @cached_property
+    def diverged_at(self) -> np.ndarray:
+        """The step at which a run's loss ceased to be finite, `(L, S)`.
+
+        A run that stayed finite but ended above an untrained network's loss (by 5 %) has the run's
+        length; one that did not diverge has -1.
+        """
+        finite = np.isfinite(self.train_loss)
+        blew_up = np.where(finite.all(-1), -1, finite.argmin(-1))
+        worse = ~(self.final_train_loss <= DIVERGENCE_MARGIN * self.initial_loss)
+        worse |= ~np.isfinite(self.final_valid_loss)
+        return np.where((blew_up < 0) & worse, self.steps, blew_up)
+
+    @property
+    def diverged(self) -> np.ndarray:
+        """Which runs diverged, `(L, S)`."""
+        return self.diverged_at >= 0
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Final training loss, mean over the seeds, `(L,)`; infinite where a seed diverged."""
+        return np.where(self.diverged, np.inf, self.final_train_loss).mean(-1)
+
+    @property
+    def best(self) -> int | None:
+        """Index of the learning rate with the best score; None when each has a run that diverged."""
+        index = int(np.argmin(self.scores))
+        return index if np.isfinite(self.scores[index]) else None
+
+    @property
+    def best_at_edge(self) -> bool:
+        """Whether the best learning rate is the lowest or the highest tried: a better one may lie outside."""
+        if self.best is None:
+            return False
+        rates = self.learning_rates
+        return bool(rates[self.best] in (rates.min(), rates.max()))
+
+    def curve(self, num_points: int = 100) -> tuple[np.ndarray, np.ndarray]:
+        """The training loss in `num_points` points (or fewer, where there are fewer windows).
+
+        Returns:
+            Steps taken, `(P,)`, and the mean batch loss over the 5 % of the steps before,
+            `(L, S, P)`; NaN from the point on where a run ceased to be finite.
+        """
+        count = self.window_means.shape[-1]
+        chosen = np.linspace(0, count - 1, min(num_points, count)).round().astype(int)
+        losses = self.window_means[..., chosen]
+        lost = np.logical_or.accumulate(~np.isfinite(losses), axis=-1)
+        return chosen + window_length(self.steps), np.where(lost, np.nan, losses)

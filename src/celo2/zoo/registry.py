@@ -1,0 +1,130 @@
+"""The optimizers of the zoo by name, ready to use or to be meta-trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from celo2.config import nearest_name
+from celo2.zoo.names import check_fit, flatten, read_shapes
+from celo2.zoo.specs import MemberConfig
+from celo2.zoo.transform import make_transform
+from celo2.zoo.weights import (
+    ZooWeights,
+    check_stated,
+    find_preset,
+    load_weights,
+    sized_preset,
+)
+
+ZooTheta = ZooWeights | Mapping[str, Any] | str | os.PathLike[str] | None
+
+MAX_NUMBERS = 256  # arrays of up to as many elements become numbers of a compiled program
+
+
+def make(
+    name: str, *, weights: ZooTheta = None, num_steps: ArrayLike | None = None, **options: Any
+) -> optax.GradientTransformationExtraArgs:
+    """A learned optimizer that came before, as an Optax transform.
+
+    Its updates are complete: there is no learning rate. `update` needs the parameters and, for all but
+    AdaFac-MLP, NN-Adam and Celo's phase 1, the loss: `tx.update(grads, state, params, value=loss)`.
+
+    Args:
+        name: A key of `PRESETS`: "celo", "celo_phase1", "celo_adam", "adafac_mlp", "rnn_mlp", "nn_adam",
+            "velo", "velo_s" or "velo_4000". The last two have fixed sizes; the others those of the weights.
+        weights: `load_weights(…)`; what that takes, a path or a hub repository; or arrays, by name or
+            nested as upstream nests them, traced ones too. None of these ships with the package.
+        num_steps: Length of the run, which Celo, Celo-Adam and VeLO need; more steps may be taken.
+        **options: Of the optimizer, over the preset's, see `celo2.zoo.specs`.
+
+    Raises:
+        TypeError: An option that the optimizer does not have, or weights of another type.
+        ValueError: The name is unknown, weights or `num_steps` are missing, or the weights are others'.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> theta = init_theta("celo_adam", jax.random.key(0))
+        >>> tx = make("celo_adam", weights=theta, num_steps=100)
+        >>> params = {"kernel": jnp.ones((4, 3))}
+        >>> updates, state = tx.update(params, tx.init(params), params, value=1.0)
+        >>> updates["kernel"].shape
+        (4, 3)
+    """
+    config = find_preset(name)
+    _check_options(config, options)
+    if weights is None:
+        raise ValueError(
+            f"{name} has no weights in this package; give weights=PATH of a theta.state or *.safetensors, "
+            f"weights='owner/name' of a hub repository (amoudgl/celo, say), what `celo2 weights fetch` has "
+            f"written, or untrained ones: celo2.zoo.init_theta({name!r}, key)."
+        )
+    if isinstance(weights, str | os.PathLike):
+        weights = load_weights(weights)
+    arrays = flatten(weights.arrays if isinstance(weights, ZooWeights) else _as_mapping(weights))
+    config = sized_preset(name, arrays, **options)
+    if isinstance(weights, ZooWeights):
+        check_stated(name, config, weights)
+    check_fit(read_shapes(arrays), config)
+    return make_transform({name: _place(array) for name, array in arrays.items()}, config, num_steps)
+
+
+def init_theta(name: str, key: Array, **options: Any) -> dict[str, Array]:
+    """Untrained meta-parameters, for meta-training: float32 arrays by name.
+
+    Truncated normals of scale 1/√fan_in and zero biases; what has a meaning of its own (decays, NN-Adam's
+    four numbers) starts at its published value.
+
+    Args:
+        name: A key of `PRESETS`.
+        key: Of the random numbers.
+        **options: Of the optimizer, over the preset's (`lstm_size=8`, say).
+
+    Raises:
+        TypeError: An option that the optimizer does not have.
+        ValueError: The name is unknown, or an option out of its range.
+    """
+    config = find_preset(name)
+    _check_options(config, options)
+    specs = dataclasses.replace(config, **options).array_specs()
+    keys = jax.random.split(key, len(specs))
+    theta = {}
+    for array_key, (array, spec) in zip(keys, sorted(specs.items()), strict=True):
+        constant = jnp.full(spec.shape, spec.value, jnp.float32)
+        drawn = spec.scale * jax.random.truncated_normal(array_key, -2.0, 2.0, spec.shape, jnp.float32)
+        theta[array] = drawn if spec.scale else constant
+    return theta
+
+
+def _check_options(config: MemberConfig, options: Mapping[str, Any]) -> None:
+    valid = [field.name for field in dataclasses.fields(config)]
+    for name in options:
+        if name not in valid:
+            raise TypeError(
+                f"{config.kind} has no option {name!r}{nearest_name(name, valid)} It has "
+                f"{', '.join(valid) or 'none'}."
+            )
+
+
+def _as_mapping(weights: Any) -> Mapping[str, Any]:
+    if isinstance(weights, Mapping):
+        return weights
+    raise TypeError(
+        f"weights must be ZooWeights, a path, a repository or arrays by name, got {type(weights).__name__}."
+    )
+
+
+def _place(array: Any) -> Any:
+    """Finished weights: small arrays stay numbers, large ones go to the device once and not at every step."""
+    if isinstance(array, np.ndarray) and array.size > MAX_NUMBERS:
+        return jnp.asarray(array)
+    return array

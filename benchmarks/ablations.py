@@ -28,11 +28,11 @@ from scipy import stats
 
 from celo2._utils.files import write_atomic
 from celo2.commands.probe import measure
+from celo2.evaluate.environment import describe_environment
 from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.meta.config import MetaConfig
 from celo2.meta.probe import ProbeConfig, TaskRecord, compute_score
 from celo2.meta.train import TrainOptions, meta_train
-from celo2.training.environment import describe_environment
 from celo2.weights.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,13 +27,13 @@ import numpy as np
 
 from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.bench_trees import TREES
+from celo2.evaluate.environment import describe_environment
 from celo2.jax import accumulators, dispatch, step, three_pass
 from celo2.jax.accumulators import Leaf
 from celo2.jax.dimensions import make_axes
 from celo2.jax.pallas import kernels as pallas
 from celo2.jax.pallas.blocks import Block
 from celo2.tasks.language.tiny_lm import TransformerConfig
-from celo2.training.environment import describe_environment
 from celo2.weights.checkpoint import load_checkpoint
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"  # the oracle and the tolerances are theirs
@@ -108,7 +108,7 @@ def memory() -> float:
 
 def check_parity(shapes: tuple[tuple[int, ...], ...], name: Any) -> list[Record]:
     """Three steps of the base rule by the kernels, the plain program and the float64 oracle."""
-    from tolerances import relative_error, tolerance
+    from helpers.tolerances import relative_error, tolerance
 
     records = []
     for shape in shapes:

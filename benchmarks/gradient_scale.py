@@ -28,11 +28,11 @@ from state_dtype import STEPS
 
 from celo2 import load_checkpoint
 from celo2.baselines import LEARNED
+from celo2.evaluate.environment import describe_environment
 from celo2.jax.gradient_scale import normalize_gradients
 from celo2.meta.gradient_stats import measure_gradients
 from celo2.tasks.base import Task
 from celo2.tasks.registry import make_task
-from celo2.training.environment import describe_environment
 from celo2.training.optimizer_step import make_step
 from celo2.training.protocol import cosine_schedule, seed_keys, window_length
 

@@ -22,11 +22,11 @@ from typing import get_args
 
 import jax
 
+from celo2.evaluate.environment import describe_environment
 from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.meta import outer
 from celo2.meta.config import MetaConfig, Variant
 from celo2.meta.inner.families import load_datasets, stack_data
-from celo2.training.environment import describe_environment
 
 PUBLIC_SECONDS = 2.0  # an iteration of the public engine on two cores
 PUBLISHED_ITERATIONS = 100_000

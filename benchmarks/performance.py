@@ -14,8 +14,8 @@ from pathlib import Path
 
 from celo2.evaluate.bench import COLUMNS, BenchRow, bench_tree, bench_whole_step
 from celo2.evaluate.bench_trees import TREES
+from celo2.evaluate.environment import describe_environment
 from celo2.jax.runtime import compiler_options
-from celo2.training.environment import describe_environment
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 OPTIMIZERS = ("adamw", "muon", "celo2-base", "celo2")

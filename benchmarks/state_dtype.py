@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from celo2.baselines import LEARNED
+from celo2.evaluate.environment import describe_environment
 from celo2.tasks.registry import make_task
-from celo2.training.environment import describe_environment
 from celo2.training.runner import run_grid
 
 STEPS = {"fashion-mlp": 300, "tiny-lm": 150, "fashion-conv": 150, "digits-mlp": 300}

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import quick
+from helpers import quick
 
 if TYPE_CHECKING:
-    from instant_outer import InstantOuter
+    from helpers.instant_outer import InstantOuter
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", f"{quick.XLA_FLAGS} --xla_force_host_platform_device_count=2")
@@ -39,11 +39,11 @@ SLOWEST_FIRST = (  # with two workers a long file must not come last
     "sharding",
     "parity",
     "contract",
-    "unit/test_zoo_training.py",
-    "unit/test_truncation.py",
-    "unit/test_gradient_range.py",
-    "unit/test_rule_leaves.py",
-    "unit/test_inner.py",
+    "unit/zoo/test_zoo_training.py",
+    "unit/meta/test_unroll.py",
+    "unit/weights/test_gradient_range.py",
+    "unit/jax/test_batching.py",
+    "unit/meta/test_inner_optimizer.py",
     "unit",
 )
 
@@ -92,7 +92,7 @@ def small_meta_rule() -> Iterator[None]:
 def instant_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Makes comparisons instant; returns the list of what is asked: learning rates, seeds, steps."""
     from celo2.evaluate.comparison import compare
-    from stand_ins import InstantRunner, InstantTimer
+    from helpers.stand_ins import InstantRunner, InstantTimer
 
     asked: list[tuple] = []
     monkeypatch.setattr(InstantRunner, "asked", asked)
@@ -104,7 +104,7 @@ def instant_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 @pytest.fixture
 def interrupt_training(instant_training, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """A function that lets Ctrl-C come after that many instant optimizers are finished."""
-    from stand_ins import InstantRunner
+    from helpers.stand_ins import InstantRunner
 
     train, calls = InstantRunner.train, []
 
@@ -136,7 +136,7 @@ def signals_heard() -> Iterator[None]:
 def instant_outer(monkeypatch: pytest.MonkeyPatch) -> InstantOuter:
     """Makes the iterations of meta-training instant."""
     from celo2.meta import outer
-    from instant_outer import InstantOuter
+    from helpers.instant_outer import InstantOuter
 
     stand_in = InstantOuter()
     monkeypatch.setattr(outer, "init", stand_in.init)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import jax
 
+from celo2.evaluate.environment import describe_task
 from celo2.tasks.base import SIZES
 from celo2.tasks.registry import TASKS, make_task
-from celo2.training.environment import describe_task
 
 HEADER = (
     "| name | what it is | parameters: full, small, tiny | batch | published data | stands in |\n"

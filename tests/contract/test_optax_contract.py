@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contract_table import (
+from optax._src.base import NO_PARAMS_MSG
+
+import celo2
+from helpers.contract_table import (
     CELO2,
     ROWS,
     Row,
@@ -23,9 +26,6 @@ from contract_table import (
     make_params,
     signature,
 )
-from optax._src.base import NO_PARAMS_MSG
-
-import celo2
 
 every_optimizer = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 Update = Callable[..., tuple[Any, Any]]

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contract_table import (
+
+import celo2
+from helpers.contract_table import (
     CELO2,
     CELO2_BASE,
     assert_trees_close,
     make_grads,
     make_params,
 )
-
-import celo2
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 STEPS = 100
 RATE = 5e-3
 OTHER_RATES = {"LOpt_AdafacMLPLOpt_FashionMnist_50": 3e-2}
-SIZED = [name for name, spec in TASKS.items() if spec.sized]  # the others: tests/unit/test_tasks.py
+SIZED = [name for name, spec in TASKS.items() if spec.sized]  # the others: tests/unit/tasks/test_tasks.py
 NAMES = [f"{name}@tiny" for name in SIZED]
 every_task = pytest.mark.parametrize("name", NAMES)
 

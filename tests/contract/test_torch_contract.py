@@ -9,7 +9,9 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch_contract_table import (
+
+from celo2.torch import Celo2
+from helpers.torch_contract_table import (
     ROWS,
     Row,
     assert_same,
@@ -18,8 +20,6 @@ from torch_contract_table import (
     make_model,
     train,
 )
-
-from celo2.torch import Celo2
 
 every_optimizer = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

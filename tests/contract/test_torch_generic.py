@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import Parameter
-from torch_contract_table import make_model, train
 
 from celo2.torch import Celo2, Celo2Base
+from helpers.torch_contract_table import make_model, train
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of PyTorch's test code

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
-from torch_contract_table import ROWS, Row, assert_same, make_model, train
 
 from celo2.torch import Celo2, Celo2Base
+from helpers.torch_contract_table import ROWS, Row, assert_same, make_model, train
 
 every_optimizer = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 

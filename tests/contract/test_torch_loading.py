@@ -16,7 +16,9 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch_contract_table import (
+
+from celo2.torch import Celo2, Celo2Base
+from helpers.torch_contract_table import (
     ROWS,
     Row,
     assert_same,
@@ -24,8 +26,6 @@ from torch_contract_table import (
     make_model,
     train,
 )
-
-from celo2.torch import Celo2, Celo2Base
 
 every_optimizer = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch_contract_table import assert_same, make_model, train
 
 from celo2.torch import Celo2, Celo2Base
+from helpers.torch_contract_table import assert_same, make_model, train
 
 every_optimizer = pytest.mark.parametrize("factory", [Celo2, Celo2Base])
 BAD = [float("nan"), float("inf"), -float("inf")]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch_contract_table import make_model, train
 
 from celo2.torch import Celo2, Celo2Base
+from helpers.torch_contract_table import make_model, train
 
 
 @pytest.mark.parametrize("factory", [Celo2, Celo2Base])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import quick
+from helpers import quick
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 from processes import kill_when, run
 
 from celo2 import load_checkpoint
-from probe_records import TINY_SET
+from helpers.probe_records import TINY_SET
 
 RECIPE = [
     "--variant",

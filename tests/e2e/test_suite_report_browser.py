@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from celo2.evaluate.report.html import write_suite_report
-from suite_results import make_suite
+from helpers.suite_results import make_suite
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

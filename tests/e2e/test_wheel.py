@@ -51,12 +51,12 @@ def test_wheel_carries_weights_data_and_types(wheel: Path) -> None:
         "data/fashion_mnist_sample_10k.npz",
         "data/mnist_sample_10k.npz",
         "data/LICENSES.md",
-        "evaluate/report.html.j2",
-        "evaluate/suite_report.html.j2",
-        "evaluate/suite_report.css",
-        "evaluate/suite_report.js",
-        "evaluate/suite_table.html.j2",
-        "evaluate/suites/tiny.toml",
+        "evaluate/comparison/report.html.j2",
+        "evaluate/report/suite.html.j2",
+        "evaluate/report/suite.css",
+        "evaluate/report/suite.js",
+        "evaluate/report/table.html.j2",
+        "evaluate/suite/tiny.toml",
         "py.typed",
     ):
         assert f"celo2/{file}" in names

@@ -15,8 +15,8 @@ from celo2.baselines.adamuon import scale_by_adamuon
 from celo2.baselines.normuon import scale_by_normuon
 from celo2.baselines.shampoo import scale_by_shampoo
 from celo2.baselines.soap import scale_by_soap
+from helpers.tolerances import relative_error, tolerance
 from oracle import baselines as oracle
-from tolerances import relative_error, tolerance
 
 STEPS = 7
 EVERY = 3  # so that the bases and roots are renewed twice

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 import celo2
 from celo2 import DimensionNumbers
+from helpers.tolerances import relative_error, tolerance
 from oracle import rule
-from tolerances import relative_error, tolerance
 
 Array = NDArray[np.floating]
 

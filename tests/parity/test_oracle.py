@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.rule_runs import GOLDEN, REFERENCE_RUNS, load_run, replay_oracle
+from helpers.tolerances import relative_error, tolerance
 from oracle import pes, rule
-from rule_runs import GOLDEN, REFERENCE_RUNS, load_run, replay_oracle
-from tolerances import relative_error, tolerance
 
 GOLDEN_RUNS = sorted(path.stem for path in GOLDEN.glob("*.npz"))
 PES_RUNS = ("many_resets", "no_resets", "sign", "with_resets")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from celo2.meta import pes
+from helpers.tolerances import relative_error, tolerance
 from oracle import pes as oracle
-from tolerances import relative_error, tolerance
 
 RUNS = ("many_resets", "no_resets", "sign", "with_resets")
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import celo2
-import quick
+from helpers import quick
+from helpers.rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, Run, load_run
+from helpers.tolerances import relative_error, tolerance
 from oracle import rule
-from rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, Run, load_run
-from tolerances import relative_error, tolerance
 
 GOLDEN_RUNS = ("base", "bias_corrected", "celo2", "subset", "unnormalized")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import celo2
 from celo2.torch import Celo2, Celo2Base
-from tolerances import relative_error, tolerance
+from helpers.tolerances import relative_error, tolerance
 
 STEPS = 50
 WIDTH, CLASSES, LENGTH = 12, 7, 8

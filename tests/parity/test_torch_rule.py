@@ -17,9 +17,9 @@ from torch_replay import Replay, replay_torch
 
 from celo2.torch import DimensionNumbers
 from celo2.torch.kernels import cpu_blocked, dispatch
+from helpers.rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, load_run, replay_oracle
+from helpers.tolerances import relative_error, tolerance
 from oracle import rule
-from rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, load_run, replay_oracle
-from tolerances import relative_error, tolerance
 
 Array = NDArray[np.floating]
 

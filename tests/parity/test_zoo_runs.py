@@ -12,8 +12,8 @@ import pytest
 from zoo_runs import RUNS, change_errors, load_run, make_run, random_theta, replay
 
 from celo2.zoo.names import as_tree
+from helpers.tolerances import tolerance
 from oracle.zoo import OPTIMIZERS
-from tolerances import tolerance
 
 SHAPES = {  # in pytree order; the first one's parameters are zeros
     "a_zero": (3, 2),

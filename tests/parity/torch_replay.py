@@ -16,7 +16,7 @@ from celo2.torch.dimensions import make_layout
 from celo2.torch.optimizer.state import init_rule, rule_accumulators
 from celo2.torch.weights import Network
 from celo2.weights.checkpoint import Weights
-from rule_runs import Leaves, Run
+from helpers.rule_runs import Leaves, Run
 
 torch.set_num_threads(1)  # of a process that is one of several: two threads would wait for each other
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import quick
+from helpers import quick
 
 SCRIPT = Path(__file__).with_name("meta_run.py")
 TOLERANCE = 1e-5  # the sums over pairs are taken in another order; found: a quarter of it

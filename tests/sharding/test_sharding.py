@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import quick
+from helpers import quick
 
 LAYOUTS = ("data", "tensor", "fully-sharded")
 VARIANTS = ("celo2", "celo2-base")

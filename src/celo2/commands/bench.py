@@ -30,9 +30,9 @@ from celo2.evaluate.bench import (
     bench_whole_step,
 )
 from celo2.evaluate.bench_trees import TREES, count_parameters
+from celo2.evaluate.environment import describe_environment
 from celo2.jax.runtime import compiler_options
 from celo2.report.kit import cell
-from celo2.training.environment import describe_environment
 
 _DESCRIPTION = """\
 Measures the step of several optimizers on one parameter tree, in turns in one process: time, its

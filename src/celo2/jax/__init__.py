@@ -1,4 +1,4 @@
-"""The rule in JAX: one array at a time in `step`, whole trees in `transform`."""
+"""The rule in JAX: `transform` updates whole trees, `step` one array."""
 
 from celo2._utils.extras import require
 

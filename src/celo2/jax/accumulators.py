@@ -1,4 +1,4 @@
-"""Gradient → accumulators: three momenta, one second moment, factored second moments.
+"""The accumulators of the rule: three momenta, one second moment, factored second moments.
 
 Source: arXiv 2602.19142, section 3; the factored moments are Adafactor's (arXiv 1804.04235, eq. 4).
 
@@ -25,21 +25,21 @@ from celo2.jax.dimensions import Axes
 
 
 class Decays(Protocol):
-    """The decays of each kind of accumulator, numbers or traced scalars; a `RuleConfig`, say."""
+    """The decays of each kind of accumulator, numbers or traced scalars, as in `RuleConfig`."""
 
     @property
     def initial_momentum_decays(self) -> tuple[Any, ...]:
-        """Of the momenta."""
+        """The decays of the momenta."""
         ...
 
     @property
     def initial_rms_decays(self) -> tuple[Any, ...]:
-        """Of the second moments."""
+        """The decays of the second moments."""
         ...
 
     @property
     def initial_adafactor_decays(self) -> tuple[Any, ...]:
-        """Of the row and column accumulators."""
+        """The decays of the row and column accumulators."""
         ...
 
 
@@ -47,8 +47,8 @@ class Accumulators(NamedTuple):
     """The accumulators of one array, one entry for each decay.
 
     Attributes:
-        momentum: Arrays of the parameter's shape.
-        rms: Arrays of the parameter's shape.
+        momentum: The momenta, of the parameter's shape.
+        rms: The second moments, of the parameter's shape.
         row: The parameter's shape with the largest axis reduced to 1; its full shape for rank < 2.
         col: The parameter's shape with the second largest axis reduced to 1; a scalar for rank < 2.
     """
@@ -60,12 +60,13 @@ class Accumulators(NamedTuple):
 
 
 class Leaf(NamedTuple):
-    """One array of the trained tree, before its update.
+    """One array of the parameter tree, before its update.
 
     Attributes:
         grad: The gradient, of any shape and floating dtype, not clipped.
         param: The parameter, of the same shape.
-        accumulators: Of the steps before; momenta and rms may be of a smaller dtype than row and col.
+        accumulators: The accumulators before this update; momenta and rms may have a narrower dtype than
+            row and col.
     """
 
     grad: Array
@@ -74,22 +75,22 @@ class Leaf(NamedTuple):
 
 
 def clip(grad: Array) -> Array:
-    """The gradient as everything else sees it, within ±1000."""
+    """Clips the gradient to ±1000."""
     return jnp.clip(grad, -GRAD_CLIP, GRAD_CLIP)
 
 
 def init_row(shape: tuple[int, ...], axes: Axes | None, dtype: jnp.dtype) -> Array:
-    """The initial row accumulator of an array of this shape."""
+    """Returns the initial row accumulator of an array of this shape."""
     return jnp.zeros(shape if axes is None else _reduced(shape, axes.large), dtype)
 
 
 def init_col(shape: tuple[int, ...], axes: Axes | None, dtype: jnp.dtype) -> Array:
-    """The initial column accumulator of an array of this shape."""
+    """Returns the initial column accumulator of an array of this shape."""
     return jnp.zeros(() if axes is None else _reduced(shape, axes.small), dtype)
 
 
 def init(shape: tuple[int, ...], axes: Axes | None, config: Decays, dtype: jnp.dtype) -> Accumulators:
-    """All accumulators of an array of this shape, at zero."""
+    """Returns all accumulators of an array of this shape, at zero."""
     return Accumulators(
         tuple(jnp.zeros(shape, dtype) for _ in config.initial_momentum_decays),
         tuple(jnp.zeros(shape, dtype) for _ in config.initial_rms_decays),
@@ -99,10 +100,10 @@ def init(shape: tuple[int, ...], axes: Axes | None, config: Decays, dtype: jnp.d
 
 
 def update(accumulators: Accumulators, grad: Array, axes: Axes | None, config: Decays) -> Accumulators:
-    """One step of every accumulator.
+    """Updates every accumulator by one step.
 
     Args:
-        accumulators: Of the steps before.
+        accumulators: The accumulators before this update.
         grad: The clipped gradient, in the accumulators' dtype.
         axes: The axes that are factored, None for rank < 2.
         config: The decays.
@@ -117,7 +118,7 @@ def update(accumulators: Accumulators, grad: Array, axes: Axes | None, config: D
 
 
 def update_full(accumulators: Accumulators, grad: Array, config: Decays) -> Accumulators:
-    """One step of the accumulators of the gradient's own shape; element by element, so blocks will do."""
+    """Updates momentum and rms by one step, element by element, so the arrays may be blocks."""
     return accumulators._replace(
         momentum=_decay_all(accumulators.momentum, grad, config.initial_momentum_decays),
         rms=_decay_all(accumulators.rms, grad * grad, config.initial_rms_decays),
@@ -127,12 +128,12 @@ def update_full(accumulators: Accumulators, grad: Array, config: Decays) -> Accu
 def update_factored(
     accumulators: Accumulators, row_mean: Array, col_mean: Array | None, config: Decays
 ) -> Accumulators:
-    """One step of the row and column accumulators, from the means of the squared gradient.
+    """Updates the row and column accumulators by one step, from the means of the squared gradient.
 
     Args:
-        accumulators: Of the steps before.
-        row_mean: Over the largest axis; the square itself for rank < 2.
-        col_mean: Over the second largest axis; None for rank < 2.
+        accumulators: The accumulators before this update.
+        row_mean: The mean over the largest axis; the square itself for rank < 2.
+        col_mean: The mean over the second largest axis; None for rank < 2.
         config: The decays.
     """
     decays = config.initial_adafactor_decays
@@ -143,16 +144,17 @@ def update_factored(
 
 
 def find_busy(squares: Array) -> Array:
-    """Which matrices have a gradient: False where all squares are zero; the last two axes have length 1.
+    """Returns True for each matrix that has a gradient, False where all squares are zero: `(..., 1, 1)`.
 
     Args:
-        squares: Of the gradient, or means of some of them, of any shape; of rank < 2 all are one matrix.
+        squares: The squared gradient, or means of some of the squares, of any shape; below rank 2 all are
+            one matrix.
     """
     return jnp.any(squares != 0, axis=tuple(range(squares.ndim))[-2:], keepdims=True)
 
 
 def keep_idle(old: Accumulators, new: Accumulators, busy: Array, axes: Axes | None) -> Accumulators:
-    """The new accumulators, but the old ones of matrices that are not busy.
+    """Returns the new accumulators, but the old ones of matrices that are not busy.
 
     Where matrices share a row or a column accumulator, one that is busy is enough.
     """

@@ -1,9 +1,9 @@
-"""The rule on many arrays, those of equal shape together.
+"""Updates many arrays by the rule, those of equal shape together.
 
-Small ones are stacked: each would cost the launch of some thirty kernels, so that the vectors of a deep
-network would cost more than its matrices. Large ones are not copied; of these only what `three_pass.py` and,
-on accelerators, Newton–Schulz stack is computed together. Where arrays may be sharded none are stacked,
-since the parts of a stack would all be sharded as one.
+Small arrays are stacked: each would launch some thirty kernels, so that the vectors of a deep network would
+cost more than its matrices. Large arrays are never copied; they are batched only inside `three_pass.py` and,
+on accelerators, in Newton–Schulz. Where arrays may be sharded none are stacked, since all of a stack would
+be sharded as one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from celo2.jax.rounding import round_all
 from celo2.jax.runtime import on_one_device
 from celo2.jax.step import Result
 
-ROUNDING_SEED = 0  # of the stochastic rounding of a bfloat16 state
+ROUNDING_SEED = 0  # seed of the stochastic rounding of a bfloat16 state
 STACK_LIMIT = 1 << 15  # elements of the largest array that is worth a copy
 
 
@@ -37,13 +37,13 @@ def update_leaves(
     *,
     skip_zero: bool = False,
 ) -> list[Result]:
-    """The un-negated step and the new accumulators of every leaf, in order.
+    """Computes the un-negated step and the new accumulators of every leaf, in order.
 
     Args:
         arrays: The network's weights by name.
-        leaves: What is updated.
-        layouts: How the rule sees each.
-        count: This step's number, from 1.
+        leaves: The arrays to update.
+        layouts: The layout of each leaf.
+        count: The step count including this update, from 1.
         rule: The rule's options.
         skip_zero: As in `step.update_all`.
     """
@@ -65,7 +65,7 @@ def update_leaves(
 
 
 def _group(leaves: Sequence[Leaf], layouts: Sequence[Layout]) -> list[list[int]]:
-    """Indices of the leaves of equal shape and dtypes, which are updated together."""
+    """Groups the indices of leaves of equal shape, dtypes and layout, which are updated together."""
     groups: dict[Hashable, list[int]] = {}
     for index, (leaf, layout) in enumerate(zip(leaves, layouts, strict=True)):
         groups.setdefault((leaf.grad.shape, leaf.grad.dtype, leaf.param.dtype, layout), []).append(index)
@@ -82,7 +82,7 @@ def _update_equal(
     rule: RuleConfig,
     skip_zero: bool,
 ) -> list[Result]:
-    """`step.update_all` in the layout's shape and the row accumulators' dtype."""
+    """Runs `step.update_all` in the layout's shape and the row accumulators' dtype."""
     dtype = leaves[0].accumulators.row[0].dtype
     results = step_lib.update_all(
         {name: array.astype(dtype) for name, array in arrays.items()},
@@ -105,13 +105,13 @@ def _update_equal(
 
 
 def _view(accumulators: Accumulators, change: Callable[[Array], Array]) -> Accumulators:
-    """With a layout's change of shape; the row and column accumulators have its shape already."""
+    """Changes the shape of momentum and rms; the row and column accumulators have the layout's already."""
     momentum, rms = (tuple(map(change, fulls)) for fulls in accumulators[:2])
     return accumulators._replace(momentum=momentum, rms=rms)
 
 
 def _round(accumulators: Accumulators, count: Array, index: int | Array) -> Accumulators:
-    """The large accumulators in bfloat16, by a key made of the step's number and the leaf's index."""
+    """Rounds momentum and rms to bfloat16, with a key made of the step count and the leaf's index."""
     momentum, rms = accumulators[:2]
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ROUNDING_SEED), count), index)
     rounded = round_all(key, (*momentum, *rms))

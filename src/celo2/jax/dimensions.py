@@ -1,8 +1,8 @@
-"""Which axes of an array are its matrix.
+"""Layouts: the matrices in an array and the axes of its factored accumulators.
 
-Without a specification the reference's conventions hold (arXiv 2602.19142 and its code): the
+Without dimension numbers the reference's conventions hold (arXiv 2602.19142 and its code): the
 accumulators are factored over the two largest axes, while normalisation and Newton–Schulz act on
-the last two. With one, the array is viewed as `(batch, reduction, output)` matrices and both act on
+the last two. With them, the array is viewed as `(batch, reduction, output)` matrices and both act on
 these, whatever the storage layout.
 """
 
@@ -27,7 +27,7 @@ class Axes(NamedTuple):
 
 
 def make_axes(shape: Sequence[int], *, first: int = 0) -> Axes | None:
-    """The two largest axes from axis `first` on, ties in index order; None where there are not two.
+    """Returns the two largest axes from axis `first` on, ties in index order; None if there are not two.
 
     Example:
         >>> make_axes((3, 3, 16, 32))
@@ -55,23 +55,23 @@ class MatrixView(NamedTuple):
         return batch * splits, reduction, output
 
     def to_matrices(self, array: Array) -> Array:
-        """From the parameter's own shape to `shape`."""
+        """Reshapes an array of the parameter's own shape to `shape`."""
         split = array.transpose(self.permutation).reshape(self.split_shape)
         return split.transpose(0, 2, 1, 3).reshape(self.shape)
 
     def from_matrices(self, matrices: Array) -> Array:
-        """The inverse of `to_matrices`."""
+        """Inverts `to_matrices`."""
         batch, reduction, splits, output = self.split_shape
         split = matrices.reshape(batch, splits, reduction, output).transpose(0, 2, 1, 3)
         return split.reshape(self.permuted_shape).transpose(np.argsort(self.permutation))
 
 
 def make_view(shape: Sequence[int], numbers: DimensionNumbers | MuonDimensionNumbers) -> MatrixView:
-    """Checks the dimension numbers against a shape.
+    """Makes the matrix view of a shape, and checks the dimension numbers against it.
 
     Args:
         shape: The parameter's shape, rank ≥ 2.
-        numbers: Which axes are the matrix.
+        numbers: The dimension numbers.
 
     Raises:
         TypeError: `numbers` is not a specification.
@@ -89,12 +89,12 @@ def make_view(shape: Sequence[int], numbers: DimensionNumbers | MuonDimensionNum
 
 
 class Layout(NamedTuple):
-    """How the rule sees one parameter.
+    """The shape and axes in which the rule computes one parameter.
 
     Attributes:
-        shape: Of the arrays that the rule works on.
+        shape: The shape that the rule computes in.
         axes: The axes that are factored, None for rank < 2.
-        view: None where the parameter is taken as stored.
+        view: The matrix view; None where the parameter is taken as stored.
     """
 
     shape: tuple[int, ...]
@@ -102,18 +102,18 @@ class Layout(NamedTuple):
     view: MatrixView | None = None
 
     def enter(self, array: Array) -> Array:
-        """From the parameter's own shape to `shape`."""
+        """Reshapes an array of the parameter's own shape to `shape`."""
         return array if self.view is None else self.view.to_matrices(array)
 
     def leave(self, array: Array) -> Array:
-        """The inverse of `enter`."""
+        """Inverts `enter`."""
         return array if self.view is None else self.view.from_matrices(array)
 
 
 def make_layout(
     shape: Sequence[int], numbers: DimensionNumbers | MuonDimensionNumbers | None = None
 ) -> Layout:
-    """The layout of a parameter of this shape; None takes it as stored, the reference's convention."""
+    """Makes the layout of a shape; without numbers it is taken as stored, the reference's convention."""
     if numbers is None:
         return Layout(tuple(shape), make_axes(shape))
     view = make_view(shape, numbers)

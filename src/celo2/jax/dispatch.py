@@ -1,8 +1,8 @@
-"""Which program computes an array's direction: the plain one, or the passes of XLA or of GPU kernels.
+"""Chooses the implementation for each array: the plain program, or three passes by XLA or by GPU kernels.
 
-Nobody has to choose: the kernels of `kernels.py` serve CUDA devices where they apply, XLA's passes
+By default, the kernels of `pallas/kernels.py` serve CUDA devices where they apply, XLA's passes
 (`three_pass.py`) other matrices, the plain program (`step.py`) vectors and rare options. The choice is made
-while an update is traced and is no option of the rule, so it is neither in `RuleConfig` nor in the
+while an update is traced. It is not an option of the rule, so it is neither in `RuleConfig` nor in the
 transforms' signatures; benchmarks and tests make it with `use`.
 """
 
@@ -40,10 +40,10 @@ _chosen: ContextVar[Implementation] = ContextVar("implementation", default="auto
 
 @contextlib.contextmanager
 def use(implementation: Implementation) -> Iterator[None]:
-    """Chooses the implementation of every update that is traced inside; compiled ones stay as they are.
+    """Selects the implementation of every update traced inside the block; compiled ones do not change.
 
     Args:
-        implementation: `"auto"`; `"plain"`, one array after the other as the paper has it; `"xla"`,
+        implementation: `"auto"`; `"plain"`, one array after the other as in the paper; `"xla"`,
             passes without kernels; `"pallas"`, the kernels wherever they apply, of any size and on any
             number of devices; `"pallas_interpret"`, the same as ordinary JAX operations, which run
             on every backend.
@@ -61,9 +61,9 @@ def use(implementation: Implementation) -> Iterator[None]:
 def choose(
     weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, axes: Axes | None, config: RuleConfig
 ) -> Implementation:
-    """How to compute this array: `"auto"` stands for the kernels on CUDA and XLA's passes elsewhere.
+    """Returns the implementation for this array: `"auto"` means kernels on CUDA and XLA's passes elsewhere.
 
-    By itself it takes the kernels only where JAX has one device, a GPU: the compiler cannot divide a
+    Without `use`, kernels are chosen only where JAX has one device, a GPU: the compiler cannot divide a
     kernel between devices and would gather the matrix first, and `jax.shard_map` refuses kernels
     that do not say along which axes their results vary.
     """
@@ -82,10 +82,10 @@ def choose(
 
 
 def fits(weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, config: RuleConfig) -> bool:
-    """Whether the kernels can make the passes over this array.
+    """Returns whether the kernels support this array.
 
-    They need finished weights (constants of the kernel), a network that is not large, matrices with
-    both sides at least `LEAST_SIDE`, float32 accumulators.
+    They need concrete weights (constants of the kernel), a network that is not large, matrices with
+    both sides at least `LEAST_SIDE`, and float32 accumulators.
     """
     return (
         all(isinstance(array, np.ndarray) for array in weights.values())
@@ -98,13 +98,13 @@ def fits(weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, co
 
 
 def run(chosen: Implementation, xla: Callable[..., Any], kernels: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls one of two functions of the same meaning, or leaves the choice to the platform.
+    """Calls one of two equivalent functions, or leaves the choice to the platform.
 
     Args:
-        chosen: Of `choose`, not "plain".
-        xla: The passes of XLA.
-        kernels: The passes of kernels; its last argument says whether to interpret them. It is
-            differentiated as the other is.
+        chosen: A result of `choose` other than "plain".
+        xla: Computes with the passes of XLA.
+        kernels: Computes with the kernels; its last argument says whether to interpret them. Its
+            derivative is that of `xla`.
         *arguments: Trees of arrays.
     """
     if chosen == "xla":
@@ -119,7 +119,7 @@ def run(chosen: Implementation, xla: Callable[..., Any], kernels: Callable[..., 
 
 @functools.cache
 def _can_lower(config: RuleConfig) -> bool:
-    """Whether the installed JAX can lower the kernels for these options, tried on a small matrix."""
+    """Returns whether the installed JAX can lower the kernels for these options, tried on a small matrix."""
     shape, axes = (LEAST_SIDE, LEAST_SIDE), Axes(0, 1)
     weights = {name: np.zeros(size, np.float32) for name, size in config.weight_shapes().items()}
     try:
@@ -133,7 +133,7 @@ def _can_lower(config: RuleConfig) -> bool:
             return three_pass.compute([Leaf(*matrix)], weights, axes, config, kernels)
 
         jax.jit(compute).trace(array, array, state).lower(lowering_platforms=("cuda",))
-    except Exception as error:  # whatever it is, XLA's passes still work
+    except Exception as error:  # of any kind: XLA's passes still work
         warnings.warn(f"the GPU kernels are not used, since they cannot be lowered: {error!r}", stacklevel=2)
         return False
     return True

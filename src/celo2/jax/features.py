@@ -1,4 +1,4 @@
-"""Gradient, parameter, accumulators → the 14 groups of input features.
+"""The 14 groups of input features, computed from gradient, parameter and accumulators.
 
 Source: arXiv 2602.19142, section 3; the order is `celo2.config.FEATURES`.
 
@@ -35,17 +35,17 @@ def compute(
     raw: Accumulators | None = None,
     rms_eps: float = RSQRT_EPS,
 ) -> FeatureGroups:
-    """The enabled features of one array, each group under the name of its weight matrix.
+    """Computes the enabled features of one array, each group under the name of its weight matrix.
 
     Args:
         grad: The clipped gradient, of any shape.
         param: The parameter, of the same shape and dtype.
-        accumulators: Already updated with this gradient.
+        accumulators: The accumulators after the update with this gradient.
         axes: The factored axes, None for rank < 2.
-        config: Which features are enabled.
+        config: The options, which enable features.
         raw: The accumulators before bias correction, where that is on: the reference leaves the
             factored gradient uncorrected, and only that.
-        rms_eps: Under the reciprocal root of the second moment; the predecessors have another.
+        rms_eps: Added below the reciprocal root of the second moment; earlier rules use another.
     """
     momentum, rms, row, col = accumulators
     factors = compute_factors(row, col, axes)
@@ -67,17 +67,17 @@ def compute_full(
     raw_factors: Factors | None = None,
     rms_eps: float = RSQRT_EPS,
 ) -> FeatureGroups:
-    """The groups of the parameter's shape; element by element, so blocks of the arrays will do.
+    """Computes the groups of the parameter's shape, element by element, so arrays may be blocks.
 
     Args:
         grad: The clipped gradient, of any shape.
-        param: The parameter, as all the following of the gradient's shape.
-        momentum: Already updated.
-        rms: Already updated.
-        factors: Of `compute_factors`.
-        config: Which features are enabled.
-        raw_factors: The gradient's, where they are others than the momenta's.
-        rms_eps: See `compute`.
+        param: The parameter, of the gradient's shape like all that follow.
+        momentum: The updated momenta.
+        rms: The updated second moments.
+        factors: The result of `compute_factors`.
+        config: The options, which enable features.
+        raw_factors: The factors of the gradient, if they differ from the momenta's.
+        rms_eps: As in `compute`.
     """
     rsqrt_rms = tuple(jax.lax.rsqrt(v + rms_eps) for v in rms)
     channels = {
@@ -98,7 +98,7 @@ def compute_full(
 
 
 def compute_vectors(row: tuple[Array, ...], col: tuple[Array, ...], config: RuleConfig) -> FeatureGroups:
-    """The groups of an array of rank ≥ 2 that stay vectors, from its factored accumulators."""
+    """Computes the groups that stay vectors for an array of rank ≥ 2, from its factored accumulators."""
     channels = {
         "row": lambda: row,
         "col": lambda: col,
@@ -109,13 +109,13 @@ def compute_vectors(row: tuple[Array, ...], col: tuple[Array, ...], config: Rule
 
 
 def count_full(config: RuleConfig) -> int:
-    """How many channels `compute_full` makes of a matrix."""
+    """Returns the number of channels that `compute_full` computes for a matrix."""
     groups = config.feature_groups(2)
     return sum(config.num_channels(feature) for _, feature in groups if feature.name not in VECTORS)
 
 
 def compute_factors(row: tuple[Array, ...], col: tuple[Array, ...], axes: Axes | None) -> Factors:
-    """What a gradient is multiplied by to divide it by the root of its factored second moment."""
+    """Computes the factors that divide a gradient by the root of its factored second moment."""
     if axes is None:
         return tuple((jax.lax.rsqrt(jnp.maximum(r + FACTOR_FLOOR, FACTOR_FLOOR)),) for r in row)
     rows = jnp.stack(row)  # all decays at once: a handful of small kernels instead of one set for each

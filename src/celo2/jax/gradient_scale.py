@@ -1,7 +1,7 @@
-"""The scale of the gradient: whether the rule's weights know it, and how to make it one that they do.
+"""Transforms and functions that measure and normalize the scale of gradients.
 
 The rule's epsilons and its clipped-gradient feature are absolute numbers, so that multiplying the loss
-by a constant changes its steps. `share_outside` and `watch_gradients` tell how much of a network has
+by a constant changes its steps. `share_outside` and `watch_gradients` measure how much of a network has
 gradients of a scale that the weights did not meet in meta-training. `normalize_gradients` removes the
 scale: with `s` the running mean of `mean(g²)` of an array it gives `g · target / √s`, in which a constant
 cancels exactly, while the changes of the gradient from step to step remain.
@@ -25,8 +25,8 @@ class NormalizeGradientsState(NamedTuple):
     """State of `normalize_gradients`.
 
     Attributes:
-        mean_square: Running mean of each array's mean square from zero on, a tree of float32 scalars.
-        weight: What the mean of ones would be, a tree of float32 scalars: it corrects for the start.
+        mean_square: The running mean of each array's mean square, from zero, a tree of float32 scalars.
+        weight: The running mean of ones, a tree of float32 scalars, which corrects for the start at zero.
     """
 
     mean_square: optax.Params
@@ -40,8 +40,8 @@ def normalize_gradients(target: float, *, decay: float = GRADIENT_DECAY) -> opta
     are taken in float32: root mean squares below 1e-19 count as zero, above 1e19 as not finite.
 
     Args:
-        target: Root mean square that gradients get on average, positive.
-        decay: Of the running mean, in [0, 1); the mean is corrected for its start at zero.
+        target: The root mean square that gradients get on average, positive.
+        decay: The decay of the running mean, in [0, 1); the mean is corrected for its start at zero.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -67,7 +67,7 @@ def normalize_gradients(target: float, *, decay: float = GRADIENT_DECAY) -> opta
         new = jax.tree.map(_mean_square, updates)
 
         def average(new: Array, mean: Array, value: Array) -> Array:
-            """One step that is not finite must not stay in the mean for ever."""
+            """Updates a running mean, unless the new value is not finite."""
             return jnp.where(jnp.isfinite(new), decay * mean + (1.0 - decay) * value, mean)
 
         def scale(grad: Array, new: Array, mean: Array, weight: Array) -> Array:
@@ -84,7 +84,7 @@ def normalize_gradients(target: float, *, decay: float = GRADIENT_DECAY) -> opta
 
 
 def _mean_square(grad: Any) -> Array:
-    """In float32, so that the square of a small bfloat16 gradient is kept; 0 for an empty array."""
+    """Computes the mean square in float32, which holds squares of small gradients; 0 for an empty array."""
     return jnp.mean(jnp.square(grad.astype(jnp.float32))) if grad.size else jnp.zeros((), jnp.float32)
 
 
@@ -105,25 +105,26 @@ def share_outside(
     *,
     weights: Weights | str = SHIPPED[0],
 ) -> Array:
-    """The share of the parameters whose array's gradient has a root mean square outside [low, high].
+    """Computes the share of parameters in arrays whose gradient has a root mean square outside [low, high].
 
-    An array counts by its parameters, so that the share is how much of the network gets steps from
-    features that the weights do not know; counted as one each, the many biases and norms of a deep
+    An array counts by its number of parameters, so that the share is how much of the network gets steps from
+    features outside the range of meta-training; counted as one each, the many biases and norms of a deep
     network would outvote its matrices. An array whose gradient is zero everywhere has no scale (a
     frozen layer, an expert that got no token) and is left out. A gradient that is not finite is outside.
 
     Args:
         grads: Gradients of any floating dtypes. `None`, `optax.MaskedNode` and arrays without elements
             are left out, so `optax.masked` decides what counts.
-        low: Least root mean square inside; None: that of the weights.
-        high: Greatest root mean square inside; None: that of the weights.
-        weights: Whose range holds where low or high is None: what `celo2.load_checkpoint` gives or takes.
+        low: The lower end of the range; None: that of the weights.
+        high: The upper end of the range; None: that of the weights.
+        weights: The weights whose range holds where low or high is None: what `celo2.load_checkpoint`
+            returns or takes.
 
     Returns:
         A float32 scalar in [0, 1]; 0 where nothing has a gradient.
 
     Raises:
-        ValueError: Not 0 < low < high < ∞, or weights whose file states no range.
+        ValueError: Unless 0 < low < high < ∞, or if the file of the weights states no range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -137,11 +138,11 @@ def share_outside(
 def watch_gradients(
     low: float | None = None, high: float | None = None, *, weights: Weights | str = SHIPPED[0]
 ) -> optax.GradientTransformation:
-    """Passes gradients through as they are, and keeps `share_outside` of the last ones in its state.
+    """Passes gradients through unchanged, and keeps `share_outside` of the last ones in its state.
 
-    Put it right before the rule: behind clipping, `normalize_gradients` and whatever else scales
-    gradients. Celo2 gives some arrays to AdamW, which does not mind their scale; `optax.masked` leaves
-    them out.
+    Put it right before the rule: after clipping, `normalize_gradients` and whatever else scales
+    gradients. Celo2 gives some arrays to AdamW, which ignores their scale; `optax.masked` leaves them
+    out.
 
     Args:
         low: As in `share_outside`.
@@ -149,7 +150,7 @@ def watch_gradients(
         weights: As in `share_outside`.
 
     Raises:
-        ValueError: As `share_outside`.
+        ValueError: As in `share_outside`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -185,7 +186,7 @@ def _share_outside(grads: optax.Updates, low: float, high: float) -> Array:
 
 
 def _root_mean_square(grad: Array) -> Array:
-    """In float32 and in units of the largest element, so that no square leaves float32's range."""
+    """Computes the root mean square in float32, in units of the largest element to stay in range."""
     grad = jnp.abs(grad.astype(jnp.float32))
     largest = jnp.max(grad)
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)

@@ -1,4 +1,4 @@
-"""Which program computes the rule: `use` forces one, for a block of code."""
+"""Public name of `use`, which selects the implementation of the rule within a `with` block."""
 
 from celo2.jax.dispatch import use
 

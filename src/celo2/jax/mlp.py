@@ -1,4 +1,4 @@
-"""Features → direction: the network, applied to every element of an array.
+"""The network, which maps the features of every element of an array to its direction.
 
 Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, element by element.
 
@@ -22,16 +22,16 @@ from celo2.config import RuleConfig
 from celo2.constants import NORM_EPS
 from celo2.jax.features import FeatureGroups
 
-NUMBERS_UP_TO = 8  # hidden units: finished weights of a larger network are not written into the program
+NUMBERS_UP_TO = 8  # hidden units; concrete weights of a larger network are not written into the program
 
 InputScales = dict[str, tuple[Array, ...]]  # weight name → scale of each channel
-Units = Array | Sequence[Array]  # what is added to each hidden unit: `(units, ...)`, or as many arrays
+Units = Array | Sequence[Array]  # added to each hidden unit: `(units, ...)`, or as many arrays
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
 
 class _Channel(NamedTuple):
-    """An input of the first layer: values, its row of the weights, what normalises it (None: nothing)."""
+    """An input of the first layer: its values, its row of the weights, and its scale (None: 1)."""
 
     values: Array
     row: Any
@@ -39,13 +39,13 @@ class _Channel(NamedTuple):
 
 
 def mean_square(array: Array) -> Array:
-    """Mean of squares over the last two axes (one for a vector, none for a scalar), axes kept."""
+    """Computes the mean of squares over the last two axes (one of a vector, none of a scalar), kept."""
     axes = tuple(range(max(array.ndim - 2, 0), array.ndim))
     return jnp.mean(array * array, axis=axes, keepdims=True)
 
 
 def mean_squares(channels: Sequence[Array]) -> Array:
-    """`mean_square` of arrays of one shape, stacked, from one reduction with as many operands.
+    """Computes `mean_square` of arrays of one shape, stacked, in one reduction with as many operands.
 
     The operands are not stacked, so that each is computed inside the reduction and never stored.
     """
@@ -60,24 +60,24 @@ def mean_squares(channels: Sequence[Array]) -> Array:
 
 
 def multiply_add(values: Array, weight: Any, total: Any) -> Array:
-    """`total + values · weight`, the one operation of every layer."""
+    """Computes `total + values · weight`, the one operation of every layer."""
     return total + values * weight
 
 
 def normalizer(mean_square: Array) -> Array:
-    """What an array of this mean square is multiplied by to have root mean square 1."""
+    """Returns the factor that gives an array of this mean square the root mean square 1."""
     return jax.lax.rsqrt(mean_square + NORM_EPS)
 
 
 def input_scales(groups: FeatureGroups, normalize: Callable[[Array], Array] = normalizer) -> InputScales:
-    """`rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes.
+    """Computes `rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes.
 
-    The channels of one shape are reduced together: one pass over what they are computed from.
+    The channels of one shape are reduced together, in one pass over their inputs.
 
     Args:
         groups: Weight name → channels.
-        normalize: Mean squares over the last two axes, stacked over channels → scales; the predecessors
-            have another than `normalizer`.
+        normalize: Maps mean squares over the last two axes, stacked over channels, to scales; earlier rules
+            use another than `normalizer`.
     """
     by_shape: dict[tuple[int, ...], list[Array]] = {}
     for group in groups.values():
@@ -96,20 +96,20 @@ def compute(
     vectors: Sequence[Units] = (),
     add: Callable[[Array, Any, Any], Array] = multiply_add,
 ) -> tuple[Array, Array | None]:
-    """Direction and magnitude of every element.
+    """Computes the direction and magnitude of every element.
 
     Args:
         groups: Weight name → channels, each of a shape that broadcasts to the parameter's.
-        scales: Of `input_scales`; None: the channels enter as they are.
+        scales: The result of `input_scales`; None: the channels enter as they are.
         weights: The network's arrays by name, of the shapes of `RuleConfig.weight_shapes`.
-        config: Sizes, activation.
-        vectors: What channels that are vectors add to each hidden unit, of `vector_units`, where
-            `groups` has not got them.
-        add: `multiply_add`, or what computes it in one instruction.
+        config: The options: sizes, activation.
+        vectors: The contributions of vector channels to each hidden unit, from `vector_units`, where
+            `groups` does not contain them.
+        add: `multiply_add`, or a function that computes it in one instruction.
 
     Returns:
-        The direction, of the parameter's shape, and the magnitude, None when `exp_mult` is 0: an
-        output that is not used is not computed.
+        The direction, of the parameter's shape, and the magnitude; None when `exp_mult` is 0, since an
+        unused output is not computed.
     """
     activation = _ACTIVATIONS[config.mlp_activation]
     entries = {name: _entries(array) for name, array in weights.items()}
@@ -125,7 +125,7 @@ def compute(
 
 
 def make_opaque(weights: Mapping[str, Any], config: RuleConfig) -> Mapping[str, Any]:
-    """Finished weights of a large network as arrays that XLA does not look into; others as they are.
+    """Hides the concrete weights of a large network from XLA's optimizations; returns others unchanged.
 
     Where sums may be reordered (`runtime.compiler_options`), LLVM rearranges those of a layer with
     constant weights, and from 16 units on takes more memory for it than a machine has.
@@ -141,7 +141,7 @@ def make_opaque(weights: Mapping[str, Any], config: RuleConfig) -> Mapping[str, 
 def vector_units(
     groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array]
 ) -> list[Array]:
-    """What channels that are vectors add to each hidden unit: `(units, *shape)`, one array for each shape."""
+    """Computes what vector channels add to each hidden unit, `(units, *shape)`, one array for each shape."""
     return [_vector_units(channels) for channels in _by_shape(groups, scales, weights).values()]
 
 
@@ -150,7 +150,7 @@ def _add_each(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array,
 
 
 def _entries(array: Array | np.ndarray) -> Any:
-    """What `[i][j]` picks scalars from: plain numbers for finished weights, rows while theta is learned.
+    """Returns the weights for indexing `[i][j]`: numbers if concrete, rows while theta is learned.
 
     Numbers become constants of the compiled loop, which then runs faster. Traced weights are picked
     from inside the loop: as separate arrays they would be hundreds of its arguments.
@@ -188,7 +188,7 @@ def _by_shape(
 
 
 def _vector_units(channels: Sequence[_Channel]) -> Array:
-    """What channels of one shape that are vectors add to each hidden unit: `(units, *shape)`.
+    """Computes what vector channels of one shape add to each hidden unit: `(units, *shape)`.
 
     A product of matrices, since a compiler that fused these sums into the pass over the array would
     repeat them for each element.

@@ -1,4 +1,4 @@
-"""Gradients that are not finite: arrays that have one are left out of a step, and counted."""
+"""Skips and counts updates of arrays whose gradients are not finite."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class SkipNonfiniteState(NamedTuple):
     """State of an optimizer with `skip_nonfinite_gradients`.
 
     Attributes:
-        num_nonfinite: How often an array was left out of a step, int32.
-        inner_state: Of the optimizer.
+        num_nonfinite: The number of times that an array was left out of a step, int32.
+        inner_state: The state of the inner optimizer.
     """
 
     num_nonfinite: Array
@@ -28,12 +28,13 @@ class SkipNonfiniteState(NamedTuple):
 def skip_nonfinite(
     inner: optax.GradientTransformationExtraArgs, keep: Keep | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Leaves arrays out whose gradient has an infinity or NaN: the update is 0, their state stays.
+    """Skips arrays whose gradient has an infinity or NaN: their update is 0, and their state stays.
 
     Args:
-        inner: An optimizer that leaves an array's state alone if its gradient is zero.
-        keep: Where it does not do so everywhere: from a tree that says which gradients are finite, its new
-            state and the old one, to the new one with the old values of the others.
+        inner: An optimizer that does not change an array's state if its gradient is zero.
+        keep: Restores the state where the optimizer does change it: takes a tree that says which gradients
+            are finite, the new state and the old one, and returns the new one with the old values of the
+            arrays that are skipped.
     """
 
     def init(params: optax.Params) -> SkipNonfiniteState:
@@ -56,7 +57,7 @@ def skip_nonfinite(
 
 
 def choose_finite(finite: Any, new: Any, old: Any) -> Any:
-    """The new arrays of a tree where the gradient is finite, the old ones elsewhere; masked nodes stay."""
+    """Selects the new arrays of a tree where the gradient is finite, else the old; masked nodes stay."""
 
     def masked(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)

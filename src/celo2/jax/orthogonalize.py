@@ -1,4 +1,4 @@
-"""Matrix → the nearest semi-orthogonal one, about: Newton–Schulz.
+"""Approximate orthogonalisation of matrices by Newton–Schulz iterations.
 
 Source: Muon (Jordan et al., 2024), used by Celo2 (arXiv 2602.19142, section 3.4). With
 `X = U S Vᵀ`, the polynomial `c₀ X + (c₁ A + c₂ A²) X`, `A = X Xᵀ`, moves every singular value
@@ -29,7 +29,7 @@ def compute(matrices: Array, config: RuleConfig) -> Array:
 
     Args:
         matrices: Shape `(..., m, n)`.
-        config: `ns_coeffs`, `ns_iters`, `ns_eps`.
+        config: The options `ns_coeffs`, `ns_iters`, `ns_eps`.
     """
     exact = partial(iterate, config=config, dtype=matrices.dtype)
     if jax.default_backend() == "cpu" or matrices.dtype != jnp.float32:
@@ -39,10 +39,10 @@ def compute(matrices: Array, config: RuleConfig) -> Array:
 
 
 def compute_all(matrices: Sequence[Array], config: RuleConfig) -> list[Array]:
-    """`compute` of arrays of one shape: in batches on an accelerator, where small products leave it idle.
+    """Applies `compute` to arrays of one shape, in batches on accelerators, which small products leave idle.
 
     A CPU is slower in batches (by 15 % on the matrices of `gpt2-15m`). A batch of sharded matrices
-    would be gathered as a whole, so where they may be sharded they are taken one at a time.
+    would be gathered as a whole, so matrices that may be sharded are taken one at a time.
     """
     if jax.default_backend() == "cpu" or not on_one_device():
         return [compute(matrix, config) for matrix in matrices]
@@ -52,7 +52,7 @@ def compute_all(matrices: Sequence[Array], config: RuleConfig) -> list[Array]:
 
 
 def iterate(matrices: Array, config: RuleConfig, dtype: jnp.dtype) -> Array:
-    """Newton–Schulz with products in the given dtype; the norm and the result have the matrices' own."""
+    """Runs Newton–Schulz with products in the given dtype; norm and result have the matrices' own dtype."""
     norm = jnp.sqrt(jnp.sum(matrices * matrices, axis=(-2, -1), keepdims=True))
     x = (matrices / (norm + config.ns_eps)).astype(dtype)
     tall = x.shape[-2] > x.shape[-1]

@@ -1,8 +1,9 @@
-"""float32 → bfloat16 by stochastic rounding, so that small changes are kept on average.
+"""Stochastic rounding of float32 to bfloat16, which keeps small changes on average.
 
 A bfloat16 has eight bits of precision: an accumulator with decay 0.999 moves by a thousandth of its
-distance to the gradient, which rounding to nearest would drop for ever. Rounded up with the
-probability of what is cut off, the expectation is exact (Gupta et al., arXiv 1502.02551, section 3).
+distance to the gradient, which rounding to nearest would drop for ever. Rounding up with a
+probability equal to the fraction cut off makes the expectation exact (Gupta et al., arXiv 1502.02551,
+section 3).
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-_BITS_CUT = 16  # of a float32's significand
+_BITS_CUT = 16  # bits of a float32's significand that are cut off
 
 
 def round_all(key: Array, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Rounds float32 arrays of one shape to bfloat16, each of the two neighbours by its nearness.
+    """Rounds float32 arrays of one shape stochastically to bfloat16.
 
     A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest
     bfloat16, the upper neighbour is infinity.
 
     Args:
-        key: Decides all roundings. One random word serves two arrays, sixteen bits each.
-        arrays: Of one shape, float32; float64 is rounded to float32 first.
+        key: The random key. One random word serves two arrays, sixteen bits each.
+        arrays: float32 arrays of one shape; float64 is rounded to float32 first.
     """
     shape = arrays[0].shape
     words = jax.random.bits(key, ((len(arrays) + 1) // 2, *shape), jnp.uint32)

@@ -1,4 +1,4 @@
-"""How a program with the rule in it is best compiled."""
+"""Compiler options, device and sharding queries, and CPU devices for programs that use the rule."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-# The processor adds up sums in the order they are written in unless it may choose: one number at a time,
-# where a vector register takes sixteen. What is not finite keeps its meaning.
+# Unless sums may be reordered, the processor adds one number at a time where a vector register takes sixteen.
+# NaN and infinity keep their meaning.
 _CPU = {
     "xla_cpu_enable_fast_math": True,
     "xla_cpu_fast_math_honor_nans": True,
@@ -22,40 +22,41 @@ _CPU = {
 
 
 def compiler_options(platform: str | None = None) -> dict[str, bool | str] | None:
-    """XLA's options for a program that trains with the rule.
+    """Returns XLA's options for a program that trains with the rule.
 
-    To be given to JAX: `jax.jit(train_step, compiler_options=celo2.compiler_options())`. On a CPU, XLA may
+    Usage: `jax.jit(train_step, compiler_options=celo2.compiler_options())`. On a CPU, XLA may
     then add the numbers of a sum in any order, which lets vector registers sum the squares that every
     channel of the rule is normalised by. Results differ from those of the default order by rounding; NaN
     and infinity keep their meaning, division and functions their precision.
 
     Args:
-        platform: JAX's name of where the program will run, "cpu" or "gpu" say; none: its default backend.
+        platform: JAX's name of the platform that runs the program, such as "cpu" or "gpu"; None: the default
+            backend.
 
     Returns:
-        The options; none where the compiler's own are best, that is, everywhere but on a CPU.
+        The options; None where the compiler's own are best, that is, everywhere but on a CPU.
     """
     return dict(_CPU) if (platform or jax.default_backend()) == "cpu" else None
 
 
 def on_one_device() -> bool:
-    """Whether the arrays that are traced now lie on one device each.
+    """Returns whether the arrays traced now are known to lie on one device each.
 
-    That is so where there is one device, and inside `jax.shard_map`, whose devices compute each by
-    itself. Elsewhere an array may be sharded, which is not known while it is traced: a stack of
-    arrays, or a kernel, could change its sharding or gather it.
+    That is so where there is one device, and inside `jax.shard_map`, where each device computes by itself.
+    Elsewhere an array may be sharded, which is not known while it is traced: a stack of arrays, or a
+    kernel, could change its sharding or gather it.
     """
     return jax.device_count() == 1 or inside_shard_map()
 
 
 def inside_shard_map() -> bool:
-    """Whether what is traced now runs on each device of a mesh by itself, along all of its axes."""
+    """Returns whether the code traced now is inside a `jax.shard_map` that is manual along all mesh axes."""
     axis_types = jax.sharding.get_abstract_mesh().axis_types
     return bool(axis_types) and all(kind == AxisType.Manual for kind in axis_types)
 
 
 def find_explicit_mesh(tree: Any) -> Any:
-    """The mesh with explicit axes on which arrays lie or which is in force (`jax.set_mesh`), None without."""
+    """Returns the mesh with explicit axes of the arrays or of `jax.set_mesh`, or None."""
     meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree)]
     for mesh in (*meshes, jax.sharding.get_abstract_mesh()):
         if AxisType.Explicit in mesh.axis_types:
@@ -64,15 +65,15 @@ def find_explicit_mesh(tree: Any) -> Any:
 
 
 def leave_shardings_to_compiler(function: Callable[..., Any], like: Any, *arguments: Any) -> Any:
-    """Calls a function whose intermediate shardings no type has to say, whatever the mesh's axes are.
+    """Calls a function and leaves its intermediate shardings to the compiler, whatever the mesh's axes.
 
     Where axes are explicit (`jax.make_mesh`'s default), JAX refuses products and reshapes of sharded arrays
-    that do not say how the result lies. The rule leaves that to the compiler, as on automatic axes.
+    without a stated output sharding. The rule leaves that to the compiler, as on automatic axes.
 
     Args:
-        function: From trees of arrays to a tree of arrays.
-        like: A tree of arrays that are sharded as the results should be.
-        *arguments: Its arguments.
+        function: A function from trees of arrays to a tree of arrays.
+        like: A tree of arrays sharded as the results should be.
+        *arguments: The arguments of the function.
     """
     mesh = find_explicit_mesh((like, arguments))
     if mesh is None:
@@ -90,19 +91,19 @@ def _spec(leaf: Any) -> PartitionSpec:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_cpu_devices(count: int) -> None:
-    """Makes JAX see the processor as `count` devices, unless it runs or the user has said how many.
+    """Makes JAX use the CPU as `count` devices, unless JAX is running or the user has set a number.
 
     XLA gets twice as many threads as devices: each device keeps one waiting while LAPACK decomposes matrices
-    (Shampoo, SOAP), and LAPACK needs one that is free, or all wait for ever.
+    (Shampoo, SOAP), and LAPACK needs a free one, or all deadlock.
     """
-    os.environ.setdefault("NPROC", str(2 * count))  # what XLA takes for the number of cores
+    os.environ.setdefault("NPROC", str(2 * count))  # read by XLA as the number of cores
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return  # JAX refuses to be told twice
+        return  # JAX refuses a second setting
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""The transform's state: trees shaped like the parameters, and the rule's view of each leaf."""
+"""The state of `scale_by_celo2`: trees shaped like the parameters, and their conversion to leaves."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class ScaleByCelo2State(NamedTuple):
     """State of `scale_by_celo2`: trees shaped like the parameters, one for each decay.
 
     Attributes:
-        count: Updates so far, int32.
-        momentum: Trees of arrays of the parameters' shapes, float32 or `state_dtype`.
-        rms: Trees of arrays of the parameters' shapes, float32 or `state_dtype`.
+        count: The number of updates so far, int32.
+        momentum: Trees of momenta, of the parameters' shapes, float32 or `state_dtype`.
+        rms: Trees of second moments, of the parameters' shapes, float32 or `state_dtype`.
         row: Trees of row accumulators (`accumulators.Accumulators`).
         col: Trees of column accumulators.
     """
@@ -35,7 +35,7 @@ class ScaleByCelo2State(NamedTuple):
 
 
 def check_state_dtype(dtype: Any) -> jnp.dtype | None:
-    """The dtype of the large accumulators: None (the computation's own) or bfloat16."""
+    """Returns the dtype of momentum and rms: None (the computation's own) or bfloat16."""
     if dtype is None:
         return None
     if dtype not in ("bfloat16", jnp.bfloat16, np.dtype(jnp.bfloat16)):
@@ -46,7 +46,7 @@ def check_state_dtype(dtype: Any) -> jnp.dtype | None:
 def init_state(
     params: optax.Params, layouts: Any, rule: Decays, dtype: jnp.dtype | None = None
 ) -> ScaleByCelo2State:
-    """Every accumulator of every parameter, at zero; `dtype` is that of the momenta and of the rms."""
+    """Makes every accumulator of every parameter, at zero; `dtype` is that of momentum and rms."""
 
     def trees(make: Callable[[Array, Layout], Array], decays: Sequence[float]) -> tuple[Any, ...]:
         return tuple(jax.tree.map(make, params, layouts) for _ in decays)
@@ -64,9 +64,9 @@ def init_state(
 
 
 def match_params(updates: optax.Updates, params: optax.Params) -> optax.Params:
-    """The parameters that have an update: those in the place of a None are left out, whatever they are.
+    """Returns the parameters that have an update; whatever is in the place of a None is left out.
 
-    So a whole model will do, such as an Equinox module with its functions, as it does in Optax.
+    So a whole model may be passed, such as an Equinox module with its functions, as in Optax.
     """
     found, treedef = jax.tree.flatten(updates, is_leaf=lambda node: node is None)
     pairs = zip(found, treedef.flatten_up_to(params), strict=True)
@@ -74,7 +74,7 @@ def match_params(updates: optax.Updates, params: optax.Params) -> optax.Params:
 
 
 def state_to_leaves(state: ScaleByCelo2State, treedef: Any) -> list[Accumulators]:
-    """From one tree for each decay to one `Accumulators` for each leaf."""
+    """Converts one tree for each decay to one `Accumulators` for each leaf."""
 
     def leaves(trees: tuple[Any, ...]) -> list[tuple[Array, ...]]:
         found = list(zip(*map(treedef.flatten_up_to, trees), strict=True))
@@ -86,7 +86,7 @@ def state_to_leaves(state: ScaleByCelo2State, treedef: Any) -> list[Accumulators
 def leaves_to_state(
     leaves: Sequence[Accumulators], count: Array, treedef: Any, like: ScaleByCelo2State
 ) -> ScaleByCelo2State:
-    """The inverse of `state_to_leaves`; `like` says how many decays there are."""
+    """Inverts `state_to_leaves`; `like` gives the number of decays."""
     families = [
         tuple(treedef.unflatten([leaf[family][index] for leaf in leaves]) for index in range(len(trees)))
         for family, trees in enumerate(like[1:])
@@ -95,7 +95,7 @@ def leaves_to_state(
 
 
 def make_layouts(params: optax.Params, dimension_numbers: Any) -> Any:
-    """A tree like the parameters with a `Layout` for each array."""
+    """Makes a tree like the parameters with a `Layout` for each array."""
     if dimension_numbers is None:
         return jax.tree.map(_layout_of, params)
     numbers = dimension_numbers(params) if callable(dimension_numbers) else dimension_numbers

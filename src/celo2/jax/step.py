@@ -1,4 +1,4 @@
-"""One update of one array: the algorithm box of Celo2.
+"""The update of one array: the algorithm box of Celo2.
 
 Source: arXiv 2602.19142, section 3.
 
@@ -45,7 +45,7 @@ def update(
     config: RuleConfig,
     skip_zero: bool = False,
 ) -> Result:
-    """The step for one array, and its new accumulators: `update_all` of this array alone."""
+    """Computes the step and the new accumulators of one array: `update_all` of this array alone."""
     arrays = [Leaf(grad, param, accumulators)]
     (result,) = update_all(weights, arrays, count, axes=axes, config=config, skip_zero=skip_zero)
     return result
@@ -60,12 +60,12 @@ def update_all(
     config: RuleConfig,
     skip_zero: bool = False,
 ) -> list[Result]:
-    """The steps for arrays of one shape and dtype, and their new accumulators.
+    """Computes the steps and the new accumulators of arrays of one shape and dtype.
 
     Args:
         weights: The network's arrays by name.
-        arrays: Of any rank; everything is computed in the dtype of their row accumulators.
-        count: This step's number, from 1.
+        arrays: Arrays of any rank; everything is computed in the dtype of their row accumulators.
+        count: The step count including this update, from 1.
         axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
         config: The rule's options.
         skip_zero: Whether a matrix whose gradient is exactly zero is left alone: each of a stack, along the
@@ -88,7 +88,7 @@ def update_all(
             return by_passes([_convert(array)], made)[0]
 
         if isinstance(grad, Tracer):
-            one = jax.jit(one)  # traced once for all; by itself it would be compiled at each call
+            one = jax.jit(one)  # traced once for all; without jit it would be compiled at each call
         return _finish_all(list(map(one, arrays)), arrays, config)
 
     def by_kernels(arrays: Sequence[Leaf], interpret: bool) -> list[Result]:
@@ -119,7 +119,7 @@ def _update(
     config: RuleConfig,
     skip_zero: bool,
 ) -> Result:
-    """The plain program, which reads like the box above and covers every array and option."""
+    """Computes the step by the plain program, which follows the box above and covers all options."""
     grad, param, old = _convert(Leaf(grad, param, accumulators))
     grad, busy = accumulators_lib.clip(grad), None
     accumulators = accumulators_lib.update(old, grad, axes, config)
@@ -165,7 +165,7 @@ def _finish(
 def _finish_all(
     directions: Sequence[three_pass.Direction], arrays: Sequence[Leaf], config: RuleConfig
 ) -> list[Result]:
-    """From the directions of matrices to their steps, as `_update` does."""
+    """Turns the directions of matrices into their steps, as `_update` does."""
     steps, mean_squares, news, busy = map(list, zip(*directions, strict=True))
     if config.param_scale_mult:
         params = [array.param.astype(step.dtype) for array, step in zip(arrays, steps, strict=True)]

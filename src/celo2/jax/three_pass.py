@@ -1,4 +1,4 @@
-"""The rule on matrices: three passes over each, and over vectors what lies between them.
+"""The rule on matrices in three passes over memory, with only operations on vectors in between.
 
 Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of `accumulators`,
 `features` and `mlp`.
@@ -7,12 +7,13 @@ Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of 
     pass 2   g, p, m, v   → m, v; the mean square of every channel of the matrix's shape
     pass 3   g, p, m, v   → direction; its mean square
 
-Who makes the passes is a parameter: XLA, here, or the GPU kernels of `kernels.py`.
+The passes are pluggable: this module has the XLA version, `pallas/kernels.py` the GPU kernels.
 
-Between them lie factored moments, their factors, what row and column channels add to the first layer.
-Those of several matrices of one shape are stacked, so that a deep network has one handful of small GPU
-kernels instead of one for each matrix (XLA gets the matrices one by one, see `step.update_all`). The
-matrices themselves are not: copying six arrays in and five out would cost more than it saves.
+Between the passes, the factored moments, their factors and the contributions of row and column channels to
+the first layer are computed. Those of several matrices of one shape are stacked, so that a deep network has
+one handful of small GPU kernels instead of one for each matrix (XLA gets the matrices one by one, see
+`step.update_all`). The matrices themselves are not stacked: copying six arrays in and five out would cost
+more than it saves.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ class Direction(NamedTuple):
 
     Attributes:
         values: The matrix's shape, not normalised.
-        mean_square: Of the values over the last two axes, these kept with length 1.
-        accumulators: The new ones.
-        busy: Of `accumulators.find_busy`; None: zero gradients are not skipped.
+        mean_square: The mean square of the values over the last two axes, which are kept with length 1.
+        accumulators: The new accumulators.
+        busy: The result of `accumulators.find_busy`; None: zero gradients are not skipped.
     """
 
     values: Array
@@ -50,7 +51,7 @@ class Direction(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the channels of a matrix, or of a block of it, are computed from; the gradient not clipped yet."""
+    """The inputs of the channels of a matrix or a block of it; the gradient is not yet clipped."""
 
     grad: Any
     param: Any
@@ -59,7 +60,7 @@ class Inputs(NamedTuple):
     factors: tuple[tuple[Any, ...], ...]
 
     def channels(self, config: RuleConfig) -> features.FeatureGroups:
-        """The channels of the matrix's shape; the gradient must be clipped."""
+        """Computes the channels of the matrix's shape; the gradient must be clipped."""
         return features.compute_full(*self, config)
 
 
@@ -67,12 +68,14 @@ class Passes(NamedTuple):
     """The three passes over one matrix.
 
     Attributes:
-        square_means: Gradient → means of its clipped squares over the last axis, `(..., rows, 1)`, and
-            over the rows, `(..., 1, cols)`.
-        accumulate: Inputs of the steps before, `Direction.busy` → new momenta, new second moments, mean
-            squares of the channels `(channels, ..., 1, 1)` in the order of `Inputs.channels`.
-        direct: Inputs, scales of the channels, what the vectors add to the first layer (arrays
-            `(units, ..., rows, 1)` and `(units, ..., 1, cols)`) → direction, its mean square.
+        square_means: Maps a gradient to the means of its clipped squares over the last axis,
+            `(..., rows, 1)`, and over the rows, `(..., 1, cols)`.
+        accumulate: Maps inputs with the old moments and `Direction.busy` to new momenta, new second
+            moments, and mean squares of the channels `(channels, ..., 1, 1)` in the order of
+            `Inputs.channels`.
+        direct: Maps inputs, scales of the channels, and the contributions of the vectors to the first
+            layer (arrays `(units, ..., rows, 1)` and `(units, ..., 1, cols)`) to the direction and its
+            mean square.
     """
 
     square_means: Callable[[Array], tuple[Array, Array]]
@@ -81,7 +84,7 @@ class Passes(NamedTuple):
 
 
 def covers(rank: int, axes: Axes | None, config: RuleConfig) -> bool:
-    """Whether the passes compute such an array: factored over the last two axes, inputs normalised."""
+    """Returns whether the passes compute such an array: factored over its last two axes."""
     return (
         axes is not None
         and min(axes) == rank - 2
@@ -100,14 +103,14 @@ def compute(
     *,
     skip_zero: bool = False,
 ) -> list[Direction]:
-    """The network's direction for matrices of one shape and dtype.
+    """Computes the directions and the new accumulators of matrices of one shape and dtype.
 
     Args:
         matrices: Arrays of rank ≥ 2, `(..., rows, cols)`.
         weights: The network's arrays by name.
         axes: The factored axes, the last two.
-        config: Options that `covers` has approved.
-        passes: Who computes what touches whole matrices.
+        config: Options for which `covers` holds.
+        passes: The implementation of the passes.
         skip_zero: Whether a matrix whose gradient is exactly zero keeps its accumulators.
     """
     over_cols, over_rows = _stack([passes.square_means(matrix.grad) for matrix in matrices])
@@ -139,7 +142,7 @@ def compute(
 
 
 def make_passes(weights: Mapping[str, Any], config: RuleConfig) -> Passes:
-    """The passes as XLA computes them."""
+    """Makes the passes of XLA."""
 
     def square_means(grad: Array) -> tuple[Array, Array]:
         square = jnp.square(accumulators_lib.clip(grad))
@@ -152,7 +155,7 @@ def make_passes(weights: Mapping[str, Any], config: RuleConfig) -> Passes:
         if busy is not None:
             new = accumulators_lib.keep_idle(old, new, busy, None)
         inputs = inputs._replace(momentum=new.momentum, rms=new.rms)
-        # The barrier keeps these channels apart from the network's: computed twice, never stored.
+        # The barrier separates these channels from the network's: computed twice, never stored.
         channels = jax.lax.optimization_barrier(inputs).channels(config)
         squares = mlp.mean_squares(list(itertools.chain.from_iterable(channels.values())))
         return new.momentum, new.rms, squares
@@ -173,7 +176,7 @@ def compute_direction(
     config: RuleConfig,
     add: Callable[[Array, Any, Any], Array] = mlp.multiply_add,
 ) -> Array:
-    """The network on a matrix or a block of it, with `scales` and `units` as `Passes.direct` gets them."""
+    """Applies the network to a matrix or a block of it, with `scales` and `units` as in `Passes.direct`."""
     channels = inputs.channels(config)
     count = itertools.count()
     input_scales = {name: tuple(scales[next(count)] for _ in group) for name, group in channels.items()}
@@ -182,7 +185,7 @@ def compute_direction(
 
 
 def _vector_units(vectors: Accumulators, *, weights: Mapping[str, Any], config: RuleConfig) -> list[Array]:
-    """What the row and column channels add to the first layer."""
+    """Computes what the row and column channels add to the first layer."""
     groups = features.compute_vectors(vectors.row, vectors.col, config)
     return mlp.vector_units(groups, mlp.input_scales(groups), weights)
 

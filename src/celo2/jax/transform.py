@@ -1,6 +1,6 @@
-"""The rule as Optax transforms.
+"""Optax transforms of the rule: `scale_by_celo2`, `celo2` and `celo2_base`.
 
-Source: arXiv 2602.19142. `scale_by_celo2` is the direction alone; `celo2` and `celo2_base` are
+Source: arXiv 2602.19142. `scale_by_celo2` computes the direction alone; `celo2` and `celo2_base` are
 complete optimizers with weight decay and learning rate.
 """
 
@@ -47,20 +47,20 @@ def scale_by_celo2(
 ) -> optax.GradientTransformation:
     """Turns gradients into the rule's un-negated steps, each of root mean square 1.
 
-    It needs the parameters in `update`. Accumulators are float32 (float64 for float64 parameters)
+    `update` needs the parameters. Accumulators are float32 (float64 for float64 parameters)
     from the first step unless `state_dtype` says otherwise; updates have the gradient's dtype.
-    Outside `jax.jit` the first update compiles the rule and later ones use that.
+    Outside `jax.jit` the first update compiles the rule, and later ones reuse it.
 
     Args:
         theta: The network's weights: what `load_checkpoint` returns, the upstream tree
             `{"ff_mod_stack": {"~": {"w0__0": …}}}`, or a dict of its arrays. None: the shipped
             weights that fit the options.
-        dimension_numbers: Which axes of a parameter are its matrix: a tree like the parameters of
+        dimension_numbers: The matrix axes of the parameters: a tree like the parameters of
             `DimensionNumbers` (or Optax's `MuonDimensionNumbers`, or None), or a callable that
-            makes one from the parameters. Without, the reference's conventions hold: factored over
-            the two largest axes, normalised and orthogonalised over the last two.
+            makes one from the parameters. None: the reference's conventions, factored over the two
+            largest axes, normalised and orthogonalised over the last two.
         state_dtype: None, or "bfloat16": momenta and rms in 8 bytes a parameter instead of 16,
-            rounded stochastically by a key made of the step's number, so that a run repeats exactly.
+            rounded stochastically by a key made of the step count, so that a run repeats exactly.
         skip_zero_gradients: Whether a matrix (each one of a stack; a vector as a whole) is left as if it had
             no gradient where that is exactly zero, as of an idle expert: the step 0, no change of its
             accumulators. False: such a matrix gets a whole step, as in the reference. The rule sees
@@ -68,8 +68,8 @@ def scale_by_celo2(
         **config: Options of the rule, see `RuleConfig`.
 
     Raises:
-        TypeError: An unknown option, or a parameter that is not a real floating-point array.
-        ValueError: Weights that do not fit the options, or another `state_dtype`.
+        TypeError: An option is unknown, or a parameter is not a real floating-point array.
+        ValueError: The weights do not fit the options, or `state_dtype` is another one.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -130,7 +130,7 @@ def celo2(
     skip_zero_gradients: bool = True,
     skip_nonfinite_gradients: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Celo2: hidden matrices by the rule with Newton–Schulz, everything else by AdamW.
+    """Celo2: the rule with Newton–Schulz for hidden matrices, AdamW for everything else.
 
     The step of a matrix has root mean square 1, so the learning rate is its change per step; try
     1e-4 to 1e-2. Embeddings, positional tables, output heads, routers and everything of rank ≤ 1
@@ -139,26 +139,26 @@ def celo2(
     Args:
         learning_rate: A float or a schedule.
         weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2".
-        weight_decay: Decoupled, multiplied by each branch's learning rate.
-        mask: Which parameters decay, as in `optax.adamw`.
-        adamw_lr_scale: Learning rate of the AdamW branch over `learning_rate`.
-        adamw_betas: Decays of the AdamW branch.
+        weight_decay: Decoupled weight decay, multiplied by each branch's learning rate.
+        mask: The parameters that decay, as in `optax.adamw`.
+        adamw_lr_scale: The learning rate of the AdamW branch, divided by `learning_rate`.
+        adamw_betas: The decays of the AdamW branch.
         overrides: Corrections of the routing, as in `param_labels`.
-        dimension_numbers: Which axes are a parameter's matrix, where that is not what names and shapes
-            say (`find_dimension_numbers`: convolutions, attention kernels, stacks of layers and of
+        dimension_numbers: The matrix axes of parameters, where names and shapes do not say them right
+            (`find_dimension_numbers`: convolutions, attention kernels, stacks of layers and of
             experts, fused query-key-value and gate-up kernels; `label_table` shows them). A mapping from
             regular expressions to `DimensionNumbers`, tried on the path as `overrides`, None for a
             parameter as stored; or a tree as in `scale_by_celo2`, parts of which may be missing or None.
             In a tree of Optax's `MuonDimensionNumbers` None means AdamW, as there.
-        state_dtype: Of the rule's state, as in `scale_by_celo2`.
+        state_dtype: The dtype of the rule's state, as in `scale_by_celo2`.
         skip_zero_gradients: As in `scale_by_celo2`, for matrices that the rule updates; weights still decay.
         skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it
             had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
 
     Raises:
-        ValueError: `skip_nonfinite_gradients` without `skip_zero_gradients`; as `scale_by_celo2` and, when
-            parameters are given, `param_labels`.
+        ValueError: `skip_nonfinite_gradients` is set without `skip_zero_gradients`; as in `scale_by_celo2`;
+            and in `init`, as in `param_labels`.
 
     Example:
         >>> tx = celo2(3e-4, weight_decay=0.1)  # doctest: +SKIP
@@ -208,23 +208,23 @@ def celo2_base(
     skip_zero_gradients: bool = True,
     skip_nonfinite_gradients: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Celo2-base: the rule, without Newton–Schulz, on every parameter.
+    """Celo2-base: the rule without Newton–Schulz for every parameter.
 
     Args:
         learning_rate: A float or a schedule; the root mean square of every tensor's change per step.
         weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2-base".
-        weight_decay: Decoupled, multiplied by the learning rate.
-        mask: Which parameters decay, as in `optax.adamw`.
-        dimension_numbers: Which axes are a parameter's matrix, as in `celo2`; there is no AdamW
-            here, so None among Optax's takes a parameter as stored.
-        state_dtype: Of the rule's state, as in `scale_by_celo2`.
-        skip_zero_gradients: As in `scale_by_celo2`, of every array; weights still decay.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
+        mask: The parameters that decay, as in `optax.adamw`.
+        dimension_numbers: The matrix axes of parameters, as in `celo2`; there is no AdamW here, so None
+            among Optax's takes a parameter as stored.
+        state_dtype: The dtype of the rule's state, as in `scale_by_celo2`.
+        skip_zero_gradients: As in `scale_by_celo2`, for every array; weights still decay.
         skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it
             had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
 
     Raises:
-        ValueError: As `celo2`.
+        ValueError: As in `celo2`.
 
     Example:
         >>> tx = celo2_base(3e-4)  # doctest: +SKIP
@@ -258,7 +258,7 @@ def celo2_base(
 
 
 def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any) -> Any:
-    """Weights that need no more reading, after a check of the options at construction."""
+    """Loads the weights and checks the options at construction."""
     if weights is None:
         weights = load_checkpoint(SHIPPED[0] if orthogonalize else SHIPPED[1])
     scale_by_celo2(weights, orthogonalize=orthogonalize, state_dtype=state_dtype)
@@ -268,7 +268,7 @@ def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any) -> Any:
 def _guard(
     tx: optax.GradientTransformationExtraArgs, skip_zero_gradients: bool, keep: Keep | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer that leaves out arrays whose gradient is not finite."""
+    """Makes an optimizer skip arrays whose gradient is not finite."""
     if not skip_zero_gradients:
         raise ValueError(
             "skip_nonfinite_gradients needs skip_zero_gradients=True: to the rule, a gradient that is left "
@@ -278,7 +278,7 @@ def _guard(
 
 
 def _keep_moments(finite: Any, new: Any, old: Any) -> Any:
-    """AdamW's state, which a gradient of zero changes, with the old moments of arrays that are left out."""
+    """Restores the AdamW moments of skipped arrays, which a gradient of zero would change."""
     branch = new.inner_states["adamw"]
     moments, before = (state.inner_states["adamw"].inner_state[0] for state in (new, old))
     kept = moments._replace(
@@ -302,9 +302,9 @@ def _complete(
 
 
 def _labels_of_state(params: optax.Params, state: Any) -> Any:
-    """The routing that `init` chose: the rule's state has no arrays for what AdamW updates.
+    """Returns the labels that `init` chose: the rule's state has no arrays for what AdamW updates.
 
-    Arrays shared by two leaves are distinct in gradients and tracers, so it cannot be found again.
+    They cannot be found again: arrays shared by two leaves are distinct in gradients and tracers.
     """
     momentum = state.inner_states["celo2"].inner_state[0].momentum[0]
 

@@ -1,7 +1,7 @@
-"""The matrix inside a parameter, from its names and its shape: which axes are read, which are made.
+"""Infers the matrix inside a parameter, its input and output axes, from names and shape.
 
-For parameters whose layer is not known (JAX's trees, classes of one's own). `kernel` and bare arrays are
-`(in, out)`, as in Flax and Haiku; `weight` is `(out, in)`, as in PyTorch and Equinox.
+This serves parameters whose layer is not known (JAX's trees, user-defined classes). `kernel` and bare arrays
+are `(in, out)`, as in Flax and Haiku; `weight` is `(out, in)`, as in PyTorch and Equinox.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ QKV_WORDS = ({"qkv"}, {"wqkv"}, {"c", "attn"})
 GATE_UP_WORDS = ({"gate", "up"}, {"up", "gate"}, {"gate", "and", "up"})
 KEY_VALUE_WORDS = ({"kv"}, {"to", "kv"}, {"kv", "proj"}, {"key", "value"})
 FUSED_WORDS = {"qkv", "kv", "wqkv"}
-INTERLEAVED = ("CodeGenAttention", "GPTBigCodeAttention", "GptOssExperts")  # parts that are not side by side
+INTERLEAVED = (
+    "CodeGenAttention",
+    "GPTBigCodeAttention",
+    "GptOssExperts",
+)  # classes whose fused parts are not side by side
 OUTPUT_WORDS = {"out", "o", "wo", "output", "proj"}
 Axes = tuple[int, ...]
 
@@ -32,7 +36,7 @@ Axes = tuple[int, ...]
 def make_matrix(
     shape: Sequence[int], reduction: Axes, output: Axes, splits: int = 1, note: str = "hidden matrix"
 ) -> Matrix:
-    """A matrix along these axes; the axes in neither count matrices.
+    """Makes a matrix along these axes; axes in neither are batch axes.
 
     Example:
         >>> make_matrix((64, 4, 16), (0,), (1, 2)).outputs
@@ -53,14 +57,14 @@ def find_matrix(
     transposed: bool = False,
     in_attention: bool = False,
 ) -> tuple[Kind, Matrix]:
-    """The kind of layer that names and shape speak of, and its matrix.
+    """Infers the kind of layer and its matrix from names and shape.
 
     Args:
-        names: On the parameter's path, root first.
-        shape: Its shape, rank ≥ 2 without the batch axes.
-        batch: Axes that count layers (a scan) or experts, where that is known.
+        names: The names on the parameter's path, root first.
+        shape: The parameter's shape, rank ≥ 2 without the batch axes.
+        batch: The axes that count layers (a scan) or experts, where known.
         transposed: Whether a matrix is stored `(out, in)`.
-        in_attention: Whether a query, key or value stands beside it.
+        in_attention: Whether a query, key or value is among its siblings.
 
     Example:
         >>> from celo2.routing.params import make_names
@@ -88,7 +92,7 @@ def find_matrix(
 
 
 def with_parts(matrix: Matrix, shape: Sequence[int], parts: int, note: str) -> Matrix:
-    """The same matrix, its output cut into equal parts that are matrices of their own."""
+    """Splits the output of a matrix into equal parts, each a matrix of its own."""
     if parts == 1:
         return matrix
     numbers = matrix.numbers or DimensionNumbers(len(shape) - 2, len(shape) - 1)
@@ -96,16 +100,16 @@ def with_parts(matrix: Matrix, shape: Sequence[int], parts: int, note: str) -> M
 
 
 def count_parts(names: Sequence[Name], matrix: Matrix, head_inputs: Sequence[int] = ()) -> tuple[int, str]:
-    """How many matrices lie side by side in a fused one, as far as its names say it, and what they are.
+    """Returns how many matrices a fused one contains, by its names, and a description of them.
 
     Query, key and value count as three where each is as wide as the input or as what the layer's output
     projection reads; grouped queries make unequal parts, and stay one matrix. Layers called
-    `query_key_value` keep the three of each head together, and are not cut either.
+    `query_key_value` keep the three of each head together, and are not split either.
 
     Args:
-        names: On the parameter's path.
-        matrix: The whole.
-        head_inputs: What the output projections beside it read.
+        names: The names on the parameter's path.
+        matrix: The whole matrix.
+        head_inputs: The input sizes of the output projections beside it.
 
     Example:
         >>> from celo2.routing.params import make_names
@@ -131,11 +135,11 @@ def count_parts(names: Sequence[Name], matrix: Matrix, head_inputs: Sequence[int
 
 
 def looks_fused(names: Sequence[Name], matrix: Matrix, *, by_size: bool = False) -> bool:
-    """Whether a matrix that is not cut may be several all the same: by its name, or by who reads it.
+    """Returns whether an unsplit matrix may still be a fused one, by its name or by its readers.
 
     Args:
-        names: On the parameter's path.
-        matrix: What is in it.
+        names: The names on the parameter's path.
+        matrix: The matrix in it.
         by_size: Whether the layers beside it read a part of its output.
     """
     if is_interleaved(names) or (matrix.numbers is not None and matrix.numbers.output_splits > 1):
@@ -147,7 +151,7 @@ def looks_fused(names: Sequence[Name], matrix: Matrix, *, by_size: bool = False)
 
 
 def is_interleaved(names: Sequence[Name]) -> bool:
-    """Whether a class is known to keep the parts of a fused matrix together head by head, or in turns."""
+    """Returns whether a class is known to interleave the parts of a fused matrix, by head or in turns."""
     return any(name.is_class and name.text in INTERLEAVED for name in names)
 
 
@@ -160,7 +164,7 @@ def _layer_words(names: Sequence[Name]) -> frozenset[str]:
 def _attention_axes(
     names: Sequence[Name], layer: Name, shape: Sequence[int], axes: Axes, *, in_attention: bool
 ) -> tuple[Axes, Axes] | None:
-    """`(d, heads, head_dim)` of a query, `(d, 3, heads, head_dim)` of all three, `(heads, head_dim, d)`."""
+    """Returns the axes of `(d, heads, head_dim)`, `(d, 3, heads, head_dim)` or `(heads, head_dim, d)`."""
     in_attention = in_attention or any(is_attention(name) for name in names)
     if "einsum" in layer.words and len(axes) in (3, 4):
         return _einsum_axes(layer, axes)
@@ -179,14 +183,14 @@ def _attention_axes(
 
 
 def _einsum_axes(layer: Name, axes: Axes) -> tuple[Axes, Axes] | None:
-    """Gemma's `(heads, d, head_dim)`, for key and value `(2, heads, d, head_dim)`; `(heads, head_dim, d)`."""
+    """Returns Gemma's axes: `(heads, d, head_dim)`, `(2, heads, d, head_dim)`, `(heads, head_dim, d)`."""
     if is_query(layer):
         return (axes[-2],), (axes[-3], axes[-1])
     return (axes[-3:-1], axes[-1:]) if is_attention(layer) else None
 
 
 def _outputs_first_axes(names: Sequence[Name], layer: Name, axes: Axes) -> tuple[Axes, Axes] | None:
-    """`(heads…, head_dim, d)` of a query's `weight`, `(d, heads, head_dim)` of the output's."""
+    """Returns a `weight`'s axes: a query's `(heads…, head_dim, d)`, an output's `(d, heads, head_dim)`."""
     if is_query(layer):
         return axes[-1:], axes[:-1]
     if any(is_attention(name) for name in names) and OUTPUT_WORDS & layer.words:
@@ -195,7 +199,7 @@ def _outputs_first_axes(names: Sequence[Name], layer: Name, axes: Axes) -> tuple
 
 
 def _convolution(shape: Sequence[int], axes: Axes, batch: Axes, *, transposed: bool) -> tuple[Kind, Matrix]:
-    """A kernel `(window…, in, out)`, or `(out, in, window…)` if stored as PyTorch does."""
+    """Returns the matrix of a kernel `(window…, in, out)`, or `(out, in, window…)` as in PyTorch."""
     output, channels = (axes[0], axes[1]) if transposed else (axes[-1], axes[-2])
     reduction = tuple(axis for axis in axes if axis != output)
     matrix = make_matrix(shape, reduction, (output,), note="hidden, convolution" + _over(batch))

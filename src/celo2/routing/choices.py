@@ -26,16 +26,16 @@ def choose(
     named: Sequence[tuple[str, Any]],
     argument: str,
 ) -> dict[str, Any]:
-    """The user's choice for the parameters that it names.
+    """Returns the user's choice for each parameter that has one.
 
     Args:
-        choices: A mapping from regular expressions to choices, tried with `re.search` on the path, the
-            first match wins; or a callable `(path, parameter) → choice`, None for no choice.
+        choices: A mapping from regular expressions to choices, tried with `re.search` on the path; the
+            first match wins. Or a callable `(path, parameter) → choice`, None for no choice.
         named: All parameters with their paths.
-        argument: What to call `choices` in an error.
+        argument: The name of `choices` in an error message.
 
     Raises:
-        ValueError: An expression that is none, or that matches no path.
+        ValueError: An expression is invalid, or matches no path.
 
     Example:
         >>> choose({"w$": "adamw"}, [("fc/w", None), ("fc/b", None)], "overrides")

@@ -1,4 +1,4 @@
-"""The caller's word on which axes of a parameter are its matrix, the same in every backend."""
+"""User-specified matrix axes of a parameter, shared by all backends."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 
 class DimensionNumbers(NamedTuple):
-    """The matrix inside a parameter, with the axes' names of `optax.contrib.MuonDimensionNumbers`.
+    """The matrix axes of a parameter, named as in `optax.contrib.MuonDimensionNumbers`.
 
     Axes named in neither are batch axes: each of their entries is a matrix of its own.
 
     Attributes:
         reduction_axis: The axis or axes that the layer sums over (its input).
         output_axis: The axis or axes of the layer's output.
-        output_splits: How many matrices lie side by side in the output, 3 for a fused query, key
-            and value kernel of shape `(d, 3 d)`; the output size must be a multiple of it.
+        output_splits: The number of matrices side by side in the output, 3 for a fused query, key and
+            value kernel of shape `(d, 3 d)`; the output size must be a multiple of it.
 
     Example:
         >>> DimensionNumbers(0, 2)  # (d, heads, head_dim), one matrix for each head
@@ -31,7 +31,7 @@ class DimensionNumbers(NamedTuple):
 
 
 class MatrixAxes(NamedTuple):
-    """Checked dimension numbers of one shape: axes from 0 on, and in how many parts the output is cut."""
+    """The checked dimension numbers of one shape: non-negative axes, and the number of output splits."""
 
     batch: tuple[int, ...]
     reduction: tuple[int, ...]
@@ -40,7 +40,7 @@ class MatrixAxes(NamedTuple):
 
 
 def find_matrix_axes(shape: Sequence[int], numbers: Any) -> MatrixAxes:
-    """Checks dimension numbers against a shape.
+    """Checks dimension numbers against a shape, and resolves their axes.
 
     Args:
         shape: The parameter's shape, rank ≥ 2.

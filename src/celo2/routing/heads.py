@@ -1,4 +1,4 @@
-"""Which matrices are output heads: by the modules that are called so, the vocabulary, and who reads what.
+"""Finds output heads by their modules' names, by the vocabulary, and by outputs that no layer reads.
 
 A module called `head` or `classifier` may hold hidden layers too (VGG's): its heads are the matrices that
 none of the others in it reads. Nothing here depends on the order of registration or on a wrapper, since
@@ -26,7 +26,7 @@ COUNTED |= {"register", "registers", "latents", "slots"}
 
 
 def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """The last matrices of modules that are called heads."""
+    """Yields the last matrices of modules that are named as heads."""
     members = {}
     for param in _open(network, found):
         if name := _head_name(network, param):
@@ -39,7 +39,7 @@ def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]
 
 
 def by_vocabulary(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """The matrix outside of the body that makes one output for each entry of an embedding."""
+    """Yields the matrix outside the body that has one output for each entry of an embedding."""
     if network.is_part:
         return
     tables = [param for param, finding in found.items() if finding.role == "embedding"]
@@ -60,7 +60,7 @@ def by_vocabulary(network: Network, found: Findings) -> Iterator[tuple[Param, Fi
 
 
 def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Projections whose output nothing reads; and the last one of the outermost chain of layers."""
+    """Yields projections whose output nothing reads, and the last one of the outermost chain of layers."""
     tables = [param for param, finding in found.items() if finding.role in ("embedding", "position")]
     network.add_widths({param.shape[-1] for param in tables if param.shape})
     layers = _layers(network, found)
@@ -80,7 +80,7 @@ def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Findin
 
 
 def _counts_others(param: Param) -> bool:
-    """Whether a table has an entry for each position, kind or slot, and none for each token."""
+    """Returns whether a table has an entry for each position, kind or slot, rather than each token."""
     other = any(is_position(name) or COUNTED & name.words for name in param.nearest)
     return other or param.kind == "bare"
 
@@ -90,13 +90,13 @@ def _open(network: Network, found: Findings) -> list[Param]:
 
 
 def _layers(network: Network, found: Findings) -> list[Param]:
-    """All that reads what layers make: the matrices without those that turned out to be tables."""
+    """Returns the matrices that may read layers' outputs: all but those found to be tables."""
     tables = ("vector", "embedding", "position")
     return [param for param in network.matrices if param not in found or found[param].role not in tables]
 
 
 def _candidates(network: Network, found: Findings) -> list[Param]:
-    """Open projections outside of the body: single matrices of linear layers and convolutions."""
+    """Returns undecided projections outside the body: single matrices of linear layers and convolutions."""
     return [
         param
         for param in _open(network, found)
@@ -107,9 +107,9 @@ def _candidates(network: Network, found: Findings) -> list[Param]:
 
 
 def _head_name(network: Network, param: Param) -> Name | None:
-    """The outermost name on the way up to the body that speaks of a head.
+    """Returns the outermost name on the path, up to the body, that names a head.
 
-    What all of a network is in says nothing: a trainer's `LitClassifier`, its attribute `classifier`.
+    Names that hold the whole network do not count: a trainer's `LitClassifier`, its attribute `classifier`.
     """
     found, place = None, len(param.places)
     whole = network.depth if not network.is_part and network.depth < len(param.unit) else -1
@@ -124,7 +124,7 @@ def _head_name(network: Network, param: Param) -> Name | None:
 
 
 def _comes_later(reader: Param, param: Param) -> bool:
-    """Whether a layer that could read another's output follows it, where each could read the other's."""
+    """Returns whether a possible reader follows a layer, where each could read the other's output."""
     if param.inputs != reader.outputs:
         return True
     if reader.holder != param.holder:
@@ -137,7 +137,7 @@ def _is_read_by_head(readers: Sequence[Param], found: Findings) -> bool:
 
 
 def _ends_decoder(param: Param, readers: Sequence[Param]) -> Name | None:
-    """The name of a decoder in which nothing reads this one's output."""
+    """Returns the name of a decoder in which nothing reads this parameter's output."""
     plain = [name for name in param.names if not name.is_class]
     for length, name in enumerate(plain[: len(param.unit)], start=1):
         if is_decoder(name):
@@ -149,7 +149,7 @@ def _ends_decoder(param: Param, readers: Sequence[Param]) -> Name | None:
 def _is_named_output(
     network: Network, param: Param, readers: Sequence[Param], layers: Sequence[Param]
 ) -> Name | None:
-    """A name such as `out` near the root, where what could read it may as well read the data."""
+    """Returns a name such as `out` near the root, where possible readers may as well read the data."""
     near = [name for name in param.names if not name.is_class][network.depth : len(param.unit)][:2]
     name = next(filter(is_output, near), None)
     if name is None:
@@ -160,7 +160,7 @@ def _is_named_output(
 
 
 def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:
-    """The last matrix where the network is one numbered chain of layers: nothing else can be its output."""
+    """Returns the last matrix of a network that is one numbered chain of layers, which must be its output."""
     depth = network.depth
     if len(chain) < 2 or any(len(param.unit) != depth + 1 for param in chain):
         return None

@@ -1,7 +1,7 @@
-"""Tells a parameter's part in the network from the names on its path: the words, one list of each.
+"""Word lists and predicates that tell a parameter's role from the names on its path.
 
-Names are compared word by word (`multi_head` has the word "head", `overhead` has not). Where a framework
-has classes, the class of a module counts as one more name beside the module's own.
+Names are compared word by word (`multi_head` has the word "head", `overhead` does not). Where a framework
+has classes, the class of a module counts as a further name besides the module's own.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Name(NamedTuple):
     """One name on a path.
 
     Attributes:
-        text: As it is written.
+        text: The name as written.
         words: Its words, in lower case.
-        last_word: The last of them, or empty.
+        last_word: The last word, or empty.
         is_class: Whether it is the name of a module's class rather than the module's own.
     """
 
@@ -55,7 +55,7 @@ class Name(NamedTuple):
     is_class: bool = False
 
     def __str__(self) -> str:
-        """As reasons quote it: `name 'lm_head'` or `class TopKRouter`."""
+        """Returns the name as quoted in reasons: `name 'lm_head'` or `class TopKRouter`."""
         return f"class {self.text}" if self.is_class else f"name {self.text!r}"
 
 
@@ -82,79 +82,79 @@ def make_name(text: str, *, is_class: bool = False) -> Name:
 
 
 def is_vector(own: Name) -> bool:
-    """Whether a parameter's own name says that it is a vector, or a stack of vectors: `bias`, `b1`."""
+    """Returns whether a parameter's own name denotes a vector, or a stack of vectors: `bias`, `b1`."""
     return bool(VECTORS & own.words) or re.fullmatch(r"b\d*(_.*)?", own.text) is not None
 
 
 def is_norm(name: Name) -> bool:
-    """Whether this names a normalising layer."""
+    """Returns whether a name denotes a normalising layer."""
     return any(word in NORMS or word.endswith("norm") for word in name.words)
 
 
 def is_decay(own: Name) -> bool:
-    """Whether a parameter's own name is that of a state-space layer's decays, a vector for each channel."""
+    """Returns whether a parameter's own name denotes a state-space layer's decays, a vector per channel."""
     return own.text.lower() in DECAYS
 
 
 def is_lookup(name: Name) -> bool:
-    """Whether this names a table of vectors that are looked up, and not a projection of dense inputs."""
+    """Returns whether a name denotes a lookup table of vectors, not a projection of dense inputs."""
     return bool(LOOKUPS & name.words) and not (CONTINUOUS & name.words or is_projection(name))
 
 
 def is_token(name: Name) -> bool:
-    """Whether this names learned vectors: `cls_token`, `latents`; not `token_mixing`."""
+    """Returns whether a name denotes learned vectors: `cls_token`, `latents`; not `token_mixing`."""
     return name.last_word in TOKENS
 
 
 def is_position(name: Name) -> bool:
-    """Whether this names a positional table, and not a projection of one."""
+    """Returns whether a name denotes a positional table, not a projection of one."""
     return bool(POSITIONS & name.words) and not is_projection(name)
 
 
 def is_projection(name: Name) -> bool:
-    """Whether this names a layer that multiplies by a matrix."""
+    """Returns whether a name denotes a layer that multiplies by a matrix."""
     return bool(PROJECTIONS & name.words)
 
 
 def is_router(name: Name) -> bool:
-    """Whether this names what chooses experts."""
+    """Returns whether a name denotes a router of experts."""
     return bool(ROUTERS & name.words)
 
 
 def is_head(name: Name) -> bool:
-    """Whether this names an output head, or the module that ends in one; `pre_logits` comes before it."""
+    """Returns whether a name denotes an output head or a module that ends in one; not `pre_logits`."""
     if "pre" in name.words or is_attention(name) or (name.is_class and "model" in name.words):
         return False
     return bool(HEADS & name.words) or any(pair <= name.words for pair in HEAD_PAIRS)
 
 
 def is_output(name: Name) -> bool:
-    """Whether this is a name that an output head may have, but a layer inside a block too (`out`)."""
+    """Returns whether a name may denote an output head, but also a layer inside a block (`out`)."""
     return bool(OUTPUTS & name.words) and not (
         is_norm(name) or {"layer", "block", "enc", "encoder"} & name.words
     )
 
 
 def is_decoder(name: Name) -> bool:
-    """Whether this names the part of a network that makes data: its last layer is an output head."""
+    """Returns whether a name denotes a decoder, whose last layer is an output head."""
     return bool(DECODERS & name.words) and not {"layer", "block"} & name.words
 
 
 def is_attention(name: Name) -> bool:
-    """Whether this names attention; `multi_head_attention` and `multi_head` too."""
+    """Returns whether a name denotes attention, including `multi_head_attention` and `multi_head`."""
     if name.is_class:  # not `AttentionDecoderLayer`, which holds an MLP too
         return name.last_word in ATTENTION
     return bool(ATTENTION & name.words) or {"multi", "head"} <= name.words
 
 
 def is_query(name: Name) -> bool:
-    """Whether this is the name of an attention layer's query, key or value."""
+    """Returns whether a name denotes an attention layer's query, key or value."""
     words = name.words - {"proj", "projection", "w", "to", "linear", "einsum"}
     return bool(words) and words <= QUERIES
 
 
 def is_body(name: Name) -> bool:
-    """Whether this names something inside the network: attention, or a block."""
+    """Returns whether a name denotes a part of the network's body: attention, or a block."""
     if (
         name.is_class
     ):  # `MambaMixer` and `TransformerEncoderLayer` are; `AttentionClassifier`, `MlpMixer` are not
@@ -164,7 +164,7 @@ def is_body(name: Name) -> bool:
 
 
 def is_list(names: Sequence[Name], index: int) -> bool:
-    """Whether the name at an index is a numbered layer of a list: `layers/0`, `block_3`, `h0`."""
+    """Returns whether the name at an index is a numbered layer of a list: `layers/0`, `block_3`, `h0`."""
     text = names[index].text
     if text.isdecimal():
         return index > 0 and bool(LAYER_LISTS & names[index - 1].words)

@@ -1,4 +1,4 @@
-"""Finds what only all parameters of a network together tell: which layers repeat, which could read which."""
+"""Relations between the parameters of a network: repeated layers, its body, and possible readers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from celo2.routing.names import (
 )
 from celo2.routing.params import Param
 
-PARTS = (1, 2, 3, 4)  # how an output may be cut before it is read: gated MLP, query-key-value, gates
+PARTS = (1, 2, 3, 4)  # numbers of parts into which an output may be split: gated MLP, query-key-value, gates
 COLORS = 4  # a convolution that reads or makes so few channels is at an end of the network
 Place = tuple[str, ...]
 Role = Literal["vector", "embedding", "position", "router", "head", "hidden"]
 
 
 class Finding(NamedTuple):
-    """Says what a parameter is, and why; an undecided finding is shown, not acted upon."""
+    """The role of a parameter and the reason for it; an undecided finding is reported, not acted upon."""
 
     role: Role
     reason: str
@@ -35,14 +35,14 @@ Findings = Mapping[Param, Finding]
 
 
 class Network:
-    """The parameters of one network.
+    """The parameters of one network and their relations.
 
     Attributes:
-        params: All of them, in their framework's order.
-        depth: How many names all paths begin with: a wrapper's, say.
+        params: All parameters, in their framework's order.
+        depth: The number of names that all paths share at the start, such as a wrapper's.
         under: The parameters in each module, at any depth.
-        matrices: Those that multiply what a layer reads: projections and stacks of them, no tables.
-        is_part: Whether this is known to be a part of a network, so that others may read its outputs.
+        matrices: The parameters that multiply a layer's input: projections and stacks of them, no tables.
+        is_part: Whether these are known to be a part of a network, so that others may read its outputs.
     """
 
     def __init__(self, params: Sequence[Param], *, is_part: bool = False):
@@ -64,17 +64,17 @@ class Network:
                 self._units[param.unit[: length + 1]].add(param.unit)
 
     def is_repeated(self, param: Param) -> bool:
-        """Whether numbered layers have several like this one."""
+        """Returns whether numbered layers have several parameters like this one."""
         return self._alike[_pattern(param)] > 1
 
     def in_body(self, param: Param) -> bool:
-        """Whether attention, a block or a numbered layer of several matrices holds it."""
+        """Returns whether attention, a block or a numbered layer of several matrices holds a parameter."""
         if self._is_in_mixer(param):
             return True
         return any(self.starts_body(param, index) for index in range(len(param.names) - param.is_kernel))
 
     def starts_body(self, param: Param, index: int) -> bool:
-        """Whether the name at this index of a parameter's path begins the body of the network."""
+        """Returns whether the name at this index of a parameter's path begins the body of the network."""
         names = param.names
         if is_body(names[index]) or (is_query(names[index]) and self._is_in_mixer(param)):
             return True
@@ -88,19 +88,19 @@ class Network:
         return not self._mixers.isdisjoint(holders) or any(map(is_attention, param.names))
 
     def add_widths(self, widths: set[int]) -> None:
-        """Says that something reads features of these sizes: what a table adds its vectors to."""
+        """Adds widths of features known to be read, such as those that a table adds its vectors to."""
         self._widths |= widths
 
     def is_width(self, size: int) -> bool:
-        """Whether a norm or a table has this size."""
+        """Returns whether a norm or a table has this size."""
         return size in self._widths
 
     def readers(self, param: Param, among: Sequence[Param], *, concatenated: bool = False) -> Iterator[Param]:
-        """Matrices whose input could be this one's output: as it is, in parts, flattened or unflattened.
+        """Returns the matrices that could read this one's output: whole, in parts, flattened or unflattened.
 
         Args:
-            param: Whose output is read.
-            among: The matrices that may read it.
+            param: The parameter whose output is read.
+            among: The candidates.
             concatenated: Whether convolutions may read several outputs of its size side by side.
         """
         for other in among:
@@ -110,7 +110,7 @@ class Network:
                 yield other
 
     def looks_fused(self, param: Param) -> bool:
-        """Whether layers beside it read a half or a third of its output, and none all of it."""
+        """Returns whether sibling layers read a half or a third of its output, and none reads all of it."""
         if param.kind not in ("linear", "matrix") or param.owner:
             return False
         beside = [other for other in self.under[param.holder] if other.holder == param.holder]
@@ -121,18 +121,18 @@ class Network:
 
 
 def is_projection(param: Param) -> bool:
-    """Whether it multiplies what its layer reads."""
+    """Returns whether a parameter multiplies its layer's input."""
     return param.matrix is not None and param.kind not in ("embedding", "norm", "depthwise", "bare")
 
 
 def natural_order(param: Param) -> list[tuple[int, str]]:
-    """A key that sorts `layers.10` after `layers.9`, and numbers before names."""
+    """Returns a sort key that puts `layers.10` after `layers.9`, and numbers before names."""
     parts = re.split(r"(\d+)", param.path)
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _find_mixers(params: Sequence[Param]) -> set[Place]:
-    """Modules that are attention or a state-space layer by what they hold, whatever they are called.
+    """Finds modules that are attention or state-space layers by their parameters, whatever their names.
 
     Attention has queries and keys, or keys and values; a critic's `value` alone is none.
     """

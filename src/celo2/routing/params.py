@@ -1,4 +1,4 @@
-"""A parameter as routing sees it: its names, its shape, the layer that holds it, and the matrix inside."""
+"""The description of a parameter for routing: names, shape, layer, and the matrix inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Kind = Literal[
     "recurrent",  # a matrix of a recurrent cell
     "embedding",  # a table of vectors that are looked up
     "norm",
-    "matrix",  # has the shape and the name of a linear layer's matrix; nothing says that it is one
+    "matrix",  # has the shape and the name of a linear layer's matrix, of unknown layer
     "stack",  # several matrices, those of the experts or of layers under a scan
     "bare",  # a parameter of no known layer
 ]
@@ -30,11 +30,11 @@ class Matrix:
     """The matrix, or the equal matrices, inside a parameter.
 
     Attributes:
-        numbers: Along which axes; None takes a matrix as stored, `(in, out)` in JAX.
-        inputs: How many channels it reads; of a convolution without its window.
-        outputs: How many channels it makes, all parts of a fused matrix together.
-        note: What to call it where it is hidden: `hidden matrix`, `hidden, convolution`.
-        second_input: How many channels it reads of a second input (bilinear layers), or 0.
+        numbers: The axes; None takes a matrix as stored, `(in, out)` in JAX.
+        inputs: The number of input channels; for a convolution without its window.
+        outputs: The number of output channels, of all parts of a fused matrix together.
+        note: The reason for the route of a hidden matrix: `hidden matrix`, `hidden, convolution`.
+        second_input: The number of channels of a second input (bilinear layers), or 0.
     """
 
     numbers: DimensionNumbers | None
@@ -46,20 +46,20 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Param:
-    """All that routing looks at.
+    """Everything that routing knows of a parameter.
 
     Attributes:
         path: Its name as its framework writes it: `block_0/attention/query/kernel`, `layers.0.fc.weight`.
-        names: Of what holds it and its own, root first, wrappers left out; a class follows the name of
-            its module.
+        names: The names of its modules and its own, root first, without wrappers; a class follows the name
+            of its module.
         shape: Its shape.
-        kind: What the layer that holds it is.
+        kind: The kind of the layer that holds it.
         layer: The class of that layer, or empty.
-        matrix: What is in it, if it has two axes longer than 1.
+        matrix: The matrix in it, if it has two axes longer than 1.
         identity: Equal for two parameters that are one array in memory.
         owner: The path of the parameter that this one adapts (LoRA), or empty.
-        is_complex: Whether its numbers are complex, which the rule does not handle.
-        trainable: Whether it is trained at all.
+        is_complex: Whether it is complex, which the rule does not support.
+        trainable: Whether it is trained.
     """
 
     path: str
@@ -75,12 +75,12 @@ class Param:
 
     @property
     def rank(self) -> int:
-        """Number of axes."""
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -90,27 +90,27 @@ class Param:
 
     @property
     def inputs(self) -> int:
-        """How many channels it reads; 0 where there is no matrix in it."""
+        """The number of input channels; 0 without a matrix."""
         return self.matrix.inputs if self.matrix is not None else 0
 
     @property
     def outputs(self) -> int:
-        """How many channels it makes; 0 where there is no matrix in it."""
+        """The number of output channels; 0 without a matrix."""
         return self.matrix.outputs if self.matrix is not None else 0
 
     @property
     def own(self) -> Name:
-        """Its own name."""
+        """The parameter's own name."""
         return self.names[-1]
 
     @property
     def is_kernel(self) -> bool:
-        """Whether its own name is what layers call their matrix."""
+        """Whether its own name is one that layers give their matrix."""
         return self.own.text in KERNEL_NAMES
 
     @property
     def nearest(self) -> tuple[Name, ...]:
-        """Its own name, then that of its module, and of that module's class."""
+        """Its own name, then the name of its module and of that module's class."""
         holders = [name for name in self.names[:-1] if not name.is_class]
         if not holders:
             return self.names[::-1]
@@ -119,33 +119,33 @@ class Param:
 
     @cached_property
     def places(self) -> tuple[str, ...]:
-        """The plain names on its path, without classes; those of the holders first, its own last."""
+        """The plain names on its path, without classes, its own last."""
         return tuple(name.text for name in self.names if not name.is_class)
 
     @cached_property
     def unit(self) -> tuple[str, ...]:
-        """The place of the layer that holds it; of a parameter that is no kernel, its own place."""
+        """The path of the layer that holds it; its own path if it is not a kernel."""
         return self.places[:-1] if self.is_kernel and len(self.places) > 1 else self.places
 
     @cached_property
     def holder(self) -> tuple[str, ...]:
-        """The place of the module that holds its layer."""
+        """The path of the module that holds its layer."""
         return self.unit[:-1]
 
     @property
     def batch(self) -> tuple[int, ...]:
-        """Sizes of the axes that count its matrices."""
+        """The sizes of its batch axes."""
         if self.matrix is None or self.matrix.numbers is None:
             return self.shape[:-2]
         return tuple(self.shape[axis] for axis in find_matrix_axes(self.shape, self.matrix.numbers).batch)
 
 
 def make_names(names: Sequence[str], classes: Sequence[str] = ()) -> tuple[Name, ...]:
-    """The names on a path, each followed by the class of its module where that is known.
+    """Makes the names on a path, each followed by the class of its module where known.
 
     Args:
-        names: Root first; the parameter's own last.
-        classes: Of the modules with these names, as many as there are but for the last; empty for unknown.
+        names: The names on the path, root first, the parameter's own last.
+        classes: The classes of the modules with these names, for all but the last; empty if unknown.
 
     Example:
         >>> [name.text for name in make_names(["gate", "weight"], ["TopKRouter"])]

@@ -1,8 +1,8 @@
-"""From layers, names, shapes and shared arrays to the part that each parameter plays in the network.
+"""Finds the role of each parameter in the network from layers, names, shapes and shared arrays.
 
-The rules go from the most telling evidence to the least: what the layer is, what it is called, what is
-tied to what, what the shapes say. Each looks at the parameters that the rules before it left open; what
-none of them claims is a hidden matrix.
+The rules go from the strongest evidence to the weakest: the kind of the layer, its names, ties, shapes.
+Each rule sees the parameters that the rules before it left open; a parameter that none of them claims is a
+hidden matrix.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from celo2.routing.params import Param
 
 
 def find_roles(network: Network) -> dict[Param, Finding]:
-    """Finds what each parameter is, as far as the evidence goes."""
+    """Finds the role of each parameter, as far as the evidence goes."""
     found: dict[Param, Finding] = {}
     for rule in RULES:
         found |= dict(rule(network, found))
@@ -42,7 +42,7 @@ def find_roles(network: Network) -> dict[Param, Finding]:
 
 
 def by_shape(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Vectors, and what is one in effect."""
+    """Yields vectors, and parameters that are vectors in effect."""
     del found
     for param in network.params:
         if param.rank <= 1:
@@ -54,7 +54,7 @@ def by_shape(network: Network, found: Findings) -> Iterator[tuple[Param, Finding
 
 
 def by_layer(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Takes the framework's word for what the layer is, where it gives one."""
+    """Yields parameters whose layer's kind the framework gives."""
     for param in _open(network, found):
         if param.kind == "norm":
             yield param, Finding("vector", f"norm, {param.layer}")
@@ -65,9 +65,9 @@ def by_layer(network: Network, found: Findings) -> Iterator[tuple[Param, Finding
 
 
 def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Takes the names' word where it is beyond doubt.
+    """Yields parameters whose names are unambiguous.
 
-    Of what is known to multiply its inputs, names tell only whether it routes.
+    For parameters known to multiply their inputs, names tell only whether they are routers.
     """
     for param in _open(network, found):
         if param.owner:
@@ -77,7 +77,7 @@ def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]
 
 
 def by_experts(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Routers: gates beside experts, and what reads their inputs and has one output for each of them."""
+    """Yields routers: gates beside experts, and matrices on their inputs with one output per expert."""
     counts = _count_experts(network)
     for param in _open(network, found):
         if param.matrix is None or param.owner:
@@ -90,7 +90,7 @@ def by_experts(network: Network, found: Findings) -> Iterator[tuple[Param, Findi
 
 
 def by_tie(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Arrays that are an embedding under another name."""
+    """Yields arrays that are an embedding under another name (tied heads)."""
     tables = {param.identity: param for param, finding in found.items() if finding.role == "embedding"}
     for param in network.params:
         source = tables.get(param.identity)
@@ -100,7 +100,7 @@ def by_tie(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]
 
 
 def by_stack(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Rank 2, but perhaps one vector for each layer: everything beside it has the same leading size."""
+    """Yields rank-2 parameters that may be stacked vectors: all siblings have the same leading size."""
     stacked = {place for place, params in network.under.items() if _is_stack(params)}
     for param in _open(network, found):
         prefixes = {param.places[:length] for length in range(len(param.places))}
@@ -114,7 +114,7 @@ def by_stack(network: Network, found: Findings) -> Iterator[tuple[Param, Finding
 
 
 def by_bare(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Parameters of no known layer: tables if their first axis is 1, undecided without a telling name."""
+    """Yields parameters of unknown layers: tables if the first axis is 1, else undecided unless named."""
     for param in _open(network, found):
         if param.kind != "bare" or param.owner:
             continue
@@ -125,7 +125,7 @@ def by_bare(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]
 
 
 def by_owner(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Adapters, which play the part of what they adapt."""
+    """Yields adapters, which have the role of the parameter that they adapt."""
     by_path = {param.path: param for param in network.params}
     for param in network.params:
         owner = by_path.get(param.owner)
@@ -174,7 +174,7 @@ def _router_by_name(network: Network, param: Param) -> Finding | None:
 
 
 def _table_by_name(network: Network, param: Param) -> Finding | None:
-    """Tables and stacked vectors; not where the layer is known to multiply, whatever it is called."""
+    """Finds tables and stacked vectors by name, unless the layer is known to multiply."""
     if param.kind not in ("matrix", "bare", "stack"):
         return None
     if is_vector(param.own):
@@ -214,7 +214,7 @@ def _nearest_lookup(network: Network, param: Param) -> Name | None:
 
 
 def _count_experts(network: Network) -> dict[tuple[str, ...], set[tuple[int, int]]]:
-    """Module → `(experts, input size)` of the experts that it holds, in a list or in stacks."""
+    """Returns for each module the `(experts, input size)` of the experts it holds, in a list or in stacks."""
     counts: dict[tuple[str, ...], set[tuple[int, int]]] = defaultdict(set)
     lists: dict[tuple[str, ...], dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for param in network.matrices:
@@ -237,7 +237,7 @@ def _count_experts(network: Network) -> dict[tuple[str, ...], set[tuple[int, int
 
 
 def _gate_beside_experts(network: Network, param: Param) -> Name | None:
-    """A gate that chooses experts. The gate of a gated MLP has a twin of its shape beside it."""
+    """Finds a gate that chooses experts. The gate of a gated MLP has a sibling of its shape."""
     for length, text in enumerate(param.places):
         name = next(name for name in param.names if name.text == text and not name.is_class)
         if GATE_WORDS & name.words:
@@ -256,7 +256,7 @@ def _is_stack(params: list[Param]) -> bool:
 
 
 def _is_called_matrix(param: Param) -> bool:
-    """Whether a bare parameter's name speaks of a matrix: `weight`, `w1`, `up_proj`, `in_proj_weight`."""
+    """Returns whether a bare parameter's name denotes a matrix: `weight`, `w1`, `in_proj_weight`."""
     words = param.own.words
     plain = {"up", "down", "in", "out", "gate", "kernel", "weights", "matrix", "lora", "mat"} | KERNEL_NAMES
     return is_projection(param.own) or is_query(param.own) or bool(plain & words) or len(param.own.text) <= 2

@@ -1,4 +1,4 @@
-"""Decides what updates each parameter, and along which axes: the user's word, else the evidence.
+"""Assigns an algorithm and matrix axes to each parameter: the user's choice, else by the evidence.
 
 Source: the published recipe (arXiv 2602.19142): the rule with Newton–Schulz is for hidden matrices;
 embeddings, the output head and everything of rank ≤ 1 get AdamW. Positional tables and routers are
@@ -24,7 +24,7 @@ Undecided = Literal["warn", "raise", "allow"]
 
 
 class RoutingWarning(UserWarning):
-    """The routing of some parameters rests on too little evidence; the message lists them."""
+    """A warning that some parameters are routed on too little evidence; the message lists them."""
 
 
 class Route(NamedTuple):
@@ -32,8 +32,8 @@ class Route(NamedTuple):
 
     Attributes:
         algorithm: `"celo2"` (the rule) or `"adamw"`.
-        reason: One short phrase: what this rests on.
-        numbers: Which axes are its matrix; None takes it as stored.
+        reason: The evidence for it, as a short phrase.
+        numbers: The matrix axes; None takes the parameter as stored.
         decided: False where the evidence was not enough and `"celo2"` is only the default.
     """
 
@@ -54,15 +54,15 @@ def make_routes(
     """Routes all parameters of a network.
 
     Args:
-        params: What a reader of the framework made of them.
-        algorithms: The user's choice for some paths.
+        params: The descriptions that the framework's reader made.
+        algorithms: The user's algorithms for some paths.
         numbers: The user's dimension numbers for some paths; None takes the parameter as stored.
         base: Whether every parameter gets the rule (Celo2-base), along the same axes.
         is_part: Whether the parameters are known to be only a part of a network.
 
     Raises:
-        TypeError: Dimension numbers that are none.
-        ValueError: An unknown algorithm, or dimension numbers that do not fit a shape.
+        TypeError: Dimension numbers are of another type.
+        ValueError: An algorithm is unknown, or dimension numbers do not fit a shape.
     """
     network = Network(params, is_part=is_part)
     found = find_roles(network)
@@ -82,10 +82,10 @@ def make_routes(
 
 
 def check_numbers(numbers: Any, shape: Sequence[int]) -> DimensionNumbers | None:
-    """Dimension numbers (Optax's too) as ours, if they fit a shape.
+    """Converts dimension numbers (Optax's too) to `DimensionNumbers`, if they fit a shape.
 
     Raises:
-        TypeError: `numbers` is no specification.
+        TypeError: `numbers` is of another type.
         ValueError: They do not fit.
     """
     if numbers is None:
@@ -97,15 +97,15 @@ def check_numbers(numbers: Any, shape: Sequence[int]) -> DimensionNumbers | None
 
 
 def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided = "warn") -> None:
-    """Says which trainable parameters are undecided: as one warning, or as an error.
+    """Reports undecided trainable parameters, as one warning or as an error.
 
     Args:
         params: All parameters.
-        routes: Theirs.
+        routes: Their routes.
         undecided: `"warn"`, `"raise"` or `"allow"`.
 
     Raises:
-        ValueError: There are some and `undecided` is `"raise"`, or it is none of the three.
+        ValueError: Some are undecided and `undecided` is `"raise"`, or it is none of the three.
     """
     if undecided not in get_args(Undecided):
         raise ValueError(f"undecided must be one of {get_args(Undecided)}, got {undecided!r}.")
@@ -124,7 +124,7 @@ def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided 
 
 
 def warn(message: str) -> None:
-    """Warns in the name of the caller's own line, outside of this package and of the frameworks."""
+    """Warns with the location of the caller's line, outside this package and the frameworks."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_ours(frame.f_back.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1

@@ -1,4 +1,4 @@
-"""The routing as a text table: one line for equal layers, and what each algorithm has."""
+"""Formats the routing as a text table, with one line for equal layers and the totals per algorithm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SAME = re.compile(r"\d+")
 
 
 class Row(NamedTuple):
-    """One parameter of the table."""
+    """A parameter in the table."""
 
     path: str
     shape: tuple[int, ...]
@@ -25,9 +25,9 @@ class Row(NamedTuple):
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """A table of parameters, and the totals of each algorithm over what is trained.
+    """Formats a table of parameters, and the totals of each algorithm over trained parameters.
 
-    Parameters whose names differ in numbers only, and that are alike in all else, share a line. The matrix
+    Parameters whose names differ in numbers only, and that are equal in all else, share a line. The matrix
     is given as outputs × inputs with its axes; `3 of 8 × 8` are three of them. A `?` follows the algorithm
     of an undecided parameter.
 
@@ -69,7 +69,7 @@ def _totals(rows: Sequence[Row]) -> list[str]:
 
 
 def _matrix_of(row: Row) -> str:
-    """`8 × 27  1,2,3 → 0`: outputs × inputs, then the axes."""
+    """Formats the matrix as `8 × 27  1,2,3 → 0`: outputs × inputs, then the axes."""
     shape, route = row.shape, row.route
     if route.algorithm != "celo2" or sum(size > 1 for size in shape) < 2:
         return ""
@@ -85,7 +85,7 @@ def _matrix_of(row: Row) -> str:
 
 
 def _merge(paths: Sequence[str]) -> str:
-    """One name for paths that differ in numbers only: `layers.[0-11].fc.weight`."""
+    """Merges paths that differ only in numbers: `layers.[0-11].fc.weight`."""
     if len(paths) == 1:
         return paths[0]
     texts = SAME.split(paths[0])

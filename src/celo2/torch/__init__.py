@@ -1,4 +1,4 @@
-"""The rule in PyTorch: `Celo2` and `Celo2Base`, for `torch.nn` modules or any parameters."""
+"""PyTorch optimizers of the rule, `Celo2` and `Celo2Base`, for `torch.nn` modules or any parameters."""
 
 from celo2._utils.extras import require
 

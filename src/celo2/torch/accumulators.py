@@ -1,4 +1,4 @@
-"""Gradient → accumulators: three momenta, one second moment, factored second moments.
+"""The accumulators of the rule: three momenta, one second moment, factored second moments.
 
 Source: arXiv 2602.19142, section 3; the factored moments are Adafactor's (arXiv 1804.04235, eq. 4).
 With `g` the clipped gradient and `β` a decay, none of them bias-corrected unless asked for:
@@ -10,8 +10,8 @@ With `g` the clipped gradient and `β` a decay, none of them bias-corrected unle
 
 A parameter of rank < 2 is not factored: its `row` is the full second moment, and it has no `col`.
 
-Where matrices without a gradient are to be left alone (`Network.skip_zero_gradients`), `busy` says which
-have one: what belongs to the others keeps its value.
+With `Network.skip_zero_gradients`, `busy` marks the matrices that have a gradient; the accumulators of the
+others keep their values.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class Accumulators(NamedTuple):
 
 
 def row_shape(layout: Layout) -> tuple[int, ...]:
-    """The shape of a row accumulator."""
+    """Returns the shape of a row accumulator."""
     return layout.shape if layout.axes is None else _reduced(layout.shape, layout.axes.large)
 
 
 def col_shape(layout: Layout) -> tuple[int, ...] | None:
-    """The shape of a column accumulator, None for rank < 2."""
+    """Returns the shape of a column accumulator, None for rank < 2."""
     return None if layout.axes is None else _reduced(layout.shape, layout.axes.small)
 
 
 def find_busy(squares: Tensor) -> Tensor:
-    """Which matrices have a gradient: 1, or 0 where all squares are zero; the last two axes have length 1.
+    """Returns 1 for each matrix that has a gradient, 0 where all squares are zero: `(..., 1, 1)`.
 
     Args:
-        squares: Of the gradient, or sums of some of them, of any shape `(..., rows, cols)`.
+        squares: The squared gradient, or sums of some of the squares, of any shape `(..., rows, cols)`.
     """
     return (squares.sum((-2, -1), keepdim=True) != 0).to(squares.dtype)
 
@@ -70,17 +70,17 @@ def update(
     *,
     skip_zero: bool = False,
 ) -> Tensor | None:
-    """One step of every accumulator, in place.
+    """Updates every accumulator by one step, in place.
 
     Args:
-        accumulators: Of the steps before; changed.
+        accumulators: The accumulators before this update; changed in place.
         grad: The clipped gradient, in the accumulators' dtype.
         axes: The axes that are factored, None for rank < 2.
         config: The decays.
-        skip_zero: Whether matrices without a gradient keep theirs.
+        skip_zero: Whether matrices without a gradient keep their accumulators.
 
     Returns:
-        Which matrices have a gradient (`find_busy`); None: they were all updated.
+        The matrices that have a gradient (`find_busy`); None: all were updated.
     """
     square = grad * grad
     busy = find_busy(square) if skip_zero else None
@@ -101,7 +101,7 @@ def update_factored(
     config: RuleConfig,
     busy: Tensor | None = None,
 ) -> None:
-    """One step of `row` and `col`, in place, given the means of the squared gradient."""
+    """Updates `row` and `col` by one step, in place, from the means of the squared gradient."""
     decays = config.initial_adafactor_decays
     row_busy = col_busy = busy
     if (
@@ -116,17 +116,17 @@ def update_factored(
 def update_full(
     accumulators: Accumulators, grad: Tensor, config: RuleConfig, busy: Tensor | None = None
 ) -> None:
-    """One step of momentum and rms, in place; blocks of tensors will do."""
+    """Updates momentum and rms by one step, in place; the tensors may be blocks of larger ones."""
     _decay_all(accumulators.momentum, grad, config.initial_momentum_decays, busy)
     _decay_all(accumulators.rms, grad * grad, config.initial_rms_decays, busy)
 
 
 def unbias(accumulators: Accumulators, count: Tensor, config: RuleConfig) -> Accumulators:
-    """Each accumulator over `1 - β^count`, as new tensors.
+    """Divides each accumulator by `1 - β^count`, into new tensors.
 
     Args:
         accumulators: Stacked or not.
-        count: The updates they have seen, ≥ 1, of a shape that broadcasts to theirs.
+        count: The number of updates so far, ≥ 1, of a shape that broadcasts to the accumulators'.
         config: The decays.
     """
 

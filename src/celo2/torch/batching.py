@@ -1,7 +1,7 @@
-"""The rule on many parameters: small ones of equal shape are stacked and updated together.
+"""Updates many parameters by the rule, stacking small ones of equal shape.
 
-A small tensor costs the launch of some hundred operations, so the vectors of a deep network would
-cost more than its matrices. Large tensors are updated where they are.
+Updating a small tensor launches some hundred operations, so the vectors of a deep network would cost more
+than its matrices. Large tensors are updated where they are, without a copy.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ TOGETHER_LIMIT = {"cpu": 1 << 22, "gpu": 1 << 26}  # elements of leaves whose st
 
 
 class Leaf(NamedTuple):
-    """One parameter with all that its step needs.
+    """One parameter with everything that its update needs.
 
     Attributes:
         grad: The gradient, not negated.
         param: The parameter, of the same shape and device.
         accumulators: In the parameter's shape (momentum, rms) and the layout's (row, col); updated
-            in place. Momentum and rms may be bfloat16, all else has the working dtype.
-        count: This step's number, a scalar tensor, from 1.
-        layout: How the rule sees the parameter.
-        number: The parameter's number in the optimizer, for the rounding.
+            in place. Momentum and rms may be bfloat16; everything else has the working dtype.
+        count: The step count including this update, from 1, a scalar tensor.
+        layout: The parameter's layout.
+        number: The parameter's index in the optimizer, which seeds the stochastic rounding.
     """
 
     grad: Tensor
@@ -47,19 +47,19 @@ class Leaf(NamedTuple):
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the rule computes in: float64 for float64, float32 for the rest."""
+    """Returns the dtype that the rule computes in: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def iterate_leaves(
     network: Network, leaves: Sequence[Leaf], *, stack: bool = True, kernels: bool = True
 ) -> Iterator[tuple[Leaf, Tensor]]:
-    """Pairs of a leaf and its step, in an order of its own: only one group's steps exist at once.
+    """Yields each leaf with its step, in any order; only the steps of one group exist at a time.
 
     Args:
         network: The weights and the options.
-        leaves: What is updated; their accumulators change.
-        stack: Whether small tensors of equal shape may be copied together.
+        leaves: The parameters to update; their accumulators change.
+        stack: Whether small tensors of equal shape may be copied into one stack.
         kernels: Whether compiled kernels may be used.
     """
 
@@ -71,7 +71,7 @@ def iterate_leaves(
 
 
 def _group(leaves: Sequence[Leaf], choose: Callable[[Leaf], Implementation], stack: bool) -> list[list[Leaf]]:
-    """Leaves to update together: small ones of equal shape, and by kernels equal ones of any size."""
+    """Groups leaves to update together: small ones of equal shape, with kernels also large ones."""
     groups: dict[Hashable, list[Leaf]] = {}
     for index, leaf in enumerate(leaves):
         grad, param, accumulators, _, layout, _ = leaf
@@ -93,12 +93,11 @@ def _is_small(leaf: Leaf) -> bool:
 
 
 def _update(network: Network, leaves: Sequence[Leaf], chosen: Implementation) -> list[Tensor]:
-    """The steps of leaves of one layout: small ones are copied into one stack, others stay where they are."""
+    """Computes the steps of leaves of one layout; small ones are copied into one stack."""
     layout, config = leaves[0].layout, network.config
     stacks = [leaves] if _is_small(leaves[0]) else [[leaf] for leaf in leaves]
-    entered = [
-        _enter(own, convert=chosen != "triton") for own in stacks
-    ]  # whose kernels convert what they read
+    # Triton's kernels convert what they read.
+    entered = [_enter(own, convert=chosen != "triton") for own in stacks]
     if chosen == "plain":
         counts = [_counts(own) if config.bias_correction else None for own in stacks]
         pairs = zip(entered, counts, strict=True)
@@ -115,13 +114,13 @@ def _update(network: Network, leaves: Sequence[Leaf], chosen: Implementation) ->
 
 
 def hold_counts(leaves: Sequence[Leaf], busy: Tensor | None) -> None:
-    """Takes this step back from the counts of parameters none of whose matrices was busy.
+    """Reverts the step counts of parameters none of whose matrices was busy.
 
-    A count on another device goes on: nothing may wait for the device.
+    A count on another device than `busy` is not reverted, since that would wait for the device.
 
     Args:
-        leaves: After their step.
-        busy: `(leaves, ..., 1, 1)`, of `accumulators.find_busy`; None: all were busy.
+        leaves: The leaves after their update.
+        busy: The result of `accumulators.find_busy`, `(leaves, ..., 1, 1)`; None: all were busy.
     """
     if busy is not None and leaves[0].count.device == busy.device:
         idle = 1.0 - busy.flatten(1).amax(1).to(leaves[0].count.dtype)
@@ -130,7 +129,7 @@ def hold_counts(leaves: Sequence[Leaf], busy: Tensor | None) -> None:
 
 
 def _enter(leaves: Sequence[Leaf], *, convert: bool) -> Matrix:
-    """Leaves in their layout, stacked; accumulators are contiguous and of the working dtype."""
+    """Stacks leaves in their layout, with contiguous accumulators of the working dtype."""
     layout, dtype = leaves[0].layout, working_dtype(leaves[0].param.dtype)
 
     def stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -156,7 +155,7 @@ def _counts(leaves: Sequence[Leaf]) -> Tensor:
 
 
 def _write_back(leaf: Leaf, updated: Accumulators) -> None:
-    """Copies what was updated in a copy, rounding momenta and rms where they are kept smaller."""
+    """Copies updated accumulators back, rounding momenta and rms where the state's dtype is narrower."""
     own = leaf.accumulators
     full, targets = updated.momentum + updated.rms, own.momentum + own.rms
     if targets[0].dtype != full[0].dtype:

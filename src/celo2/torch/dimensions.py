@@ -1,11 +1,11 @@
-"""Which axes of a tensor are its matrix: the twin of `celo2.jax.dimensions`.
+"""Layouts: the matrices in a tensor and the axes of its factored accumulators, as in `celo2.jax.dimensions`.
 
-Without a specification the reference's conventions hold (arXiv 2602.19142 and its code): the
+Without dimension numbers the reference's conventions hold (arXiv 2602.19142 and its code): the
 accumulators are factored over the two largest axes, while normalisation and Newton–Schulz act on
-the last two. With one, the tensor is viewed as matrices and both act on these, whatever the storage.
+the last two. With them, the tensor is viewed as matrices and both act on these, whatever the storage.
 
-Here matrices keep the order of storage: a linear layer's `(out, in)` is not transposed, its axes are
-named instead, so that entering and leaving copy nothing.
+Here matrices keep the order of storage: a linear layer's `(out, in)` is not transposed; its axes are
+named instead, so that `enter` and `leave` copy nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Axes(NamedTuple):
 
 
 def make_axes(shape: Sequence[int]) -> Axes | None:
-    """The two largest axes, ties in index order; None where there are not two.
+    """Returns the two largest axes, ties in index order, or None for rank < 2.
 
     Example:
         >>> make_axes((3, 3, 16, 32))
@@ -64,12 +64,12 @@ class MatrixView(NamedTuple):
         return in_place and self.permutation == tuple(range(len(self.permutation)))
 
     def to_matrices(self, tensor: Tensor) -> Tensor:
-        """From the parameter's own shape to `shape`."""
+        """Views a tensor of the parameter's own shape in `shape`."""
         split = tensor.permute(self.permutation).reshape(self.split_shape)
         return (split if self.output_first else split.transpose(1, 2)).reshape(self.shape)
 
     def from_matrices(self, matrices: Tensor) -> Tensor:
-        """The inverse of `to_matrices`."""
+        """Inverts `to_matrices`."""
         batch, first, second, columns = self.split_shape
         if not self.output_first:
             matrices = matrices.reshape(batch, second, first, columns).transpose(1, 2)
@@ -79,11 +79,11 @@ class MatrixView(NamedTuple):
 
 
 def make_view(shape: Sequence[int], numbers: DimensionNumbers) -> MatrixView:
-    """Checks the dimension numbers against a shape.
+    """Makes the matrix view of a shape, and checks the dimension numbers against it.
 
     Args:
         shape: The parameter's shape, rank ≥ 2.
-        numbers: Which axes are the matrix.
+        numbers: The dimension numbers.
 
     Raises:
         TypeError: `numbers` is not a specification.
@@ -104,12 +104,12 @@ def make_view(shape: Sequence[int], numbers: DimensionNumbers) -> MatrixView:
 
 
 class Layout(NamedTuple):
-    """How the rule sees one parameter.
+    """The shape and axes in which the rule computes one parameter.
 
     Attributes:
-        shape: Of what the rule works on, rank ≥ 2: a vector of n numbers is `(n, 1)`.
+        shape: The shape that the rule computes in, rank ≥ 2: a vector of n numbers is `(n, 1)`.
         axes: The axes that are factored, None for a parameter of rank < 2.
-        view: None where the parameter is taken as stored.
+        view: The matrix view; None where the parameter is taken as stored.
     """
 
     shape: tuple[int, ...]
@@ -118,21 +118,21 @@ class Layout(NamedTuple):
 
     @property
     def keeps_order(self) -> bool:
-        """Whether `enter` gives a view of a contiguous tensor."""
+        """Whether `enter` returns a view of a contiguous tensor."""
         return self.view is None or self.view.keeps_order
 
     def enter(self, tensor: Tensor) -> Tensor:
-        """From the parameter's own shape to `shape`."""
+        """Views a tensor of the parameter's own shape in `shape`."""
         return tensor.reshape(self.shape) if self.view is None else self.view.to_matrices(tensor)
 
     def leave(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        """The inverse of `enter`; `shape` is the parameter's."""
+        """Inverts `enter`; `shape` is the parameter's."""
         return tensor.reshape(tuple(shape)) if self.view is None else self.view.from_matrices(tensor)
 
 
 @functools.cache
 def make_layout(shape: tuple[int, ...], numbers: DimensionNumbers | None = None) -> Layout:
-    """The layout of a parameter of this shape; None takes it as stored, the reference's convention."""
+    """Makes the layout of a shape; without numbers it is taken as stored, the reference's convention."""
     if numbers is None:
         axes = make_axes(shape)
         return Layout(tuple(shape) if axes else (math.prod(shape), 1), axes)

@@ -1,4 +1,4 @@
-"""Gradient, parameter, accumulators → the 14 groups of input features.
+"""The 14 groups of input features, computed from gradient, parameter and accumulators.
 
 Source: arXiv 2602.19142, section 3; the order is `celo2.config.FEATURES`.
 
@@ -20,20 +20,20 @@ from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Axes
 
 FeatureGroups = dict[str, tuple[Tensor, ...]]  # weight name → channels
-Factors = tuple[tuple[Tensor, ...], ...]  # for each decay, what divides by the factored second moment
+Factors = tuple[tuple[Tensor, ...], ...]  # for each decay, the results of `compute_factors`
 
 
 _VECTORS = frozenset({"row", "col", "rsqrt_row", "rsqrt_col"})
 
 
 class Inputs(NamedTuple):
-    """What the features of one tensor, or of a part of it, are computed from.
+    """The inputs from which the features of one tensor, or of a block of it, are computed.
 
     Attributes:
         grad: The clipped gradient.
         param: The parameter, of the same shape and dtype.
-        accumulators: Already updated with this gradient, bias-corrected if that is on.
-        factors: Made of the accumulators' `row` and `col`.
+        accumulators: The accumulators after the update with this gradient, bias-corrected if that is on.
+        factors: The result of `compute_factors` for the accumulators.
         raw_factors: The same without bias correction: the reference leaves the factored gradient
             uncorrected, and only that.
     """
@@ -53,18 +53,18 @@ def make_inputs(
     *,
     raw: Accumulators | None = None,
 ) -> Inputs:
-    """Adds the factors to gradient, parameter and accumulators; `raw` are those before bias correction."""
+    """Makes inputs with their factors; `raw` are the accumulators before bias correction."""
     factors = compute_factors(accumulators, axes)
     return Inputs(grad, param, accumulators, factors, factors if raw is None else compute_factors(raw, axes))
 
 
 def full_names(config: RuleConfig, *, factored: bool) -> list[str]:
-    """Weight names of the groups whose channels have the parameter's shape."""
+    """Returns the weight names of the groups whose channels have the parameter's shape."""
     return [name for name, feature in config.feature_groups(1 + factored) if feature.name not in _VECTORS]
 
 
 def full_channels(config: RuleConfig, *, factored: bool) -> list[tuple[str, int]]:
-    """The channels of the parameter's shape, in order: the feature, and which of the feature's it is."""
+    """Returns the channels of the parameter's shape, in order, as `(feature, index within the feature)`."""
     return [
         (feature.name, index)
         for _, feature in config.feature_groups(1 + factored)
@@ -74,17 +74,17 @@ def full_channels(config: RuleConfig, *, factored: bool) -> list[tuple[str, int]
 
 
 def vector_names(config: RuleConfig, *, factored: bool) -> list[str]:
-    """Weight names of the groups whose channels are rows or columns."""
+    """Returns the weight names of the groups whose channels are rows or columns."""
     return [name for name, feature in config.feature_groups(1 + factored) if feature.name in _VECTORS]
 
 
 def compute(inputs: Inputs, names: Sequence[str], config: RuleConfig) -> FeatureGroups:
-    """The channels of some groups, by the names of their weight matrices.
+    """Computes the channels of some groups, by the names of their weight matrices.
 
     Args:
-        inputs: Of `make_inputs`.
-        names: Of `full_names` and `vector_names`.
-        config: Which features are enabled.
+        inputs: The result of `make_inputs`.
+        names: Names from `full_names` and `vector_names`.
+        config: The options, which enable features.
     """
     grad, param, (momentum, rms, row, col), factors, raw_factors = inputs
     wanted = {name: feature.name for name, feature in config.feature_groups(2) if name in names}
@@ -113,7 +113,7 @@ def compute(inputs: Inputs, names: Sequence[str], config: RuleConfig) -> Feature
 
 
 def compute_factors(accumulators: Accumulators, axes: Axes | None) -> Factors:
-    """What a gradient is multiplied by to divide it by the root of its factored second moment."""
+    """Computes the factors that divide a gradient by the root of its factored second moment."""
     if axes is None:
         return tuple((torch.rsqrt((r + FACTOR_FLOOR).clamp_min(FACTOR_FLOOR)),) for r in accumulators.row)
     return tuple(

@@ -1,9 +1,9 @@
-"""The scale of the gradient: the twin of `celo2.jax.gradient_scale` for training loops.
+"""Tools to measure and normalize the scale of gradients, as in `celo2.jax.gradient_scale`.
 
 The rule's epsilons and its clipped-gradient feature are absolute numbers, so that multiplying the loss
-by a constant changes its steps. `share_outside` tells how much of a network has gradients of a scale that
-the weights did not meet in meta-training. `GradientNormalizer` removes the scale: with `s` the running mean
-of `mean(g²)` of a tensor it makes it `g · target / √s`.
+by a constant changes its steps. `share_outside` measures how much of a network has gradients of a scale
+that the weights did not meet in meta-training. `GradientNormalizer` removes the scale: with `s` the
+running mean of `mean(g²)` of a tensor, the gradient becomes `g · target / √s`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from celo2.constants import GRADIENT_DECAY
 from celo2.gradient_range import check_normalization, resolve_range
-from celo2.torch.sharding.dtensor import is_divided, local
+from celo2.torch.sharding.dtensor import is_dtensor, local
 from celo2.weights.checkpoint import SHIPPED, Weights
 
 
@@ -29,9 +29,9 @@ class GradientNormalizer:
     finite. Nothing waits for the device.
 
     Args:
-        params: A module or parameters; those of the rule, since AdamW does not mind a gradient's scale.
+        params: A module or parameters; only the rule's need it, since AdamW ignores the scale.
         target: Root mean square that gradients get on average, positive.
-        decay: Of the running mean, in [0, 1); the mean is corrected for its start at zero.
+        decay: The decay of the running mean, in [0, 1); the mean is corrected for its start at zero.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -49,7 +49,7 @@ class GradientNormalizer:
         self.params = list(params.parameters() if isinstance(params, nn.Module) else params)
         self.target, self.decay = target, decay
         self._means = [torch.zeros((), device=local(param).device) for param in self.params]
-        self._weights = [torch.zeros_like(mean) for mean in self._means]  # what the mean of ones would be
+        self._weights = [torch.zeros_like(mean) for mean in self._means]  # running means of ones
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -66,14 +66,14 @@ class GradientNormalizer:
             grad.copy_(torch.where(finite, grad.float() * factor, grad.float()))
 
     def state_dict(self) -> dict[str, Any]:
-        """The running means, in the order of the parameters."""
+        """Returns the running means, in the order of the parameters."""
         return {"mean_square": [m.clone() for m in self._means], "weight": [w.clone() for w in self._weights]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what `state_dict` returned.
 
         Raises:
-            ValueError: Of another number of parameters.
+            ValueError: The state has another number of parameters.
         """
         for own, saved in ((self._means, "mean_square"), (self._weights, "weight")):
             for tensor, value in zip(own, state_dict[saved], strict=True):
@@ -87,23 +87,24 @@ def share_outside(
     *,
     weights: Weights | str = SHIPPED[0],
 ) -> Tensor:
-    """The share of the parameters whose tensor's gradient has a root mean square outside [low, high].
+    """Computes the share of parameters in tensors whose gradient has a root mean square outside [low, high].
 
-    A tensor counts by its parameters. One whose gradient is zero everywhere has no scale and is left out;
-    a gradient that is not finite is outside.
+    A tensor counts by its number of parameters. One whose gradient is zero everywhere has no scale and is
+    left out; a gradient that is not finite is outside.
 
     Args:
         grads: Gradients of any floating dtypes, such as `[p.grad for p in model.parameters()]`; None and
             tensors without elements are left out.
-        low: Least root mean square inside; None: that of the weights.
-        high: Greatest root mean square inside; None: that of the weights.
-        weights: Whose range holds where low or high is None: what `celo2.load_checkpoint` gives or takes.
+        low: The lower end of the range; None: that of the weights.
+        high: The upper end of the range; None: that of the weights.
+        weights: The weights whose range holds where low or high is None: what `celo2.load_checkpoint`
+            returns or takes.
 
     Returns:
         A float32 scalar in [0, 1], on the gradients' device; 0 where nothing has a gradient.
 
     Raises:
-        ValueError: Not 0 < low < high < ∞, or weights whose file states no range.
+        ValueError: Unless 0 < low < high < ∞, or if the file of the weights states no range.
 
     Example:
         >>> grads = [torch.full((3, 2), 1e-7), torch.full((2,), 1e-2), None]
@@ -122,7 +123,7 @@ def share_outside(
 
 
 def _root_mean_square(grad: Tensor) -> Tensor:
-    """In float32 and in units of the largest element, so that no square leaves float32's range."""
+    """Computes the root mean square in float32, in units of the largest element to stay in range."""
     grad = grad.float().abs()
     largest = _whole(grad.max())
     unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
@@ -130,5 +131,5 @@ def _root_mean_square(grad: Tensor) -> Tensor:
 
 
 def _whole(value: Any) -> Tensor:
-    """A scalar that may be a sum or a maximum over processes."""
-    return value.full_tensor() if is_divided(value) else value
+    """Returns a scalar reduced over all processes, if it is a `DTensor`."""
+    return value.full_tensor() if is_dtensor(value) else value

@@ -1,10 +1,10 @@
-"""Features → direction: the network, applied to every element of a tensor.
+"""The network, which maps the features of every element of a tensor to its direction.
 
 Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, element by element.
 
 Each channel `x` enters divided by its root mean square over the last two axes. Instead of dividing
 the tensors, `rsqrt(mean(x²) + 1e-9)` multiplies the channel's row of the first layer. This is the
-plain version, unit by unit; `blocks` and the kernels have the fast ones.
+plain version, unit by unit; the fast versions are in `kernels`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh"
 
 
 def mean_square(tensor: Tensor) -> Tensor:
-    """Mean of squares over the last two axes, axes kept."""
+    """Computes the mean of squares over the last two axes, which are kept."""
     return (tensor * tensor).mean((-2, -1), keepdim=True)
 
 
 def input_scales(groups: FeatureGroups) -> InputScales:
-    """`rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes."""
+    """Computes `rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes."""
     return {
         name: tuple(torch.rsqrt(mean_square(channel) + NORM_EPS) for channel in group)
         for name, group in groups.items()
@@ -45,20 +45,20 @@ def compute(
     *,
     vectors: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor | None]:
-    """Direction and magnitude of every element.
+    """Computes the direction and magnitude of every element.
 
     Args:
         groups: Weight name → channels, each of a shape that broadcasts to the parameter's.
-        scales: Of `input_scales`; None: the channels enter as they are.
+        scales: The result of `input_scales`; None: the channels enter as they are.
         weights: The network's arrays by name, as nested lists of numbers, of the shapes of
             `RuleConfig.weight_shapes`.
-        config: Sizes, activation.
-        vectors: What channels that are vectors, and the bias, add to each unit of the first layer,
-            `(units, ...)`, where `groups` has not got them.
+        config: The options: sizes, activation.
+        vectors: The contributions of vector channels and of the bias to each unit of the first layer,
+            `(units, ...)`, where `groups` does not contain them.
 
     Returns:
-        The direction, of the parameter's shape, and the magnitude, None when `exp_mult` is 0: an
-        output that is not used is not computed.
+        The direction, of the parameter's shape, and the magnitude; None when `exp_mult` is 0, since an
+        unused output is not computed.
     """
     activation = ACTIVATIONS[config.mlp_activation]
     hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, vectors)]

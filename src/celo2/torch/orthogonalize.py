@@ -1,4 +1,4 @@
-"""Matrix → the nearest semi-orthogonal one, about: Newton–Schulz.
+"""Approximate orthogonalisation of matrices by Newton–Schulz iterations.
 
 Source: Muon (Jordan et al., 2024), used by Celo2 (arXiv 2602.19142, section 3.4). With
 `X = U S Vᵀ`, the polynomial `c₀ X + (c₁ A + c₂ A²) X`, `A = X Xᵀ`, moves every singular value
@@ -26,14 +26,14 @@ def compute(matrices: Tensor, config: RuleConfig) -> Tensor:
 
     Args:
         matrices: Shape `(..., m, n)`.
-        config: `ns_coeffs`, `ns_iters`, `ns_eps`.
+        config: The options `ns_coeffs`, `ns_iters`, `ns_eps`.
     """
     fast = matrices.device.type != "cpu" and matrices.dtype == torch.float32
     return iterate(matrices, config, torch.bfloat16 if fast else matrices.dtype)
 
 
 def compute_all(matrices: Sequence[Tensor], config: RuleConfig) -> list[Tensor]:
-    """`compute` of tensors of one shape: in batches on a GPU, where small products leave it idle."""
+    """Applies `compute` to tensors of one shape, in batches on a GPU, which small products leave idle."""
     if matrices[0].device.type == "cpu":
         return [compute(matrix, config) for matrix in matrices]
     size = max(BATCH_LIMIT // max(matrices[0].numel(), 1), 1)
@@ -42,7 +42,7 @@ def compute_all(matrices: Sequence[Tensor], config: RuleConfig) -> list[Tensor]:
 
 
 def iterate(matrices: Tensor, config: RuleConfig, dtype: torch.dtype) -> Tensor:
-    """Newton–Schulz with products in the given dtype; the norm and the result have the matrices' own."""
+    """Runs Newton–Schulz with products in the given dtype; norm and result have the matrices' own dtype."""
     norm = torch.sqrt((matrices * matrices).sum((-2, -1), keepdim=True))
     x = (matrices / (norm + config.ns_eps)).to(dtype)
     x = x.reshape(-1, *x.shape[-2:])

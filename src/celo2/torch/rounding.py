@@ -1,11 +1,12 @@
-"""float32 → bfloat16 by stochastic rounding, so that small changes are kept on average.
+"""Stochastic rounding of float32 to bfloat16, which keeps small changes on average.
 
 A bfloat16 has eight bits of precision: an accumulator with decay 0.999 moves by a thousandth of its
-distance to the gradient, which rounding to nearest would drop for ever. Rounded up with the
-probability of what is cut off, the expectation is exact (Gupta et al., arXiv 1502.02551, section 3).
+distance to the gradient, which rounding to nearest would drop for ever. Rounding up with a
+probability equal to the fraction cut off makes the expectation exact (Gupta et al., arXiv 1502.02551,
+section 3).
 
-The noise is a hash of the step's number, the parameter's and the element's: no generator is touched,
-a run repeats exactly, and a graph can be captured. The hash is MurmurHash3's finalizer (A. Appleby).
+The noise is a hash of the step count and the indices of the parameter and the element: no generator is
+used, a run repeats exactly, and a graph can be captured. The hash is MurmurHash3's finalizer (A. Appleby).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_BITS_CUT = 16  # of a float32's significand
+_BITS_CUT = 16  # bits of a float32's significand that are cut off
 _LOWER = (1 << _BITS_CUT) - 1
 _WORDS = 64  # an upper bound of the random words that one element needs in one step
 
@@ -28,17 +29,17 @@ def round_all(
     *,
     elements: Tensor | None = None,
 ) -> None:
-    """Rounds float32 tensors of one shape into bfloat16 ones, each element up or down by its nearness.
+    """Rounds float32 tensors of one shape stochastically into bfloat16 tensors.
 
     A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest
     bfloat16, the upper neighbour is infinity.
 
     Args:
-        tensors: Of one shape, float32; float64 is rounded to float32 first.
-        outputs: Where to, as many, bfloat16, of the same shape.
-        count: The step's number, a scalar.
-        number: The parameter's number. One hash serves two tensors, sixteen bits each.
-        elements: The number of each element in its parameter, flat, int32; None: they are all of it.
+        tensors: float32 tensors of one shape; float64 is rounded to float32 first.
+        outputs: The bfloat16 tensors to write to, as many, of the same shape.
+        count: The step count, a scalar.
+        number: The parameter's index. One hash serves two tensors, sixteen bits each.
+        elements: The flat index of each element in its parameter, int32; None: the tensors are whole.
     """
     if elements is None:
         elements = torch.arange(tensors[0].numel(), dtype=torch.int32, device=tensors[0].device)
@@ -67,5 +68,5 @@ def _hash(words: Tensor) -> Tensor:
 
 
 def _signed(number: int) -> int:
-    """The signed 32-bit number with the same lower bits."""
+    """Returns the signed 32-bit number with the same lower bits."""
     return (number + (1 << 31)) % (1 << 32) - (1 << 31)

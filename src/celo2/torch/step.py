@@ -1,4 +1,4 @@
-"""One update of one tensor: the algorithm box of Celo2.
+"""The update of one tensor: the algorithm box of Celo2.
 
 Source: arXiv 2602.19142, section 3.
 
@@ -40,14 +40,14 @@ def update(
     *,
     axes: Axes | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The step of tensors of one shape, stacked, by the plain program, which covers everything.
+    """Computes the steps of stacked tensors by the plain program, which covers all options.
 
     Args:
         network: The weights and the options.
         grad: The gradients, `(stack, *layout.shape)`.
         param: The parameters, of the same shape and dtype (that of the accumulators).
-        accumulators: Of the steps before, with the same axis in front; updated in place.
-        count: This step's number, from 1, `(stack, 1, …)`; needed for bias correction alone.
+        accumulators: The accumulators before this update, with the same axis in front; updated in place.
+        count: The step count including this update, `(stack, 1, …)`; needed only for bias correction.
         axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
 
     Returns:
@@ -73,7 +73,7 @@ def update(
 
 
 def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple[Tensor, Tensor | None]:
-    """Direction and magnitude of every element; see `mlp.compute`."""
+    """Computes the direction and magnitude of every element; see `mlp.compute`."""
     config = network.config
     names = [name for name, _ in config.feature_groups(1 + factored)]
     groups = features.compute(inputs, names, config)
@@ -84,13 +84,13 @@ def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple
 def update_all(
     network: Network, matrices: Sequence[Matrix], axes: Axes | None, made: Passes
 ) -> list[tuple[Tensor, Tensor | None]]:
-    """The steps of what `three_pass.covers`, by passes, and who was busy, as in `update`.
+    """Computes the steps of matrices that `three_pass.covers`, and which were busy, as in `update`.
 
     Args:
         network: The weights and the options.
-        matrices: Of one shape, each a stack as in `update`; their accumulators change.
+        matrices: Matrices of one shape, each a stack as in `update`; their accumulators change.
         axes: As in `update`.
-        made: Who makes the passes.
+        made: The implementation of the passes.
     """
     config = network.config
     orthogonalized = config.orthogonalize and axes is not None
@@ -124,7 +124,7 @@ def _scale_by_param(step: Tensor, param: Tensor) -> Tensor:
 def _finish(
     step: Tensor, mean_square: Tensor, accumulators: Accumulators, config: RuleConfig, busy: Tensor | None
 ) -> Tensor:
-    """Writes over the step, which nobody else has."""
+    """Normalises and rescales the step, in place where possible."""
     scale = busy
     if config.normalize_output:
         scale = torch.rsqrt(mean_square + mlp.NORM_EPS)
@@ -139,5 +139,5 @@ def _finish(
 
 
 def _whole(tensor: Tensor) -> tuple[int, ...]:
-    """All axes but the stack's."""
+    """Returns all axes but the stack's."""
     return tuple(range(1, tensor.ndim))

@@ -1,4 +1,4 @@
-"""The rule on matrices: three passes over each, and over vectors what lies between them.
+"""The rule on matrices in three passes over memory, with only operations on vectors in between.
 
 Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of `accumulators`,
 `features` and `mlp`. The twin of `celo2.jax.three_pass`.
@@ -7,11 +7,11 @@ Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of 
     pass 2   g, p, m, v   → m, v in place; the mean square of every channel of the matrix's shape
     pass 3   g, p, m, v   → direction; its mean square
 
-Who makes the passes is a parameter: whole tensors, here; blocks that stay in a CPU's cache
-(`cpu_blocked.py`); kernels on a CPU or a GPU (`cpu_numba.py`, `gpu_triton.py`). Between the passes
-lie factored moments, their factors, what row and column channels add to the first layer: those of equal
-matrices are stacked, so that a deep network has one handful of small operations instead of one for each
-matrix. A parameter of rank < 2 is a matrix of one row.
+The passes are pluggable: this module has the version on whole tensors, `kernels/cpu_blocked.py` the one on
+blocks that stay in a CPU's cache, `kernels/cpu_numba.py` and `kernels/gpu_triton.py` the compiled kernels.
+Between the passes, the factored moments, their factors and the contributions of row and column channels to
+the first layer are computed, stacked over equal matrices, so that a deep network has one handful of small
+operations instead of one for each matrix. A parameter of rank < 2 is a matrix of one row.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from celo2.torch.weights import Network
 
 
 class Matrix(NamedTuple):
-    """One matrix, or several in one tensor, before its update.
+    """One matrix, or several in one tensor, before the update.
 
     Attributes:
         grad: The gradient, `(..., rows, cols)`, not clipped.
         param: The parameter, of the same shape.
-        accumulators: Of the steps before, in the working dtype; changed.
+        accumulators: The accumulators before this update, in the working dtype; changed in place.
     """
 
     grad: Tensor
@@ -51,8 +51,8 @@ class Direction(NamedTuple):
 
     Attributes:
         values: The matrix's shape, not normalised.
-        mean_square: Of the values over the last two axes, these kept with length 1.
-        busy: Of that shape, 0 where the gradient is exactly zero and to be skipped, else 1; None: 1.
+        mean_square: The mean square of the values over the last two axes, which are kept with length 1.
+        busy: 0 where the gradient is exactly zero and skipped, else 1, of the same shape; None: 1.
     """
 
     values: Tensor
@@ -60,20 +60,19 @@ class Direction(NamedTuple):
     busy: Tensor | None
 
 
-Units = tuple[Tensor, Tensor]  # to add to the first layer: (units, ..., rows, 1), (units, ..., 1, cols)
+Units = tuple[Tensor, Tensor]  # added to the first layer: (units, ..., rows, 1), (units, ..., 1, cols)
 
 
 class Passes(NamedTuple):
     """The three passes over one matrix.
 
     Attributes:
-        square_means: Gradient → means of its clipped squares over the last axis, `(..., rows, 1)`, and
-            over the rows, `(..., 1, cols)`.
-        accumulate: Inputs, whose momenta and second moments are still those of the step before and
-            which it updates where the matrix is busy (`Direction.busy`) → mean squares of the channels,
-            `(channels, ..., 1, 1)`, in the order of `features.full_channels`. The gradient is not yet
-            clipped.
-        direct: Inputs, scales of the channels, `Units` → direction, its mean square.
+        square_means: Maps a gradient to the means of its clipped squares over the last axis,
+            `(..., rows, 1)`, and over the rows, `(..., 1, cols)`.
+        accumulate: Updates the momenta and second moments of inputs in place where the matrix is busy
+            (`Direction.busy`), and returns the mean squares of the channels, `(channels, ..., 1, 1)`, in
+            the order of `features.full_channels`. The gradient is not yet clipped.
+        direct: Maps inputs, scales of the channels and `Units` to the direction and its mean square.
     """
 
     square_means: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -82,7 +81,7 @@ class Passes(NamedTuple):
 
 
 def covers(axes: Axes | None, config: RuleConfig) -> bool:
-    """Whether the passes compute such a tensor: a vector, or factored over the last two axes."""
+    """Returns whether the passes compute such a tensor: a vector, or factored over the last two axes."""
     return (
         (axes is None or set(axes) == {-2, -1})
         and config.normalize_input
@@ -94,13 +93,13 @@ def covers(axes: Axes | None, config: RuleConfig) -> bool:
 def compute(
     network: Network, matrices: Sequence[Matrix], axes: Axes | None, passes: Passes
 ) -> list[Direction]:
-    """The network's direction for matrices of one shape and dtype; their accumulators change.
+    """Computes the directions of matrices of one shape and dtype, and updates their accumulators.
 
     Args:
-        network: Weights and options, which `covers` has approved.
-        matrices: Of rank ≥ 2.
+        network: Weights and options, for which `covers` holds.
+        matrices: Matrices of rank ≥ 2.
         axes: The factored axes, the last two; None for vectors, `(..., n, 1)`.
-        passes: Who computes what touches whole matrices.
+        passes: The implementation of the passes.
     """
     if axes is None:  # a vector is a matrix of one row, whose column moments are its own second moments
         matrices = [_turn(matrix) for matrix in matrices]
@@ -122,11 +121,11 @@ def compute(
 
 
 def make_passes(network: Network, *, factored: bool) -> Passes:
-    """The passes on whole tensors, by the formulas as they stand: the oracle of the faster ones.
+    """Makes the passes on whole tensors by the plain formulas, the reference of the faster versions.
 
     Args:
         network: Weights and options.
-        factored: Whether they are for matrices; False: for vectors, as matrices of one row.
+        factored: Whether the passes are for matrices; False: for vectors, as matrices of one row.
     """
     config = network.config
     names = features.full_names(config, factored=factored)
@@ -167,7 +166,7 @@ def _update_factored(
     config: RuleConfig,
     busy: Tensor | None,
 ) -> Accumulators:
-    """Row and column accumulators of all matrices, stacked, after this step; their own are changed."""
+    """Updates the row and column accumulators of all matrices in place, and returns them stacked."""
     row_mean, col_mean = (along_rows, along_cols) if axes and axes.large == -1 else (along_cols, along_rows)
     decays, olds = config.initial_adafactor_decays, [matrix.accumulators for matrix in matrices]
     row = _decay([old.row for old in olds], row_mean, decays, busy)
@@ -176,7 +175,7 @@ def _update_factored(
 
 
 def sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
-    """For each decay the factors along the rows, `(..., rows, 1)`, and along the columns."""
+    """Returns for each decay the factors along the rows, `(..., rows, 1)`, and along the columns."""
     factors = features.compute_factors(vectors, axes)
     if axes is None:
         return tuple((torch.ones_like(own[..., :1]), own) for (own,) in factors)
@@ -192,7 +191,7 @@ def _make_inputs(matrix: Matrix, factors: features.Factors, index: int) -> Input
 def _decay(
     olds: Sequence[tuple[Tensor, ...]], mean: Tensor, decays: Sequence[float], busy: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Factored moments of several matrices, updated in place, and stacked: one tensor for each decay."""
+    """Updates factored moments of several matrices in place, and returns one stack for each decay."""
     mean = mean + FACTORED_EPS
     stacked = []
     for values, decay in zip(zip(*olds, strict=True), decays, strict=True):
@@ -204,7 +203,7 @@ def _decay(
 
 
 def vector_units(vectors: Accumulators, network: Network, axes: Axes | None) -> Units:
-    """What the row and column channels, and the bias, add to each unit of the first layer."""
+    """Computes what the row and column channels, and the bias, add to each unit of the first layer."""
     config, like = network.config, vectors.row[0]
     if axes is None:
         bias = network.tensor("b0", like=like).view(-1, *[1] * like.ndim)

@@ -1,4 +1,4 @@
-"""The network's weights as the torch backend takes them: numbers, and small tensors by device."""
+"""The network's weights for the torch backend, as Python numbers and as small tensors by device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Network:
     """Weights and options of the rule, read-only.
 
     Attributes:
-        weights: What it was made from.
+        weights: The weights that it was made from.
         config: The options in force.
         skip_zero_gradients: Whether a matrix whose gradient is exactly zero is left alone; the reference
             moves it by the full learning rate.
@@ -34,11 +34,11 @@ class Network:
         self._tensors: dict[Any, Tensor] = {}
 
     def tensor(self, *names: str, like: Tensor) -> Tensor:
-        """The arrays of these names, one below the other, with dtype and device of `like`."""
+        """Returns the named arrays, concatenated along the first axis, with dtype and device of `like`."""
         return self._cached(names, like, lambda: np.concatenate([self.weights.arrays[n] for n in names]))
 
     def layer(self, number: int, *, like: Tensor) -> Tensor:
-        """A later layer as one matrix: `(outputs, units + 1)`, its bias in the last column."""
+        """Returns a later layer as one matrix, `(outputs, units + 1)`, its bias in the last column."""
         weight, bias = (self.weights.arrays[f"{kind}{number}"] for kind in "wb")
         return self._cached(("layer", str(number)), like, lambda: np.vstack([weight, bias]).T.copy())
 
@@ -50,17 +50,17 @@ class Network:
         return self._tensors[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles carry the weights and the options alone."""
+        """Reduces copies and pickles to the weights and the options."""
         make = functools.partial(type(self), skip_zero_gradients=self.skip_zero_gradients)
         return make, (self.weights, self.config)
 
 
 def make_network(theta: Any, *, orthogonalize: bool, skip_zero_gradients: bool = False) -> Network:
-    """The network of weights by name, from a file, or given; see `Celo2`.
+    """Makes the network from weights given by name, by path or as arrays; see `Celo2`.
 
     Raises:
-        ValueError: Weights of another variant.
-        TypeError: Neither weights nor a tree of arrays.
+        ValueError: The weights are of another variant.
+        TypeError: The argument is neither weights nor a tree of arrays.
     """
     if isinstance(theta, str | os.PathLike):
         weights = load_checkpoint(theta, orthogonalize=orthogonalize)

@@ -1,10 +1,13 @@
-"""The learned optimizers that came before Celo2, under one interface: Celo, VeLO and their relatives.
+"""Learned optimizers that preceded Celo2 (Celo, VeLO and their relatives) as Optax transforms.
 
-    theta = celo2.zoo.load_weights("theta.state")  # or a hub repository, "amoudgl/celo" say
+`load_weights` and `save_weights` read and write their weight files, `make` builds an optimizer by its
+published name, and `init_theta` initialises meta-parameters for meta-training.
+
+    theta = celo2.zoo.load_weights("theta.state")  # or a hub repository such as "amoudgl/celo"
     tx = celo2.zoo.make("celo", weights=theta, num_steps=1000)
     updates, state = tx.update(grads, state, params, value=loss)
 
-Files are read without JAX; `make` and `init_theta` import it. See docs/zoo.md.
+Weight files are read without JAX; `make` and `init_theta` import it on first use. See docs/zoo.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdaFac-MLP: a learned rule for every entry, with the time as an input and learned decays.
+"""AdaFac-MLP: a learned per-parameter rule with time features as inputs and learned decays.
 
 Source: arXiv 2203.11860 and its public code, "small_fc_lopt".
 
@@ -24,7 +24,7 @@ from celo2.zoo.rule import STANDARD, Decays, Outcome, Rule, Step
 from celo2.zoo.specs import MLP12, AdafacMlp
 
 TIMES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000, 100000)  # steps
-DECAY_SCALE = 10.0  # what a learned decay's logarithm is multiplied by
+DECAY_SCALE = 10.0  # factor of a learned decay's logarithm
 
 
 def _init(theta: Theta, config: AdafacMlp, tensors: int, dtype: jnp.dtype) -> tuple[()]:  # noqa: ARG001
@@ -47,7 +47,7 @@ def _update(theta: Theta, config: AdafacMlp, step: Step) -> Outcome:  # noqa: AR
 
 
 def learned_decays(theta: Theta, dtype: jnp.dtype) -> Decays:
-    """The decays that theta stands for. Momentum's may leave [0, 1]; the others are kept inside."""
+    """Returns the decays encoded in theta. Those of momentum may leave [0, 1]; the others are clipped."""
 
     def decode(start: tuple[float, ...], name: str) -> Array:
         shift = jnp.exp(DECAY_SCALE * jnp.asarray(theta[name], dtype))
@@ -62,7 +62,7 @@ def learned_decays(theta: Theta, dtype: jnp.dtype) -> Decays:
 
 
 def _weights(theta: Theta, count: Array, dtype: jnp.dtype) -> dict[str, Any]:
-    """The network as `mlp.compute` wants it: the first layer in groups, the time part of its bias."""
+    """Returns the arrays for `mlp.compute`: the first layer split by group, its time part in the bias."""
     first = theta["nn/~/w0"]
     weights: dict[str, Any] = {name: theta[f"nn/~/{name}"] for name in ("w1", "b1", "w2", "b2")}
     at = 0

@@ -1,4 +1,4 @@
-"""Celo: a learned rule for every entry of every tensor, and a learned schedule for all of them.
+"""Celo: a learned per-parameter rule, and a learned schedule shared by all tensors.
 
 Source: arXiv 2501.12670 and its public code.
 
@@ -28,12 +28,12 @@ from celo2.zoo.specs import MLP14, Celo
 
 
 def stacked_weights(theta: Theta) -> dict[str, Any]:
-    """The arrays of the networks by name, each with a leading axis of networks."""
+    """Returns the arrays of the networks by name, each with a leading axis of networks."""
     return {name: theta[f"ff_mod_stack/~/{name}"] for name in MLP14.weight_shapes()}
 
 
 def accumulate(step: Step) -> list[Leaf]:
-    """The tensors with clipped gradients and the accumulators after them."""
+    """Returns the tensors with clipped gradients and accumulators updated by them."""
     leaves = []
     for leaf, axes in zip(step.leaves, step.axes, strict=True):
         grad = accumulators_lib.clip(leaf.grad)
@@ -60,7 +60,7 @@ def _update(theta: Theta, config: Celo, step: Step) -> Outcome:
 
 
 def _average(theta: Theta, config: Celo, hidden: Array) -> Mapping[str, Any]:
-    """The weights of this step; the share of a single network is 1 whatever its head says."""
+    """Returns the weights of this step; the share of a single network is 1 whatever its head outputs."""
     stack = stacked_weights(theta)
     if config.num_mlps == 1:
         return _single(stack)

@@ -1,8 +1,9 @@
-"""Features of the per-parameter networks of Celo, VeLO and AdaFac-MLP: Celo2's, with three differences.
+"""Input features of the per-parameter networks of Celo, VeLO and AdaFac-MLP.
 
 Sources: arXiv 2203.11860 and its public code; Celo's (arXiv 2501.12670).
 
-The second moment's reciprocal root has 1e-6 under it in place of 1e-8; tensors of rank < 2 have the factored
+They differ from Celo2's in three ways: the second moment's reciprocal root has 1e-6 under it, not 1e-8;
+tensors of rank < 2 have the factored
 groups too, from their full second moment `d`; and a channel is divided by its root mean square over the whole
 tensor, `rsqrt(mean(x²) + 1e-5)`.
 """
@@ -28,16 +29,16 @@ from celo2.zoo.specs import MLP14
 RMS_EPS = 1e-6  # under the reciprocal root of the second moment
 NORM_EPS = 1e-5  # under the root of the normaliser
 PARAM_EPS = 1e-9  # under the root of the parameter's mean square
-PRE_STEP = 0.001  # what the networks' directions are multiplied by
+PRE_STEP = 0.001  # factor of the networks' directions
 
 
 def compute(leaf: Leaf, axes: Axes | None, config: RuleConfig, *, diagonal_eps: float = 0.0) -> FeatureGroups:
-    """The enabled features of one array of any rank, each group under the name of its weight matrix.
+    """Returns the enabled features of one array of any rank, each group under the name of its weight matrix.
 
     Args:
         leaf: Gradient, parameter, and the accumulators already updated with this gradient.
         axes: The factored axes, None for rank < 2.
-        config: Which features are enabled.
+        config: The options that enable features and set their channels.
         diagonal_eps: Added to `d` under the root of the factored momentum, rank < 2. Without it the
             smallest `d` is 1e-33, a normal number of float32.
     """
@@ -60,13 +61,13 @@ def compute(leaf: Leaf, axes: Axes | None, config: RuleConfig, *, diagonal_eps: 
 
 
 def normalize(mean_squares: Array) -> Array:
-    """Mean squares over the last two axes, stacked over channels → `rsqrt(mean over all axes + 1e-5)`."""
+    """Returns `rsqrt(mean over all axes + 1e-5)` of per-channel mean squares over the last two axes."""
     whole = jnp.mean(mean_squares, axis=tuple(range(1, mean_squares.ndim)), keepdims=True)
     return jax.lax.rsqrt(whole + NORM_EPS)
 
 
 def step_mlp14(weights: Mapping[str, Any], leaf: Leaf, axes: Axes | None) -> Array:
-    """The step of Celo and VeLO before its multiplier, of the parameter's shape.
+    """Returns the step of Celo and VeLO before its multiplier, of the parameter's shape.
 
     It is `0.001 · D · sqrt(mean(p²) + 1e-9) · exp(0.001 E)` with the network's outputs D and E.
 

@@ -1,6 +1,9 @@
-"""What the schedules of Celo, Celo-Adam and VeLO see: the share of the run that is over, how the loss falls.
+"""Loss and time features of the learned schedules, and the schedule of Celo and Celo-Adam.
 
-Source: arXiv 2211.09760, whose "loss features" these are, and the public code of Celo (arXiv 2501.12670).
+The first part serves Celo, Celo-Adam and VeLO: the elapsed share of the run and the decrease of the loss. The
+second standardises the losses for RNN-MLP (`Moments`); the third has the logarithms of VeLO and NN-Adam.
+
+Source: arXiv 2211.09760 ("loss features") and the public code of Celo (arXiv 2501.12670).
 
 With `δ_j = exp(-1/τ_j)`, `τ_j` from 10 to the run's length T in ten logarithmic steps, `n` the losses before:
 
@@ -22,19 +25,29 @@ from celo2.zoo.lstm import LstmState, Theta, initial_rows, linear, lstm, mix
 
 NUM_DECAYS = 10
 SHORTEST = 10.0  # steps over which the fastest mean forgets
-BEFORE_ANY_LOSS = 999999999999.0  # the lowest mean so far
-SILENT_STEPS = 2  # at the start, whose features are zero
+BEFORE_ANY_LOSS = 999999999999.0  # initial value of the lowest mean
+SILENT_STEPS = 2  # first steps of a run, where the features are zero
 SPREAD_FLOOR = 1e-8
-SHARES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)  # of the run; each is the middle of one feature
-STEP_SCALE = 0.1  # Celo's multiplier where its head says 0
+SHARES = (
+    0.03,
+    0.1,
+    0.2,
+    0.4,
+    0.6,
+    0.8,
+    0.9,
+    1.0,
+    1.1,
+)  # elapsed shares of the run at which the features are centred
+STEP_SCALE = 0.1  # Celo's multiplier where its head outputs 0
 
 
 class LossBuffer(NamedTuple):
     """Means of the loss over ten horizons.
 
     Attributes:
-        mean: μ, not corrected for its start at zero, `(10,)`.
-        low: The lowest corrected means so far, `(10,)`.
+        mean: The means μ, without bias correction, `(10,)`.
+        low: The lowest bias-corrected mean of each horizon so far, `(10,)`.
     """
 
     mean: Array
@@ -42,27 +55,27 @@ class LossBuffer(NamedTuple):
 
 
 class ScheduleState(NamedTuple):
-    """What Celo's schedule remembers: the LSTM, one row of it for all tensors, and the losses."""
+    """State of Celo's schedule: one LSTM row shared by all tensors, and the means of the loss."""
 
     lstm: LstmState
     losses: LossBuffer
 
 
 def init_buffer(dtype: jnp.dtype) -> LossBuffer:
-    """Before the first loss."""
+    """Returns the means before the first loss."""
     return LossBuffer(jnp.zeros(NUM_DECAYS, dtype), jnp.full(NUM_DECAYS, BEFORE_ANY_LOSS, dtype))
 
 
 def loss_features(
     buffer: LossBuffer, loss: Array, count: Array, horizon: ArrayLike
 ) -> tuple[Array, LossBuffer]:
-    """The nine features after a loss, and the means with it.
+    """Returns the nine features after a loss, and the means updated with it.
 
     Args:
-        buffer: Of the losses before.
+        buffer: The means of the previous losses.
         loss: A scalar of the buffer's dtype.
-        count: How many losses came before, int32.
-        horizon: T, positive; may be traced.
+        count: The number of previous losses, int32.
+        horizon: The length T of the run in steps, positive; may be traced.
     """
     dtype = buffer.mean.dtype
     top = jnp.log10(jnp.asarray(horizon, dtype))
@@ -79,22 +92,22 @@ def loss_features(
 
 
 def share_features(count: Array, num_steps: ArrayLike, dtype: jnp.dtype) -> Array:
-    """`tanh(10 (t/T - a))` for nine shares a, t counted from 0."""
+    """Returns `tanh(10 (t/T - a))` for nine shares a, with t counted from 0."""
     share = count.astype(dtype) / jnp.asarray(num_steps, dtype)
     return jnp.tanh(10.0 * (share - jnp.asarray(SHARES, dtype)))
 
 
 def init_schedule(theta: Theta, dtype: jnp.dtype) -> ScheduleState:
-    """Before the first step."""
+    """Returns the schedule's state before the first step."""
     return ScheduleState(initial_rows(theta, 1, dtype), init_buffer(dtype))
 
 
 def step_schedule(
     theta: Theta, state: ScheduleState, loss: Array, count: Array, num_steps: ArrayLike
 ) -> tuple[Array, ScheduleState]:
-    """The multiplier `0.1 · exp(step_size(h))` of this step, a scalar, and the state after it.
+    """Returns the multiplier `0.1 · exp(step_size(h))` of this step, a scalar, and the updated state.
 
-    Every tensor has the same inputs, so one row of the LSTM stands for all of them; `hidden` is its output.
+    Every tensor has the same inputs, so one row of the LSTM represents all of them; `hidden` is its output.
     """
     features, losses = loss_features(state.losses, loss, count, num_steps)
     inputs = jnp.concatenate([share_features(count, num_steps, loss.dtype), features])[None]
@@ -109,7 +122,7 @@ BOUND = 5.0
 
 
 class Moments(NamedTuple):
-    """Mean and variance of a loss, not corrected for their start at zero, and how many losses, int32."""
+    """Mean and variance of a loss without bias correction, and the number of losses, int32."""
 
     mean: Array
     variance: Array
@@ -117,12 +130,12 @@ class Moments(NamedTuple):
 
 
 def init_moments(dtype: jnp.dtype) -> Moments:
-    """Before the first loss."""
+    """Returns the moments before the first loss."""
     return Moments(jnp.zeros((), dtype), jnp.zeros((), dtype), jnp.zeros((), jnp.int32))
 
 
 def update_moments(moments: Moments, loss: Array, decay: float) -> Moments:
-    """The moments with a loss; its deviation is from the new mean."""
+    """Returns the moments updated with a loss; its deviation is from the new mean."""
     mean = decay * moments.mean + (1.0 - decay) * loss
     variance = decay * moments.variance + (1.0 - decay) * jnp.square(mean - loss)
     return Moments(mean, variance, moments.seen + 1)
@@ -131,9 +144,10 @@ def update_moments(moments: Moments, loss: Array, decay: float) -> Moments:
 def training_features(
     train: Moments, train_decay: float, loss: Array, valid: Moments, valid_decay: float
 ) -> Array:
-    """The training loss and the mean validation loss, in deviations from the mean training loss, within ±5.
+    """Returns the training loss and the mean validation loss, in deviations from the mean training loss.
 
-    Without a validation loss the second compares 0 with that mean, as the public code does.
+    Both are clipped to ±5. Without a validation loss the second compares 0 with that mean, as the public code
+    does.
     """
     correction = 1.0 / (1.0 - train_decay ** train.seen.astype(loss.dtype) + EPS)
     valid_mean = valid.mean / (1.0 - valid_decay ** valid.seen.astype(loss.dtype) + VALID_EPS)
@@ -147,10 +161,10 @@ LOG_BOUND = 5.0  # of the logarithm, both ways
 
 
 def bounded_log(values: Array) -> Array:
-    """`clip(log(1e-8 + |x|), ±5)`."""
+    """Returns `clip(log(1e-8 + |x|), ±5)`."""
     return jnp.clip(jnp.log(LOG_EPS + jnp.abs(values)), -LOG_BOUND, LOG_BOUND)
 
 
 def half_log(values: Array) -> Array:
-    """Half of `bounded_log`, as VeLO and NN-Adam have it."""
+    """Returns half of `bounded_log`, as in VeLO and NN-Adam."""
     return 0.5 * bounded_log(values)

@@ -1,4 +1,4 @@
-"""Linear layers and the LSTM whose rows are the tensors of a network, with the block that mixes them.
+"""Linear layers, an LSTM with one row per tensor of a network, and the block that mixes the rows.
 
 Source: the public code of VeLO (arXiv 2211.09760) and Celo (arXiv 2501.12670).
 
@@ -16,15 +16,15 @@ from jax import Array
 
 Theta = Mapping[str, Any]  # arrays by name
 
-FORGET_BIAS = 1.0  # added when the gate is computed, no part of the stored bias
+FORGET_BIAS = 1.0  # added when the gate is computed; not part of the stored bias
 
 
 class LstmState(NamedTuple):
-    """State of an LSTM, a row for each tensor.
+    """State of an LSTM, one row per tensor.
 
     Attributes:
-        hidden: `(rows, H)`.
-        cell: `(rows, H)`.
+        hidden: The output, `(rows, H)`.
+        cell: The cell state, `(rows, H)`.
     """
 
     hidden: Array
@@ -32,25 +32,25 @@ class LstmState(NamedTuple):
 
 
 def linear(theta: Theta, name: str, inputs: Array) -> Array:
-    """`inputs @ w + b` over the last axis."""
+    """Returns `inputs @ w + b` over the last axis."""
     weight, bias = (jnp.asarray(theta[f"{name}/{part}"], inputs.dtype) for part in "wb")
     product = jnp.matmul(inputs, weight, precision=jax.lax.Precision.HIGHEST)
     return product + bias.reshape((1,) * (product.ndim - 1) + bias.shape)
 
 
 def initial_rows(theta: Theta, count: int, dtype: jnp.dtype) -> LstmState:
-    """The learned start in each of `count` rows."""
+    """Returns the learned initial state in each of `count` rows."""
     parts = (jnp.asarray(theta[f"lstm_init_state/{part}"], dtype) for part in LstmState._fields)
     return LstmState(*(jnp.broadcast_to(part, (count, part.shape[-1])) for part in parts))
 
 
 def lstm(theta: Theta, inputs: Array, state: LstmState) -> LstmState:
-    """One step of the cell; its output is the new `hidden`.
+    """Returns the state after one step of the cell; its output is the new `hidden`.
 
     Args:
-        theta: With `rnn_params/rnn/linear`.
-        inputs: `(rows, inputs)`.
-        state: Of the step before.
+        theta: Arrays by name, among them those of `rnn_params/rnn/linear`.
+        inputs: The inputs, `(rows, inputs)`.
+        state: The state after the previous step.
     """
     gates = linear(theta, "rnn_params/rnn/linear", jnp.concatenate([inputs, state.hidden], axis=-1))
     write, candidate, keep, read = jnp.split(gates, 4, axis=-1)
@@ -60,9 +60,9 @@ def lstm(theta: Theta, inputs: Array, state: LstmState) -> LstmState:
 
 
 def mix(theta: Theta, inputs: Array) -> Array:
-    """What the LSTM of Celo, Celo-Adam and VeLO reads: `(rows, F)` → `(rows, H)`.
+    """Mixes the rows for the LSTM of Celo, Celo-Adam and VeLO: `(rows, F)` → `(rows, H)`.
 
-    Each row gets the largest of all rows' `relu(linear_1)` on top of its own `linear_2`.
+    Adds the maximum over all rows of `relu(linear_1)` to each row's own `linear_2`.
     """
     shared = jnp.max(jax.nn.relu(linear(theta, "rnn_params/linear_1", inputs)), axis=0, keepdims=True)
     return linear(theta, "rnn_params/linear_2", inputs) + shared

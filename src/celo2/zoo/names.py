@@ -1,4 +1,7 @@
-"""The arrays of a tree by name, and whose they are: names and shapes only, so traced arrays can ask too."""
+"""Flattens trees of arrays and identifies the optimizer they belong to.
+
+Only names and shapes are used, so the arrays may be traced.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from celo2.zoo.specs import MEMBERS, MemberConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_ARRAYS = 256  # the largest optimizer has 33
-KNOWN_SHARE = 0.5  # of an optimizer's arrays that must be there to take a tree for a damaged one of its own
+KNOWN_SHARE = 0.5  # least share of an optimizer's arrays that identifies a damaged tree as its own
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The arrays of nested dicts by name, the keys joined by "/".
+    """Returns the arrays of nested dicts by name, the keys joined by "/".
 
     Raises:
-        ValueError: A key that is no text, a leaf that is no array, two of one name, or too many.
+        ValueError: A key is not text, a leaf is not an array, two arrays share a name, or there are too many.
     """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -40,7 +43,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def as_tree(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten` for the names of `MemberConfig.array_specs`, as the public files nest them.
+    """Nests arrays by name as the public files do: the inverse of `flatten` for `MemberConfig.array_specs`.
 
     Example:
         >>> as_tree({"rnn_params/rnn/linear/w": 1})
@@ -60,14 +63,14 @@ def as_tree(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each array."""
+    """Returns the shape of each array by name."""
     return {name: tuple(value.shape) for name, value in arrays.items()}
 
 
 def find_kind(shapes: Shapes) -> str | None:
-    """Which optimizer the arrays are of: the one that most of them fit; None if none is near.
+    """Returns the optimizer that most of the arrays fit, or None if too few fit any.
 
-    The arrays may be damaged: `check_fit` says what is wrong with them.
+    The arrays may be damaged or incomplete; `check_fit` reports what is wrong with them.
     """
     scores = {kind: _share_that_fits(shapes, member) for kind, member in MEMBERS.items()}
     best = max(scores, key=lambda kind: scores[kind])
@@ -75,7 +78,7 @@ def find_kind(shapes: Shapes) -> str | None:
 
 
 def identify(tree: Mapping[str, Any]) -> str | None:
-    """`find_kind` for any tree, nested or flat; None for one that has no arrays by name."""
+    """Applies `find_kind` to any tree, nested or flat; None for one without named arrays."""
     try:
         return find_kind(read_shapes(flatten(tree)))
     except ValueError:
@@ -83,7 +86,7 @@ def identify(tree: Mapping[str, Any]) -> str | None:
 
 
 def _share_that_fits(shapes: Shapes, member: type[MemberConfig]) -> float:
-    """Arrays of the right name and shape, over those that are there or should be."""
+    """Returns the share of arrays with the right name and shape among those present or expected."""
     try:
         expected = member(**member.sizes_of(shapes)).weight_shapes()
     except ValueError:
@@ -93,7 +96,7 @@ def _share_that_fits(shapes: Shapes, member: type[MemberConfig]) -> float:
 
 
 def check_fit(shapes: Shapes, config: MemberConfig) -> None:
-    """Raises a ValueError that says what was expected and found unless the arrays are those of the config."""
+    """Raises a ValueError that states what was expected and found unless the arrays fit the config."""
     expected = config.weight_shapes()
     missing, extra = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
     if missing or extra:

@@ -1,10 +1,10 @@
-"""NN-Adam: Adam whose learning rate, two decays and epsilon an LSTM sets for each tensor.
+"""NN-Adam: Adam with learning rate, two decays and epsilon set per tensor by an LSTM.
 
-Source: the public code of Celo (arXiv 2501.12670) and of learned_optimization, where it comes from.
+Source: the public code of learned_optimization, its origin, and of Celo (arXiv 2501.12670).
 
     p ← p - lr (1 + ε) m / (ε + sqrt(v + 1e-10))                 no bias correction; large ε: momentum SGD
 
-The four numbers are kept as logarithms x. The LSTM adds 0.01 of its outputs to them after each step:
+The four numbers are stored as logarithms x. After each step, 0.01 × the LSTM's outputs is added to them:
 
     lr = clip(e^{10x}, 1e-8, 1e3),   β = 1 - e^{clip(10x, -10, 0)},   ε = clip(e^{10x}, 1e-11, 1e4)
 """
@@ -26,17 +26,17 @@ from celo2.zoo.specs import NnAdam
 
 NAMES = ("lr", "beta1", "beta2", "epsilon")  # in this order everywhere
 OUTPUT_SCALE = 0.01
-SCALE = 10.0  # of the logarithms
+SCALE = 10.0  # factor of the logarithms
 LR_RANGE, EPSILON_RANGE = (1e-8, 1e3), (1e-11, 1e4)
 LOG_BETA_RANGE = (-10.0, 0.0)  # of log(1 - β)
 INPUT_SCALE, INPUT_BOUND = 0.2, 5.0  # of the four numbers as inputs
 
 
 class NnAdamState(NamedTuple):
-    """What NN-Adam remembers.
+    """State of NN-Adam beside its accumulators.
 
     Attributes:
-        lstm: A row for each tensor.
+        lstm: The LSTM's state, one row per tensor.
         scalars: Logarithms of learning rate, 1 - β1, 1 - β2 and ε, `(tensors, 4)`.
     """
 
@@ -70,7 +70,7 @@ def _start(theta: Theta, dtype: jnp.dtype) -> Array:
 
 
 def _decode(scalars: Array) -> Array:
-    """Logarithms → learning rate, β1, β2, ε, on the last axis."""
+    """Converts logarithms to learning rate, β1, β2 and ε, on the last axis."""
     rate, beta1, beta2, eps = jnp.moveaxis(SCALE * scalars, -1, 0)
     betas = (1.0 - jnp.exp(jnp.clip(beta, *LOG_BETA_RANGE)) for beta in (beta1, beta2))
     return jnp.stack(
@@ -79,13 +79,13 @@ def _decode(scalars: Array) -> Array:
 
 
 def _encode(values: Array) -> Array:
-    """The inverse of `_decode`; both together keep the logarithms within their ranges."""
+    """Inverts `_decode`; applying both clips the logarithms to their ranges."""
     rate, beta1, beta2, eps = jnp.moveaxis(values, -1, 0)
     return jnp.log(jnp.stack([rate, 1.0 - beta1, 1.0 - beta2, eps], axis=-1)) / SCALE
 
 
 def _inputs(leaf: Leaf, scalars: Array) -> Array:
-    """Nineteen numbers of one tensor: old parameter, clipped gradient, new accumulators, current scalars."""
+    """Returns 19 inputs per tensor: old parameter, clipped gradient, new accumulators, current scalars."""
     grad, param, accumulators = leaf
     (momentum,), (rms,) = accumulators.momentum, accumulators.rms
     rate, beta1, beta2, eps = INPUT_SCALE * jnp.clip(scalars, -INPUT_BOUND, INPUT_BOUND)

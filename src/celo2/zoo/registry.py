@@ -1,4 +1,4 @@
-"""The optimizers of the zoo by name, ready to use or to be meta-trained."""
+"""Builds the optimizers of the zoo by name, with trained weights or initial meta-parameters."""
 
 from __future__ import annotations
 
@@ -34,22 +34,23 @@ MAX_NUMBERS = 256  # arrays of up to as many elements become numbers of a compil
 def make(
     name: str, *, weights: ZooTheta = None, num_steps: ArrayLike | None = None, **options: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """A learned optimizer that came before, as an Optax transform.
+    """Builds a learned optimizer of the zoo as an Optax transform.
 
-    Its updates are complete: there is no learning rate. `update` needs the parameters and, for all but
+    Its updates are final: they need no learning rate. `update` needs the parameters and, for all but
     AdaFac-MLP, NN-Adam and Celo's phase 1, the loss: `tx.update(grads, state, params, value=loss)`.
 
     Args:
         name: A key of `PRESETS`: "celo", "celo_phase1", "celo_adam", "adafac_mlp", "rnn_mlp", "nn_adam",
             "velo", "velo_s" or "velo_4000". The last two have fixed sizes; the others those of the weights.
-        weights: `load_weights(…)`; what that takes, a path or a hub repository; or arrays, by name or
-            nested as upstream nests them, traced ones too. None of these ships with the package.
-        num_steps: Length of the run, which Celo, Celo-Adam and VeLO need; more steps may be taken.
-        **options: Of the optimizer, over the preset's, see `celo2.zoo.specs`.
+        weights: The result of `load_weights`; a source that it takes (a path or a hub repository); or
+            arrays by name or nested as upstream, possibly traced. No weights ship with the package.
+        num_steps: The length of the run, required by Celo, Celo-Adam and VeLO; more steps may be taken.
+        **options: Options of the optimizer that override the preset's; see `celo2.zoo.specs`.
 
     Raises:
-        TypeError: An option that the optimizer does not have, or weights of another type.
-        ValueError: The name is unknown, weights or `num_steps` are missing, or the weights are others'.
+        TypeError: The optimizer has no such option, or the weights have another type.
+        ValueError: The name is unknown, weights or `num_steps` are missing, or the weights belong to another
+            optimizer.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -79,19 +80,19 @@ def make(
 
 
 def init_theta(name: str, key: Array, **options: Any) -> dict[str, Array]:
-    """Untrained meta-parameters, for meta-training: float32 arrays by name.
+    """Returns initial meta-parameters for meta-training: float32 arrays by name.
 
-    Truncated normals of scale 1/√fan_in and zero biases; what has a meaning of its own (decays, NN-Adam's
-    four numbers) starts at its published value.
+    Weights are truncated normals of scale 1/√fan_in and biases zero; decays and NN-Adam's four numbers start
+    at their published values.
 
     Args:
         name: A key of `PRESETS`.
-        key: Of the random numbers.
-        **options: Of the optimizer, over the preset's (`lstm_size=8`, say).
+        key: The PRNG key.
+        **options: Options that override the preset's, such as `lstm_size=8`.
 
     Raises:
-        TypeError: An option that the optimizer does not have.
-        ValueError: The name is unknown, or an option out of its range.
+        TypeError: The optimizer has no such option.
+        ValueError: The name is unknown, or an option is out of its range.
     """
     config = find_preset(name)
     _check_options(config, options)
@@ -124,7 +125,7 @@ def _as_mapping(weights: Any) -> Mapping[str, Any]:
 
 
 def _place(array: Any) -> Any:
-    """Finished weights: small arrays stay numbers, large ones go to the device once and not at every step."""
+    """Places trained weights: small arrays stay constants, large ones move to the device once."""
     if isinstance(array, np.ndarray) and array.size > MAX_NUMBERS:
         return jnp.asarray(array)
     return array

@@ -1,12 +1,12 @@
-"""RNN-MLP: an LSTM for each tensor and a network for each entry, which tell each other what they see.
+"""RNN-MLP: a per-tensor LSTM and a per-parameter network that exchange messages.
 
-Source: the public code of Celo (arXiv 2501.12670) and of learned_optimization, where it comes from.
+Source: the public code of learned_optimization, its origin, and of Celo (arXiv 2501.12670).
 
     p ← p - 0.001 o₀ exp(0.001 o₁)
 
 The network (54 → 32 → 32 → 18) sees the entry, the time and 17 numbers of the tensor's LSTM; the mean of its
 outputs o₂ … o₁₇ over the tensor, and the mean over all tensors of 18 numbers of their LSTMs, are inputs of
-the LSTM at the next step. Gradients are clipped to ten times a running size; losses may be of validation too.
+the LSTM at the next step. Gradients are clipped to ten times a running size. It takes validation losses too.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from celo2.zoo.specs import RnnMlp
 
 _DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 DECAYS = Decays(_DECAYS, _DECAYS)
-TRAIN_DECAY, VALID_DECAY = 0.9, 0.95  # of the losses' moments
+TRAIN_DECAY, VALID_DECAY = 0.9, 0.95  # decays of the losses' moments
 EXP_MULT = 0.001
 CLIP_FACTOR, CLIP_DECAY, CLIP_START, CLIP_EPS = 10.0, 0.99, 0.01, 1e-8
-NUM_AXES = 4  # of a tensor whose lengths the LSTM sees
+NUM_AXES = 4  # axes of a tensor whose lengths the LSTM reads
 
 
 class RnnMlpState(NamedTuple):
-    """What RNN-MLP remembers.
+    """State of RNN-MLP beside its accumulators.
 
     Attributes:
-        lstm: A row for each tensor.
-        from_mlp: What each tensor's network told its LSTM, `(tensors, 16)`.
-        from_lstm: What all LSTMs told each other, `(18,)`.
+        lstm: The LSTM's state, one row per tensor.
+        from_mlp: The message of each tensor's network to its LSTM, `(tensors, 16)`.
+        from_lstm: The message shared among all LSTM rows, `(18,)`.
         train: Moments of the training loss.
         valid: Moments of the validation loss.
-        clip_size: Running size of the gradients, a scalar.
-        clip_count: How many it has seen, and one, int32.
+        clip_size: The running size of the gradients, a scalar.
+        clip_count: One plus the number of gradients in it, int32.
     """
 
     lstm: LstmState
@@ -107,7 +107,7 @@ def _update(theta: Theta, config: RnnMlp, step: Step) -> Outcome:  # noqa: ARG00
 
 
 def _clip(grads: list[Array], memory: RnnMlpState) -> tuple[list[Array], RnnMlpState]:
-    """Gradients within ten times their running size, one bound for all, and the size after them."""
+    """Clips gradients to ten times their running size, one bound for all, and updates that size."""
     seen = memory.clip_count.astype(memory.clip_size.dtype)
     bound = CLIP_FACTOR * memory.clip_size / (1.0 - CLIP_DECAY**seen)
     grads = [jnp.clip(grad, -bound, bound) for grad in grads]
@@ -117,7 +117,7 @@ def _clip(grads: list[Array], memory: RnnMlpState) -> tuple[list[Array], RnnMlpS
 
 
 def _statistics(leaf: Leaf, loss_features: Array) -> Array:
-    """Eighteen numbers of one tensor, from its new accumulators and the old parameter."""
+    """Returns 18 statistics of one tensor, from its new accumulators and the old parameter."""
     grad, param, accumulators = leaf
     momentum, rms = jnp.stack(accumulators.momentum), jnp.stack(accumulators.rms)
     means = jnp.stack([jnp.mean(momentum), jnp.mean(rms), jnp.mean(param)])
@@ -137,7 +137,7 @@ def _statistics(leaf: Leaf, loss_features: Array) -> Array:
 
 
 def _apply_mlp(theta: Theta, leaf: Leaf, from_lstm: Array, step: Step) -> tuple[Array, Array]:
-    """The change of one tensor, and what its network tells the LSTM."""
+    """Returns the update of one tensor, and its network's message to the LSTM."""
     param = leaf.param
     columns = jnp.stack([column.ravel() for column in _columns(leaf)], axis=-1)
     columns *= jax.lax.rsqrt(NORM_EPS + jnp.mean(jnp.square(columns), axis=0, keepdims=True))
@@ -152,7 +152,7 @@ def _apply_mlp(theta: Theta, leaf: Leaf, from_lstm: Array, step: Step) -> tuple[
 
 
 def _first_layer(theta: Theta, columns: Array, same: Array) -> Array:
-    """What the entries' own inputs give, and what is equal for all of them, computed once."""
+    """Applies the first layer; the inputs that all entries share are multiplied only once."""
     weight = jnp.asarray(theta["ffmod_params/mlp/~/linear_0/w"], columns.dtype)
     bias = jnp.asarray(theta["ffmod_params/mlp/~/linear_0/b"], columns.dtype)
     split = columns.shape[-1]
@@ -161,7 +161,7 @@ def _first_layer(theta: Theta, columns: Array, same: Array) -> Array:
 
 
 def _columns(leaf: Leaf) -> list[Array]:
-    """The 23 inputs of an entry that are normalised over the tensor."""
+    """Returns the 23 inputs of an entry that are normalised over the tensor."""
     grad, param, accumulators = leaf
     momentum, rms = accumulators.momentum, accumulators.rms
     inverse = [jax.lax.rsqrt(value + RMS_EPS) for value in rms]

@@ -1,4 +1,4 @@
-"""What every optimizer of the zoo is made of: a start, and one step of all tensors."""
+"""Common interface of the optimizers in the zoo: an initial state, and one step over all tensors."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from celo2.zoo.lstm import Theta
 
 
 class Decays(NamedTuple):
-    """Decays of the accumulators, as `celo2.jax.accumulators` wants them."""
+    """Decays of the accumulators, in the form that `celo2.jax.accumulators` takes."""
 
     initial_momentum_decays: tuple[Any, ...] = ()
     initial_rms_decays: tuple[Any, ...] = ()
     initial_adafactor_decays: tuple[Any, ...] = ()
 
 
-STANDARD = Decays((0.9, 0.99, 0.999), (0.999,), (0.9, 0.99, 0.999))  # of Celo, VeLO and AdaFac-MLP's start
+STANDARD = Decays(
+    (0.9, 0.99, 0.999), (0.999,), (0.9, 0.99, 0.999)
+)  # of Celo and VeLO; initial ones of AdaFac-MLP
 NO_DECAYS = Decays()
 
 
 class Step(NamedTuple):
-    """What an optimizer is given; all arrays have one dtype, float32 unless the parameters have more.
+    """Inputs of one step; all arrays have one dtype, float32 unless the parameters have more precision.
 
     Attributes:
         leaves: Gradient, parameter and accumulators of each tensor that has elements.
-        axes: The axes of each that are factored, None for rank < 2.
-        memory: What else it remembers.
-        count: Steps before this one, int32.
-        loss: At the parameters where the gradients were taken, a scalar; None if not given.
-        num_steps: Length of the run; None if not given.
-        is_valid: The loss is one of validation and the gradients mean nothing (RNN-MLP).
+        axes: The factored axes of each tensor, None for rank < 2.
+        memory: The optimizer's state beside the accumulators.
+        count: The number of previous steps, int32.
+        loss: The loss at the parameters where the gradients were taken, a scalar; None if not given.
+        num_steps: The length of the run; None if not given.
+        is_valid: Whether the loss is a validation loss, and the gradients are ignored (RNN-MLP).
     """
 
     leaves: list[Leaf]
@@ -49,7 +51,7 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a step gives: the change of each tensor, its accumulators, and what else is remembered."""
+    """Result of a step: the update and the accumulators of each tensor, and the remaining state."""
 
     changes: list[Array]
     accumulators: list[Accumulators]
@@ -57,12 +59,12 @@ class Outcome(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """An optimizer.
+    """Learned optimizer as a pair of pure functions.
 
     Attributes:
-        decays: Of its accumulators; where they are learned, only their number counts.
-        init: `(theta, config, tensors, dtype) → memory`.
-        update: `(theta, config, step) → outcome`.
+        decays: The decays of its accumulators; where they are learned, only their number matters.
+        init: Makes the initial state, `(theta, config, tensors, dtype) → memory`.
+        update: Takes one step, `(theta, config, step) → outcome`.
     """
 
     decays: Decays

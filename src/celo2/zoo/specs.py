@@ -1,8 +1,8 @@
-"""The learned optimizers that came before, as options and arrays: what a weight file of each must hold.
+"""Options and meta-parameter arrays of each optimizer in the zoo, which its weight files must contain.
 
 Sources: Celo and Celo-Adam, arXiv 2501.12670; AdaFac-MLP, arXiv 2203.11860; VeLO, arXiv 2211.09760; RNN-MLP
 and NN-Adam, the public code of these. Arrays are named as in the public trees, joined by "/".
-No JAX here: files are inspected with the base install.
+This module needs no JAX: files are inspected with the base install.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from celo2.config import RuleConfig
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
 
 NUM_TIMES = 11  # time features of AdaFac-MLP and RNN-MLP
-SCHEDULE_INPUTS = 18  # of Celo's LSTM: 9 of the share of steps taken, 9 of the loss
+SCHEDULE_INPUTS = 18  # of Celo's LSTM: 9 time features, 9 loss features
 VELO_INPUTS = SCHEDULE_INPUTS + 12  # and 12 statistics of the tensor
 RNN_MLP_FROM_LSTM, RNN_MLP_FROM_MLP, RNN_MLP_TO_FF, RNN_MLP_WIDTH = 18, 16, 17, 32
 _TYPES: dict[type, tuple[type, str]] = {
@@ -30,19 +30,19 @@ _TRUNCATED_STD = 0.87962566  # of a standard normal truncated at ±2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemberConfig:
-    """Options of one optimizer; a subclass is one kind of weight file.
+    """Options of one optimizer; each subclass is one kind of weight file.
 
     Attributes:
         kind: The optimizer's name.
-        needs: What it needs beside gradients and parameters: "loss" (as `value=` in `update`), "num_steps"
-            (the length of the run, at construction).
+        needs: The inputs it needs beside gradients and parameters: "loss" (`value=` in `update`), "num_steps"
+            (the length of the run, given at construction).
     """
 
     kind: ClassVar[str]
     _needs: ClassVar[tuple[str, ...]] = ("loss", "num_steps")
 
     def __post_init__(self) -> None:
-        """Checks the options' types, by those of their defaults, and that sizes are from 1 on."""
+        """Checks that options have the types of their defaults, and that sizes are at least 1."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             kind, wanted = _TYPES[type(field.default)]
@@ -56,26 +56,26 @@ class MemberConfig:
                 raise ValueError(f"{name} must be a whole number in [1, 4096], got {value!r}.")
 
     def array_specs(self) -> Arrays:
-        """Every array of the meta-parameters, by name."""
+        """Returns the spec of every array of the meta-parameters, by name."""
         raise NotImplementedError
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every array."""
+        """Returns the shape of every array by name."""
         return {name: spec.shape for name, spec in self.array_specs().items()}
 
     @property
     def needs(self) -> frozenset[str]:
-        """See the class."""
+        """The required inputs beside gradients and parameters; see the class."""
         return frozenset(self._needs)
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the arrays have in all."""
+        """The total number of elements in the arrays."""
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
     @classmethod
     def sizes_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """The options that the arrays themselves tell."""
+        """Returns the options that follow from the shapes of the arrays."""
         sizes = {"lstm_size": ("lstm_init_state/hidden", 1), "num_mlps": ("ff_mod_stack/~/b0", 0)}
         fields = {field.name for field in dataclasses.fields(cls)}
         found = {}
@@ -87,12 +87,12 @@ class MemberConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Celo(MemberConfig):
-    """A rule of 14 feature groups, and a schedule by an LSTM.
+    """Options of Celo: a rule with 14 feature groups, and an LSTM schedule.
 
     Attributes:
-        lstm_size: Hidden size of the LSTM.
-        num_mlps: Networks that the LSTM weighs; one in the published optimizer.
-        phase: 2: with the schedule; 1: the rule alone, which needs neither the loss nor the steps.
+        lstm_size: The hidden size of the LSTM.
+        num_mlps: The number of networks that the LSTM averages; one in the published optimizer.
+        phase: 2 for rule and schedule; 1 for the rule alone, which needs neither loss nor number of steps.
     """
 
     kind: ClassVar[str] = "celo"
@@ -101,7 +101,7 @@ class Celo(MemberConfig):
     phase: int = 2
 
     def __post_init__(self) -> None:
-        """Checks the phase too."""
+        """Also checks the phase."""
         super().__post_init__()
         if self.phase not in (1, 2):
             raise ValueError(
@@ -114,11 +114,11 @@ class Celo(MemberConfig):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Nothing in phase 1."""
+        """The required inputs; none in phase 1."""
         return super().needs if self.phase == 2 else frozenset()
 
     def array_specs(self) -> Arrays:
-        """See `MemberConfig.array_specs`."""
+        """Implements `MemberConfig.array_specs`."""
         heads = linear("rnn_params/rnn_to_controls", self.lstm_size, self.num_mlps)
         heads |= linear("rnn_params/step_size", self.lstm_size, 1)
         return mlp_stack(self.num_mlps) | mixing(SCHEDULE_INPUTS, self.lstm_size) | heads
@@ -126,29 +126,29 @@ class Celo(MemberConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CeloAdam(MemberConfig):
-    """Adam with Celo's schedule.
+    """Options of Celo-Adam: Adam with Celo's schedule.
 
     Attributes:
-        lstm_size: Hidden size of the LSTM.
+        lstm_size: The hidden size of the LSTM.
     """
 
     kind: ClassVar[str] = "celo_adam"
     lstm_size: int = 64
 
     def array_specs(self) -> Arrays:
-        """See `MemberConfig.array_specs`."""
+        """Implements `MemberConfig.array_specs`."""
         return mixing(SCHEDULE_INPUTS, self.lstm_size) | linear("rnn_params/step_size", self.lstm_size, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdafacMlp(MemberConfig):
-    """A rule of 12 feature groups and the time, with learned decays ("small_fc_lopt")."""
+    """Options of AdaFac-MLP ("small_fc_lopt"): a rule with 12 feature groups, time and learned decays."""
 
     kind: ClassVar[str] = "adafac_mlp"
     _needs: ClassVar[tuple[str, ...]] = ()
 
     def array_specs(self) -> Arrays:
-        """See `MemberConfig.array_specs`."""
+        """Implements `MemberConfig.array_specs`."""
         hidden = MLP12.ff_hidden_size
         inputs = sum(MLP12.num_channels(feature) for _, feature in MLP12.feature_groups(2)) + NUM_TIMES
         widths = ((inputs, hidden), (hidden, hidden), (hidden, 2))
@@ -164,10 +164,10 @@ class AdafacMlp(MemberConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RnnMlp(MemberConfig):
-    """An LSTM for each tensor and a network for each entry, which tell each other.
+    """Options of RNN-MLP: a per-tensor LSTM and a per-parameter network that exchange messages.
 
     Attributes:
-        lstm_size: Hidden size of the LSTM.
+        lstm_size: The hidden size of the LSTM.
     """
 
     kind: ClassVar[str] = "rnn_mlp"
@@ -175,7 +175,7 @@ class RnnMlp(MemberConfig):
     lstm_size: int = 64
 
     def array_specs(self) -> Arrays:
-        """See `MemberConfig.array_specs`."""
+        """Implements `MemberConfig.array_specs`."""
         told, tells, width = RNN_MLP_FROM_LSTM, RNN_MLP_FROM_MLP, RNN_MLP_WIDTH
         start = {
             "initial_from_lstm": ArraySpec((told,), told**-0.5 / _TRUNCATED_STD),
@@ -192,11 +192,11 @@ class RnnMlp(MemberConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NnAdam(MemberConfig):
-    """Adam whose four numbers an LSTM sets for each tensor.
+    """Options of NN-Adam: Adam with four hyperparameters set per tensor by an LSTM.
 
     Attributes:
-        lstm_size: Hidden size of the LSTM.
-        decay_strength: Share by which the numbers return to their start at each step, in [0, 1].
+        lstm_size: The hidden size of the LSTM.
+        decay_strength: The share by which they return to their initial values at each step, in [0, 1].
     """
 
     kind: ClassVar[str] = "nn_adam"
@@ -205,13 +205,13 @@ class NnAdam(MemberConfig):
     decay_strength: float = 0.0
 
     def __post_init__(self) -> None:
-        """Checks the decay too."""
+        """Also checks the decay."""
         super().__post_init__()
         if not 0 <= self.decay_strength <= 1:
             raise ValueError(f"decay_strength must be in [0, 1], got {self.decay_strength!r}.")
 
     def array_specs(self) -> Arrays:
-        """See `MemberConfig.array_specs`."""
+        """Implements `MemberConfig.array_specs`."""
         start = {"lr": 1e-4, "beta1": 1 - 0.9, "beta2": 1 - 0.999, "epsilon": 1e-8}  # lr, 1 - β1, 1 - β2, ε
         scalars = {f"per_layer_{name}": ArraySpec((), value=0.1 * math.log(y)) for name, y in start.items()}
         head = linear("rnn_to_controls_params/rnn_to_controls", self.lstm_size, 4, scale=0.0)
@@ -220,15 +220,16 @@ class NnAdam(MemberConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Velo(MemberConfig):
-    """An LSTM that mixes, for each tensor, a rule of 14 feature groups out of many.
+    """Options of VeLO: an LSTM that mixes, for each tensor, one rule with 14 feature groups out of many.
 
     Attributes:
-        lstm_size: Hidden size of the LSTM.
-        num_mlps: Networks that are mixed.
-        ff_mult: What the mixed weights are multiplied by.
-        bugged_loss_features: The loss features forget over 10 steps whatever the run's length, as in the
-            oldest published code.
-        bugged_lstm_state: The LSTM's state stays at its start, as in the oldest published code.
+        lstm_size: The hidden size of the LSTM.
+        num_mlps: The number of networks that are mixed.
+        ff_mult: The factor of the mixed weights.
+        bugged_loss_features: Whether the loss features forget over 10 steps whatever the run's length, as in
+            the oldest published code.
+        bugged_lstm_state: Whether the LSTM's state stays at its initial value, as in the oldest published
+            code.
     """
 
     kind: ClassVar[str] = "velo"
@@ -239,13 +240,13 @@ class Velo(MemberConfig):
     bugged_lstm_state: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the factor too."""
+        """Also checks the factor."""
         super().__post_init__()
         if not FLOAT32_TINY <= self.ff_mult <= FLOAT32_MAX:
             raise ValueError(f"ff_mult must be positive and finite in float32, got {self.ff_mult!r}.")
 
     def array_specs(self) -> Arrays:
-        """See `MemberConfig.array_specs`."""
+        """Implements `MemberConfig.array_specs`."""
         heads = linear("rnn_params/rnn_to_controls", self.lstm_size, self.num_mlps)
         heads |= linear("rnn_params/step_size", self.lstm_size, 1)
         return mlp_stack(self.num_mlps) | mixing(VELO_INPUTS, self.lstm_size) | heads
@@ -277,11 +278,11 @@ MLP12 = MLP14.replace(with_grad_clip_feat=False, with_rms_only_norm_g=False)
 
 
 class ArraySpec(NamedTuple):
-    """One array: its shape, and how it is initialised.
+    """Shape and initialisation of one array.
 
     Attributes:
         shape: The shape.
-        scale: What a standard normal truncated at ±2 is multiplied by; 0: the array is constant.
+        scale: The factor of a standard normal truncated at ±2; 0 for a constant array.
         value: The constant.
     """
 
@@ -294,26 +295,26 @@ Arrays = dict[str, ArraySpec]
 
 
 def linear(name: str, inputs: int, outputs: int, scale: float | None = None) -> Arrays:
-    """A layer `x @ w + b`; by default the weights' scale is 1/√inputs."""
+    """Returns the arrays of a layer `x @ w + b`; by default the weights' scale is 1/√inputs."""
     size = inputs**-0.5 if scale is None else scale
     return {f"{name}/b": ArraySpec((outputs,)), f"{name}/w": ArraySpec((inputs, outputs), size)}
 
 
 def lstm(inputs: int, size: int) -> Arrays:
-    """A cell whose four gates see `inputs` numbers and its own output, and its learned start."""
+    """Returns the arrays of an LSTM cell whose gates read `inputs` numbers, and its learned initial state."""
     start = {f"lstm_init_state/{name}": ArraySpec((1, size)) for name in ("cell", "hidden")}
     return start | linear("rnn_params/rnn/linear", inputs + size, 4 * size)
 
 
 def mixing(inputs: int, size: int) -> Arrays:
-    """The mixing block and its LSTM; `linear` is in the tree though nothing reads it."""
+    """Returns the arrays of the mixing block and its LSTM; `linear` is in the public trees but unused."""
     names = ("linear", "linear_1", "linear_2")
     layers = [linear(f"rnn_params/{name}", inputs, size) for name in names]
     return lstm(size, size) | layers[0] | layers[1] | layers[2]
 
 
 def mlp_stack(count: int) -> Arrays:
-    """`count` networks in one array each; a first-layer weight's fan-in is all 30 channels."""
+    """Returns the stacked arrays of `count` networks; the fan-in of the first layer is all 30 channels."""
     shapes = MLP14.weight_shapes()
     first = sum(shape[0] for name, shape in shapes.items() if name.startswith("w0__"))
 

@@ -1,4 +1,4 @@
-"""An optimizer of the zoo as an Optax transform: trees to lists of tensors and back, checks, dtypes."""
+"""Wraps the optimizers of the zoo as Optax transforms: flattens trees, checks arguments, handles dtypes."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class ZooState(NamedTuple):
     """State of an optimizer of the zoo.
 
     Attributes:
-        accumulators: Steps so far, and trees shaped like the parameters.
-        memory: What else it remembers: rows of an LSTM, in the order of the tree's leaves, and losses.
+        accumulators: The step count, and trees shaped like the parameters.
+        memory: The remaining state: LSTM rows in the order of the tree's leaves, and means of the loss.
     """
 
     accumulators: ScaleByCelo2State
@@ -57,20 +57,20 @@ class ZooState(NamedTuple):
 def make_transform(
     theta: Theta, config: MemberConfig, num_steps: ArrayLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """The transform of an optimizer with these meta-parameters.
+    """Builds the transform of an optimizer with these meta-parameters.
 
-    Its updates are complete: they hold the learned step size and the sign, and want no learning rate.
+    Its updates are final: they include the learned step size and the sign, and need no learning rate.
 
     Args:
-        theta: Arrays by name, of `config.weight_shapes()`; traced ones too.
-        config: Which optimizer, with its options.
-        num_steps: Length of the run, ≥ 1; a traced number too. More steps may be taken.
+        theta: Arrays by name, as in `config.weight_shapes()`; may be traced.
+        config: The optimizer's options; their type selects the optimizer.
+        num_steps: The length of the run, ≥ 1; may be traced. More steps may be taken.
 
     Raises:
         ValueError: The optimizer needs `num_steps` and it is missing, or it is below 1. In `update`: the
-            loss or the parameters are missing, the loss is no scalar, or `is_valid` is asked of another
+            loss or the parameters are missing, the loss is not a scalar, or `is_valid` is given to another
             optimizer than RNN-MLP.
-        TypeError: In `update`: `is_valid` is no Python bool.
+        TypeError: In `update`: `is_valid` is not a Python bool.
     """
     num_steps = _check_num_steps(config, num_steps)
     rule = RULES[config.kind]
@@ -147,7 +147,7 @@ def _check_is_valid(config: MemberConfig, is_valid: bool) -> None:
 
 
 def _common_dtype(leaves: list[Array]) -> jnp.dtype:
-    """What a step is computed in: float32, or more if an array has more."""
+    """Returns the dtype of a step: float32, or a wider one if an array has it."""
     return np.result_type(np.float32, *(leaf.dtype for leaf in leaves))
 
 

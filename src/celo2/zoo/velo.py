@@ -1,6 +1,6 @@
-"""VeLO: for each tensor an LSTM mixes a learned rule out of many, and sets its step size.
+"""VeLO: a per-tensor LSTM that mixes a learned rule out of many and sets its step size.
 
-Source: arXiv 2211.09760 and the public code of Celo (arXiv 2501.12670), whose "velo" this is.
+Source: arXiv 2211.09760, and "velo" in the public code of Celo (arXiv 2501.12670).
 
     p ← p - λ S,   λ = step_size(h),   W = (ff_mult / N) Σ rnn_to_controls(h)_i W_i
 
@@ -26,14 +26,14 @@ from celo2.zoo.lstm import LstmState, Theta, initial_rows, linear, lstm, mix
 from celo2.zoo.rule import STANDARD, Outcome, Rule, Step
 from celo2.zoo.specs import Velo
 
-NUM_RANKS = 5  # axes longer than 1 that are told apart: 0 to 4
+NUM_RANKS = 5  # classes of the one-hot rank: 0 to 4 axes longer than 1
 PARAM_FLOOR = 1e-9  # of the parameter's mean square
-LOG_SCALE = 10.0  # what a statistic is multiplied by before its logarithm
+LOG_SCALE = 10.0  # factor of a statistic before its logarithm
 BUGGED_HORIZON = 10.0  # of the loss features in the oldest published code
 
 
 class VeloState(NamedTuple):
-    """What VeLO remembers: the LSTM, a row for each tensor, and the losses."""
+    """State of VeLO beside its accumulators: one LSTM row per tensor, and the means of the loss."""
 
     lstm: LstmState
     losses: loss_features.LossBuffer
@@ -61,7 +61,7 @@ def _update(theta: Theta, config: Velo, step: Step) -> Outcome:
 
 
 def _inputs(config: Velo, step: Step) -> tuple[Array, loss_features.LossBuffer]:
-    """What the LSTM reads, `(tensors, 30)`, and the losses with this step's."""
+    """Returns the inputs of the LSTM, `(tensors, 30)`, and the loss means updated with this step's loss."""
     horizon = BUGGED_HORIZON if config.bugged_loss_features else step.num_steps
     features, losses = loss_features.loss_features(step.memory.losses, step.loss, step.count, horizon)
     shared = jnp.concatenate(
@@ -71,9 +71,9 @@ def _inputs(config: Velo, step: Step) -> tuple[Array, loss_features.LossBuffer]:
 
 
 def _statistics(leaf: Leaf) -> Array:
-    """Twelve numbers of one tensor, from its old accumulators over the parameter's size.
+    """Returns 12 statistics of one tensor, from its old accumulators over the parameter's size.
 
-    The last three are a mistake of the published code that its weights rely on: the second moment's
+    The last three reproduce a mistake of the published code that its weights rely on: the second moment's
     deviation from the mean of each momentum.
     """
     scale = jax.lax.rsqrt(jnp.maximum(jnp.mean(jnp.square(leaf.param)), PARAM_FLOOR))

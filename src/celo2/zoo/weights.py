@@ -1,8 +1,8 @@
-"""Weights of the optimizers in the zoo: NumPy arrays by name, with the optimizer they belong to.
+"""Weight files of the optimizers in the zoo: reading, checking, saving, and matching them to presets.
 
-Two kinds of file are read, as for Celo2 itself, none by pickle: safetensors of this package, whose metadata
-say which optimizer, its sizes and where the weights came from; and the public implementations' `theta.state`,
-which has the arrays alone, so that the optimizer is told by their names and shapes.
+Two formats are read, as for Celo2 itself, neither by pickle: safetensors of this package, whose metadata give
+the optimizer, its options and the provenance; and the public implementations' `theta.state`, which holds
+the arrays alone, so that the optimizer is identified by their names and shapes.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class ZooWeights:
 
     Attributes:
         arrays: The arrays of `config.weight_shapes()` by name, float32, finite.
-        config: The optimizer, with its options.
+        config: The options; their type identifies the optimizer.
         provenance: Free text by field: source, command, data, …
-        stated: Names of the options that the arrays, the file or the caller fixed; the others are the
-            defaults, assumed.
+        stated: The names of the options that the arrays, the file or the caller fixed; the others are
+            assumed to have their defaults.
 
     Raises:
-        ValueError: A missing, unexpected, misshapen, non-float32 or non-finite array.
+        ValueError: An array is missing, unexpected, misshapen, not float32 or not finite.
     """
 
     arrays: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
@@ -67,7 +67,7 @@ class ZooWeights:
     stated: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
 
     def __post_init__(self) -> None:
-        """Checks the arrays, and copies them in the order of the config."""
+        """Checks the arrays and copies them in the order of the config."""
         shapes = read_shapes(self.arrays)
         check_fit(shapes, self.config)
         checked = {name: check_array(name, self.arrays[name]) for name in self.config.weight_shapes()}
@@ -76,7 +76,7 @@ class ZooWeights:
         object.__setattr__(self, "stated", self.stated.union(self.config.sizes_of(shapes)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Lets `copy.deepcopy` and `pickle` through, which refuse read-only mappings."""
+        """Supports `copy.deepcopy` and `pickle`, which refuse read-only mappings."""
         return type(self), (dict(self.arrays), self.config, dict(self.provenance), self.stated)
 
     @property
@@ -91,18 +91,18 @@ def load_weights(source: str | os.PathLike[str], **options: Any) -> ZooWeights:
     Args:
         source: A path to safetensors of this package, to an upstream `theta.state`, or to a folder that
             holds one; otherwise a hub repository `"owner/name"` (needs the `hub` extra).
-        **options: Of the optimizer, where the file does not say them (`ff_mult=100`, say).
+        **options: Options of the optimizer that the file does not state, such as `ff_mult=100`.
 
     Raises:
-        TypeError: An option that the optimizer does not have.
-        ValueError: Not a weight file of the zoo, or a damaged one, or one that says other options.
+        TypeError: The optimizer has no such option.
+        ValueError: The file is not a weight file of the zoo, is damaged, or states other options.
         FileNotFoundError, ConnectionError, ImportError: As `celo2.load_checkpoint`.
     """
     return decode_weights(find_file(source, MAX_BYTES), **options)
 
 
 def decode_weights(file: WeightFile, **options: Any) -> ZooWeights:
-    """Weights from a file that has been read; options and errors are those of `load_weights`."""
+    """Decodes a weight file that has been read; options and errors are those of `load_weights`."""
     try:
         weights = _decode_ours(file.data) if file.name.endswith(OURS) else _decode_upstream(file)
         weights = _with_options(weights, options)
@@ -114,7 +114,7 @@ def decode_weights(file: WeightFile, **options: Any) -> ZooWeights:
 
 
 def is_zoo_file(file: WeightFile) -> bool:
-    """Whether a file is, or was meant to be, weights of the zoo; whether they are intact is not looked at."""
+    """Returns whether a file holds weights of the zoo; their integrity is not checked."""
     try:
         if file.name.endswith(OURS):
             return parse_arrays(file.data)[1].get("format") == ZOO_FORMAT
@@ -124,10 +124,10 @@ def is_zoo_file(file: WeightFile) -> bool:
 
 
 def read_integrity(file: WeightFile) -> Integrity:
-    """Whether a file, of the zoo or of Celo2 itself, is as it was written; see `celo2.weights.digests`.
+    """Checks the digest of a weight file, of the zoo or of Celo2 itself; see `celo2.weights.digests`.
 
     Raises:
-        ValueError: No weight file, or one whose content has another digest than it carries.
+        ValueError: It is not a weight file, or its content does not match the digest it carries.
     """
     if file.name.endswith(OURS):
         return check_digest(*parse_arrays(file.data))
@@ -135,11 +135,11 @@ def read_integrity(file: WeightFile) -> Integrity:
 
 
 def weights_from_tree(tree: Mapping[str, Any], **options: Any) -> ZooWeights:
-    """Weights from float32 arrays in memory, nested as in an upstream file or by name.
+    """Builds weights from float32 arrays in memory, nested as in an upstream file or by name.
 
     Raises:
-        TypeError: An option that the optimizer does not have.
-        ValueError: They are no optimizer's, or not all that it needs.
+        TypeError: The optimizer has no such option.
+        ValueError: The arrays belong to no optimizer of the zoo, or are incomplete.
     """
     arrays = flatten(tree)
     shapes = read_shapes(arrays)
@@ -154,15 +154,15 @@ def weights_from_tree(tree: Mapping[str, Any], **options: Any) -> ZooWeights:
 
 
 def save_weights(path: str | os.PathLike[str], weights: ZooWeights) -> None:
-    """Writes a weight file, whole or not at all.
+    """Writes a weight file atomically.
 
     Args:
         path: `*.safetensors` for a file with optimizer, stated options, provenance and digest; `*.state` for
             the public implementations' format, which carries the arrays alone.
-        weights: What to write.
+        weights: The weights to write.
 
     Raises:
-        ValueError: Another suffix.
+        ValueError: The path has another suffix.
     """
     path = Path(path)
     if path.suffix == OURS:
@@ -225,7 +225,7 @@ def _make_config(kind: str, options: Mapping[str, Any]) -> MemberConfig:
 
 
 def _with_options(weights: ZooWeights, options: Mapping[str, Any]) -> ZooWeights:
-    """The weights with a caller's options, of which Celo's phase may always be chosen."""
+    """Returns the weights with a caller's options, of which Celo's phase may always be chosen."""
     valid = [field.name for field in dataclasses.fields(weights.config)]
     for name, value in options.items():
         if name not in valid:
@@ -247,14 +247,14 @@ _ANY_SIZE = (
     "rnn_mlp",
     "nn_adam",
     "velo",
-)  # of whatever sizes weights have
+)  # presets that take the sizes of the weights
 
 
 def find_preset(name: str) -> MemberConfig:
-    """The published options under this name.
+    """Returns the published options of a preset.
 
     Raises:
-        ValueError: The name is unknown; the message has the nearest.
+        ValueError: The name is unknown; the message suggests the nearest.
     """
     if name not in PRESETS:
         raise ValueError(
@@ -264,10 +264,10 @@ def find_preset(name: str) -> MemberConfig:
 
 
 def sized_preset(name: str, arrays: Mapping[str, Any], **options: Any) -> MemberConfig:
-    """The preset in the sizes of these arrays, unless its own are fixed, with a caller's options.
+    """Returns a preset with the sizes of these arrays, unless its sizes are fixed, and a caller's options.
 
     Raises:
-        ValueError: The name is unknown, or an option out of its range.
+        ValueError: The name is unknown, or an option is out of its range.
     """
     preset = find_preset(name)
     sizes = preset.sizes_of(read_shapes(arrays)) if name in _ANY_SIZE else {}
@@ -275,10 +275,10 @@ def sized_preset(name: str, arrays: Mapping[str, Any], **options: Any) -> Member
 
 
 def check_stated(name: str, config: MemberConfig, weights: ZooWeights) -> None:
-    """Refuses weights of another optimizer, or made under other options; the phases of Celo share theirs.
+    """Checks that weights belong to this optimizer and options; the phases of Celo share weights.
 
     Raises:
-        ValueError: They are; the message says under which options they can be used.
+        ValueError: They do not; the message states the options under which they can be used.
     """
     if weights.kind != config.kind:
         raise ValueError(f"these are weights of {weights.kind!r}, asked for {name!r}.")
@@ -292,7 +292,7 @@ def check_stated(name: str, config: MemberConfig, weights: ZooWeights) -> None:
 
 
 def fitting_presets(weights: ZooWeights) -> list[str]:
-    """The names under which `make` takes these weights without further options."""
+    """Returns the names under which `make` takes these weights without further options."""
     return [name for name in PRESETS if _fits(name, weights)]
 
 

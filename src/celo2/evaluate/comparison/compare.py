@@ -33,9 +33,9 @@ from celo2.baselines import (
 )
 from celo2.config import nearest_name
 from celo2.constants import FLOAT32_MAX
+from celo2.evaluate.environment import describe_environment, describe_task
 from celo2.evaluate.suite.results import TaskFacts
 from celo2.tasks.registry import check_task_name, make_task
-from celo2.training.environment import describe_environment, describe_task
 from celo2.training.grid import RunGrid
 from celo2.training.runner import GridRunner, OnProgress, Progress
 from celo2.training.task_step import SharedTask

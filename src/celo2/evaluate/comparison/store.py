@@ -17,9 +17,10 @@ import numpy as np
 
 from celo2._utils.files import write_atomic
 from celo2.evaluate.comparison.compare import CompareConfig, CompareResult, Entry
+from celo2.evaluate.comparison.figure import draw_figure
 from celo2.evaluate.comparison.report import render_report
 from celo2.evaluate.comparison.summary import caveats
-from celo2.report.plots import draw_figure, figure_svg, save_png
+from celo2.report.plots import figure_svg, save_png
 from celo2.training.protocol import SELECTION
 
 SCHEMA = "celo2-compare/1"

@@ -12,11 +12,11 @@ import numpy as np
 
 from celo2._utils.signals import interruptible_pool
 from celo2.baselines import OptimizerSpec, find_optimizer
+from celo2.evaluate.environment import describe_environment, describe_task
 from celo2.evaluate.suite.results import RunResult, TaskFacts
 from celo2.evaluate.suite.spec import Group
 from celo2.tasks.base import Task
 from celo2.tasks.registry import make_task
-from celo2.training.environment import describe_environment, describe_task
 from celo2.training.runner import DEFAULT_MAX_MEMORY, GridRunner, Progress
 from celo2.training.task_step import SharedTask
 

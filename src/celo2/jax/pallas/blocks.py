@@ -1,8 +1,8 @@
-"""Matrices in blocks: how a GPU kernel is run over them, and what it reads and writes.
+"""Runs GPU kernels over the blocks of batched matrices, and reads and writes masked blocks.
 
 A batch of matrices `(batch, rows, cols)` is cut into blocks, one for each program of the kernel; a
 vector along one side of the matrices, with length 1 along the other, is cut with them. A block that
-reaches over the edge is masked.
+extends over the edge is masked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Ref = Any  # Pallas's reference to a block in memory
 
 
 class Block(NamedTuple):
-    """What one program works on: powers of two, as Triton wants them."""
+    """The block of one program: rows, columns and warps, powers of two as Triton requires."""
 
     rows: int
     cols: int
@@ -28,13 +28,13 @@ class Block(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """Which rows `(rows, 1)` and columns `(1, cols)` of a block are inside the matrix; None: all are."""
+    """The masks of rows `(rows, 1)` and columns `(1, cols)` of a block inside the matrix; None: all are."""
 
     rows: Array | None
     cols: Array | None
 
     def mask(self, shape: tuple[int, ...]) -> Array | None:
-        """Of a block, or of a vector along one of its sides."""
+        """Returns the mask of a block, or of a vector along one of its sides."""
         masks = [m for m, size in zip(self, shape, strict=True) if m is not None and size > 1]
         if not masks:
             return None
@@ -42,7 +42,7 @@ class Edges(NamedTuple):
 
 
 def find_edges(rows: int, cols: int, block: Block) -> Edges:
-    """Of the block of this program; a side that blocks divide needs no mask."""
+    """Returns the masks of this program's block. A dimension divisible by the block size needs no mask."""
 
     def inside(size: int, step: int, axis: int) -> Array | None:
         if size % step == 0:
@@ -54,28 +54,28 @@ def find_edges(rows: int, cols: int, block: Block) -> Edges:
 
 
 def read(ref: Ref, edges: Edges) -> Array:
-    """A block in float32, 0 outside the matrix."""
+    """Reads a block in float32, 0 outside the matrix."""
     mask = edges.mask(ref.shape)
     return plgpu.load(ref, mask=mask, other=None if mask is None else 0.0).astype(jnp.float32)
 
 
 def write(ref: Ref, value: Array, edges: Edges) -> None:
-    """Stores what is inside the matrix."""
+    """Stores the part of a block inside the matrix."""
     plgpu.store(ref, value, mask=edges.mask(ref.shape))
 
 
 def sum_of_squares(block: Array, edges: Edges) -> Array:
-    """Of what is inside the matrix."""
+    """Sums the squares of the part of a block inside the matrix."""
     mask = edges.mask(block.shape)
     square = block * block
     return jnp.sum(square if mask is None else jnp.where(mask, square, 0.0))
 
 
 def fused_multiply_add(values: Array, weight: Any, total: Any) -> Array:
-    """`total + values · weight` in one instruction of a CUDA device, rounded once.
+    """Computes `total + values · weight` in one instruction of a CUDA device, rounded once.
 
-    XLA compiles a product and a sum to two instructions, and arithmetic is what the network's pass
-    waits for. Interpreted kernels cannot use it.
+    XLA compiles a product and a sum to two instructions, and arithmetic limits the network's pass.
+    Interpreted kernels cannot use it.
     """
     shape = values.shape
     operands = [jnp.broadcast_to(jnp.asarray(x, values.dtype), shape) for x in (values, weight, total)]
@@ -101,13 +101,13 @@ def call(
     """Runs a kernel over the blocks of a batch of matrices.
 
     Args:
-        kernel: Gets references: the inputs, then the outputs.
+        kernel: The kernel; takes references to the inputs, then to the outputs.
         inputs: Trees of arrays.
-        outputs: Trees of pairs of a shape and how it is cut.
-        shape: Of the matrices, `(batch, rows, cols)`.
-        block: What one program works on.
-        interpret: As in `compute`.
-        aliases: Index of an input → index of the output that takes its memory.
+        outputs: Trees of pairs of a shape and its block spec.
+        shape: The shape of the matrices, `(batch, rows, cols)`.
+        block: The block of one program.
+        interpret: As in `kernels.make_passes`.
+        aliases: Maps the index of an input to that of the output that reuses its memory.
     """
     batch, rows, cols = shape
 
@@ -127,7 +127,7 @@ def call(
 
 
 def make_spec(shape: tuple[int, ...], block: Block) -> pl.BlockSpec:
-    """How an input is cut: `(batch, rows, cols)` with sides of 1 whole, `(units, …)`, `(batch, n)` whole."""
+    """Makes an input's block spec: `(batch, rows, cols)`, sides of 1 whole, `(units, …)`, `(batch, n)`."""
     if len(shape) == 2:
         return pl.BlockSpec((None, shape[1]), lambda b, i, j: (b, 0))  # noqa: ARG005
     row_side, col_side = shape[-2] > 1, shape[-1] > 1
@@ -140,7 +140,7 @@ def make_spec(shape: tuple[int, ...], block: Block) -> pl.BlockSpec:
 
 
 def make_partial_sums(shape: tuple[int, ...], num_sums: int, block: Block) -> tuple[Any, pl.BlockSpec]:
-    """An output with so many sums for each block: `(batch, blocks of rows, of columns, sums)`."""
+    """Makes an output of several sums per block: `(batch, row blocks, column blocks, sums)`."""
     batch, rows, cols = shape
     grid = (batch, pl.cdiv(rows, block.rows), pl.cdiv(cols, block.cols))
     out = jax.ShapeDtypeStruct((*grid, num_sums), jnp.float32)

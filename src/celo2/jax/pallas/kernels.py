@@ -1,18 +1,18 @@
-"""The rule on a large matrix as GPU kernels: three passes over memory, nothing stored in between.
+"""The three passes of the rule as Pallas kernels for GPUs, with no intermediate arrays.
 
 Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of `accumulators`,
-`features` and `mlp`, asked for on one block at a time.
+`features` and `mlp`, applied to one block at a time.
 
     pass 1   g                 → row and column sums of g²                                4 bytes
     pass 2   g, p, m, v        → m, v in place; sums of squares of every full channel    40 bytes
     pass 3   g, p, m, v        → direction; sum of its squares                           28 bytes
 
 per parameter, with three momenta, one second moment and float32 throughout; the application of the
-step, left to the caller, moves another 12. What lies between them is `three_pass.compute`'s.
+step, left to the caller, moves another 12. The operations between them are in `three_pass.compute`.
 
 The kernels are written in Pallas and lowered to Triton. Each program works on one block of one
-matrix; a block that reaches over the edge is masked. Sums over the matrix are sums of one partial sum
-for each block, always added in the same order, so that a run repeats exactly.
+matrix; a block that extends over the edge is masked. Sums over the matrix add one partial sum for each
+block, always in the same order, so that a run repeats exactly.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from celo2.jax.pallas.blocks import (
 from celo2.jax.three_pass import Inputs, Passes, compute_direction
 
 BLOCK = Block(16, 64, 8)  # four elements a thread: their hidden units fit in 128 registers
-SUMS_BLOCK = Block(64, 64, 4)  # of the first pass, which writes a partial sum for each row and column
+SUMS_BLOCK = Block(64, 64, 4)  # for the first pass, which writes a partial sum for each row and column
 
 
 def make_passes(
     weights: Mapping[str, Any], config: RuleConfig, *, block: Block = BLOCK, interpret: bool = False
 ) -> Passes:
-    """The passes as kernels make them, for arrays that `dispatch.fits` has approved.
+    """Makes the passes as kernels, for arrays for which `dispatch.fits` holds.
 
     Args:
-        weights: The finished network as NumPy arrays; they become constants of the kernel.
+        weights: The network's weights as NumPy arrays, which become constants of the kernel.
         config: The options.
-        block: Of the second and third pass.
+        block: The block of the second and third pass.
         interpret: Runs the kernels as ordinary JAX operations, on any backend.
     """
     run = partial(call, interpret=interpret)
@@ -95,7 +95,7 @@ def make_passes(
 
 
 def _square_means(run: partial[Any], grad: Array) -> tuple[Array, Array]:
-    """Means of the squared, clipped gradient over the columns `(batch, rows, 1)` and the rows."""
+    """Computes means of the squared, clipped gradient over the columns `(batch, rows, 1)` and the rows."""
     batch, rows, cols = grad.shape
     num_rows, num_cols = pl.cdiv(rows, SUMS_BLOCK.rows), pl.cdiv(cols, SUMS_BLOCK.cols)
 
@@ -122,7 +122,7 @@ def _square_means(run: partial[Any], grad: Array) -> tuple[Array, Array]:
 def _accumulate(
     run: partial[Any], inputs: Inputs, busy: Array | None, config: RuleConfig, block: Block
 ) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
-    """New momenta and second moments, in place; sums of squares of all channels `(batch, channels)`."""
+    """Updates momenta and second moments in place; sums squares of all channels `(batch, channels)`."""
     shape = inputs.grad.shape
     num_channels = features.count_full(config)
     flags = () if busy is None else (busy.reshape(-1, 1).astype(jnp.float32),)
@@ -163,7 +163,7 @@ def _direct(
     config: RuleConfig,
     block: Block,
 ) -> tuple[Array, Array]:
-    """The direction, and the sum of its squares `(batch, 1)`."""
+    """Computes the direction, and the sum of its squares `(batch, 1)`."""
     shape = inputs.grad.shape
     add = mlp.multiply_add if run.keywords["interpret"] else fused_multiply_add
 
@@ -192,19 +192,19 @@ def _direct(
 
 
 def _read(refs: Inputs, edges: Edges) -> Inputs:
-    """A block of everything, the gradient clipped."""
+    """Reads a block of all inputs, with the gradient clipped."""
     known: Inputs = jax.tree.map(lambda ref: read(ref, edges), refs)
     return known._replace(grad=_clip(known.grad))
 
 
 def _clip(grad: Array) -> Array:
-    """As `accumulators.clip` does; a comparison in Triton would turn NaN into the bound."""
+    """Clips as `accumulators.clip` does; a comparison in Triton would turn NaN into the bound."""
     clipped = accumulators_lib.clip(grad)
     return jnp.where(jnp.isnan(grad), grad, clipped)
 
 
 def _not_finite(inputs: Inputs, config: RuleConfig) -> Array:
-    """0 where all inputs are finite, else NaN, which ReLU in Triton would turn into 0."""
+    """Returns 0 where all inputs are finite, else NaN, which ReLU in Triton would turn into 0."""
     zero = 0.0 * inputs.momentum[0]
     for values in (*inputs.momentum[1:], *inputs.rms, *((inputs.param,) if config.with_p else ())):
         zero = zero + 0.0 * values

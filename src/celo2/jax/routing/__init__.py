@@ -1,4 +1,4 @@
-"""Routing of a tree of arrays: which leaves the rule trains, and along which axes."""
+"""Routing of the leaves of a parameter tree to the rule or to AdamW."""
 
 from celo2.jax.routing.labels import find_dimension_numbers, label_table, param_labels
 

@@ -1,6 +1,6 @@
-"""Which parameter is a hidden matrix, trained by the rule, and which one AdamW trains; along which axes.
+"""Labels the leaves of a parameter tree for the rule (hidden matrices) or AdamW.
 
-The evidence and its precedence are `celo2.routing`'s, the same as for PyTorch; `params.py` reads the tree.
+The evidence and its precedence are those of `celo2.routing`, as for PyTorch; `params.py` reads the tree.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Overrides = Callable[[str, Any], str | None] | Mapping[str | re.Pattern[str], st
 
 
 class Label(str):
-    """`"celo2"` or `"adamw"`, and why.
+    """A string, `"celo2"` or `"adamw"`, with the reason for it.
 
-    A string in every respect, so that a tree of labels goes straight into `optax.partition`.
+    It is a plain `str` otherwise, so that a tree of labels goes straight into `optax.partition`.
 
     Attributes:
-        reason: One short phrase: what the label rests on.
+        reason: The evidence for the label, as a short phrase.
         decided: False where the evidence was not enough and `"celo2"` is only the default.
-        numbers: Which axes are the leaf's matrix; None takes it as stored.
+        numbers: The matrix axes of the leaf; None takes it as stored.
     """
 
     reason: str
@@ -68,13 +68,13 @@ def param_labels(
 ) -> Any:
     """Labels each parameter `"celo2"` (a hidden matrix) or `"adamw"` (everything else).
 
-    Only paths, shapes, dtypes, the identity of arrays and the classes of Equinox's modules are looked at,
-    so `params` may hold arrays, tracers or `jax.ShapeDtypeStruct`s, in any tree: plain dicts, Flax Linen
+    Only paths, shapes, dtypes, the identity of arrays and the classes of Equinox's modules are read, so
+    `params` may hold arrays, tracers or `jax.ShapeDtypeStruct`s, in any tree: plain dicts, Flax Linen
     and NNX, Equinox, Haiku. In this order, `"adamw"` goes to
 
     1. rank ≤ 1, and what is a vector in effect: no two axes longer than 1, such as (1, 1, d);
     2. what is an embedding, a norm or a depthwise convolution by its module or its parameter's own name;
-    3. what is named as a bias or norm (stacked over layers, say), an embedding, a positional table, a
+    3. what is named as a bias or norm (possibly stacked over layers), an embedding, a positional table, a
        learned token or latent, a router. Names count by whole words, and not across attention or a block.
        A projection of patches or of time is a matrix, whatever it is called;
     4. routers: a gate beside experts, or what has one output for each of them;
@@ -96,7 +96,7 @@ def param_labels(
 
     Args:
         params: The trainable leaves. `None` and `optax.MaskedNode` stay as they are.
-        overrides: What to do instead, for some or all leaves:
+        overrides: Labels of some or all leaves:
             a callable `(path, leaf) → "celo2" | "adamw" | None`, None keeping the default;
             a mapping from regular expressions to labels, tried with `re.search` on the path
             (`block_0/attention/query/kernel`), the first match wins;
@@ -104,8 +104,8 @@ def param_labels(
             a label in the place of a module is meant for all of it. A mapping is read as a tree if
             each of its keys is the path of a leaf or a module.
         dimension_numbers: As in `celo2`; None among Optax's `MuonDimensionNumbers` is `"adamw"`.
-        undecided: `"warn"`: one `RoutingWarning` lists the undecided leaves. `"raise"`: a ValueError
-            does. `"allow"`: silence; `label_table` still marks them.
+        undecided: Handling of undecided leaves. `"warn"`: one `RoutingWarning` lists them. `"raise"`: a
+            ValueError does. `"allow"`: silence; `label_table` still marks them.
 
     Returns:
         A tree of exactly the structure of `params` with a `Label` for each leaf. Compute it once, and
@@ -134,7 +134,7 @@ def param_labels(
 
 
 def find_dimension_numbers(params: Any, dimension_numbers: Any = None, *, base: bool = False) -> Any:
-    """Which axes of each leaf are its matrix: the user's word, else what names and shapes say.
+    """Finds the matrix axes of each leaf: the user's, else those inferred from names and shapes.
 
     Args:
         params: As in `param_labels`.
@@ -154,18 +154,18 @@ def find_dimension_numbers(params: Any, dimension_numbers: Any = None, *, base: 
 
 
 def label_table(params: Any, labels: Any = None, **options: Any) -> str:
-    """A table of the parameters: path, shape, label, matrix, reason, and the totals of each label.
+    """Formats a table of the parameters: path, shape, label, matrix, reason, and the totals per label.
 
     Equal leaves of numbered layers share a line. The matrix is given as outputs × inputs, with its axes. A
     `?` follows the label of an undecided leaf.
 
     Args:
         params: As in `param_labels`.
-        labels: A tree of the same structure; None: what `param_labels` makes of `params`.
-        **options: Of `param_labels`, for `labels=None`.
+        labels: A tree of the same structure; None: the labels of `param_labels`.
+        **options: Options of `param_labels`, for `labels=None`.
 
     Raises:
-        ValueError: If `labels` has another number of leaves, or an unknown label.
+        ValueError: If `labels` has another number of leaves, or a label is unknown.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What the user says about a leaf: by a callable, by regular expressions, or by a tree."""
+"""Resolves the user's choices for leaves, given by a callable, by regular expressions or by a tree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPECS = (DimensionNumbers, MuonDimensionNumbers)
 
 
 def choose_labels(overrides: Any, named: Sequence[tuple[str, Any]]) -> dict[str, str]:
-    """The user's label for some of the leaves `(path, leaf)`.
+    """Returns the user's labels for some of the leaves `(path, leaf)`.
 
     Raises:
         ValueError: For an unknown label, an invalid expression, or an entry that matches no path.
@@ -41,9 +41,9 @@ def choose_labels(overrides: Any, named: Sequence[tuple[str, Any]]) -> dict[str,
 def choose_numbers(
     numbers: Any, params: Any, named: Sequence[tuple[str, Any]]
 ) -> tuple[dict[str, Any], set[str]]:
-    """The user's dimension numbers for some leaves, and the leaves that they leave to AdamW.
+    """Returns the user's dimension numbers for some leaves, and the leaves that they assign to AdamW.
 
-    None in a tree of ours leaves a leaf to what is inferred; under a regular expression it takes the leaf
+    None in a tree of `DimensionNumbers` means inferred axes; under a regular expression it takes the leaf
     as stored, as in `celo2.torch`; and among Optax's `MuonDimensionNumbers` it means AdamW, as there.
 
     Raises:
@@ -68,7 +68,7 @@ def _is_spec(node: Any) -> bool:
 
 
 def _is_patterns(choices: Any, paths: Sequence[str], kinds: Any) -> TypeGuard[Mapping[Any, Any]]:
-    """Whether a mapping is from regular expressions: to choices, and its keys are not all places."""
+    """Returns whether a mapping is from regular expressions to choices: its keys are not all paths."""
     return (
         isinstance(choices, Mapping)
         and all(isinstance(value, kinds) for value in choices.values())
@@ -83,7 +83,7 @@ def _is_at(path: str, place: str) -> bool:
 def _choose_by_tree(
     entries: Sequence[tuple[str, Any]], paths: Sequence[str], argument: str, *, strict: bool = True
 ) -> dict[str, Any]:
-    """An entry in the place of a module is meant for all of it; the most particular place wins."""
+    """Resolves a tree of choices: an entry for a module holds for all of it, and the most specific wins."""
     chosen: dict[str, Any] = {}
     for place, choice in sorted(entries, key=lambda entry: len(entry[0])):
         matches = [path for path in paths if _is_at(path, place)]

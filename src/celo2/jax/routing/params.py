@@ -1,4 +1,4 @@
-"""The leaves of a parameter tree as routing sees them: names, shape, and the matrix in each."""
+"""Describes the leaves of a parameter tree for routing: names, shape, and the matrix in each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from celo2.routing.names import KERNEL_NAMES, is_norm, is_query, make_name, spli
 
 GATES = {"LSTMCell": 4, "GRUCell": 3}  # matrices side by side in Equinox's recurrent cells
 EQX_NORMS = ("LayerNorm", "GroupNorm", "RMSNorm", "BatchNorm")
-TABLE_NAMES = ("embedding", "embeddings")  # what Flax and Haiku call the table of their embedding layers
+TABLE_NAMES = ("embedding", "embeddings")  # names of the table in embedding layers of Flax and Haiku
 DEPTHWISE_WORDS = {"depthwise", "dw", "dwconv"}
 
 
@@ -34,9 +34,9 @@ class Leaf(NamedTuple):
     """One leaf of a tree.
 
     Attributes:
-        path: Its `/`-joined names.
+        path: The `/`-joined names.
         value: The array.
-        holders: The modules on the way to it, root first; of dictionaries and lists None.
+        holders: The modules on the path, root first; None for dictionaries and lists.
     """
 
     path: str
@@ -45,7 +45,7 @@ class Leaf(NamedTuple):
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The `/`-joined plain names of a JAX key path: `block_0/attention/query/kernel`.
+    """Returns the `/`-joined plain names of a JAX key path: `block_0/attention/query/kernel`.
 
     Example:
         >>> import jax
@@ -56,10 +56,10 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def read_tree(tree: Any, is_leaf: Any = None) -> list[Leaf]:
-    """The leaves of a tree in the order of `jax.tree.leaves`.
+    """Returns the leaves of a tree in the order of `jax.tree.leaves`.
 
     Flax wraps an array in a box (`nnx.Variable`, `linen.Partitioned`) whose only child is the
-    attribute `value`. The box is no part of the name: `head/kernel`, not `head/kernel/value`.
+    attribute `value`. The box is not part of the name: `head/kernel`, not `head/kernel/value`.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     children = Counter(path[:-1] for path, _ in leaves)
@@ -72,18 +72,18 @@ def read_tree(tree: Any, is_leaf: Any = None) -> list[Leaf]:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a tree with their path names, in the order of `jax.tree.leaves`."""
+    """Returns the leaves of a tree with their path names, in the order of `jax.tree.leaves`."""
     return [(leaf.path, leaf.value) for leaf in read_tree(tree)]
 
 
 def has_holes(tree: Any) -> bool:
-    """Whether `optax.masked` or `optax.partition` took leaves out: the tree is a part of a network."""
+    """Returns whether `optax.masked` or `optax.partition` removed leaves: the tree is a part of a network."""
     leaves = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
     return any(isinstance(leaf, optax.MaskedNode) for leaf in leaves)
 
 
 def describe_leaves(leaves: Sequence[Leaf]) -> list[Param]:
-    """What each leaf is, as far as its module, its names and its shape tell.
+    """Describes each leaf by its module, its names and its shape.
 
     Raises:
         TypeError: For a leaf that is not an array of floating-point or complex numbers.
@@ -139,7 +139,7 @@ def _check_dtype(leaf: Leaf) -> Any:
 
 
 def _find_holders(tree: Any, keys: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The Equinox modules on the way to a leaf, None for anything else; the root first."""
+    """Returns the Equinox modules on the path to a leaf, root first; None for any other node."""
     holders, node = [], tree
     for key in keys:
         holders.append(node if _equinox_class(node) else None)
@@ -148,7 +148,7 @@ def _find_holders(tree: Any, keys: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _child(node: Any, key: Any) -> Any:
-    """What is at a key of a node, None where that cannot be told."""
+    """Returns the child at a key of a node, or None if unknown."""
     if isinstance(key, jax.tree_util.GetAttrKey):
         return getattr(node, key.name, None)
     if isinstance(key, jax.tree_util.SequenceKey) and isinstance(node, Sequence):
@@ -159,7 +159,7 @@ def _child(node: Any, key: Any) -> Any:
 
 
 def _equinox_class(node: Any) -> str:
-    """The Equinox layer that an object is or derives from, `Module` for a module of one's own, or empty."""
+    """Returns the Equinox layer class of an object, `Module` for a user's module, or an empty string."""
     for made in type(node).__mro__:
         if made.__module__.startswith("equinox.nn"):
             return made.__name__
@@ -167,14 +167,14 @@ def _equinox_class(node: Any) -> str:
 
 
 def _class_names(texts: Sequence[str], holders: Sequence[Any]) -> list[str]:
-    """The class of the module that each name but the last stands for, where there are modules."""
+    """Returns the class of the user's module that each name but the last stands for, or empty strings."""
     if len(holders) != len(texts):  # a dictionary's key that has slashes
         return []
     return [type(holder).__name__ if _equinox_class(holder) == "Module" else "" for holder in holders[1:]]
 
 
 def _find_equinox_matrix(layer: Any, own: str, shape: tuple[int, ...]) -> tuple[Kind | None, Matrix | None]:
-    """What a layer of Equinox is, and the matrix in its parameter; None for any other layer."""
+    """Returns the kind of an Equinox layer and the matrix in its parameter; None for any other layer."""
     made = _equinox_class(layer)
     if made.rstrip("123d") in ("Conv", "ConvTranspose") and len(shape) > 2 and own == "weight":
         is_plain = "Transpose" not in made
@@ -205,7 +205,7 @@ def _find_matrix(
     *,
     in_attention: bool,
 ) -> tuple[Kind, Matrix | None]:
-    """By names and shapes, with what stands beside it in its module."""
+    """Returns kind and matrix of a parameter by names and shapes, including its siblings' shapes."""
     own = names[-1]
     if len(shape) < 2:
         return ("norm" if own.text == "scale" or any(map(is_norm, names[-2:])) else "bare"), None
@@ -226,7 +226,7 @@ def _find_matrix(
 
 
 def _find_owner(path: str, beside: Mapping[str, Sequence[str]]) -> str:
-    """The kernel or table that a low-rank adapter stands beside, or empty."""
+    """Returns the path of the kernel or table that a low-rank adapter belongs to, or an empty string."""
     module, _, own = path.rpartition("/")
     if "lora" not in split_words(own):
         return ""
@@ -235,7 +235,7 @@ def _find_owner(path: str, beside: Mapping[str, Sequence[str]]) -> str:
 
 
 def _find_depthwise(param: Param, params: Sequence[Param]) -> Param:
-    """A convolution of one input channel is depthwise unless it may be the one that reads the data."""
+    """Marks a convolution of one input channel as depthwise, unless it may be the one that reads the data."""
     if not _has_one_input(param):
         return param
     depthwise = dataclasses.replace(param, kind="depthwise")
@@ -251,7 +251,7 @@ def _has_one_input(param: Param) -> bool:
 
 
 def _is_data_read(param: Param, params: Sequence[Param]) -> bool:
-    """Whether another layer reads the data, or layers beside it make its channels and read them."""
+    """Returns whether another layer reads the data, or siblings both produce and read its channels."""
     readers = [other for other in params if other.matrix is not None and not _has_one_input(other)]
     made = {other.outputs for other in params if other.matrix is not None}
     if any(other.kind == "embedding" for other in params) or any(
@@ -263,13 +263,13 @@ def _is_data_read(param: Param, params: Sequence[Param]) -> bool:
 
 
 def _unit(path: str) -> str:
-    """The path of the layer that holds a kernel; of any other parameter its own."""
+    """Returns the path of the layer that holds a kernel, or any other parameter's own path."""
     module, _, own = path.rpartition("/")
     return module if own in KERNEL_NAMES and module else path
 
 
 def _inputs_of_outputs(params: Sequence[Param]) -> Mapping[tuple[str, ...], set[int]]:
-    """What the output projections in each module read: all heads of attention together."""
+    """Returns the input sizes of output projections, by module: all heads of attention together."""
     found: dict[tuple[str, ...], set[int]] = defaultdict(set)
     for param in params:
         if param.matrix is not None and OUTPUT_WORDS & make_name(param.unit[-1]).words:
@@ -278,7 +278,7 @@ def _inputs_of_outputs(params: Sequence[Param]) -> Mapping[tuple[str, ...], set[
 
 
 def _cut_fused(param: Param, readers: Mapping[tuple[str, ...], set[int]]) -> Param:
-    """Cuts a fused matrix where its name and the sizes say how."""
+    """Splits a fused matrix where its name and the sizes show how."""
     if param.matrix is None or param.owner or param.kind not in ("linear", "matrix", "stack"):
         return param
     parts, what = count_parts(param.names, param.matrix, sorted(readers.get(param.holder, ())))

@@ -1,4 +1,4 @@
-"""Which axes of a tree's leaves count layers: those of `nn.scan`, `vmap`ped blocks and the like."""
+"""Finds the axes of leaves that count layers, as in `nn.scan` and `vmap`ped blocks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ Shape = tuple[int, ...]
 
 
 def find_stack_axes(shapes: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
-    """The axis of each stacked leaf that counts layers, as a tuple; nothing for the other leaves.
+    """Returns, for each stacked leaf, the axis that counts layers, as a tuple.
 
     A module is a stack if all of its leaves have rank ≥ 2, some of them exactly 2, and the same size along
-    one axis; and if it is called a list of layers or holds what would else be a vector: a norm's scale.
+    one axis; and if it is named like a list of layers or holds what would otherwise be a vector, such as a
+    norm's scale.
 
     Args:
-        shapes: Of the leaves, by `/`-joined path.
+        shapes: The shapes of the leaves, by `/`-joined path.
 
     Example:
         >>> find_stack_axes({"layers/fc/kernel": (3, 8, 16), "layers/ln/scale": (3, 8), "head": (8, 4)})

@@ -1,8 +1,8 @@
 """LM1B and Wikipedia as padded records of T5 tokens, from files on this machine alone.
 
-A copy is looked for in the folders `lm1b` and `wikipedia`, as `celo2.tasks.vision.datasets` says. It is tokenised
-with T5's SentencePiece model, `t5/sentencepiece.model` beside them, and the tokens are kept in the copy's
-folder. Without a copy a task gets source code in its place, under its own name.
+A copy is looked for in the folders `lm1b` and `wikipedia`, as `celo2.tasks.vision.datasets` says. It is
+tokenised with T5's SentencePiece model, `t5/sentencepiece.model` beside them, and the tokens are kept in
+the copy's folder. Without a copy a task gets source code in its place, under its own name.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The three passes on a CPU, block by block of rows, with few operations for each block.
+"""The three passes on a CPU by PyTorch operations on blocks of rows, with their buffers and sums.
 
 Pass 2 does not compute the channels: the sum of squares of a product of a momentum with a row and a
-column factor is a product of matrices, `rowᵀ m² col`, and so are those of the other products. Pass 3
-writes a block's channels side by side, `(channels, elements)`, so that each layer of the network is one
-product of matrices; rows, columns and the bias of the first layer start its sum. Nothing of the whole
-tensor's size is stored but the direction.
+column factor is a product of matrices, `rowᵀ m² col`, and so are those of the other products (`Sums`).
+Pass 3 writes a block's channels side by side, `(channels, elements)`, in the order of `Slots`, so that each
+layer of the network is one product of matrices; rows, columns and the bias of the first layer start its
+sum. Nothing of the whole tensor's size is stored but the direction: blocks are computed in `Buffers` that
+each thread keeps.
 
 Blocks are independent, and several threads work on them (`threads`); sums are taken block by block
 in a fixed order, so that a run repeats exactly on any number of threads.
@@ -28,11 +29,11 @@ from celo2.torch.kernels import threads
 from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
-BLOCK_SIZE = 1 << 15  # elements of a block: a balance of the cache and of what calls cost
+BLOCK_SIZE = 1 << 15  # elements of a block: a balance between the cache and the overhead of calls
 
 
 def make_passes(network: Network, *, factored: bool) -> Passes:
-    """The passes of `three_pass.make_passes`, for tensors of the working dtype on a CPU."""
+    """Makes the passes of `three_pass.make_passes` for tensors of the working dtype on a CPU."""
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         by_row = [_square_means(matrix, network.config) for matrix in _matrices(grad)]
@@ -60,17 +61,17 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
 
 
 def _matrices(tensor: Tensor) -> Sequence[Tensor]:
-    """The matrices of a tensor, contiguous; a view where it is."""
+    """Returns the matrices of a tensor, contiguous; views of a contiguous tensor."""
     return tensor.reshape(-1, *tensor.shape[-2:]).contiguous().unbind()
 
 
 def _sides(vectors: Tensor) -> Sequence[Tensor]:
-    """Several vectors `(number, ..., rows or 1, cols or 1)` → those of each matrix."""
+    """Splits vectors, `(number, ..., rows or 1, cols or 1)`, into those of each matrix."""
     return vectors.reshape(len(vectors), -1, *vectors.shape[-2:]).unbind(1)
 
 
 class _Matrix(NamedTuple):
-    """One matrix's part of `Inputs`; all contiguous, factors `(decays, rows, 1)` and `(decays, 1, cols)`."""
+    """The `Inputs` of one matrix, all contiguous; factors are `(decays, rows, 1)` and `(decays, 1, cols)`."""
 
     grad: Tensor
     param: Tensor
@@ -87,7 +88,7 @@ def _split(inputs: Inputs) -> list[_Matrix]:
 
 
 def _rows(shape: Sequence[int]) -> int:
-    """Of a block."""
+    """Returns the number of rows of a block."""
     return min(max(BLOCK_SIZE // shape[1], 1), shape[0])
 
 
@@ -109,7 +110,7 @@ def _run(matrix: Tensor, config: RuleConfig, work: Callable[[int, slice, View], 
 
 
 def _square_means(grad: Tensor, config: RuleConfig) -> tuple[Tensor, Tensor]:
-    """Means of the squared, clipped gradient over the columns, `(rows,)`, and over the rows."""
+    """Computes means of the squared, clipped gradient over the columns, `(rows,)`, and over the rows."""
     rows, cols = grad.shape
     over_cols = grad.new_empty(rows)
     partial = grad.new_empty(-(-rows // _rows(grad.shape)), cols)
@@ -124,7 +125,7 @@ def _square_means(grad: Tensor, config: RuleConfig) -> tuple[Tensor, Tensor]:
 
 
 def _accumulate(inputs: _Matrix, busy: float, config: RuleConfig, factored: bool) -> Tensor:
-    """Momenta and second moments in place unless `busy` is 0; mean squares of all channels, `(channels,)`."""
+    """Updates the moments in place unless `busy` is 0; returns mean squares of channels, `(channels,)`."""
     grad, param, momentum, rms, (along_rows, along_cols) = inputs
     rows, cols = grad.shape
     count, kept, decays = -(-rows // _rows(grad.shape)), len(momentum) + 1, len(along_rows)
@@ -169,16 +170,16 @@ def _direct(
     along_cols: Tensor,
     out: Tensor,
 ) -> Tensor:
-    """Writes the direction of a matrix, and returns its mean square.
+    """Computes the direction of a matrix into `out`, and returns its mean square.
 
     Args:
         network: Weights and options.
-        factored: Of `three_pass.make_passes`.
-        inputs: Of one matrix, up to date.
-        scales: `(channels,)`.
-        along_rows: What to add to the first layer, `(units, rows, 1)`.
-        along_cols: The same, `(units, 1, cols)`.
-        out: `(rows, cols)`.
+        factored: As in `three_pass.make_passes`.
+        inputs: The inputs of one matrix, with updated moments.
+        scales: The scales of the channels, `(channels,)`.
+        along_rows: Added to the first layer, `(units, rows, 1)`.
+        along_cols: Added to the first layer, `(units, 1, cols)`.
+        out: The output, `(rows, cols)`.
     """
     config = network.config
     slots = Slots.make(config)
@@ -230,22 +231,22 @@ def _fill(view: View, inputs: _Matrix, part: slice, slots: Slots, config: RuleCo
 
 
 class Slots(NamedTuple):
-    """Which rows of a block's buffer `(channels, elements)` hold what.
+    """The layout of the rows of a block's buffer, `(channels, elements)`.
 
-    Channels that are made by one operation are neighbours, and all have a place: those whose feature is
-    off have weights of zero. With the default options:
+    Channels that one operation makes are neighbours. All channels have a row; those of disabled features
+    have weights of zero. With the default options:
 
         m0 m1 m2 g | p v | s | clip(g) | m0 s, m1 s, m2 s, g s | m0 f0, m1 f1, m2 f2 | g f0, g f1, g f2
 
     Attributes:
-        momentum: And the gradient after it.
-        rms: After the parameter.
-        rsqrt: Reciprocal roots of rms.
-        clipped: One row.
-        normalized: Momenta, then gradients, over the roots of rms.
-        factored_momentum: None where the feature is off.
-        factored_grad: Gradients over the factored moments.
-        size: Number of rows.
+        momentum: The first row of the momenta, which the gradient and the parameter follow.
+        rms: The first row of the second moments.
+        rsqrt: The first row of the reciprocal roots of the second moments.
+        clipped: The row of the clipped gradient.
+        normalized: The first row of the momenta, then the gradients, over the roots of the second moments.
+        factored_momentum: The first row of the momenta over the factored moments; no rows if that is off.
+        factored_grad: The first row of the gradients over the factored moments.
+        size: The number of rows.
     """
 
     momentum: int
@@ -260,7 +261,7 @@ class Slots(NamedTuple):
     @classmethod
     @functools.cache
     def make(cls, config: RuleConfig) -> Slots:
-        """The order for some options."""
+        """Makes the layout for some options."""
         momenta, second = len(config.initial_momentum_decays), len(config.initial_rms_decays)
         factored = len(config.initial_adafactor_decays)
         sizes = (momenta + 2, second, second, 1, momenta + second, momenta * config.with_fac_mom_mult)
@@ -270,7 +271,7 @@ class Slots(NamedTuple):
         return cls(*starts)
 
     def place(self, feature: str, number: int, config: RuleConfig) -> int:
-        """The row of one of a feature's channels."""
+        """Returns the row of one of a feature's channels."""
         momenta = len(config.initial_momentum_decays)
         first = {
             "grad": momenta,
@@ -288,15 +289,15 @@ class Slots(NamedTuple):
 
 
 class View(NamedTuple):
-    """The buffers as one block of a given shape sees them, all contiguous.
+    """Views of the buffers for a block of a given shape, all contiguous.
 
     Attributes:
-        channels: `(channels, elements)`.
-        hidden: Two of `(units + 1, elements)`, the last row 1: what the next layer's bias multiplies.
-        first: The first's units as `(units, rows, cols)`.
-        factors: `(decays, elements)`.
-        squares: `(momenta + 1, elements)`, of the momenta and the gradient.
-        inverses: `(rms decays, elements)`.
+        channels: The channels, `(channels, elements)`.
+        hidden: Two buffers of hidden units, `(units + 1, elements)`; the last row is 1, for the next bias.
+        first: The units of the first of these as `(units, rows, cols)`.
+        factors: Products of row and column factors, `(decays, elements)`.
+        squares: Squares of the momenta and the gradient, `(momenta + 1, elements)`.
+        inverses: Reciprocals of the second moments, `(rms decays, elements)`.
     """
 
     channels: Tensor
@@ -308,7 +309,7 @@ class View(NamedTuple):
 
 
 class _Own(threading.local):
-    """What each thread keeps from step to step."""
+    """The buffers that each thread keeps from step to step."""
 
     def __init__(self) -> None:
         self.buffers: dict[tuple[RuleConfig, torch.dtype], Buffers] = {}
@@ -318,11 +319,11 @@ _own = _Own()
 
 
 class Buffers:
-    """Room for blocks of up to some size; the views for the last shape that was asked for are kept."""
+    """Memory for blocks of up to some size, with the views for the last shape requested."""
 
     @staticmethod
     def of_thread(size: int, config: RuleConfig, *, like: Tensor) -> Buffers:
-        """This thread's, which it keeps: 5.5 MiB in float32 for the default options and block size."""
+        """Returns this thread's buffers: 5.5 MiB in float32 for the default options and block size."""
         known = _own.buffers.get((config, like.dtype))
         if known is None or known.size < size:
             known = _own.buffers[config, like.dtype] = Buffers(size, config, like=like)
@@ -340,7 +341,7 @@ class Buffers:
         self._views: dict[tuple[int, int], View] = {}
 
     def view(self, rows: int, cols: int) -> View:
-        """For a block of this shape."""
+        """Returns the views for a block of this shape."""
         if (rows, cols) not in self._views:
             size = rows * cols
             whole = [memory[: len(memory) // self.size * size] for memory in self._memory]
@@ -359,10 +360,10 @@ class Sums(NamedTuple):
     """Sums of squares over a matrix, from which those of all channels are taken.
 
     Attributes:
-        plain: Of the momenta and the gradient.
-        normalized: `(momenta + 1, rms decays)`, over the second moments.
-        factored: `(decays, momenta + 1)`, over the factored moments.
-        alone: Of the parameter, the clipped gradient, the rms, their reciprocal roots.
+        plain: The sums for the momenta and the gradient, `(momenta + 1,)`.
+        normalized: The same over the second moments, `(momenta + 1, rms decays)`.
+        factored: The same over the factored moments, `(decays, momenta + 1)`.
+        alone: The sums for the parameter, the clipped gradient, the rms and their reciprocal roots.
     """
 
     plain: Tensor
@@ -371,7 +372,7 @@ class Sums(NamedTuple):
     alone: Tensor
 
     def of(self, feature: str, index: int) -> Tensor:
-        """Of one of a feature's channels."""
+        """Returns the sum of squares of one of a feature's channels."""
         momenta, second = len(self.plain) - 1, self.normalized.shape[1]
         return {
             "grad": lambda: self.plain[-1],

@@ -1,8 +1,8 @@
-"""The three passes by Numba's kernels (`cpu_numba`), on a CPU.
+"""The three passes as Numba kernels on a CPU: their launch and the kernels themselves.
 
-A piece of work is some rows of one matrix. Pieces are independent, and several threads work on them
-(`threads`); sums are taken piece by piece in a fixed order, so that a run repeats exactly on any number
-of threads. Numba comes with `celo2[cpu]`; nothing else imports this module.
+Work is divided into pieces, some rows of one matrix each. Pieces are independent, and several threads work
+on them (`threads`); sums are taken piece by piece in a fixed order, so that a run repeats exactly on any
+number of threads. Numba comes with `celo2[cpu]`; nothing else imports this module.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from celo2.torch.kernels import interface, threads
 from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
-PIECE_SIZE = 1 << 16  # elements of a piece, if rows are no longer: most of a millisecond in the last pass
+PIECE_SIZE = 1 << 16  # elements of a piece of several rows: most of a millisecond in the last pass
 
 
 def make_passes(network: Network, *, factored: bool) -> Passes:
-    """The passes of `three_pass.make_passes`, for float32 tensors on a CPU.
+    """Makes the passes of `three_pass.make_passes` for float32 tensors on a CPU.
 
     Args:
-        network: `interface.fits` has approved its options.
-        factored: Of `three_pass.make_passes`.
+        network: Weights and options, for which `interface.fits` holds.
+        factored: As in `three_pass.make_passes`.
     """
     config = network.config
     places = interface.find_places(config, factored=factored)
@@ -72,29 +72,29 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """`(batch, rows, cols)`; a view of what is contiguous, as all that is written to must be."""
+    """Returns a tensor as `(batch, rows, cols)`; a view if contiguous, as outputs must be."""
     return tensor.detach().contiguous().view(-1, *tensor.shape[-2:]).numpy()
 
 
 def _arrays(inputs: Inputs) -> list[np.ndarray]:
-    """In the kernels' order."""
+    """Returns the arrays of the inputs in the kernels' order."""
     sides = [interface.pack_vectors(torch.stack(side)) for side in zip(*inputs.factors, strict=True)]
     full = (inputs.grad, inputs.param, *inputs.accumulators.momentum, *inputs.accumulators.rms)
     return [*map(_array, full), *(side.numpy() for side in sides)]
 
 
 def _rows(shape: tuple[int, int, int]) -> int:
-    """Of a piece."""
+    """Returns the number of rows of a piece."""
     return min(max(PIECE_SIZE // shape[2], 1), shape[1])
 
 
 def _pieces(shape: tuple[int, int, int]) -> int:
-    """Of each matrix."""
+    """Returns the number of pieces of each matrix."""
     return -(-shape[1] // _rows(shape))
 
 
 def _run(kernel: Callable[..., None], shape: tuple[int, int, int], *arguments: Any) -> None:
-    """Calls a kernel for every piece: with its number, its matrix, its rows."""
+    """Calls a kernel for every piece with its number, its matrix and its rows."""
     count, step = _pieces(shape), _rows(shape)
 
     def work(number: int) -> None:
@@ -105,7 +105,7 @@ def _run(kernel: Callable[..., None], shape: tuple[int, int, int], *arguments: A
     threads.run(lambda: work, shape[0] * count)
 
 
-# Sums in any order and fused products, which vectors need; NaN and infinity stay what they are.
+# Vectorisation needs reordered sums and fused products; NaN and infinity keep their meaning.
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
@@ -114,7 +114,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def _compile(function: Callable[..., Any]) -> Any:
-    """Compiled at the first call, and kept on disk where there is a place that can be written to."""
+    """Compiles a kernel at its first call, cached on disk where a writable place exists."""
     try:
         return njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:
@@ -143,7 +143,7 @@ def _eight(numbers, start):
 
 @njit(**_OPTIONS)
 def _add(h, x, w):
-    """The eight units plus an input times its eight numbers."""
+    """Adds an input times its eight weights to the eight units."""
     return (
         h[0] + x * w[0], h[1] + x * w[1], h[2] + x * w[2], h[3] + x * w[3],
         h[4] + x * w[4], h[5] + x * w[5], h[6] + x * w[6], h[7] + x * w[7],
@@ -152,7 +152,7 @@ def _add(h, x, w):
 
 @_compile
 def _square_sums_kernel(grads, constants, over_cols, over_rows, number, matrix, start, stop):
-    """Sums of clipped squares over the columns, `(batch, rows)`, and over these rows, `(pieces, cols)`."""
+    """Sums clipped squares over the columns, `(batch, rows)`, and over these rows, `(pieces, cols)`."""
     grad, clip = grads[matrix], constants[0]
     for i in range(start, stop):
         total = np.float32(0.0)
@@ -168,10 +168,11 @@ def _accumulate_kernel(
     grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, busy, constants, sums,
     number, matrix, start, stop,
 ):  # fmt: skip
-    """Momenta and rms in place; sums of squares of all channels over these rows, `(pieces, channels)`.
+    """Updates momenta and rms in place, and sums squares of all channels over these rows.
 
-    `constants` are the bounds of the gradient and of its clipped channel, the epsilon below the root,
-    and what a new value counts in each momentum and in rms, 1 - β: nothing where `busy`, `(batch,)`, is 0.
+    The sums are `(pieces, channels)`. `constants` are the bounds of the gradient and of its clipped channel,
+    the epsilon below the root, and the weight of a new value in each momentum and in rms, 1 - β, which is
+    multiplied by `busy`, `(batch,)`.
     """
     clip, small_clip, eps, own_busy = constants[0], constants[1], constants[2], busy[matrix]
     weight_0, weight_1 = constants[3] * own_busy, constants[4] * own_busy
@@ -225,7 +226,7 @@ def _direct_kernel(
     grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, row_units, col_units,
     constants, numbers, directions, sums, number, matrix, start, stop,
 ):  # fmt: skip
-    """The direction of these rows, and the sum of its squares, `(pieces,)`.
+    """Computes the direction of these rows, and the sum of its squares, `(pieces,)`.
 
     `numbers` are `interface.pack_numbers` for each matrix, whose channels' scales multiply the first
     layer; the first layer's bias is in the row units.

@@ -1,7 +1,7 @@
-"""Which program computes a tensor's direction: the plain one, or passes by compiled kernels or on blocks.
+"""Chooses the implementation for each tensor: the plain program, compiled kernels, or blocks on a CPU.
 
-Nobody has to choose: kernels serve matrices on a CPU where Numba is installed and on a CUDA device where
-Triton is, blocks other matrices on a CPU, the plain program (`step.py`) vectors and rare options. The
+By default, kernels serve matrices on a CPU where Numba is installed and on a CUDA device where Triton is,
+blocks other matrices on a CPU, and the plain program (`step.py`) vectors and rare options. The
 optimizer's `foreach` and `fused` switch kernels off and on; benchmarks and tests choose with `use`.
 """
 
@@ -36,16 +36,16 @@ SMALL_SIZE = 1 << 16  # elements, for which launches cost more than empty blocks
 LARGEST_SIDE = 1 << 20  # a grid's limit: 65,535 blocks of 16 rows
 
 _chosen: ContextVar[Implementation] = ContextVar("implementation", default="auto")
-_working: WeakKeyDictionary[Network, dict[torch.device, bool]] = WeakKeyDictionary()  # what `_try` has said
+_working: WeakKeyDictionary[Network, dict[torch.device, bool]] = WeakKeyDictionary()  # results of `_try`
 
 
 @contextlib.contextmanager
 def use(implementation: Implementation) -> Iterator[None]:
-    """Chooses the implementation of the updates inside, wherever it can compute a tensor.
+    """Selects the implementation of all updates inside the block, wherever it supports a tensor.
 
     Args:
         implementation: `"auto"`; `"plain"`, the formulas as the paper has them; `"passes"`, the same
-            in three passes; `"blocks"`, the same on a CPU's blocks; `"numba"`, the kernels for CPUs;
+            in three passes; `"blocks"`, the same on blocks on a CPU; `"numba"`, the kernels for CPUs;
             `"triton"`, those for GPUs, on a CPU in Triton's interpreter.
     """
     if implementation not in get_args(Implementation):
@@ -59,13 +59,13 @@ def use(implementation: Implementation) -> Iterator[None]:
 
 
 def choose(network: Network, param: Tensor, layout: Layout, *, kernels: bool = True) -> Implementation:
-    """How to compute this parameter's step; never `"auto"`.
+    """Returns the implementation for this parameter's step; never `"auto"`.
 
     Args:
         network: The weights and the options.
-        param: Gives dtype, device and size.
-        layout: How the rule sees it.
-        kernels: Whether compiled kernels may be chosen; `use` counts for more.
+        param: The parameter; its dtype, device and size count.
+        layout: Its layout.
+        kernels: Whether compiled kernels may be chosen; `use` takes precedence.
     """
     chosen = _chosen.get()
     if chosen == "plain" or param.numel() == 0 or not three_pass.covers(layout.axes, network.config):
@@ -102,7 +102,7 @@ def make_passes(network: Network, implementation: Implementation, *, factored: b
 def check_kernels(network: Network, device: torch.device) -> None:
     """Raises a RuntimeError, with the remedy, where a network has no compiled kernels on a device.
 
-    Where it has some, single tensors may still be of a kind that they do not compute, float64 say.
+    Even where it has some, single tensors may be of a kind that they do not support, for example float64.
     """
     compiled = KERNELS.get(device.type)
     remedy = "leave fused None."
@@ -120,7 +120,7 @@ def check_kernels(network: Network, device: torch.device) -> None:
 
 
 def _suits(network: Network, param: Tensor, shape: Sequence[int], compiled: Implementation) -> bool:
-    """Whether kernels compute such a matrix, and well: no grid too large or mostly of empty blocks."""
+    """Returns whether kernels suit such a matrix: no grid too large, no mostly empty blocks."""
     rows, cols = shape[-2:]
     if param.device.type != "cpu":
         narrow = min(rows, cols) < LEAST_SIDE and rows * cols > SMALL_SIZE
@@ -130,7 +130,7 @@ def _suits(network: Network, param: Tensor, shape: Sequence[int], compiled: Impl
 
 
 def _fits(network: Network, param: Tensor, compiled: Implementation) -> bool:
-    """Whether kernels are installed and written for such a network and parameter."""
+    """Returns whether kernels are installed and support such a network and parameter."""
     return param.dtype != torch.float64 and interface.fits(network.config) and _is_installed(compiled)
 
 
@@ -140,7 +140,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _works(network: Network, device: torch.device) -> bool:
-    """Whether kernels can be compiled for a device and run there, tried once."""
+    """Returns whether kernels compile and run on a device, tried once."""
     known = _working.setdefault(network, {})
     if device not in known:
         known[device] = _try(network, device)
@@ -148,7 +148,7 @@ def _works(network: Network, device: torch.device) -> bool:
 
 
 def _try(network: Network, device: torch.device) -> bool:
-    """Runs the kernels on a small matrix; on a CPU they are kept on disk."""
+    """Runs the kernels on a small matrix; on a CPU they are cached on disk."""
     if torch.version.hip is not None and device.type == "cuda":
         return False
     try:

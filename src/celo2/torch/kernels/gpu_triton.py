@@ -1,4 +1,4 @@
-"""The three passes by Triton's kernels (`gpu_triton`), on a CUDA device or in Triton's interpreter.
+"""The three passes as Triton kernels, for a CUDA device or Triton's interpreter: launch and kernels.
 
 Nothing waits for the device, so that a step can be captured in a CUDA graph. Triton comes with PyTorch
 for CUDA on Linux; nothing else imports this module.
@@ -24,16 +24,17 @@ from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
 BLOCK = (16, 64)  # rows and columns of the second and third pass: four elements a thread
-SUMS_BLOCK = (64, 64)  # of the first pass, which writes a partial sum for each row and column
+SUMS_BLOCK = (64, 64)  # the same of the first pass, which writes a partial sum for each row and column
 WARPS, SUMS_WARPS = 8, 4
 
 
 def make_passes(network: Network, *, factored: bool) -> Passes:
-    """The passes of `three_pass.make_passes`, for gradients and parameters of any dtype but float64.
+    """Makes the passes of `three_pass.make_passes` for gradients and parameters of any dtype but float64.
 
     Args:
-        network: Its numbers become constants of the kernels; `interface.fits` has approved its options.
-        factored: Of `three_pass.make_passes`.
+        network: Weights, which become constants of the kernels, and options, for which `interface.fits`
+            holds.
+        factored: As in `three_pass.make_passes`.
     """
     places = interface.find_places(network.config, factored=factored)
     numbers = interface.pack_numbers(network, factored=factored)
@@ -76,7 +77,7 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
-    """In the kernels' order; what is written to must be contiguous already."""
+    """Returns the inputs in the kernels' order; tensors that are written to must be contiguous already."""
     sides = [interface.pack_vectors(torch.stack(side)) for side in zip(*inputs.factors, strict=True)]
     full = (inputs.grad.contiguous(), inputs.param.contiguous())
     return [*full, *inputs.accumulators.momentum, *inputs.accumulators.rms, *sides]
@@ -91,7 +92,7 @@ def _new(like: Tensor, *shape: int) -> Tensor:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], warps: int) -> None:
-    """On the tensors' device and its current stream."""
+    """Launches a kernel on the tensors' device and its current stream."""
     device = arguments[0].device
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[grid](*arguments, num_warps=warps)
@@ -118,7 +119,7 @@ def _relu(x):
 
 @triton.jit
 def _place(rows, cols, R: tl.constexpr, C: tl.constexpr):
-    """Rows `(R, 1)` and columns `(1, C)` of this program's block, offsets into the matrices, the mask."""
+    """Returns rows `(R, 1)`, columns `(1, C)`, offsets into the matrices and mask of the program's block."""
     i = tl.program_id(1) * R + tl.arange(0, R)[:, None]
     j = tl.program_id(2) * C + tl.arange(0, C)[None, :]
     first = tl.program_id(0).to(tl.int64) * rows
@@ -127,14 +128,14 @@ def _place(rows, cols, R: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _number():
-    """This program's place among all."""
+    """Returns the index of this program among all."""
     block = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     return (block * tl.num_programs(2) + tl.program_id(2)).to(tl.int64)
 
 
 @triton.jit
 def _square_sums_kernel(grad, over_cols, over_rows, rows, cols, R: tl.constexpr, C: tl.constexpr):
-    """Partial sums of clipped squares: `(batch, column blocks, rows)` and `(batch, row blocks, cols)`."""
+    """Computes partial sums of clipped squares, `(batch, col_blocks, rows)`, `(batch, row_blocks, cols)`."""
     i, j, at, inside = _place(rows, cols, R, C)
     g = _clamp(tl.load(grad + at, mask=inside, other=0.0).to(tl.float32), GRAD_CLIP)
     batch, row_block, col_block = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -146,7 +147,7 @@ def _square_sums_kernel(grad, over_cols, over_rows, rows, cols, R: tl.constexpr,
 
 @triton.jit
 def _side(vectors, index: tl.constexpr, at, size, inside):
-    """One of the vectors `(batch, number, size)` along a side of the block."""
+    """Loads one of the vectors, `(batch, number, size)`, along a side of the block."""
     return tl.load(vectors + index * size + at, mask=inside, other=0.0)
 
 
@@ -167,9 +168,9 @@ def _accumulate_kernel(
     grad, param, momentum_0, momentum_1, momentum_2, rms, row_factors, col_factors, busy, sums, rows, cols,
     weight_0, weight_1, weight_2, weight_rms, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Momenta and rms in place; sums of squares of all channels of each block, `(blocks, channels)`.
+    """Updates momenta and rms in place, and sums squares of all channels of each block, `(blocks, channels)`.
 
-    The weights are what a new value counts, 1 - β: nothing where `busy`, `(batch,)`, is 0.
+    A new value has the weight 1 - β, multiplied by `busy`, `(batch,)`.
     """
     own_busy = tl.load(busy + tl.program_id(0))
     i, j, at, inside = _place(rows, cols, R, C)
@@ -213,7 +214,7 @@ def _accumulate_kernel(
 
 @triton.jit
 def _add(h, x, W: tl.constexpr, start: tl.constexpr):
-    """The eight units plus an input times its eight numbers."""
+    """Adds an input times its eight weights to the eight units."""
     return (
         h[0] + x * W[start], h[1] + x * W[start + 1], h[2] + x * W[start + 2], h[3] + x * W[start + 3],
         h[4] + x * W[start + 4], h[5] + x * W[start + 5], h[6] + x * W[start + 6], h[7] + x * W[start + 7],
@@ -238,7 +239,7 @@ def _direct_kernel(
     grad, param, momentum_0, momentum_1, momentum_2, rms, row_factors, col_factors, scales, row_units,
     col_units, direction, sums, rows, cols, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """The direction, and the sum of its squares for each block.
+    """Computes the direction, and the sum of its squares for each block.
 
     `W` is `interface.pack_numbers`; the first layer's bias is in the row units.
     """

@@ -1,4 +1,4 @@
-"""What compiled kernels (`gpu_triton`, `cpu_numba`) are written for, and how they take it."""
+"""The sizes that the kernels of `cpu_numba` and `gpu_triton` support, and the packing of their inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNITS = 8
 
 
 def fits(config: RuleConfig) -> bool:
-    """Whether kernels are written for a network and accumulators of these sizes."""
+    """Returns whether the kernels support a network and accumulators of these sizes."""
     return (
         config.ff_hidden_size == UNITS
         and config.ff_hidden_layers == 2
@@ -31,11 +31,11 @@ def fits(config: RuleConfig) -> bool:
 
 
 def pack_numbers(network: Network, *, factored: bool) -> tuple[float, ...]:
-    """The network's 225 numbers that matter.
+    """Packs the 225 weights of the network that the kernels use.
 
-    The first layer's full channels `(18, 8)`, the second layer `(8, 8)` and its bias, the direction's
-    column of the third and its bias, one after the other. Weights of features that are off, or that
-    vectors have not got (`factored` False), are zero.
+    These are the first layer's full channels `(18, 8)`, the second layer `(8, 8)` and its bias, and the
+    direction's column of the third layer and its bias, one after the other. Weights of features that are
+    off, or that vectors do not have (`factored` False), are zero.
     """
     config, weights = network.config, network.numbers
     names = {feature.name: name for name, feature in config.feature_groups(1 + factored)}
@@ -49,18 +49,18 @@ def pack_numbers(network: Network, *, factored: bool) -> tuple[float, ...]:
 
 @functools.cache
 def find_places(config: RuleConfig, *, factored: bool) -> list[int]:
-    """Where the enabled channels are among those of the kernels."""
+    """Returns the positions of the enabled channels among those of the kernels."""
     every = [(feature, index) for feature, count in CHANNELS for index in range(count)]
     return [every.index(channel) for channel in features.full_channels(config, factored=factored)]
 
 
 def pack_vectors(vectors: Tensor) -> Tensor:
-    """Vectors `(number, ..., rows or 1, cols or 1)` → `(batch, number, size)`."""
+    """Reshapes vectors `(number, ..., rows or 1, cols or 1)` to `(batch, number, size)`."""
     size = vectors.shape[-2] * vectors.shape[-1]
     return vectors.reshape(len(vectors), -1, size).transpose(0, 1).contiguous()
 
 
 def batch_shape(tensor: Tensor) -> tuple[int, int, int]:
-    """`(batch, rows, cols)` of a tensor of matrices."""
+    """Returns `(batch, rows, cols)` of a tensor of matrices."""
     rows, cols = tensor.shape[-2:]
     return math.prod(tensor.shape[:-2]), rows, cols

@@ -1,7 +1,7 @@
-"""Independent pieces of work on threads of their own, each with one thread inside its operations.
+"""Runs independent pieces of work on a pool of threads whose PyTorch operations are single-threaded.
 
-On a CPU an operation on a block that fits into the cache is too short to be divided: its threads would
-wait for each other a hundred times a block. Whole blocks are not: PyTorch lets go of Python's lock
+On a CPU, an operation on a block that fits into the cache is too short to be divided: its threads would
+wait for each other a hundred times a block. Whole blocks are long enough, since PyTorch releases the GIL
 while an operation runs.
 """
 
@@ -20,22 +20,22 @@ def run(make_worker: Callable[[], Callable[[int], None]], count: int) -> None:
     """Calls workers with 0, 1, …, `count` - 1, on as many threads as `torch.get_num_threads()`.
 
     Args:
-        make_worker: Called once for each thread: a function with memory of its own. Which worker gets
-            which number must not matter.
-        count: How many pieces there are.
+        make_worker: Called once for each thread; makes a worker with memory of its own. The result must
+            not depend on which worker gets which number.
+        count: The number of pieces.
     """
     threads = min(torch.get_num_threads(), count)
     if threads < 2:
         _work(make_worker, range(count))
         return
-    numbers = iter(range(count))  # its next is atomic
+    numbers = iter(range(count))  # `next` of it is atomic
     futures = [_pool(threads).submit(_work, make_worker, numbers) for _ in range(threads)]
     for future in futures:
         future.result()
 
 
 def _work(make_worker: Callable[[], Callable[[int], None]], numbers: Iterable[int]) -> None:
-    with torch.no_grad():  # which is a thread's own
+    with torch.no_grad():  # which is thread-local
         worker = make_worker()
         for number in numbers:
             worker(number)
@@ -47,7 +47,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(threads, "celo2", initializer=_use_one_thread)
         for future in [pool.submit(_wait) for _ in range(threads)]:
             future.result()
-        torch.set_num_threads(before)  # of threads to come: each thread has its own number
+        torch.set_num_threads(before)  # for later threads: each thread has its own number
         _pools[threads] = pool
     return _pools[threads]
 

@@ -1,4 +1,4 @@
-"""AdamW for what is no hidden matrix: PyTorch's own, on the parameters of one group.
+"""AdamW for the parameters that the rule does not train: PyTorch's own, on one group at a time.
 
 Parameters and gradients of float16 and bfloat16 are updated in float32, with moments in float32, so
 that the small second moments of an embedding are not lost.
@@ -17,14 +17,14 @@ ADAMW_EPS = 1e-8
 
 
 class AdamWLeaf(NamedTuple):
-    """One parameter with all that its step needs.
+    """One parameter with everything that its update needs.
 
     Attributes:
         grad: The gradient.
-        param: The parameter; changed.
-        exp_avg: Running mean of the gradient, in the working dtype; changed.
-        exp_avg_sq: Running mean of its square; changed.
-        count: Steps taken before this one, a float32 scalar; changed.
+        param: The parameter; changed in place.
+        exp_avg: The running mean of the gradient, in the working dtype; changed in place.
+        exp_avg_sq: The running mean of its square; changed in place.
+        count: The step count before this update, a float32 scalar; changed in place.
     """
 
     grad: Tensor
@@ -35,10 +35,10 @@ class AdamWLeaf(NamedTuple):
 
 
 def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
-    """One step of AdamW at `adamw_lr_scale` times the group's learning rate.
+    """Updates parameters by AdamW at `adamw_lr_scale` times the group's learning rate.
 
     Args:
-        leaves: What is updated.
+        leaves: The parameters to update.
         group: A parameter group: lr, adamw_lr_scale, betas, weight_decay, maximize, foreach,
             fused, capturable.
     """
@@ -53,7 +53,7 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
 
 
 def _fits_fused(leaf: AdamWLeaf) -> bool:
-    """Whether PyTorch's fused kernel computes a parameter; on a CPU it takes all memory for contiguous."""
+    """Returns whether PyTorch's fused kernel supports a parameter; on a CPU it assumes contiguous memory."""
     tensors = (leaf.param, leaf.grad, leaf.exp_avg, leaf.exp_avg_sq)
     device = leaf.param.device.type
     return device != "meta" and (device != "cpu" or all(tensor.is_contiguous() for tensor in tensors))
@@ -86,5 +86,5 @@ def _update(leaves: Sequence[AdamWLeaf], group: dict[str, Any], fused: bool | No
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """A complex tensor as twice as many real numbers, which are parameters of their own."""
+    """Views a complex tensor as twice as many real numbers, each updated by itself."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

@@ -1,4 +1,4 @@
-"""What `Celo2` and `Celo2Base` share: state, groups, hooks and checkpoints as in every torch optimizer."""
+"""The common base of `Celo2` and `Celo2Base`: construction, groups, state, steps and checkpoints."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from celo2.torch.optimizer.state import (
 )
 from celo2.torch.routing.labels import find_routes, fit_route, format_routes
 from celo2.torch.sharding.dtensor import (
-    Sharing,
+    ShardingSpecs,
     check_wrappers,
-    is_divided,
+    is_dtensor,
     local,
     local_grad,
 )
 from celo2.torch.sharding.runtime import update_shards
-from celo2.torch.sharding.spec import Division
+from celo2.torch.sharding.spec import ShardingSpec
 from celo2.torch.weights import make_network
 from celo2.weights.checkpoint import Weights
 
@@ -55,7 +55,7 @@ Params = nn.Module | Iterable[Any]
 
 
 class RuleOptimizer(Optimizer):
-    """A `torch.optim.Optimizer` whose parameters go to the rule or to AdamW; see `Celo2`."""
+    """A `torch.optim.Optimizer` that updates each parameter by the rule or by AdamW; see `Celo2`."""
 
     _base: bool  # whether every parameter gets the rule
 
@@ -75,7 +75,7 @@ class RuleOptimizer(Optimizer):
         self._state_dtype = check_state_dtype(state_dtype)
         self._routes: dict[Tensor, Route] = {}
         self._places: list[list[Route]] = []  # the routes of every group's parameters, in order
-        self._sharing = Sharing(process_group)
+        self._sharding = ShardingSpecs(process_group)
         if isinstance(params, nn.Module):
             module, params = params, named_groups(params)
         elif any(routing[option] for option in routing) and module is None:
@@ -91,11 +91,11 @@ class RuleOptimizer(Optimizer):
             tell_stored(self.param_groups, self._routes)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as `torch.optim.Optimizer` does, and refuses what cannot be trained.
+        """Adds a group as `torch.optim.Optimizer` does, and refuses parameters that cannot be trained.
 
-        Its parameters are routed by the module that the optimizer was given, as long as that is there and the
-        optimizer is not a copy; parameters that the module does not hold are taken as stored. Names are not
-        needed: the module has them.
+        Its parameters are routed by the module that the optimizer was given, as long as that is alive and the
+        optimizer is not a copy; parameters that the module does not hold are taken as stored. The group needs
+        no names: the module has them.
         """
         if self.param_groups and "param_names" in self.param_groups[0]:
             param_group = name_params(param_group, len(self.param_groups), self._find_module())
@@ -121,51 +121,51 @@ class RuleOptimizer(Optimizer):
         self._places.append(routes)
 
     def _find_routes(self, group: Mapping[str, Any]) -> list[Route]:
-        """The routes of a group that is added, from now on in `_routes`."""
+        """Finds the routes of a group that is added, and keeps them in `_routes`."""
         module, params = self._find_module(), group["params"]
         if module is not None and any(param not in self._routes for param in params):
             for name, route in find_routes(module, base=self._base, **self._routing).items():
                 param = module.get_parameter(name)
                 self._routes.setdefault(param, route)
-        if any(param not in self._routes for param in params):  # no module's
+        if any(param not in self._routes for param in params):  # not held by a module
             stored = zip(params, route_stored(group, base=self._base), strict=True)
             self._routes = {param: fit_route(route, param) for param, route in stored} | self._routes
         return [self._routes[param] for param in params]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Groups saved by an older release get the new options' defaults; no other option is added."""
+        """Restores a pickled state; groups of an older release get the new options' defaults."""
         loaded = state["state"].items()
         own = {param: found.state if isinstance(found, Checked) else found for param, found in loaded}
         state["state"] = defaultdict(dict, own)
         state["param_groups"] = [rename_options(group) for group in state["param_groups"]]
         super().__setstate__(state)
-        self.defaults.pop("differentiable", None)  # which PyTorch adds, and Celo2 does not offer
-        self.__dict__.setdefault("_sharing", Sharing())
+        self.defaults.pop("differentiable", None)  # added by PyTorch, not supported by Celo2
+        self.__dict__.setdefault("_sharding", ShardingSpecs())
         self.__dict__.setdefault("_find_module", lambda: None)
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which know no processes; a state dict has neither routing nor weights."""
+        """Returns the state for copies and pickles; unlike a state dict it has routing and weights."""
         names = ("_network", "_state_dtype", "_routes", "_places", "_skip_nonfinite", "num_nonfinite")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
-    @torch.compiler.disable  # a compiled training step calls it as it is
+    @torch.compiler.disable  # a compiled training step calls it uncompiled
     @torch.no_grad()
     def step(  # type: ignore[override]  # the decorator hides the types
         self, closure: Callable[[], Any] | None = None
     ) -> Any:
-        """One step of every parameter that has a gradient.
+        """Updates every parameter that has a gradient.
 
         Args:
-            closure: Computes the loss anew and returns it.
+            closure: Recomputes the loss and returns it.
 
         Returns:
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: A sparse gradient.
+            RuntimeError: A gradient is sparse.
         """
         self._check_capture()
         loss = None
@@ -175,25 +175,25 @@ class RuleOptimizer(Optimizer):
         offset, left_out = 0, self._find_nonfinite() if self._skip_nonfinite else ()
         for group in self.param_groups:
             by_rule, by_adamw = self._collect(group, offset, left_out)
-            alone = [leaf for leaf, division in by_rule if division is None]
-            shared = [(leaf, division) for leaf, division in by_rule if division is not None]
+            alone = [leaf for leaf, spec in by_rule if spec is None]
+            shared = [(leaf, spec) for leaf, spec in by_rule if spec is not None]
             path = choose_path(group)
             self._apply(group, iterate_leaves(self._network, alone, **path))
-            leaves, divisions = [leaf for leaf, _ in shared], [division for _, division in shared]
-            rounds, kernels = self._sharing.rounds, path["kernels"]
-            steps = update_shards(self._network, leaves, divisions, rounds, kernels=kernels)
+            leaves, specs = [leaf for leaf, _ in shared], [spec for _, spec in shared]
+            buckets, kernels = self._sharding.buckets, path["kernels"]
+            steps = update_shards(self._network, leaves, specs, buckets, kernels=kernels)
             self._apply(group, zip(leaves, steps, strict=True))
             adamw.update(by_adamw, group)
             offset += len(group["params"])
         return loss
 
     def _check_capture(self) -> None:
-        """Refuses the capture of a graph without `capturable`; PyTorch's check has had two names."""
+        """Refuses graph capture without `capturable`; PyTorch's check has had two names."""
         check = getattr(self, "_accelerator_graph_capture_health_check", None)
         (check or self._cuda_graph_capture_health_check)()
 
     def _find_nonfinite(self) -> set[Tensor]:
-        """The parameters that this step leaves out; they are counted, and told the first time."""
+        """Finds and counts the parameters that this step leaves out, and warns the first time."""
         found = find_nonfinite(param for group in self.param_groups for param in group["params"])
         if found and not self.num_nonfinite:
             names = [name for name, param, _ in self._named_params() if param in found]
@@ -208,13 +208,13 @@ class RuleOptimizer(Optimizer):
 
     def _collect(
         self, group: dict[str, Any], offset: int, left_out: Collection[Tensor]
-    ) -> tuple[list[tuple[Leaf, Division | None]], list[AdamWLeaf]]:
-        """What the group's parameters need, each under its algorithm; state is made at the first gradient."""
-        by_rule: list[tuple[Leaf, Division | None]] = []
+    ) -> tuple[list[tuple[Leaf, ShardingSpec | None]], list[AdamWLeaf]]:
+        """Collects the leaves of a group by algorithm; state is made at the first gradient."""
+        by_rule: list[tuple[Leaf, ShardingSpec | None]] = []
         by_adamw: list[AdamWLeaf] = []
         for place, param in enumerate(group["params"]):
             grad, route = param.grad, self._route(param, group)
-            if param.requires_grad and is_divided(param):  # saved by all processes, or by none
+            if param.requires_grad and is_dtensor(param):  # saved by all processes, or by none
                 self._complete_state(param, route, group)
             if grad is None or param in left_out:
                 continue
@@ -234,12 +234,12 @@ class RuleOptimizer(Optimizer):
             signed = -grad if group["maximize"] else grad
             leaf = Leaf(signed, own, rule_accumulators(state), state["step"], layout, index)
             orthogonalize = self._network.config.orthogonalize
-            division = self._sharing.find(param, layout, route.numbers, orthogonalize=orthogonalize)
-            by_rule.append((leaf, division))
+            spec = self._sharding.find(param, layout, route.numbers, orthogonalize=orthogonalize)
+            by_rule.append((leaf, spec))
         return by_rule, by_adamw
 
     def _apply(self, group: dict[str, Any], steps: Iterable[tuple[Leaf, Tensor]]) -> None:
-        """`p ← p - lr (step + weight_decay · p)`; the steps are used up."""
+        """Applies `p ← p - lr (step + weight_decay · p)`; the steps are overwritten."""
         lr, decay = group["lr"], group["weight_decay"]
         lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
         for leaf, step in steps:
@@ -251,7 +251,7 @@ class RuleOptimizer(Optimizer):
                 leaf.param.copy_(param)
 
     def _complete_state(self, param: Tensor, route: Route, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The parameter's state, begun where there is none; what others have put there stays."""
+        """Returns the parameter's state, initialised if missing; entries that others have added stay."""
         state = self.state[param]
         if "step" not in state:
             state.update(self._init_state(param, route, group))
@@ -277,7 +277,7 @@ class RuleOptimizer(Optimizer):
         return route._replace(algorithm=group["algorithm"], reason="the group's algorithm")
 
     def _adopt(self) -> None:
-        """Routes what a trainer has put in the places of the parameters given: their shards, say."""
+        """Routes parameters that a trainer has put in place of those given, for example their shards."""
         params = [group["params"] for group in self.param_groups]
         if [len(own) for own in params] != [len(routes) for routes in self._places]:
             raise ValueError("the groups have lost or gained parameters; construct the optimizer anew.")
@@ -295,7 +295,7 @@ class RuleOptimizer(Optimizer):
         does not fit, nothing is changed.
 
         Raises:
-            ValueError: Other groups, or a state saved under another routing.
+            ValueError: The groups differ, or the state was saved under another routing.
         """
 
         def fit(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +303,7 @@ class RuleOptimizer(Optimizer):
                 loaded, self.param_groups, lambda p, group: self._init_state(p, self._route(p, group), group)
             )
 
-        handle = self.register_load_state_dict_pre_hook(fit)  # after those of others
+        handle = self.register_load_state_dict_pre_hook(fit)  # runs after other hooks
         try:
             super().load_state_dict(state_dict)  # type: ignore[arg-type]
         finally:
@@ -317,7 +317,7 @@ class RuleOptimizer(Optimizer):
         return entries
 
     def __repr__(self) -> str:
-        """The groups' options, and the routing as a table."""
+        """Returns the groups' options, and the routing as a table."""
         lines = [f"{type(self).__name__} ("]
         for number, group in enumerate(self.param_groups):
             options = {k: v for k, v in sorted(group.items()) if k not in ("params", "param_names")}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Celo2(RuleOptimizer):
-    """Celo2: hidden matrices by the rule with Newton–Schulz, everything else by AdamW.
+    """Celo2: the rule with Newton–Schulz for hidden matrices, AdamW for everything else.
 
     The step of a matrix has root mean square 1, so the learning rate is its change per step; try 1e-4
     to 1e-2. Embeddings, positional tables, output heads, routers and everything of rank ≤ 1 get AdamW
@@ -33,23 +33,23 @@ class Celo2(RuleOptimizer):
         lr: Learning rate, a float or a scalar tensor, ≥ 0.
         weights: The network's weights: `"celo2"`, a path or a hub repository as in
             `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays.
-        weight_decay: Decoupled, multiplied by each algorithm's learning rate.
-        adamw_lr_scale: Learning rate of AdamW over `lr`.
-        betas: Decays of AdamW's share, as in `torch.optim.AdamW`; a scheduler that cycles momentum changes
+        weight_decay: Decoupled weight decay, multiplied by each algorithm's learning rate.
+        adamw_lr_scale: The learning rate of AdamW, divided by `lr`.
+        betas: The decays of AdamW, as in `torch.optim.AdamW`; a scheduler that cycles momentum changes
             the first. The rule has all its decays at once. None: 0.9 and 0.95.
-        adamw_betas: Another name of `betas`.
+        adamw_betas: An alias of `betas`.
         state_dtype: None, or `torch.bfloat16`: momenta and rms in 8 bytes a parameter instead of 16,
             rounded stochastically by a hash of the step's number, so that a run repeats exactly.
         foreach: True: PyTorch's own operations, small tensors of equal shape together; False: one
             tensor after the other. For both algorithms, as is `fused`.
         fused: True: compiled kernels, for the rule by Numba on a CPU and by Triton on a CUDA device; False:
-            none. By default, with `foreach` None too, what is fastest of what is installed.
+            none. By default, with `foreach` None too, the fastest that is installed.
         capturable: Keeps the step's number on the device, for CUDA graphs.
-        maximize: Goes up instead of down.
+        maximize: Maximizes the objective instead of minimizing it.
         algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also of a group.
         module: The module that the parameters or groups belong to, for its routing.
         overrides: Corrections of the routing, as in `find_routes`.
-        dimension_numbers: Which axes are a parameter's matrix, as in `find_routes`.
+        dimension_numbers: The matrix axes of parameters, as in `find_routes`.
         split_heads: As in `find_routes`.
         skip_zero_gradients: Whether a matrix that the rule updates (each one of a stack) is left as if it had
             no gradient where that is exactly zero, as of an idle expert: no step, no change of its state; the
@@ -59,16 +59,16 @@ class Celo2(RuleOptimizer):
             device. False: one NaN makes its whole matrix and state NaN for good.
         process_group: The processes that hold the same parameters and gradients (replicated training,
             as under `DistributedDataParallel`): Newton–Schulz is divided among them. Not needed for
-            `DTensor`s (`fully_shard`, tensor parallelism), which say themselves who holds what.
+            `DTensor`s (`fully_shard`, tensor parallelism), which carry their own device mesh.
 
     Attributes:
-        num_nonfinite: How often `skip_nonfinite_gradients` has left a parameter out of a step.
+        num_nonfinite: The number of times that `skip_nonfinite_gradients` has left a parameter out of a step.
 
     Raises:
-        RuntimeError: `fused=True` where kernels are not installed, or there are none.
-        TypeError: A parameter that is not a dense tensor of floating-point numbers, or that is complex and
-            given to the rule.
-        ValueError: An option out of its range, or weights of another variant.
+        RuntimeError: `fused=True` where kernels are not installed or not available.
+        TypeError: A parameter is not a dense tensor of floating-point numbers, or is complex and given to
+            the rule.
+        ValueError: An option is out of its range, or the weights are of another variant.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -126,7 +126,7 @@ class Celo2(RuleOptimizer):
 
 
 class Celo2Base(Celo2):
-    """Celo2-base: the rule, without Newton–Schulz, on every parameter.
+    """Celo2-base: the rule without Newton–Schulz for every parameter.
 
     The root mean square of every tensor's change per step is the learning rate. AdamW updates only
     what a group's `algorithm` or an override gives it.

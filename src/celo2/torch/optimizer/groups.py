@@ -1,4 +1,4 @@
-"""Parameters and groups as the optimizers take them, and what they refuse."""
+"""Parameter groups of the optimizers: names, options and their checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from celo2.torch.routing.labels import find_routes_by_name
 
 
 def named_groups(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The named parameters of a module, without frozen ones that could not be trained: quantised, say."""
+    """Returns a module's named parameters, without frozen ones of untrainable (quantised) dtypes."""
     return [
         (name, param)
         for name, param in module.named_parameters()
@@ -24,12 +24,12 @@ def named_groups(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def name_params(group: dict[str, Any], number: int, module: nn.Module | None) -> dict[str, Any]:
-    """A group of bare parameters with names, where an optimizer's other groups have some.
+    """Adds names to a group of bare parameters, for an optimizer whose other groups have some.
 
     Args:
-        group: As `add_param_group` takes it; what has names, or is no group at all, is returned as it is.
-        number: Of the group, which names what the module does not hold.
-        module: Whose names count.
+        group: As `add_param_group` takes it; one with names, or any other object, is returned unchanged.
+        number: The group's index, used in the names of parameters that the module does not hold.
+        module: The module whose names are used.
     """
     if not isinstance(group, dict) or "param_names" in group or isinstance(group["params"], set):
         return group
@@ -42,7 +42,7 @@ def name_params(group: dict[str, Any], number: int, module: nn.Module | None) ->
 
 
 def route_stored(group: Mapping[str, Any], *, base: bool) -> list[Route]:
-    """The routes of a group without a module: by names where it has them, else the rule for rank ≥ 2."""
+    """Returns the routes of a group without a module: by its names if any, else the rule for rank ≥ 2."""
     params, names = group["params"], group.get("param_names")
     if names:
         routes = find_routes_by_name(zip(names, params, strict=True), base=base)
@@ -51,7 +51,7 @@ def route_stored(group: Mapping[str, Any], *, base: bool) -> list[Route]:
 
 
 def _as_stored(route: Route, param: Tensor) -> Route:
-    """A route whose one matrix is the parameter has no axes, as without a name: states load either way."""
+    """Drops the axes of a route whose one matrix is the parameter, so that states load either way."""
     whole = route.numbers is not None and param.ndim == 2 and route.numbers.output_splits == 1
     return route._replace(numbers=None) if whole else route
 
@@ -103,7 +103,7 @@ def _is_trained(dtype: torch.dtype) -> bool:
 
 
 def rename_options(group: dict[str, Any]) -> dict[str, Any]:
-    """A group with the options' own names: `adamw_betas` is another for `betas`."""
+    """Returns a group with canonical option names: `adamw_betas` is an alias of `betas`."""
     if not isinstance(group, dict) or "adamw_betas" not in group:
         return group
     options = dict(group)
@@ -139,6 +139,6 @@ def check_group(group: dict[str, Any]) -> None:
 
 
 def choose_path(group: Mapping[str, Any]) -> dict[str, bool]:
-    """What `foreach` and `fused` of a group say of the rule, for `batching.iterate_leaves`."""
+    """Translates a group's `foreach` and `fused` into options of `batching.iterate_leaves`."""
     unsaid = group["foreach"] is None and group["fused"] is None
     return {"stack": group["foreach"] is not False, "kernels": bool(unsaid or group["fused"])}

@@ -1,4 +1,4 @@
-"""Saved state dicts: which saved state belongs to which parameter, and whether it fits."""
+"""Matches a saved state dict to an optimizer's parameters, and checks each state."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 
 
 class Checked:
-    """A checked state, which `torch.optim.Optimizer.load_state_dict` hands on as it is.
+    """A checked state, which `torch.optim.Optimizer.load_state_dict` passes through unchanged.
 
-    Tensors it would cast to the parameter's dtype.
+    It would cast bare tensors to the parameter's dtype.
 
     Attributes:
         state: As given.
@@ -29,25 +29,25 @@ class Checked:
 def fit_state_dict(
     saved: Mapping[str, Any], groups: Groups, make_state: Callable[[Tensor, Mapping[str, Any]], State]
 ) -> dict[str, Any]:
-    """A saved state dict in the order of an optimizer's parameters, each state checked and `Checked`.
+    """Orders a saved state dict as an optimizer's parameters, with each state checked and `Checked`.
 
-    Where both have the same parameters' names they decide, whatever the order of parameters and of groups;
-    what wrappers such as `DistributedDataParallel` add to names does not count. Otherwise the place does,
-    as in PyTorch. Nothing is changed.
+    Parameters are matched by name where both have the same names, whatever the order of parameters and
+    groups and whatever wrappers such as `DistributedDataParallel` add to the names. Otherwise they are
+    matched by position, as in PyTorch. Nothing is changed.
 
     Args:
-        saved: What `state_dict` returned.
+        saved: A result of `state_dict`.
         groups: The optimizer's own parameter groups.
-        make_state: What the state of a parameter in a group looks like.
+        make_state: Makes the initial state of a parameter in a group.
 
     Raises:
-        ValueError: The state of a parameter lacks entries, or has others' shapes.
+        ValueError: The state of a parameter lacks entries, or has entries of other shapes.
     """
     saved_groups = _order_groups(saved["param_groups"], groups)
     state = dict(saved["state"])
     fitted = {**saved, "param_groups": saved_groups, "state": state}
     if [len(group["params"]) for group in saved_groups] != [len(group["params"]) for group in groups]:
-        return fitted  # which PyTorch refuses, in its own words
+        return fitted  # PyTorch raises its own error
     for number, (own, theirs) in enumerate(zip(groups, saved_groups, strict=True)):
         for place, (param, index) in enumerate(zip(own["params"], theirs["params"], strict=True)):
             if state.get(index):
@@ -57,7 +57,7 @@ def fit_state_dict(
 
 
 def _order_groups(saved: Groups, own: Groups) -> Groups:
-    """The saved groups in the order of the optimizer's, as far as names can say it."""
+    """Returns the saved groups in the order of the optimizer's, as far as names determine it."""
     whole = [len(group.get("param_names", ())) == len(group["params"]) for group in (*saved, *own)]
     if len(saved) != len(own) or not all(whole):
         return saved

@@ -1,4 +1,4 @@
-"""Gradients that are not finite: which parameters have one."""
+"""Finds the parameters whose gradients are not finite."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from celo2.torch.sharding.dtensor import is_divided, local_grad
+from celo2.torch.sharding.dtensor import is_dtensor, local_grad
 
 
 def find_nonfinite(params: Iterable[Any]) -> set[Tensor]:
-    """The parameters with an infinity or NaN in their gradient; those without a dense gradient are left out.
+    """Returns the parameters that have an infinity or NaN in a dense gradient.
 
-    It waits for each device once. All processes that share a `DTensor` get the same answer, and call this
-    together.
+    Waits for each device once. All processes that share a `DTensor` must call this together, and get the
+    same answer.
 
     Args:
-        params: The same ones in the same order in every process.
+        params: The parameters, the same in the same order in every process.
     """
     together: dict[tuple[bool, Any], list[Any]] = {}
     for param in params:
         if param.grad is not None and param.grad.layout == torch.strided:
-            place = param.device_mesh if is_divided(param) else param.device
-            together.setdefault((is_divided(param), place), []).append(param)
+            place = param.device_mesh if is_dtensor(param) else param.device
+            together.setdefault((is_dtensor(param), place), []).append(param)
     found: set[Tensor] = set()
-    for (divided, place), own in together.items():
+    for (sharded, place), own in together.items():
         finite = torch.stack([torch.isfinite(local_grad(param.grad, param)).all() for param in own]).int()
-        for axis in range(place.ndim) if divided else ():
+        for axis in range(place.ndim) if sharded else ():
             dist.all_reduce(finite, op=dist.ReduceOp.MIN, group=place.get_group(axis))
         found.update(param for param, whole in zip(own, finite.tolist(), strict=True) if not whole)
     return found

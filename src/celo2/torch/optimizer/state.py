@@ -1,4 +1,4 @@
-"""The state of one parameter: flat names, fixed shapes and dtypes, and the check of a saved one."""
+"""Initialises the state of one parameter, under flat names, and checks a saved one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def check_state_dtype(dtype: Any) -> torch.dtype | None:
-    """The dtype of the large accumulators: None (the computation's own) or bfloat16."""
+    """Returns the dtype of momentum and rms: None (the computation's own) or bfloat16."""
     if dtype not in (None, torch.bfloat16):
         raise ValueError(f"state_dtype must be None (float32) or torch.bfloat16, got {dtype!r}.")
     return dtype
@@ -36,15 +36,15 @@ def init_rule(
     on_device: bool,
     fused: bool = False,
 ) -> State:
-    """`step`, `momentum_0 …`, `rms_0 …` of the parameter's shape, `row_0 …` and `col_0 …` of the layout's.
+    """Makes `step`, `momentum_0 …`, `rms_0 …` of the parameter's shape, `row_0 …`, `col_0 …` of the layout's.
 
     Args:
-        param: Gives shape and device.
-        layout: How the rule sees it.
+        param: The parameter; its shape, dtype and device count.
+        layout: Its layout.
         config: The decays.
-        dtype: Of momentum and rms; None: the working dtype.
+        dtype: The dtype of momentum and rms; None: the working dtype.
         on_device: Whether `step` is a tensor on the parameter's device rather than on the CPU.
-        fused: Whether kernels were asked for, whose `step` is float32 whatever the default dtype.
+        fused: Whether kernels were requested, whose `step` is float32 whatever the default dtype.
     """
     working = working_dtype(param.dtype)
 
@@ -66,21 +66,21 @@ def init_rule(
 
 
 def init_adamw(param: Tensor, *, on_device: bool, fused: bool = False) -> State:
-    """`step`, `exp_avg` and `exp_avg_sq`, as in `torch.optim.AdamW`, in the working dtype."""
+    """Makes `step`, `exp_avg` and `exp_avg_sq`, as in `torch.optim.AdamW`, in the working dtype."""
     working = adamw_dtype(param.dtype)
     moments = {name: torch.zeros_like(param, dtype=working) for name in _MOMENTS}
     return {"step": _init_step(param, on_device, fused), **moments}
 
 
 def adamw_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What AdamW computes in: as the rule does, and complex numbers in complex64 or complex128."""
+    """Returns the dtype that AdamW computes in: the rule's, or complex64 or complex128 for complex ones."""
     if dtype.is_complex:
         return torch.promote_types(dtype, torch.complex64)
     return working_dtype(dtype)
 
 
 def rule_accumulators(state: Mapping[str, Tensor]) -> Accumulators:
-    """The accumulators in a state of `init_rule`, what this process holds of them; they are not copied."""
+    """Returns the local accumulators in a state of `init_rule`, without a copy."""
     families: dict[str, list[Tensor]] = {"momentum": [], "rms": [], "row": [], "col": []}
     for name, tensor in state.items():
         family, _, number = name.rpartition("_")
@@ -92,13 +92,14 @@ def rule_accumulators(state: Mapping[str, Tensor]) -> Accumulators:
 def check_state(
     name: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device
 ) -> State:
-    """A saved state with the dtypes and devices expected, and with what others have added to it.
+    """Converts a saved state to the expected dtypes and devices, and copies its further entries.
 
     Args:
-        name: Of the parameter, for the message.
-        saved: From a state dict. Further entries (of a wrapper that averages parameters, say) are copied.
+        name: The parameter's name, for the error message.
+        saved: The state in a state dict. Further entries, such as those of a wrapper that averages
+            parameters, are copied.
         expected: A new state of that parameter.
-        device: Where the parameter is.
+        device: The parameter's device.
 
     Raises:
         ValueError: Entries are missing or have other shapes: the parameter was trained by another algorithm
@@ -134,7 +135,7 @@ def _shape(value: Any) -> torch.Size:
 
 
 def _init_step(param: Tensor, on_device: bool, fused: bool) -> Tensor:
-    """As PyTorch's optimizers begin it: float64 where that is the default dtype, but for fused kernels."""
+    """Makes `step` as PyTorch does: float64 if that is the default dtype, except for fused kernels."""
     on_device = on_device and param.device.type != "meta"  # whose tensors have no value
     double = torch.get_default_dtype() == torch.float64 and not fused
     dtype = torch.float64 if double else torch.float32

@@ -1,6 +1,6 @@
-"""Which parameter of a module is a hidden matrix, trained by the rule, and along which axes.
+"""Routes the parameters of a module to the rule (hidden matrices) or to AdamW.
 
-The evidence and its precedence are `celo2.routing`'s, the same as for JAX; `params.py` reads the module.
+The evidence and its precedence are those of `celo2.routing`, as for JAX; `params.py` reads the module.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ def find_routes(
     tokens, routers and heads by the names of modules, classes and parameters; to routers that have one
     output for each expert beside them; to an embedding in a second place (a tied head); to what has the
     vocabulary's size, and to projections whose output no layer reads. The rest is hidden. What a
-    parametrization or an adapter holds is routed as the layer that it belongs to. Wrappers and the order
+    parametrization or an adapter holds is routed like the layer that it belongs to. Wrappers and the order
     of registration change nothing ("What updates what" in the documentation has examples).
 
     Args:
-        module: What is trained. Only its layers' types and sizes, and its parameters' names and shapes
-            are looked at.
-        overrides: What to do instead: a mapping from regular expressions to `"celo2"` or `"adamw"`,
-            tried with `re.search` on the parameter's name (without wrappers' parts of it), the first match
-            wins; or a callable `(name, parameter) → "celo2" | "adamw" | None`.
+        module: The module to train. Only its layers' types and sizes, and its parameters' names and
+            shapes are read.
+        overrides: The algorithm of some parameters: a mapping from regular expressions to `"celo2"` or
+            `"adamw"`, tried with `re.search` on the parameter's name (without wrappers' parts of it), the
+            first match wins; or a callable `(name, parameter) → "celo2" | "adamw" | None`.
         dimension_numbers: The matrix inside some parameters, by regular expressions as in `overrides`:
             `{r"qkv\.weight": DimensionNumbers(1, 0, output_splits=3)}`. None takes one as stored.
         split_heads: Whether each head of `nn.MultiheadAttention` gets query, key and value matrices of
             its own, rather than each of the three one for all heads.
         base: Whether every parameter gets the rule (Celo2-base), along the same axes.
-        undecided: Parameters for which the evidence is not enough get the rule. `"warn"`: one
+        undecided: Handling of parameters with too little evidence, which get the rule. `"warn"`: one
             `RoutingWarning` lists them; `"raise"`: a ValueError does; `"allow"`: silence.
 
     Returns:
-        Name → route, for the names of `module.named_parameters()`.
+        The route of each name in `module.named_parameters()`.
 
     Raises:
-        ValueError: An override or dimension numbers that match no parameter, or an unknown algorithm.
+        ValueError: An override or dimension numbers match no parameter, or an algorithm is unknown.
 
     Example:
         >>> layers = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -90,7 +90,7 @@ def find_routes(
 
 
 def fit_route(route: Route, param: Tensor) -> Route:
-    """The route, or AdamW where the rule cannot train the parameter and nobody has said that it must."""
+    """Returns the route, or AdamW where the rule cannot train the parameter and no override demands it."""
     if param.is_complex() and route.algorithm == "celo2" and route.reason != "override":
         return route._replace(algorithm="adamw", reason="complex numbers")
     return route
@@ -109,9 +109,9 @@ def find_routes_by_name(named: Iterable[tuple[str, Tensor]], *, base: bool = Fal
 
 
 def routing_table(module: nn.Module, **options: Any) -> str:
-    """The table of `find_routes` for a module, and the totals of each algorithm.
+    """Formats the routes of a module as a table, with the totals of each algorithm.
 
-    A `?` marks what the evidence does not decide; frozen parameters are shown, and not counted.
+    A `?` marks undecided parameters; frozen parameters are shown, but not counted.
 
     Example:
         >>> print(routing_table(nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 3))))
@@ -127,7 +127,7 @@ def routing_table(module: nn.Module, **options: Any) -> str:
 
 
 def format_routes(entries: Sequence[tuple[str, Tensor, Route]]) -> str:
-    """A table of `(name, parameter, route)`, equal layers in one line, and the totals of each algorithm."""
+    """Formats a table of `(name, parameter, route)`, equal layers in one line, with totals per algorithm."""
     return format_table(
         [Row(name, tuple(param.shape), route, param.requires_grad) for name, param, route in entries]
     )
@@ -136,7 +136,7 @@ def format_routes(entries: Sequence[tuple[str, Tensor, Route]]) -> str:
 def _one_for_each(
     params: Sequence[Param], routes: Sequence[Route], chosen: set[str]
 ) -> dict[str, tuple[Param, Route]]:
-    """Under its first name, each parameter's route: the user's, else AdamW's from any of its places."""
+    """Returns one route per parameter, by its first name: the user's, else AdamW if any place says so."""
     first: dict[int, str] = {}
     kept: dict[str, tuple[Param, Route]] = {}
     for param, route in zip(params, routes, strict=True):

@@ -1,4 +1,4 @@
-"""The parameters of a module as routing sees them: the layer that holds each, and the matrix in it."""
+"""Describes the parameters of a module for routing: the layer that holds each, and the matrix in it."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ NORMS = (
 )
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 GATES = {"LSTM": 4, "GRU": 3}  # matrices side by side in a recurrent layer's weights; 1 for the rest
-WRAPPERS = {  # class → where it keeps the module that it wraps
+WRAPPERS = {  # class → attribute of the module that it wraps
     "DataParallel": "module",
     "DistributedDataParallel": "module",
     "OptimizedModule": "_orig_mod",
     "CheckpointWrapper": "_checkpoint_wrapped_module",
 }
-OUTPUT_NAMES = {"out", "o", "wo", "proj", "dense", "output"}  # of what reads the heads of attention
+OUTPUT_NAMES = {"out", "o", "wo", "proj", "dense", "output"}  # layers that read the heads of attention
 
 
-class Place(NamedTuple):
-    """Where a parameter is: its layer, and the names on the way there without wrappers.
+class ParamInfo(NamedTuple):
+    """The place of a parameter in its module: its layer, and the names on its path without wrappers.
 
     Attributes:
         layer: The module that holds it, or that owns its parametrization or adapter.
-        own: Its name in that layer; `weight` of a parametrized weight.
-        names: Of the modules from the root down, and its own.
-        classes: Of these modules; empty for containers.
-        owner: The name of the parameter that it adapts, or empty.
-        parent: The module that holds the layer; the root's is itself.
+        own: The parameter's name in that layer; `weight` for a parametrized weight.
+        names: The names of the modules from the root down, and the parameter's own.
+        classes: The classes of these modules; empty for containers.
+        owner: The name of the parameter that this one adapts, or empty.
+        parent: The module that holds the layer; the root is its own parent.
     """
 
     layer: nn.Module
@@ -56,10 +56,10 @@ class Place(NamedTuple):
 
 
 def describe_parameters(module: nn.Module, *, split_heads: bool) -> list[Param]:
-    """Every parameter of a module, a shared one in each of its places.
+    """Describes every parameter of a module, a shared one in each of its places.
 
     Args:
-        module: What is trained.
+        module: The module to train.
         split_heads: Whether each head of `nn.MultiheadAttention` gets matrices of its own.
     """
     found = []
@@ -87,7 +87,7 @@ def describe_parameters(module: nn.Module, *, split_heads: bool) -> list[Param]:
 
 
 def describe_named(named: Iterable[tuple[str, Tensor]]) -> list[Param]:
-    """Parameters without a module, by their names and shapes alone."""
+    """Describes parameters without a module, by their names and shapes alone."""
     found = []
     for path, param in named:
         names, kind, matrix = make_names(path.split(".")), "matrix", None
@@ -99,7 +99,7 @@ def describe_named(named: Iterable[tuple[str, Tensor]]) -> list[Param]:
 
 
 def clean_name(module: nn.Module, path: str) -> str:
-    """A parameter's name without what wrappers (`DataParallel`, `torch.compile`) add to it."""
+    """Returns a parameter's name without the parts that wrappers (`DataParallel`, `torch.compile`) add."""
     names, holder = [], module
     for name in path.split("."):
         if WRAPPERS.get(type(holder).__name__) != name:
@@ -108,8 +108,8 @@ def clean_name(module: nn.Module, path: str) -> str:
     return ".".join(names)
 
 
-def _find_place(module: nn.Module, path: str) -> Place:
-    """Walks down to a parameter; a parametrization and an adapter belong to their layer."""
+def _find_place(module: nn.Module, path: str) -> ParamInfo:
+    """Finds the place of a parameter; parametrizations and adapters belong to their layer."""
     names: list[str] = []
     classes: list[str] = []
     holder, parent, walked, adapted = module, module, "", ""
@@ -118,7 +118,7 @@ def _find_place(module: nn.Module, path: str) -> Place:
         if name == "parametrizations" and hasattr(holder, "parametrizations"):
             own, rest = parts[index + 1], parts[index + 2 :]
             owner = "" if len(rest) == 1 else f"{walked}parametrizations.{own}.original"
-            return Place(holder, own, [*names, own], classes, owner, parent)
+            return ParamInfo(holder, own, [*names, own], classes, owner, parent)
         base = getattr(holder, "base_layer", None)
         if isinstance(base, nn.Module) and name != "base_layer":
             adapted = f"{walked}base_layer.weight"
@@ -134,19 +134,19 @@ def _find_place(module: nn.Module, path: str) -> Place:
         adapted = f"{walked}base_layer.weight"
     if "lora" in split_words(own) and isinstance(getattr(holder, "weight", None), Tensor):
         adapted = f"{walked}weight"
-    return Place(holder, own, [*names, own], classes, adapted, parent)
+    return ParamInfo(holder, own, [*names, own], classes, adapted, parent)
 
 
 def _class_of(layer: nn.Module) -> str:
-    """The name of a layer's class, without what parametrizations and sharding put before it."""
+    """Returns a layer's class name, without the prefixes of parametrizations and sharding."""
     name = type(layer).__name__
     return re.sub(r"^(Parametrized|FSDP)(?=[A-Z])", "", name)
 
 
 def _find_matrix(
-    place: Place, names: Sequence[Name], param: Tensor, widths: set[int], *, split_heads: bool
+    place: ParamInfo, names: Sequence[Name], param: Tensor, widths: set[int], *, split_heads: bool
 ) -> tuple[Kind, Matrix | None]:
-    """What the layer is, and the matrix in one of its parameters."""
+    """Returns the kind of a layer, and the matrix in one of its parameters."""
     layer, own, shape = place.layer, place.own, tuple(param.shape)
     if isinstance(layer, NORMS) or type(layer).__name__.endswith("Norm"):
         return "norm", None
@@ -193,8 +193,8 @@ def _attention(
     return with_parts(whole, shape, parts, "hidden, split into q, k, v")
 
 
-def _linear(place: Place, names: Sequence[Name], shape: tuple[int, ...], *, reduction: int) -> Matrix:
-    """The matrix of a linear layer; a fused one is cut where its name and the sizes say how."""
+def _linear(place: ParamInfo, names: Sequence[Name], shape: tuple[int, ...], *, reduction: int) -> Matrix:
+    """Returns the matrix of a linear layer, split if its name and sizes show that it is fused."""
     whole = make_matrix(shape, (reduction,), (1 - reduction,))
     if whole.numbers is None:
         whole = Matrix(DimensionNumbers(0, 1), whole.inputs, whole.outputs, whole.note)
@@ -204,8 +204,8 @@ def _linear(place: Place, names: Sequence[Name], shape: tuple[int, ...], *, redu
     return with_parts(whole, shape, parts, f"hidden, split into {what}")
 
 
-def _inputs_of_outputs(place: Place) -> list[int]:
-    """What the output projections beside a layer read: all heads of attention together."""
+def _inputs_of_outputs(place: ParamInfo) -> list[int]:
+    """Returns the input sizes of the output projections beside a layer: all heads of attention together."""
     return [
         layer.in_features
         for name, layer in place.parent.named_children()
@@ -216,7 +216,7 @@ def _inputs_of_outputs(place: Place) -> list[int]:
 def _from_names(
     names: Sequence[Name], own: str, param: Tensor, widths: set[int], layer: nn.Module | None
 ) -> tuple[Kind, Matrix]:
-    """A parameter of a class of one's own, which only names and shapes describe."""
+    """Returns kind and matrix of a parameter of an unknown class, by its names and shape."""
     shape = tuple(param.shape)
     transposed = own == "weight" or own.startswith("weight_")
     if param.ndim == 2:
@@ -247,7 +247,7 @@ def _bias_says_inputs_first(layer: nn.Module, shape: tuple[int, ...]) -> bool:
 
 
 def _outputs_first(own: str, shape: tuple[int, ...], layer: nn.Module | None, widths: set[int]) -> bool:
-    """Whether a stack of experts is stored (experts, out, in): what its neighbours and the width say."""
+    """Returns whether a stack of experts is stored as (experts, out, in), by its neighbours and the width."""
     neighbours = [] if layer is None else [tuple(p.shape) for _, p in layer.named_parameters(recurse=False)]
     _, first, second = shape
     for other in neighbours:
@@ -264,7 +264,7 @@ def _outputs_first(own: str, shape: tuple[int, ...], layer: nn.Module | None, wi
 
 
 def _widths(module: nn.Module) -> set[int]:
-    """Sizes of the stream that blocks read and write: of embeddings, and of vectors that norms hold."""
+    """Returns the sizes of the residual stream: of embeddings, and of the vectors of norms."""
     sizes = {layer.embedding_dim for layer in module.modules() if isinstance(layer, EMBEDDINGS)}
     for layer in module.modules():
         if isinstance(layer, NORMS) or type(layer).__name__.endswith("Norm"):

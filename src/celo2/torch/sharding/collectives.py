@@ -1,7 +1,9 @@
-"""The processes that share a parameter, and their sums.
+"""Process meshes, batched collectives, and the collective requests of sharded updates.
 
-They form a mesh, as in `torch.distributed.device_mesh`: a parameter is cut along some of the mesh's
-axes and the same along the others. Replicated training is a mesh of one axis that cuts nothing.
+The processes that share a parameter form a mesh, as in `torch.distributed.device_mesh`: the parameter is
+sharded along some axes of the mesh and replicated along the others. Replicated training is a mesh with one
+axis, along which nothing is sharded. The update of a sharded parameter is a generator, an `UpdateTask`,
+which yields `AllReduce` and `Orthogonalize` requests; `runtime` batches and answers them.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ from torch import Tensor
 
 
 class Processes(NamedTuple):
-    """The processes of a mesh, numbered as in `group`.
+    """The processes of a mesh, ranked as in `group`.
 
     Attributes:
-        shape: Of the mesh.
-        coordinates: Of every process in the mesh.
-        rank: This process's number.
-        group: All of them.
-        axis_groups: Those that differ from this one in the mesh's first coordinate alone, in the second …
+        shape: The shape of the mesh.
+        coordinates: The mesh coordinates of every rank.
+        rank: The rank of this process.
+        group: The process group of the whole mesh.
+        axis_groups: One process group per mesh axis: the ranks that differ from this one only along that
+            axis.
     """
 
     shape: tuple[int, ...]
@@ -33,12 +36,12 @@ class Processes(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """The number of processes."""
         return len(self.coordinates)
 
 
 def mesh_processes(mesh: Any) -> Processes:
-    """The processes of a `DeviceMesh`; every process of the mesh calls it."""
+    """Returns the processes of a `DeviceMesh`; every process of the mesh must call it."""
     group: Any = None
     if mesh.ndim == 1:
         group = mesh.get_group()
@@ -46,7 +49,7 @@ def mesh_processes(mesh: Any) -> Processes:
         group = dist.group.WORLD
     else:
         group = dist.new_group(sorted(mesh.mesh.flatten().tolist()), use_local_synchronization=True)
-    places = {rank: tuple(place) for place, rank in _places(mesh.mesh)}
+    places = {rank: tuple(place) for place, rank in _mesh_places(mesh.mesh)}
     members = dist.get_process_group_ranks(group)
     groups = tuple(mesh.get_group(axis) for axis in range(mesh.ndim))
     coordinates = tuple(places[rank] for rank in members)
@@ -54,23 +57,23 @@ def mesh_processes(mesh: Any) -> Processes:
 
 
 def replicas(group: Any) -> Processes:
-    """The processes of a group that all hold the whole parameter."""
+    """Returns the processes of a group in which every process holds the whole parameter."""
     size = dist.get_world_size(group)
     coordinates = tuple((rank,) for rank in range(size))
     return Processes((size,), coordinates, dist.get_rank(group), group, (group,))
 
 
-def sum_all(
+def all_reduce(
     requests: Mapping[int, tuple[Sequence[Any], Sequence[Tensor]]],
 ) -> dict[int, list[Tensor]]:
-    """Sums tensors over processes; those of equal groups and dtype go together.
+    """Sums tensors over processes; tensors of equal groups, dtype and device share one all-reduce.
 
     Args:
-        requests: For each number, groups to sum over one after the other, and what; the same numbers
-            in the same order in every process.
+        requests: For each request's number, the groups to sum over, one after the other, and the tensors.
+            Every process passes the same numbers in the same order.
 
     Returns:
-        For each number, the sums, of the same shapes.
+        For each request's number, the sums, in the shapes of its tensors.
     """
     together: dict[Hashable, list[int]] = {}
     for number, (groups, values) in requests.items():
@@ -85,19 +88,19 @@ def sum_all(
     return answers
 
 
-def exchange(
+def all_to_all(
     outgoing: Sequence[Sequence[Tensor]], incoming: Sequence[int], processes: Processes, like: Tensor
 ):
-    """Sends tensors to every process and returns what every process sent here, flat.
+    """Sends tensors to every process and receives theirs in one all-to-all.
 
     Args:
-        outgoing: For each process, what it gets.
-        incoming: For each process, how many numbers it sends.
-        processes: Who takes part.
-        like: Dtype and device.
+        outgoing: For each rank, the tensors to send to it.
+        incoming: For each rank, the number of elements to receive from it.
+        processes: The participating processes.
+        like: A tensor of the dtype and device of all tensors.
 
     Returns:
-        One flat tensor for each process.
+        For each rank, one flat tensor of the elements received from it.
     """
     sizes = [sum(tensor.numel() for tensor in tensors) for tensors in outgoing]
     flat = [tensor.flatten() for tensors in outgoing for tensor in tensors]
@@ -111,25 +114,25 @@ def _sum(values: Sequence[Tensor], groups: Sequence[Any]) -> list[Tensor]:
     flat = torch.cat([value.flatten() for value in values])
     for group in groups:
         dist.all_reduce(flat, group=group)
-    parts = flat.split([value.numel() for value in values])
-    return [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
+    sums = flat.split([value.numel() for value in values])
+    return [total.view(value.shape) for total, value in zip(sums, values, strict=True)]
 
 
-def _places(ranks: Tensor) -> list[tuple[list[int], int]]:
+def _mesh_places(ranks: Tensor) -> list[tuple[list[int], int]]:
     return list(zip(torch.ones_like(ranks).nonzero().tolist(), ranks.flatten().tolist(), strict=True))
 
 
-class Sums(NamedTuple):
-    """Asks for these tensors, summed over the shards."""
+class AllReduce(NamedTuple):
+    """Requests the sums of these tensors over all shards."""
 
     values: list[Tensor]
 
 
-class Matrices(NamedTuple):
-    """Asks for the tensor of which these are this process's parts, orthogonalised: its parts again."""
+class Orthogonalize(NamedTuple):
+    """Requests the orthogonalisation of a tensor, given and answered as this process's blocks of it."""
 
-    parts: list[Tensor]
+    blocks: list[Tensor]
 
 
-Request = Sums | Matrices
-Asking = Generator[Request, list[Tensor], Any]
+Request = AllReduce | Orthogonalize
+UpdateTask = Generator[Request, list[Tensor], Any]

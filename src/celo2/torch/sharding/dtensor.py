@@ -1,4 +1,4 @@
-"""What an optimizer knows of the processes that share its parameters: `DTensor`s, or replicas."""
+"""`DTensor` helpers, and the sharding specs of an optimizer's parameters (`DTensor`s or replicas)."""
 
 from __future__ import annotations
 
@@ -11,90 +11,90 @@ from torch import Tensor, nn
 
 from celo2.torch.dimensions import Layout
 from celo2.torch.sharding.collectives import Processes, mesh_processes, replicas
-from celo2.torch.sharding.newton_schulz import Rounds
-from celo2.torch.sharding.spec import Division, is_cut
+from celo2.torch.sharding.newton_schulz import Buckets
+from celo2.torch.sharding.spec import ShardingSpec, is_shard
 
 
-class Sharing:
-    """The divisions of an optimizer's parameters, each made once.
+class ShardingSpecs:
+    """The sharding specs of an optimizer's parameters, each made once.
 
     Args:
-        group: The processes that train replicas together, by all of whom plain tensors are held;
-            None: this process alone, or what the `DTensor`s say.
+        group: The processes that train replicas together and hold every plain tensor in full; None: this
+            process alone. The meshes of `DTensor`s do not depend on it.
 
     Attributes:
         group: As given.
-        rounds: How their matrices were dealt out, as `dealing` keeps it.
+        buckets: The owner assignments of `newton_schulz.orthogonalize_all`.
     """
 
     def __init__(self, group: Any = None):
         self.group = group
         self._processes: dict[Any, Processes] = {}
-        self._divisions: dict[Any, Division] = {}
-        self.rounds: Rounds = {}
+        self._specs: dict[Any, ShardingSpec] = {}
+        self.buckets: Buckets = {}
 
-    def find(self, param: Any, layout: Layout, numbers: Any, *, orthogonalize: bool) -> Division | None:
-        """How a parameter is divided, None where this process computes its step alone.
+    def find(self, param: Any, layout: Layout, numbers: Any, *, orthogonalize: bool) -> ShardingSpec | None:
+        """Returns a parameter's sharding spec, or None where this process computes its step alone.
 
-        What is nowhere cut is divided only for Newton–Schulz.
+        A parameter that no mesh axis shards has a spec only for Newton–Schulz.
 
         Args:
             param: The parameter.
-            layout: How the rule sees it.
-            numbers: Which axes are its matrix.
+            layout: Its layout.
+            numbers: Its dimension numbers.
             orthogonalize: Whether its step is orthogonalised.
         """
         key, placements = self._key(param), (None,)
         if key is None:
             return None
-        if is_divided(param):
+        if is_dtensor(param):
             placements = _checked(param.placements)
-        cut = any(is_cut(placement) for placement in placements)
-        if not cut and not (orthogonalize and layout.axes):
+        sharded = any(is_shard(placement) for placement in placements)
+        if not sharded and not (orthogonalize and layout.axes):
             return None
         if key not in self._processes:
-            self._processes[key] = mesh_processes(key) if is_divided(param) else replicas(key)
+            self._processes[key] = mesh_processes(key) if is_dtensor(param) else replicas(key)
         processes = self._processes[key]
         if processes.size == 1:
             return None
         entry = key, placements, tuple(param.shape), numbers
-        if entry not in self._divisions:
-            self._divisions[entry] = Division(tuple(param.shape), layout, numbers, processes, placements)
-        return self._divisions[entry]
+        if entry not in self._specs:
+            self._specs[entry] = ShardingSpec(tuple(param.shape), layout, numbers, processes, placements)
+        return self._specs[entry]
 
     def _key(self, param: Any) -> Any:
-        return param.device_mesh if is_divided(param) else self.group
+        return param.device_mesh if is_dtensor(param) else self.group
 
 
-def is_divided(tensor: Any) -> bool:
-    """Whether a tensor is a `DTensor`; no such tensor exists before its module is imported."""
+def is_dtensor(tensor: Any) -> bool:
+    """Returns whether a tensor is a `DTensor`; none exists before `torch.distributed.tensor` is imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Any) -> Tensor:
-    """What this process holds, sharing its memory; a plain tensor as it is."""
-    return tensor.to_local() if is_divided(tensor) else tensor
+    """Returns the local tensor of a `DTensor`, sharing its memory, and a plain tensor as it is."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def local_grad(grad: Any, param: Any) -> Tensor:
-    """A gradient, placed as its parameter: it may still be a sum over processes, say."""
-    if is_divided(param) and is_divided(grad) and grad.placements != param.placements:
+    """Returns the local gradient, placed as its parameter: it may still be partial sums, for example."""
+    if is_dtensor(param) and is_dtensor(grad) and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     return local(grad)
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, like: Any, *, whole: bool = False) -> Tensor:
-    """A new state tensor on the device of a parameter.
+    """Makes a state tensor of zeros on the device of a parameter.
 
     Args:
-        shape: Of the whole.
-        dtype: Its own.
-        like: The parameter. Of a `DTensor`, the state is placed alike; further axes of the shape have
-            length 1.
-        whole: Whether every process holds it in full instead.
+        shape: The shape of the whole state tensor.
+        dtype: The dtype of the state tensor.
+        like: The parameter. The state of a `DTensor` has its placements; axes of `shape` beyond the
+            parameter's have length 1.
+        whole: Whether every process holds the whole state tensor instead.
     """
-    if not is_divided(like):
+    if not is_dtensor(like):
         return torch.zeros(tuple(shape), dtype=dtype, device=like.device)
     from torch.distributed.tensor import DTensor, Replicate
 
@@ -108,19 +108,19 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, like: Any, *, whole: bool = 
 
 
 def match(saved: Any, expected: Any) -> Tensor:
-    """A saved state tensor, placed as the expected one.
+    """Returns a saved state tensor, placed as the expected one.
 
     Raises:
-        ValueError: It was saved from shards, and the parameter is whole.
+        ValueError: The state was saved from shards, and the parameter is a plain tensor.
     """
-    if not is_divided(expected):
-        if is_divided(saved):
+    if not is_dtensor(expected):
+        if is_dtensor(saved):
             raise ValueError(
                 "the state was saved from sharded parameters and these are not: load it with "
                 "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, or call full_tensor()."
             )
         return torch.as_tensor(saved)
-    if is_divided(saved):
+    if is_dtensor(saved):
         return saved.redistribute(expected.device_mesh, expected.placements)
     from torch.distributed.tensor import distribute_tensor
 
@@ -129,7 +129,7 @@ def match(saved: Any, expected: Any) -> Tensor:
 
 
 def check_wrappers(module: nn.Module) -> None:
-    """Raises a TypeError for parameters that FSDP's first version has flattened: their matrices are gone."""
+    """Raises a TypeError for parameters that FSDP1 has flattened: their matrices are gone."""
     if any(type(layer).__name__ == "FullyShardedDataParallel" for layer in module.modules()):
         raise TypeError(
             "FullyShardedDataParallel flattens parameters, and the rule needs their matrices; use "

@@ -1,8 +1,9 @@
-"""Newton–Schulz on matrices that several processes share: each matrix is one process's work.
+"""Newton–Schulz on sharded matrices: every matrix is orthogonalised by its owner rank.
 
-Matrices are dealt out so that the work is equal. The owner of a matrix gathers it, orthogonalises it
-and sends everyone the part that they hold. This goes in rounds, in which a process has one matrix in
-full, or several small ones. A matrix that some process holds in full anyway is owned by such a one.
+Matrices are assigned to owner ranks so that the work is balanced. The owner of a matrix gathers it,
+orthogonalises it and sends every process the tiles that it holds. This happens in buckets, in each of which
+a process gathers one large matrix or several small ones. A matrix that some processes hold in full is bucket
+by one of them.
 """
 
 from __future__ import annotations
@@ -16,114 +17,137 @@ from torch import Tensor
 
 from celo2.config import RuleConfig
 from celo2.torch import orthogonalize
-from celo2.torch.sharding.collectives import Processes, exchange
-from celo2.torch.sharding.spec import Division, Piece
+from celo2.torch.sharding.collectives import Processes, all_to_all
+from celo2.torch.sharding.spec import ShardingSpec, Tile
 
-ROUND_SIZE = 1 << 22  # elements of the small matrices that a process gathers together
+BUCKET_SIZE = 1 << 22  # elements of the small matrices that a process gathers together
 
 
-class _Job(NamedTuple):
-    """One matrix, and whose work it is."""
+class _OwnedMatrix(NamedTuple):
+    """A matrix and the rank that orthogonalises it.
+
+    Attributes:
+        request: The position of its tensor in the requests of `orthogonalize_all`.
+        matrix: Its index among the matrices of that tensor.
+        spec: The sharding spec of that tensor.
+        owner: The rank that orthogonalises it.
+    """
 
     request: int
     matrix: int
-    division: Division
+    spec: ShardingSpec
     owner: int
 
     @property
     def shape(self) -> tuple[int, int]:
-        rows, columns = self.division.layout.shape[-2:]
+        rows, columns = self.spec.layout.shape[-2:]
         return rows, columns
 
     @property
-    def holders(self) -> dict[int, list[Piece]]:
-        return self.division.holders[self.matrix]
+    def holders(self) -> dict[int, list[Tile]]:
+        return self.spec.holders[self.matrix]
 
     @property
     def is_whole(self) -> bool:
-        """Whether its owner holds all of it."""
-        return self.owner in self.division.in_full[self.matrix]
+        """Whether the owner holds the whole matrix."""
+        return self.owner in self.spec.full_holders[self.matrix]
 
     def sends(self, rank: int) -> bool:
-        """Whether a process sends its part to the owner."""
+        """Returns whether a rank sends its tiles to the owner."""
         if rank not in self.holders:
             return False
-        return rank == self.owner if self.is_whole else self.division.sends(rank, self.owner)
+        return rank == self.owner if self.is_whole else self.spec.sends(rank, self.owner)
 
 
-Rounds = dict[tuple[Division, ...], list[list[_Job]]]  # how divisions were dealt out, for the next step
+Buckets = dict[tuple[ShardingSpec, ...], list[list[_OwnedMatrix]]]  # owner assignments, kept for later steps
 
 
 class _Transfer(NamedTuple):
-    """A piece on its way; `piece` counts in the parts of the process that holds it."""
+    """A tile to copy between ranks; `tile.region` is an index into the regions of the rank that holds it."""
 
     source: int
     target: int
-    job: _Job
-    piece: Piece
+    matrix: _OwnedMatrix
+    tile: Tile
 
 
 def orthogonalize_all(
-    requests: Sequence[tuple[Division, Sequence[Tensor]]], config: RuleConfig, like: Tensor, rounds: Rounds
+    requests: Sequence[tuple[ShardingSpec, Sequence[Tensor]]],
+    config: RuleConfig,
+    like: Tensor,
+    buckets: Buckets,
 ) -> list[list[Tensor]]:
-    """Orthogonalises matrices that the same processes share.
+    """Orthogonalises the matrices of tensors that the same processes share.
 
     Args:
-        requests: Divisions, and the parts that this process holds of each tensor; the same divisions
-            in the same order in every process.
-        config: Of Newton–Schulz.
-        like: Dtype and device of all parts.
-        rounds: Of the calls before; this one's are added.
+        requests: The sharding spec and the local blocks of each tensor; the same specs in the same order
+            in every process.
+        config: The Newton–Schulz options.
+        like: A tensor of the dtype and device of all blocks.
+        buckets: The owner assignments of earlier calls; a new one is added.
 
     Returns:
-        The parts of the results.
+        The local blocks of each orthogonalised tensor.
     """
     processes = requests[0][0].processes
-    results = [[part.new_empty(part.shape) for part in parts] for _, parts in requests]
-    divisions = tuple(division for division, _ in requests)
-    if divisions not in rounds:
-        rounds[divisions] = _deal(divisions)
-    for jobs in rounds[divisions]:
-        matrices = {job: like.new_empty(job.shape) for job in jobs if job.owner == processes.rank}
+    results = [[block.new_empty(block.shape) for block in blocks] for _, blocks in requests]
+    specs = tuple(spec for spec, _ in requests)
+    if specs not in buckets:
+        buckets[specs] = _assign_owners(specs)
+    for bucket in buckets[specs]:
+        matrices = {
+            matrix: like.new_empty(matrix.shape) for matrix in bucket if matrix.owner == processes.rank
+        }
 
-        def read_part(move: _Transfer) -> Tensor:
-            return _flat(requests[move.job.request][1][move.piece.part])[move.piece.place]
+        def read_tile(transfer: _Transfer) -> Tensor:
+            return _flat(requests[transfer.matrix.request][1][transfer.tile.region])[transfer.tile.position]
 
-        def write_matrix(move: _Transfer, block: Tensor, matrices: dict[_Job, Tensor] = matrices) -> None:
-            matrices[move.job][move.piece.rows[:, None], move.piece.columns] = block
+        def write_matrix(
+            transfer: _Transfer, block: Tensor, matrices: dict[_OwnedMatrix, Tensor] = matrices
+        ) -> None:
+            matrices[transfer.matrix][transfer.tile.rows[:, None], transfer.tile.columns] = block
 
-        def read_matrix(move: _Transfer, matrices: dict[_Job, Tensor] = matrices) -> Tensor:
-            return matrices[move.job][move.piece.rows[:, None], move.piece.columns]
+        def read_matrix(transfer: _Transfer, matrices: dict[_OwnedMatrix, Tensor] = matrices) -> Tensor:
+            return matrices[transfer.matrix][transfer.tile.rows[:, None], transfer.tile.columns]
 
-        def write_part(move: _Transfer, block: Tensor) -> None:
-            _flat(results[move.job.request][move.piece.part])[move.piece.place] = block
+        def write_tile(transfer: _Transfer, block: Tensor) -> None:
+            _flat(results[transfer.matrix.request][transfer.tile.region])[transfer.tile.position] = block
 
-        private = all(job.is_whole for job in jobs)
-        _carry(_gathering(jobs, processes.rank), read_part, write_matrix, processes, like, local=private)
+        private = all(matrix.is_whole for matrix in bucket)
+        _copy(
+            _gather_transfers(bucket, processes.rank), read_tile, write_matrix, processes, like, local=private
+        )
         _orthogonalize(matrices, config)
-        private = all(list(job.holders) == [job.owner] for job in jobs)
-        _carry(_scattering(jobs, processes.rank), read_matrix, write_part, processes, like, local=private)
+        private = all(list(matrix.holders) == [matrix.owner] for matrix in bucket)
+        _copy(
+            _scatter_transfers(bucket, processes.rank),
+            read_matrix,
+            write_tile,
+            processes,
+            like,
+            local=private,
+        )
     return results
 
 
-def _gathering(jobs: Sequence[_Job], rank: int) -> Iterator[_Transfer]:
-    """Pieces on their way to the owners, as far as they concern a process."""
-    for job in jobs:
-        for sender in job.holders if job.owner == rank else [rank]:
-            if job.sends(sender):
-                yield from (_Transfer(sender, job.owner, job, piece) for piece in job.holders[sender])
+def _gather_transfers(bucket: Sequence[_OwnedMatrix], rank: int) -> Iterator[_Transfer]:
+    """Yields the transfers to the owners from and to one rank."""
+    for matrix in bucket:
+        for sender in matrix.holders if matrix.owner == rank else [rank]:
+            if matrix.sends(sender):
+                yield from (_Transfer(sender, matrix.owner, matrix, tile) for tile in matrix.holders[sender])
 
 
-def _scattering(jobs: Sequence[_Job], rank: int) -> Iterator[_Transfer]:
-    """The way back."""
-    for job in jobs:
-        for holder in job.holders if job.owner == rank else [rank]:
-            pieces = job.holders.get(holder, [])
-            yield from (_Transfer(job.owner, holder, job, piece) for piece in pieces)
+def _scatter_transfers(bucket: Sequence[_OwnedMatrix], rank: int) -> Iterator[_Transfer]:
+    """Yields the transfers from the owners from and to one rank."""
+    for matrix in bucket:
+        for holder in matrix.holders if matrix.owner == rank else [rank]:
+            tiles = matrix.holders.get(holder, [])
+            yield from (_Transfer(matrix.owner, holder, matrix, tile) for tile in tiles)
 
 
-def _carry(
-    moves: Iterator[_Transfer],
+def _copy(
+    transfers: Iterator[_Transfer],
     read: Callable[[_Transfer], Tensor],
     write: Callable[[_Transfer, Tensor], None],
     processes: Processes,
@@ -131,71 +155,74 @@ def _carry(
     *,
     local: bool,
 ) -> None:
-    """Carries pieces between processes.
+    """Copies tiles between processes.
 
     Args:
-        moves: Those from and to this process.
-        read: Where a piece comes from.
-        write: Where it goes.
-        processes: Who takes part.
-        like: Dtype and device.
-        local: Whether every piece stays where it is, in every process.
+        transfers: The transfers from and to this process.
+        read: Returns the tile that a transfer sends.
+        write: Stores the tile that a transfer delivers.
+        processes: The participating processes.
+        like: A tensor of the dtype and device of all tiles.
+        local: Whether no transfer of any process leaves that process.
     """
-    listed = list(moves)
+    listed = list(transfers)
     if local:
-        for move in listed:
-            write(move, read(move))
+        for transfer in listed:
+            write(transfer, read(transfer))
         return
     ranks = range(processes.size)
     outgoing: list[list[Tensor]] = [[] for _ in ranks]
     incoming: list[list[_Transfer]] = [[] for _ in ranks]
-    for move in listed:
-        if move.source == processes.rank:
-            outgoing[move.target].append(read(move))
-        if move.target == processes.rank:
-            incoming[move.source].append(move)
-    sizes = [[math.prod(move.piece.shape) for move in moves] for moves in incoming]
-    received = exchange(outgoing, [sum(own) for own in sizes], processes, like)
+    for transfer in listed:
+        if transfer.source == processes.rank:
+            outgoing[transfer.target].append(read(transfer))
+        if transfer.target == processes.rank:
+            incoming[transfer.source].append(transfer)
+    sizes = [[math.prod(transfer.tile.shape) for transfer in own] for own in incoming]
+    received = all_to_all(outgoing, [sum(own) for own in sizes], processes, like)
     for flat, own, arrived in zip(received, sizes, incoming, strict=True):
-        for block, move in zip(flat.split(own), arrived, strict=True) if arrived else ():
-            write(move, block.view(move.piece.shape))
+        for block, transfer in zip(flat.split(own), arrived, strict=True) if arrived else ():
+            write(transfer, block.view(transfer.tile.shape))
 
 
-def _orthogonalize(matrices: dict[_Job, Tensor], config: RuleConfig) -> None:
-    """In place; matrices of equal shape together."""
-    shapes: dict[tuple[int, int], list[_Job]] = {}
-    for job in matrices:
-        shapes.setdefault(job.shape, []).append(job)
+def _orthogonalize(matrices: dict[_OwnedMatrix, Tensor], config: RuleConfig) -> None:
+    """Orthogonalises the matrices in place, stacking those of equal shape."""
+    shapes: dict[tuple[int, int], list[_OwnedMatrix]] = {}
+    for matrix in matrices:
+        shapes.setdefault(matrix.shape, []).append(matrix)
     for alike in shapes.values():
-        done = orthogonalize.compute(torch.stack([matrices[job] for job in alike]), config)
+        done = orthogonalize.compute(torch.stack([matrices[matrix] for matrix in alike]), config)
         matrices.update(zip(alike, done, strict=True))
 
 
-def _deal(divisions: tuple[Division, ...]) -> list[list[_Job]]:
-    """The matrices of every process, the costly ones first; in one round each has `ROUND_SIZE` or one."""
-    size = divisions[0].processes.size
-    todo = [(request, matrix) for request, d in enumerate(divisions) for matrix in range(d.num_matrices)]
-    load, number, room = [0.0] * size, [0] * size, [ROUND_SIZE] * size
-    rounds: list[list[_Job]] = []
-    for request, matrix in sorted(todo, key=lambda entry: -_cost(divisions[entry[0]])):
-        division = divisions[request]
-        owner = min(division.in_full[matrix] or range(size), key=load.__getitem__)
-        load[owner] += _cost(division)
-        elements = math.prod(division.layout.shape[-2:])
-        if room[owner] < min(elements, ROUND_SIZE):
-            number[owner], room[owner] = number[owner] + 1, ROUND_SIZE
+def _assign_owners(specs: tuple[ShardingSpec, ...]) -> list[list[_OwnedMatrix]]:
+    """Assigns every matrix to an owner rank, the costly ones first, and groups the matrices in buckets.
+
+    In one bucket, a rank owns matrices of at most `BUCKET_SIZE` elements, or one larger matrix.
+    """
+    size = specs[0].processes.size
+    todo = [(request, matrix) for request, d in enumerate(specs) for matrix in range(d.num_matrices)]
+    load, number, room = [0.0] * size, [0] * size, [BUCKET_SIZE] * size
+    buckets: list[list[_OwnedMatrix]] = []
+    for request, matrix in sorted(todo, key=lambda entry: -_cost(specs[entry[0]])):
+        spec = specs[request]
+        owner = min(spec.full_holders[matrix] or range(size), key=load.__getitem__)
+        load[owner] += _cost(spec)
+        elements = math.prod(spec.layout.shape[-2:])
+        if room[owner] < min(elements, BUCKET_SIZE):
+            number[owner], room[owner] = number[owner] + 1, BUCKET_SIZE
         room[owner] -= elements
-        rounds += [[] for _ in range(number[owner] + 1 - len(rounds))]
-        rounds[number[owner]].append(_Job(request, matrix, division, owner))
-    return rounds
+        buckets += [[] for _ in range(number[owner] + 1 - len(buckets))]
+        buckets[number[owner]].append(_OwnedMatrix(request, matrix, spec, owner))
+    return buckets
 
 
-def _flat(part: Tensor) -> Tensor:
-    """`(matrices, rows, columns)`."""
-    return part.reshape(-1, *part.shape[-2:])
+def _flat(block: Tensor) -> Tensor:
+    """Returns a block as `(matrices, rows, columns)`."""
+    return block.reshape(-1, *block.shape[-2:])
 
 
-def _cost(division: Division) -> int:
-    """Multiplications of Newton–Schulz on one of its matrices, up to a factor."""
-    *_, rows, columns = division.layout.shape
+def _cost(spec: ShardingSpec) -> int:
+    """Returns the multiplications of Newton–Schulz on one of the spec's matrices, up to a factor."""
+    *_, rows, columns = spec.layout.shape
     return rows * columns * min(rows, columns)

@@ -1,8 +1,10 @@
-"""Which elements of a parameter a process holds, and where its matrices' rows and columns are.
+"""Sharding specs: the elements of a parameter that each process holds, as rows and columns of its matrices.
 
-A shard is a product of index sets, one for each axis of the parameter, and stays one when axes are
-merged into the rows and columns of a matrix. Where the matrices of a fused kernel lie side by side,
-a shard may end inside of one: it is then several parts, each a product again.
+A `Shard`, the elements that one process holds, is a product of index sets, one for each axis of the
+parameter, and stays one when axes are merged into the rows and columns of a matrix. Where the matrices of a
+fused kernel lie side by side, a shard may end inside of one: it then has several `Region`s, each a product
+of index sets again. A `Tile` is the intersection of a region with one matrix. A `ShardingSpec` has the
+shards of all processes and the groups over which sums over the shards go.
 """
 
 from __future__ import annotations
@@ -20,14 +22,14 @@ from celo2.torch.dimensions import Layout
 from celo2.torch.sharding.collectives import Processes
 
 
-class Part(NamedTuple):
-    """A block of the layout's tensor: the product of some indices of each axis.
+class Region(NamedTuple):
+    """A region of the layout's tensor: a product of index sets, one for each axis.
 
     Attributes:
-        indices: For each axis of `Layout.shape`, the entries held, on the CPU.
-        ranges: The same as slices, None where there are gaps.
-        start: Where it begins along the output axis of the local tensor.
-        splits: How many matrices of a fused kernel it cuts alike.
+        indices: For each axis of `Layout.shape`, the indices held, on the CPU.
+        ranges: The same as slices; None for an axis whose indices have gaps.
+        start: The start of the region along the output axis of the local tensor.
+        splits: The number of matrices of a fused kernel that the region cuts at the same rows.
     """
 
     indices: tuple[Tensor, ...]
@@ -37,15 +39,15 @@ class Part(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the block."""
+        """The shape of the region's block."""
         return tuple(len(index) for index in self.indices)
 
     def matrices(self, shape: Sequence[int]) -> Tensor:
-        """The numbers of its matrices, counted along all axes but the last two of the layout's shape."""
+        """Returns the flat indices of the region's matrices over the leading axes of the layout's shape."""
         return _ravel(self.indices[:-2], shape[:-2])
 
-    def address(self, shape: Sequence[int]) -> tuple[Any, ...]:
-        """What concerns the block in a tensor of the layout's first axes, some of length 1: an index."""
+    def index_in(self, shape: Sequence[int]) -> tuple[Any, ...]:
+        """Returns the region's index into a tensor of the layout's leading axes, some of them of length 1."""
         rank = len(shape)
         ranges = [r if size > 1 else slice(0, 1) for r, size in zip(self.ranges[:rank], shape, strict=True)]
         if None not in ranges:
@@ -56,89 +58,89 @@ class Part(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """What one process holds of one parameter.
+    """The elements of one parameter that one process holds.
 
     Attributes:
-        shape: Of the local tensor.
-        layout: Of the whole parameter.
-        parts: Blocks of the layout's tensor that make up the local one; none if that is empty.
-        merged: With a view: how many batch, row and column entries the local tensor has.
+        shape: The shape of the local tensor.
+        layout: The layout of the whole parameter.
+        regions: The regions of the layout's tensor that make up the local tensor; none if that is empty.
+        merged: The local tensor's batch, row and column sizes; empty for a layout without a view.
         elements: For each axis of the parameter, the indices held.
     """
 
     shape: tuple[int, ...]
     layout: Layout
-    parts: tuple[Part, ...]
+    regions: tuple[Region, ...]
     merged: tuple[int, ...]
     elements: tuple[Tensor, ...]
 
-    def enter(self, local: Tensor) -> list[Tensor]:
-        """The blocks of a local tensor, in the order of `parts`."""
+    def to_blocks(self, local: Tensor) -> list[Tensor]:
+        """Splits a local tensor into one block per region, in the order of `regions`."""
         view = self.layout.view
         if view is None:
-            return [local.reshape(part.shape) for part in self.parts]
+            return [local.reshape(region.shape) for region in self.regions]
         axis = 1 if view.output_first else 2
         whole = local.permute(view.permutation).reshape(self.merged)
         blocks = []
-        for part in self.parts:
-            length = part.shape[axis]
-            block = whole.narrow(axis, part.start, part.splits * length)
-            block = block.unflatten(axis, (part.splits, length))
+        for region in self.regions:
+            length = region.shape[axis]
+            block = whole.narrow(axis, region.start, region.splits * length)
+            block = block.unflatten(axis, (region.splits, length))
             blocks.append((block if view.output_first else block.transpose(1, 2)).flatten(0, 1))
         return blocks
 
-    def leave(self, blocks: Sequence[Tensor], like: Tensor) -> Tensor:
-        """The inverse of `enter`; `like` gives dtype and device to an empty one."""
+    def from_blocks(self, blocks: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Inverts `to_blocks`; an empty shard takes its dtype and device from `like`."""
         view = self.layout.view
         if not blocks:
             return like.new_empty(self.shape)
         if view is None:
             return blocks[0].reshape(self.shape)
-        axis, pieces = (1 if view.output_first else 2), []
-        for part, block in zip(self.parts, blocks, strict=True):
-            piece = block.unflatten(0, (-1, part.splits))
-            piece = piece if view.output_first else piece.transpose(1, 2)
-            pieces.append(piece.flatten(axis, axis + 1))
-        permuted = torch.cat(pieces, axis).reshape([self.shape[axis] for axis in view.permutation])
+        axis, chunks = (1 if view.output_first else 2), []
+        for region, block in zip(self.regions, blocks, strict=True):
+            chunk = block.unflatten(0, (-1, region.splits))
+            chunk = chunk if view.output_first else chunk.transpose(1, 2)
+            chunks.append(chunk.flatten(axis, axis + 1))
+        permuted = torch.cat(chunks, axis).reshape([self.shape[axis] for axis in view.permutation])
         order = sorted(range(len(self.shape)), key=view.permutation.__getitem__)
         return permuted.permute(order)
 
-    def numbers(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """The place of every local element in the whole parameter of this shape, flat, int32."""
+    def flat_indices(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Returns the flat index of every local element in the whole parameter of this shape, int32."""
         flat = _ravel(self.elements, shape)
         return flat.to(device, torch.int32)
 
 
-def is_cut(placement: Any) -> bool:
-    """Whether a placement of `torch.distributed.tensor` cuts an axis of the tensor."""
+def is_shard(placement: Any) -> bool:
+    """Returns whether a placement of `torch.distributed.tensor` shards an axis of the tensor."""
     return hasattr(placement, "dim")
 
 
 def held_indices(
     shape: Sequence[int], placements: Sequence[Any], mesh_shape: Sequence[int], coordinate: Sequence[int]
 ) -> tuple[Tensor, ...]:
-    """For each axis of a tensor, the indices that the process at a coordinate of the mesh holds.
+    """Returns, for each axis of a tensor, the indices that the process at a mesh coordinate holds.
 
-    As `torch.distributed.tensor` places them: along each axis of the mesh in turn, in chunks of equal
-    size, of which the last may be smaller and some empty.
+    The placement is that of `torch.distributed.tensor`: along each axis of the mesh in turn, in chunks of
+    equal size, of which the last may be smaller and some empty.
     """
     held = [torch.arange(size) for size in shape]
-    for placement, parts, place in zip(placements, mesh_shape, coordinate, strict=True):
-        if is_cut(placement):
-            held[placement.dim] = _chunk(held[placement.dim], placement, parts, place)
+    for placement, num_chunks, position in zip(placements, mesh_shape, coordinate, strict=True):
+        if is_shard(placement):
+            held[placement.dim] = _chunk(held[placement.dim], placement, num_chunks, position)
     return tuple(held)
 
 
 def make_shard(
     shape: Sequence[int], layout: Layout, numbers: DimensionNumbers | None, held: tuple[Tensor, ...]
 ) -> Shard:
-    """The shard of a parameter that consists of these indices of each axis.
+    """Makes the shard of a parameter that consists of these indices of each axis.
 
     Args:
-        shape: Of the whole parameter.
+        shape: The shape of the whole parameter.
         layout: `make_layout(shape, numbers)`.
-        numbers: Which axes are its matrix.
-        held: Of `held_indices`.
+        numbers: The parameter's dimension numbers.
+        held: The indices of each axis, from `held_indices`.
     """
     local = tuple(len(index) for index in held)
     empty = 0 in local
@@ -146,7 +148,7 @@ def make_shard(
         indices = (
             held if layout.axes is not None else (_ravel(held, shape), torch.zeros(1, dtype=torch.int64))
         )
-        return Shard(local, layout, () if empty else (_make_part(indices),), (), held)
+        return Shard(local, layout, () if empty else (_make_region(indices),), (), held)
     axes = find_matrix_axes(shape, numbers)
     batch, reduction, output = (
         _ravel([held[axis] for axis in group], [shape[axis] for axis in group])
@@ -154,20 +156,20 @@ def make_shard(
     )
     width = math.prod(shape[axis] for axis in axes.output) // axes.splits
     output_first = layout.view.output_first
-    parts = []
+    regions = []
     for start, split, rows in [] if empty else _cut(output, width):
         matrices = (batch[:, None] * axes.splits + split).flatten()
         sides = (rows, reduction) if output_first else (reduction, rows)
-        parts.append(_make_part((matrices, *sides), start, len(split)))
+        regions.append(_make_region((matrices, *sides), start, len(split)))
     sides = (output, reduction) if output_first else (reduction, output)
-    return Shard(local, layout, tuple(parts), (len(batch), *map(len, sides)), held)
+    return Shard(local, layout, tuple(regions), (len(batch), *map(len, sides)), held)
 
 
 def _cut(output: Tensor, width: int) -> list[tuple[int, Tensor, Tensor]]:
-    """Runs of an output axis that lie in one matrix each; neighbours that are cut alike stay together.
+    """Splits the output indices held into runs within one matrix, and joins neighbours of equal rows.
 
     Returns:
-        For each, where it begins, the numbers of its matrices, and which of their rows.
+        For each run, its start, the indices of its matrices, and the rows held of each of them.
     """
     numbers, lengths = torch.unique_consecutive(output // width, return_counts=True)
     runs: list[tuple[int, list[Tensor], Tensor]] = []
@@ -181,67 +183,68 @@ def _cut(output: Tensor, width: int) -> list[tuple[int, Tensor, Tensor]]:
     return [(start, torch.stack(found), rows) for start, found, rows in runs]
 
 
-def _chunk(indices: Tensor, placement: Any, parts: int, place: int) -> Tensor:
-    if getattr(placement, "split_factor", 1) > 1:  # FSDP's cut of an axis that a later mesh axis cuts first
+def _chunk(indices: Tensor, placement: Any, num_chunks: int, position: int) -> Tensor:
+    if getattr(placement, "split_factor", 1) > 1:  # FSDP on an axis that a later mesh axis shards first
         alike = type(placement)(0, split_factor=placement.split_factor)
-        return alike._split_tensor(indices, parts, with_padding=False, contiguous=False)[0][place]
-    chunks = indices.chunk(parts)
-    return chunks[place] if place < len(chunks) else indices[:0]
+        return alike._split_tensor(indices, num_chunks, with_padding=False, contiguous=False)[0][position]
+    chunks = indices.chunk(num_chunks)
+    return chunks[position] if position < len(chunks) else indices[:0]
 
 
 def _ravel(indices: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """The place of every element of a product of indices in a tensor of this shape, flat."""
+    """Returns the flat index of every element of a product of indices in a tensor of this shape."""
     flat = torch.zeros(1, dtype=torch.int64)
     for index, size in zip(indices, shape, strict=True):
         flat = (flat[:, None] * size + index).flatten()
     return flat
 
 
-def _make_part(indices: tuple[Tensor, ...], start: int = 0, splits: int = 1) -> Part:
+def _make_region(indices: tuple[Tensor, ...], start: int = 0, splits: int = 1) -> Region:
     ranges = [slice(int(index[0]), int(index[-1]) + 1) for index in indices]
     gapless = [bool((index.diff() == 1).all()) for index in indices]
     kept = tuple(own if full else None for own, full in zip(ranges, gapless, strict=True))
-    return Part(indices, kept, start, splits)
+    return Region(indices, kept, start, splits)
 
 
-class Piece(NamedTuple):
-    """What a process holds of one matrix.
+class Tile(NamedTuple):
+    """The rows and columns of one matrix that a region of a shard covers.
 
     Attributes:
-        part: The number of the part in `Shard.parts`.
-        place: Which matrix of that part.
-        rows: Indices of the matrix's rows.
-        columns: Of its columns.
+        region: The position of the region in `Shard.regions`.
+        position: The position of the matrix in that region.
+        rows: The indices of the matrix's rows.
+        columns: The indices of its columns.
     """
 
-    part: int
-    place: int
+    region: int
+    position: int
     rows: Tensor
     columns: Tensor
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the piece."""
+        """The shape of the tile."""
         return len(self.rows), len(self.columns)
 
 
-class Division:
-    """How one parameter is divided.
+class ShardingSpec:
+    """The sharding of one parameter over a mesh of processes.
 
     Args:
-        shape: Of the whole parameter.
-        layout: How the rule sees it.
-        numbers: Which axes are its matrix.
-        processes: Who holds it.
-        placements: For each axis of their mesh, what it does to the parameter.
+        shape: The shape of the whole parameter.
+        layout: Its layout.
+        numbers: Its dimension numbers.
+        processes: The processes that share it.
+        placements: Its placement along each axis of their mesh.
 
     Attributes:
         layout: As given.
         processes: As given.
         shape: As given.
-        groups: Over which a sum over the shards goes, one after the other; none: nothing is cut.
-        num_shards: Into how many it is cut.
-        own: What this process holds.
+        groups: The groups over which a sum over the shards goes, one after the other; none if no axis is
+            sharded.
+        num_shards: The number of distinct shards.
+        shard: The shard of this process.
     """
 
     def __init__(
@@ -254,43 +257,46 @@ class Division:
     ):
         self.shape, self.layout, self.processes = shape, layout, processes
         self._numbers, self._placements = numbers, tuple(placements)
-        cut = [is_cut(kind) and size > 1 for kind, size in zip(placements, processes.shape, strict=True)]
-        self.groups = tuple(group for group, does in zip(processes.axis_groups, cut, strict=True) if does)
-        self.num_shards = math.prod(size for size, does in zip(processes.shape, cut, strict=True) if does)
-        self._alike = [axis for axis, does in enumerate(cut) if not does]
-        self.own = self._shard(processes.rank)
+        sharded = [
+            is_shard(kind) and size > 1 for kind, size in zip(placements, processes.shape, strict=True)
+        ]
+        groups = zip(processes.axis_groups, sharded, strict=True)
+        self.groups = tuple(group for group, does in groups if does)
+        self.num_shards = math.prod(size for size, does in zip(processes.shape, sharded, strict=True) if does)
+        self._replicated = [axis for axis, does in enumerate(sharded) if not does]
+        self.shard = self._make_shard(processes.rank)
 
     @property
     def num_matrices(self) -> int:
-        """Along all axes of the layout but the last two."""
+        """The number of matrices: the product of all axes of the layout but the last two."""
         return math.prod(self.layout.shape[:-2])
 
     @functools.cached_property
-    def holders(self) -> list[dict[int, list[Piece]]]:
-        """For each matrix, what each process holds of it; those that hold nothing are left out."""
-        found: list[dict[int, list[Piece]]] = [{} for _ in range(self.num_matrices)]
+    def holders(self) -> list[dict[int, list[Tile]]]:
+        """For each matrix, the tiles of each rank that holds any of it."""
+        found: list[dict[int, list[Tile]]] = [{} for _ in range(self.num_matrices)]
         for rank in range(self.processes.size):
-            for number, part in enumerate(self._shard(rank).parts):
-                for place, matrix in enumerate(part.matrices(self.layout.shape).tolist()):
-                    piece = Piece(number, place, *part.indices[-2:])
-                    found[matrix].setdefault(rank, []).append(piece)
+            for number, region in enumerate(self._make_shard(rank).regions):
+                for position, matrix in enumerate(region.matrices(self.layout.shape).tolist()):
+                    tile = Tile(number, position, *region.indices[-2:])
+                    found[matrix].setdefault(rank, []).append(tile)
         return found
 
     @functools.cached_property
-    def in_full(self) -> list[list[int]]:
-        """For each matrix, the processes that hold all of it."""
+    def full_holders(self) -> list[list[int]]:
+        """For each matrix, the ranks that hold all of it."""
         size = math.prod(self.layout.shape[-2:])
         return [
-            [rank for rank, pieces in holders.items() if sum(math.prod(p.shape) for p in pieces) == size]
+            [rank for rank, tiles in holders.items() if sum(math.prod(t.shape) for t in tiles) == size]
             for holders in self.holders
         ]
 
     def sends(self, rank: int, owner: int) -> bool:
-        """Whether an owner gets a process's part from it, rather than from another that holds the same."""
+        """Returns whether an owner receives tiles from this rank, rather than from one of its replicas."""
         ours, theirs = self.processes.coordinates[rank], self.processes.coordinates[owner]
-        return all(ours[axis] == theirs[axis] for axis in self._alike)
+        return all(ours[axis] == theirs[axis] for axis in self._replicated)
 
-    def _shard(self, rank: int) -> Shard:
+    def _make_shard(self, rank: int) -> Shard:
         processes = self.processes
         held = held_indices(self.shape, self._placements, processes.shape, processes.coordinates[rank])
         return make_shard(self.shape, self.layout, self._numbers, held)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from celo2.baselines import find_optimizer
+from celo2.evaluate.suite import local as module
+from celo2.evaluate.suite.local import Failure, GroupProgress, train_groups
+from celo2.evaluate.suite.results import RunResult
+from celo2.evaluate.suite.run import SuiteProgress, run_suite
+from celo2.evaluate.suite.spec import Suite
+from celo2.evaluate.suite.store import RunStore
+from helpers.run_results import make_random_run
+
+SUITE = Suite(
+    name="a-suite",
+    tasks=("digits-mlp", "quadratic"),
+    optimizers=("adamw", "lion"),
+    num_learning_rates=2,
+    seeds=2,
+    steps=20,
+)
+
+
+class FakeEngine:
+    """Makes up runs; `trained` collects what it was asked for, and it stops as `stop_after` says."""
+
+    def __init__(self, stop_after: int = 100, broken: str = "") -> None:
+        self.trained: list[tuple] = []
+        self._stop_after, self._broken = stop_after, broken
+
+    def __call__(self, tasks, _, on_progress) -> Iterator[list[RunResult] | Failure]:
+        for group in (group for groups in tasks for group in groups):
+            if len(self.trained) == self._stop_after:
+                raise KeyboardInterrupt
+            on_progress(GroupProgress(group, None))
+            self.trained.append((group.task, group.optimizer, len(group.specs())))
+            if group.optimizer == self._broken:
+                yield Failure(group, "it broke")
+            else:
+                yield [make_random_run(**vars(spec)) for spec in group.specs()]
+
+
+def test_a_stopped_suite_goes_on_where_it_was(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(SUITE, RunStore(tmp_path), engine=FakeEngine(stop_after=3))
+    assert len(RunStore(tmp_path).load().results) == 12
+    engine = FakeEngine()
+    assert run_suite(SUITE, RunStore(tmp_path), engine=engine) == []
+    assert engine.trained == [("quadratic", "lion", 4)]
+    assert len(RunStore(tmp_path).load().results) == SUITE.count_runs() == 16
+
+
+def test_more_seeds_train_only_what_is_new(tmp_path: Path) -> None:
+    run_suite(SUITE, RunStore(tmp_path), engine=FakeEngine())
+    engine = FakeEngine()
+    more = Suite(**{**vars(SUITE), "seeds": 3, "tasks": ("quadratic",)})
+    run_suite(more, RunStore(tmp_path), engine=engine)
+    assert engine.trained == [("quadratic", "adamw", 2), ("quadratic", "lion", 2)]
+
+
+def test_what_fails_is_told_and_tried_again(tmp_path: Path) -> None:
+    [one, other] = run_suite(SUITE, RunStore(tmp_path), engine=FakeEngine(broken="lion"))
+    assert (one.group.task, other.group.task, one.reason) == ("digits-mlp", "quadratic", "it broke")
+    engine = FakeEngine()
+    assert run_suite(SUITE, RunStore(tmp_path), engine=engine) == []
+    assert {optimizer for _, optimizer, _ in engine.trained} == {"lion"}
+
+
+def test_runs_of_another_length_are_refused(tmp_path: Path) -> None:
+    run_suite(SUITE, RunStore(tmp_path), engine=FakeEngine())
+    longer = Suite(**{**vars(SUITE), "steps": 30})
+    with pytest.raises(ValueError, match="has runs of digits-mlp of 20 steps, and now 30 were asked for"):
+        run_suite(longer, RunStore(tmp_path), engine=FakeEngine())
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_task_on_other_data_fails_untrained_and_the_others_are_trained(tmp_path: Path) -> None:
+    one_task = Suite(**{**vars(SUITE), "tasks": ("quadratic",), "seeds": 1})
+    run_suite(one_task, RunStore(tmp_path), engine=FakeEngine())  # on a made-up set
+    failures = run_suite(SUITE, RunStore(tmp_path))
+    assert [(failure.group.task, failure.group.optimizer) for failure in failures] == [
+        ("quadratic", "adamw"),
+        ("quadratic", "lion"),
+    ]
+    assert "has runs of it on a-set, and now it trains on quadratic" in failures[0].reason
+    assert len(RunStore(tmp_path).load().results) == 4 + 8
+
+
+def test_runs_of_other_weights_are_refused(tmp_path: Path) -> None:
+    shipped = find_optimizer("celo2").weights
+    learned = Suite(**{**vars(SUITE), "optimizers": ("celo2", "adamw")})
+    run_suite(learned, RunStore(tmp_path), engine=FakeEngine())  # which makes up runs of no weights
+    with pytest.raises(ValueError, match=rf"runs of celo2 with other weights .* now \({shipped[:16]}"):
+        run_suite(learned, RunStore(tmp_path), engine=FakeEngine())
+    elsewhere = Suite(**{**vars(learned), "tasks": ("fashion-mlp",)})
+    with pytest.raises(ValueError, match="with other weights"):
+        run_suite(elsewhere, RunStore(tmp_path), engine=FakeEngine())
+
+
+def test_weights_that_change_meanwhile_are_a_failure() -> None:
+    groups = [group._replace(weights="others") for group in SUITE.groups("quadratic")[:1]]
+    [failure] = train_groups(groups)
+    assert isinstance(failure, Failure)
+    assert "weights of adamw have changed since the suite began" in failure.reason
+
+
+def test_progress_counts_runs(tmp_path: Path) -> None:
+    seen: list[SuiteProgress] = []
+    run_suite(SUITE, RunStore(tmp_path), engine=FakeEngine(), on_progress=seen.append)
+    assert [(p.done, p.total) for p in seen if p.current is None] == [(n, 16) for n in (0, 4, 8, 12, 16)]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_groups_are_trained_and_described() -> None:
+    seen: list[GroupProgress] = []
+    groups = SUITE.groups("quadratic")
+    outcomes = list(train_groups(groups, on_progress=seen.append))
+    for group, results in zip(groups, outcomes, strict=True):
+        assert isinstance(results, list)
+        assert [result.spec for result in results] == group.specs()
+        for result in results:
+            assert (result.facts.name, result.facts.num_parameters) == ("quadratic", 64 * 32)
+            assert result.train_steps[-1] == result.valid_steps[-1] == 20
+            assert np.isfinite(result.train_loss).all()
+            assert 0 < result.seconds_per_step < 10
+            assert result.state_bytes >= 4 * 64 * 32
+            assert result.weights == ""
+            assert result.timing.startswith("share of 4 runs")
+    assert seen[0].progress is None
+    assert seen[-1].progress is not None
+    assert seen[-1].progress.done == 1.0
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_one_broken_optimizer_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = module.find_optimizer
+
+    def broken(name: str, **options):
+        if name == "adamw":
+            raise RuntimeError("no such thing")
+        return find(name, **options)
+
+    monkeypatch.setattr(module, "find_optimizer", broken)
+    failure, results = train_groups(SUITE.groups("quadratic"))
+    assert isinstance(failure, Failure)
+    assert failure.reason == "RuntimeError: no such thing"
+    assert len(results) == 4
+
+
+def test_a_task_without_its_data_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise FileNotFoundError("no local copy of the set")
+
+    monkeypatch.setattr(module, "make_task", missing)
+    outcomes = list(train_groups(SUITE.groups("quadratic")))
+    assert [outcome.reason for outcome in outcomes] == ["FileNotFoundError: no local copy of the set"] * 2

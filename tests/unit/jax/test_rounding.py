@@ -1,0 +1,95 @@
+"""Stochastic rounding: exact on average, exact where bfloat16 is, and the same in a repeated run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import celo2
+from celo2.jax.rounding import round_all
+from helpers import quick
+from helpers.weights_examples import make_weights
+
+NUM_DRAWS = 4096
+BASE = make_weights(**quick.SMALL_RULE, orthogonalize=False)
+
+
+def test_rounding_is_unbiased_and_between_the_neighbours() -> None:
+    rng = np.random.default_rng(0)
+    values = jnp.asarray(rng.standard_normal(64) * 10.0 ** rng.integers(-12, 12, 64), jnp.float32)
+    keys = jax.random.split(jax.random.key(1), NUM_DRAWS)
+    drawn = jax.vmap(lambda key: round_all(key, (values, -values, values))[2])(keys)
+    drawn = np.asarray(drawn, np.float64)
+    exact = np.asarray(values, np.float64)
+    gap = 2.0**-7 * np.abs(exact)  # at most, between neighbours
+    assert (np.abs(drawn - exact) < gap).all()
+    np.testing.assert_allclose(drawn.mean(0), exact, atol=0, rtol=5 * 2.0**-7 / 2 / np.sqrt(NUM_DRAWS))
+    assert (drawn.min(0) < exact).sum() > 50  # to nearest, each value would have one result
+    assert (drawn.max(0) > exact).sum() > 50
+
+
+def test_arrays_are_rounded_independently() -> None:
+    values = jnp.full(NUM_DRAWS, 1.0 + 2.0**-8, jnp.float32)  # half way between two neighbours
+    rounded = np.asarray(round_all(jax.random.key(2), (values,) * 4), np.float64)
+    assert (np.abs(np.corrcoef(rounded) - np.eye(4)) < 5 / np.sqrt(NUM_DRAWS)).all()
+
+
+def test_exact_values_infinities_and_nan_are_kept() -> None:
+    values = jnp.array([0.0, -0.0, 1.5, -(2.0**-120), np.inf, -np.inf, np.nan], jnp.float32)
+    for seed in range(8):
+        (rounded,) = round_all(jax.random.key(seed), (values,))
+        np.testing.assert_array_equal(np.asarray(rounded, np.float32), values)
+        assert np.signbit(rounded[1])
+
+
+def _run(steps: int, state_dtype: str | None) -> tuple[dict[str, jax.Array], Any]:
+    rule = celo2.scale_by_celo2(BASE, state_dtype=state_dtype)
+    params = {"kernel": jnp.ones((6, 5)), "bias": jnp.zeros(5)}
+    state, update = rule.init(params), jax.jit(rule.update)
+    for seed in range(steps):
+        grads = jax.tree.map(lambda p, seed=seed: jax.random.normal(jax.random.key(seed), p.shape), params)
+        updates, state = update(grads, state, params)
+    return updates, state
+
+
+def test_a_repeated_run_is_the_same_and_close_to_float32() -> None:
+    updates, state = _run(5, "bfloat16")
+    again, _ = _run(5, "bfloat16")
+    plain, plain_state = _run(5, None)
+    for name in updates:
+        np.testing.assert_array_equal(updates[name], again[name])
+        assert float(jnp.abs(updates[name] - plain[name]).max()) < 0.2  # steps of root mean square 1
+    for family in ("momentum", "rms"):
+        for rounded, exact in zip(getattr(state, family), getattr(plain_state, family), strict=True):
+            assert rounded["kernel"].dtype == jnp.bfloat16
+            np.testing.assert_allclose(
+                np.asarray(rounded["kernel"], np.float32), exact["kernel"], rtol=0.05, atol=2e-3
+            )
+
+
+def test_state_takes_eight_bytes_a_parameter() -> None:
+    params = {"kernel": jnp.ones((256, 256))}
+    state = celo2.scale_by_celo2(state_dtype="bfloat16").init(params)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(state)) < 8.2 * 256 * 256
+
+
+@pytest.mark.parametrize("dtype", ["float16", "nonsense"])
+def test_other_dtypes_are_refused(dtype: str) -> None:
+    with pytest.raises(ValueError, match="bfloat16"):
+        celo2.scale_by_celo2(state_dtype=dtype)
+
+
+def test_equal_leaves_and_successive_steps_are_rounded_differently() -> None:
+    rule = celo2.scale_by_celo2(BASE, state_dtype="bfloat16")
+    update = jax.jit(rule.update)
+    params = {"a": jnp.ones(512), "b": jnp.ones(512), "large": jnp.ones((256, 256))}
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 1.0 + 2.0**-8), params)
+    first = update(grads, rule.init(params), params)[1]
+    second = update(grads, first._replace(momentum=rule.init(params).momentum), params)[1]
+    for state, other in ((first, second), (second, first)):
+        assert (state.momentum[0]["a"] != state.momentum[0]["b"]).mean() > 0.1
+        assert (state.momentum[0]["large"] != other.momentum[0]["large"]).mean() > 0.1

@@ -1,0 +1,120 @@
+"""Weights from the Hugging Face hub, by a stand-in for its library: no test needs the network."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from celo2.weights.checkpoint import (
+    MAX_BYTES,
+    fetch_checkpoint,
+    load_checkpoint,
+    save_weights,
+)
+from helpers.weights_examples import make_weights
+
+
+class RepositoryNotFoundError(OSError):
+    """What the hub's library raises for a repository that does not exist."""
+
+
+class Hub:
+    """The four names of huggingface_hub that are used, over a local folder."""
+
+    errors = SimpleNamespace(RepositoryNotFoundError=RepositoryNotFoundError)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.online, self.cached, self.size = folder, True, False, 100
+        self.__spec__ = SimpleNamespace(name="huggingface_hub")
+
+    def model_info(self, repo_id: str, *, files_metadata: bool):
+        assert files_metadata
+        if not self.online:
+            raise RuntimeError("offline")
+        if repo_id != "owner/name":
+            raise RepositoryNotFoundError(repo_id)
+        names = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*.*")]
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=self.size) for name in names])
+
+    def hf_hub_download(self, _: str, name: str) -> str:
+        return str(self.folder / name)
+
+    def snapshot_download(self, repo_id: str, *, local_files_only: bool) -> str:
+        assert local_files_only
+        if not self.cached:
+            raise FileNotFoundError(repo_id)
+        return str(self.folder)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    stand_in = Hub(folder)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)  # type: ignore[arg-type]
+    return stand_in
+
+
+def test_hub_upstream_file_loads_with_its_options(hub):
+    save_weights(hub.folder / "theta.state", make_weights())
+    weights = load_checkpoint("owner/name", orthogonalize=False)
+    assert weights.config.variant == "celo2-base"
+    assert weights.provenance["hub"] == "owner/name"
+
+
+def test_hub_prefers_safetensors_at_the_top(hub):
+    (hub.folder / "old").mkdir()
+    save_weights(hub.folder / "old" / "w.safetensors", make_weights())
+    save_weights(hub.folder / "theta.state", make_weights())
+    save_weights(hub.folder / "w.safetensors", make_weights(orthogonalize=False))
+    assert load_checkpoint("owner/name").config.variant == "celo2-base"
+
+
+def test_hub_is_not_asked_where_a_path_exists(hub, tmp_path):
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    save_weights(tmp_path / "owner" / "name" / "theta.state", make_weights())
+    assert "hub" not in load_checkpoint("owner/name").provenance
+    with pytest.raises(ValueError, match="found none"):
+        fetch_checkpoint("owner/name")
+
+
+def test_hub_offline_uses_its_cache(hub):
+    save_weights(hub.folder / "w.safetensors", make_weights())
+    hub.online, hub.cached = False, True
+    assert load_checkpoint("owner/name").config.variant == "celo2"
+
+
+def test_hub_offline_without_cache_says_so(hub):
+    hub.online = False
+    with pytest.raises(ConnectionError, match=r"'owner/name' is no file here.*cannot be reached \(offline\)"):
+        load_checkpoint("owner/name")
+
+
+def test_hub_repository_that_does_not_exist_says_so(hub):
+    with pytest.raises(FileNotFoundError, match="neither a file here nor a repository"):
+        load_checkpoint("owner/nothing")
+
+
+def test_hub_repository_with_several_files_names_them(hub):
+    save_weights(hub.folder / "a.safetensors", make_weights())
+    save_weights(hub.folder / "b.safetensors", make_weights())
+    with pytest.raises(ValueError, match=r"found a\.safetensors, b\.safetensors"):
+        load_checkpoint("owner/name")
+
+
+def test_hub_does_not_download_a_language_model(hub):
+    save_weights(hub.folder / "model.safetensors", make_weights())
+    hub.size = MAX_BYTES + 1
+    with pytest.raises(ValueError, match=r"model\.safetensors has 1048577 bytes"):
+        load_checkpoint("owner/name")
+
+
+def test_hub_without_its_extra_names_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r"'owner/name' is no file here.*celo2\[hub\]"):
+        load_checkpoint("owner/name")

@@ -1,6 +1,6 @@
 """Celo2: a learned optimizer that replaces AdamW in one line.
 
-`import celo2` loads neither JAX nor PyTorch; the names below are imported on first use.
+`import celo2` loads neither JAX nor PyTorch; the public names are imported on first use.
 """
 
 from __future__ import annotations

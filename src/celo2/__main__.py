@@ -1,4 +1,4 @@
-"""`python -m celo2`: the command line, where its script is not on the path."""
+"""Runs the command line as `python -m celo2`, for when its script is not on the path."""
 
 from celo2.cli import main
 

@@ -1,3 +1,3 @@
-"""The package version, its one definition."""
+"""The package version, defined only here."""
 
 __version__ = "0.1.0"

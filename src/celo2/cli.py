@@ -1,4 +1,4 @@
-"""The command line: the first word chooses a command, whose module is loaded only then."""
+"""The `celo2` command line: dispatches to a command, whose module is imported only when it is chosen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from celo2.config import nearest_name
 
 
 class Command(NamedTuple):
-    """Where a command lives, the extra that it needs (empty: none), and its line in the help."""
+    """Module of a command, the extra that it needs (empty for none), and its line in the help."""
 
     module: str
     extra: str
@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `celo2 COMMAND …`.
 
     Args:
-        argv: The words after `celo2`; the process's own by default.
+        argv: The words after `celo2`; by default those of the process.
 
     Returns:
-        The exit status: 0; 1 for a run that stopped itself; 2 for a call that cannot be carried out; 130, 143
-        or 129 when Ctrl-C, SIGTERM or SIGHUP ended it.
+        The exit status: 0; 1 for a run that stopped itself; 2 for an invalid call; 130, 143 or 129 when
+        Ctrl-C, SIGTERM or SIGHUP ended it.
     """
     if argv is not None:
         return _run(list(argv))
@@ -79,7 +79,7 @@ def _run(words: list[str]) -> int:
 
 
 def _choose(words: list[str]) -> int:
-    """Runs the command that the first word names."""
+    """Runs the command named by the first word."""
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0

@@ -1,7 +1,7 @@
-"""The options of the Celo2 rule, and the table of its input features.
+"""Options of the Celo2 rule, and the table of its input features.
 
 Source: Celo2 (arXiv 2602.19142), section 3 and the options of its public implementation.
-Every backend (JAX, PyTorch, the weight files) reads this one table, so that a feature's place
+Every backend (JAX, PyTorch, the weight files) reads this one table, so that a feature's position
 in the weight matrices `w0__0 … w0__13` has a single definition.
 """
 
@@ -26,12 +26,12 @@ ACTIVATIONS: tuple[str, ...] = ("relu", "tanh")
 
 
 class Feature(NamedTuple):
-    """One group of input channels of the network.
+    """Group of input channels of the network.
 
     Attributes:
-        name: What the backends call it.
+        name: The name in the backends.
         option: The `RuleConfig` switch that enables it.
-        channels: How many channels it has: `"one"`, or one for each decay of an accumulator family.
+        channels: The number of channels: `"one"`, or the accumulator family with one channel per decay.
         min_rank: The lowest tensor rank that has this feature (the factored ones need a matrix).
     """
 
@@ -68,7 +68,7 @@ def nearest_name(name: str, valid: Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuleConfig:
-    """Every option of the rule; the defaults are the reference's (the Celo2 variant).
+    """All options of the rule; the defaults are the reference's (the Celo2 variant).
 
     Attributes:
         ff_hidden_size: Width of the hidden layers, 1 to 1024.
@@ -200,11 +200,11 @@ class RuleConfig:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the network has (347 by default)."""
+        """The number of parameters of the network (347 by default)."""
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
     def num_channels(self, feature: Feature) -> int:
-        """Number of input channels of one feature group under these decays."""
+        """Returns the number of input channels of a feature group under these decays."""
         return {
             "one": 1,
             "momentum": len(self.initial_momentum_decays),
@@ -213,7 +213,7 @@ class RuleConfig:
         }[feature.channels]
 
     def feature_groups(self, rank: int) -> tuple[tuple[str, Feature], ...]:
-        """The enabled groups of a tensor of this rank, as `(weight name, feature)` in order.
+        """Returns the enabled groups of a tensor of this rank, as `(weight name, feature)` in order.
 
         The numbering counts the enabled groups of a matrix; a vector uses the first of them.
         """
@@ -223,7 +223,7 @@ class RuleConfig:
         )
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every array of the network: `w0__i`, `b0`, `w1`, `b1` and so on."""
+        """Returns the shape by name of every array of the network: `w0__i`, `b0`, `w1`, `b1` and so on."""
         hidden = self.ff_hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             name: (self.num_channels(feature), hidden) for name, feature in self.feature_groups(2)
@@ -236,13 +236,13 @@ class RuleConfig:
         return shapes
 
     def replace(self, **options: Any) -> RuleConfig:
-        """A copy with some options changed; an unknown name is refused with the nearest valid one."""
+        """Returns a copy with some options changed; an error for an unknown name suggests the nearest."""
         self.check_option_names(options)
         return dataclasses.replace(self, **options)
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:
-        """The names of all options."""
+        """Returns the names of all options."""
         return tuple(field.name for field in dataclasses.fields(cls))
 
     @classmethod
@@ -256,12 +256,12 @@ class RuleConfig:
                 )
 
     def to_json(self) -> str:
-        """The options as a JSON object."""
+        """Formats the options as a JSON object."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> RuleConfig:
-        """Reads what `to_json` wrote; unknown options are refused, absent ones take the default."""
+        """Parses the output of `to_json`; unknown options are refused, absent ones take their defaults."""
         options = json.loads(text)
         if not isinstance(options, Mapping):
             raise ValueError(f"a rule config must be a JSON object, got {type(options).__name__}.")

@@ -1,22 +1,22 @@
-"""Numbers of the rule that are no options, the same in every backend.
+"""Fixed constants of the rule (not configurable), shared by all backends.
 
 Source: arXiv 2602.19142, section 3, and its public code.
 """
 
 from __future__ import annotations
 
-GRAD_CLIP = 1000.0  # of every gradient element, before anything else
+GRAD_CLIP = 1000.0  # bound of every gradient element, applied first
 FACTORED_EPS = 1e-30  # added to g² before the row and column means
 CLIPPED_GRAD = 0.1  # bound of the clipped-gradient feature
 RSQRT_EPS = 1e-8  # under every reciprocal root of an accumulator
-FACTOR_FLOOR = 1e-9  # of the row factor's denominator, and of what the factors' roots are taken of
+FACTOR_FLOOR = 1e-9  # lower bound of the row factor's denominator and under the factors' roots
 NORM_EPS = 1e-9  # under the root of both normalisers, of the input channels and of the step
 PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
 
 ADAMW_LR_SCALE = 20.0  # learning rate of Celo2's AdamW branch over the rule's: `mult_1d` of the reference
 ADAMW_BETAS = (0.9, 0.95)  # of that branch
 
-FLOAT32_MAX = 3.4028234663852886e38  # what the rule computes in: an option beyond it has no meaning
+FLOAT32_MAX = 3.4028234663852886e38  # the rule computes in float32; larger options are refused
 FLOAT32_TINY = 1.1754943508222875e-38  # the least normal number
 
-GRADIENT_DECAY = 0.99  # of the running mean that gradients are normalised by; ours, not the paper's
+GRADIENT_DECAY = 0.99  # decay of the running mean that normalises gradients; not in the paper

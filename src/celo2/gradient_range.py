@@ -1,4 +1,4 @@
-"""The range of the gradients that weights were meta-trained on, as their file states it.
+"""Range of gradients that weights were meta-trained on, as stated in their file.
 
 The rule depends on the gradient's scale, so the range belongs to the weights and travels in their file:
 the provenance field `gradient_rms` is a JSON list of two root mean squares, low and high.
@@ -12,25 +12,25 @@ import math
 
 from celo2.weights.checkpoint import Weights, load_checkpoint
 
-FIELD = "gradient_rms"  # of the provenance
-# Low and high. Up to a tenth of the gradients in meta-training vanish at any scale (runs that fit a small
-# image set without error, networks without a living unit): that is no scale that the weights know.
+FIELD = "gradient_rms"  # the provenance field
+# Low and high. Up to a tenth of the gradients in meta-training vanish (runs that fit a small image set
+# without error, networks whose units are all dead): not a range the weights were trained on.
 QUANTILES = (0.1, 0.99)
 
 
 def gradient_range(weights: Weights) -> tuple[float, float]:
-    """The root mean squares between which gradients lay in meta-training, apart from its least and largest.
+    """Returns the range of the gradients' root mean squares in meta-training, without its extremes.
 
-    The 10 % and 99 % quantiles over arrays that the rule updates and steps of inner runs.
+    The range spans the 10 % to 99 % quantiles over updated arrays and steps of inner runs.
 
     Args:
-        weights: Weights whose file states the range, as the shipped ones' do.
+        weights: Weights whose file states the range, as those of the shipped weights do.
 
     Returns:
-        Low and high, of the loss in nats by the parameters as they are stored; 0 < low < high.
+        Low and high, for gradients of the loss in nats with respect to the stored parameters; 0 < low < high.
 
     Raises:
-        ValueError: The file states no range, or something else than one.
+        ValueError: The file states no range, or not a valid one.
 
     Example:
         >>> from celo2 import load_checkpoint
@@ -53,10 +53,10 @@ def gradient_range(weights: Weights) -> tuple[float, float]:
 
 
 def resolve_range(low: float | None, high: float | None, weights: Weights | str) -> tuple[float, float]:
-    """Low and high; where one is None, that of the weights.
+    """Returns low and high, taking those that are None from the weights.
 
     Raises:
-        ValueError: Not 0 < low < high < ∞, or weights whose file states no range.
+        ValueError: 0 < low < high < ∞ does not hold, or the weights' file states no range.
     """
     if low is None or high is None:
         known = gradient_range(weights if isinstance(weights, Weights) else load_checkpoint(weights))
@@ -66,10 +66,10 @@ def resolve_range(low: float | None, high: float | None, weights: Weights | str)
 
 
 def format_range(low: float, high: float) -> str:
-    """The text of the provenance field, to two digits: the quantiles are known no better.
+    """Formats the provenance field, with two digits: the quantiles are not known more precisely.
 
     Raises:
-        ValueError: Not 0 < low < high < ∞.
+        ValueError: 0 < low < high < ∞ does not hold.
     """
     check_range(low, high)
     return json.dumps([float(f"{low:.1e}"), float(f"{high:.1e}")])
@@ -82,7 +82,7 @@ def check_range(low: float, high: float) -> None:
 
 
 def check_normalization(target: float, decay: float) -> None:
-    """Raises a ValueError for a root mean square or a decay that gradients cannot be normalised with."""
+    """Raises a ValueError unless the root mean square and the decay can normalise gradients."""
     if not 0 < target < math.inf:
         raise ValueError(f"target must be a positive number, got {target}.")
     if not 0 <= decay < 1:

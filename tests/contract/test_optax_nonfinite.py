@@ -118,7 +118,7 @@ def test_apply_if_finite_leaves_out_whole_steps(factory: Any, weights: Any) -> N
 
 @every_optimizer
 @pytest.mark.parametrize("skip", [True, False])
-@pytest.mark.filterwarnings("ignore::celo2.jax.routing.labels.RoutingWarning")
+@pytest.mark.filterwarnings("ignore::celo2.routing.routes.RoutingWarning")
 def test_an_equinox_model_may_be_given_as_it_is(factory: Any, weights: Any, skip: bool) -> None:
     """With the functions that it holds, as Optax takes it."""
     model = eqx.nn.MLP(2, 2, 4, 2, key=jax.random.key(0))

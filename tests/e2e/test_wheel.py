@@ -18,7 +18,7 @@ import celo2
 assert "jax" not in sys.modules, "import celo2 loads jax"
 assert celo2.__file__.startswith(sys.argv[1]), celo2.__file__
 import jax.numpy as jnp
-from celo2.tasks.datasets import load_fashion_mnist
+from celo2.tasks.vision.datasets import load_fashion_mnist
 for make in (celo2.celo2, celo2.celo2_base):
     tx = make(1e-3)
     params = {"layer": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}}

@@ -23,6 +23,7 @@ def _estimate(arrays: dict[str, np.ndarray]) -> pes.Estimate:
     def on_device(tree: dict[str, np.ndarray]) -> dict:
         return {name: jnp.asarray(array) for name, array in tree.items()}
 
+    mask = arrays["mask"].astype(np.float32)
     return pes.estimate(
         jnp.asarray(arrays["loss_pos"]),
         jnp.asarray(arrays["loss_neg"]),
@@ -30,7 +31,7 @@ def _estimate(arrays: dict[str, np.ndarray]) -> pes.Estimate:
         on_device(_tree(arrays, "perturbation/")),
         on_device(_tree(arrays, "accumulator_in/")),
         sigma=float(arrays["sigma"]),
-        mask=jnp.asarray(arrays["mask"]),
+        weight=jnp.asarray(mask / mask.sum(axis=0, keepdims=True)),
         sign_scale=float(arrays["sign_delta_loss_scalar"]),
     )
 

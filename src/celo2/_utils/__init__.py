@@ -1,1 +1,1 @@
-"""Helpers without knowledge of optimizers: files, locks, signals, streams, checks, optional dependencies."""
+"""General helpers: files, locks, signals, output streams, argument checks, optional dependencies."""

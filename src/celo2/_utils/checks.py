@@ -1,4 +1,4 @@
-"""Checks of what commands are given, made before any work: ranges, and places that can be written."""
+"""Checks of command arguments before any work is done: numeric ranges and writable paths."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
 
-MAX_COUNT = 2**31 - 1  # of steps and the like, which are int32 on the device
-NUM_SEEDS = 2**32  # that jax.random.key tells apart: it takes larger ones modulo this
-MAX_DEVICES = 1024  # that a processor is shown as
+MAX_COUNT = 2**31 - 1  # steps and other counts are int32 on the device
+NUM_SEEDS = 2**32  # jax.random.key takes seeds modulo this
+MAX_DEVICES = 1024  # host devices that a processor may be split into
 
 
 def check_rates(what: str, rates: Sequence[float]) -> None:
-    """Raises a ValueError unless these are one or more different learning rates, positive in float32."""
+    """Raises a ValueError unless `rates` has one or more distinct learning rates, positive in float32."""
     if not rates or len(set(rates)) != len(rates) or not all(FLOAT32_TINY <= x <= FLOAT32_MAX for x in rates):
         shown = [f"{rate:g}" if isinstance(rate, float) else rate for rate in rates]
         raise ValueError(
@@ -24,20 +24,20 @@ def check_rates(what: str, rates: Sequence[float]) -> None:
 
 
 def check_seeds(first: int, count: int = 1) -> None:
-    """Raises a ValueError unless the seeds from `first` on are in [0, 2³²): others would repeat those."""
+    """Raises a ValueError unless the `count` seeds from `first` are in [0, 2³²): others would repeat them."""
     if not (count >= 1 and first >= 0 and first + count <= NUM_SEEDS):
         last = f" to {first + count - 1}" if count > 1 else ""
         raise ValueError(f"seeds must be whole numbers in [0, 2³²), got {first}{last}.")
 
 
 def check_count(what: str, count: int, least: int = 0) -> None:
-    """Raises a ValueError unless a number of steps, runs and the like is from `least` to 2³¹ - 1."""
+    """Raises a ValueError unless a number of steps, runs or the like is in [`least`, 2³¹ - 1]."""
     if not least <= count <= MAX_COUNT:
         raise ValueError(f"{what} must be a whole number from {least} to {MAX_COUNT}, got {count}.")
 
 
 def check_devices(devices: int) -> None:
-    """Raises a ValueError for a number of devices that there cannot be; 0 is all of them."""
+    """Raises a ValueError for an impossible number of devices; 0 means all of them."""
     if not 0 <= devices <= MAX_DEVICES:
         raise ValueError(f"devices must be from 1 to {MAX_DEVICES}, or 0 for all, got {devices}.")
 
@@ -49,11 +49,11 @@ def check_memory(gib: float) -> None:
 
 
 def check_out_folder(folder: Path) -> None:
-    """Finds out whether a folder is there, or can be made, and can be written.
+    """Checks that a folder exists or can be made, and is writable.
 
     Raises:
-        NotADirectoryError: It, or one that it would lie in, is a file.
-        PermissionError: Nobody who runs this may write there.
+        NotADirectoryError: The folder, or one of its parents, is a file.
+        PermissionError: The user may not write there.
     """
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir():
@@ -63,10 +63,10 @@ def check_out_folder(folder: Path) -> None:
 
 
 def check_out_file(file: Path) -> None:
-    """Finds out whether a file can be written.
+    """Checks that a file can be written.
 
     Raises:
-        OSError: It is a folder, or the folder that it would lie in does not exist, or may not be written.
+        OSError: It is a folder, or its parent folder does not exist or is not writable.
     """
     if file.is_dir():
         raise IsADirectoryError(f"{file} is a folder; name a file in it.")

@@ -1,4 +1,4 @@
-"""Optional dependencies: one message for all that are missing."""
+"""Optional dependencies, with one error message for all that are missing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import importlib.util
 
 
 def require(extra: str, *modules: str) -> None:
-    """Raises an ImportError that names the extra when one of the modules is not installed.
+    """Raises an ImportError that names the extra if one of the modules is not installed.
 
     Args:
-        extra: The extra of this package that brings the modules, `"jax"` say.
-        *modules: Import names.
+        extra: The extra of this package that installs the modules, such as `"jax"`.
+        *modules: Their import names.
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:

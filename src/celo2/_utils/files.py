@@ -1,4 +1,4 @@
-"""Small files: read with a limit on their size, written whole or not at all, JSON of whatever content."""
+"""Reading of size-limited files, atomic writing, and tolerant reading of JSON and JSON lines."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # what `write_atomic` writes first: .NAME.PROCESS.partial
-OLD = 3600.0  # seconds after which a partial file is nobody's, wherever the process was
+PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # the temporary files of `write_atomic`: .NAME.PROCESS.partial
+OLD = 3600.0  # seconds after which a partial file is abandoned, whatever host its process ran on
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
-    """The bytes of a regular file.
+    """Reads the bytes of a regular file.
 
     Raises:
         ValueError: It is a device or a pipe, or has more than `max_bytes` bytes.
@@ -31,10 +31,10 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes beside the path, syncs, then renames: a reader sees the old file or the new one.
+    """Writes a temporary file, syncs and renames it, so that readers see the old file or the new one.
 
     Raises:
-        OSError: With the path.
+        OSError: The file cannot be written; the error carries the path.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -50,11 +50,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Removes what killed processes left of files that they were writing, in a folder and those below."""
-    for parent, _, names in os.walk(folder):  # which minds no folder that goes away meanwhile
+    """Removes the partial files of killed processes, in a folder and its subfolders."""
+    for parent, _, names in os.walk(folder):  # tolerates folders that disappear meanwhile
         for match in filter(None, map(PARTIAL.fullmatch, names)):
             path = Path(parent, match[0])
-            with suppress(FileNotFoundError):  # its process has finished it
+            with suppress(FileNotFoundError):  # its process has finished and renamed it
                 if not _is_alive(int(match[1])) or time.time() - path.stat().st_mtime > OLD:
                     path.unlink()
 
@@ -65,15 +65,15 @@ def _is_alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        return True  # another user's, say
+        return True  # it belongs to another user
     return True
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The JSON object in a text.
+    """Parses a JSON object.
 
     Raises:
-        ValueError: It is no JSON, or not an object.
+        ValueError: The text is not JSON, or not an object.
     """
     try:
         value = json.loads(text)
@@ -85,10 +85,10 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Reads a JSON object from a file.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The file cannot be read.
         ValueError: See `parse_object`; the message begins with the path.
     """
     try:
@@ -98,11 +98,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 class Lines(NamedTuple):
-    """Holds the records of a file of JSON lines, and the numbers of its other lines.
+    """Records of a JSON-lines file, and the numbers of its invalid lines.
 
     Attributes:
-        records: The objects that are as they should be, in order.
-        odd: The numbers of the other lines, from 1, but for a last one that a killed process left torn.
+        records: The valid objects, in order.
+        odd: The numbers of the invalid lines, from 1, except a last one truncated by a killed process.
     """
 
     records: list[dict[str, Any]]
@@ -110,11 +110,11 @@ class Lines(NamedTuple):
 
 
 def read_lines(path: Path, is_record: Callable[[dict[str, Any]], bool]) -> Lines:
-    """Reads a file of JSON lines; there may be none.
+    """Reads a JSON-lines file, which may be missing.
 
     Args:
         path: The file.
-        is_record: Whether an object is as it should be.
+        is_record: Returns whether an object is a valid record.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     found = Lines([], [])
@@ -125,6 +125,6 @@ def read_lines(path: Path, is_record: Callable[[dict[str, Any]], bool]) -> Lines
             record = None
         if record is not None and is_record(record):
             found.records.append(record)
-        elif number < len(lines):  # what follows the last line's end is empty, or torn
+        elif number < len(lines):  # the rest after the last newline is empty or truncated
             found.odd.append(number)
     return found

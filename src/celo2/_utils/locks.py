@@ -1,8 +1,8 @@
-"""One writer for a folder: who else would write into it is refused, and told who does.
+"""Locks a folder for a single writer; a second one is refused with a message that names the first.
 
-The lock is the operating system's (flock, by way of the library filelock), which ends with its process
-however that ends, on whatever host: no lock of a dead process has to be recognised, which process numbers
-and start times cannot do across hosts. Beside it a file says who holds it, for people; nothing depends on it.
+The lock is the operating system's (flock, through the library filelock), which is released when its process
+ends, in whatever way and on whatever host: stale locks need not be detected, which process numbers and start
+times could not do across hosts. A file beside it names the holder, for people only; nothing depends on it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"
 
 
 class FolderInUseError(OSError):
-    """Another process writes into a folder."""
+    """Raised when another process writes into a folder."""
 
 
 @contextmanager
 def lock_folder(folder: Path, command: str) -> Iterator[None]:
-    """Holds the lock of a folder, which must exist; what only reads needs none.
+    """Holds the lock of an existing folder in a `with` block; readers need no lock.
 
     Args:
         folder: The folder.
-        command: What is done, for whoever is refused: "celo2 evaluate", say.
+        command: The command that holds the lock, for the message to a refused one: "celo2 evaluate".
 
     Raises:
         FolderInUseError: Another process holds it.
         OSError: The folder cannot be written, or its file system has no locks.
     """
-    from filelock import FileLock, Timeout  # of the extra meta
+    from filelock import FileLock, Timeout  # installed by the extra meta
 
     lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
@@ -48,7 +48,7 @@ def lock_folder(folder: Path, command: str) -> Iterator[None]:
         ) from None
     holder = folder / HOLDER_FILE
     try:
-        with suppress(OSError):  # a full disk is for the caller's own files to tell
+        with suppress(OSError):  # a full disk is reported by the caller's own writes
             write_atomic(holder, _describe_this_process(command))
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Signals that end a command: Ctrl-C, SIGTERM (of kill and of clusters), SIGHUP (of a terminal that closes).
+"""Handles signals that end a command: Ctrl-C, SIGTERM (kill, clusters) and SIGHUP (a closed terminal).
 
-All three become a KeyboardInterrupt, which knows its signal, so that what handles Ctrl-C handles the others.
-One that the process was told to ignore, by nohup say, stays ignored.
+All three raise a KeyboardInterrupt that carries the signal, so that code for Ctrl-C handles the others too.
+A signal that the process was told to ignore, for example by nohup, stays ignored.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import Any
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)  # Windows lacks the last
+)  # Windows has no SIGHUP
 STATUSES = tuple(128 + number for number in SIGNALS)  # the shells' convention
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has ended the work.
+    """Raised when a signal ends the work.
 
     Attributes:
-        number: Of the signal.
+        number: The number of the signal.
 
     Args:
-        number: Of the signal.
-        message: What is left behind, and how to go on.
+        number: The number of the signal.
+        message: A description of what was kept, and how to continue.
     """
 
     def __init__(self, number: int, message: str = "") -> None:
@@ -38,13 +38,13 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_status(stop: KeyboardInterrupt) -> int:
-    """The status of a process that a signal has ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """Returns the exit status after a signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     return 128 + getattr(stop, "number", signal.SIGINT)
 
 
 @contextmanager
 def raising_on_stops() -> Iterator[None]:
-    """Raises `Stopped` where the process would end at once, or SIGINT raise a plain KeyboardInterrupt."""
+    """Makes the signals raise `Stopped` in a `with` block, instead of their default actions."""
 
     def stop(number: int, _: Any) -> None:
         raise Stopped(number)
@@ -55,10 +55,10 @@ def raising_on_stops() -> Iterator[None]:
 
 @contextmanager
 def collecting_stops(notice: str) -> Iterator[list[int]]:
-    """Collects the first signal's number instead of ending in the middle of something; the next one ends it.
+    """Collects the first signal's number instead of raising at once; the second one raises.
 
     Args:
-        notice: Shown when the first has come.
+        notice: The text to print at the first signal.
     """
     received: list[int] = []
 
@@ -66,7 +66,7 @@ def collecting_stops(notice: str) -> Iterator[list[int]]:
         if received:
             raise Stopped(number)
         received.append(number)
-        os.write(2, f"\n{notice}\n".encode())  # print could be in the middle of printing
+        os.write(2, f"\n{notice}\n".encode())  # print is not reentrant
 
     with _handling(note):
         yield received
@@ -74,7 +74,7 @@ def collecting_stops(notice: str) -> Iterator[list[int]]:
 
 @contextmanager
 def interruptible_pool() -> Iterator[ThreadPoolExecutor]:
-    """Threads that an interrupt does not wait for: a compilation takes minutes, and cannot be ended."""
+    """Yields a thread pool that an interrupt does not wait for, since compilations cannot be ended."""
     pool = ThreadPoolExecutor()
     try:
         yield pool
@@ -85,9 +85,9 @@ def interruptible_pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def leave_if_stopped(status: int) -> None:
-    """Ends the process at once if a signal has ended its work.
+    """Exits the process immediately if a signal has ended its work.
 
-    An orderly end would wait for threads that compile, or crash in the compiler that they have left half-way.
+    A normal exit would wait for compiling threads, or crash in a compiler that is torn down under them.
     """
     if status in STATUSES:
         for stream in (sys.stdout, sys.stderr):
@@ -98,7 +98,7 @@ def leave_if_stopped(status: int) -> None:
 
 @contextmanager
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Only the main thread may handle signals; elsewhere this does nothing."""
+    """Installs a handler in the main thread, which alone may handle signals; elsewhere does nothing."""
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:

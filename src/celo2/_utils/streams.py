@@ -1,4 +1,4 @@
-"""What a command prints: into pipes whose reader may go away, and, of libraries, into a file."""
+"""Output of commands: tolerates closed pipes, and redirects the logs of libraries to a file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-WRITERS = ("asyncio", "etils", "orbax", "tensorstore")  # folders of what writes checkpoints
-LIBRARIES = ("absl", "jax", "orbax", "etils", "tensorstore")  # names of their loggers
+WRITERS = ("asyncio", "etils", "orbax", "tensorstore")  # packages that take part in writing checkpoints
+LIBRARIES = ("absl", "jax", "orbax", "etils", "tensorstore")  # loggers to redirect
 
 
 class _Pipe(io.FileIO):
-    """A pipe that takes everything after its reader has gone."""
+    """Pipe that discards all output once its reader has closed it."""
 
     def write(self, data: Any) -> int | None:
-        """Writes, or does as if."""
+        """Writes the data, or pretends to when the reader has gone."""
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -34,16 +34,16 @@ class _Pipe(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Lets the process go on as if it were heard when who reads its output goes away: `celo2 … | head`.
+    """Lets the process continue when the reader of its output closes the pipe: `celo2 … | head`.
 
-    What is printed is lost then, but not the work of hours.
+    Later output is lost, but hours of work are not.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
             number = stream.fileno()
             is_pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
-        except (AttributeError, OSError, ValueError):  # closed, or none at all
+        except (AttributeError, OSError, ValueError):  # closed or absent
             continue
         if is_pipe:
             stream.flush()
@@ -54,12 +54,12 @@ def outlive_readers() -> None:
 
 @contextmanager
 def library_log(path: Path) -> Iterator[None]:
-    """Sends what libraries log to a file: on a full disk they log pages, and the error says it in a line.
+    """Redirects library logs to a file: on a full disk they log pages that the error says in one line.
 
-    After an error it stays so: threads of theirs go on failing, and log it, until the process ends.
+    After an error the redirection stays: library threads keep failing and logging until the process ends.
 
     Args:
-        path: The file, which is made by the first thing that is logged, and added to.
+        path: The file, which is created by the first message and appended to.
     """
     handler = _QuietHandler(path, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
@@ -77,10 +77,10 @@ def library_log(path: Path) -> Iterator[None]:
 
 
 def _log_failed_callbacks() -> Callable[[], None]:
-    """Logs what callbacks of libraries raise outside the main thread; returns what ends it.
+    """Logs exceptions of library callbacks outside the main thread; returns a function that ends this.
 
     Orbax and TensorStore call into event loops that are closed when a checkpoint could not be written.
-    All other exceptions go where they went before.
+    All other exceptions go to the previous handlers.
     """
     places = ((threading, "excepthook"), (sys, "excepthook"), (sys, "unraisablehook"))
     before = {(module, name): getattr(module, name) for module, name in places}
@@ -103,24 +103,24 @@ def _log_failed_callbacks() -> Callable[[], None]:
 
 
 def _is_of_libraries(trace: TracebackType | None) -> bool:
-    """Whether a traceback passes through a library that writes checkpoints, or through an event loop."""
+    """Returns whether a traceback passes through a checkpoint-writing library or an event loop."""
     files = [Path(frame.filename).parts for frame in traceback.extract_tb(trace)]
     return any(name in parts for parts in files for name in WRITERS)
 
 
 class _QuietHandler(logging.FileHandler):
-    """A file of messages that says nothing where it cannot be written: the disk is full, after all.
+    """File handler that ignores write errors, since the disk may be full.
 
-    It is open for the time of a message only, so that it need not be closed after an error.
+    The file is open only while a message is written, so that it need not be closed after an error.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the message, if the file can be opened."""
+        """Writes the message if the file can be opened."""
         with suppress(OSError):
             super().emit(record)
             if self.stream is not None:
                 self.stream.close()
-                self.stream = None  # type: ignore[assignment]  # which opens it again
+                self.stream = None  # type: ignore[assignment]  # makes the base class open it again
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Drops the message."""

@@ -1,10 +1,10 @@
-"""Optimizers by name, each with the range of learning rates that it is tuned over.
+"""Registry of optimizers by name, each with the range of learning rates that it is tuned over.
 
-Every entry is an Optax transform that an outsider would recognise: the hand-designed ones are Optax's
-own (`from_optax.py`) or one file each, at settings that make them strong, since a comparison is worth
-what its weakest baseline is.
-A learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other ones; its
-predecessors, which no weights are shipped of, `celo:PATH`, `velo_s:PATH` and so on (`celo2.zoo`).
+Every entry is an Optax transform in its well-known form: the hand-designed ones are Optax's own
+(`from_optax.py`) or have one file each, at strong settings, since a comparison is only as good as its weakest
+baseline. The learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other
+weights; earlier learned optimizers, whose weights are not shipped, are `celo:PATH`, `velo_s:PATH` and so on
+(`celo2.zoo`).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {spec.name: spec for spec in (*_LEARNED_S
 
 
 def check_optimizer_name(name: str) -> None:
-    """Raises a ValueError, with the nearest name, for a name that `find_optimizer` cannot know."""
+    """Raises a ValueError that suggests the nearest name for a name unknown to `find_optimizer`."""
     variant, colon, source = name.partition(":")
     if name in OPTIMIZERS or (colon and source and variant in (*LEARNED, *PRESETS)):
         return
@@ -92,28 +92,28 @@ def check_optimizer_name(name: str) -> None:
 
 
 def sets_own_rate(name: str) -> bool:
-    """`OptimizerSpec.sets_own_rate` of the optimizer of this name, told without its weights."""
+    """Returns `OptimizerSpec.sets_own_rate` of an optimizer by name, without loading its weights."""
     return name.partition(":")[0] in PRESETS
 
 
 def describe_optimizers() -> str:
-    """A line for each name, for a command's help."""
+    """Formats one line per name, for a command's help."""
     width = max(map(len, OPTIMIZERS))
     return "\n".join(f"  {name:{width}} {spec.description}" for name, spec in OPTIMIZERS.items())
 
 
 def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
-    """The optimizer of this name.
+    """Finds an optimizer by name.
 
     Args:
         name: A key of `OPTIMIZERS`, or `celo2:SOURCE` / `celo2-base:SOURCE`, where the source is
-            anything that `celo2.load_checkpoint` takes (a path, say); or `PRESET:SOURCE` with a preset of
-            `celo2.zoo` and what `celo2.zoo.load_weights` takes.
-        num_steps: Length of the runs, which some of the last need.
+            anything that `celo2.load_checkpoint` takes, such as a path; or `PRESET:SOURCE` with a preset of
+            `celo2.zoo` and a source that `celo2.zoo.load_weights` takes.
+        num_steps: The length of the runs, required by some presets of `celo2.zoo`.
 
     Raises:
-        ValueError: The name is unknown (the message has the nearest), or the weights are unfit.
-        OSError: The file of weights cannot be read.
+        ValueError: The name is unknown (the message suggests the nearest), or the weights do not fit.
+        OSError: The weight file cannot be read.
 
     Example:
         >>> find_optimizer("adamw").learning_rates(3)
@@ -142,7 +142,7 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
 def _predecessor(name: str, num_steps: int | None) -> OptimizerSpec:
     preset, _, source = name.partition(":")
     weights = load_weights(source)
-    make_predecessor(preset, weights=weights, num_steps=num_steps)  # refuses now rather than under tracing
+    make_predecessor(preset, weights=weights, num_steps=num_steps)  # raises here rather than under tracing
 
     def make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
         del learning_rate

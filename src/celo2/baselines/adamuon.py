@@ -1,4 +1,4 @@
-"""AdaMuon: the sign of the momentum, orthogonalised, over its root second moment, element by element.
+"""AdaMuon: the orthogonalised sign of the momentum, divided elementwise by its root second moment.
 
     M ← β M + G
     O = NewtonSchulz(sign(M))
@@ -34,7 +34,7 @@ NEWTON_SCHULZ = RuleConfig()  # Celo2's coefficients and iterations are Muon's
 
 
 class AdaMuonState(NamedTuple):
-    """Of one parameter, each `(batch, reduction, output)`."""
+    """State of one parameter; each array is `(batch, reduction, output)`."""
 
     momentum: Array
     second_moment: Array
@@ -43,7 +43,7 @@ class AdaMuonState(NamedTuple):
 def scale_by_adamuon(
     beta: float = 0.95, *, eps: float = 1e-8, rms: float = 0.2
 ) -> optax.GradientTransformationExtraArgs:
-    """AdaMuon's direction; every parameter must have rank ≥ 2.
+    """Computes AdaMuon's direction; every parameter must have rank ≥ 2.
 
     Args:
         beta: Decay of both averages, in [0, 1).

@@ -1,7 +1,7 @@
-"""The hand-designed optimizers that Optax has, each at its published settings.
+"""Hand-designed optimizers from Optax, each at its published settings.
 
-Weight decay is AdamW's wherever the optimizer leaves it open: decoupled, and multiplied by the learning
-rate. LARS and LAMB put it under their trust ratio, as their papers do.
+Weight decay is AdamW's wherever the publication does not specify it: decoupled, and multiplied by the
+learning rate. LARS and LAMB put it under their trust ratio, as their papers do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import optax
 from celo2.baselines.spec import MakeOptimizer, OptimizerSpec, decoupled, scaled
 from celo2.constants import ADAMW_BETAS
 
-ADAM_RANGE = (3e-4, 1e-1)  # of optimizers whose elements move by about the learning rate, as Adam's
+ADAM_RANGE = (3e-4, 1e-1)  # for optimizers that move each element by about the learning rate, like Adam
 SGD_MOMENTUM = 0.9
 PRODIGY_BETAS = (0.9, 0.999)
 
@@ -25,7 +25,7 @@ def _with_decay(direction: Callable[[], optax.GradientTransformation]) -> MakeOp
 
 
 def _make_adafactor() -> optax.GradientTransformation:
-    """`optax.adafactor` up to the learning rate: without momentum, relative to the parameter's size."""
+    """Builds `optax.adafactor` without its learning rate: no momentum, relative to the parameter's size."""
     return optax.chain(
         optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
     )
@@ -37,7 +37,7 @@ def _make_fromage(learning_rate: optax.ScalarOrSchedule, weight_decay: float) ->
 
 
 def _make_prodigy(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
-    """Prodigy keeps the first parameters: a copy, so that parameters and state can both be donated."""
+    """Builds Prodigy with a copy of the initial parameters, so that they and its state can be donated."""
     prodigy = optax.contrib.prodigy(
         learning_rate, betas=PRODIGY_BETAS, weight_decay=weight_decay, safeguard_warmup=True
     )

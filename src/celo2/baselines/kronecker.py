@@ -1,4 +1,4 @@
-"""The Kronecker factors of Shampoo and SOAP: a matrix for the rows of a gradient and one for its columns.
+"""Kronecker factors of Shampoo and SOAP: one matrix for the rows of a gradient, one for its columns.
 
 L ← β L + (1 - β) G Gᵀ,    R ← β R + (1 - β) Gᵀ G
 """
@@ -10,24 +10,24 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-DEFAULT_MAX_DIM = 1024  # longer axes get no factor, which would cost more than the matrix itself
+DEFAULT_MAX_DIM = 1024  # longer axes get no factor: it would be larger than the matrix itself
 EVERY = 10  # steps from one decomposition to the next
 
 
 class Factors(NamedTuple):
-    """Matrices `(batch, m, m)` and `(batch, n, n)`; None for an axis without."""
+    """Pair of factors `(batch, m, m)` and `(batch, n, n)`; None for an axis without one."""
 
     left: Array | None
     right: Array | None
 
     @property
     def order(self) -> int:
-        """How many there are."""
+        """The number of factors."""
         return sum(factor is not None for factor in self)
 
 
 def zero_factors(matrices: Array, max_dim: int) -> Factors:
-    """Zeros for the axes of `(batch, m, n)` that are no longer than `max_dim`."""
+    """Returns zero factors for the axes of `(batch, m, n)` that are no longer than `max_dim`."""
 
     def zeros(size: int) -> Array | None:
         return jnp.zeros((len(matrices), size, size), matrices.dtype) if size <= max_dim else None
@@ -36,7 +36,7 @@ def zero_factors(matrices: Array, max_dim: int) -> Factors:
 
 
 def accumulate(factors: Factors, grad: Array, decay: float) -> Factors:
-    """The factors after one more gradient `(batch, m, n)`."""
+    """Returns the factors updated with a gradient `(batch, m, n)`."""
     left, right = factors
     transposed = jnp.matrix_transpose(grad)
     return Factors(
@@ -46,6 +46,6 @@ def accumulate(factors: Factors, grad: Array, decay: float) -> Factors:
 
 
 def sandwich(left: Array | None, matrices: Array, right: Array | None) -> Array:
-    """`left · matrices · right`, None being the identity."""
+    """Returns `left · matrices · right`, where None is the identity."""
     product = matrices if left is None else left @ matrices
     return product if right is None else product @ right

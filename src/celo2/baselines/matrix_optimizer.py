@@ -1,6 +1,6 @@
-"""Optimizers of matrices: a rule for one matrix becomes an Optax transform, and AdamW takes the rest.
+"""Builds Optax transforms from rules for single matrices, with AdamW for all other parameters.
 
-They share Celo2's routing (`param_labels`): what they are compared with works on the same matrices.
+They share Celo2's routing (`param_labels`), so that all compared optimizers update the same matrices.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from celo2.constants import ADAMW_BETAS
 from celo2.jax.dimensions import MatrixView, make_view
 from celo2.jax.routing.labels import param_labels
 
-UNIT_STEP_RANGE = (1e-4, 3e-2)  # of optimizers whose step on a matrix has root mean square 1
-TINY = 1e-30  # added to norms that are divided by
+UNIT_STEP_RANGE = (1e-4, 3e-2)  # for optimizers whose step on a matrix has root mean square 1
+TINY = 1e-30  # added to norms in denominators
 
 
 class MatrixRule(NamedTuple):
-    """An optimizer of matrices `(batch, reduction, output)`, without its learning rate.
+    """Optimizer of matrices `(batch, reduction, output)`, without its learning rate.
 
     Attributes:
-        init: Zeros of the matrices' shape, in the state's dtype → state.
-        update: `(gradients, state, count) → (un-negated steps, state)`; the count starts at 0.
+        init: Makes the state from zeros of the matrices' shape, in the state's dtype.
+        update: Takes a step, `(gradients, state, count) → (un-negated steps, state)`; count starts at 0.
     """
 
     init: Callable[[Array], Any]
@@ -38,27 +38,26 @@ class MatrixRule(NamedTuple):
 
 
 class ScaleByMatrixRuleState(NamedTuple):
-    """The state: updates so far, and a tree like the parameters with the rule's state for each."""
+    """State of `scale_by_matrix_rule`: the update count, and the rule's state for each parameter."""
 
     count: Array  # type: ignore[assignment]  # Optax's own name, tuple.count is not meant
     matrices: Any
 
 
 def scale_by_matrix_rule(rule: MatrixRule) -> optax.GradientTransformationExtraArgs:
-    """Applies a rule to every parameter, each of rank ≥ 2, seen as matrices by `matrix_axes`.
+    """Applies a rule to every parameter of rank ≥ 2, viewed as matrices by `matrix_axes`.
 
     The state is float32, or float64 for float64 parameters; updates have the gradient's dtype.
 
-    `update` takes the extra argument `step`, the number of updates so far, where the caller knows it:
-    it must equal the state's own count, which it replaces. Under `jax.vmap` the state's count differs
-    from run to run for all that JAX knows, so that work of every n-th step is done, and thrown away, in
-    each; with a `step` from outside of the vmap it is not.
+    `update` takes the optional extra argument `step`, the number of previous updates: it must equal the
+    state's own count, which it replaces. Under `jax.vmap` the state's count is batched, so that work due
+    every n steps is computed, and discarded, at each step; an unbatched `step` avoids this.
     """
 
     def init(params: optax.Params) -> ScaleByMatrixRuleState:
         def init_one(param: Array) -> Any:
             state = rule.init(jnp.zeros(_view(param).shape, _state_dtype(param)))
-            return jax.tree.map(jnp.copy, state)  # no array twice: each may be donated
+            return jax.tree.map(jnp.copy, state)  # copies, so that no array is donated twice
 
         return ScaleByMatrixRuleState(jnp.zeros([], jnp.int32), jax.tree.map(init_one, params))
 
@@ -92,23 +91,23 @@ def on_matrices(
     *,
     adamw_lr_scale: float,
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer for the hidden matrices, AdamW at `adamw_lr_scale` × the rate for everything else."""
+    """Applies an optimizer to the hidden matrices, and AdamW at `adamw_lr_scale` × the rate to the rest."""
     adamw = optax.adamw(scaled(learning_rate, adamw_lr_scale), *ADAMW_BETAS, weight_decay=weight_decay)
     return optax.partition({"celo2": optimizer, "adamw": adamw}, param_labels)
 
 
 def matrix_axes(rank: int) -> MuonDimensionNumbers:
-    """A kernel of rank 4 is a convolution (HWIO) and one matrix, one of another rank a stack of matrices."""
+    """Returns the matrix axes by rank: 4 is one convolution (HWIO), any other a stack of matrices."""
     return MuonDimensionNumbers(reduction_axis=(0, 1, 2) if rank == 4 else -2, output_axis=-1)
 
 
 def debiased(average: Array, decay: float, count: Array) -> Array:
-    """An exponential average that started at 0, divided by its weights' sum after `count` + 1 updates."""
+    """Returns the bias-corrected exponential average after `count` + 1 updates from zero."""
     return average / (1 - decay ** (count + 1).astype(average.dtype))
 
 
 def with_rms(matrices: Array, rms: float) -> Array:
-    """Each matrix scaled to a root mean square; zeros stay zeros."""
+    """Scales each matrix to a root mean square; zeros stay zeros."""
     norm = jnp.linalg.norm(matrices, axis=(-2, -1), keepdims=True)
     size = matrices.shape[-2] * matrices.shape[-1]
     return matrices * (rms * size**0.5 / (norm + TINY))

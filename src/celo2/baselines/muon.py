@@ -1,4 +1,4 @@
-"""Muon: the momentum of a matrix, orthogonalised.
+"""Muon: the orthogonalised momentum of a matrix.
 
 References:
     Jordan et al., 2024 (kellerjordan.github.io/posts/muon); arXiv 2502.16982 for the size of the step.

@@ -1,4 +1,4 @@
-"""NorMuon: Muon's step with the size of each output neuron's part evened out.
+"""NorMuon: Muon with the step normalised per output neuron.
 
     M ← β₁ M + (1 - β₁) G
     O = NewtonSchulz(β₁ M + (1 - β₁) G)      (Nesterov; of M itself in the paper's box)
@@ -34,7 +34,7 @@ NEWTON_SCHULZ = RuleConfig()  # Celo2's coefficients and iterations are Muon's
 
 
 class NorMuonState(NamedTuple):
-    """Of one parameter: momentum `(batch, reduction, output)`, second moment `(batch, 1, output)`."""
+    """State of one parameter: momentum `(batch, reduction, output)`, second moment `(batch, 1, output)`."""
 
     momentum: Array
     second_moment: Array
@@ -43,7 +43,7 @@ class NorMuonState(NamedTuple):
 def scale_by_normuon(
     b1: float = 0.95, b2: float = 0.95, *, eps: float = 1e-10, rms: float = 0.2, nesterov: bool = True
 ) -> optax.GradientTransformationExtraArgs:
-    """NorMuon's direction; every parameter must have rank ≥ 2.
+    """Computes NorMuon's direction; every parameter must have rank ≥ 2.
 
     Args:
         b1: Decay of the momentum, in [0, 1).

@@ -1,16 +1,16 @@
-"""Shampoo: the momentum between inverse roots of the gradient's Kronecker factors, of the size of Adam's.
+"""Shampoo: momentum preconditioned by inverse roots of Kronecker factors, with Adam's step size.
 
     M ← β₁ M + (1 - β₁) G,    A ← β₂ A + (1 - β₂) G ⊙ G
     L ← β₂ L + (1 - β₂) G Gᵀ,    R ← β₂ R + (1 - β₂) Gᵀ G
     P = L^(-1/4) M R^(-1/4)
     step = ‖M / (√A + ε)‖ / ‖P‖ · P
 
-with M, A, L and R divided by 1 - βᵗ. The roots are renewed every ten steps; an axis longer than 1024 has no
-factor, and the other's root is the inverse square root then.
+with M, A, L and R divided by 1 - βᵗ. The roots are recomputed every ten steps. An axis longer than 1024 has
+no factor, and the other axis then uses the inverse square root.
 
 Source: arXiv 1802.09568; with exponential averages, bias correction and the step's size grafted from Adam as
 in arXiv 2309.06497, algorithm 2, at its settings as AdamW's replacement (betas 0.9 and 0.999). The ridge
-under the roots is relative to the largest eigenvalue, as in arXiv 2002.09018, for float32's sake.
+under the roots is relative to the largest eigenvalue, as in arXiv 2002.09018, as float32 requires.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from celo2.baselines.spec import OptimizerSpec, decoupled
 
 
 class ShampooState(NamedTuple):
-    """Of one parameter; the first two are `(batch, reduction, output)`."""
+    """State of one parameter; the first two are `(batch, reduction, output)`."""
 
     momentum: Array
     second_moment: Array
@@ -59,14 +59,14 @@ def scale_by_shampoo(
     every: int = EVERY,
     max_dim: int = DEFAULT_MAX_DIM,
 ) -> optax.GradientTransformationExtraArgs:
-    """Shampoo's direction; every parameter must have rank ≥ 2.
+    """Computes Shampoo's direction; every parameter must have rank ≥ 2.
 
     Args:
         b1: Decay of the momentum, in [0, 1).
         b2: Decay of the factors and of Adam's second moment, in [0, 1).
-        eps: Adam's.
+        eps: Added to the root of Adam's second moment.
         ridge: Added to a factor's eigenvalues, as a share of the largest.
-        every: Steps from one renewal of the roots to the next, ≥ 1.
+        every: Steps between recomputations of the roots, ≥ 1.
         max_dim: The longest axis that gets a factor.
     """
 
@@ -94,7 +94,7 @@ def scale_by_shampoo(
 
 
 def _inverse_root(factor: Array, order: int, ridge: float) -> Array:
-    """`factor^(-1 / (2 · order))` of symmetric matrices `(batch, m, m)`."""
+    """Returns `factor^(-1 / (2 · order))` of symmetric matrices `(batch, m, m)`."""
     values, vectors = jnp.linalg.eigh(factor)
     largest = jnp.maximum(values[..., -1:], TINY)
     powers = (jnp.maximum(values, 0.0) + ridge * largest) ** (-1 / (2 * order))
@@ -102,7 +102,7 @@ def _inverse_root(factor: Array, order: int, ridge: float) -> Array:
 
 
 def _graft(direction: Array, size: Array) -> Array:
-    """The one's direction at the other's Frobenius norm, matrix by matrix."""
+    """Scales each matrix of `direction` to the Frobenius norm of that of `size`."""
     own, wanted = (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) for x in (direction, size))
     return direction * (wanted / (own + TINY))
 

@@ -8,9 +8,9 @@
     every ten steps: Q_L ← QR(L Q_L),    Q_R ← QR(R Q_R)
 
 Source: arXiv 2409.11321, algorithms 3 and 4, β₁ = β₂ = 0.95. As in the authors' code, the first gradient
-only gives the first bases, by an eigendecomposition, and moves nothing: in the basis of the very gradient
-that is stepped along, Adam would divide rounding errors by themselves. Also theirs: before QR the columns
-of Q, and with them V, are sorted by falling eigenvalue. An axis longer than 1024 keeps its own basis.
+only initialises the bases, by an eigendecomposition, and the first step is zero: in the eigenbasis of its own
+gradient, Adam would divide rounding errors by themselves. Also as in that code, the columns of Q, and V with
+them, are sorted by decreasing eigenvalue before QR. An axis longer than 1024 keeps its own basis.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from celo2.baselines.spec import OptimizerSpec, decoupled
 
 
 class SoapState(NamedTuple):
-    """Of one parameter; the first two are `(batch, reduction, output)`, the second in the eigenbasis."""
+    """State of one parameter; the first two are `(batch, reduction, output)`, the second in the basis."""
 
     momentum: Array
     second_moment: Array
@@ -57,13 +57,13 @@ def scale_by_soap(
     every: int = EVERY,
     max_dim: int = DEFAULT_MAX_DIM,
 ) -> optax.GradientTransformationExtraArgs:
-    """SOAP's direction; every parameter must have rank ≥ 2. The first step is zero.
+    """Computes SOAP's direction; every parameter must have rank ≥ 2. The first step is zero.
 
     Args:
         b1: Decay of the momentum, in [0, 1).
         b2: Decay of the second moment and of the factors, in [0, 1).
-        eps: Adam's.
-        every: Steps from one renewal of the bases to the next, ≥ 1.
+        eps: Added to the root of Adam's second moment.
+        every: Steps between recomputations of the bases, ≥ 1.
         max_dim: The longest axis that gets a factor.
     """
 
@@ -73,7 +73,7 @@ def scale_by_soap(
 
     def update(grad: Array, state: SoapState, count: Array) -> tuple[Array, SoapState]:
         left, right = state.bases
-        taken = jnp.where(count > 0, grad, 0.0)  # the first gradient has no basis yet
+        taken = jnp.where(count > 0, grad, 0.0)  # the first gradient only initialises the bases
         momentum = b1 * state.momentum + (1 - b1) * taken
         second = b2 * state.second_moment + (1 - b2) * sandwich(_transpose(left), taken, right) ** 2
         age = jnp.maximum(count - 1, 0)  # updates of both averages before this one
@@ -91,13 +91,13 @@ def scale_by_soap(
 
 
 def _first_bases(factors: Factors, bases: Factors, second: Array) -> tuple[Factors, Array]:
-    """Eigenvectors, those of the largest eigenvalue first."""
+    """Returns eigenvectors as bases, those of the largest eigenvalue first."""
     del bases
     return jax.tree.map(lambda factor: jnp.linalg.eigh(factor)[1][..., ::-1], factors), second
 
 
 def _next_bases(factors: Factors, bases: Factors, second: Array) -> tuple[Factors, Array]:
-    """One power iteration for each basis; the second moment follows the order of its columns."""
+    """Takes one power iteration for each basis; the second moment follows the order of its columns."""
     left, right = bases
     if left is not None and factors.left is not None:
         left, order = _power_iteration(factors.left, left)
@@ -109,7 +109,7 @@ def _next_bases(factors: Factors, bases: Factors, second: Array) -> tuple[Factor
 
 
 def _power_iteration(factor: Array, basis: Array) -> tuple[Array, Array]:
-    """The new basis `(batch, m, m)`, and which old column each new one comes from, `(batch, m)`."""
+    """Returns the new basis `(batch, m, m)`, and the old index of each of its columns, `(batch, m)`."""
     product = factor @ basis
     order = jnp.argsort(-jnp.sum(basis * product, axis=-2), axis=-1)
     return jnp.linalg.qr(jnp.take_along_axis(product, order[:, None, :], axis=-1))[0], order

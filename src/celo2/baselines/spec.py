@@ -1,4 +1,4 @@
-"""What an entry of the table of optimizers says."""
+"""Specification of an optimizer in the registry, and helpers for learning rates and weight decay."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ EvalParams = Callable[[Any, Any], Any]  # (optimizer state, trained parameters) 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimizer that can be tuned.
+    """Tunable optimizer.
 
     Attributes:
-        name: For the command line and the reports.
-        description: One line for the reports: what it is, and its fixed settings.
-        make: `(learning rate or schedule, weight decay) → Optax transform`.
+        name: The name on the command line and in reports.
+        description: One line for reports: what it is, and its fixed settings.
+        make: Builds the Optax transform, `(learning rate or schedule, weight decay) → transform`.
         learning_rate_range: The lowest and the highest learning rate of the default grid: around the
             published default, and wide enough for the tasks of this package.
-        reference: Its paper.
-        origin: The code that it comes from, `optax.lion` say.
-        schedule: Of the learning rate, by its name in `celo2.training.protocol.SCHEDULES`.
-        eval_params: What is evaluated, made of the optimizer's state and the trained parameters; None:
-            the trained parameters themselves.
+        reference: The paper.
+        origin: The code that it comes from, such as `optax.lion`.
+        schedule: The learning-rate schedule, by its name in `celo2.training.protocol.SCHEDULES`.
+        eval_params: Computes the parameters to evaluate from the optimizer's state and the trained
+            parameters; None: the trained parameters themselves.
         sets_own_rate: Whether it chooses its step sizes itself: there is one run for each seed, at "rate" 1,
-            and weight decay, which is measured by a learning rate, has no meaning.
-        weights: Of a learned optimizer, `celo2.weights.checkpoint.compute_checksum`, filled in by
-            `find_optimizer`; "" of a hand-designed one.
+            and weight decay, which scales with a learning rate, does not apply.
+        weights: The checksum of a learned optimizer's weights (`celo2.weights.checkpoint.compute_checksum`),
+            filled in by `find_optimizer`; "" for a hand-designed one.
     """
 
     name: str
@@ -46,9 +46,9 @@ class OptimizerSpec:
     weights: str = ""
 
     def learning_rates(self, count: int) -> tuple[float, ...]:
-        """The default grid: `count` ≥ 1 values, log-uniform over the range; one value is its middle.
+        """Returns the default grid: `count` ≥ 1 values, log-uniform over the range; one value is its middle.
 
-        Only the value 1 where the optimizer sets its own.
+        The grid is (1,) for an optimizer that sets its own rate.
         """
         if count < 1:
             raise ValueError(f"a grid needs at least one learning rate, got {count}.")
@@ -62,7 +62,7 @@ class OptimizerSpec:
 def decoupled(
     direction: optax.GradientTransformation, learning_rate: optax.ScalarOrSchedule, weight_decay: float
 ) -> optax.GradientTransformationExtraArgs:
-    """`params -= learning_rate · (direction + weight_decay · params)`, the decay of AdamW."""
+    """Applies `params -= learning_rate · (direction + weight_decay · params)`, the weight decay of AdamW."""
     return optax.chain(
         direction,
         optax.add_decayed_weights(weight_decay),
@@ -71,7 +71,7 @@ def decoupled(
 
 
 def scaled(learning_rate: optax.ScalarOrSchedule, factor: float) -> optax.ScalarOrSchedule:
-    """A learning rate or schedule times a factor."""
+    """Returns a learning rate or schedule times a factor."""
     if callable(learning_rate):
         return lambda count: factor * learning_rate(count)
     return factor * learning_rate

@@ -1,1 +1,1 @@
-"""What the command line does, one module for each of `celo2`'s commands."""
+"""The commands of the `celo2` command line, one module each."""

@@ -1,4 +1,4 @@
-"""How the command line writes lists, what may be left out, and learning rates of optimizers."""
+"""Parsing of lists, optional values and learning rates by optimizer on the command line."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tyro.constructors import (
 
 from celo2.evaluate.comparison.compare import ALL
 
-NONE = "none"  # what the help says of an empty default
+NONE = "none"  # shown in the help for an empty default
 METAVARS = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
 
 Spec = PrimitiveConstructorSpec[Any]
 
 
 def make_registry(*, commas: bool = True) -> ConstructorRegistry:
-    """Lists as `A B`, learning rates as `[NAME=]RATE,RATE`, and a word for what is not given.
+    """Makes the parsers of lists (`A B`), learning rates (`[NAME=]RATE,RATE`) and optional values (`none`).
 
     Args:
-        commas: Whether lists of text may also be written `A,B`; not where the items have commas in them.
+        commas: Whether lists of text may also be written `A,B`; False if the items contain commas.
     """
     registry = ConstructorRegistry()
 
@@ -94,7 +94,7 @@ def _list(item: Any, make: Callable[[Sequence[Any]], Any], *, commas: bool) -> S
 
 
 def _parse_rates(text: str) -> tuple[str, tuple[float, ...]]:
-    """`"adamw=1e-3,3e-3"` as a pair; without a name it is for all optimizers."""
+    """Parses `"adamw=1e-3,3e-3"` to a pair; without a name it applies to all optimizers."""
     name, _, numbers = text.rpartition("=")
     try:
         return name or ALL, tuple(float(number) for number in numbers.split(","))

@@ -1,4 +1,4 @@
-"""What `celo2 evaluate` and `celo2 report` show of a suite's runs."""
+"""Loading and reporting of a suite's runs, shared by `celo2 evaluate` and `celo2 report`."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def is_suite(place: Path) -> bool:
-    """Whether this is a folder of `celo2 evaluate`, or runs packed into a file."""
+    """Returns whether a path is a folder of `celo2 evaluate`, or a file of packed runs."""
     return (place / "runs").is_dir() or (place.is_file() and place.suffix == ".npz")
 
 
 def load_suites(places: Sequence[Path]) -> list[RunResult]:
-    """The runs of folders and packed files; what is damaged is told on standard error.
+    """Loads the runs of folders and packed files; damaged ones are reported on standard error.
 
     Raises:
-        ValueError: There is no finished run.
+        ValueError: There are no finished runs.
     """
     results: list[RunResult] = []
     for place in places:
@@ -50,16 +50,16 @@ def load_suites(places: Sequence[Path]) -> list[RunResult]:
 def report_suite(
     results: Sequence[RunResult], out: Path, console: Console, *, baseline: str = BASELINE
 ) -> None:
-    """Shows the tables and writes the report's files.
+    """Prints the tables and writes the report's files.
 
     Args:
-        results: Runs of a suite.
-        out: Folder of the files.
-        console: Where to show.
-        baseline: Whom the scores are relative to.
+        results: The runs of a suite.
+        out: The output folder.
+        console: The console to print to.
+        baseline: The optimizer that scores are relative to.
 
     Raises:
-        ValueError: A run is there twice.
+        ValueError: A run appears twice.
     """
     from celo2.evaluate.report.html import (
         write_suite_report,  # loads plotly and matplotlib
@@ -80,10 +80,10 @@ def report_suite(
 
 
 def write_tables(results: Sequence[RunResult], page: Path, *, baseline: str = BASELINE) -> None:
-    """Replaces what stands between `<!-- results -->` and `<!-- end -->` of a Markdown page by the tables.
+    """Replaces the part of a Markdown page between `<!-- results -->` and `<!-- end -->` by the tables.
 
     Raises:
-        ValueError: The page does not have the two marks.
+        ValueError: The page lacks one of the marks.
     """
     from celo2.evaluate.report.html import as_markdown
 

@@ -1,4 +1,4 @@
-"""What `celo2 weights` says of weights of the predecessors."""
+"""Output of `celo2 weights` for weights of the optimizers in `celo2.zoo`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ZOO_OPTIONS = frozenset(field.name for member in MEMBERS.values() for field in d
 
 
 def print_zoo(weights: ZooWeights) -> None:
-    """The options, the names to use the weights by, and what the optimizer needs."""
+    """Prints the options, the inputs that the optimizer needs, and the presets that fit the weights."""
     options = dataclasses.asdict(weights.config)
     print("\noptions (? assumed: the file does not carry it)")
     for name, value in options.items() or [("none", "")]:
@@ -26,7 +26,7 @@ def print_zoo(weights: ZooWeights) -> None:
 
 
 def print_assumed(weights: ZooWeights) -> None:
-    """The options that neither the file nor the caller has said, if any."""
+    """Prints the options that neither the file nor the caller states, if any."""
     assumed = {
         name: v for name, v in dataclasses.asdict(weights.config).items() if name not in weights.stated
     }
@@ -36,7 +36,7 @@ def print_assumed(weights: ZooWeights) -> None:
 
 
 def zoo_set_flags(weights: ZooWeights) -> str:
-    """The `--set` flags of what arrays do not tell and is not the default."""
+    """Formats the `--set` flags of options that differ from the default and do not follow from the arrays."""
     told = weights.config.sizes_of(weights.config.weight_shapes())
     changed = {
         field.name: value

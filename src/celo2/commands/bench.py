@@ -1,4 +1,4 @@
-"""`celo2 bench`: what an optimizer step costs."""
+"""`celo2 bench`: measures the cost of an optimizer step."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ optimizers:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchCommand:
-    """What `celo2 bench` takes."""
+    """Arguments of `celo2 bench`."""
 
     tree: str = "gpt2-15m"
     """Parameter tree by name."""

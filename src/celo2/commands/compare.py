@@ -48,7 +48,7 @@ step sizes, all as NAME:PATH or NAME:OWNER/REPOSITORY: {predecessors}):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions(CompareConfig):
-    """What `celo2 compare` takes: a comparison, and where its files go.
+    """Arguments of `celo2 compare`: the settings of a comparison, and the folder of its files.
 
     Attributes:
         out: Folder for the report, the figure and the data; None: runs/compare-TASK-TIME.
@@ -61,14 +61,14 @@ def main(argv: Sequence[str]) -> int:
     """Runs `celo2 compare` with these arguments.
 
     Args:
-        argv: What follows `celo2 compare`, `["--quick"]` say.
+        argv: The arguments after `celo2 compare`, such as `["--quick"]`.
 
     Returns:
-        0; 1 when the files could not be written; 2 for a call that cannot be carried out; 130, 143 or 129
-        when a signal ended it.
+        The exit status: 0; 1 if the files could not be written; 2 for an invalid call; 130, 143 or 129 when
+        a signal ended it.
 
     Raises:
-        SystemExit: The parser's own, for `--help` and for wrong usage.
+        SystemExit: The parser exits, for `--help` or wrong usage.
     """
     options = tyro.cli(
         CompareOptions,
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         registry=make_registry(),
     )
     out = options.out or _default_folder(options.task)
-    use_cpu_devices(options.devices or num_cores())  # before weights are placed on one
+    use_cpu_devices(options.devices or num_cores())  # before weights are placed on a device
     try:
         check_out_folder(out)
         for name in options.optimizers:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt as stop:
         print("interrupted before the first optimizer was finished: nothing to report.", file=sys.stderr)
         return exit_status(stop)
-    except (OSError, ImportError, ValueError) as error:  # of the task's data, say
+    except (OSError, ImportError, ValueError) as error:  # for example, missing data of the task
         print(f"error: {error}", file=sys.stderr)
         return 2
     _show(console, result)

@@ -1,4 +1,4 @@
-"""`celo2 evaluate`: a suite of tasks, every optimizer tuned alike, into a folder of runs."""
+"""`celo2 evaluate`: trains a suite of tasks into a folder of runs, every optimizer tuned alike."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ optimizers (and celo2:PATH, celo2-base:PATH for other weights):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """What `celo2 evaluate` takes; what is not given is the suite's."""
+    """Arguments of `celo2 evaluate`; those not given are taken from the suite."""
 
     out: Path
     """Folder of the runs and of the report."""
@@ -79,15 +79,15 @@ class EvaluateCommand:
     learning_rates: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """Learning rates of all optimizers, or by name, in place of their default grids."""
     weight_decays: list[float] = dataclasses.field(default_factory=list)
-    """Decoupled, multiplied by the learning rate; each is tried with every learning rate."""
+    """Decoupled weight decays, multiplied by the learning rate; each is tried with every learning rate."""
     seeds: int = 0
     """Runs of each setting."""
     steps: int = 0
     """Length of every run."""
     schedule: str = ""
-    """Of the learning rate: cosine, linear or constant, after a warm-up over 5 % of the steps."""
+    """Learning-rate schedule: cosine, linear or constant, after a warm-up over 5 % of the steps."""
     baseline: str = "adamw"
-    """Whom the report's scores are relative to."""
+    """Optimizer that the report's scores are relative to."""
     devices: int = 0
     """How many of the local devices to use; 0: all."""
     max_memory: float = 4.0
@@ -100,8 +100,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs `celo2 evaluate` with these arguments.
 
     Returns:
-        0; 1 when a run could not be trained, or the report not be written; 2 for a call that cannot be
-        carried out; 130, 143 or 129 when a signal ended it.
+        The exit status: 0; 1 if a run could not be trained or the report not be written; 2 for an invalid
+        call; 130, 143 or 129 when a signal ended it.
     """
     command = tyro.cli(
         EvaluateCommand,
@@ -140,7 +140,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_spelling(command: EvaluateCommand) -> None:
-    """Refuses a number of learning rates where rates are meant, as they were told before."""
+    """Raises a ValueError for a number of learning rates in place of rates, an earlier spelling."""
     rates = command.learning_rates.get(ALL, ())
     if len(rates) == 1 and rates[0] >= 1 and rates[0].is_integer():
         raise ValueError(
@@ -150,11 +150,11 @@ def _check_spelling(command: EvaluateCommand) -> None:
 
 
 def _report(command: EvaluateCommand, console: Console, failures: Sequence[Failure]) -> int:
-    """Shows what came out, and what did not."""
+    """Reports the results and the failures; returns the exit status."""
     status = 1 if failures else 0
     try:
         report_suite(load_suites([command.out]), command.out, console, baseline=command.baseline)
-    except (ValueError, OSError) as error:  # nothing is finished, or the disk is full
+    except (ValueError, OSError) as error:  # no run is finished, or the disk is full
         status = 1
         print(f"error: no report: {error} The runs are kept: celo2 report {command.out}", file=sys.stderr)
     for failure in failures:
@@ -163,7 +163,7 @@ def _report(command: EvaluateCommand, console: Console, failures: Sequence[Failu
 
 
 def _suite(command: EvaluateCommand) -> Suite:
-    """The suite, with what the command line changes."""
+    """Returns the suite with the changes of the command line."""
     asked = {
         "tasks": command.tasks,
         "optimizers": command.optimizers,

@@ -1,4 +1,4 @@
-"""`celo2 meta-train`: make a rule."""
+"""`celo2 meta-train`: meta-trains a rule."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaTrainCommand:
-    """What `celo2 meta-train` takes: a recipe, and how it is run."""
+    """Arguments of `celo2 meta-train`: a recipe, and how it is run."""
 
     recipe: Annotated[MetaConfig, tyro.conf.arg(name="")]
     out: Path
@@ -98,7 +98,7 @@ class MetaTrainCommand:
 
     @property
     def machine_words(self) -> tuple[str, ...]:
-        """See `TrainOptions`."""
+        """The flags of the machine, as in `TrainOptions`."""
         words = ["--devices", str(self.devices)] if self.devices else []
         words += ["--distributed", self.distributed] if self.distributed != "off" else []
         words += ["--coordinator", self.coordinator] if self.coordinator else []
@@ -107,12 +107,12 @@ class MetaTrainCommand:
 
     @property
     def probe(self) -> ProbeConfig:
-        """What a probe trains."""
+        """The settings of the probes."""
         return ProbeConfig(task_set=self.probe_set, tasks=self.probe_tasks, seeds=self.probe_seeds)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; returns the exit status: 0, 1 if the run stopped itself, 2 if it cannot be run."""
+    """Runs `celo2 meta-train`; returns the exit status: 0, 1 if it stopped itself, 2 if it cannot run."""
     try:
         command = _parse(argv)
     except (ValueError, OSError) as error:
@@ -146,7 +146,7 @@ def _train(command: MetaTrainCommand) -> int:
 
 
 def _join_others(command: MetaTrainCommand) -> int:
-    """Joins the other processes, if there are any; returns how many may share the pairs at most."""
+    """Joins the other processes, if any; returns the most that may share the pairs."""
     words = (command.coordinator, command.num_processes, command.process_id)
     if words != (None, None, None):
         join(*words)
@@ -155,15 +155,15 @@ def _join_others(command: MetaTrainCommand) -> int:
         join()
         return (
             command.recipe.num_pairs
-        )  # JAX tells how many there are only when devices cannot be chosen any more
+        )  # JAX reports their number only once devices cannot be chosen any more
     return 1
 
 
 def _parse(argv: Sequence[str]) -> MetaTrainCommand:
-    """The command, with the recipe of `--config`, or of the run that is resumed, for its defaults.
+    """Parses the command, with the recipe of `--config` or of the resumed run as defaults.
 
     Raises:
-        OSError, ValueError: Their files cannot be read.
+        OSError, ValueError: The files of the recipe cannot be read.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--config", type=Path)
@@ -172,7 +172,7 @@ def _parse(argv: Sequence[str]) -> MetaTrainCommand:
     try:
         known = early.parse_known_args(list(argv))[0]
     except argparse.ArgumentError:
-        known = argparse.Namespace(config=None, resume=False)  # --config without a file: tyro says so
+        known = argparse.Namespace(config=None, resume=False)  # --config without a file: tyro reports it
     file, recipe, options = known.config, MetaConfig(), {}
     if known.resume and known.out and (known.out / RECIPE_FILE).exists():
         recipe, options = read_recipe(known.out), _options_of(known.out)
@@ -195,7 +195,7 @@ def _parse(argv: Sequence[str]) -> MetaTrainCommand:
 
 
 def _options_of(out: Path) -> dict[str, Any]:
-    """The options that a run was last run with, by names of the command's.
+    """Reads the options of the last call of a run, by the names of the command's fields.
 
     Raises:
         ValueError: The file is damaged.
@@ -210,7 +210,7 @@ def _options_of(out: Path) -> dict[str, Any]:
     found = {}
     for name, value in {**saved, **probe}.items():
         if name not in defaults:
-            continue  # of another version
+            continue  # an option of another version
         plain = tuple(value) if isinstance(value, list) else value
         if not _is_like(plain, defaults[name]):
             raise ValueError(
@@ -222,14 +222,14 @@ def _options_of(out: Path) -> dict[str, Any]:
 
 
 def _is_like(value: Any, default: Any) -> bool:
-    """Whether a value has its default's type, and each item of a tuple that of its first, or is a text."""
+    """Returns whether a value has its default's type; a tuple's items that of its first, or text."""
     if isinstance(default, tuple) and isinstance(value, tuple):
         return all(_is_like(item, default[0] if default else "") for item in value)
     return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _choose_devices(recipe: MetaConfig, num_processes: int) -> int:
-    """`_default_devices`; says so where another split of the same pairs would allow for more."""
+    """Returns `_default_devices`, with a note if another split of the same pairs would allow more."""
     counts = recipe.pairs_by_family
     chosen = _default_devices(counts.values(), num_processes)
     possible = _default_devices([recipe.num_pairs], num_processes)
@@ -240,6 +240,6 @@ def _choose_devices(recipe: MetaConfig, num_processes: int) -> int:
 
 
 def _default_devices(counts: Iterable[int], num_processes: int) -> int:
-    """The most devices of a process, at most one for each core, that share every family's pairs equally."""
+    """Returns the most devices of a process, up to one per core, that share every family's pairs equally."""
     common = max(math.gcd(*counts) // num_processes, 1)
     return next(count for count in range(min(num_cores(), common), 0, -1) if common % count == 0)

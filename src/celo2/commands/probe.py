@@ -68,7 +68,7 @@ examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeCommand:
-    """What `celo2 probe` takes."""
+    """Arguments of `celo2 probe`."""
 
     candidates: tyro.conf.Positional[tuple[str, ...]]
     """Weights, runs or names; the first is what the others are compared with."""
@@ -79,7 +79,7 @@ class ProbeCommand:
     seeds: int = 0
     """Runs of each task and rate; 0: as many as the set says."""
     variant: Variant = "celo2"
-    """Of the starts random and adam."""
+    """Variant of the starts random and adam."""
     out: Path | None = None
     """Folder that keeps every finished task of every candidate, so that nothing is trained twice."""
     json: Path | None = None
@@ -93,12 +93,12 @@ class ProbeCommand:
 
     @property
     def probe(self) -> ProbeConfig:
-        """What is trained."""
+        """The settings of the probe."""
         return ProbeConfig(task_set=self.set, tasks=self.tasks, seeds=self.seeds)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `celo2 probe`; returns the exit status: 0, 2 if it cannot be run, 130 and more after a signal."""
+    """Runs `celo2 probe`; returns the exit status: 0, 2 if it cannot run, 130 and more after a signal."""
     command = tyro.cli(
         ProbeCommand,
         prog="celo2 probe",
@@ -170,7 +170,7 @@ def _show(command: ProbeCommand, config: ProbeConfig, found: Mapping[str, Mappin
 
 
 def _draw(path: Path, found: Mapping[str, Mapping[str, TaskRecord]]) -> None:
-    """Draws every candidate but the first, which is the line at zero."""
+    """Draws every candidate except the first, which is the line at zero."""
     from celo2.meta.probe.figure import draw_comparisons
     from celo2.report.plots import save_png
 
@@ -189,7 +189,7 @@ def _as_dict(comparison: Comparison) -> dict[str, Any]:
 def _make_table(
     rows: Mapping[str, Comparison], found: Mapping[str, Mapping[str, TaskRecord]], measure_name: str
 ) -> Table:
-    """A row for each task and a column for each candidate, the mean last."""
+    """Builds the table with a row per task and a column per candidate, the mean last."""
     title = f"{TITLES[measure_name]}, log ratio to {next(iter(rows))}"
     table = Table(title=cell(title), box=box.SIMPLE_HEAD)
     table.add_column("task", overflow="fold")
@@ -208,7 +208,7 @@ def _make_table(
 
 
 def _make_markdown(rows: Mapping[str, Comparison], title: str) -> str:
-    """A row for each candidate: the mean, each task, and on how many it is better."""
+    """Formats a Markdown row per candidate: the mean, each task, and the number of tasks won."""
     tasks = [row.name for row in next(iter(rows.values())).rows]
     head = ["", f"mean {title}", *tasks, "better on"]
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
@@ -221,7 +221,7 @@ def _make_markdown(rows: Mapping[str, Comparison], title: str) -> str:
 
 
 def _label(names: Sequence[str]) -> list[str]:
-    """Names as tables show them: the last part of a path, or all of it where another has the same."""
+    """Returns names for tables: the last part of a path, or all of it if another name has the same."""
     short = [_short(name) for name in names]
     return [
         label if short.count(label) == 1 else shorten(name) for label, name in zip(short, names, strict=True)
@@ -229,16 +229,16 @@ def _label(names: Sequence[str]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """A path's last part, of a length that tables can show."""
+    """Returns the last part of a path, shortened for tables."""
     return shorten(Path(name).name.removesuffix(".safetensors") if "/" in name else name)
 
 
 class _Store:
-    """A folder that keeps the records of finished tasks, one file for each candidate.
+    """Folder with the records of finished tasks, one file per candidate.
 
     Args:
-        folder: Made if it does not exist; None: nothing is kept.
-        config: What is probed; a folder keeps the records of one.
+        folder: The folder, made if it does not exist; None: nothing is kept.
+        config: The settings of the probe; a folder keeps the records of one.
 
     Raises:
         ValueError: The folder has records of other settings.
@@ -256,7 +256,7 @@ class _Store:
         write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
 
     def load(self, name: str, weights: Weights | None) -> dict[str, TaskRecord]:
-        """The records of a candidate by task; of other weights under its name there are none."""
+        """Loads the records of a candidate by task; records of other weights under its name are ignored."""
         path = self._path(name, weights)
         return read_object(path) if path and path.exists() else {}
 
@@ -274,11 +274,11 @@ class _Store:
 
 
 def load_candidates(names: Sequence[str], variant: Variant = "celo2") -> dict[str, Weights | None]:
-    """Weights by name, those of a run each by its file; hand-designed optimizers have none.
+    """Loads weights by name, each file of a run separately; hand-designed optimizers have None.
 
     Args:
-        names: What the command takes.
-        variant: Of the starts that meta-training can make itself.
+        names: The candidates of the command.
+        variant: The variant of the starts that meta-training makes itself.
 
     Raises:
         OSError, ValueError, ImportError: See `load_checkpoint`.
@@ -310,13 +310,13 @@ def measure(
     load: Callable[[str, Weights | None], dict[str, TaskRecord]] = lambda *_: {},
     save: Callable[[str, Weights | None, Mapping[str, TaskRecord]], Any] = lambda *_: None,
 ) -> Iterator[tuple[str, str, TaskRecord]]:
-    """Each candidate's record of each task, as it is finished; the programs of a variant are compiled once.
+    """Yields each candidate's record of each task once it is finished; each variant is compiled once.
 
     Args:
-        candidates: What `load_candidates` returns.
-        config: What is trained.
-        load: Gives the records that a candidate has already, by task.
-        save: Takes all of a candidate's records whenever one is finished.
+        candidates: The result of `load_candidates`.
+        config: The settings of the probe.
+        load: Returns the stored records of a candidate, by task.
+        save: Stores all records of a candidate, whenever one is finished.
     """
     probes: dict[RuleConfig, Probe] = {}
     wanted = [entry.name for entry in config.load().tasks]
@@ -338,7 +338,7 @@ def measure(
 
 
 def _probe_of(weights: Weights, config: ProbeConfig, probes: dict[RuleConfig, Probe]) -> Probe:
-    """The probe of a variant, size and decays; weights with other options have a program of their own."""
+    """Returns the probe for a variant, size and decays; weights with other options get their own program."""
     rule = weights.config
     usual = RuleConfig(
         orthogonalize=rule.orthogonalize,
@@ -356,7 +356,7 @@ def _make_fixed(weights: Weights) -> Callable[..., Any]:
     transform = LEARNED[weights.config.variant]
 
     def make(schedule: Any, weight_decay: float, theta: Mapping[str, np.ndarray]) -> Any:
-        del theta  # these weights' options are part of the program, so that it takes them as constants
+        del theta  # the options are part of the program, as constants
         return transform(schedule, weights=weights, weight_decay=weight_decay)
 
     return make

@@ -1,4 +1,4 @@
-"""`celo2 report`: what a folder of results says, as a table, a figure and a page."""
+"""`celo2 report`: reports a folder of results as a table, a figure and a page."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportCommand:
-    """What `celo2 report` takes."""
+    """Arguments of `celo2 report`."""
 
     folders: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(at least one)")
@@ -57,7 +57,7 @@ class ReportCommand:
     out: Path | None = None
     """Folder for the report; the first run's by default."""
     baseline: str = BASELINE
-    """Of a suite: whom the scores are relative to."""
+    """Of a suite: the optimizer that scores are relative to."""
     markdown: Path | None = None
     """Of a suite: a Markdown page, to replace what is between `<!-- results -->` and `<!-- end -->`."""
     pack: Path | None = None
@@ -110,7 +110,7 @@ def _report_meta_training(command: ReportCommand, console: Console) -> None:
 
 
 def _load(folders: Sequence[Path]) -> list[RunHistory]:
-    """The runs in these folders, under the shortest names that tell them apart."""
+    """Loads the runs in these folders, under the shortest unique names."""
     if not folders:
         raise ValueError("name at least one run, the --out folder of celo2 meta-train.")
     for folder in folders:

@@ -1,4 +1,4 @@
-"""`celo2 search`: finds good rules among a few numbers, by CMA-ES."""
+"""`celo2 search`: searches the few parameters of a simple rule by CMA-ES."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchCommand:
-    """What `celo2 search` takes: settings, and how long."""
+    """Arguments of `celo2 search`."""
 
     out: Path
     """Folder of the search: settings, record, weights."""
     variant: str = "celo2"
     """celo2 or celo2-base."""
     generations: int = 100
-    """In all; a search that is resumed goes on up to it."""
+    """Generations in all; a resumed search continues up to it."""
     set: str = "searching"
     """Declared set of tasks, a name or a TOML file."""
     tasks_per_generation: int = 4
@@ -52,13 +52,13 @@ class SearchCommand:
     start: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER …")] = ()
     """Numbers to begin at, such as the vector of an earlier record's last line; none: the Adam-like start."""
     seed: int = 0
-    """Of the candidates, the tasks' order and the runs."""
+    """Seed of the candidates, the tasks' order and the runs."""
     save_every: int = 5
     """Generations between weight files."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `celo2 search`; returns the exit status: 0, 2 if it cannot be run, 130 and more after a signal."""
+    """Runs `celo2 search`; returns the exit status: 0, 2 if it cannot run, 130 and more after a signal."""
     command = tyro.cli(
         SearchCommand,
         prog="celo2 search",

@@ -1,4 +1,4 @@
-"""`celo2 weights`: list, inspect, verify, convert and fetch weight files, with the base install alone."""
+"""`celo2 weights`: lists, inspects, verifies, converts and fetches weight files; needs no extras."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs `celo2 weights` with these arguments.
 
     Args:
-        argv: What follows `celo2 weights`, `["inspect", "celo2"]` say.
+        argv: The arguments after `celo2 weights`, such as `["inspect", "celo2"]`.
 
     Returns:
-        0, or 1 when a file was refused; the reason is on the standard error stream.
+        0, or 1 if a file was refused, with the reason on standard error.
 
     Raises:
-        SystemExit: argparse's own, for `--help` and for wrong usage.
+        SystemExit: argparse exits, for `--help` or wrong usage.
     """
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
@@ -132,7 +132,7 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 
 
 def _parse_option(text: str) -> tuple[str, Any]:
-    """`"name=value"` as a pair, the value read as JSON where it is that and as text otherwise."""
+    """Parses `"name=value"` to a pair; the value is JSON if it parses as such, otherwise text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"expected OPTION=VALUE, got {text!r}")
@@ -229,7 +229,7 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 
 def _decode(file: WeightFile, options: Sequence[tuple[str, Any]]) -> Weights | ZooWeights:
-    """Weights of Celo2 or of a predecessor, whichever the file holds."""
+    """Decodes weights of Celo2 or of an optimizer in `celo2.zoo`, whichever the file holds."""
     if zoo.is_zoo_file(file):
         return zoo.decode_weights(file, **dict(options))
     if len(file.data) > MAX_BYTES:
@@ -255,7 +255,7 @@ def _variant(weights: Weights | ZooWeights) -> str:
 
 
 def _set_flags(config: RuleConfig) -> str:
-    """The `--set` flags that name the variant and every option that is not the default."""
+    """Formats the `--set` flags of the variant and of every option that differs from the default."""
     defaults: Mapping[str, Any] = dataclasses.asdict(RuleConfig())
     changed = {name: v for name, v in dataclasses.asdict(config).items() if v != defaults[name]}
     named = {"orthogonalize": config.orthogonalize, **changed}
@@ -263,10 +263,10 @@ def _set_flags(config: RuleConfig) -> str:
 
 
 def _text(value: Any) -> str:
-    """An option's value as `--set` takes it."""
+    """Formats an option's value for `--set`."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _printable(text: str) -> str:
-    """Text from a file without control characters, which could drive the terminal."""
+    """Escapes the control characters of text from a file, which could control the terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,4 +1,4 @@
-"""What an optimizer step costs on a parameter tree: time, compile time, memory."""
+"""Measures the cost of an optimizer step on a parameter tree: time, compile time, and memory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from celo2.report.kit import shorten
 from celo2.tasks.language.tiny_lm import TransformerConfig, make_tiny_lm
 from celo2.training.optimizer_step import make_step
 
-REFERENCE = "adamw"  # what every time is divided by
-COLUMNS = (  # of a table of `BenchRow.cells`
+REFERENCE = "adamw"  # all times are divided by this optimizer's
+COLUMNS = (  # heads of the columns of `BenchRow.cells`
     "optimizer",
     "ms/step",
     "ns/param",
@@ -30,7 +30,7 @@ COLUMNS = (  # of a table of `BenchRow.cells`
     "temporaries, floats/param",
 )
 LEARNING_RATE = 1e-3
-LOSS, NUM_STEPS = 1.0, 1000  # told to the optimizers that ask; neither changes the cost
+LOSS, NUM_STEPS = 1.0, 1000  # for optimizers that need them; neither changes the cost
 GRAD_SCALE, PARAM_SCALE = 1e-3, 0.02  # of the random arrays
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
 WHOLE_STEP = TransformerConfig(width=256, num_layers=4, num_heads=4, context=128)  # 3.3 M parameters
@@ -43,17 +43,17 @@ _MakeStep = Callable[[optax.GradientTransformation], _Step]
 
 
 class BenchRow(NamedTuple):
-    """The cost of one optimizer on one tree.
+    """Cost of one optimizer on one tree.
 
     Attributes:
-        optimizer: Its name.
-        num_parameters: Of the tree.
-        seconds: Of one step, the median over interleaved rounds; None where it was only compiled.
-        ratio: Median over the rounds of the step's time divided by AdamW's in the same round.
-        compile_seconds: Tracing, lowering and compiling the step.
-        state_bytes: Of the optimizer's state.
-        temp_bytes: Largest size of the temporaries at once, the compiler's figure; None where the
-            backend does not say.
+        optimizer: The name of the optimizer.
+        num_parameters: The number of parameters of the tree.
+        seconds: The time of one step, the median over interleaved rounds; None if it was only compiled.
+        ratio: The median over the rounds of the step's time divided by AdamW's in the same round.
+        compile_seconds: The time to trace, lower and compile the step.
+        state_bytes: The size of the optimizer's state.
+        temp_bytes: The peak size of the temporaries according to the compiler; None if the backend does not
+            report it.
     """
 
     optimizer: str
@@ -65,7 +65,7 @@ class BenchRow(NamedTuple):
     temp_bytes: int | None
 
     def cells(self) -> tuple[str, ...]:
-        """The row of a table, a text for each of `COLUMNS`; what was not measured is a dash."""
+        """Returns the texts of the row, one for each of `COLUMNS`; missing measurements are dashes."""
         count = self.num_parameters
         return (
             shorten(self.optimizer),
@@ -83,10 +83,10 @@ def _show(value: float | None, form: str, scale: float = 1.0) -> str:
 
 
 class BenchStopped(Stopped):
-    """A signal has come before everything was measured.
+    """Raised when a signal arrives before everything was measured.
 
     Attributes:
-        rows: Of the optimizers that were compiled; times are of the rounds until then.
+        rows: The rows of the optimizers compiled so far, with times from the finished rounds.
     """
 
     def __init__(self, stop: KeyboardInterrupt, rows: list[BenchRow]) -> None:
@@ -95,7 +95,7 @@ class BenchStopped(Stopped):
 
 
 class _Candidate:
-    """An optimizer's compiled step; what it returns is given back to it."""
+    """Compiled step of an optimizer; each step's result is the input of the next."""
 
     def __init__(self, name: str, make_step: _MakeStep, params: Any, inputs: Any, options: Any) -> None:
         self.name = name
@@ -111,11 +111,11 @@ class _Candidate:
         self.seconds: list[float] = []
 
     def start(self, params: Any) -> None:
-        """Makes the state; the parameters are consumed."""
+        """Makes the state; the parameters are donated."""
         self.carry = (params, jax.jit(self.optimizer.init)(params))
 
     def run(self, inputs: Any) -> float:
-        """Takes a step; returns the seconds."""
+        """Takes a step and returns its seconds."""
         begin = time.perf_counter()
         self.carry, _ = jax.block_until_ready(self.step(self.carry, inputs))
         return time.perf_counter() - begin
@@ -133,15 +133,15 @@ def bench_tree(
     """Measures a step (update and application) of each optimizer on a tree.
 
     Args:
-        tree: Shapes and dtypes of the parameters.
-        optimizers: Names as in `celo2.baselines`; `adamw` always takes part.
+        tree: The shapes and dtypes of the parameters.
+        optimizers: Names as in `celo2.baselines`; `adamw` is always included.
         timed: Whether to run the steps; False only compiles them.
-        budget: Seconds for the timing of all optimizers together.
-        options: XLA's, for every optimizer: `celo2.compiler_options()`, say; none: its own defaults.
-        on_progress: Called with a line about what is being done.
+        budget: The seconds for timing all optimizers together.
+        options: XLA options for every optimizer, such as `celo2.compiler_options()`; None: XLA's defaults.
+        on_progress: Called with a line that describes the current work.
 
     Raises:
-        BenchStopped: A signal has come; it has the rows until then.
+        BenchStopped: A signal arrived; the error carries the rows so far.
     """
 
     def make_update(optimizer: optax.GradientTransformation) -> _Step:
@@ -175,15 +175,15 @@ def bench_whole_step(
     """Measures a training step of a byte-level GPT with each optimizer, as `bench_tree` does.
 
     Args:
-        optimizers: Names as in `celo2.baselines`; `adamw` always takes part.
+        optimizers: Names as in `celo2.baselines`; `adamw` is always included.
         config: The network's sizes.
-        batch_size: Rows of `config.context` tokens.
-        budget: Seconds for the timing of all optimizers together.
-        options: XLA's, for every optimizer: `celo2.compiler_options()`, say; none: its own defaults.
-        on_progress: Called with a line about what is being done.
+        batch_size: The number of rows of `config.context` tokens.
+        budget: The seconds for timing all optimizers together.
+        options: XLA options for every optimizer, such as `celo2.compiler_options()`; None: XLA's defaults.
+        on_progress: Called with a line that describes the current work.
 
     Raises:
-        BenchStopped: A signal has come; it has the rows until then.
+        BenchStopped: A signal arrived; the error carries the rows so far.
     """
     task = make_tiny_lm(config=config, batch_size=batch_size)
     init_key, batch_key = jax.random.split(jax.random.key(0))
@@ -200,10 +200,10 @@ def bench_whole_step(
 
 @contextmanager
 def _keeping(candidates: Sequence[_Candidate], num_parameters: int) -> Iterator[None]:
-    """Hands on what has been measured, if anything has, when a signal comes.
+    """Converts a KeyboardInterrupt to `BenchStopped` if anything has been measured.
 
     Raises:
-        BenchStopped: In place of the KeyboardInterrupt.
+        BenchStopped: A signal arrived after the first optimizer was compiled.
     """
     try:
         yield
@@ -222,7 +222,7 @@ def _compile(
     options: CompilerOptions,
     on_progress: OnProgress,
 ) -> None:
-    """Adds the candidates, the reference first."""
+    """Compiles the candidates and appends them, the reference first."""
     for name in dict.fromkeys([REFERENCE, *optimizers]):
         on_progress(f"compiling {name}")
         candidates.append(_Candidate(name, make_step, params, inputs, options))
@@ -231,7 +231,7 @@ def _compile(
 def _time(
     candidates: Sequence[_Candidate], make_params: Callable[[], Any], inputs: Any, budget: float
 ) -> None:
-    """Takes turns, so that a busy machine treats all candidates alike; the first steps do not count."""
+    """Times the candidates in turn, so that load affects all alike; the first steps do not count."""
     for candidate in candidates:
         candidate.start(make_params())
         candidate.run(inputs)
@@ -260,7 +260,7 @@ def _row(candidate: _Candidate, reference: _Candidate, num_parameters: int) -> B
 
 
 def _random(tree: Tree, scale: float) -> Tree:
-    """Normal arrays of a tree's shapes; the same ones each time."""
+    """Returns normal random arrays of a tree's shapes, the same ones in each call."""
 
     def make(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return (scale * jax.random.normal(jax.random.key(leaf.size), leaf.shape)).astype(leaf.dtype)

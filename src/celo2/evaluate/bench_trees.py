@@ -1,4 +1,4 @@
-"""Parameter trees of well-known networks, by shape only: what the cost of an optimizer depends on."""
+"""Parameter trees of well-known networks, as shapes only, for benchmarking optimizer steps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Tree = dict[str, Any]  # of jax.ShapeDtypeStruct, float32
 
 
 class TreeSpec(NamedTuple):
-    """A tree by name.
+    """Parameter tree to benchmark.
 
     Attributes:
         summary: One line for the help.
         make: Makes the tree of shapes.
-        timed: Whether a machine of this decade has the memory to run it; else it is only compiled.
+        timed: Whether a usual machine has the memory to run it; otherwise it is only compiled.
     """
 
     summary: str
@@ -28,7 +28,7 @@ class TreeSpec(NamedTuple):
 
 
 def count_parameters(tree: Tree) -> int:
-    """Number of elements in a tree of arrays or shapes."""
+    """Returns the number of elements in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
@@ -45,7 +45,7 @@ def _norm(width: int) -> Tree:
 
 
 def _block(width: int) -> Tree:
-    """A pre-layer-norm transformer block with a fused query-key-value projection."""
+    """Returns a pre-layer-norm transformer block with a fused query-key-value projection."""
     return {
         "attention_norm": _norm(width),
         "attention": {"qkv": _linear(width, 3 * width), "output": _linear(width, width)},
@@ -55,7 +55,7 @@ def _block(width: int) -> Tree:
 
 
 def _gpt(width: int, depth: int, vocabulary: int, context: int) -> Tree:
-    """Radford et al., 2019: learned positions, tied head."""
+    """Returns a GPT-2 (Radford et al., 2019): learned positions, tied head."""
     return {
         "embedding": {"table": _leaf(vocabulary, width)},
         "positions": {"table": _leaf(context, width)},
@@ -65,7 +65,7 @@ def _gpt(width: int, depth: int, vocabulary: int, context: int) -> Tree:
 
 
 def _vit(width: int, depth: int, patch: int, tokens: int, classes: int) -> Tree:
-    """Dosovitskiy et al., arXiv 2010.11929, table 1, at DeiT's small size (arXiv 2012.12877)."""
+    """Returns a ViT (Dosovitskiy et al., arXiv 2010.11929, table 1, at DeiT's size, arXiv 2012.12877)."""
     return {
         "patches": {"kernel": _leaf(patch, patch, 3, width), "bias": _leaf(width)},
         "class_token": _leaf(1, 1, width),

@@ -1,4 +1,4 @@
-"""Where a result came from: software, machine, commit, task."""
+"""Describes the software, machine, commit and task that a result came from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("jax", "jaxlib", "optax", "numpy")
 
 
 def describe_environment() -> dict[str, str]:
-    """Versions, machine and commit, as text by name; the commit is "unknown" outside a checkout."""
+    """Returns versions, machine and commit as text by name; the commit is "unknown" outside a checkout."""
     devices = jax.local_devices()
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {
@@ -35,7 +35,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def describe_task(task: Task) -> TaskFacts:
-    """What a report says about a task."""
+    """Returns the facts about a task for reports."""
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     return TaskFacts(
         name=task.name,
@@ -53,7 +53,7 @@ def describe_task(task: Task) -> TaskFacts:
 
 
 def _commit() -> str:
-    """The commit of the checkout that this package lies in, with "-dirty" where files were changed."""
+    """Returns the commit of this package's checkout, with "-dirty" if files were changed."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     folder = Path(__file__).resolve().parent
     if "site-packages" in folder.parts:
@@ -66,7 +66,7 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-    """The processor's name, from Linux's own list where there is one."""
+    """Returns the processor's name, from /proc/cpuinfo where it exists."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

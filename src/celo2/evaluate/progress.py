@@ -1,4 +1,4 @@
-"""Shows a comparison or a suite at work: a live bar on a terminal, plain lines elsewhere."""
+"""Displays the progress of a comparison or suite: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from celo2.evaluate.suite.run import SuiteProgress
 from celo2.report.kit import shorten
 from celo2.training.runner import Progress as GridProgress
 
-LEAST_SHARE = 0.05  # of the work, trained here, from which on the time left is told
-PLAIN_INTERVAL = 5.0  # seconds, at least, between two plain lines about one optimizer
+LEAST_SHARE = 0.05  # least share of the work trained in this call before a time left is shown
+PLAIN_INTERVAL = 5.0  # least seconds between two plain lines about one optimizer
 
 
 class _Status(NamedTuple):
-    """What is shown: share of the work done, what is at work, in words, whether it is finished, or trains."""
+    """Displayed status: share done, current work as text, and whether it is finished or training."""
 
     done: float
     label: str
@@ -30,16 +30,16 @@ class _Status(NamedTuple):
 
 
 class ProgressDisplay:
-    """A context that `compare` or `run_suite` reports to, by calling it.
+    """Progress callback of `compare` and `run_suite`, and a context manager around their calls.
 
     Args:
-        console: Where to show; its `is_terminal` decides on the bar.
+        console: The console to print to; its `is_terminal` enables the bar.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._last_call: tuple[float, float, bool] | None = None  # when, what was done, whether it trained
-        self._trained = (0.0, 0.0)  # seconds of training, and the share of the work done in them
+        self._last_call: tuple[float, float, bool] | None = None  # time, share done, whether it trained
+        self._trained = (0.0, 0.0)  # seconds of training, share of the work done in them
         self._last_line = (-math.inf, "")
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
@@ -66,7 +66,7 @@ class ProgressDisplay:
         self._bar.stop()
 
     def __call__(self, progress: CompareProgress | SuiteProgress) -> None:
-        """Shows where the work stands."""
+        """Updates the display."""
         status = _of_compare(progress) if isinstance(progress, CompareProgress) else _of_suite(progress)
         left = self._time_left(status.done, status.trains)
         if self._console.is_terminal:
@@ -76,7 +76,7 @@ class ProgressDisplay:
             self._console.print(line.rstrip(), highlight=False, markup=False)
 
     def _line_is_due(self, status: _Status) -> bool:
-        """At the start and the end of what is at work, and not too often in between."""
+        """Returns whether to print a line: at the start and end of each item, and rarely in between."""
         now, (last, label) = time.monotonic(), self._last_line
         due = label != status.label or status.finished or now - last >= PLAIN_INTERVAL
         if due:
@@ -84,9 +84,9 @@ class ProgressDisplay:
         return due
 
     def _time_left(self, done: float, trains: bool) -> str:
-        """By what has been trained since the first call, compilation left out, in words.
+        """Formats the time left, estimated from training since the first call, without compilation.
 
-        What had been done by then was there before: a resumed suite begins in the middle.
+        Work done before the first call does not count: a resumed suite begins in the middle.
         """
         now = time.monotonic()
         if self._last_call is not None and self._last_call[2]:
@@ -121,7 +121,7 @@ def _of_suite(progress: SuiteProgress) -> _Status:
         return _Status(done, group.task, f"{group.task}: compiling", finished=False, trains=False)
     done += grid.done * len(group.specs()) / progress.total
     label = f"{group.task}, {shorten(group.optimizer)}"
-    done = min(done, 1.0)  # a group may repeat runs that there are
+    done = min(done, 1.0)  # a group may repeat runs that exist
     return _Status(done, label, f"{label}: {_describe(grid)}", grid.done == 1.0, trains=True)
 
 

@@ -1,4 +1,4 @@
-"""What a meta-training run is: everything that decides its result."""
+"""Configuration of a meta-training run: every option that affects its result, with all checks."""
 
 from __future__ import annotations
 
@@ -38,71 +38,71 @@ _POSITIVE = ("outer_learning_rate", "sign_scale", "sigma", "inner_learning_rate"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaConfig:
-    """The recipe of one run; the defaults are the published one except where said.
+    """The recipe of one run; defaults are the published values unless stated otherwise.
 
     Source: arXiv 2602.19142, section 4 and its public meta-training command.
 
     Attributes:
-        variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors) or "celo2-base"; or a predecessor, by
-            its name in `celo2.zoo`. These set their own step sizes, so that the inner rate and what shapes it
-            must be left alone.
-        phase: Of "celo": 1, the rule alone; 2, its schedule, the rule of `start` frozen; 0, both at once.
+        variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors), "celo2-base", or a predecessor by its
+            name in `celo2.zoo`. Predecessors set their own step sizes, so the inner rate and the options that
+            shape it must keep their defaults.
+        phase: Phase of "celo": 1 trains the rule, 2 its schedule with the rule of `start` frozen, 0 both.
         rule_options: Options of the rule that are not its defaults, as `NAME=VALUE` with the names of
             `celo2.RuleConfig` and values as in JSON: "ff_hidden_size=16", "initial_rms_decays=[0.999]",
             "normalize_input=false".
         outer_optimizer: Optax's optimizer of that name, which updates theta; "custom" for any other chain,
             given in Python.
-        outer_learning_rate: Of the outer optimizer, at its peak. The published runs take 5e-5 (Celo2) and
+        outer_learning_rate: Peak rate of the outer optimizer. The published runs take 5e-5 (Celo2) and
             1e-4 (Celo2-base) for 100,000 iterations; the default is for a few thousand.
-        outer_weight_decay: Of "adamw" and "lion".
+        outer_weight_decay: Weight decay of the outer optimizer; "adamw" and "lion" only.
         outer_warmup: Outer iterations over which the rate rises from zero.
         outer_decay_steps: Outer iterations over which the rate falls to a tenth by a cosine; 0: never.
         outer_clip: Global norm to which the meta-gradient is clipped; 0: not clipped.
         frozen: Weight arrays that stay as they are at the start, by name or pattern: "w0__*", "b?", "w2".
-        families: Kinds of task, `NAME` or `NAME:WEIGHT`, by whose weights the pairs are shared out (each
+        families: Kinds of task, `NAME` or `NAME:WEIGHT`, by whose weights the pairs are allocated (each
             gets at least one); the names are those of `celo2.tasks.families.FAMILIES`. The published
             recipe has "mlp" alone.
         datasets: The image sets, over which the pairs of each family of image tasks are spread evenly.
         tasks_per_set: Antithetic pairs for each image set; their product is the number of pairs of all
             families, also of those that use no images.
-        estimator: Of the meta-gradient: "pes", persistent evolution strategies; "truncated-es", which
+        estimator: Meta-gradient estimator: "pes", persistent evolution strategies; "truncated-es", which
             ignores what a perturbation does after its K steps; "full-es", whole runs at each outer
             iteration; "noise-reuse-es", one perturbation for a whole run (`meta.estimators` compares them).
-        loss_difference: What of a pair's loss difference the estimate uses: its "value", or its "sign"
+        loss_difference: How the estimate uses a pair's loss difference: its "value", or its "sign"
             times `sign_scale`, so that no pair outweighs the others.
-        sign_scale: What the sign is multiplied by.
-        meta_loss: What a rule is judged by: the mean "training" loss of the steps; the mean loss of a
+        sign_scale: Factor of the sign.
+        meta_loss: The objective of a rule: the mean "training" loss of the steps; the mean loss of a
             "held-out" batch at each step, from the part of the set that is not trained on; or the "final"
             loss, the training loss of a run's last step.
-        loss_scale: "linear", or "log": the logarithm of a loss is judged, so that a per cent counts alike on
+        loss_scale: "linear", or "log": the logarithm of each loss, so that a per cent counts alike on
             every task and at every size of the loss. The difference within a pair is then that of the log
-            ratios to any third rule on the same task, seed, rate and step, the start say, which cancels.
+            ratios to any third rule (such as the start) on the same task, seed, rate and step, which cancels.
         sigma: Standard deviation of the perturbations of theta.
         truncation_length: Inner steps K of one outer iteration, or of one piece of a whole run.
-        min_unroll: Least length of an inner run, at least `truncation_length`.
-        max_unroll: Greatest length of an inner run.
+        min_unroll: Minimum length of an inner run, at least `truncation_length`.
+        max_unroll: Maximum length of an inner run.
         unroll_law: Lengths are "log-uniform" (published) or "uniform" between the two. With
             "noise-reuse-es" they are rounded up to multiples of K, so that runs end with a truncation.
         inner_clip: Norm to which the gradients of each inner step are clipped; 0: not clipped.
-        family_rates: `NAME:FACTOR`: what the inner rate is multiplied by in a family's runs, so that the
+        family_rates: `NAME:FACTOR`: a factor on the inner rate in a family's runs, so that the
             rates drawn lie around each family's best.
-        inner_learning_rate: Of the networks that are trained, at its peak.
+        inner_learning_rate: Peak learning rate of the networks that are trained.
         rate_spread: Each run's peak rate is drawn log-uniformly from the inner learning rate divided by
             this factor to the rate times it; at least 1.
-        rate_units: What the rate is measured in. "stored", the published recipe: the parameters as the
+        rate_units: Units of the rate. "stored", the published recipe: the parameters as the
             augmentation stores them, so that a scale also multiplies the change of the network. "network":
             the parameters as the network uses them, so that the scales leave its changes alone.
         inner_schedule: "constant", the published recipe, or "cosine": from the peak to zero over each
             run, as in use.
-        adamw_lr_scale: Learning rate of Celo2's AdamW branch over the inner one.
-        level: What the augmentation scales.
-        scale_range: Least and greatest scale of the augmentation.
+        adamw_lr_scale: Ratio of the learning rate of Celo2's AdamW branch to the inner one.
+        level: The granularity of the augmentation's scales, see `celo2.tasks.families.augmentation`.
+        scale_range: Minimum and maximum scale of the augmentation.
         mixture: Levels of which each task draws one, in place of `level`: "LEVEL", or "LEVEL:LOW:HIGH" for
             another range than `scale_range`; one that occurs twice is twice as likely.
         batch_size: Examples in an inner batch; for text, bytes to be predicted.
         start: "random"; "adam", where the rule is Adam with Nesterov momentum until it learns better; or
             weights, anything that `celo2.load_checkpoint` takes.
-        seed: Of everything random, in [0, 2³²).
+        seed: Seed of all random numbers, in [0, 2³²).
     """
 
     variant: Variant = "celo2"
@@ -143,7 +143,7 @@ class MetaConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks every range."""
+        """Checks every range and combination."""
         for name in (
             "rule_options",
             "families",
@@ -200,67 +200,67 @@ class MetaConfig:
 
     @property
     def num_pairs(self) -> int:
-        """Antithetic pairs in one outer iteration."""
+        """The antithetic pairs of one outer iteration."""
         return len(self.datasets) * self.tasks_per_set
 
     @property
     def pairs_by_family(self) -> dict[str, int]:
-        """How many of the pairs each family gets, in the order of `families`."""
+        """The number of pairs of each family, in the order of `families`."""
         return split_by_weight(self.num_pairs, parse_shares(self.families, list(FAMILIES)))
 
     def sets_of(self, source: Source) -> tuple[str, ...]:
-        """Names of the data sets that a family of this source draws from; none if each task has its own."""
+        """Returns the names of the data sets of a source's families; none if each task has its own data."""
         return {"images": self.datasets, "text": ("text",), "problem": ()}[source]
 
     @property
     def frozen_names(self) -> frozenset[str]:
-        """The weight arrays that `frozen` names, and those that the phase leaves alone."""
+        """The weight arrays that `frozen` matches, and those that the phase does not train."""
         names = self.weight_shapes()
         patterns = (*self.frozen, *_FROZEN_BY_PHASE[self.phase])
         return frozenset(name for pattern in patterns for name in names if fnmatch.fnmatchcase(name, pattern))
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits of each set that an outer iteration draws from."""
+        """The splits of each data set that an outer iteration draws from."""
         return ("train", "valid") if self.meta_loss == "held-out" else ("train",)
 
     @property
     def rate_factors(self) -> dict[str, float]:
-        """What each family's inner rate is multiplied by; families that are not named have 1."""
+        """The factor on each family's inner rate; 1 for families that are not named."""
         return parse_shares(self.family_rates, list(self.pairs_by_family)) if self.family_rates else {}
 
     @property
     def mean_unroll(self) -> float:
-        """Mean length of an inner run, without the rounding."""
+        """The mean length of an inner run, before rounding to `K`."""
         if self.min_unroll == self.max_unroll or self.unroll_law == "uniform":
             return (self.min_unroll + self.max_unroll) / 2
         return (self.max_unroll - self.min_unroll) / math.log(self.max_unroll / self.min_unroll)
 
     @property
     def rule(self) -> RuleConfig:
-        """The options of the rule that is trained, of Celo2 or Celo2-base."""
+        """The configuration of the trained rule, for Celo2 and Celo2-base."""
         return RuleConfig().replace(
             **parse_rule_options(self.rule_options), orthogonalize=self.variant == "celo2"
         )
 
     @property
     def member(self) -> MemberConfig | None:
-        """The predecessor that is trained; None for Celo2 and Celo2-base."""
+        """The predecessor's configuration; None for Celo2 and Celo2-base."""
         if self.variant == "celo":
             return Celo(phase=self.phase or 2)
         return PRESETS.get(self.variant)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every array of theta."""
+        """Returns the name and shape of every array of theta."""
         return (self.member or self.rule).weight_shapes()
 
     def to_json(self) -> str:
-        """The recipe as a JSON object."""
+        """Returns the recipe as a JSON object."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> MetaConfig:
-        """Reads what `to_json` wrote; an option that is missing has its default.
+        """Parses the output of `to_json`; missing options take their defaults.
 
         Raises:
             ValueError: The text is not a JSON object, or has an unknown name, or a value of the wrong
@@ -336,7 +336,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rate_units": get_args(RateUnits),
     "inner_schedule": get_args(Schedule),
 }
-"""Option of `MetaConfig` → its values."""
+"""The options of `MetaConfig` that are limited to a fixed set of values, with those values."""
 
 
 DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
@@ -344,7 +344,7 @@ _OF_THE_RATE = ("inner_learning_rate", "rate_spread", "rate_units", "inner_sched
 
 
 def check_outer(config: MetaConfig) -> None:
-    """The outer optimizer, its weight decay and its schedule."""
+    """Checks the outer optimizer, its weight decay and its schedule."""
     if config.outer_weight_decay and config.outer_optimizer not in DECAYING:
         raise ValueError(
             f"outer_weight_decay belongs to {DECAYING}, got outer_optimizer={config.outer_optimizer!r}; "
@@ -358,7 +358,7 @@ def check_outer(config: MetaConfig) -> None:
 
 
 def check_variant(config: MetaConfig) -> None:
-    """A variant's phases, and what has no meaning for a predecessor."""
+    """Checks the phase, and refuses options that do not apply to a predecessor."""
     phases = (0, 1, 2) if config.variant == "celo" else (0,)
     if config.phase not in phases:
         raise ValueError(f"phase must be one of {phases} for {config.variant!r}, got {config.phase!r}.")
@@ -378,7 +378,7 @@ def check_variant(config: MetaConfig) -> None:
 
 
 def check_frozen(config: MetaConfig) -> None:
-    """Frozen arrays are there, and leave some to train."""
+    """Checks that the frozen arrays exist and that some array remains to be trained."""
     names = list(config.weight_shapes())
     for pattern in config.frozen:
         if not fnmatch.filter(names, pattern):

@@ -1,20 +1,20 @@
-"""Losses of pairs → meta-gradient, by the estimator that the recipe names.
+"""Meta-gradient estimators: turns the losses of antithetic pairs into a meta-gradient, as the recipe selects.
 
-| estimator | an outer iteration sees | weighs losses with | the two signs begin at |
+| estimator | an outer iteration sees | weighs losses with | both signs start from |
 |---|---|---|---|
-| `pes` | K steps | the sum of the run's perturbations | where each of them stands |
-| `truncated-es` | K steps | this iteration's perturbation | where θ + ε stands |
-| `full-es` | whole runs | this iteration's perturbation | a new start |
-| `noise-reuse-es` | K steps | the run's one perturbation | where each of them stands |
+| `pes` | K steps | the sum of the run's perturbations | their own states |
+| `truncated-es` | K steps | this iteration's perturbation | the state of θ + ε |
+| `full-es` | whole runs | this iteration's perturbation | a new initialisation |
+| `noise-reuse-es` | K steps | the run's one perturbation | their own states |
 
-The first is unbiased and has the largest variance. The second ignores what a perturbation does after its
+The first is unbiased and has the largest variance. The second ignores the effect of a perturbation beyond its
 own K steps: small variance, and a bias towards short-sighted rules. The third is unbiased, and as slow as
 its longest run. The fourth is unbiased too: a run keeps its perturbation from its first step to its last, so
-that nothing accumulates.
+nothing accumulates.
 
 Source: arXiv 2112.13835, sections 2 and 3, where they are named PES and ES; truncated evolution strategies
-go on from one state for both signs as in learned_optimization's estimator of that name; noise-reuse evolution
-strategies: arXiv 2304.12180, algorithm 1.
+continue from one state for both signs, as in learned_optimization's estimator of that name; noise-reuse
+evolution strategies: arXiv 2304.12180, algorithm 1.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from celo2.meta.pes import Estimate, Theta
 
 
 def perturb(fresh: Theta, accumulator: Theta, starting: Array, config: MetaConfig) -> Theta:
-    """The perturbation of each pair in this outer iteration: a new one, or that of its run.
+    """Selects the perturbation of each pair for this outer iteration: a new one, or that of its run.
 
     Args:
         fresh: New perturbations, leading axis `pairs`.
-        accumulator: With "noise-reuse-es", those of the runs; unused otherwise.
+        accumulator: With "noise-reuse-es", the perturbations of the runs; unused otherwise.
         starting: Whether a pair's run starts with this iteration, `(pairs,)` bool.
         config: The recipe.
     """
@@ -48,7 +48,9 @@ def perturb(fresh: Theta, accumulator: Theta, starting: Array, config: MetaConfi
 
 
 def mask_unread(perturbation: Theta, config: MetaConfig) -> Theta:
-    """Without the numbers that the rule never reads: outputs of its last layer, whose gradient is only noise.
+    """Zeroes the perturbation of weights that the rule never reads, whose gradient would be pure noise.
+
+    These are the unused outputs of its last layer.
 
     Args:
         perturbation: Leading axis `pairs`.
@@ -62,13 +64,13 @@ def mask_unread(perturbation: Theta, config: MetaConfig) -> Theta:
 
 
 def estimate(losses: Losses, perturbation: Theta, accumulator: Theta, config: MetaConfig) -> Estimate:
-    """The meta-gradient of one outer iteration.
+    """Estimates the meta-gradient of one outer iteration.
 
     Args:
-        losses: What it measured, `(steps, pairs)`.
-        perturbation: Its ε, leading axis `pairs`.
+        losses: The measured losses, `(steps, pairs)`.
+        perturbation: The perturbation ε, leading axis `pairs`.
         accumulator: Sum of the runs' earlier perturbations, leading axis `pairs`; with "noise-reuse-es",
-            which accumulates nothing, their perturbations; otherwise zero, and staying so.
+            which accumulates nothing, their perturbations; otherwise zero, and returned unchanged.
         config: The recipe.
     """
     reuses = config.estimator == "noise-reuse-es"
@@ -88,7 +90,7 @@ def estimate(losses: Losses, perturbation: Theta, accumulator: Theta, config: Me
 
 
 def next_start(inner: InnerState, config: MetaConfig) -> InnerState:
-    """Where the runs go on in the next outer iteration."""
+    """Returns the states from which the runs continue in the next outer iteration."""
     if config.estimator != "truncated-es":
         return inner
 

@@ -1,4 +1,4 @@
-"""The gradients that meta-training meets: how large they are, measured on its own inner runs."""
+"""Statistics of the gradients that occur in meta-training's inner runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRUNCATIONS = 100  # × 64 runs: more than 5,000 gradients of each array
 
 
 def measure_gradients(weights: Weights, *, truncations: int = TRUNCATIONS) -> dict[str, np.ndarray]:
-    """`sample_gradient_rms` for finished weights, by the recipe that their file states.
+    """Applies `sample_gradient_rms` to finished weights, with the recipe stated in their file.
 
     Raises:
         ValueError: The file states no recipe.
@@ -47,22 +47,22 @@ def measure_gradients(weights: Weights, *, truncations: int = TRUNCATIONS) -> di
 def sample_gradient_rms(
     theta: Theta, config: MetaConfig, data: TaskData, *, truncations: int
 ) -> dict[str, np.ndarray]:
-    """Root mean squares of the gradients in the inner runs of a recipe, at fixed weights.
+    """Samples the root mean squares of gradients in the inner runs of a recipe, at fixed weights.
 
     The runs are those of meta-training: its tasks, its learning rates, both signs of a perturbation drawn
-    for each truncation (also where the recipe estimates from whole runs), and a new task where a run
-    ends. At the end of a truncation every run that goes on gives one gradient. The first runs begin in
-    the middle with an untrained network, so what comes before `max_unroll` steps is not counted.
+    for each truncation (also where the recipe estimates from whole runs), and a new task when a run
+    ends. At the end of a truncation every unfinished run gives one gradient. The first runs begin in
+    the middle with an untrained network, so the first `max_unroll` steps are not counted.
 
     Args:
         theta: The rule's weights.
         config: The recipe; its seed decides every random number.
-        data: What its families draw from.
-        truncations: How many are counted, positive.
+        data: The data that its families draw from.
+        truncations: The number of truncations that are counted, positive.
 
     Returns:
-        For each family `(samples, arrays)` float32: of the arrays that the rule updates, which are all of
-        them in Celo2-base and the matrices in Celo2.
+        For each family `(samples, arrays)` float32, over the arrays that the rule updates: all of
+        them in Celo2-base, the matrices in Celo2.
     """
     start_key, loop_key = jax.random.split(jax.random.key(config.seed))
     states = init_groups(jax.random.split(start_key, config.num_pairs), theta, config)
@@ -81,7 +81,7 @@ def sample_gradient_rms(
 def _advance(
     states: tuple[InnerState, ...], key: Array, data: TaskData, *, theta: Theta, config: MetaConfig
 ) -> tuple[tuple[InnerState, ...], tuple[Array, ...]]:
-    """One truncation of every pair; the states after it and each group's gradients, `(pairs, 2, arrays)`."""
+    """Runs a truncation of every pair; returns the states and each group's gradients `(pairs, 2, arrays)`."""
     noise_key, pairs_key, batch_key = jax.random.split(key, 3)
     noise = pes.sample_perturbations(
         noise_key, theta, config.sigma, config.num_pairs, frozen=config.frozen_names
@@ -105,7 +105,7 @@ def _advance(
 def _measure_group(
     group: Group, state: InnerState, keys: Array, index: Array, data: TaskData, config: MetaConfig
 ) -> Array:
-    """Gradients of the runs of one group where they stand, `(pairs, 2, arrays)`."""
+    """Measures the gradients of one group's runs at their current states, `(pairs, 2, arrays)`."""
     family = make_family(config, group.family)
 
     def measure(params: Params, scales: Params, batch: Batch) -> Array:

@@ -1,4 +1,8 @@
-"""Outer iterations: perturb theta, unroll every pair, estimate, update theta."""
+"""Outer iterations of meta-training, and the outer optimizer.
+
+An iteration perturbs theta, unrolls every pair, estimates the meta-gradient and updates theta; several are
+compiled into one program. `make_outer_optimizer` builds the optimizer from the recipe.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +38,18 @@ from celo2.meta.run.distributed import replicate
 from celo2.tasks.families.base import TaskData
 
 PAIRS = "pairs"  # name of the mesh axis
-MAX_STEPS = 100  # outer iterations of one call of the function that `make_outer_steps` returns
+MAX_STEPS = 100  # upper limit of outer iterations in one call of the compiled program
 
 
 class OuterState(NamedTuple):
-    """Everything that a resumed run needs.
+    """State of a meta-training run, sufficient to resume it exactly.
 
     Attributes:
         theta: The rule's weights.
         opt_state: State of the outer optimizer.
-        inner: The inner runs of each group of pairs, see `groups`.
+        inner: The inner runs of each group of pairs, see `celo2.meta.inner.families`.
         accumulator: PES's sum of perturbations of each pair.
-        count: Outer iterations so far; with the seed it decides every random number to come.
+        count: Number of outer iterations so far; with the seed it determines all later random numbers.
     """
 
     theta: Theta
@@ -56,17 +60,17 @@ class OuterState(NamedTuple):
 
 
 class OuterMetrics(NamedTuple):
-    """What one outer iteration reports, scalars except the first.
+    """Metrics of one outer iteration, scalars except the first.
 
     Attributes:
         loss_per_task: Mean meta-loss of each of `families.task_names`; NaN if no loss counted.
         meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
-        signal_to_noise: Of the meta-gradient, see `pes.Estimate`.
+        signal_to_noise: Signal-to-noise ratio of the meta-gradient, see `pes.Estimate`.
         diverged: Share of inner losses that were not finite.
-        resets: Pairs that were reset.
-        ended_runs: Inner runs that took their last step, of both signs.
-        diverged_runs: Those whose loss at that step was not finite.
+        resets: Number of pairs that were reset.
+        ended_runs: Number of inner runs, of both signs, that took their last step.
+        diverged_runs: Number of these whose loss at that step was not finite.
         skipped: 1 if the meta-gradient, or the update made of it, was not finite and theta was left alone.
     """
 
@@ -82,12 +86,12 @@ class OuterMetrics(NamedTuple):
 
 
 def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, the pairs'."""
+    """Makes a mesh of all devices of all processes along one axis, the pairs'."""
     return jax.make_mesh((jax.device_count(),), (PAIRS,), axis_types=(AxisType.Auto,))
 
 
 def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None) -> OuterState:
-    """The state before the first iteration, the pairs sharded over the mesh.
+    """Makes the state before the first iteration, the pairs sharded over the mesh.
 
     Args:
         config: The recipe.
@@ -123,7 +127,7 @@ def _state_shardings(mesh: Mesh) -> OuterState:
 def make_outer_steps(
     config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
 ) -> Callable[[OuterState, TaskData, ArrayLike], tuple[OuterState, OuterMetrics]]:
-    """Several outer iterations as one compiled program, without the host between them.
+    """Compiles several outer iterations into one program, without the host between them.
 
     Args:
         config: The recipe.
@@ -131,8 +135,8 @@ def make_outer_steps(
         optimizer: See `make_outer_optimizer`.
 
     Returns:
-        `(state, data, num_steps) → (state, metrics)`; the state given is consumed, `num_steps` is in
-        [0, MAX_STEPS] and changes nothing but how far it goes, and each of the metrics has a leading axis
+        `(state, data, num_steps) → (state, metrics)`. The given state is donated. `num_steps` is in
+        [0, MAX_STEPS] and is not a compile-time constant. Each of the metrics has a leading axis
         MAX_STEPS, of which the first `num_steps` are filled.
     """
     outer_step = _make_outer_step(config, mesh, optimizer)
@@ -213,7 +217,7 @@ def _compute_metrics(
 
 
 def _mean_losses(losses: Losses, task_sizes: Sequence[int]) -> tuple[Array, Array]:
-    """Weighted means over each task's pairs and over all, of both signs; NaN where nothing has weight."""
+    """Averages losses of both signs by weight over each task's pairs and over all; NaN without weight."""
     total = jnp.sum(losses.weight * (losses.positive + losses.negative) / 2.0, axis=0)
     weight = jnp.sum(losses.weight, axis=0)
     ends = list(accumulate(task_sizes))[:-1]
@@ -226,11 +230,11 @@ def _mean_losses(losses: Losses, task_sizes: Sequence[int]) -> tuple[Array, Arra
 def _update_theta(
     optimizer: optax.GradientTransformation, state: OuterState, gradient: Theta, frozen: Collection[str]
 ) -> tuple[Theta, Any, Array]:
-    """Applies the meta-gradient unless it or its update is not finite; says whether it was skipped."""
+    """Applies the meta-gradient unless it or its update is not finite; returns whether it was skipped."""
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.theta)
     finite = jnp.isfinite(optax.tree.norm(gradient)) & jnp.isfinite(optax.tree.norm(updates))
     theta = cast(Theta, optax.apply_updates(state.theta, updates))
-    # Frozen arrays stay whatever the optimizer does without a gradient, decay say.
+    # Frozen arrays keep their values even if the optimizer moves them without a gradient (by weight decay).
     theta = {name: state.theta[name] if name in frozen else new for name, new in theta.items()}
 
     def keep(new: Array, old: Array) -> Array:
@@ -240,8 +244,8 @@ def _update_theta(
     return new_theta, new_opt_state, (~finite).astype(jnp.int32)
 
 
-FINAL_RATE = 0.1  # share of the outer learning rate that a cosine ends at
-CUSTOM = "custom"  # the name in the recipe of a run whose optimizer was given in Python
+FINAL_RATE = 0.1  # the cosine's final value as a share of the outer learning rate
+CUSTOM = "custom"  # recipe name for an optimizer that was passed in Python
 
 Factory = Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation]
 
@@ -265,11 +269,11 @@ OUTER_OPTIMIZERS: Mapping[str, Factory] = MappingProxyType(
 def make_outer_optimizer(
     config: MetaConfig, given: optax.GradientTransformation | None = None
 ) -> optax.GradientTransformation:
-    """The optimizer that the recipe names: clipping, then Optax's with the recipe's schedule.
+    """Makes the outer optimizer of a recipe: clipping, then Optax's optimizer with the recipe's schedule.
 
     Args:
         config: The recipe.
-        given: Any chain, with its own learning rate, schedule and clipping; the recipe's are not applied.
+        given: Any Optax chain with its own rate, schedule and clipping; the recipe's are not applied.
 
     Raises:
         ValueError: A chain is given and the recipe's `outer_optimizer` is not "custom", or the other way

@@ -1,4 +1,4 @@
-"""How the pairs of a run are shared out: by the weights of its families."""
+"""Parsing of structured options: family weights with the allocation of pairs, and options of the rule."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from celo2.config import RuleConfig, nearest_name
 
 
 def parse_shares(entries: Sequence[str], known: Sequence[str]) -> dict[str, float]:
-    """Reads entries `NAME` or `NAME:WEIGHT`; a weight that is not given is 1.
+    """Parses entries `NAME` or `NAME:WEIGHT`; a missing weight is 1.
 
     Args:
-        entries: As written, at least one.
-        known: The names that there are.
+        entries: The entries, at least one.
+        known: The allowed names.
 
     Raises:
-        ValueError: There is no entry, or one is none of these, names something else or repeats a name.
+        ValueError: There is no entry, or an entry is malformed, unknown or repeated.
 
     Example:
         >>> parse_shares(["mlp:3", "conv"], ["mlp", "conv", "rnn"])
@@ -46,10 +46,10 @@ def parse_shares(entries: Sequence[str], known: Sequence[str]) -> dict[str, floa
 
 
 def split_by_weight(total: int, weights: Mapping[str, float]) -> dict[str, int]:
-    """Shares out a number of pairs: each name gets one, then the largest remainders get the rest.
+    """Allocates a number of pairs by weight: one for each name, then by the largest remainder.
 
-    A name's quota is `total · weight / Σ weights`. Those whose quota is below one get one, and the
-    others share what is left by their weights: the whole part of a quota, and one more for the largest
+    A name's quota is `total · weight / Σ weights`. Names with a quota below one get one; the
+    others share the remainder by their weights: the integer part of a quota, plus one for the largest
     fractions (the first of equals).
 
     Args:
@@ -77,7 +77,7 @@ def split_by_weight(total: int, weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def _below_one(total: int, weights: Mapping[str, float]) -> set[str]:
-    """The names whose quota is below one, also after the others of them have taken theirs."""
+    """Returns the names whose quota is below one, repeatedly, as the others' quotas shrink."""
     small: set[str] = set()
     while True:
         scale = sum(weight for name, weight in weights.items() if name not in small)
@@ -89,10 +89,10 @@ def _below_one(total: int, weights: Mapping[str, float]) -> set[str]:
 
 
 def parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
-    """Options of the rule by name, from `NAME=VALUE` with values as in JSON.
+    """Parses options of the rule, `NAME=VALUE` with values as in JSON.
 
     Raises:
-        ValueError: A word is not of that form, is given twice, is no option, or is what the variant says.
+        ValueError: A word is malformed, repeated, no option of the rule, or set by the variant.
     """
     options = {}
     for word in words:
@@ -108,12 +108,12 @@ def parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:
-            options[name] = value  # text, which JSON would quote
+            options[name] = value  # plain text, which JSON would quote
     return options
 
 
 def check_type(name: str, value: Any, default: Any) -> None:
-    """Compares a value of JSON, which knows no dataclass, with the option's default.
+    """Checks that a JSON value has the type of an option's default.
 
     Raises:
         ValueError: It is of another type.

@@ -1,4 +1,4 @@
-"""Persistent evolution strategies: losses of antithetic pairs → meta-gradient.
+"""Persistent evolution strategies (PES): meta-gradients from the losses of antithetic pairs.
 
 Source: Vicol, Metz, Sohl-Dickstein, "Unbiased gradient estimation in unrolled computation graphs
 with persistent evolution strategies" (arXiv 2112.13835), algorithm 1, with resets inside a
@@ -8,7 +8,7 @@ With perturbations ε of standard deviation σ, and ξ their sum since a run beg
 
     g = 1/(2σ²) · mean over pairs ( ξ Σ_before (L⁺ - L⁻)/K + ε Σ_after (L⁺ - L⁻)/K )
 
-where "after" begins with the step at which the run was reset: its losses have seen only this
+where "after" begins with the step at which the run was reset: its losses depend only on this
 truncation's ε. From there ξ restarts at ε.
 """
 
@@ -25,14 +25,14 @@ Theta = dict[str, Array]
 
 
 class Estimate(NamedTuple):
-    """Outcome of one truncation.
+    """The estimate of one truncation.
 
     Attributes:
         gradient: Meta-gradient of the mean loss, a tree like theta.
-        accumulator: New sum of perturbations of each pair, leading axis `pairs`.
+        accumulator: Updated sum of perturbations of each pair, leading axis `pairs`.
         mean_loss: Mean meta-loss of both signs, a scalar.
-        signal_to_noise: `|ḡ|² / mean |gᵢ - ḡ|²` over the pairs' own gradients gᵢ, whose mean is ḡ. From noise
-            alone, one over the number of pairs less one is expected: what lies above is signal.
+        signal_to_noise: `|ḡ|² / mean |gᵢ - ḡ|²` over the pairs' own gradients gᵢ, whose mean is ḡ. Pure
+            noise gives `1 / (pairs - 1)` in expectation; values above it indicate signal.
     """
 
     gradient: Theta
@@ -46,7 +46,7 @@ def sample_perturbations(
 ) -> Theta:
     """Draws ε ~ N(0, σ²) for every pair: a tree like theta with a leading axis `num_pairs`.
 
-    Arrays named in `frozen` get zeros, and the others what they would get without.
+    Arrays named in `frozen` get zeros; the draws of the others do not depend on it.
     """
     keys = jax.random.split(key, len(theta))
 
@@ -63,7 +63,7 @@ def sample_perturbations(
 
 
 def antithetic(theta: Theta, perturbation: Theta) -> Theta:
-    """`[θ + ε, θ - ε]` on a new axis 1 behind `pairs`."""
+    """Stacks `[θ + ε, θ - ε]` on a new axis 1 behind `pairs`."""
 
     def pair(array: Array, noise: Array) -> Array:
         return jnp.stack([array[None] + noise, array[None] - noise], axis=1)
@@ -79,11 +79,10 @@ def estimate(
     accumulator: Theta,
     *,
     sigma: float,
-    mask: Array | None = None,
-    weight: Array | None = None,
+    weight: Array,
     sign_scale: float = 0.0,
 ) -> Estimate:
-    """The meta-gradient of one truncation.
+    """Estimates the meta-gradient of one truncation.
 
     Args:
         loss_pos: Meta-losses under θ + ε, `(K, pairs)`.
@@ -92,24 +91,16 @@ def estimate(
         perturbation: This truncation's ε, leading axis `pairs`.
         accumulator: Sum of the run's earlier perturbations, leading axis `pairs`.
         sigma: Standard deviation of the perturbations.
-        mask: Which losses count in a pair's mean, `(K, pairs)`; all by default.
-        weight: Factor of each loss, `(K, pairs)`, where a pair's weighted sum is wanted in place of its mean.
+        weight: Factor of each loss in its pair's sum, `(K, pairs)`; 1/K makes the sum a mean.
         sign_scale: If not zero, each pair's loss difference is replaced by `sign_scale` times the
-            sign of its mean.
-
-    Raises:
-        ValueError: Both `mask` and `weight` are given.
+            sign of its weighted sum.
     """
-    if mask is not None and weight is not None:
-        raise ValueError("mask and weight exclude each other; multiply the weight by the mask.")
-    count = jnp.ones_like(loss_pos) if mask is None else mask.astype(loss_pos.dtype)
-    share = count / jnp.sum(count, axis=0, keepdims=True) if weight is None else weight
     delta = loss_pos - loss_neg
     if sign_scale:
-        delta = sign_scale * jnp.sign(jnp.sum(delta * share, axis=0, keepdims=True))
+        delta = sign_scale * jnp.sign(jnp.sum(delta * weight, axis=0, keepdims=True))
     fresh = jnp.cumsum(is_done, axis=0) > 0
-    before = jnp.sum(jnp.where(fresh, 0.0, delta * share), axis=0)
-    after = jnp.sum(jnp.where(fresh, delta * share, 0.0), axis=0)
+    before = jnp.sum(jnp.where(fresh, 0.0, delta * weight), axis=0)
+    after = jnp.sum(jnp.where(fresh, delta * weight, 0.0), axis=0)
     was_reset = jnp.any(is_done, axis=0)
     total = {name: accumulator[name] + noise for name, noise in perturbation.items()}
 
@@ -126,17 +117,17 @@ def estimate(
             name: jnp.where(_per_pair(was_reset, noise), noise, total[name])
             for name, noise in perturbation.items()
         },
-        jnp.mean(jnp.sum(share * (loss_pos + loss_neg) / 2.0, axis=0)),
+        jnp.mean(jnp.sum(weight * (loss_pos + loss_neg) / 2.0, axis=0)),
         signal_to_noise(gradient, gradients),
     )
 
 
 def signal_to_noise(mean: Theta, gradients: Theta) -> Array:
-    """See `Estimate`; NaN for one pair, whose deviation is nothing.
+    """Computes the signal-to-noise ratio of `Estimate`; NaN for one pair, whose deviation is zero.
 
     Args:
         mean: The meta-gradient.
-        gradients: Each pair's own, leading axis `pairs`.
+        gradients: The gradient of each pair, leading axis `pairs`.
     """
     signal = sum(jnp.sum(jnp.square(array)) for array in mean.values())
     noise = sum(

@@ -1,4 +1,8 @@
-"""The meta-training loop: resume, iterate, report, save."""
+"""The meta-training loop: resume, iterate, report, save.
+
+`meta_train` runs a recipe; `Pace` sizes the calls of the device, so that it stays busy and Ctrl-C is answered
+within about a second.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ from celo2.meta.run.recipe import write_options
 from celo2.tasks.base import Dataset
 
 NOTICE = "stopping: the iterations at work are finished and saved; once more ends the run at once."
-LOG_FILE = "libraries.log"  # what Orbax and others have to say
+LOG_FILE = "libraries.log"  # log messages of Orbax and other libraries
 KEPT_OPTIONS = (  # for a resumption
     "outer_steps",
     "checkpoint_every",
@@ -55,17 +59,17 @@ KEPT_OPTIONS = (  # for a resumption
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions(WatchOptions):
-    """How a recipe is run, and watched; nothing here changes the result.
+    """Options of running and observing a recipe; none of them changes the result.
 
     Attributes, beside those of `WatchOptions`:
         out: Folder of the run.
-        outer_steps: Outer iterations in all; a resumed run continues up to it.
+        outer_steps: Total outer iterations; a resumed run continues up to it.
         resume: Continue the run in `out`.
         checkpoint_every: Outer iterations between checkpoints.
         max_skipped: Share of the last `skip_window` meta-gradients that may be skipped because they are not
             finite, in [0, 1]; one more ends the run with an error.
         skip_window: Outer iterations over which skipped ones are counted.
-        machine_words: Of the command line, what a resumption on this machine needs beside --resume and --out.
+        machine_words: Command-line words that a resumption on this machine needs beside --resume and --out.
     """
 
     out: Path
@@ -92,9 +96,9 @@ def meta_train(
 
     Args:
         config: The recipe.
-        options: Where and how far.
-        outer_optimizer: Any Optax chain, for a recipe whose `outer_optimizer` is "custom"; whoever resumes
-            or repeats the run must give it again.
+        options: Folder, length, checkpoints and callbacks.
+        outer_optimizer: Any Optax chain, for a recipe whose `outer_optimizer` is "custom"; it must be passed
+            again to resume or repeat the run.
 
     Returns:
         The path of the last weights written.
@@ -129,7 +133,7 @@ def meta_train(
                 return _run(config, options, files, datasets, outer_optimizer)
         except KeyboardInterrupt as stop:
             if str(stop):
-                raise  # the run has said how far it is
+                raise  # its message already states the progress
             message = f"ended at once; continue with: {_describe_resumption(config, options)}"
             raise Stopped(getattr(stop, "number", signal.SIGINT), message) from None
 
@@ -191,7 +195,7 @@ def _run(
 
 
 def _describe_resumption(config: MetaConfig, options: TrainOptions) -> str:
-    """The command that continues a run, word for word."""
+    """Returns the command that continues a run."""
     if config.outer_optimizer == "custom":
         return "meta_train(…, resume=True), with the same outer_optimizer"
     words = ("celo2", "meta-train", "--resume", "--out", str(options.out), *options.machine_words)
@@ -202,7 +206,7 @@ def _describe_resumption(config: MetaConfig, options: TrainOptions) -> str:
 def _as_records(
     first: int, num_steps: int, metrics: outer.OuterMetrics, config: MetaConfig, pace: Pace
 ) -> list[dict[str, Any]]:
-    """The iterations after `first`, which ended at equal intervals since the last ones did."""
+    """Converts metrics to records of the iterations after `first`, with equally spaced times."""
     return [
         {
             "step": first + 1 + index,
@@ -224,7 +228,7 @@ def _as_records(
 
 
 def _number_or_none(value: ArrayLike, *, digits: int = 17) -> float | None:
-    """JSON has no NaN; a mean over nothing (no run has ended), or what is not finite, is null."""
+    """Converts a number for JSON, which has no NaN: non-finite values and means over nothing become null."""
     return float(f"{float(value):.{digits}g}") if np.isfinite(value) else None  # type: ignore[arg-type]
 
 
@@ -246,7 +250,7 @@ def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, D
 
 
 def _start_provenance(config: MetaConfig) -> dict[str, str]:
-    """Which weights the run starts from: how they were made, and the hash of their file."""
+    """Returns the provenance of the starting weights: how they were made, and the hash of their file."""
     if config.start in BUILT_IN:
         return {}
     made = load_start(config).provenance
@@ -255,14 +259,14 @@ def _start_provenance(config: MetaConfig) -> dict[str, str]:
     return {f"start_{name}": fact for name, fact in facts.items()}
 
 
-CALL_SECONDS = 1.0  # between looks at Ctrl-C, lines of metrics, and moves of the progress bar
+CALL_SECONDS = 1.0  # between checks of Ctrl-C, lines of metrics, and moves of the progress bar
 
 
 class Pace:
-    """The clock of a run, which sizes its calls of the device.
+    """Chooses how many outer iterations to run per device call, from the measured time of an iteration.
 
     Attributes:
-        num_steps: Iterations of the next call, in [1, MAX_STEPS]; one until it is known how long one takes.
+        num_steps: Iterations of the next call, in [1, MAX_STEPS]; 1 until an iteration has been timed.
     """
 
     def __init__(self) -> None:
@@ -271,7 +275,7 @@ class Pace:
         self._calls = 0
 
     def end(self, num_steps: int) -> list[float]:
-        """Takes the end of a call of so many iterations; returns the seconds at which each of them ended."""
+        """Records the end of a call of `num_steps` iterations; returns the end time of each, in seconds."""
         before, self._last = self._last, time.monotonic()
         each = (self._last - before) / num_steps
         self._calls += 1
@@ -280,5 +284,5 @@ class Pace:
         return [before - self._started + each * (index + 1) for index in range(num_steps)]
 
     def skip(self) -> None:
-        """Leaves what has happened since the last call out of the seconds of an iteration."""
+        """Excludes the time since the last call from the time of an iteration."""
         self._last = time.monotonic()

@@ -1,1 +1,1 @@
-"""Parts that all reports share: HTML pages, figures, formatting of numbers and labels."""
+"""Building blocks shared by all reports: HTML pages, figures, formatting of numbers and labels."""

@@ -1,4 +1,4 @@
-"""Pages of reports: one HTML file each that needs nothing else."""
+"""HTML page rendering, mean ± deviation formatting, and labels escaped for each kind of output."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from rich.text import Text
 
 
 def render_page(template: str, **context: Any) -> str:
-    """Renders a template of this package; text is escaped, and an unknown name is an error.
+    """Renders a template of this package; text is escaped, and an undefined name is an error.
 
     Args:
-        template: Its path inside the package, "evaluate/comparison/report.html.j2" say.
-        **context: What it shows.
+        template: The path inside the package, such as "evaluate/comparison/report.html.j2".
+        **context: The variables of the template.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("celo2", ""),
@@ -37,24 +37,24 @@ class MeanStd(NamedTuple):
 
     @classmethod
     def over(cls, values: np.ndarray) -> MeanStd | None:
-        """Of the runs of one setting, `(S,)`; None where there are none."""
+        """Computes mean and deviation over the runs of one setting, `(S,)`; None without runs."""
         if values.size == 0:
             return None
         exact = values.astype(np.float64)
         return cls(float(exact.mean()), float(exact.std(ddof=1)) if exact.size > 1 else math.nan)
 
     def __str__(self) -> str:
-        """Four digits after the point, the deviation where there is one."""
+        """Formats the mean with four digits after the point, and the deviation if there is one."""
         if math.isnan(self.std):
             return f"{self.mean:.4f}"
         return f"{self.mean:.4f} ±{self.std:.4f}"
 
 
-MOST = 64  # characters of a name that is shown
+MOST = 64  # characters of a displayed name
 
 
 def shorten(name: str, most: int = MOST) -> str:
-    """A name of at most so many characters: of a longer one beginning and end, and a hash between them.
+    """Shortens a name to at most `most` characters: its beginning and end, with a hash between them.
 
     Example:
         >>> shorten("celo2:" + 30 * "x" + "/a.safetensors", 32)
@@ -68,23 +68,23 @@ def shorten(name: str, most: int = MOST) -> str:
 
 
 def cell(text: str, *, bold: bool = False) -> Text:
-    """A cell of a terminal's table, in which brackets are no markup."""
+    """Returns a cell of a terminal table, in which brackets are not markup."""
     return Text(_printable(text), style="bold" if bold else "")
 
 
 def figure_label(name: str) -> str:
-    """A label of Matplotlib's: no mathematics between dollars, and none that a legend leaves out."""
+    """Escapes a label for Matplotlib: dollars are not mathematics, and legends do not hide it."""
     label = _printable(shorten(name)).replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
 
 
 def page_label(name: str) -> str:
-    """A label of Plotly's, which takes tags and entities for what they are in HTML."""
+    """Escapes a label for Plotly, which interprets HTML tags and entities."""
     return html.escape(shorten(name), quote=False)
 
 
 def markdown_cell(text: str) -> str:
-    """A cell of a table in Markdown."""
+    """Escapes a cell of a Markdown table."""
     return _printable(text).replace("|", r"\|").replace("<", "&lt;")
 
 

@@ -41,7 +41,7 @@ STYLE: Any = {
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Writes the figure as a PNG on white, whole or not at all."""
+    """Writes the figure atomically as a PNG on white."""
     stream = io.BytesIO()
     with mpl.rc_context(STYLE):
         figure.savefig(stream, format="png", dpi=150, facecolor=PAPER)
@@ -49,7 +49,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def figure_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element for a page: transparent, its ink the page's text colour."""
+    """Returns the figure as an `<svg>` element for a page: transparent, in the page's text colour."""
     stream = io.StringIO()
     with mpl.rc_context(STYLE):
         figure.savefig(
@@ -63,7 +63,7 @@ def figure_svg(figure: Figure) -> str:
 
 
 def scale_losses(axes: Axes) -> None:
-    """A log scale whose ticks are plain numbers; nothing where a line is not above zero (a return, say)."""
+    """Sets a log scale with plain numbers as ticks, unless a line is not above zero, as returns may be."""
     lines = [np.asarray(line.get_ydata(), np.float64) for line in axes.get_lines()]
     if any((line <= 0).any() for line in lines if line.size):
         return

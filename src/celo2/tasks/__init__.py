@@ -1,1 +1,1 @@
-"""The problems: what meta-training learns from and what a comparison trains."""
+"""Tasks: the problems that meta-training learns from and that comparisons train on."""

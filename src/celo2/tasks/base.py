@@ -1,4 +1,4 @@
-"""What a task is: pure functions over arrays in memory."""
+"""The `Task` interface: a training problem as pure functions over arrays in memory."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Dataset:
     """A data set in memory.
 
     Attributes:
-        name: What a result says it used; a stand-in or a sample has its own name.
-        train: Arrays by name, the leading axis running over examples.
-        valid: The same names, held out.
-        origin: One sentence: where the arrays came from, and under which licence.
-        stands_in_for: The published set whose place this one takes, or of which it is a part; otherwise "".
+        name: Name shown in results; a stand-in or a sample has its own name.
+        train: Arrays by name, with examples on the leading axis.
+        valid: Held-out arrays of the same names.
+        origin: One sentence with the source of the arrays and their licence.
+        stands_in_for: The published set that this one replaces, or of which it is a part; otherwise "".
     """
 
     name: str
@@ -36,27 +36,27 @@ class Dataset:
     stands_in_for: str = ""
 
     def size(self, split: Split) -> int:
-        """Number of examples of a split; 0 where the set has no arrays."""
+        """Returns the number of examples of a split; 0 if the set has no arrays."""
         return len(next(iter(getattr(self, split).values()), ()))
 
 
 class Stream(Protocol):
-    """Where batches come from that are no examples of a data set: what an agent does, say.
+    """A source of batches other than a data set, for example the actions of an agent.
 
     All methods are pure. The count of steps is the same for all runs that are trained together, so that
     `lax.cond` on it stays a condition under `vmap`.
     """
 
     def init(self, params: Params, key: Array) -> Any:
-        """The stream's state before the first step."""
+        """Makes the stream's state before the first step."""
         ...
 
     def next(self, state: Any, params: Params, key: Array, count: Array) -> tuple[Any, Batch]:
-        """The next state, and the batch of step `count` (from 0)."""
+        """Returns the next state, and the batch of step `count` (from 0)."""
         ...
 
     def validate(self, params: Params, key: Array) -> Array:
-        """The objective, `()`, measured afresh: no example of it was ever trained on."""
+        """Measures the objective, `()`, on fresh data that was never trained on."""
         ...
 
 
@@ -65,24 +65,23 @@ class Task:
     """One training problem.
 
     `loss` maps (params, batch) to the mean loss of the batch, a float32 scalar; `accuracy`, where
-    it means something, maps the same to the share of right answers in [0, 1]. All are pure: they can
+    it is defined, maps the same to the accuracy in [0, 1]. All are pure: they can
     be jitted, and vmapped over parameters, batches and keys. A batch has the names of the data set's
-    arrays, in the types of the memory (uint8 images, say): the functions convert.
+    arrays, in their storage types (such as uint8 images): the functions convert.
 
     Attributes:
-        name: For the command line and the reports.
-        dataset: The examples.
+        name: Name for the command line and the reports.
+        dataset: The data set of the examples.
         init: `key → params`.
         loss: `(params, batch) → ()`.
         accuracy: `(params, batch) → ()`, or None.
         batch_size: Examples in a training batch.
-        initial_loss: About what an untrained network scores; a final loss above it is a divergence.
-        stochastic: Whether the loss draws random numbers (dropout, say): each batch then has a `key`, the
+        initial_loss: Approximate loss of an untrained network; a final loss above it is a divergence.
+        stochastic: Whether the loss draws random numbers (such as dropout): each batch then has a `key`, the
             data of a random key, uint32 `(2,)`.
-        stream: Where batches come from, if not from the data set.
-        objective: `(loss, batch) → ()`: what is recorded and judged in place of the loss; lower is better.
-        clip: `loss → loss`: the published task's bounds of a loss, or None.
-        tokens_per_batch: Of a language model; None elsewhere.
+        stream: Source of the batches, if it is not the data set.
+        objective: `(loss, batch) → ()`: recorded and judged in place of the loss; lower is better.
+        tokens_per_batch: Tokens of a training batch of a language model; None elsewhere.
     """
 
     name: str
@@ -95,7 +94,6 @@ class Task:
     stochastic: bool = False
     stream: Stream | None = None
     objective: Callable[[Array, Batch], Array] | None = None
-    clip: Callable[[Array], Array] | None = None
     tokens_per_batch: int | None = None
 
     def sample_batch(self, key: Array, arrays: Mapping[str, Array]) -> Batch:
@@ -108,24 +106,24 @@ class Task:
         return batch
 
     def init_stream(self, params: Params, key: Array) -> Any:
-        """The state of `next_batch` before the first step: the stream's, or nothing."""
+        """Makes the state of `next_batch` before the first step; empty without a stream."""
         return () if self.stream is None else self.stream.init(params, key)
 
     def next_batch(
         self, state: Any, params: Params, key: Array, count: Array, arrays: Mapping[str, Array]
     ) -> tuple[Any, Batch]:
-        """The next state, and the training batch of step `count`: the stream's, or examples of the arrays."""
+        """Returns the next state, and the training batch of step `count`, from the stream or the arrays."""
         if self.stream is None:
             return state, self.sample_batch(key, arrays)
         return self.stream.next(state, params, key, count)
 
     def first_batch(self, params: Params, key: Array) -> Batch:
-        """A training batch as at the first step, for those who time or measure one."""
+        """Makes a training batch as at the first step, for timing and measurements."""
         init_key, batch_key = jax.random.split(key)
         state = self.init_stream(params, init_key)
         count = jnp.zeros((), jnp.int32)
         return self.next_batch(state, params, batch_key, count, dict(self.dataset.train))[1]
 
     def judge(self, loss: Array, batch: Batch) -> Array:
-        """What is recorded of a step: the objective, or the loss itself."""
+        """Returns the recorded value of a step: the objective, or the loss itself."""
         return loss if self.objective is None else self.objective(loss, batch)

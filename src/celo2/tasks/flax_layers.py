@@ -24,11 +24,11 @@ BATCH_NORM_EPS = 1e-5  # Haiku's
 def make_functions(
     network: nn.Module, image_shape: Sequence[int]
 ) -> tuple[Callable[[Array], Params], Callable[[Params, Array], Array]]:
-    """`key → params` and `(params, images) → outputs` of a network without any state but its parameters.
+    """Returns `key → params` and `(params, images) → outputs` of a network that has only parameters.
 
     Args:
-        network: Takes images `(N, *image_shape)` float32.
-        image_shape: Of one image.
+        network: A module of images `(N, *image_shape)` float32.
+        image_shape: Shape of one image.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
@@ -42,24 +42,24 @@ def make_functions(
 
 
 def haiku_normal(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Haiku's default: a normal truncated at ±2, over √fan_in; the fan-in is all axes but the last."""
+    """Draws Haiku's default: a normal truncated at ±2, over √fan_in; the fan-in is all axes but the last."""
     draws = jax.random.truncated_normal(key, -2.0, 2.0, (math.prod(shape),), dtype)
     return draws.reshape(shape) / math.sqrt(math.prod(shape[:-1]))
 
 
 def lecun_normal(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Flax's default: `haiku_normal` with its truncation corrected for, standard deviation 1/√fan_in."""
+    """Draws Flax's default: `haiku_normal` corrected for its truncation, standard deviation 1/√fan_in."""
     return haiku_normal(key, shape, dtype) / TRUNCATED_STD
 
 
 def glorot_uniform(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Uniform within ±√(6 / (inputs + outputs)) for a matrix `(inputs, outputs)`."""
+    """Draws uniformly within ±√(6 / (inputs + outputs)) for a matrix `(inputs, outputs)`."""
     limit = math.sqrt(6 / sum(shape))
     return jax.random.uniform(key, (math.prod(shape),), dtype, -limit, limit).reshape(shape)
 
 
 def normal(std: float) -> Callable[..., Array]:
-    """A normal around zero of this standard deviation: `(key, shape, dtype) → array`."""
+    """Makes an initializer, a zero-mean normal of this deviation: `(key, shape, dtype) → array`."""
 
     def draw(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         return std * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
@@ -68,12 +68,12 @@ def normal(std: float) -> Callable[..., Array]:
 
 
 def haiku_linear(size: int, name: str) -> nn.Dense:
-    """Kernel `(inputs, size)` by `haiku_normal`, and a zero bias."""
+    """Makes a linear layer with a kernel `(inputs, size)` by `haiku_normal`, and a zero bias."""
     return nn.Dense(size, kernel_init=haiku_normal, name=name)
 
 
 def haiku_layer_norm(name: str) -> nn.LayerNorm:
-    """Over the last axis, with Haiku's epsilon."""
+    """Makes a layer norm over the last axis, with Haiku's epsilon."""
     return nn.LayerNorm(epsilon=LAYER_NORM_EPS, use_fast_variance=False, name=name)
 
 
@@ -81,8 +81,8 @@ class Conv3x3(nn.Module):
     """3 × 3 convolution, SAME padding: `(N, H, W, C)` → `(N, ⌈H / stride⌉, ⌈W / stride⌉, size)`.
 
     Attributes:
-        size: Output channels.
-        stride: In pixels.
+        size: Number of output channels.
+        stride: Stride in pixels.
     """
 
     size: int
@@ -90,21 +90,21 @@ class Conv3x3(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Kernel `(3, 3, C, size)` and a zero bias `(size,)`."""
+        """Convolves with a kernel `(3, 3, C, size)` and adds a bias `(size,)`, zero at first."""
         kernel = self.param("kernel", haiku_normal, (3, 3, inputs.shape[-1], self.size))
         bias = self.param("bias", nn.initializers.zeros, (self.size,))
         return conv({"kernel": kernel, "bias": bias}, inputs, self.stride)
 
 
 class BatchNorm(nn.Module):
-    """Zero mean and unit variance of each channel over this batch, in training and in validation alike.
+    """Normalisation of each channel over this batch, in training and in validation alike.
 
-    The running averages that others validate with are not kept: the published evaluation is in training mode.
+    No running averages are kept for validation: the published evaluation is in training mode.
     """
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """`(N, H, W, C)` → the same; scale and bias are `(1, 1, 1, C)`, as Haiku has them."""
+        """Normalises `(N, H, W, C)`; scale and bias are `(1, 1, 1, C)`, as in Haiku."""
         shape = (1, 1, 1, inputs.shape[-1])
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -120,7 +120,7 @@ class PatchEmbedding(nn.Module):
 
     Attributes:
         patch: Side of a patch in pixels.
-        width: Of a token.
+        width: Width of a token.
     """
 
     patch: int
@@ -128,7 +128,7 @@ class PatchEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """LeCun-normal kernel `(patch, patch, C, width)` and a zero bias `(width,)`."""
+        """Embeds with a LeCun-normal kernel `(patch, patch, C, width)` and a zero bias `(width,)`."""
         count, height, width, channels = images.shape
         rows, columns, side = height // self.patch, width // self.patch, self.patch
         kernel = self.param("kernel", lecun_normal, (side, side, channels, self.width))

@@ -1,4 +1,4 @@
-"""The primitives of the networks that the tasks train; parameters are plain dicts of float32 arrays.
+"""Network primitives of the tasks; parameters are plain dicts of float32 arrays.
 
 Initial values follow Haiku's defaults, which the published tasks use: a normal truncated at two
 standard deviations, then multiplied by 1/√fan_in without correcting for the truncation.
@@ -23,12 +23,12 @@ LAYER_NORM_EPS = 1e-5  # Haiku's
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-    """How one array starts: `mean + scale · (normal truncated at ±2)`.
+    """Initial distribution of an array: `mean + scale · (normal truncated at ±2)`.
 
     Attributes:
-        shape: Of the array.
-        mean: Its mean.
-        scale: Its standard deviation is `0.8796 · scale`; 0 makes a constant.
+        shape: Shape of the array.
+        mean: Mean of the distribution.
+        scale: Scale of the normal; the standard deviation is `0.8796 · scale`, and 0 makes a constant.
     """
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Initial:
 def sample_params(key: Array, template: Any) -> Params:
     """Draws a tree of float32 arrays from a tree of `Initial`.
 
-    All random numbers come from one draw, cut into arrays: in a compiled program every further draw
+    All random numbers come from one draw, split into arrays: in a compiled program every further draw
     brings the code of the generator once more, and a network of ten matrices takes ten times as long
     to compile.
 
@@ -66,31 +66,31 @@ def sample_params(key: Array, template: Any) -> Params:
 
 
 def linear_template(num_in: int, num_out: int, *, scale: float | None = None) -> dict[str, Initial]:
-    """Kernel `(num_in, num_out)` of scale 1/√num_in unless given, and a zero bias."""
+    """Makes a kernel `(num_in, num_out)`, of scale 1/√num_in unless given, and a zero bias."""
     scale = 1 / math.sqrt(num_in) if scale is None else scale
     return {"kernel": Initial((num_in, num_out), scale=scale), "bias": Initial((num_out,))}
 
 
 def conv_template(num_in: int, num_out: int) -> dict[str, Initial]:
-    """Kernel `(3, 3, num_in, num_out)` of scale 1/√(9 num_in), and a zero bias."""
+    """Makes a kernel `(3, 3, num_in, num_out)` of scale 1/√(9 num_in), and a zero bias."""
     kernel = Initial((3, 3, num_in, num_out), scale=1 / math.sqrt(9 * num_in))
     return {"kernel": kernel, "bias": Initial((num_out,))}
 
 
 def layer_norm_template(size: int) -> dict[str, Initial]:
-    """Scale one and bias zero, of shape `(size,)`."""
+    """Makes a scale of one and a bias of zero, of shape `(size,)`."""
     return {"scale": Initial((size,), mean=1.0), "bias": Initial((size,))}
 
 
 def linear(params: dict[str, Array], inputs: Array) -> Array:
-    """`inputs @ kernel + bias`: `(..., num_in)` → `(..., num_out)`."""
+    """Computes `inputs @ kernel + bias`: `(..., num_in)` → `(..., num_out)`."""
     return inputs @ params["kernel"] + _as_last_axis(params["bias"], inputs.ndim)
 
 
 def conv(params: dict[str, Array], inputs: Array, stride: int) -> Array:
-    """3 × 3 convolution, SAME padding: `(N, H, W, C)` → `(N, ⌈H / stride⌉, ⌈W / stride⌉, C')`.
+    """Applies a 3 × 3 convolution, SAME padding: `(N, H, W, C)` → `(N, ⌈H / stride⌉, ⌈W / stride⌉, C')`.
 
-    One matrix product over the nine shifted inputs, which is a convolution written out: inside `scan`
+    One matrix product over the nine shifted inputs: inside `scan`
     and `vmap`, XLA's own is several times slower on CPU.
     """
     (rows, row_padding), (cols, col_padding) = (_same_padding(size, stride) for size in inputs.shape[1:3])
@@ -106,7 +106,7 @@ def conv(params: dict[str, Array], inputs: Array, stride: int) -> Array:
 
 
 def _same_padding(size: int, stride: int) -> tuple[int, tuple[int, int]]:
-    """Length of the output, and the zeros before and after: the odd one comes after, as in TensorFlow.
+    """Returns the output length, and the zeros before and after: an odd one comes after, as in TensorFlow.
 
     The last stride's unread pixels are padded too, so that every slice has the output's length.
     """
@@ -116,7 +116,7 @@ def _same_padding(size: int, stride: int) -> tuple[int, tuple[int, int]]:
 
 
 def layer_norm(params: dict[str, Array], inputs: Array) -> Array:
-    """Zero mean and unit variance over the last axis, then scale and bias."""
+    """Normalises the last axis to zero mean and unit variance, then applies scale and bias."""
     centred = inputs - inputs.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
     scale, bias = (_as_last_axis(params[name], inputs.ndim) for name in ("scale", "bias"))
@@ -124,7 +124,7 @@ def layer_norm(params: dict[str, Array], inputs: Array) -> Array:
 
 
 def cross_entropies(logits: Array, labels: Array) -> Array:
-    """`-log softmax(logits)[label]` of each example, in nats.
+    """Computes `-log softmax(logits)[label]` of each example, in nats.
 
     Args:
         logits: `(..., classes)` float32.
@@ -138,12 +138,12 @@ def cross_entropies(logits: Array, labels: Array) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """The mean of `cross_entropies`, `()`."""
+    """Averages `cross_entropies`, to `()`."""
     return cross_entropies(logits, labels).mean()
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """Share of examples whose largest logit is the label's, in [0, 1]; shapes as in `cross_entropy`."""
+    """Computes the share of largest logits that are the label's, in [0, 1]; shapes as in `cross_entropy`."""
     return (logits.argmax(axis=-1) == labels.astype(jnp.int32)).astype(jnp.float32).mean()
 
 

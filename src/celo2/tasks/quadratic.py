@@ -1,4 +1,4 @@
-"""An ill-conditioned quadratic of a matrix, seen through random rows; its minimum is zero."""
+"""Ill-conditioned quadratic task of a matrix, observed through random rows; its minimum is zero."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NUM_VALID = 1_024
 def make_quadratic(
     *, num_in: int = 64, num_out: int = 32, condition: float = 1e3, batch_size: int = 32
 ) -> Task:
-    """`½ mean‖A (W - W*)‖²` over random batches of rows of A.
+    """Makes the task `½ mean‖A (W - W*)‖²` over random batches of rows of A.
 
     The rows are normal, with a covariance `Q diag(λ) Qᵀ`: a random rotation Q, and λ evenly spaced on
     a log scale from 1 to 1/`condition`, then scaled to mean one. A batch smaller than `num_in` makes
@@ -27,7 +27,7 @@ def make_quadratic(
     Args:
         num_in: Rows of W, ≥ 1.
         num_out: Columns of W, ≥ 1.
-        condition: Largest over smallest λ, ≥ 1.
+        condition: Ratio of the largest to the smallest λ, ≥ 1.
         batch_size: Rows of A in a training batch.
 
     Raises:

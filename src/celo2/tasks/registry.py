@@ -1,6 +1,7 @@
-"""The tasks by name.
+"""Registry of the tasks by name.
 
-A published task is as published under its name, and smaller with a size behind it: `NAME@tiny`, `NAME@small`.
+The plain name of a published task has the published size; a suffix selects a smaller one: `NAME@tiny`,
+`NAME@small`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ from typing import Any
 
 from celo2.config import nearest_name
 from celo2.tasks.base import SIZES, Task
-from celo2.tasks.language.published_gpt import GPTS
-from celo2.tasks.language.published_lstm import RNN_LMS
-from celo2.tasks.language.published_transformer import TRANSFORMER_LMS
+from celo2.tasks.language.published import GPTS, RNN_LMS, TRANSFORMER_LMS
 from celo2.tasks.language.tiny_lm import make_byte_lm, make_tiny_lm
 from celo2.tasks.learned_optimizer.task import LEARNED_OPTIMIZERS
 from celo2.tasks.quadratic import make_quadratic
@@ -32,10 +31,10 @@ from celo2.tasks.vision.published_vit import VIT_TASKS
 
 @dataclasses.dataclass(frozen=True)
 class TaskSpec:
-    """A task that can be asked for by name.
+    """Entry of the registry.
 
     Attributes:
-        make: Builds it; its keywords are the task's options.
+        make: Function that builds the task; its keywords are the task's options.
         summary: One line for the command line.
         sized: Whether `make` takes `size`, one of `celo2.tasks.base.SIZES`.
     """
@@ -72,7 +71,7 @@ TASKS: Mapping[str, TaskSpec] = {
 
 
 def check_task_name(name: str) -> None:
-    """Raises a ValueError, with the nearest name, where `make_task` has no task of this name and size."""
+    """Raises a ValueError, with the nearest name, if `make_task` has no task of this name and size."""
     base, at, size = name.partition("@")
     if base not in TASKS:
         raise ValueError(f"unknown task {base!r}{nearest_name(base, TASKS)} There are {', '.join(TASKS)}.")
@@ -83,16 +82,16 @@ def check_task_name(name: str) -> None:
 
 
 def make_task(name: str, **options: Any) -> Task:
-    """Builds a task by its name in `TASKS`, with `@` and a size behind it where it has several.
+    """Builds a task by its name in `TASKS`, with an optional suffix `@SIZE` if it has several sizes.
 
     Args:
-        name: The task.
-        **options: Keywords of the function that builds it, `batch_size` say.
+        name: Name of the task.
+        **options: Keywords of the function that builds it, such as `batch_size`.
 
     Raises:
-        ValueError: No task has this name, the message suggests the nearest; or it has no such size.
+        ValueError: No task has this name (the message suggests the nearest), or it has no such size.
         TypeError: The task has no such option.
-        FileNotFoundError, ImportError: As its data set's loader says.
+        FileNotFoundError, ImportError: Its data set cannot be loaded.
 
     Example:
         >>> make_task("digits-mlp", batch_size=32).batch_size

@@ -1,4 +1,4 @@
-"""What training one optimizer over learning rates × seeds gave, and what may be said about it."""
+"""Results of training one optimizer over a grid of learning rates × seeds, with derived statistics."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class RunGrid:
         valid_steps: Steps taken before each validation, `(V,)`; the last is the run's length.
         valid_loss: Mean loss over the validation examples, `(L, S, V)`.
         valid_accuracy: Share of right answers in [0, 1], `(L, S, V)`; None where the task has none.
-        initial_loss: About what an untrained network scores.
+        initial_loss: Approximate loss of an untrained network.
         seconds_per_step: Wall-clock of a step of one run, validations left out: a step of the runs trained
-            side by side, divided by their number; the median over the pieces between validations. NaN where
-            nobody measured.
+            side by side, divided by their number; the median over the pieces between validations. NaN if
+            it was not measured.
     """
 
     learning_rates: np.ndarray
@@ -39,12 +39,12 @@ class RunGrid:
 
     @property
     def steps(self) -> int:
-        """Length of every run."""
+        """The length of every run."""
         return self.train_loss.shape[-1]
 
     @cached_property
     def window_means(self) -> np.ndarray:
-        """Mean batch loss over each 5 % of consecutive steps, `(L, S, W)`; the last is the run's end."""
+        """The mean batch loss over each 5 % of consecutive steps, `(L, S, W)`; the last is the run's end."""
         length = window_length(self.steps)
         windows = np.lib.stride_tricks.sliding_window_view(self.train_loss, length, axis=-1)
         with np.errstate(invalid="ignore"):  # a diverged run may have +inf and -inf in one window
@@ -52,7 +52,7 @@ class RunGrid:
 
     @property
     def final_train_loss(self) -> np.ndarray:
-        """Mean batch loss over the last 5 % of the steps, `(L, S)`."""
+        """The mean batch loss over the last 5 % of the steps, `(L, S)`."""
         return self.window_means[..., -1]
 
     @property
@@ -62,7 +62,7 @@ class RunGrid:
 
     @property
     def final_valid_loss(self) -> np.ndarray:
-        """Validation loss after the last step, `(L, S)`."""
+        """The validation loss after the last step, `(L, S)`."""
         return self.valid_loss[..., -1]
 
     @cached_property
@@ -72,7 +72,7 @@ class RunGrid:
 
     @property
     def final_valid_accuracy(self) -> np.ndarray | None:
-        """Validation accuracy after the last step, `(L, S)`."""
+        """The validation accuracy after the last step, `(L, S)`; None without one."""
         return None if self.valid_accuracy is None else self.valid_accuracy[..., -1]
 
     @cached_property
@@ -90,34 +90,34 @@ class RunGrid:
 
     @property
     def diverged(self) -> np.ndarray:
-        """Which runs diverged, `(L, S)`."""
+        """Whether each run diverged, `(L, S)` bool."""
         return self.diverged_at >= 0
 
     @cached_property
     def scores(self) -> np.ndarray:
-        """Final training loss, mean over the seeds, `(L,)`; infinite where a seed diverged."""
+        """The final training loss, mean over the seeds, `(L,)`; infinite if a seed diverged."""
         return np.where(self.diverged, np.inf, self.final_train_loss).mean(-1)
 
     @property
     def best(self) -> int | None:
-        """Index of the learning rate with the best score; None when each has a run that diverged."""
+        """The index of the learning rate with the best score; None if each has a run that diverged."""
         index = int(np.argmin(self.scores))
         return index if np.isfinite(self.scores[index]) else None
 
     @property
     def best_at_edge(self) -> bool:
-        """Whether the best learning rate is the lowest or the highest tried: a better one may lie outside."""
+        """Whether the best learning rate is the lowest or highest tried: a better one may lie outside."""
         if self.best is None:
             return False
         rates = self.learning_rates
         return bool(rates[self.best] in (rates.min(), rates.max()))
 
     def curve(self, num_points: int = 100) -> tuple[np.ndarray, np.ndarray]:
-        """The training loss in `num_points` points (or fewer, where there are fewer windows).
+        """Returns the training loss in `num_points` points (or fewer, if there are fewer windows).
 
         Returns:
             Steps taken, `(P,)`, and the mean batch loss over the 5 % of the steps before,
-            `(L, S, P)`; NaN from the point on where a run ceased to be finite.
+            `(L, S, P)`; NaN from the point on at which a run ceased to be finite.
         """
         count = self.window_means.shape[-1]
         chosen = np.linspace(0, count - 1, min(num_points, count)).round().astype(int)

@@ -1,7 +1,7 @@
-"""Many runs of one task and one optimizer, trained together.
+"""Training steps of many runs of one task with one optimizer, compiled and run together.
 
 A run is (learning rate, seed). A step is two compiled programs: losses and gradients, which every
-optimizer of the task shares (`task_program.py`), and the optimizer's update. Compiling one program for
+optimizer of the task shares (`task_step.py`), and the optimizer's update. Compiling one program for
 both would take longer than training a small task does, once for each optimizer.
 """
 
@@ -32,21 +32,21 @@ from celo2.training.task_step import (
     bytes_needed,
 )
 
-AHEAD = 2  # steps that may wait for the devices: each holds its gradients
+AHEAD = 2  # steps that may be queued on the devices: each holds its gradients
 
 MakeFromSchedule = Callable[..., optax.GradientTransformation]  # of the schedule and what is given with it
 TrainState = Any  # (params, optimizer state)
 
 
 class Runs(NamedTuple):
-    """Runs: a peak learning rate and a seed each, `(R,)`."""
+    """Peak learning rates and seeds of R runs, `(R,)` each."""
 
     learning_rate: ArrayLike
     seed: ArrayLike
 
 
 class Record(NamedTuple):
-    """What runs leave behind: the losses of their steps `(R, steps)`, their validations `(R, V)`."""
+    """Results of R runs: the losses of their steps `(R, steps)`, their validations `(R, V)`."""
 
     train_loss: Any
     valid_loss: Any
@@ -54,7 +54,7 @@ class Record(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of the steps that runs have taken: how many in all, what it left, how long its steps took."""
+    """Results of a part of the steps: steps taken in all, losses and validations, and seconds."""
 
     stop: int
     record: Record
@@ -62,7 +62,7 @@ class Piece(NamedTuple):
 
 
 def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[..., tuple[TrainState, Array]]:
-    """One training step: `((params, state), batch) → ((params, state), objective before the step)`."""
+    """Makes one training step: `((params, state), batch) → ((params, state), objective before the step)`."""
     update = _make_update(optimizer)
 
     def step(train_state: TrainState, batch: Batch) -> tuple[TrainState, Array]:
@@ -73,11 +73,11 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[.
 
 
 def _make_update(optimizer: optax.GradientTransformation) -> Callable[..., TrainState]:
-    """The optimizer's part of a step: `((params, state), gradients, loss) → (params, state)`.
+    """Makes the optimizer's part of a step: `((params, state), gradients, loss) → (params, state)`.
 
-    Optimizers that want the loss get it as Optax's extra argument `value`, and the number of steps taken
-    as `step`, if it is given: the same for all runs of a vmap, it tells JAX that what an optimizer does
-    every n-th step is due in all of them or in none.
+    Optimizers that accept it get the loss as Optax's extra argument `value`, and the number of steps taken
+    as `step`, if it is given: as it is the same for all runs of a vmap, JAX knows that periodic work of an
+    optimizer is due in all of them or in none.
     """
     extended = optax.with_extra_args_support(optimizer)
 
@@ -98,8 +98,8 @@ class Program:
         steps: Length of a run.
         inputs: Trees of arrays for `make_optimizer`; `train` takes others of the same shapes.
         num_evals: Validations of a run, the last one after its last step.
-        schedule: Of the learning rate, by its name in `SCHEDULES`.
-        eval_params: What is validated, as in `OptimizerSpec`; None: the trained parameters.
+        schedule: Name of the learning-rate schedule in `SCHEDULES`.
+        eval_params: Parameters that are validated, as in `OptimizerSpec`; None: the trained parameters.
     """
 
     def __init__(
@@ -122,9 +122,9 @@ class Program:
         self.bounds = [(start, min(start + self.piece, steps)) for start in range(0, steps, self.piece)]
 
     def fit(self, num_runs: int, max_memory: float) -> int:
-        """Compiles for as many runs at once as the memory holds; returns how many.
+        """Compiles for as many runs at once as the memory holds; returns their number.
 
-        What a number of runs takes is the compiler's own figure; it is halved until it fits. The
+        The memory of a number of runs is the compiler's own figure; the number is halved until it fits. The
         result is a multiple of the devices, and never less than one run on each.
         """
         devices = self.placed.mesh.size
@@ -136,7 +136,7 @@ class Program:
             width = math.ceil(width / 2 / devices) * devices
 
     def train(self, runs: Runs, inputs: Sequence[Any]) -> Iterator[Piece]:
-        """Takes runs, as many as `fit` said, to the end, piece by piece; each ends with a validation."""
+        """Trains runs, as many as `fit` returned, to the end, piece by piece; each ends with a validation."""
         mesh = self.placed.mesh
         spread = jax.device_put(_as_arrays(runs), NamedSharding(mesh, RUNS))
         given, count = jax.device_put((tuple(inputs), np.int32(0)), NamedSharding(mesh, EVERYWHERE))
@@ -163,7 +163,7 @@ class Program:
             yield Piece(stop, record, seconds)
 
     def _compile(self, width: int) -> float:
-        """Compiles for so many runs; returns the bytes that they take, all devices counted."""
+        """Compiles for a number of runs; returns the bytes that they take, all devices counted."""
         placed = self.placed
         params = placed.params_shapes(width)
         runs = placed.place_shapes(_as_arrays(Runs(np.zeros(width), np.zeros(width))), RUNS)

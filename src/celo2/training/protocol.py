@@ -1,4 +1,4 @@
-"""The protocol that every optimizer of a comparison is put through.
+"""Training protocol of comparisons: schedules, seeds, validation and divergence, equal for all optimizers.
 
 A cosine decay to zero after a linear warm-up over 5 % of the steps, float32, and the same initial
 parameters and batches for every optimizer (arXiv 2602.19142, evaluation set-up). An optimizer that is
@@ -25,7 +25,7 @@ SELECTION = "lowest final training loss, mean over the seeds"
 
 
 def cosine_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
-    """Linear warm-up to `peak` over 5 % of the steps, then a cosine to zero at the last.
+    """Makes a linear warm-up to `peak` over 5 % of the steps, then a cosine to zero at the last.
 
     The first step already moves: with W warm-up steps out of T, step t (from 0) has the learning rate
     `peak · min((t + 1) / W, (1 + cos(π (t - W) / (T - W))) / 2)`.
@@ -46,7 +46,7 @@ def cosine_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
 
 
 def constant_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
-    """The same warm-up, then `peak` to the end; arguments as of `cosine_schedule`."""
+    """Makes the same warm-up, then `peak` to the end; arguments as of `cosine_schedule`."""
     warmup = _warmup_length(steps)
 
     def schedule(count: ArrayLike) -> Array:
@@ -57,7 +57,7 @@ def constant_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
 
 
 def linear_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
-    """The same warm-up, then a straight line to zero at the last step; arguments as of `cosine_schedule`."""
+    """Makes the same warm-up, then a line to zero at the last step; arguments as of `cosine_schedule`."""
     warmup = _warmup_length(steps)
 
     def schedule(count: ArrayLike) -> Array:
@@ -71,7 +71,7 @@ def linear_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
 SCHEDULES: Mapping[str, Callable[[ArrayLike, int], optax.Schedule]] = MappingProxyType(
     {"cosine": cosine_schedule, "linear": linear_schedule, "constant": constant_schedule}
 )
-"""Schedules of the learning rate by name: `(peak, steps) → schedule`."""
+"""Learning-rate schedules by name: `(peak, steps) → schedule`."""
 
 
 def _warmup_length(steps: int) -> int:
@@ -79,11 +79,11 @@ def _warmup_length(steps: int) -> int:
 
 
 def window_length(steps: int) -> int:
-    """How many steps a training loss is averaged over (5 % of the run)."""
+    """Returns the number of steps that a training loss is averaged over (5 % of the run)."""
     return max(1, round(WINDOW * steps))
 
 
 def seed_keys(seed: ArrayLike) -> tuple[Array, Array]:
-    """The key of a run's initial parameters and that of its batches; the optimizer has no part in them."""
+    """Derives the keys of a run's initial parameters and of its batches from the seed alone."""
     init_key, loop_key = jax.random.split(jax.random.key(jnp.asarray(seed, jnp.uint32)))
     return init_key, loop_key

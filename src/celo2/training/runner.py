@@ -1,4 +1,4 @@
-"""Trains one task with one optimizer, all learning rates and seeds together.
+"""Trains one task with one optimizer at all learning rates and seeds together.
 
 The runs of a grid are trained side by side, as many at once as the memory holds, piece by piece so
 that progress can be shown.
@@ -25,13 +25,13 @@ DEFAULT_MAX_MEMORY = 4 * 2**30  # bytes
 
 
 class Progress(NamedTuple):
-    """Where a grid of runs stands.
+    """Progress of a grid of runs.
 
     Attributes:
         done: Share of the work done, in [0, 1].
-        step: Steps taken by the runs at hand.
-        steps: Steps of a run.
-        loss: The lowest mean training loss of the last piece among them; NaN before the first.
+        step: Steps taken by the current runs.
+        steps: Length of a run.
+        loss: The lowest mean training loss among them in the last piece; NaN before the first.
     """
 
     done: float
@@ -50,23 +50,23 @@ class GridRunner:
     same ones whatever the optimizer, the learning rate and the number of devices.
 
     Args:
-        task: The problem; runners of several optimizers share one, and what is compiled for it.
+        task: The problem; runners of several optimizers share one, with its compiled programs.
         make_optimizer: `(schedule of the learning rate, *inputs) → Optax transform`; called under tracing.
         learning_rates: Peak learning rates, positive.
         seeds: Seeds, non-negative.
         steps: Length of a run, ≥ 2.
-        devices: How many of the local devices to use; 0 is all of them.
+        devices: Number of local devices to use; 0: all of them.
         max_memory: Bytes that the runs trained together may take, all devices counted.
         inputs: Trees of arrays for `make_optimizer`: arguments of the compiled program, so that another
             training with other numbers compiles nothing.
         num_evals: Validations of a run, the last one after its last step.
-        schedule: Of the learning rate, by its name in `celo2.training.protocol.SCHEDULES`.
-        eval_params: What is validated, as in `OptimizerSpec`; None: the trained parameters.
+        schedule: Name of the learning-rate schedule in `celo2.training.protocol.SCHEDULES`.
+        eval_params: Parameters that are validated, as in `OptimizerSpec`; None: the trained parameters.
 
     Attributes:
-        initial_loss: About what an untrained network scores.
-        width: Runs that are trained at once.
-        num_devices: What they share.
+        initial_loss: Approximate loss of an untrained network.
+        width: Number of runs that are trained at once.
+        num_devices: Number of devices that they are spread over.
 
     Raises:
         ValueError: There is no learning rate or seed, or one is out of range, or a run is too short.
@@ -109,11 +109,11 @@ class GridRunner:
 
         Args:
             on_progress: Called after each piece.
-            inputs: In place of those given before, of the same shapes.
-            learning_rates: In place of those given before, as many.
+            inputs: Replacement of the constructor's `inputs`, of the same shapes.
+            learning_rates: Replacement of the constructor's learning rates, of the same number.
 
         Raises:
-            ValueError: Other rates are not as many, or one is out of range.
+            ValueError: The number of rates differs, or one is out of range.
         """
         given = self._program.inputs if inputs is None else inputs
         rates = self._learning_rates if learning_rates is None else learning_rates
@@ -158,7 +158,7 @@ def _train_in_chunks(
     """Trains `(learning rate, seed)` pairs, `width` at a time; a last, shorter chunk repeats its last run.
 
     Returns:
-        What they left, and the seconds of a step of one run, as `RunGrid` has them.
+        Their results, and the seconds of a step of one run, as `RunGrid` has them.
     """
     chunks = [pairs[np.arange(at, at + width).clip(max=len(pairs) - 1)] for at in range(0, len(pairs), width)]
     records, seconds = [], []

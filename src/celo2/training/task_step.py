@@ -1,7 +1,7 @@
-"""What many runs of one task compute whatever trains them: compiled once, shared by all optimizers.
+"""The compiled loss and gradient of a task for many parallel runs, shared by all optimizers.
 
 Runs are spread over the devices of a mesh and vmapped on each. One call draws the next batch of every run
-and gives its loss and its gradient; another validates.
+and computes its loss and gradient; another validates.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from celo2.training.protocol import VALID_BATCHES, seed_keys
 
 RUNS, EVERYWHERE = PartitionSpec("runs"), PartitionSpec()
 VALID_SEED = 0x5EED  # of the validation examples, the same in every run
-STREAM_COUNT = 2**32 - 1  # in place of a step's number, in the key that starts a stream
+STREAM_COUNT = 2**32 - 1  # stands for the step number in the key that starts a stream
 
 
 class Feed(NamedTuple):
-    """What batches come from and losses go to: states of streams, and losses of a piece `(R, piece)`."""
+    """Source of batches and sink of losses: states of streams, and losses of a piece `(R, piece)`."""
 
     stream: Any
     losses: Any
 
 
 class TaskProgram(NamedTuple):
-    """Compiled for a number of runs, R.
+    """The programs of a task, compiled for R runs.
 
     Attributes:
         start: `(params, seeds) → feed` before the first step.
-        differentiate: `(feed, params, seeds, count, train) → (feed, losses (R,), gradients)`; the feed given
-            is used up, and the objective of step `count` is put into the new one.
-        validate: `(params, valid) → (losses (R,), accuracies (R,))`, NaN where the task has none.
-        num_bytes: That `differentiate` or `validate` takes on all devices, whichever takes more.
+        differentiate: `(feed, params, seeds, count, train) → (feed, losses (R,), gradients)`; the given feed
+            is donated, and the objective of step `count` is put into the new one.
+        validate: `(params, valid) → (losses (R,), accuracies (R,))`, NaN if the task has none.
+        num_bytes: Bytes that `differentiate` or `validate` takes on all devices, the larger of the two.
     """
 
     start: Callable[..., Feed]
@@ -50,9 +50,9 @@ class TaskProgram(NamedTuple):
 
 
 class SharedTask:
-    """A task that several optimizers train, and what has been placed and compiled for it.
+    """A task that several optimizers train, with its placed data and compiled programs.
 
-    Threads may share one; who asks for what another is making waits for it.
+    Threads may share one; a thread that needs a program which another is compiling waits for it.
 
     Args:
         task: The problem.
@@ -64,7 +64,7 @@ class SharedTask:
         self._lock = threading.Lock()
 
     def place(self, devices: Sequence[Any]) -> PlacedTask:
-        """The task on these JAX devices."""
+        """Places the task on these JAX devices, once."""
         key = tuple(devices)
         with self._lock:
             if key not in self._placed:
@@ -91,27 +91,27 @@ class PlacedTask:
         self._lock = threading.Lock()
 
     def make_params(self, seeds: Sequence[int]) -> Params:
-        """Initial parameters of runs with these seeds, stacked `(R, ...)`, on the devices."""
+        """Makes the initial parameters of runs with these seeds, stacked `(R, ...)`, on the devices."""
         distinct, index = np.unique(np.asarray(seeds), return_inverse=True)
         params = [self._init(seed_keys(int(seed))[0]) for seed in distinct]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[index], *params)
         return jax.device_put(stacked, NamedSharding(self.mesh, RUNS))
 
     def params_shapes(self, width: int) -> Params:
-        """Shapes of the stacked parameters of so many runs."""
+        """Returns the shapes of the stacked parameters of `width` runs."""
         shapes = jax.eval_shape(self.task.init, jax.random.key(0))
         stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype), shapes)
         return self.place_shapes(stacked, RUNS)
 
     def place_shapes(self, tree: Any, spec: PartitionSpec) -> Any:
-        """The shapes of a tree, with how they are spread over the devices."""
+        """Returns the shapes of a tree with their sharding over the devices."""
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
     def compile(
         self, function: Callable[..., Any], arguments: tuple[Any, ...], out_specs: Any, **options: Any
     ) -> Any:
-        """Compiles a function of a device's runs for placed shapes; the options are those of `jax.jit`."""
+        """Compiles a function of one device's runs for placed shapes; the options are those of `jax.jit`."""
         in_specs = jax.tree.map(lambda x: x.sharding.spec, arguments)
         sharded = jax.shard_map(
             function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
@@ -120,11 +120,11 @@ class PlacedTask:
         return lowered.compile(compiler_options(self.mesh.devices.flat[0].platform))
 
     def program(self, width: int, piece: int) -> TaskProgram:
-        """The compiled program.
+        """Returns the compiled program, compiling it at the first call.
 
         Args:
-            width: Runs, a multiple of the devices.
-            piece: Steps whose losses a feed holds.
+            width: Number of runs, a multiple of the number of devices.
+            piece: Number of steps whose losses a feed holds.
         """
         with self._lock:
             if (width, piece) not in self._programs:
@@ -163,7 +163,7 @@ class PlacedTask:
 
 
 def bytes_needed(compiled: Any) -> float:
-    """What a compiled program takes on one device; 0 where the backend does not say."""
+    """Returns the bytes that a compiled program takes on one device; 0 if the backend does not say."""
     memory: Any = compiled.memory_analysis()
     if memory is None:
         return 0.0
@@ -172,7 +172,7 @@ def bytes_needed(compiled: Any) -> float:
 
 
 def _validate(task: Task, params: Params, batches: Batch) -> tuple[Array, Array]:
-    """Mean loss and accuracy (NaN where the task has none) over the validation batches, each `()`."""
+    """Computes mean loss and accuracy (NaN without one) over the validation batches, each `()`."""
     nothing = jnp.asarray(jnp.nan, jnp.float32)
     if task.stream is not None:
         return task.stream.validate(params, jax.random.key(VALID_SEED)), nothing
@@ -185,7 +185,7 @@ def _validate(task: Task, params: Params, batches: Batch) -> tuple[Array, Array]
 
 
 def _valid_batches(task: Task) -> Batch:
-    """The batches that every validation uses, stacked; nothing where a stream validates."""
+    """Samples the batches that every validation uses, stacked; empty if a stream validates."""
     if task.stream is not None:
         return {}
     keys = jax.random.split(jax.random.key(VALID_SEED), VALID_BATCHES)

@@ -1,4 +1,4 @@
-"""What one training step costs: time, and the optimizer's memory."""
+"""Cost of one training step: time, and the optimizer's memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class StepCost(NamedTuple):
 
 
 class _Candidate:
-    """A step, and what it works on."""
+    """A compiled step with its inputs and state."""
 
     def __init__(self, task: Task, optimizer: optax.GradientTransformation, batch: Batch) -> None:
         params = task.init(jax.random.key(0))
@@ -44,22 +44,22 @@ class _Candidate:
         self.lowered = jax.jit(make_step(task, optimizer)).lower(self.train_state, batch)
 
     def compile(self) -> None:
-        """Compiles the step, which leaves Python free to do something else."""
+        """Compiles the step without holding Python's lock."""
         self.step = self.lowered.compile(compiler_options())
 
     def run(self) -> float:
-        """Takes a step; returns the seconds."""
+        """Runs a step; returns the seconds it took."""
         begin = time.perf_counter()
         self.train_state, _ = jax.block_until_ready(self.step(self.train_state, self.batch))
         return time.perf_counter() - begin
 
 
 class StepTimer:
-    """The compiled steps of several optimizers, ready to be measured.
+    """Measures the compiled steps of several optimizers.
 
     Args:
         task: The problem.
-        optimizers: Optax transforms by name, their learning rate a number.
+        optimizers: Optax transforms by name, with a constant learning rate.
     """
 
     def __init__(self, task: Task, optimizers: Mapping[str, optax.GradientTransformation]) -> None:
@@ -71,7 +71,7 @@ class StepTimer:
             list(pool.map(_Candidate.compile, self._candidates.values()))
 
     def measure(self) -> dict[str, StepCost]:
-        """Measures a step of each optimizer, in turns so that a busy machine treats them alike."""
+        """Measures a step of each optimizer, in interleaved rounds: a busy machine affects all alike."""
         candidates = self._candidates
         for candidate in candidates.values():
             candidate.run()  # the first run is slower

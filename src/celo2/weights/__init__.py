@@ -1,12 +1,15 @@
-"""Weight files: reading and writing them, checking them, and what the package ships.
+"""Loading, checking and saving of the rule's weights: shipped, from a file, or from the Hugging Face hub.
+
+Weights are NumPy arrays together with the options they were trained under and their provenance; nothing here
+needs JAX or PyTorch, and no file is read by pickle.
 
     >>> from celo2.weights import load_checkpoint
     >>> load_checkpoint("celo2").config.variant
     'celo2'
 
-`checkpoint` holds `Weights` and its verbs; each format has a file of its own (`safetensors_format`, and
-`theta_state` for the flax files of the public code); `schema` decides whether arrays fit options; `sources`
-finds files in the package, on disk and on the hub; `digests` knows the files that were shipped or released.
+`checkpoint` has `Weights` and the functions on it; `safetensors_format` and `theta_state` (flax files of the
+public code) read and write the two formats; `schema` checks arrays against options; `sources` finds files in
+the package, on disk and on the hub; `digests` checks their content and recognises released files.
 """
 
 from celo2.weights.checkpoint import Weights, load_checkpoint, save_weights

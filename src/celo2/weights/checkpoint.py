@@ -1,9 +1,9 @@
-"""The rule's weights: NumPy arrays with the options they were trained under and where they came from.
+"""The rule's weights: NumPy arrays with their training options and provenance.
 
-Three kinds of file are read, none of them by pickle: safetensors of this package, which carry
-everything; the public implementation's `theta.state`, which carries the arrays alone; and either of
-them from the Hugging Face hub. Only float32 is accepted: other dtypes are refused, not converted. Our files
-carry the digest of their content, and one that does not have it is refused.
+Two formats are read, neither by pickle, from disk or from the Hugging Face hub: safetensors of this package,
+which carry everything, and the public implementation's `theta.state`, which carries the arrays alone. Only
+float32 is accepted: other dtypes are refused, not converted. Files of this package carry the digest of their
+content, and are refused if it does not match.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from celo2.weights.sources import (
 )
 from celo2.weights.theta_state import decode_theta, encode_theta
 
-DEPLOYMENT_OPTIONS = frozenset({"rmsmult", "ns_coeffs", "ns_iters", "ns_eps"})  # free to differ from training
+DEPLOYMENT_OPTIONS = frozenset({"rmsmult", "ns_coeffs", "ns_iters", "ns_eps"})  # may differ from training
 MAX_BYTES = 1 << 20  # of a weight file; the default network takes 1.4 kB
 
 
@@ -49,14 +49,14 @@ class Weights:
 
     Attributes:
         arrays: The arrays of `config.weight_shapes()` by name, float32, finite.
-        config: The options; those not in `stated` are the reference's defaults, an assumption.
+        config: The options; those not in `stated` are assumed to have the reference's defaults.
         provenance: Free text by field: source, command, data, seed, outer_steps, date, …
-        contract_version: Of the feature table that the arrays belong to.
-        stated: Names of the options that the file or the caller fixed; all of them by default.
+        contract_version: The version of the feature table that the arrays belong to.
+        stated: The names of the options that the file or the caller fixed; all of them by default.
 
     Raises:
-        ValueError: A missing, unexpected, misshapen, non-float32 or non-finite array, or a contract
-            version that this release does not know.
+        ValueError: An array is missing, unexpected, misshapen, not float32 or not finite, or the contract
+            version is unknown to this release.
 
     Example:
         >>> shapes = RuleConfig().weight_shapes()
@@ -71,7 +71,7 @@ class Weights:
     stated: frozenset[str] = dataclasses.field(default=frozenset(RuleConfig.option_names()), repr=False)
 
     def __post_init__(self) -> None:
-        """Checks every field, and copies the arrays in the order of the network."""
+        """Checks every field and copies the arrays in the order of the network."""
         check_version(self.contract_version)
         RuleConfig.check_option_names(self.stated)
         for field, text in self.provenance.items():
@@ -84,20 +84,20 @@ class Weights:
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Lets `copy.deepcopy` through, which refuses read-only mappings."""
+        """Supports `copy.deepcopy` and `pickle`, which refuse read-only mappings."""
         arrays, provenance = dict(self.arrays), dict(self.provenance)
         return type(self), (arrays, self.config, provenance, self.contract_version, self.stated)
 
     def resolve(self, **config: Any) -> RuleConfig:
-        """The options to run these weights with: theirs, with the caller's where they are free.
+        """Returns the options to run these weights with: their own, overridden by the caller's where allowed.
 
         Args:
-            **config: Options of the rule. How the weights are used (`DEPLOYMENT_OPTIONS`) may
-                always be chosen; an option that defines the trained weights must agree with `stated`.
+            **config: Options of the rule. Those in `DEPLOYMENT_OPTIONS` may always be chosen; options that
+                define the trained weights must agree with the stated ones.
 
         Raises:
-            TypeError: An unknown option.
-            ValueError: Options of another variant, or ones that the arrays do not fit.
+            TypeError: An option is unknown.
+            ValueError: The options are of another variant, or the arrays do not fit them.
         """
         RuleConfig.check_option_names(config)
         fixed = self.stated - DEPLOYMENT_OPTIONS
@@ -122,10 +122,10 @@ class Weights:
 
 
 def compute_checksum(arrays: Mapping[str, np.ndarray], config: Any) -> str:
-    """SHA-256 of a network's arrays and its options: the same for equal weights in any file.
+    """Returns the SHA-256 of a network's arrays and options: the same for equal weights in any file.
 
     Args:
-        arrays: By name.
+        arrays: The arrays by name.
         config: The options, a frozen dataclass.
     """
     digest = hashlib.sha256(repr(config).encode())
@@ -140,19 +140,19 @@ def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:
     Args:
         source: `"celo2"` or `"celo2-base"` (shipped); a path to safetensors of this package, to an
             upstream `theta.state`, or to a folder that holds one; otherwise a hub repository
-            `"owner/name"` (needs the `hub` extra). What exists locally wins.
+            `"owner/name"` (needs the `hub` extra). Local files take precedence.
         **config: Options of the rule that the file does not carry. Sizes are read from the arrays
-            and checked, and so are options that the file does carry.
+            and checked, as are options that the file does carry.
 
     Returns:
         The weights, for `scale_by_celo2`.
 
     Raises:
-        TypeError: An unknown option.
-        ValueError: Not a weight file, a damaged one, or one that does not fit the options.
-        FileNotFoundError: Nothing is there.
+        TypeError: An option is unknown.
+        ValueError: The file is not a weight file, is damaged, or does not fit the options.
+        FileNotFoundError: The source does not exist.
         ConnectionError: The hub cannot be reached.
-        ImportError: A hub repository without the `hub` extra.
+        ImportError: The source is a hub repository and the `hub` extra is not installed.
 
     Example:
         `load_checkpoint("theta.state", orthogonalize=False)`
@@ -162,21 +162,21 @@ def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:
 
 
 def fetch_checkpoint(repo_id: str, **config: Any) -> Weights:
-    """Loads weights from a Hugging Face repository, whatever exists locally; see `load_checkpoint`."""
+    """Loads weights from a Hugging Face repository, ignoring local files; see `load_checkpoint`."""
     RuleConfig.check_option_names(config)
     return decode_weights(fetch_file(repo_id, MAX_BYTES), **config)
 
 
 def weights_from_tree(tree: Mapping[str, Any], **config: Any) -> Weights:
-    """Weights from arrays in memory: `{"ff_mod_stack": {"~": {"w0__0": …}}}` or `{"w0__0": …}`.
+    """Builds weights from arrays in memory: `{"ff_mod_stack": {"~": {"w0__0": …}}}` or `{"w0__0": …}`.
 
     Args:
-        tree: float32 arrays.
+        tree: The arrays, float32.
         **config: Options of the rule; they and the sizes of the arrays become the stated options.
 
     Raises:
-        TypeError: An unknown option.
-        ValueError: The arrays are not those of the options.
+        TypeError: An option is unknown.
+        ValueError: The arrays do not fit the options.
     """
     arrays, resolved = resolve_tree(tree, **config)
     stated = frozenset(config).union(read_sizes(read_shapes(arrays)))
@@ -184,9 +184,9 @@ def weights_from_tree(tree: Mapping[str, Any], **config: Any) -> Weights:
 
 
 def resolve_tree(tree: Mapping[str, Any], **config: Any) -> tuple[dict[str, Any], RuleConfig]:
-    """The arrays of a tree by name, and the options with the sizes read from them.
+    """Returns the arrays of a tree by name, and the options with the sizes read from them.
 
-    Only names and shapes are looked at, so the arrays may be traced. See `weights_from_tree`.
+    Only names and shapes are used, so the arrays may be traced. See `weights_from_tree`.
     """
     arrays = flat_arrays(tree)
     shapes = read_shapes(arrays)
@@ -198,15 +198,15 @@ def resolve_tree(tree: Mapping[str, Any], **config: Any) -> tuple[dict[str, Any]
 def resolve_theta(
     theta: Weights | Mapping[str, Any] | None, **config: Any
 ) -> tuple[dict[str, Any], RuleConfig]:
-    """What a transform runs with: arrays by name, and the options.
+    """Returns the arrays by name and the options that a transform runs with.
 
     Args:
-        theta: Weights; a tree of arrays, traced ones included; or None for the shipped weights:
+        theta: Weights; a tree of arrays, possibly traced; or None for the shipped weights:
             `"celo2"`, or `"celo2-base"` with `orthogonalize=False`.
-        **config: Options of the rule; they must agree with what the weights state.
+        **config: Options of the rule; they must agree with those that the weights state.
 
     Raises:
-        TypeError: An unknown option, or a theta of another type.
+        TypeError: An option is unknown, or theta has another type.
         ValueError: The weights do not fit the options; the message names those that differ.
     """
     RuleConfig.check_option_names(config)
@@ -223,16 +223,16 @@ def resolve_theta(
 
 
 def save_weights(path: str | os.PathLike[str], weights: Weights) -> None:
-    """Writes a weight file, whole or not at all.
+    """Writes a weight file atomically.
 
     Args:
-        path: `*.safetensors` for a file with options, provenance and the digest of all, `*.state` for the
+        path: `*.safetensors` for a file with options, provenance and digest, `*.state` for the
             public implementation's format, which carries the arrays alone.
-        weights: What to write.
+        weights: The weights to write.
 
     Raises:
-        ValueError: Another suffix, too much provenance, or safetensors of weights whose variant is
-            not known.
+        ValueError: The path has another suffix, the provenance is too long, or the variant of weights for
+            safetensors is unknown.
     """
     path = Path(path)
     if path.suffix == OURS:
@@ -253,7 +253,7 @@ def save_weights(path: str | os.PathLike[str], weights: Weights) -> None:
 
 
 def decode_weights(file: WeightFile, **config: Any) -> Weights:
-    """Weights from a file that has been read; options and errors are those of `load_checkpoint`."""
+    """Decodes a weight file that has been read; options and errors are those of `load_checkpoint`."""
     RuleConfig.check_option_names(config)
     weights = _decode(file.data, file.name, config)
     if file.shipped and not check_digest(*parse_arrays(file.data)).verified:
@@ -267,7 +267,7 @@ def decode_weights(file: WeightFile, **config: Any) -> Weights:
 
 
 def _decode(data: bytes, name: str, config: Mapping[str, Any]) -> Weights:
-    """Weights from the bytes of a file; the suffix of its name says which format it has."""
+    """Decodes the bytes of a weight file, in the format that the suffix of its name indicates."""
     try:
         if name.endswith(OURS):
             weights = Weights(*decode_safetensors(data))
@@ -280,7 +280,7 @@ def _decode(data: bytes, name: str, config: Mapping[str, Any]) -> Weights:
 
 
 def check_array(name: str, value: Any) -> np.ndarray:
-    """A read-only copy of a float32 array without NaN or infinity."""
+    """Returns a read-only copy of an array; raises a ValueError unless it is float32 and finite."""
     array = np.asarray(value)
     if array.dtype != np.float32:
         raise ValueError(f"{name} has dtype {array.dtype}, expected float32; convert it first.")
@@ -293,7 +293,7 @@ def check_array(name: str, value: Any) -> np.ndarray:
 
 
 def _same(value: Any, own: Any) -> bool:
-    """Whether a caller's value of an option is the weights' own; sequences may be of any kind."""
+    """Returns whether a caller's value of an option equals the weights' own; sequences may have any type."""
     if isinstance(own, tuple):
         return isinstance(value, Iterable) and tuple(value) == own
     return value == own

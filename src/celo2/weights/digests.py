@@ -1,8 +1,8 @@
-"""Digests of weight files: written into ours, checked on loading, and looked up among those known.
+"""Content digests of weight files: computation, verification on loading, and lookup of released files.
 
-A digest is the SHA-256 of the metadata's texts and of every array's name, shape and bytes. It is taken of
-what the file says rather than of objects made from it, so that it stays valid when a later version has more
-options. It finds damage; it is no signature, since whoever changes a file on purpose can compute its digest.
+A digest is the SHA-256 of the metadata's texts and of every array's name, shape and bytes. It is computed
+from the file's content rather than from decoded objects, so that it stays valid when a later version adds
+options. It detects damage but is not a signature: anyone who changes a file can recompute its digest.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-DIGEST = "sha256"  # the metadata's field that holds it
-KNOWN_FILE = "known.json"  # in celo2/pretrained: {digest: what has it}
+DIGEST = "sha256"  # the metadata field of the digest
+KNOWN_FILE = "known.json"  # in celo2/pretrained: {digest: description}
 
 
 class Integrity(NamedTuple):
-    """Says what is known about a file's content.
+    """Result of verifying a weight file's content.
 
     Attributes:
-        digest: Of what was read, in hexadecimal.
-        stored: Whether the file carries it.
-        known_as: What this package knows under it, "" if nothing.
+        digest: The digest of the content that was read, in hexadecimal.
+        stored: Whether the file carries the same digest.
+        known_as: The description of the released file with this digest, "" if there is none.
     """
 
     digest: str
@@ -34,11 +34,11 @@ class Integrity(NamedTuple):
 
     @property
     def verified(self) -> bool:
-        """Whether what was read is what was written."""
+        """Whether the content is known to be unchanged since it was written."""
         return self.stored or bool(self.known_as)
 
     def __str__(self) -> str:
-        """A clause for a user, without the digest."""
+        """Describes the result in a clause for users, without the digest."""
         known = f"known: {self.known_as}" if self.known_as else ""
         if self.stored:
             return f"as it was written{f' ({known})' if known else ''}"
@@ -46,11 +46,11 @@ class Integrity(NamedTuple):
 
 
 def compute_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """The digest of a file's content, in hexadecimal; a digest among the metadata is left out.
+    """Returns the digest of a file's content, in hexadecimal; a digest in the metadata is left out of it.
 
     Args:
-        arrays: float32, by name.
-        metadata: Text by name; empty for a format without metadata.
+        arrays: The float32 arrays by name.
+        metadata: The metadata, text by name; empty for a format without metadata.
     """
     texts = {name: text for name, text in metadata.items() if name != DIGEST}
     shapes = {name: list(array.shape) for name, array in arrays.items()}
@@ -61,7 +61,7 @@ def compute_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 
 
 def check_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Integrity:
-    """Compares a file's content with the digest that it carries, if it carries one.
+    """Checks a file's content against the digest that it carries, if any.
 
     Raises:
         ValueError: They differ.
@@ -77,6 +77,6 @@ def check_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) 
 
 
 def known_digests() -> dict[str, str]:
-    """Reads the table of the shipped and the publicly released weights, by digest."""
+    """Reads the descriptions of shipped and publicly released weights, by digest."""
     text = (resources.files("celo2") / "pretrained" / KNOWN_FILE).read_text(encoding="utf-8")
     return json.loads(text)

@@ -1,7 +1,7 @@
-"""The weight file of this package: safetensors with the options and the provenance as metadata.
+"""Reads and writes this package's weight files: safetensors with options and provenance as metadata.
 
-The metadata are five texts: `format`, `contract_version`, `config` and `provenance` (JSON objects), and the
-digest of everything else, `sha256`, which files from before there was one lack.
+The metadata are five texts: `format`, `contract_version`, `config` and `provenance` (JSON objects), and
+`sha256`, the digest of everything else, which older files lack.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ZOO_FORMAT = "celo2-zoo-weights"  # of the optimizers in `celo2.zoo`
 
 
 class Contents(NamedTuple):
-    """Holds the content of a weight file: float32 arrays by name, options, free text by field, version."""
+    """Content of a weight file: float32 arrays by name, options, provenance by field, contract version."""
 
     arrays: Mapping[str, np.ndarray]
     config: RuleConfig
@@ -32,22 +32,22 @@ class Contents(NamedTuple):
 
 
 def decode_safetensors(data: bytes) -> Contents:
-    """Reads a weight file.
+    """Decodes a weight file, without checking that its arrays fit its options.
 
     Raises:
-        ValueError: The bytes are no weight file of this package; the message says what was
-            expected and found. Whether the arrays fit the options is not looked at.
+        ValueError: The bytes are not a weight file of this package; the message states what was expected
+            and found.
     """
     arrays, metadata = decode_arrays(data)
     return Contents(arrays, *_decode_metadata(metadata))
 
 
 def decode_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The float32 arrays of a safetensors file and its metadata, as they were written.
+    """Decodes the float32 arrays and the metadata of a safetensors file, and checks its digest.
 
     Raises:
-        ValueError: The bytes are no such file, an array has another dtype, or the content does not have the
-            digest that the file carries.
+        ValueError: The bytes are not a safetensors file, an array has another dtype, or the content does not
+            match the digest that the file carries.
     """
     arrays, metadata = parse_arrays(data)
     check_digest(arrays, metadata)
@@ -55,10 +55,10 @@ def decode_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def parse_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Reads what `decode_arrays` does, whatever its digest.
+    """Decodes the arrays and the metadata like `decode_arrays`, without checking the digest.
 
     Raises:
-        ValueError: The bytes are no such file, or an array has another dtype.
+        ValueError: The bytes are not a safetensors file, or an array has another dtype.
     """
     try:
         entries = safetensors.deserialize(data)  # checks the header, the offsets and the lengths
@@ -76,7 +76,7 @@ def parse_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def encode_safetensors(contents: Contents) -> bytes:
-    """The bytes of a weight file."""
+    """Returns the bytes of a weight file."""
     metadata = {
         "config": contents.config.to_json(),
         "contract_version": str(contents.contract_version),
@@ -87,7 +87,7 @@ def encode_safetensors(contents: Contents) -> bytes:
 
 
 def check_fields(metadata: Mapping[str, str], known: Iterable[str]) -> None:
-    """Raises a ValueError for metadata of other names: a damaged name would take its field away unseen."""
+    """Raises a ValueError for unknown metadata names: a damaged name would silently drop its field."""
     unknown = sorted(metadata.keys() - set(known))
     if unknown:
         raise ValueError(
@@ -97,10 +97,10 @@ def check_fields(metadata: Mapping[str, str], known: Iterable[str]) -> None:
 
 
 def encode_arrays(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file with these float32 arrays, these metadata and their digest.
+    """Returns the bytes of a safetensors file with these float32 arrays, these metadata and their digest.
 
-    The library writes the metadata in a random order, so its files have no lasting checksum; hence
-    the header is written here: its length in eight bytes, then JSON, padded to a multiple of eight.
+    The safetensors library writes metadata in random order, so its files have no reproducible checksum; the
+    header is therefore written here: its length in eight bytes, then JSON, padded to a multiple of eight.
     """
     header: dict[str, object] = {"__metadata__": {**metadata, DIGEST: compute_digest(arrays, metadata)}}
     end = 0
@@ -138,7 +138,7 @@ def _decode_metadata(metadata: Mapping[str, str]) -> tuple[RuleConfig, dict[str,
     version = metadata.get("contract_version", "")
     if not re.fullmatch(r"[0-9]{1,9}", version):
         raise ValueError(f"expected a whole number as contract_version, found {version!r:.40}.")
-    check_version(int(version))  # before the rest, of which a newer contract may have more
+    check_version(int(version))  # first, since a newer contract may have other fields
     check_fields(metadata, _FIELDS)
     try:
         config = RuleConfig.from_json(metadata["config"])

@@ -1,4 +1,7 @@
-"""Do these arrays fit these options? Names and shapes only, so traced arrays can ask too."""
+"""Checks that arrays of weights fit the options of the rule.
+
+Only names and shapes are used, so the arrays may be traced.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +28,13 @@ _DECAYS = {
 
 
 def flat_arrays(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays of a tree by name.
+    """Returns the arrays of a tree by name.
 
     Args:
         tree: `{"ff_mod_stack": {"~": {"w0__0": …}}}` (upstream) or `{"w0__0": …}`.
 
     Raises:
-        ValueError: The tree has other entries; those of Celo, the predecessor, are recognised.
+        ValueError: The tree has other entries; the message recognises those of the optimizers in the zoo.
     """
     if any(isinstance(value, Mapping) for value in tree.values()) or _OUTER in tree:
         inner = tree.get(_OUTER)
@@ -50,7 +53,7 @@ def flat_arrays(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _wrong_tree(tree: Mapping[str, Any]) -> str:
     from celo2.zoo.names import (
-        identify,  # which imports this module by way of celo2.weights
+        identify,  # imported here: it imports celo2.weights, and so this module
     )
 
     found = _listed(map(repr, tree))
@@ -66,15 +69,15 @@ def _wrong_tree(tree: Mapping[str, Any]) -> str:
 
 
 def read_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each array."""
+    """Returns the shape of each array by name."""
     return {name: tuple(value.shape) for name, value in arrays.items()}
 
 
 def read_sizes(shapes: Shapes) -> dict[str, int]:
-    """The options that the arrays themselves tell: `ff_hidden_size` and `ff_hidden_layers`.
+    """Returns the options that the shapes determine: `ff_hidden_size` and `ff_hidden_layers`.
 
     Raises:
-        ValueError: There are too many arrays, or no bias `b0` of one axis, from which the width is read.
+        ValueError: There are too many arrays, or no one-dimensional bias `b0` to read the width from.
     """
     if len(shapes) > MAX_ARRAYS:
         raise ValueError(f"not Celo2 weights: found {len(shapes)} arrays, expected at most {MAX_ARRAYS}.")
@@ -86,9 +89,9 @@ def read_sizes(shapes: Shapes) -> dict[str, int]:
 
 
 def check_fit(shapes: Shapes, config: RuleConfig) -> None:
-    """Raises a ValueError that says what to change unless the arrays are those of the options.
+    """Raises a ValueError that states what to change unless the arrays fit the options.
 
-    The sizes come first: they bound the work of every later check by the number of arrays.
+    Sizes are checked first: they bound the work of every later check by the number of arrays.
     """
     for option, found in read_sizes(shapes).items():
         if found != getattr(config, option):
@@ -107,7 +110,7 @@ def check_fit(shapes: Shapes, config: RuleConfig) -> None:
 
 
 def _check_groups(shapes: Shapes, config: RuleConfig) -> None:
-    """Compares the input groups with the enabled features: their number, then the rows of each."""
+    """Checks the input groups against the enabled features: their number, then the rows of each."""
     found = _group_rows(shapes)
     groups = config.feature_groups(2)
     expected = tuple(config.num_channels(feature) for _, feature in groups)
@@ -129,7 +132,7 @@ def _check_groups(shapes: Shapes, config: RuleConfig) -> None:
 def _wrong_decays(
     groups: tuple[tuple[str, Feature], ...], found: tuple[int, ...], expected: tuple[int, ...]
 ) -> str:
-    """Where the rows differ though the number of groups is right, one place for each list of decays."""
+    """Describes the groups whose numbers of rows are wrong, one for each list of decays."""
     wrong = {
         feature.channels: f"{name} ({feature.name}: {have}, expected {want}{_DECAYS[feature.channels]})"
         for (name, feature), have, want in reversed(list(zip(groups, found, expected, strict=True)))
@@ -139,7 +142,7 @@ def _wrong_decays(
 
 
 def _group_rows(shapes: Shapes) -> tuple[int, ...]:
-    """Rows of `w0__0`, `w0__1`, … in order; a gap or a wrong rank is an error."""
+    """Returns the numbers of rows of `w0__0`, `w0__1`, … in order; a gap or a wrong rank is an error."""
     count = sum(bool(_GROUP.fullmatch(name)) for name in shapes)
     rows = []
     for index in range(count):
@@ -152,7 +155,7 @@ def _group_rows(shapes: Shapes) -> tuple[int, ...]:
 
 
 def _feature_choices(rows: tuple[int, ...], config: RuleConfig, limit: int = 3) -> list[str]:
-    """Switches of features that give these rows under the config's decays, nearest to the config first."""
+    """Returns feature switches that give these rows under the config's decays, the nearest first."""
     options = tuple(dict.fromkeys(feature.option for feature in FEATURES))
     channels = [(feature.option, config.num_channels(feature)) for feature in FEATURES]
     fitting = []
@@ -165,7 +168,7 @@ def _feature_choices(rows: tuple[int, ...], config: RuleConfig, limit: int = 3) 
 
 
 def _listed(names: Iterable[str], limit: int = 8) -> str:
-    """The first names, and how many more there are."""
+    """Formats the first names and the number of the others."""
     names = [f"{name:.80}" for name in names]
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""Weight files by name: those inside the package, and those on the Hugging Face hub (the `hub` extra)."""
+"""Finds weight files: in the package, on disk, and on the Hugging Face hub (the `hub` extra)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _REMEDY = "download the file and give its path, or use the shipped 'celo2' or 'c
 
 
 class WeightFile(NamedTuple):
-    """What was found.
+    """Content and origin of a weight file.
 
     Attributes:
-        data: The whole file.
-        name: For messages; its suffix says which format it has.
-        hub: The repository it was downloaded from, or None.
-        shipped: Whether it is a part of this package.
+        data: The bytes of the whole file.
+        name: The name for messages; its suffix indicates the format.
+        hub: The hub repository it was downloaded from, or None.
+        shipped: Whether it is part of this package.
     """
 
     data: bytes
@@ -39,11 +39,11 @@ class WeightFile(NamedTuple):
 
 
 def find_file(source: str | os.PathLike[str], max_bytes: int) -> WeightFile:
-    """The file that a source means: a shipped name, a path, a folder, or a hub repository, in this order.
+    """Finds the file of a source: a shipped name, a path, a folder, or a hub repository, in this order.
 
     Raises:
-        ValueError: A folder without weights, or a file that is too large or not regular; see `download`.
-        FileNotFoundError: Nothing is there.
+        ValueError: The folder has no weights, or the file is too large or not regular; see `download`.
+        FileNotFoundError: The source does not exist.
         ConnectionError, ImportError: See `download`.
     """
     if isinstance(source, str) and source in SHIPPED:
@@ -65,13 +65,13 @@ def find_file(source: str | os.PathLike[str], max_bytes: int) -> WeightFile:
 
 
 def fetch_file(repo_id: str, max_bytes: int) -> WeightFile:
-    """The weight file of a hub repository, whatever exists locally; see `download`."""
+    """Fetches the weight file of a hub repository, ignoring local files; see `download`."""
     path = download(repo_id, max_bytes)
     return WeightFile(read_limited(path, max_bytes), f"{repo_id}/{path.name}", repo_id)
 
 
 def shipped_file(name: str) -> Traversable:
-    """The file of shipped weights inside the package; `name` is one of `SHIPPED`.
+    """Returns the file of shipped weights inside the package; `name` is one of `SHIPPED`.
 
     Raises:
         FileNotFoundError: This installation lacks it.
@@ -83,11 +83,11 @@ def shipped_file(name: str) -> Traversable:
 
 
 def download(repo_id: str, max_bytes: int) -> Path:
-    """The local path of a repository's weight file, downloaded unless the hub's cache has it.
+    """Downloads a repository's weight file unless the hub's cache has it; returns its local path.
 
     Args:
-        repo_id: `"owner/name"`.
-        max_bytes: A larger file is not downloaded.
+        repo_id: The repository, `"owner/name"`.
+        max_bytes: The size limit; a larger file is not downloaded.
 
     Raises:
         ImportError: huggingface_hub is not installed.
@@ -121,7 +121,7 @@ def _pretrained() -> Traversable:
 
 
 def _from_cache(repo_id: str, reason: Exception) -> Path:
-    """The weight file of a repository that was downloaded before, for offline use."""
+    """Returns the weight file of a repository that was downloaded before, for offline use."""
     import huggingface_hub as hub
 
     try:
@@ -135,7 +135,7 @@ def _from_cache(repo_id: str, reason: Exception) -> Path:
 
 
 def _pick(repo_id: str, names: Iterable[str]) -> str:
-    """The one weight file among the names: the top folder before others, ours before upstream's."""
+    """Selects the one weight file among the names: top folder first, this package's format first."""
     paths = sorted(PurePosixPath(name) for name in names)
     weights = [path for path in paths if path.suffix == ".safetensors" or path.name == THETA_FILE]
     top = [path for path in weights if len(path.parts) == 1] or weights

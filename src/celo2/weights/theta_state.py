@@ -1,7 +1,7 @@
-"""The weight file of the public implementation, `theta.state`, read and written with msgpack alone.
+"""Reads and writes `theta.state`, the public implementation's weight file, with msgpack alone.
 
-The file is one flax msgpack map. An array in it is the msgpack extension type 1, whose payload is
-msgpack again: `(shape, dtype name, little-endian bytes)`. It carries no options of the rule.
+The file is one flax msgpack map. An array in it is the msgpack extension type 1, whose payload is in turn
+msgpack: `(shape, dtype name, little-endian bytes)`. It carries no options of the rule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ THETA_FILE = "theta.state"
 _ARRAY_CODE = 1  # flax: 1 an array, 2 a complex number, 3 a NumPy scalar
 _MAX_DEPTH = 4  # the tree of Celo2 has two levels, those of its predecessors three
 _MAX_RANK = 4
-_MAX_ENTRIES = 4096  # of one map
+_MAX_ENTRIES = 4096  # entries of one map
 _CHUNKED = "__msgpack_chunked_array__"
 _OTHER_FORMATS = (
     (b"\x80\x02", "a pickle, which is never loaded"),
@@ -30,13 +30,13 @@ _OTHER_FORMATS = (
 
 
 def decode_theta(data: bytes) -> dict[str, Any]:
-    """The tree in a `theta.state` file: nested dicts with float32 arrays at the leaves.
+    """Decodes a `theta.state` file to nested dicts with float32 arrays at the leaves.
 
     Args:
-        data: The whole file; its length bounds what any entry may declare.
+        data: The whole file; its length bounds the lengths that entries may declare.
 
     Raises:
-        ValueError: The bytes are no such file; the message says what was expected and found.
+        ValueError: The bytes are not such a file; the message states what was expected and found.
     """
     for magic, kind in _OTHER_FORMATS:
         if data.startswith(magic):
@@ -50,12 +50,12 @@ def decode_theta(data: bytes) -> dict[str, Any]:
 
 
 def encode_theta(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The bytes of a `theta.state` file with these float32 arrays."""
+    """Returns the bytes of a `theta.state` file with these float32 arrays."""
     return encode_tree({"ff_mod_stack": {"~": arrays}})
 
 
 def encode_tree(tree: Mapping[str, Any]) -> bytes:
-    """The bytes of a `theta.state` file with this tree: nested dicts with float32 arrays at the leaves."""
+    """Returns the bytes of a `theta.state` file for nested dicts with float32 arrays at the leaves."""
 
     def pack(node: Any) -> Any:
         if isinstance(node, Mapping):
@@ -66,7 +66,7 @@ def encode_tree(tree: Mapping[str, Any]) -> bytes:
 
 
 def _unpack(data: bytes, *, raw: bool) -> Any:
-    """One msgpack object whose declared lengths cannot exceed the bytes that are there."""
+    """Unpacks one msgpack object whose declared lengths cannot exceed the available bytes."""
     size = len(data)
     try:
         return msgpack.unpackb(

@@ -36,7 +36,7 @@ def _init(theta: Theta, config: CeloAdam, tensors: int, dtype: jnp.dtype) -> los
 
 def _update(theta: Theta, config: CeloAdam, step: Step) -> Outcome:  # noqa: ARG001
     rate, memory = loss_features.step_schedule(theta, step.memory, step.loss, step.count, step.num_steps)
-    # Rounded to the accumulators' dtype first, so that averages and their bias correction use equal decays.
+    # Rounded to the accumulators' dtype first, so that averages and their correction use equal decays.
     decays = Decays(*(tuple(jnp.asarray(decay, step.loss.dtype) for decay in part) for part in DECAYS))
     changes, states = [], []
     for leaf in step.leaves:

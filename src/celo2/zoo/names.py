@@ -13,7 +13,7 @@ from celo2.zoo.specs import MEMBERS, MemberConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_ARRAYS = 256  # the largest optimizer has 33
-KNOWN_SHARE = 0.5  # least share of an optimizer's arrays that identifies a damaged tree as its own
+KNOWN_SHARE = 0.5  # share of an optimizer's arrays above which a match identifies a damaged tree as its own
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -268,7 +268,7 @@ PRESETS: dict[str, MemberConfig] = {
     "velo_s": Velo(lstm_size=64, num_mlps=32),
     "velo_4000": Velo(ff_mult=100.0),
 }
-"""What `celo2.zoo.make` knows by name, with the published options."""
+"""Optimizers that `celo2.zoo.make` builds by name, with their published options."""
 
 
 # The per-parameter network of Celo and VeLO has the features and the layers of Celo2's, with other sizes.

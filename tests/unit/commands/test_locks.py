@@ -16,7 +16,7 @@ from celo2._utils.locks import HOLDER_FILE, FolderInUseError, lock_folder
 HOLD = """
 import sys
 from pathlib import Path
-from celo2._locks import lock_folder
+from celo2._utils.locks import lock_folder
 with lock_folder(Path(sys.argv[1]), "a command"):
     print("held", flush=True)
     sys.stdin.read()

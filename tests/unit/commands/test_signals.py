@@ -102,7 +102,7 @@ def test_every_command_ends_with_one_line_and_the_status(
 
 WAIT = """
 import sys, threading
-from celo2._signals import leave_if_stopped
+from celo2._utils.signals import leave_if_stopped
 threading.Thread(target=threading.Event().wait).start()
 print("shown", end="")
 leave_if_stopped(int(sys.argv[1]))

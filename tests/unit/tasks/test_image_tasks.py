@@ -1,4 +1,4 @@
-"""The published image tasks: their sizes, names, initial losses and bounds."""
+"""The published image tasks: their sizes, names and initial losses."""
 
 from __future__ import annotations
 
@@ -167,39 +167,6 @@ def test_vit_s16_sees_pixels_from_minus_one_to_one() -> None:
 
     black = {**grey, "image": jnp.zeros((1, 8, 8, 3), jnp.uint8)}  # -1, as 0.2 is -0.6
     assert_allclose(jax.jit(loss)(params, black, 0.6), jax.jit(loss)(params, grey, 1.0), rtol=1e-5)
-
-
-# The bounds of losses.
-
-NAN, INF = math.nan, math.inf
-TOP, TOP100 = 1.5 * math.log(10), 1.5 * math.log(100)
-CLIPS = {
-    "ImageMLP_FashionMnist_Relu128x128": {NAN: TOP, INF: TOP, -INF: 0.0, 1.5: 1.5, 4.0: TOP},
-    "Conv_Cifar10_32x64x64": {NAN: NAN, INF: TOP, -INF: 0.0, 1.5: 1.5, 4.0: TOP},
-    "Conv_Cifar100_32x64x64": {NAN: NAN, INF: TOP100, -INF: 0.0, 4.0: 4.0, 8.0: TOP100},
-    "VIT_Cifar100_wideshallow": {
-        NAN: 10.0,
-        INF: 10.0,
-        -INF: 10.0,
-        math.log(100): 10 * math.log(100) / math.log(200),
-        6.0: 10.0,
-    },
-    "ImageMLPAE_Mnist_128x32x128_bs128": {NAN: NAN, INF: 1.0, -INF: 0.0, 0.25: 0.25, 2.0: 1.0},
-}
-
-
-@pytest.mark.parametrize("name", CLIPS)
-def test_losses_are_clipped_as_published(name: str) -> None:
-    clip = task_of(f"{name}@tiny").clip
-    assert clip is not None
-    losses = jnp.array(list(CLIPS[name]), jnp.float32)
-    clipped = clip(losses)
-    assert clipped.dtype == jnp.float32
-    assert_allclose(clipped, list(CLIPS[name].values()), rtol=1e-6)
-
-
-def test_clip_of_the_gradient_alone_leaves_losses_as_they_are() -> None:
-    assert task_of("vit-s16@tiny").clip is None
 
 
 # Data and dependencies.

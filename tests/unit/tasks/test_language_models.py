@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
@@ -20,26 +19,16 @@ from celo2.tasks.language.objective import (
     make_padded_task,
     padded_loss,
 )
-from celo2.tasks.language.published_gpt import GPTConfig
-from celo2.tasks.language.published_lstm import RNNLMConfig
-from celo2.tasks.language.published_transformer import TransformerLMConfig
 from celo2.tasks.language.transformer import TransformerLM
 from celo2.tasks.registry import make_task
 from oracle import language_models as oracle
 
 VOCABULARY = 11
-TRANSFORMER = TransformerLMConfig(
-    vocabulary=VOCABULARY,
-    width=6,
-    num_heads=2,
-    head_size=4,
-    num_layers=2,
-    context=7,
-    dropout=0.0,
-    batch_size=2,
+TRANSFORMER = TransformerLM(
+    vocabulary=VOCABULARY, width=6, num_heads=2, head_size=4, num_layers=2, dropout=0.0
 )
-RNN = RNNLMConfig(vocabulary=VOCABULARY, embedding_size=5, hidden_size=4, context=7, batch_size=2)
-GPT_SIZES = GPTConfig(vocabulary=VOCABULARY, width=8, num_layers=2, head_size=4, context=7, batch_size=4)
+LSTM = LSTMLM(vocabulary=VOCABULARY, embedding_size=5, hidden_size=4)
+SMALL_GPT = GPT(vocabulary=VOCABULARY, width=8, num_layers=2, head_size=4)
 TOKENS = np.array([[3, 9, 4, 10, 3, 5, 8], [4, 4, 7, 0, 6, 0, 0]])  # padding inside a row too
 FULL = {  # name: (parameters, batch, tokens in a batch, whether stochastic)
     "TransformerLM_LM1B_MultiRuntime_0": (1_332_820, 4, 4 * 8, True),
@@ -82,11 +71,9 @@ def logits_of(module, params, tokens: np.ndarray) -> np.ndarray:
 MODULES = pytest.mark.parametrize(
     ("module", "compute"),
     [
-        pytest.param(
-            TransformerLM(TRANSFORMER), lambda p, t: oracle.transformer_lm(p, t, 2, 2), id="transformer"
-        ),
-        pytest.param(LSTMLM(RNN), oracle.lstm_lm, id="lstm"),
-        pytest.param(GPT(GPT_SIZES), lambda p, t: oracle.gpt(p, t, 2), id="gpt"),
+        pytest.param(TRANSFORMER, lambda p, t: oracle.transformer_lm(p, t, 2, 2), id="transformer"),
+        pytest.param(LSTM, oracle.lstm_lm, id="lstm"),
+        pytest.param(SMALL_GPT, lambda p, t: oracle.gpt(p, t, 2), id="gpt"),
     ],
 )
 
@@ -163,13 +150,11 @@ def test_untrained_network_scores_its_initial_loss(name: str, published: float |
 
 
 def test_transformer_starts_with_the_published_scales() -> None:
-    config = dataclasses.replace(
-        TRANSFORMER, vocabulary=2_000, width=64, num_heads=2, head_size=32, num_layers=4
-    )
+    network = TRANSFORMER.copy(vocabulary=2_000, width=64, head_size=32, num_layers=4)
 
     @jax.jit  # what is not returned is not compiled
     def start(key: jax.Array) -> tuple[jax.Array, ...]:
-        params = TransformerLM(config).init({"params": key, "dropout": key}, TOKENS)["params"]
+        params = network.init({"params": key, "dropout": key}, TOKENS)["params"]
         block = params["block_3"]
         hidden = block["attention"]["output"]["kernel"], block["mlp"]["down"]["kernel"]
         return params["embedding"]["embedding"], params["head"]["kernel"], *hidden
@@ -182,8 +167,8 @@ def test_transformer_starts_with_the_published_scales() -> None:
 
 
 def test_gpt_starts_with_the_published_scales() -> None:
-    config = dataclasses.replace(GPT_SIZES, vocabulary=1_000, width=64, head_size=16, num_layers=1)
-    params = jax.jit(GPT(config).init)(jax.random.key(0), TOKENS)["params"]
+    network = SMALL_GPT.copy(vocabulary=1_000, width=64, head_size=16, num_layers=1)
+    params = jax.jit(network.init)(jax.random.key(0), TOKENS)["params"]
     block = params["block_0"]
     limits = {
         "qkv": (block["attention"]["qkv"], math.sqrt(6 / (3 * 4 * (64 + 16)))),
@@ -232,7 +217,7 @@ def test_dropout_follows_the_key_of_the_batch() -> None:
     split = {"tokens": np.pad(TOKENS, ((0, 0), (0, 1))).astype(np.uint16)}
     task = make_padded_task(
         "dropping",
-        TransformerLM(dataclasses.replace(TRANSFORMER, num_layers=1, dropout=0.5)),
+        TRANSFORMER.copy(num_layers=1, dropout=0.5),
         Dataset("seven", split, split),
         batch_size=2,
         initial_loss=1.0,
@@ -247,7 +232,7 @@ def test_dropout_follows_the_key_of_the_batch() -> None:
 def test_rows_at_once_change_neither_loss_nor_gradient() -> None:
     rows = np.random.default_rng(0).integers(0, VOCABULARY, (4, 7)).astype(np.uint8)
     dataset = Dataset("four", {"tokens": rows}, {"tokens": rows})
-    network = GPT(dataclasses.replace(GPT_SIZES, num_layers=1))
+    network = SMALL_GPT.copy(num_layers=1)
     options = {"batch_size": 4, "initial_loss": 1.0}
     whole, parts = (
         make_contiguous_task("gpt", network, dataset, rows_at_once=number, **options) for number in (None, 2)

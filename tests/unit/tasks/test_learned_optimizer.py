@@ -21,6 +21,7 @@ from celo2.tasks.learned_optimizer.task import (
     make_learned_optimizer,
 )
 from celo2.tasks.nn import cross_entropy
+from celo2.tasks.vision.classifier import clip_or_ceiling
 from celo2.tasks.vision.mlp import compute_mlp, init_mlp
 from oracle.zoo import AdafacMlp
 
@@ -152,6 +153,13 @@ def test_an_optimizer_that_diverges_has_a_finite_loss() -> None:
     theta = jax.tree.map(np.float32, make_theta(6, scale=300.0))
     loss = jax.jit(compute_loss, static_argnums=2)(theta, make_batch(INNER), INNER)
     assert 2.5 < loss <= BOUND * 1.0001
+
+
+def test_inner_losses_are_clipped_and_nan_becomes_the_ceiling() -> None:
+    losses = jnp.array([math.nan, math.inf, -math.inf, 1.5, 4.0], jnp.float32)
+    clipped = clip_or_ceiling(losses, 10)
+    assert clipped.dtype == jnp.float32
+    assert_allclose(clipped, [BOUND, BOUND, 0.0, 1.5, BOUND], rtol=1e-6)
 
 
 def test_untrained_optimizer_scores_the_published_loss() -> None:

@@ -1,1 +1,1 @@
-"""From the records of a suite to its statements: statistics, standings, summaries, caveats."""
+"""Analysis of a suite's runs: statistics, standings, summaries, and caveats."""

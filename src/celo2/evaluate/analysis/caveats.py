@@ -1,4 +1,4 @@
-"""What a reader of a suite's report must be told in words: warnings, divergences, and where Celo2 loses."""
+"""Writes the caveats of a suite's report as sentences: warnings, divergences, and Celo2's defeats."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from celo2.evaluate.analysis.cells import Setting
 from celo2.evaluate.analysis.standings import Standings, TaskRuns, is_ours
 from celo2.evaluate.suite.results import RunResult
 
-PARITY = 1.05  # a speed-up of the baseline over itself that needs no comment
+PARITY = 1.05  # largest speed-up of the baseline over itself without a comment
 
 
 def caveats(standings: Standings) -> list[str]:
-    """What a reader must know before believing the tables; the gravest first."""
+    """Returns warnings that qualify the tables, the most serious first."""
     parts = (_missing, _unscored, _data, _seeds, _settings, _edges, _lost, _parity, _timing)
     return [note for part in parts for note in part(standings)]
 
 
 def defeats(standings: Standings) -> list[str]:
-    """A sentence for each task on which Celo2 or Celo2-base ends above another optimizer."""
+    """Returns a sentence for each task on which Celo2 or Celo2-base ends above another optimizer."""
     return [sentence for task in standings.tasks for sentence in _defeats_on(task)]
 
 
 def describe_loss(task: TaskRuns, loss: float) -> str:
-    """A final loss with four digits; a return with its sign turned back."""
+    """Formats a final loss with four digits; returns get their original sign."""
     if not math.isfinite(loss):
         return "diverged"
     return f"{-loss if task.returns else loss:.4g}"
 
 
 def describe_divergence(run: RunResult) -> str:
-    """Which run diverged, and when."""
+    """Formats the run that diverged and the step at which it did."""
     when = (
         "ended above an untrained network's loss"
         if run.diverged_at >= run.spec.steps
@@ -42,7 +42,7 @@ def describe_divergence(run: RunResult) -> str:
 
 
 def join(names: Iterable[str], most: int = 6) -> str:
-    """Names with commas, the first few where they are many."""
+    """Joins names with commas, only the first few if there are many."""
     found = list(names)
     rest = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(found[:most]) + rest
@@ -63,7 +63,7 @@ def _defeats_on(task: TaskRuns) -> Iterator[str]:
 
 
 def _behind(task: TaskRuns, loss: float, best: float) -> str:
-    """The loss, and by how much it is worse than the best, where a ratio means something."""
+    """Formats the loss, and its ratio to the best if that is meaningful."""
     text = describe_loss(task, loss)
     if not math.isfinite(loss) or best == 0 or (best < 0) != task.returns:
         return text
@@ -72,7 +72,7 @@ def _behind(task: TaskRuns, loss: float, best: float) -> str:
 
 
 def _missing(standings: Standings) -> Iterator[str]:
-    """Optimizers without a task, then grids without runs."""
+    """Yields a warning for each optimizer without a task, then for each incomplete grid."""
     for name in standings.optimizers:
         without = [task.label for task in standings.tasks if name not in task.cells]
         if without:
@@ -89,7 +89,7 @@ def _missing(standings: Standings) -> Iterator[str]:
 
 
 def _unscored(standings: Standings) -> Iterator[str]:
-    """Tasks that no score can be made on."""
+    """Yields warnings about tasks without scores."""
     if standings.baseline not in standings.optimizers:
         yield f"There is no run of {standings.baseline}, the baseline: no scores and no speed-ups."
         return
@@ -121,7 +121,7 @@ def _seeds(standings: Standings) -> Iterator[str]:
 
 
 def _settings(standings: Standings) -> Iterator[str]:
-    """Optimizers that had more, or fewer, settings to choose from than others."""
+    """Yields warnings about optimizers tuned over more, or fewer, settings than others."""
 
     def numbers(task: TaskRuns) -> tuple[tuple[str, int], ...]:
         return tuple((name, len(cell.settings)) for name, cell in task.cells.items())
@@ -135,7 +135,7 @@ def _settings(standings: Standings) -> Iterator[str]:
 
 
 def _edges(standings: Standings) -> Iterator[str]:
-    """Best learning rates, and weight decays, at the edge of the grid."""
+    """Yields warnings about best learning rates and weight decays at the edge of the grid."""
     for name in standings.optimizers:
         tasks = [task for task in standings.tasks if name in task.cells]
         for edge, other in (("highest", "higher"), ("lowest", "lower")):
@@ -156,7 +156,7 @@ def _lost(standings: Standings) -> Iterator[str]:
 
 
 def _parity(standings: Standings) -> Iterator[str]:
-    """The baseline's own speed-up, where a reader would take the same of another for an advantage."""
+    """Yields the baseline's speed-up over itself if it could be mistaken for an advantage."""
     name = standings.baseline
     found = [task.speed_up(name) for task in standings.tasks if name in task.cells]
     known = [value for value in found if value is not None]

@@ -1,7 +1,8 @@
-"""One optimizer on one task: its settings, and which of them is the best.
+"""Runs of one optimizer on one task: their settings, the best of them, and its statistics.
 
 The best setting (learning rate, weight decay) is the one with the lowest final training loss, mean over the
-seeds. A setting with a diverged seed, or with fewer seeds than another one, cannot be the best. Loads no JAX.
+seeds. A setting with a diverged seed, or with fewer seeds than another one, cannot be the best. This module
+needs no JAX.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from celo2.report.kit import MeanStd
 
 
 class Setting(NamedTuple):
-    """What an optimizer is tuned over."""
+    """Tuned hyperparameters of an optimizer."""
 
     learning_rate: float
     weight_decay: float
@@ -28,21 +29,21 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, spec: RunSpec) -> Setting:
-        """The setting of a run."""
+        """Returns the setting of a run."""
         return cls(spec.learning_rate, spec.weight_decay, spec.schedule)
 
     def __str__(self) -> str:
-        """The learning rate, and the weight decay unless it is 0."""
+        """Formats the learning rate, and the weight decay unless it is 0."""
         return f"{self.learning_rate:g}" + (f", wd {self.weight_decay:g}" if self.weight_decay else "")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cell:
-    """One optimizer on one task.
+    """Runs of one optimizer on one task.
 
     Attributes:
-        optimizer: Its name.
-        settings: Its runs by their setting, both ascending (the runs by seed); one at least.
+        optimizer: The name of the optimizer.
+        settings: The runs by setting, both ascending (the runs by seed); at least one.
     """
 
     optimizer: str
@@ -55,49 +56,49 @@ class Cell:
 
     @property
     def num_seeds(self) -> int:
-        """Seeds of the setting with the most of them."""
+        """The largest number of seeds of a setting."""
         return max(map(len, self.settings.values()))
 
     @cached_property
     def mean_losses(self) -> dict[Setting, float]:
-        """Final training loss of each setting, mean over the seeds; +inf where one diverged."""
+        """The final training loss of each setting, mean over the seeds; +inf where one diverged."""
         return {setting: float(_final_losses(runs).mean()) for setting, runs in self.settings.items()}
 
     @cached_property
     def best(self) -> Setting | None:
-        """The best setting; None where each has a run that diverged."""
+        """The best setting; None if each has a diverged run."""
         whole = [setting for setting, runs in self.settings.items() if len(runs) == self.num_seeds]
         best = min(whole, key=self.mean_losses.__getitem__)
         return best if math.isfinite(self.mean_losses[best]) else None
 
     @property
     def shown(self) -> Setting:
-        """What a figure shows: the best setting or, without one, the one whose runs came farthest."""
+        """The setting for figures: the best or, without one, the one whose runs got farthest."""
         return self.best or max(self.settings, key=lambda setting: min(map(_reached, self.settings[setting])))
 
     @property
     def best_runs(self) -> tuple[RunResult, ...]:
-        """The runs of the best setting; none where there is no best."""
+        """The runs of the best setting; none without a best setting."""
         return () if self.best is None else self.settings[self.best]
 
     @property
     def losses(self) -> np.ndarray:
-        """Final training losses at the best setting, `(S,)`; +inf for every seed where there is none."""
+        """The final training losses at the best setting, `(S,)`; +inf for every seed without one."""
         return _final_losses(self.best_runs) if self.best_runs else np.full(self.num_seeds, np.inf)
 
     @property
     def mean_loss(self) -> float:
-        """Their mean."""
+        """The mean of `losses`."""
         return float(self.losses.mean())
 
     @property
     def diverged(self) -> list[RunResult]:
-        """Every run that diverged."""
+        """Every diverged run."""
         return [run for run in self.runs if run.diverged]
 
     @property
     def rates(self) -> dict[float, float]:
-        """Mean final loss by learning rate, ascending, at the weight decay and schedule that are shown."""
+        """The mean final loss by learning rate, ascending, at the weight decay and schedule of `shown`."""
         rest = self.shown[1:]
         return {
             setting.learning_rate: loss for setting, loss in self.mean_losses.items() if setting[1:] == rest
@@ -105,7 +106,7 @@ class Cell:
 
     @property
     def edge(self) -> str:
-        """Where the best learning rate lies among those tried: at the "lowest", at the "highest", or ""."""
+        """The edge of the grid at which the best learning rate lies: "lowest", "highest", or "" for none."""
         rates = list(self.rates)
         if self.best is None or len(rates) < 2:
             return ""
@@ -119,45 +120,45 @@ class Cell:
 
     @property
     def timing(self) -> str:
-        """How and where `seconds_per_step` was measured, in words: two that differ cannot be compared."""
+        """The way `seconds_per_step` was measured, in words; times compare only where it is equal."""
         return min(map(_timing, self.runs))
 
     @property
     def seconds_per_step(self) -> float:
-        """Median over the runs that were measured as `timing` says."""
+        """The median over the runs that were measured as `timing` describes."""
         chosen = self.timing
         return float(np.median([run.seconds_per_step for run in self.runs if _timing(run) == chosen]))
 
     def measure(self, of: Callable[[RunResult], float]) -> MeanStd | None:
-        """A figure of the runs at the best setting, over the seeds; None where there is none."""
+        """Returns mean and deviation of a quantity of the runs at the best setting; None without one."""
         return MeanStd.over(np.array([of(run) for run in self.best_runs]))
 
     def mean_curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Steps, `(P,)`, and the training loss at the best setting, mean over the seeds, `(P,)`."""
+        """Returns steps, `(P,)`, and the training loss at the best setting, mean over the seeds, `(P,)`."""
         steps, losses = stack_curves([(run.train_steps, run.train_loss) for run in self.best_runs])
         return steps, losses.mean(axis=0)
 
 
 def stack_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves at the steps of the one with the fewest points, `(P,)` and `(curves, P)` float64.
+    """Resamples curves to the steps of the one with the fewest points: `(P,)` and `(curves, P)` float64.
 
-    Runs that were packed have fewer points than others; between its points a curve is a straight line.
+    Packed runs have fewer points than others; curves are interpolated linearly.
     """
     steps = min((steps for steps, _ in curves), key=len)
     return steps, np.stack([np.interp(steps, xs, np.asarray(ys, np.float64)) for xs, ys in curves])
 
 
 def _timing(run: RunResult) -> str:
-    """How the run's time was measured, and on what."""
+    """Describes the machine and the way in which the run's time was measured."""
     return ", ".join([run.timing, *(str(run.environment.get(name)) for name in ("processor", "devices"))])
 
 
 def _final_losses(runs: Sequence[RunResult]) -> np.ndarray:
-    """`(S,)`; +inf where a run diverged."""
+    """Returns the final training losses, `(S,)`; +inf where a run diverged."""
     finals = np.array([[run.final_train_loss] for run in runs])
     return stats.final_losses(finals, np.array([run.diverged for run in runs]))
 
 
 def _reached(run: RunResult) -> int:
-    """Steps before it diverged."""
+    """Returns the number of steps before the run diverged."""
     return run.diverged_at if run.diverged else run.spec.steps

@@ -1,6 +1,6 @@
-"""Runs of a suite, put in order: tasks, the optimizers on each, the settings of each, the seeds.
+"""Arranges the runs of a suite by task, optimizer, setting and seed, and scores them against a baseline.
 
-Loads no JAX.
+This module needs no JAX.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ OURS = ("celo2", "celo2-base")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TaskRuns:
-    """Every run on one task, one data set and of one length.
+    """All runs on one task with one data set and one length.
 
     Attributes:
-        label: The task, with the length or the data set where there are several.
-        steps: Length of each run.
-        facts: About the task.
-        cells: The optimizers' runs, by name.
-        baseline: Name of the optimizer that the others are measured by.
+        label: The name of the task, with the length or the data set if there are several.
+        steps: The length of each run.
+        facts: The facts about the task.
+        cells: The optimizers' runs by name.
+        baseline: The name of the optimizer that the others are compared with.
     """
 
     label: str
@@ -46,10 +46,10 @@ class TaskRuns:
 
     @cached_property
     def baseline_loss(self) -> float | None:
-        """The baseline's final loss, mean over its seeds; None where no score can be made of it.
+        """The baseline's final loss, mean over its seeds; None where scores are undefined.
 
-        That is: it was not run, or diverged, or losses are negative (or its return is not positive), so
-        that a ratio means nothing.
+        That is the case if the baseline was not run or diverged, or if a ratio is meaningless because losses
+        are negative or its return is not positive.
         """
         if self.baseline not in self.cells or self.cells[self.baseline].best is None:
             return None
@@ -59,15 +59,15 @@ class TaskRuns:
         return mean if meaningful else None
 
     def scores(self, optimizer: str) -> np.ndarray:
-        """Scores of an optimizer's seeds, `(S,)`; there must be a `baseline_loss`."""
+        """Returns the scores of an optimizer's seeds, `(S,)`; `baseline_loss` must not be None."""
         assert self.baseline_loss is not None
         return stats.normalized_scores(self.cells[optimizer].losses, self.baseline_loss, returns=self.returns)
 
     def speed_up(self, optimizer: str, *, in_seconds: bool = False) -> float | None:
-        """How many times sooner than the baseline's whole run its final loss is reached, in steps or seconds.
+        """Returns the speed-up over the baseline's whole run in reaching its final loss, in steps or seconds.
 
-        Both losses are means over the seeds. 0: never, or diverged; None without a `baseline_loss`,
-        or where the times were not measured alike.
+        Both losses are means over the seeds. The result is 0 if the loss is never reached, and None without a
+        `baseline_loss` or if the times were not measured in the same way.
         """
         if self.baseline_loss is None or (in_seconds and self.time_ratio(optimizer) is None):
             return None
@@ -80,14 +80,14 @@ class TaskRuns:
         return stats.speed_up(steps * ours, losses, self.baseline_loss, length)
 
     def time_ratio(self, optimizer: str) -> float | None:
-        """Time per step as a multiple of the baseline's; None where they were not measured alike."""
+        """Returns the time per step relative to the baseline's; None if they were measured differently."""
         theirs, ours = self.cells.get(self.baseline), self.cells[optimizer]
         if theirs is None or theirs.timing != ours.timing:
             return None
         return ours.seconds_per_step / theirs.seconds_per_step
 
     def rate_sensitivity(self, optimizer: str) -> stats.RateSensitivity | None:
-        """How the loss grows away from the best rate; None with one rate, or where no ratio can be made."""
+        """Returns the sensitivity of the loss to the rate; None with one rate, or if ratios are undefined."""
         cell = self.cells[optimizer]
         losses = np.array(list(cell.rates.values()))
         if cell.best is None or len(losses) < 2:
@@ -100,10 +100,10 @@ class TaskRuns:
         return stats.rate_sensitivity(np.array(list(cell.rates)), ratios)
 
     def winners(self, among: Sequence[str] = ()) -> list[str]:
-        """The optimizers with the lowest mean final loss; none where all diverged.
+        """Returns the optimizers with the lowest mean final loss; none if all diverged.
 
         Args:
-            among: Those that count; none: all.
+            among: The optimizers to consider; empty: all.
         """
         means = {name: cell.mean_loss for name, cell in self.cells.items() if name in among or not among}
         lowest = min(means.values(), default=math.inf)
@@ -111,12 +111,12 @@ class TaskRuns:
 
 
 class Standings(NamedTuple):
-    """All runs in order.
+    """All runs, arranged by task and optimizer.
 
     Attributes:
-        tasks: In the order of their labels.
-        optimizers: Names: Celo2's, then the baseline, then the others in alphabetical order.
-        baseline: Name of the optimizer that the others are measured by; it may be missing from the runs.
+        tasks: The tasks, in the order of their labels.
+        optimizers: The names: Celo2's, then the baseline, then the others in alphabetical order.
+        baseline: The name of the optimizer that the others are compared with; it may have no runs.
     """
 
     tasks: tuple[TaskRuns, ...]
@@ -130,21 +130,21 @@ class Standings(NamedTuple):
 
 
 def is_ours(optimizer: str) -> bool:
-    """Whether this is Celo2 or Celo2-base, of whichever weights."""
+    """Returns whether an optimizer is Celo2 or Celo2-base, with any weights."""
     return optimizer.partition(":")[0] in OURS
 
 
 def arrange(results: Iterable[RunResult], baseline: str = BASELINE) -> Standings:
-    """Puts runs in order.
+    """Arranges runs by task and optimizer.
 
-    Runs of different lengths, or on different data, are different tasks, and labelled so.
+    Runs of different lengths, or on different data, count as different tasks and are labelled accordingly.
 
     Args:
         results: Finished runs, in any order.
-        baseline: Name of the optimizer that the others are measured by.
+        baseline: The name of the optimizer that the others are compared with.
 
     Raises:
-        ValueError: There is no run, or one appears twice.
+        ValueError: There are no runs, or one appears twice.
     """
     runs = sorted(results, key=lambda run: run.spec)
     if not runs:
@@ -175,7 +175,7 @@ def _cells(runs: Sequence[RunResult], order: Sequence[str]) -> dict[str, Cell]:
 
 
 def _label(key: tuple[str, int, str], keys: Sequence[tuple[str, int, str]]) -> str:
-    """The task's name, and what tells it from others of the same name."""
+    """Returns the task's name, with its length or data set if others have the same name."""
     same = [other for other in keys if other[0] == key[0]]
     steps = f", {key[1]} steps" if len({other[1] for other in same}) > 1 else ""
     return key[0] + steps + (f", on {key[2]}" if len({other[2] for other in same}) > 1 else "")

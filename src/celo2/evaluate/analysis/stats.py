@@ -1,6 +1,6 @@
-"""The statistics of a suite: pure functions on arrays.
+"""Statistics of a suite, as pure functions on arrays.
 
-Objectives are losses, lower is better; a return is negated. A run that diverged is never left out: its
+Objectives are losses, lower is better; a return is negated. A diverged run is never excluded: its
 final loss is +inf, its score 0, its ratio to any loss +inf, its speed-up 0. With
 
     L  final loss of a run            B  final loss of the baseline, mean over its seeds
@@ -23,26 +23,26 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-TOLERANCE = 0.1  # a learning rate is as good as the best within this share of its loss
+TOLERANCE = 0.1  # relative loss within which a learning rate counts as good as the best
 HALF_DECADE = 0.5
 ROUNDING = 0.03  # decades; rates are rounded, and 1, 3, 10 are half a decade apart
 RESAMPLES = 2000
 
 
 class Interval(NamedTuple):
-    """A confidence interval."""
+    """Confidence interval."""
 
     low: float
     high: float
 
 
 class RateSensitivity(NamedTuple):
-    """How much the choice of the learning rate matters.
+    """Sensitivity of the final loss to the learning rate.
 
     Attributes:
-        half_decade: Loss ratio (≥ 1) half a decade off the best rate, on the worse side; +inf where runs
-            diverged there, NaN where no rate was tried so far off on either side.
-        width: Decades of rates around the best whose loss is within 10 % of the best one.
+        half_decade: The loss ratio (≥ 1) half a decade off the best rate, on the worse side; +inf if runs
+            diverged there, NaN if the grid does not extend so far on either side.
+        width: The decades of rates around the best whose loss is within 10 % of the best one.
         bounded: Whether both ends of that range lie inside the grid; otherwise the width is a lower bound.
     """
 
@@ -52,26 +52,26 @@ class RateSensitivity(NamedTuple):
 
 
 def final_losses(curves: np.ndarray, diverged: np.ndarray) -> np.ndarray:
-    """Last points of curves, `(R, P)` → `(R,)`; +inf where they are not finite or a run diverged, `(R,)`."""
+    """Returns the last points of curves, `(R, P)` → `(R,)`; +inf if not finite or if the run diverged."""
     last = np.asarray(curves, np.float64)[:, -1]
     return np.where(np.asarray(diverged, bool) | ~np.isfinite(last), np.inf, last)
 
 
 def lowest(curves: np.ndarray) -> np.ndarray:
-    """The lowest finite point of each curve, `(…, P)` → `(…)`; +inf where there is none."""
+    """Returns the lowest finite point of each curve, `(…, P)` → `(…)`; +inf if there is none."""
     exact = np.asarray(curves, np.float64)
     return np.where(np.isfinite(exact), exact, np.inf).min(-1)
 
 
 def steps_to_target(steps: np.ndarray, losses: np.ndarray, target: float) -> float:
-    """The first point of a curve at which the loss is at or below a target; +inf if it never is.
+    """Returns the first step of a curve at which the loss is at or below a target; +inf if there is none.
 
-    Nothing is interpolated: the answer is a point of the curve, never too early.
+    Nothing is interpolated: the result is a point of the curve, never too early.
 
     Args:
-        steps: Steps (or seconds) at each point, `(P,)`, ascending.
-        losses: The curve, `(P,)`; NaN does not reach anything.
-        target: A loss, finite.
+        steps: The steps (or seconds) at each point, `(P,)`, ascending.
+        losses: The curve, `(P,)`; NaN reaches no target.
+        target: The target loss, finite.
 
     Example:
         >>> steps_to_target(np.array([10, 20, 30]), np.array([3.0, 2.0, 1.0]), 2.5)
@@ -82,34 +82,34 @@ def steps_to_target(steps: np.ndarray, losses: np.ndarray, target: float) -> flo
 
 
 def speed_up(steps: np.ndarray, losses: np.ndarray, target: float, length: float) -> float:
-    """`length ÷ steps_to_target`: how many times sooner than the baseline its final loss is reached.
+    """Returns the speed-up in reaching the baseline's final loss: `length ÷ steps_to_target`.
 
     Args:
-        steps: Steps, or seconds, at each point of the optimizer's curve, `(P,)`.
+        steps: The steps, or seconds, at each point of the optimizer's curve, `(P,)`.
         losses: The curve, `(P,)`.
         target: The baseline's final loss.
-        length: The baseline's whole run, in the unit of `steps`.
+        length: The length of the baseline's run, in the unit of `steps`.
 
     Returns:
-        0 where the target is never reached.
+        The speed-up; 0 if the target is never reached.
     """
     return length / steps_to_target(steps, losses, target)
 
 
 def normalized_scores(losses: np.ndarray, baseline: float, *, returns: bool = False) -> np.ndarray:
-    """Final losses relative to the baseline's: `baseline / loss`, 1 is as good, higher is better.
+    """Returns scores relative to the baseline, `baseline / loss`: 1 equals it, higher is better.
 
-    For returns (negated, as losses) it is the inverse, `return / baseline's return`, and 0 where a return is
-    negative. A run that diverged (a loss that is not finite) has 0; a loss of exactly 0 has +inf, or 1 if the
-    baseline's is 0 too.
+    For returns (negated, as losses) the score is the inverse, `return / baseline's return`, and 0 for
+    negative returns. A diverged run (a loss that is not finite) scores 0; a loss of exactly 0 scores +inf, or
+    1 if the baseline's is 0 too.
 
     Args:
-        losses: Final losses, any shape.
+        losses: The final losses, any shape.
         baseline: The baseline's final loss, mean over its seeds.
         returns: Whether the losses are negated returns.
 
     Raises:
-        ValueError: The ratio means nothing: a loss is negative, or the baseline's return is not positive.
+        ValueError: The ratio is meaningless: a loss is negative, or the baseline's return is not positive.
 
     Example:
         >>> normalized_scores(np.array([0.5, 2.0, np.inf]), 1.0)
@@ -132,7 +132,7 @@ def normalized_scores(losses: np.ndarray, baseline: float, *, returns: bool = Fa
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Mean of the middle half of the scores, `(…, N)` → `(…)`: the IQM of rliable, section 4.3."""
+    """Returns the mean of the middle half of the scores, `(…, N)` → `(…)`: rliable's IQM, section 4.3."""
     return np.asarray(stats.trim_mean(scores, 0.25, axis=-1))
 
 
@@ -145,19 +145,19 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of a statistic of all runs, stratified: the seeds are resampled within each task.
+    """Returns a percentile bootstrap interval of a statistic, with seeds resampled within each task.
 
-    The interval says what other seeds would have given on the same tasks; with `tasks` the tasks are drawn
-    with replacement first, and it says what other tasks like these would have given.
+    The interval covers the variation over seeds on the same tasks; with `tasks`, tasks are first drawn with
+    replacement, and it covers the variation over similar tasks too.
 
     Args:
-        scores: For each task the scores of its seeds, `(S_t,)`, S_t ≥ 1. With one seed a task, the interval
+        scores: The scores of the seeds of each task, `(S_t,)`, S_t ≥ 1. With one seed per task, the interval
             over seeds alone is a point.
-        statistic: `(R, N) → (R,)`.
-        tasks: Whether tasks are resampled too; each drawn one gives as many runs as the one in its place.
-        level: Coverage in (0, 1).
-        resamples: How many times R.
-        seed: Of the random numbers; the same arguments give the same interval.
+        statistic: The statistic, `(R, N) → (R,)`.
+        tasks: Whether tasks are resampled too; a drawn task contributes as many runs as the one it replaces.
+        level: The coverage in (0, 1).
+        resamples: The number R of resamples.
+        seed: The random seed; the same arguments give the same interval.
     """
     rng = np.random.default_rng(seed)
     counts = np.array([len(one) for one in scores])
@@ -176,13 +176,13 @@ def bootstrap_interval(
 
 
 def probability_of_improvement(losses: Sequence[np.ndarray], baseline: Sequence[np.ndarray]) -> float:
-    """How likely a run ends lower than one of the baseline: P(X < Y) + ½ P(X = Y), averaged over tasks.
+    """Returns the probability that a run ends lower than the baseline: mean P(X < Y) + ½ P(X = Y) over tasks.
 
     The share of pairs of seeds is the Mann-Whitney statistic (rliable, section 4.3). Diverged runs are +inf.
 
     Args:
-        losses: For each task the final losses of the seeds, `(S_t,)`.
-        baseline: The same of the baseline, `(S'_t,)`.
+        losses: The final losses of the seeds of each task, `(S_t,)`.
+        baseline: The same for the baseline, `(S'_t,)`.
     """
     shares = []
     for ours, theirs in zip(losses, baseline, strict=True):
@@ -192,7 +192,7 @@ def probability_of_improvement(losses: Sequence[np.ndarray], baseline: Sequence[
 
 
 def performance_profile(scores: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
-    """Share of the runs whose score is at least each threshold, tasks counting alike, `(T,)` → `(T,)`.
+    """Returns the share of runs that score at least each threshold, tasks weighted equally, `(T,)` → `(T,)`.
 
     The run-score distribution of rliable (section 4.2): Dolan and Moré's profile of the ratio 1 / score.
     """
@@ -201,10 +201,10 @@ def performance_profile(scores: Sequence[np.ndarray], thresholds: np.ndarray) ->
 
 
 def mean_ranks(losses: np.ndarray) -> np.ndarray:
-    """Mean rank over the tasks, `(tasks, optimizers)` → `(optimizers,)`; 1 is the lowest loss.
+    """Returns the mean ranks over tasks, `(tasks, optimizers)` → `(optimizers,)`; 1 is the lowest loss.
 
-    Equal losses (two diverged ones, say) share the mean of their ranks. NaN: not run, and not ranked there;
-    the result is NaN for an optimizer that was run nowhere.
+    Equal losses, such as those of diverged runs, share the mean of their ranks. NaN marks optimizers that
+    were not run on a task, which are not ranked there; the result is NaN for an optimizer without any run.
     """
     ranks = np.asarray(stats.rankdata(losses, axis=1, nan_policy="omit"))
     run = np.isfinite(ranks)
@@ -212,12 +212,12 @@ def mean_ranks(losses: np.ndarray) -> np.ndarray:
 
 
 def rate_sensitivity(rates: np.ndarray, ratios: np.ndarray) -> RateSensitivity:
-    """How the loss grows away from the best learning rate; between points, linear in the rate's logarithm.
+    """Computes the sensitivity to the learning rate, interpolating linearly in the rate's logarithm.
 
     Args:
-        rates: Learning rates, `(L,)`, ascending.
-        ratios: Final loss over the lowest among them, `(L,)`, ≥ 1, with 1 at the best; +inf where a run
-            diverged. Between such a rate and its neighbour the loss counts as infinite.
+        rates: The learning rates, `(L,)`, ascending.
+        ratios: The final losses over the lowest of them, `(L,)`, ≥ 1, with 1 at the best rate; +inf where a
+            run diverged. Between such a rate and its neighbour the loss counts as infinite.
 
     Example:
         >>> rate_sensitivity(np.array([0.01, 0.1, 1.0]), np.array([1.2, 1.0, np.inf]))
@@ -227,12 +227,12 @@ def rate_sensitivity(rates: np.ndarray, ratios: np.ndarray) -> RateSensitivity:
     sides = [(place[best] - place[best::-1], ratios[best::-1]), (place[best:] - place[best], ratios[best:])]
     off = [_interpolate(away, grown) for away, grown in sides if away[-1] >= HALF_DECADE - ROUNDING]
     ends = [_crossing(away, grown) for away, grown in sides]
-    width = round(sum(end for end, _ in ends), 6)  # the rates' logarithms are not exact
+    width = round(sum(end for end, _ in ends), 6)  # removes rounding errors of the rates' logarithms
     return RateSensitivity(max(off, default=math.nan), width, all(inside for _, inside in ends))
 
 
 def _interpolate(away: np.ndarray, ratios: np.ndarray) -> float:
-    """The ratio at half a decade."""
+    """Returns the ratio half a decade away from the best rate."""
     after = int(np.argmax(away >= HALF_DECADE - ROUNDING))
     before, beyond = ratios[after - 1], ratios[after]
     if not math.isfinite(before + beyond):
@@ -242,7 +242,7 @@ def _interpolate(away: np.ndarray, ratios: np.ndarray) -> float:
 
 
 def _crossing(away: np.ndarray, ratios: np.ndarray) -> tuple[float, bool]:
-    """How far the ratio stays within the tolerance, and whether it leaves it inside the grid."""
+    """Returns the distance up to which the ratio is tolerated, and whether it ends inside the grid."""
     beyond = ratios > 1 + TOLERANCE
     if not beyond.any():
         return float(away[-1]), False

@@ -1,4 +1,4 @@
-"""The figures of a suite's report: a line for each task and optimizer, and one for each optimizer."""
+"""Summary rows of a suite's report: one per task and optimizer, and one per optimizer."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from celo2.report.kit import MeanStd
 
 
 class TaskRow(NamedTuple):
-    """One optimizer on one task, at its best setting; None throughout where it has none.
+    """Results of one optimizer on one task at its best setting; fields are None if it has none.
 
     Attributes:
-        task: The task's label.
-        optimizer: Its name.
-        unit: Of the losses; "return": they are negated.
-        learning_rate: The best.
-        weight_decay: The best.
-        edge: "lowest" or "highest" where the best learning rate is that of those tried, otherwise "".
-        settings: How many were tried.
-        final_train_loss: Mean objective over the last 5 % of the steps.
+        task: The label of the task.
+        optimizer: The name of the optimizer.
+        unit: The unit of the losses; "return": they are negated returns.
+        learning_rate: The best learning rate.
+        weight_decay: The best weight decay.
+        edge: "lowest" or "highest" if the best learning rate is at that edge of the grid, otherwise "".
+        settings: The number of settings tried.
+        final_train_loss: The mean objective over the last 5 % of the steps.
         best_train_loss: The lowest point of the training curve.
-        best_valid_loss: The lowest of the validations.
-        accuracy: Validation accuracy after the last step, in [0, 1]; None where the task has none.
-        score: Mean of the scores (`stats.normalized_scores`); None where the baseline gives none.
-        speed_up: In steps, over the baseline's run (`TaskRuns.speed_up`).
-        time_speed_up: The same in wall-clock time.
-        half_decade: Loss ratio half a decade off the best rate (`stats.RateSensitivity`).
-        width: Decades of rates within 10 % of the best loss.
+        best_valid_loss: The lowest validation loss.
+        accuracy: The validation accuracy after the last step, in [0, 1]; None for tasks without one.
+        score: The mean of the scores (`stats.normalized_scores`); None if the baseline defines none.
+        speed_up: The speed-up over the baseline's run, in steps (`TaskRuns.speed_up`).
+        time_speed_up: The speed-up in wall-clock time.
+        half_decade: The loss ratio half a decade off the best rate (`stats.RateSensitivity`).
+        width: The decades of rates within 10 % of the best loss.
         bounded: Whether the width ends inside the grid; otherwise it is a lower bound.
-        diverged: Runs that diverged, all settings counted.
-        runs: Runs in all.
-        seconds_per_step: Wall-clock.
-        time_ratio: The same as a multiple of the baseline's; None where they were not measured alike.
-        state_bytes_per_parameter: Size of the optimizer's state.
+        diverged: The number of diverged runs at all settings.
+        runs: The total number of runs.
+        seconds_per_step: The wall-clock time of a step.
+        time_ratio: The time of a step relative to the baseline's; None if they were measured differently.
+        state_bytes_per_parameter: The number of bytes of optimizer state per parameter.
     """
 
     task: str
@@ -66,22 +66,22 @@ class TaskRow(NamedTuple):
 
 
 class OptimizerRow(NamedTuple):
-    """One optimizer over the tasks that it was run on. None: no task has a score.
+    """Results of one optimizer over all its tasks; None where no task has a score.
 
     Attributes:
-        optimizer: Its name.
-        tasks: Tasks that have a score of it: those of the next seven.
-        score: Interquartile mean of the scores of all seeds on all tasks.
-        over_seeds: 95 % interval of it: other seeds, the same tasks; None with one seed.
-        over_tasks: 95 % interval: other tasks like these, other seeds; None with one task.
-        improvement: Probability that a run ends lower than one of the baseline.
-        speed_up: Lower median over the tasks, in steps; 0: the baseline's loss is never reached.
-        time_speed_up: The same in wall-clock time.
-        time_ratio: Time per step as a multiple of the baseline's, geometric mean over the tasks.
-        rank: Mean rank by final loss over all its tasks, 1 is best.
-        wins: Tasks on which none ended lower.
-        diverged: Runs that diverged.
-        runs: Runs in all.
+        optimizer: The name of the optimizer.
+        tasks: The number of tasks with scores, over which the next seven fields are computed.
+        score: The interquartile mean of the scores of all seeds on all tasks.
+        over_seeds: The 95 % interval of the score over seeds on the same tasks; None with one seed.
+        over_tasks: The 95 % interval of the score over tasks and seeds; None with one task.
+        improvement: The probability that a run ends lower than one of the baseline.
+        speed_up: The lower median speed-up over the tasks, in steps; 0: the baseline's loss is never reached.
+        time_speed_up: The lower median speed-up in wall-clock time.
+        time_ratio: The time per step relative to the baseline's, geometric mean over the tasks.
+        rank: The mean rank by final loss over all its tasks; 1 is best.
+        wins: The number of tasks on which no other optimizer ended lower.
+        diverged: The number of diverged runs.
+        runs: The total number of runs.
     """
 
     optimizer: str
@@ -100,7 +100,7 @@ class OptimizerRow(NamedTuple):
 
 
 def rank_tasks(standings: Standings) -> list[TaskRow]:
-    """A line for each task and optimizer: tasks in order, optimizers by their final loss, the best first."""
+    """Returns a row per task and optimizer: tasks in order, optimizers by final loss, the best first."""
     rows = []
     for task in standings.tasks:
         ranked = sorted(task.cells.values(), key=lambda cell: cell.mean_loss)
@@ -109,14 +109,14 @@ def rank_tasks(standings: Standings) -> list[TaskRow]:
 
 
 def rank_optimizers(standings: Standings) -> list[OptimizerRow]:
-    """A line for each optimizer, the highest score first, those without one last."""
+    """Returns a row per optimizer, the highest score first, those without one last."""
     ranks = dict(zip(standings.optimizers, stats.mean_ranks(_loss_table(standings)), strict=True))
     rows = [_optimizer_row(standings, name, float(ranks[name])) for name in standings.optimizers]
     return sorted(rows, key=lambda row: -math.inf if row.score is None else row.score, reverse=True)
 
 
 def scored_tasks(standings: Standings, optimizer: str) -> list[TaskRuns]:
-    """The tasks that an optimizer was run on and that a score can be made on."""
+    """Returns the tasks on which an optimizer has a score."""
     return [t for t in standings.tasks if optimizer in t.cells and t.baseline_loss is not None]
 
 
@@ -170,7 +170,7 @@ _RELATIVE = ("score", "over_seeds", "over_tasks", "improvement", "speed_up", "ti
 
 
 def _score_columns(tasks: list[TaskRuns], name: str) -> dict:
-    """What is relative to the baseline, by the names of `OptimizerRow`."""
+    """Returns the fields of `OptimizerRow` that are relative to the baseline."""
     if not tasks:
         return {"tasks": 0, **dict.fromkeys(_RELATIVE)}
     scores = [task.scores(name) for task in tasks]
@@ -191,13 +191,13 @@ def _score_columns(tasks: list[TaskRuns], name: str) -> dict:
 
 
 def _median(values: list[float | None]) -> float | None:
-    """The lower median: between 0 (never) and a speed-up there is no mean."""
+    """Returns the lower median, since 0 (never reached) and a speed-up cannot be averaged."""
     known = [value for value in values if value is not None]
     return float(np.quantile(known, 0.5, method="inverted_cdf")) if known else None
 
 
 def _loss_table(standings: Standings) -> np.ndarray:
-    """Mean final losses, `(tasks, optimizers)`; NaN: not run."""
+    """Returns mean final losses, `(tasks, optimizers)`; NaN where an optimizer was not run."""
     rows = [
         [task.cells[name].mean_loss if name in task.cells else math.nan for name in standings.optimizers]
         for task in standings.tasks

@@ -1,1 +1,1 @@
-"""`celo2 compare`: several optimizers on one task, each at its best learning rate."""
+"""Comparison of several optimizers on one task, each at its best learning rate (`celo2 compare`)."""

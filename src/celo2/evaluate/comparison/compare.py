@@ -41,7 +41,7 @@ from celo2.training.runner import GridRunner, OnProgress, Progress
 from celo2.training.task_step import SharedTask
 from celo2.training.timing import StepCost, StepTimer
 
-ALL = "all"  # in place of an optimizer's name: learning rates for each of them
+ALL = "all"  # stands for every optimizer in `learning_rates`
 
 FULL = {"num_learning_rates": 7, "seeds": 2, "steps": 500}
 QUICK = {"num_learning_rates": 4, "seeds": 1, "steps": 100}
@@ -49,7 +49,7 @@ QUICK = {"num_learning_rates": 4, "seeds": 1, "steps": 100}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareConfig:
-    """What to compare, and how.
+    """Settings of a comparison.
 
     Attributes:
         task: Name of the task (`celo2.tasks.registry.TASKS`), with `@tiny` or `@small` where it has sizes.
@@ -61,7 +61,7 @@ class CompareConfig:
         seeds: Runs of each learning rate; 0 means 2, or 1 when quick.
         steps: Length of a run; 0 means 500, or 100 when quick.
         first_seed: The seeds are this one and the ones after it.
-        weight_decay: Decoupled, multiplied by the learning rate; the same for every optimizer.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate; the same for every optimizer.
         quick: Fewer learning rates, seeds and steps, for a first look.
         devices: How many of the local devices to use; 0 is all of them.
         max_memory: GiB that the runs trained together may take.
@@ -83,7 +83,7 @@ class CompareConfig:
     max_memory: float = 4.0
 
     def __post_init__(self) -> None:
-        """Checks the ranges, and fills in what is left to `quick`."""
+        """Checks the ranges and resolves the defaults that depend on `quick`."""
         for name in ("num_learning_rates", "seeds", "steps"):
             check_count(name, getattr(self, name))
         if not 0 <= self.weight_decay <= FLOAT32_MAX:
@@ -110,7 +110,7 @@ class CompareConfig:
                 )
 
     def _check_own_rate(self, name: str) -> None:
-        """Refuses a learning rate or a weight decay for an optimizer that has no learning rate."""
+        """Raises a ValueError for a rate or weight decay of an optimizer without a learning rate."""
         if not sets_own_rate(name):
             return
         if name in self.learning_rates:
@@ -126,7 +126,7 @@ class CompareConfig:
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def learning_rates_of(self, spec: OptimizerSpec) -> tuple[float, ...]:
-        """The learning rates that an optimizer is tuned over, in ascending order."""
+        """Returns the learning rates that an optimizer is tuned over, in ascending order."""
         default = spec.learning_rates(self.num_learning_rates)
         if spec.sets_own_rate:
             return default
@@ -134,12 +134,12 @@ class CompareConfig:
 
 
 class CompareProgress(NamedTuple):
-    """Where a comparison stands.
+    """Progress of a comparison.
 
     Attributes:
-        optimizer: The one being trained; all of them while they are compiled.
-        grid: Where its runs stand.
-        done: Share of the whole comparison's work done, in [0, 1], by the measured step times.
+        optimizer: The optimizer being trained; all of them during compilation.
+        grid: The progress of its runs.
+        done: The finished share of the whole comparison in [0, 1], by the measured step times.
     """
 
     optimizer: str
@@ -148,7 +148,7 @@ class CompareProgress(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One optimizer's part of a comparison."""
+    """Results of one optimizer in a comparison."""
 
     name: str
     description: str
@@ -158,17 +158,17 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class CompareResult:
-    """What a comparison found.
+    """Result of a comparison.
 
     Attributes:
-        config: What was asked for.
-        task: What it was trained on.
-        entries: The optimizers that were finished, in the order asked for.
-        unfinished: Names of those that an interrupt left out.
+        config: The settings.
+        task: The facts about the task.
+        entries: The results of the finished optimizers, in the requested order.
+        unfinished: The names of the optimizers that an interrupt left unfinished.
         stop: The interrupt; None if there was none.
-        created: When it began, ISO 8601 with the offset from UTC.
-        seconds: How long it took, compilation included.
-        environment: Software and machine (`describe_environment`).
+        created: The start time, ISO 8601 with the offset from UTC.
+        seconds: The duration, compilation included.
+        environment: The software and the machine (`describe_environment`).
     """
 
     config: CompareConfig
@@ -186,15 +186,15 @@ def compare(
 ) -> CompareResult:
     """Runs a comparison.
 
-    An interrupt (Ctrl-C) keeps the optimizers that are finished; with none of them it goes on up.
+    An interrupt (Ctrl-C) keeps the results of finished optimizers; if there are none, it propagates.
 
     Args:
-        config: What to compare.
+        config: The settings.
         on_progress: Called before compilation and after each piece of training.
 
     Raises:
         ValueError: The task or an optimizer is unknown.
-        KeyboardInterrupt: Interrupted before the first optimizer was finished.
+        KeyboardInterrupt: An interrupt came before the first optimizer was finished.
     """
     begin, created = time.monotonic(), datetime.datetime.now().astimezone()
     if on_progress:
@@ -202,7 +202,7 @@ def compare(
         on_progress(CompareProgress(", ".join(config.optimizers), start, 0.0))
     task = make_task(config.task)
     specs = [find_optimizer(name, num_steps=config.steps) for name in config.optimizers]
-    with interruptible_pool() as pool:  # all programs at once, which keeps every core busy
+    with interruptible_pool() as pool:  # compiles all programs in parallel, on every core
         timer = pool.submit(StepTimer, task, {spec.name: _make_for_timing(spec, config) for spec in specs})
         runners = list(pool.map(functools.partial(_prepare, SharedTask(task), config), specs))
     costs = timer.result().measure()
@@ -243,7 +243,7 @@ def _prepare(task: SharedTask, config: CompareConfig, spec: OptimizerSpec) -> Gr
 
 
 def _make_for_timing(spec: OptimizerSpec, config: CompareConfig) -> optax.GradientTransformation:
-    """The optimizer at the lowest of its learning rates, where no run can break down."""
+    """Builds the optimizer at its lowest learning rate, where no run diverges."""
     return spec.make(config.learning_rates_of(spec)[0], config.weight_decay)
 
 
@@ -253,7 +253,7 @@ def _reporters(
     costs: Mapping[str, StepCost],
     on_progress: Callable[[CompareProgress], None] | None,
 ) -> list[OnProgress | None]:
-    """For each optimizer, what turns its own progress into that of the comparison."""
+    """Returns, for each optimizer, a callback that converts its progress to that of the comparison."""
     if on_progress is None:
         return [None] * len(specs)
     work = [costs[spec.name].seconds * len(config.learning_rates_of(spec)) for spec in specs]

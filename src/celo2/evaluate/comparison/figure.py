@@ -1,4 +1,4 @@
-"""The figure of a comparison: curves against steps and time, validation, learning-rate sensitivity."""
+"""Draws the figure of a comparison: training against steps and time, validation, rate sensitivity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DASHES = ("-", "-", "-", "-", "--", "--", "--", ":")
 
 
 def draw_figure(result: CompareResult) -> Figure:
-    """Four panels, each optimizer in one colour and at its best learning rate (but for the last panel)."""
+    """Draws four panels, each optimizer in one colour and, except in the last, at its best learning rate."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 7.6), layout="constrained")
         axes = figure.subplots(2, 2)
@@ -51,7 +51,7 @@ def _draw_validation(axes: Axes, result: CompareResult) -> None:
 
 
 def _draw_sensitivity(axes: Axes, result: CompareResult) -> None:
-    """Final training loss of each run; a diverged one is a cross at the upper edge."""
+    """Draws the final training loss of each run; a diverged one is a cross at the upper edge."""
     for index, entry in enumerate(result.entries):
         grid, color = entry.grid, COLORS[index % len(COLORS)]
         finite = np.isfinite(grid.scores)
@@ -64,7 +64,7 @@ def _draw_sensitivity(axes: Axes, result: CompareResult) -> None:
                 grid.learning_rates[grid.best], grid.scores[grid.best], "o", ms=9, mfc="none", mec=color
             )
         lost = rates[grid.diverged]
-        height = 0.99 - 0.03 * index  # so that none hides another
+        height = 0.99 - 0.03 * index  # so that crosses do not overlap
         axes.plot(lost, np.full(lost.shape, height), "x", color=color, transform=axes.get_xaxis_transform())
     axes.set_xscale("log")
     scale_losses(axes)
@@ -74,7 +74,7 @@ def _draw_sensitivity(axes: Axes, result: CompareResult) -> None:
 
 
 def _draw_seeds(axes: Axes, index: int, entry: Entry, x: np.ndarray, losses: np.ndarray) -> None:
-    """Mean over the seeds, and a band from the lowest to the highest; losses are `(S, P)`."""
+    """Draws the mean over the seeds and a band from lowest to highest; losses are `(S, P)`."""
     color, label = COLORS[index % len(COLORS)], figure_label(entry.name)
     if entry.grid.best is None:
         label = f"{label} (diverged)"
@@ -82,7 +82,7 @@ def _draw_seeds(axes: Axes, index: int, entry: Entry, x: np.ndarray, losses: np.
     mean = losses[:, alive].mean(axis=0)
     axes.plot(x[alive], mean, DASHES[index % len(DASHES)], color=color, lw=1.6, label=label)
     if not alive.any():
-        return  # the legend names it all the same
+        return  # the legend names it nevertheless
     if len(losses) > 1:
         low, high = losses[:, alive].min(axis=0), losses[:, alive].max(axis=0)
         axes.fill_between(x[alive], low, high, color=color, alpha=0.18, lw=0)
@@ -91,7 +91,7 @@ def _draw_seeds(axes: Axes, index: int, entry: Entry, x: np.ndarray, losses: np.
 
 
 def _shown(entry: Entry) -> int:
-    """The best learning rate; where each has a run that diverged, the one that came farthest."""
+    """Returns the index of the best learning rate, or of the farthest one if all have diverged runs."""
     grid = entry.grid
     if grid.best is not None:
         return grid.best
@@ -100,7 +100,7 @@ def _shown(entry: Entry) -> int:
 
 
 def _limit(axes: Axes, result: CompareResult) -> None:
-    """Keeps a diverging curve from squeezing the others: nothing is shown above 2 × the initial loss."""
+    """Limits the loss axis to 2 × the initial loss, so that a diverging curve does not squeeze the others."""
     if result.task.initial_loss is None:
         return
     top = 2.0 * result.task.initial_loss

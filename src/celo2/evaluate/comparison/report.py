@@ -1,4 +1,4 @@
-"""The HTML report of a comparison: one file that needs nothing else."""
+"""Renders the report of a comparison as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def render_report(result: CompareResult, figure_svg: str) -> str:
     """Renders the page.
 
     Args:
-        result: What the comparison found.
-        figure_svg: The figure as an `<svg>` element (`plots.figure_svg`).
+        result: The result of the comparison.
+        figure_svg: The figure as an `<svg>` element (`celo2.report.plots.figure_svg`).
     """
     return render_page(
         "evaluate/comparison/report.html.j2",
@@ -37,7 +37,7 @@ def render_report(result: CompareResult, figure_svg: str) -> str:
 
 
 def _verdict(result: CompareResult) -> str:
-    """The optimizers in the order of their final training loss, in a sentence."""
+    """Formats the optimizers in the order of their final training loss as a sentence."""
     summaries = summarize(result)
     ranked = sorted((s.final_train_loss.mean, s.name) for s in summaries if s.final_train_loss)
     if not ranked:
@@ -47,7 +47,7 @@ def _verdict(result: CompareResult) -> str:
 
 
 def _grid_rows(entry: Entry) -> list[tuple[str, str, str, str, bool]]:
-    """Learning rate, training loss, validation loss, diverged, whether it is the best."""
+    """Returns rows of learning rate, training and validation loss, divergences, and whether it is best."""
     grid, rows = entry.grid, []
     for index, rate in enumerate(grid.learning_rates):
         alive = ~grid.diverged[index]
@@ -75,7 +75,7 @@ def _diverged_runs(entry: Entry) -> list[str]:
 
 
 def _describe_schedule(result: CompareResult) -> str:
-    """The schedule of the learning rates, and who has another or none."""
+    """Describes the learning-rate schedule, and the optimizers with another one or none."""
     names = [entry.name for entry in result.entries]
     constant = [name for name in names if name in OPTIMIZERS and OPTIMIZERS[name].schedule == "constant"]
     own = [name for name in names if sets_own_rate(name)]

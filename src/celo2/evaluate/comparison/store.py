@@ -1,6 +1,6 @@
-"""Writes what a comparison found: results.json, curves.npz, curves.png, report.html.
+"""Writes the result of a comparison: results.json, curves.npz, curves.png, report.html.
 
-`results.json` has everything but the curves and a schema number; `curves.npz` has the curves, each
+`results.json` has everything except the curves, and a schema number; `curves.npz` has the curves, each
 under `OPTIMIZER/NAME`.
 """
 
@@ -30,11 +30,11 @@ def save_result(result: CompareResult, folder: Path) -> dict[str, Path]:
     """Writes the four files.
 
     Args:
-        result: What to write.
-        folder: Where; made if need be. Files of the same names are replaced.
+        result: The result to write.
+        folder: The output folder, made if needed. Files of the same names are replaced.
 
     Returns:
-        The paths by what they are: `report`, `figure`, `results`, `curves`.
+        The paths by kind: `report`, `figure`, `results`, `curves`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = {
@@ -59,7 +59,7 @@ def save_result(result: CompareResult, folder: Path) -> dict[str, Path]:
 
 
 def as_json(result: CompareResult) -> dict[str, Any]:
-    """The result without its curves, in JSON's types; a number that is not finite is null."""
+    """Converts the result without its curves to JSON types; a number that is not finite is null."""
     return {
         "schema": SCHEMA,
         "created": result.created,
@@ -110,7 +110,7 @@ def _curves(entry: Entry) -> dict[str, np.ndarray]:
 
 
 def _plain(values: Any) -> Any:
-    """Nested lists of numbers, None where one is not finite."""
+    """Converts an array to nested lists of numbers, None where one is not finite."""
     if isinstance(values, np.ndarray):
         return [_plain(value) for value in values]
     number = values.item()

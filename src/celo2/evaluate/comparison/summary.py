@@ -1,4 +1,4 @@
-"""A comparison in figures: one line for each optimizer, and what a reader must be warned of."""
+"""Summarises a comparison: one row per optimizer, and caveats for readers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from celo2.evaluate.comparison.compare import CompareResult, Entry
 from celo2.report.kit import MeanStd, shorten
 from celo2.training.grid import RunGrid
 
-REFERENCE = "adamw"  # step times are also given as multiples of this optimizer's
+REFERENCE = "adamw"  # step times are also given relative to this optimizer's
 
 
 class Summary(NamedTuple):
-    """One optimizer at its best learning rate.
+    """Results of one optimizer at its best learning rate.
 
     Attributes:
-        name: The optimizer, as it is shown.
-        learning_rate: The best; None when each has a run that diverged, and the losses are None then.
-        final_train_loss: Over the last 5 % of the steps.
-        best_train_loss: Over the best 5 % of consecutive steps.
-        final_valid_loss: After the last step.
-        best_valid_loss: The lowest of the validations.
-        accuracy: Validation accuracy after the last step, in [0, 1]; None where the task has none.
-        num_diverged: Runs that diverged, all learning rates counted.
-        num_runs: Runs in all.
-        seconds_per_step: Of one run on one device.
-        time_ratio: The same as a multiple of AdamW's; None when AdamW took no part.
-        state_bytes_per_parameter: Size of the optimizer's state.
+        name: The displayed name of the optimizer.
+        learning_rate: The best learning rate; None if each has a diverged run, and the losses are None then.
+        final_train_loss: The training loss over the last 5 % of the steps.
+        best_train_loss: The training loss over the best 5 % of consecutive steps.
+        final_valid_loss: The validation loss after the last step.
+        best_valid_loss: The lowest validation loss.
+        accuracy: The validation accuracy after the last step, in [0, 1]; None for tasks without one.
+        num_diverged: The number of diverged runs at all learning rates.
+        num_runs: The total number of runs.
+        seconds_per_step: The time of a step of one run on one device.
+        time_ratio: The time of a step relative to AdamW's; None if AdamW was not compared.
+        state_bytes_per_parameter: The number of bytes of optimizer state per parameter.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Summary(NamedTuple):
 
 
 def summarize(result: CompareResult) -> list[Summary]:
-    """One line for each optimizer, in the order of the result."""
+    """Returns one row per optimizer, in the order of the result."""
     reference = next((entry.cost.seconds for entry in result.entries if entry.name == REFERENCE), None)
     return [_summarize(entry, result.task.num_parameters, reference) for entry in result.entries]
 
 
 def caveats(result: CompareResult) -> list[str]:
-    """What a reader must know before believing the table."""
+    """Returns warnings that qualify the table, one sentence each."""
     found = [note for entry in result.entries for note in _caveats_of(entry)]
     if result.config.seeds == 1:
         found.append("There is one seed: differences of a few per cent may be chance.")
@@ -82,7 +82,7 @@ def _summarize(entry: Entry, num_parameters: int, reference: float | None) -> Su
 
 
 def _at_best(grid: RunGrid, values: np.ndarray | None) -> MeanStd | None:
-    """Over the seeds at the best learning rate; values are `(L, S)`."""
+    """Returns mean and deviation over the seeds at the best learning rate; values are `(L, S)`."""
     if grid.best is None or values is None:
         return None
     return MeanStd.over(values[grid.best])

@@ -1,4 +1,4 @@
-"""The table at the end of a comparison."""
+"""Terminal table of a comparison's results."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ COLUMNS = (
     "state B/param",
 )
 DIVERGED, NONE = "diverged", "–"
-WIDE = 130  # characters that a line for each optimizer needs
+WIDE = 130  # characters of the table with one line per optimizer
 
 
 def make_rows(result: CompareResult) -> list[tuple[str, ...]]:
-    """The table's cells as text, a tuple for each optimizer in the order of `COLUMNS`."""
+    """Formats the cells as text, one tuple per optimizer in the order of `COLUMNS`."""
     return [_make_row(summary) for summary in summarize(result)]
 
 
 def make_table(result: CompareResult, width: int = WIDE) -> Table:
-    """The table for a terminal of this width: a line for each optimizer, or a column on a narrow one.
+    """Builds the table for a terminal width: one line per optimizer, or one column on a narrow one.
 
     The optimizer with the lowest final training loss is in bold.
     """

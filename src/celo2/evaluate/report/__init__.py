@@ -1,1 +1,1 @@
-"""The report of a suite: an HTML page, CSV files, curves and figures."""
+"""Rendering of a suite's report: an HTML page, CSV files, Markdown tables and figures."""

@@ -1,4 +1,4 @@
-"""The data of a suite's report as CSV: numbers in full, objectives as judged (a return is negated)."""
+"""CSV export of a suite's report: full precision, objectives as minimised (returns are negated)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PAIRS = {
 
 
 def as_csv(records: Iterable[dict[str, Any]]) -> str:
-    """Records with the same names as lines, the names first; None is left empty."""
+    """Formats records with equal keys as CSV with a header line; None is left empty."""
     found = list(records)
     stream = io.StringIO()
     writer = csv.DictWriter(stream, list(found[0]), lineterminator="\n")
@@ -31,7 +31,7 @@ def as_csv(records: Iterable[dict[str, Any]]) -> str:
 
 
 def table_records(rows: Iterable[OptimizerRow | TaskRow]) -> Iterator[dict[str, Any]]:
-    """For summary.csv and tasks.csv: a mean with its deviation, or an interval, is two columns."""
+    """Yields records for summary.csv and tasks.csv; mean and deviation, or interval ends, are two columns."""
     for row in rows:
         record: dict[str, Any] = {}
         for name, value in row._asdict().items():
@@ -44,7 +44,7 @@ def table_records(rows: Iterable[OptimizerRow | TaskRow]) -> Iterator[dict[str, 
 
 
 def run_records(standings: Standings) -> Iterator[dict[str, Any]]:
-    """For runs.csv: every run, and whether its setting is the best one."""
+    """Yields records for runs.csv: every run, and whether its setting is the best one."""
     for task in standings.tasks:
         for cell in task.cells.values():
             for run in cell.runs:

@@ -1,6 +1,6 @@
-"""What the figures of a suite's report draw: bands over seeds, sensitivities, profiles.
+"""Computes the data of a suite's figures: bands over seeds, rate sensitivities, performance profiles.
 
-Returns have their sign turned back here, so that a figure shows what a reader expects.
+Returns get their original sign here, since a reader expects higher returns to be better.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from celo2.evaluate.suite.results import RunResult
 from celo2.report.kit import page_label
 from celo2.report.plots import COLORS
 
-MAX_POINTS = 120  # of a curve
-DIGITS = 5  # of a number in the page
+MAX_POINTS = 120  # most points of a curve
+DIGITS = 5  # significant digits of a number in the page
 LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}  # Matplotlib's names and Plotly's
 
 
 class Band(NamedTuple):
-    """Mean over the seeds, and the lowest and the highest of them, `(P,)` each; up to where one diverged."""
+    """Mean, lowest and highest over the seeds, `(P,)` each, up to the point where one diverged."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -34,27 +34,27 @@ class Band(NamedTuple):
 
 
 def train_band(task: TaskRuns, cell: Cell) -> Band:
-    """Of the training loss against the steps, at the setting that is shown."""
+    """Returns the band of the training loss against the steps, at the displayed setting."""
     return _band(task, cell, lambda run: (run.train_steps, run.train_loss))
 
 
 def valid_band(task: TaskRuns, cell: Cell) -> Band:
-    """Of the validation loss."""
+    """Returns the band of the validation loss against the steps, at the displayed setting."""
     return _band(task, cell, lambda run: (run.valid_steps, run.valid_loss))
 
 
 def upper_limit(task: TaskRuns) -> float | None:
-    """Above which no loss is shown, so that a diverging curve does not squeeze the others."""
+    """Returns the highest displayed loss, so that a diverging curve does not squeeze the others."""
     return None if task.returns or task.facts.initial_loss is None else 1.5 * task.facts.initial_loss
 
 
 def line_style(index: int) -> tuple[str, str]:
-    """Colour and dashes (Matplotlib's name) of the optimizer at this place of the standings: 28 of them."""
+    """Returns colour and dash style (Matplotlib's) of the optimizer at this index; 28 pairs are distinct."""
     return COLORS[index % len(COLORS)], list(LINES)[index // len(COLORS) % len(LINES)]
 
 
 def make_profile(standings: Standings) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Thresholds, `(T,)`, log-uniform, and each optimizer's share of runs with such a score, `(T,)`."""
+    """Returns log-uniform thresholds, `(T,)`, and each optimizer's share of runs that reach them, `(T,)`."""
     scores = {
         name: [task.scores(name) for task in tasks]
         for name in standings.optimizers
@@ -68,7 +68,7 @@ def make_profile(standings: Standings) -> tuple[np.ndarray, dict[str, np.ndarray
 
 
 def figure_data(standings: Standings, rows: Sequence[OptimizerRow]) -> dict[str, Any]:
-    """Everything that the page draws, in JSON's types."""
+    """Returns the data of all figures of the page, in JSON types."""
     thresholds, profiles = make_profile(standings)
     return {
         "baseline": page_label(standings.baseline),
@@ -107,7 +107,7 @@ def _curve_data(task: TaskRuns, cell: Cell) -> dict[str, Any]:
 
 
 def _rate_data(task: TaskRuns, cell: Cell) -> dict[str, Any]:
-    """Mean final losses by learning rate, and the rates at which a seed diverged."""
+    """Returns mean final losses by learning rate, and the rates at which a seed diverged."""
     sign = -1.0 if task.returns else 1.0
     good = {rate: sign * loss for rate, loss in cell.rates.items() if math.isfinite(loss)}
     return {
@@ -119,7 +119,7 @@ def _rate_data(task: TaskRuns, cell: Cell) -> dict[str, Any]:
 
 
 def _score_data(row: OptimizerRow) -> dict[str, Any]:
-    """The score with its interval; a number that is not finite is not drawn."""
+    """Returns the score with its interval; numbers that are not finite are not drawn."""
     score = math.nan if row.score is None else row.score
     interval = row.over_tasks or row.over_seeds or stats.Interval(score, score)
     numbers = {"score": score, "low": interval.low, "high": interval.high}
@@ -140,5 +140,5 @@ def _band(task: TaskRuns, cell: Cell, curve: Callable[[RunResult], tuple[np.ndar
 
 
 def _plain(values: np.ndarray) -> list[float]:
-    """Numbers of a few digits: the page carries many."""
+    """Rounds numbers to `DIGITS` digits, since the page contains many."""
     return [float(f"{value:.{DIGITS}g}") for value in values]

@@ -1,4 +1,4 @@
-"""The figures of a suite as pictures: a panel for each task, and the scores."""
+"""Draws the figures of a suite with Matplotlib: training curves by task, and scores."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = 3
 
 
 def draw_curves(standings: Standings) -> Figure:
-    """Training curves at each optimizer's best setting: small multiples, a panel for each task."""
+    """Draws training curves at each optimizer's best setting, one panel per task."""
     count = len(standings.tasks)
     columns = min(COLUMNS, count)
     rows = math.ceil(count / columns)
@@ -48,7 +48,7 @@ def draw_curves(standings: Standings) -> Figure:
 
 
 def draw_scores(standings: Standings, rows: Sequence[OptimizerRow]) -> Figure:
-    """Scores with their intervals, and the performance profiles."""
+    """Draws scores with their intervals, and performance profiles."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.9 + 0.28 * max(len(rows), 6)), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -77,7 +77,7 @@ def _draw_task(axes: Axes, task: TaskRuns, optimizers: Sequence[str]) -> None:
 
 
 def _draw_intervals(axes: Axes, standings: Standings, rows: Sequence[OptimizerRow]) -> None:
-    """One line for each optimizer: thin over tasks and seeds, thick over seeds."""
+    """Draws an interval bar per optimizer: thin over tasks and seeds, thick over seeds."""
     for place, row in enumerate(rows):
         color = _color(standings.optimizers.index(row.optimizer))
         for interval, width in ((row.over_tasks, 1.2), (row.over_seeds, 4.0)):
@@ -98,7 +98,7 @@ def _draw_profiles(axes: Axes, standings: Standings) -> None:
         index = standings.optimizers.index(name)
         axes.plot(thresholds, shares, _dash(index), color=_color(index), lw=1.5, label=figure_label(name))
     axes.axvline(1.0, color="0.6", lw=0.8, ls=":")
-    if thresholds[-1] > 5 * thresholds[0]:  # otherwise a log scale has hardly a tick
+    if thresholds[-1] > 5 * thresholds[0]:  # otherwise a log scale has hardly any ticks
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))

@@ -1,4 +1,4 @@
-"""The report of a suite: one HTML page that needs nothing else, tables as CSV, pictures, Markdown."""
+"""Writes the report of a suite: a self-contained HTML page, CSV tables, pictures, and Markdown."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def write_suite_report(
 
     Args:
         results: Finished runs, in any order; a grid need not be complete.
-        folder: Where; made if need be. Files of the same names are replaced.
-        baseline: Name of the optimizer that scores and speed-ups are relative to.
+        folder: The output folder, made if needed. Files of the same names are replaced.
+        baseline: The name of the optimizer that scores and speed-ups are relative to.
 
     Returns:
-        The paths by what they are: `report`, `summary`, `tasks`, `runs`, `curves`, `scores`.
+        The paths by kind: `report`, `summary`, `tasks`, `runs`, `curves`, `scores`.
 
     Raises:
-        ValueError: There is no run, or one appears twice.
+        ValueError: There are no runs, or one appears twice.
     """
     standings = arrange(results, baseline)
     rows, task_rows = rank_optimizers(standings), rank_tasks(standings)
@@ -73,7 +73,7 @@ def write_suite_report(
 
 
 def render_suite(standings: Standings, rows: Sequence[OptimizerRow], task_rows: Sequence[TaskRow]) -> str:
-    """Renders the page from `arrange`, `rank_optimizers` and `rank_tasks`."""
+    """Renders the page from the results of `arrange`, `rank_optimizers` and `rank_tasks`."""
     tasks = [
         {
             "label": task.label,
@@ -104,7 +104,7 @@ def render_suite(standings: Standings, rows: Sequence[OptimizerRow], task_rows: 
 
 
 def as_markdown(results: Iterable[RunResult], *, baseline: str = BASELINE) -> str:
-    """The summary, the final losses and where Celo2 loses, for a page of the documentation.
+    """Formats the summary, the final losses and Celo2's defeats as Markdown for the documentation.
 
     Arguments and errors are those of `write_suite_report`.
     """
@@ -122,7 +122,7 @@ def as_markdown(results: Iterable[RunResult], *, baseline: str = BASELINE) -> st
 
 
 def _verdict(standings: Standings, rows: Sequence[OptimizerRow]) -> str:
-    """The optimizers by their score, in a sentence."""
+    """Formats the optimizers in the order of their scores as a sentence."""
     scored = [f"{row.optimizer} {row.score:.3f}" for row in rows if row.score is not None]
     if not scored:
         return f"No scores: {standings.baseline} has no usable run."
@@ -140,7 +140,7 @@ def _describe_task(task: TaskRuns) -> str:
 
 
 def _data_sets(standings: Standings) -> list[dict[str, str]]:
-    """Each data set once, with the tasks that it was used for."""
+    """Lists each data set once, with the tasks that used it."""
     sets: dict[tuple[str, str, str], list[str]] = {}
     for task in standings.tasks:
         facts = task.facts
@@ -154,7 +154,7 @@ def _data_sets(standings: Standings) -> list[dict[str, str]]:
 
 
 def _environments(runs: Sequence[RunResult]) -> list[tuple[dict[str, Any], int]]:
-    """Each software and machine once, with the number of its runs; the most frequent first."""
+    """Lists each software and machine once with its number of runs, the most frequent first."""
     counts: dict[str, int] = {}
     for run in runs:
         text = json.dumps(dict(run.environment), sort_keys=False, default=str)
@@ -189,7 +189,7 @@ def _settings(standings: Standings) -> dict[str, str]:
 
 
 def _describe_schedules(runs: Sequence[RunResult]) -> str:
-    """The schedules of the learning rates, and whose they are."""
+    """Describes the learning-rate schedules and the optimizers that use them."""
     names: dict[str, set[str]] = {}
     for run in runs:
         names.setdefault(run.spec.schedule, set()).add(run.spec.optimizer)

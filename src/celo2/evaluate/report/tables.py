@@ -1,4 +1,4 @@
-"""The tables of a suite's report: text, with what to sort by."""
+"""Tables of a suite's report: cells with text and sort keys, and their Markdown."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NONE, DIVERGED = "–", "diverged"
 
 
 class Datum(NamedTuple):
-    """A cell of a table.
+    """Cell of a table.
 
     Attributes:
-        text: What it shows.
-        value: What it is sorted by; None comes last.
-        best: Whether it is marked.
+        text: The displayed text.
+        value: The sort key; None comes last.
+        best: Whether the cell is highlighted.
     """
 
     text: str
@@ -28,14 +28,14 @@ class Datum(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Column heads, and rows of as many cells; the first column is text, the others are numbers."""
+    """Table of column heads and rows of cells; the first column is text, the others are numbers."""
 
     columns: tuple[str, ...]
     rows: list[list[Datum]]
 
 
 def summary_table(rows: Sequence[OptimizerRow], baseline: str) -> Table:
-    """A line for each optimizer."""
+    """Builds the table with one row per optimizer."""
     columns = (
         "optimizer",
         "tasks",
@@ -54,7 +54,7 @@ def summary_table(rows: Sequence[OptimizerRow], baseline: str) -> Table:
 
 
 def task_table(rows: Sequence[TaskRow]) -> Table:
-    """A line for each optimizer on one task; the rows must be of one task."""
+    """Builds the table of one task, with one row per optimizer; all rows must be of that task."""
     returns = rows[0].unit == "return"
     what = "return" if returns else "loss"
     columns = (
@@ -76,7 +76,7 @@ def task_table(rows: Sequence[TaskRow]) -> Table:
 
 
 def overview_table(rows: Sequence[TaskRow], optimizers: Sequence[str]) -> Table:
-    """Tasks × optimizers: final training loss, mean over the seeds; the lowest of each task is marked."""
+    """Builds the tasks × optimizers table of mean final training losses; the lowest is highlighted."""
     cells: dict[str, dict[str, TaskRow]] = {}
     for row in rows:
         cells.setdefault(row.task, {})[row.optimizer] = row
@@ -89,7 +89,7 @@ def overview_table(rows: Sequence[TaskRow], optimizers: Sequence[str]) -> Table:
 
 
 def as_markdown_table(table: Table) -> list[str]:
-    """Lines of Markdown; marked cells are bold."""
+    """Formats a table as lines of Markdown; highlighted cells are bold."""
     rows = [[(f"**{text}**" if best else text) for text, best in map(_marked, row)] for row in table.rows]
     head = [list(map(markdown_cell, table.columns)), ["---", *["---:"] * (len(table.columns) - 1)]]
     return [f"| {' | '.join(cells)} |" for cells in (*head, *rows)]
@@ -152,7 +152,7 @@ def _final(row: TaskRow | None, best: float) -> Datum:
 
 
 def _mean(value: MeanStd | None, negate: bool = False) -> Datum:
-    """Four digits, two of the deviation; a return with its sign turned back."""
+    """Formats a mean with four digits and two of its deviation; returns get their original sign."""
     if value is None:
         return Datum(DIVERGED, None)
     mean = -value.mean if negate else value.mean

@@ -1,1 +1,1 @@
-"""Suites of tasks: specification, records of runs, their store, and the engines that train them."""
+"""Suites of benchmark tasks: specification, results, storage, and the engines that train them."""

@@ -1,4 +1,4 @@
-"""Trains the groups of a suite: compiles those of a task together, then trains one after the other."""
+"""Trains the groups of a suite locally: compiles those of a task in parallel, then trains them in turn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from celo2.training.task_step import SharedTask
 
 
 class Machine(NamedTuple):
-    """What a group may use: local devices (0: all), and bytes for the runs trained together."""
+    """Resources of a group: local devices (0: all), and bytes for the runs trained together."""
 
     devices: int = 0
     max_memory: float = DEFAULT_MAX_MEMORY
@@ -32,14 +32,14 @@ ONE_MACHINE = Machine()
 
 
 class Failure(NamedTuple):
-    """A group that could not be trained, and why."""
+    """Group that could not be trained, and the reason."""
 
     group: Group
     reason: str
 
 
 class GroupProgress(NamedTuple):
-    """Where the group at hand stands; None while the groups of a task are compiled."""
+    """Progress of the current group; its `progress` is None while the groups of a task are compiled."""
 
     group: Group
     progress: Progress | None
@@ -49,7 +49,7 @@ OnGroupProgress = Callable[[GroupProgress], None]
 
 
 class _Prepared(NamedTuple):
-    """A compiled group."""
+    """Compiled group."""
 
     group: Group
     runner: GridRunner
@@ -59,14 +59,14 @@ class _Prepared(NamedTuple):
 def train_groups(
     groups: Sequence[Group], machine: Machine = ONE_MACHINE, on_progress: OnGroupProgress | None = None
 ) -> Iterator[list[RunResult] | Failure]:
-    """Trains groups of one task; yields the runs of each, or why there are none, in the order given.
+    """Trains groups of one task; yields the runs of each, or its failure, in the order given.
 
-    The programs are compiled side by side, and nothing else runs while they train, so that the times of
-    their steps can be compared.
+    The programs are compiled in parallel, and nothing else runs while they train, so that their step times
+    can be compared.
 
     Args:
-        groups: All of the same task.
-        machine: What they may use.
+        groups: The groups, all of the same task.
+        machine: The resources of each group.
         on_progress: Called before compilation and after each piece of training.
     """
     if on_progress:
@@ -74,7 +74,7 @@ def train_groups(
     try:
         shared = SharedTask(make_task(groups[0].task))
         facts = describe_task(shared.task)
-    except Exception as error:  # one task's fault must not cost the others' hours
+    except Exception as error:  # one failing task must not lose the others' results
         yield from (Failure(group, f"{type(error).__name__}: {error}") for group in groups)
         return
     if other := next((group.dataset for group in groups if group.dataset not in ("", facts.dataset)), ""):
@@ -90,7 +90,7 @@ def train_groups(
             future.exception()  # waits
     for group, future in zip(groups, prepared, strict=True):
         yield _train(group, facts, future, on_progress)
-    jax.clear_caches()  # of programs that no other task uses
+    jax.clear_caches()  # programs that no other task uses
 
 
 def _prepare(shared: SharedTask, group: Group, machine: Machine) -> _Prepared:
@@ -127,7 +127,7 @@ def _train(
         grid = prepared.runner.train(
             on_progress and (lambda progress: on_progress(GroupProgress(group, progress)))
         )
-    except Exception as error:  # one optimizer's fault must not cost the others' hours
+    except Exception as error:  # one failing optimizer must not lose the others' results
         return Failure(group, f"{type(error).__name__}: {error}")
     steps, curves = grid.curve()
     environment, created = describe_environment(), datetime.datetime.now().astimezone()

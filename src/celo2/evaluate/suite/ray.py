@@ -1,4 +1,4 @@
-"""Shares a suite's groups among the machines of a Ray cluster; what they find comes back to this one."""
+"""Trains a suite's groups on the machines of a Ray cluster and collects the results on this one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from celo2.jax.runtime import num_cores, use_cpu_devices
 
 
 def make_ray_engine(address: str, *, num_cpus: float | None = None, num_gpus: float | None = None) -> Engine:
-    """An engine for `run_suite`: each group is a task of a Ray cluster, and may run on any of its machines.
+    """Makes an engine for `run_suite` that runs each group as a task on any machine of a Ray cluster.
 
-    The machines need this package and the data, at the same versions and places; the folder of runs is
-    written by this process alone, so that they need no shared file system. The times of steps are those of
-    the machine that ran them.
+    The machines need this package and the data, at the same versions and paths; only this process writes
+    the folder of runs, so that they need no shared file system. Step times are those of the machine that ran
+    them.
 
     Args:
-        address: Of the cluster: "auto", "HOST:PORT", "ray://HOST:PORT", or "local" for a cluster of this
+        address: The address of the cluster: "auto", "HOST:PORT", "ray://HOST:PORT", or "local" for this
             machine alone.
-        num_cpus: Cores that a group reserves; None: all of the smallest machine, or its share for each GPU.
-        num_gpus: GPUs that a group reserves; None: one, where the cluster has any.
+        num_cpus: The cores that a group reserves; None: all of the smallest machine, or its share per GPU.
+        num_gpus: The GPUs that a group reserves; None: one, if the cluster has any.
 
     Raises:
         ImportError: Ray is not installed.
-        ConnectionError: No cluster answers there.
+        ConnectionError: No cluster answers at the address.
     """
     require("ray", "ray")
     import ray
@@ -55,7 +55,7 @@ def make_ray_engine(address: str, *, num_cpus: float | None = None, num_gpus: fl
 
 
 def _train_one(group: Group, machine: Machine) -> list[RunResult] | Failure:
-    """What a worker does."""
+    """Trains one group on a worker."""
     use_cpu_devices(machine.devices or num_cores())
     [outcome] = train_groups([group], machine)
     return outcome
@@ -64,13 +64,13 @@ def _train_one(group: Group, machine: Machine) -> list[RunResult] | Failure:
 def _fetch(ray: Any, reference: Any, group: Group) -> list[RunResult] | Failure:
     try:
         return ray.get(reference)
-    except ray.exceptions.RayError as error:  # the worker died, say
+    except ray.exceptions.RayError as error:  # for example, the worker died
         reason = str(getattr(error, "cause", None) or error)
         return Failure(group, f"{type(error).__name__}: {reason}")
 
 
 def _resources(ray: Any, num_cpus: float | None, num_gpus: float | None) -> dict[str, Any]:
-    """What a group reserves."""
+    """Returns the resources that a group reserves."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if num_gpus is None:
         num_gpus = float(any(node.get("GPU", 0) for node in alive))

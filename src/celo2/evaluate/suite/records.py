@@ -1,4 +1,4 @@
-"""Dataclasses from records in JSON's types, every field checked: another version may have written them."""
+"""Builds dataclasses from JSON records, checking every field: another version may have written them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Built = TypeVar("Built")
 
 
 def from_record(cls: type[Built], record: Any, what: str) -> Built:
-    """An instance of a dataclass of plain values.
+    """Builds an instance of a dataclass of plain values.
 
     Args:
-        cls: Its fields are numbers, texts, or None beside them.
-        record: What JSON made of it.
-        what: For messages.
+        cls: The dataclass; its fields are numbers or texts, possibly optional.
+        record: The parsed JSON.
+        what: The name of the record in messages.
 
     Raises:
-        ValueError: The record is no object, has other fields, or one of another type or range.
+        ValueError: The record is not an object, has other fields, or a field has another type or range.
     """
     hints = typing.get_type_hints(cls)
     check_fields(record, {field.name for field in dataclasses.fields(cls)}, what)  # type: ignore[arg-type]
@@ -31,7 +31,7 @@ def from_record(cls: type[Built], record: Any, what: str) -> Built:
 
 
 def check_fields(record: Any, expected: set[str], what: str) -> None:
-    """Raises a ValueError unless a record is an object with exactly these fields."""
+    """Raises a ValueError unless the record is an object with exactly these fields."""
     if not isinstance(record, Mapping):
         raise ValueError(f"{what} is {record!r:.40}, expected an object.")
     missing, unknown = expected - record.keys(), record.keys() - expected

@@ -1,4 +1,4 @@
-"""What one run of a suite is, and what it leaves behind."""
+"""Settings and results of the runs of a suite."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class RunSpec:
-    """One run: all that was asked for. Data, weights, software and machine are facts of its result.
+    """Settings of one run. Data, weights, software and machine belong to its result.
 
     Attributes:
-        task: The task with its size (`celo2.tasks.registry`), "Conv_Cifar10_32x64x64@tiny" say.
-        optimizer: Its name (`celo2.baselines`).
-        learning_rate: The peak.
-        weight_decay: Decoupled, multiplied by the learning rate.
-        seed: Of the initial parameters and the batches.
-        steps: Length of the run.
-        schedule: Of the learning rate, by its name in `celo2.training.protocol.SCHEDULES`.
+        task: The task with its size (`celo2.tasks.registry`), such as "Conv_Cifar10_32x64x64@tiny".
+        optimizer: The name of the optimizer (`celo2.baselines`).
+        learning_rate: The peak learning rate.
+        weight_decay: The decoupled weight decay, multiplied by the learning rate.
+        seed: The seed of the initial parameters and the batches.
+        steps: The length of the run.
+        schedule: The learning-rate schedule, by its name in `celo2.training.protocol.SCHEDULES`.
 
     Raises:
         ValueError: A number is out of its range.
@@ -48,27 +48,27 @@ class RunSpec:
 
     @property
     def key(self) -> str:
-        """A short name that no other run has: 16 hexadecimal digits of the SHA-256 of its settings."""
+        """A short unique name: 16 hexadecimal digits of the SHA-256 of the settings."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """What a report says about a task.
+    """Facts about a task for reports.
 
     Attributes:
-        name: The task's.
-        dataset: The set's name: a stand-in has its own.
-        origin: Where the set came from, and its licence.
-        stands_in_for: The published set whose place this one takes; "" where it is the set itself.
-        train_examples: Of the training split; 0 where there is no set.
-        valid_examples: Held out.
-        batch_size: Examples in a training batch.
-        num_parameters: Of the network.
-        initial_loss: About what an untrained network scores; None: unbounded (a task judged by returns).
-        tokens_per_batch: Of a language model, otherwise None.
-        unit: Of the objective: "nats", "return", …; lower is better whatever it is, so a return is negated.
+        name: The name of the task.
+        dataset: The name of the data set; a stand-in has its own name.
+        origin: The source and the licence of the data set.
+        stands_in_for: The published set that this one replaces; "" if it is the published set.
+        train_examples: The number of training examples; 0 without a data set.
+        valid_examples: The number of held-out examples.
+        batch_size: The number of examples in a training batch.
+        num_parameters: The number of parameters of the network.
+        initial_loss: The approximate loss of an untrained network; None: unbounded (tasks judged by returns).
+        tokens_per_batch: The number of tokens in a batch of a language model; None for other tasks.
+        unit: The unit of the objective: "nats", "return", …; lower is always better, so returns are negated.
     """
 
     name: str
@@ -86,26 +86,27 @@ class TaskFacts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RunResult:
-    """A finished run.
+    """Result of a finished run.
 
     Attributes:
-        spec: What was asked for.
-        facts: About the task.
-        train_steps: Steps taken at each point of the training curve, `(P,)`, ascending; the last is the
+        spec: The settings of the run.
+        facts: The facts about the task.
+        train_steps: The steps taken at each point of the training curve, `(P,)`, ascending; the last is the
             run's length.
-        train_loss: Mean objective over the 5 % of the steps before each point, `(P,)`; NaN from the
+        train_loss: The mean objective over the 5 % of the steps before each point, `(P,)`; NaN from the
             point on where the run ceased to be finite.
-        valid_steps: Steps taken before each validation, `(V,)`; the last is the run's length.
-        valid_loss: Mean objective over the validation examples, `(V,)`.
-        valid_accuracy: Share of right answers in [0, 1], `(V,)`; None where the task has none.
+        valid_steps: The steps taken before each validation, `(V,)`; the last is the run's length.
+        valid_loss: The mean objective over the validation examples, `(V,)`.
+        valid_accuracy: The share of correct answers in [0, 1], `(V,)`; None for tasks without accuracy.
         diverged_at: The step at which the loss ceased to be finite, the run's length if it ended above an
             untrained network's loss, -1 if it did not diverge.
-        seconds_per_step: Wall-clock, measured as `timing` says.
-        timing: In words: "share of 15 runs side by side on 2 device(s)", say, or "alone".
-        state_bytes: Size of the optimizer's state.
-        weights: A learned optimizer's, as in `OptimizerSpec`: their checksum, "" of a hand-designed one.
-        created: When it was finished, ISO 8601 with the offset from UTC.
-        environment: Software and machine (`describe_environment`).
+        seconds_per_step: The wall-clock time of a step, measured as `timing` describes.
+        timing: A description such as "share of 15 runs side by side on 2 device(s)" or "alone".
+        state_bytes: The size of the optimizer's state.
+        weights: The checksum of a learned optimizer's weights, as in `OptimizerSpec`; "" for a
+            hand-designed one.
+        created: The time when it was finished, ISO 8601 with the offset from UTC.
+        environment: The software and the machine (`describe_environment`).
     """
 
     spec: RunSpec
@@ -130,16 +131,16 @@ class RunResult:
 
     @property
     def final_train_loss(self) -> float:
-        """Mean objective over the last 5 % of the steps; NaN where it is not finite."""
+        """The mean objective over the last 5 % of the steps; NaN where it is not finite."""
         return float(self.train_loss[-1])
 
     @property
     def best_train_loss(self) -> float:
-        """The lowest point of the training curve; infinite where there is none."""
+        """The lowest finite point of the training curve; infinite if there is none."""
         finite = self.train_loss[np.isfinite(self.train_loss)]
         return float(finite.min()) if finite.size else math.inf
 
     @property
     def final_valid_loss(self) -> float:
-        """Validation loss after the last step."""
+        """The validation loss after the last step."""
         return float(self.valid_loss[-1])

@@ -1,4 +1,4 @@
-"""Runs what a suite's folder still lacks, here or on the machines of a Ray cluster."""
+"""Trains the runs of a suite that its folder lacks, locally or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SUITE_FILE = "suite.json"
 
 
 class SuiteProgress(NamedTuple):
-    """Where a suite stands.
+    """Progress of a suite.
 
     Attributes:
-        done: Runs that are in the folder.
-        total: Runs of the suite.
-        current: What is being trained; None before the first.
+        done: The number of runs in the folder.
+        total: The number of runs of the suite.
+        current: The group being trained; None before the first.
     """
 
     done: int
@@ -48,7 +48,7 @@ Engine = Callable[
 def run_locally(
     tasks: Sequence[Sequence[Group]], machine: Machine, on_progress: Callable[[GroupProgress], None]
 ) -> Iterator[list[RunResult] | Failure]:
-    """The engine for one machine: task by task."""
+    """Trains the groups on this machine, task by task: the default engine."""
     for groups in tasks:
         yield from train_groups(groups, machine, on_progress)
 
@@ -63,25 +63,25 @@ def run_suite(
 ) -> list[Failure]:
     """Trains every run of the suite that the folder lacks, and writes each group when it is finished.
 
-    Args:
-        suite: What to run.
-        store: The folder; its file `spec.json` says what was last asked for.
-        machine: What each group may use.
-        engine: Who trains.
-        on_progress: Called at the start, and as groups proceed.
-
     The folder is locked meanwhile: no other process may write into it.
 
+    Args:
+        suite: The suite to run.
+        store: The folder; its file `spec.json` records the last requested suite.
+        machine: The resources of each group.
+        engine: The engine that trains groups.
+        on_progress: Called at the start, and as groups proceed.
+
     Returns:
-        The groups that could not be trained, and why; they are tried again by the next call.
+        The groups that could not be trained, with reasons; the next call retries them.
 
     Raises:
         FolderInUseError: Another process writes into the folder.
         ValueError: The folder's runs of a task have another length, or those of an optimizer other weights.
-        KeyboardInterrupt: Ctrl-C; all groups finished by then are in the folder.
+        KeyboardInterrupt: Ctrl-C was pressed; all groups finished by then are in the folder.
     """
     if not store.folder.exists():
-        _plan(suite, [], store.folder)  # refuses before anything is made
+        _plan(suite, [], store.folder)  # raises before anything is created
         store.folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(store.folder, "celo2 evaluate"):
         store.prepare()
@@ -120,7 +120,7 @@ def _train(
 
 
 def _plan(suite: Suite, stored: Sequence[RunResult], folder: Path) -> list[list[Group]]:
-    """Each task's groups, which must fit the runs that are there: their data, lengths and weights.
+    """Returns each task's groups after checking them against the stored runs: data, lengths and weights.
 
     Raises:
         ValueError: See `run_suite`.
@@ -137,7 +137,7 @@ def _plan(suite: Suite, stored: Sequence[RunResult], folder: Path) -> list[list[
 
 
 def _missing(groups: Sequence[Sequence[Group]], done: Set[RunSpec]) -> list[list[Group]]:
-    """What is left of each task's groups; no list of a task of which nothing is."""
+    """Returns the unfinished part of each task's groups, without tasks that are finished."""
     left = [
         [
             part
@@ -150,7 +150,7 @@ def _missing(groups: Sequence[Sequence[Group]], done: Set[RunSpec]) -> list[list
 
 
 def _check_lengths(suite: Suite, stored: Sequence[RunResult], folder: Path) -> None:
-    """Refuses to mix runs of different lengths, which no table could compare."""
+    """Raises a ValueError for runs of different lengths, which cannot be compared."""
     for result in stored:
         task, steps = result.spec.task, result.spec.steps
         wanted = suite.steps_of.get(task, suite.steps)
@@ -162,7 +162,7 @@ def _check_lengths(suite: Suite, stored: Sequence[RunResult], folder: Path) -> N
 
 
 def _check_weights(groups: Sequence[Group], stored: Sequence[RunResult], folder: Path) -> None:
-    """Refuses to mix runs of one name with different weights: of a file that has changed, say."""
+    """Raises a ValueError if an optimizer's weights differ from those of its stored runs."""
     now = {group.optimizer: group.weights for group in groups}
     for result in stored:
         name = result.spec.optimizer

@@ -1,4 +1,4 @@
-"""A suite: tasks × optimizers × learning rates × weight decays × seeds, as many for every optimizer."""
+"""Specification of a suite: tasks × optimizers × learning rates × weight decays × seeds."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from celo2.evaluate.suite.results import RunSpec
 from celo2.tasks.registry import check_task_name
 from celo2.training.protocol import SCHEDULES
 
-SUITES = ("tiny", "small", "full")  # files of these names lie beside this one
+SUITES = ("tiny", "small", "full")  # names of the TOML files beside this module
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What to run.
+    """Grid of runs, with equally many settings for every optimizer by default.
 
     Attributes:
-        name: For the report.
-        tasks: Names of tasks (`celo2.tasks.registry`), most of them with a size: `NAME@tiny`.
-        optimizers: Names of optimizers (`celo2.baselines`).
-        num_learning_rates: Values in the default grid of each optimizer; one that sets its own step sizes has
-            one run in place of them.
-        rates_of: Learning rates of optimizers that have others than their default grid: those of a
-            published sweep, say. The report says who was tuned over more settings.
-        weight_decays: Tried with every learning rate.
-        seeds: Runs of each setting.
-        first_seed: The seeds are this one and the ones after it.
-        steps: Length of a run.
-        steps_of: The same for tasks that have another.
-        schedule: Of the learning rate, by its name in `celo2.training.protocol.SCHEDULES`; an optimizer that
-            is made for a constant rate has that.
+        name: The name in the report.
+        tasks: The names of tasks (`celo2.tasks.registry`), most of them with a size: `NAME@tiny`.
+        optimizers: The names of optimizers (`celo2.baselines`).
+        num_learning_rates: The number of values in each optimizer's default grid; one that sets its own step
+            sizes has a single run instead.
+        rates_of: Learning rates by optimizer, in place of its default grid, for example those of a published
+            sweep. The report names optimizers that were tuned over more settings.
+        weight_decays: The weight decays, each combined with every learning rate.
+        seeds: The number of runs of each setting.
+        first_seed: The first seed; the others follow it.
+        steps: The length of a run.
+        steps_of: The length by task, for tasks with another one.
+        schedule: The learning-rate schedule, by its name in `celo2.training.protocol.SCHEDULES`; optimizers
+            made for a constant rate keep that.
 
     Raises:
         ValueError: A name is unknown or appears twice, or a number is out of its range.
@@ -92,7 +92,7 @@ class Suite:
             check_count(f"steps_of {task!r}", steps, 2)
 
     def groups(self, task: str) -> list[Group]:
-        """What is trained of a task, a group for each optimizer and weight decay."""
+        """Returns the groups of a task, one for each optimizer and weight decay."""
         steps = self.steps_of.get(task, self.steps)
         seeds = tuple(range(self.first_seed, self.first_seed + self.seeds))
         return [
@@ -111,19 +111,21 @@ class Suite:
         ]
 
     def count_runs(self) -> int:
-        """How many runs there are in all."""
+        """Returns the total number of runs."""
         return sum(len(group.specs()) for task in self.tasks for group in self.groups(task))
 
 
 class Group(NamedTuple):
-    """Runs that are trained side by side: learning rates × seeds.
+    """Runs that are trained together: learning rates × seeds of one optimizer on one task.
+
+    The fields that are not listed are those of `RunSpec`.
 
     Attributes:
-        task: As in `RunSpec`, and so are the others that are not told.
-        learning_rates: Of the runs.
-        seeds: Of the runs, with each learning rate.
-        weights: That the optimizer must have (`OptimizerSpec.weights`).
-        dataset: That the task must have, where a folder has runs on it; "": any.
+        task: The task, as in `RunSpec`.
+        learning_rates: The learning rates of the runs.
+        seeds: The seeds of the runs with each learning rate.
+        weights: The required weights of the optimizer (`OptimizerSpec.weights`).
+        dataset: The required data set of the task, if the folder has runs on it; "": any.
     """
 
     task: str
@@ -137,7 +139,7 @@ class Group(NamedTuple):
     dataset: str = ""
 
     def specs(self) -> list[RunSpec]:
-        """Its runs, in the order of `RunGrid`: the seeds of each learning rate together."""
+        """Returns its runs in the order of `RunGrid`: the seeds of each learning rate together."""
         common = {
             "task": self.task,
             "optimizer": self.optimizer,
@@ -152,7 +154,7 @@ class Group(NamedTuple):
         ]
 
     def only(self, missing: Sequence[RunSpec]) -> Group | None:
-        """The smallest group with these runs of it; None without any."""
+        """Returns the smallest group that contains the missing runs; None if none is missing."""
         if not missing:
             return None
         rates, seeds = ({getattr(spec, name) for spec in missing} for name in ("learning_rate", "seed"))
@@ -175,14 +177,14 @@ def _spec(name: str, steps: int) -> OptimizerSpec:
 
 
 def load_suite(name_or_path: str, **changes: Any) -> Suite:
-    """A suite by its name in `SUITES`, or from a TOML or JSON file with the fields of `Suite`.
+    """Loads a suite by its name in `SUITES`, or from a TOML or JSON file with the fields of `Suite`.
 
     Args:
-        name_or_path: "tiny", say, or a path.
+        name_or_path: The name of a suite, such as "tiny", or a path.
         **changes: Fields to replace.
 
     Raises:
-        ValueError: No suite and no file has this name, or the file's content is unfit.
+        ValueError: Neither a suite nor a file has this name, or the file's content is invalid.
     """
     content = _read(name_or_path)
     fields = {field.name for field in dataclasses.fields(Suite)}

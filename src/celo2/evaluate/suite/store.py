@@ -1,13 +1,13 @@
-"""The folder of a suite's runs: one folder for each, written whole or not at all, never changed.
+"""Storage of a suite's runs: one folder each, written atomically and never changed.
 
     OUT/runs/TASK/OPTIMIZER/lr-0.001_wd-0_seed-0_KEY/
-        spec.json     what was run, on what, with which software
+        spec.json     settings, facts about the task, software and machine
         curve.npz     the curves
-        status.json   "finished", and the checksums of the two; written last
+        status.json   "finished" and the checksums of the other two; written last
 
-A run's folder is made under another name and renamed when it is complete, so that a killed process leaves
-no half of one under its name; a folder that is not what its checksums say is not read, and its run repeated.
-`pack` puts many runs into one small file, for a repository.
+A run's folder is made under a temporary name and renamed when it is complete, so that a killed process leaves
+no partial one under the final name. A folder that does not match its checksums is not read, and its run is
+repeated. `pack` writes many runs into one small file, for a repository.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCHEMA = "celo2-run/1"
 PACK_SCHEMA = "celo2-runs/1"
 SPEC, CURVE, STATUS = "spec.json", "curve.npz", "status.json"
 CURVES = ("train_steps", "train_loss", "valid_steps", "valid_loss", "valid_accuracy")
-UNREADABLE = (  # what damaged bytes, and records of another version, lead to
+UNREADABLE = (  # errors caused by damaged bytes and records of another version
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
@@ -47,48 +47,48 @@ UNREADABLE = (  # what damaged bytes, and records of another version, lead to
     OverflowError,
     ValueError,
 )
-MAX_NAME = 128  # bytes; file systems take 255, and what is written first has a longer name
-PACK_DATE = (1980, 1, 1, 0, 0, 0)  # in the archive, so that the same runs make the same file
+MAX_NAME = 128  # bytes; file systems allow 255, and temporary names are longer
+PACK_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same runs make the same file
 
 
 class Loaded(NamedTuple):
-    """What a folder holds: its finished runs in order, and why others could not be read."""
+    """Content of a folder: its finished runs in order, and the reasons why others could not be read."""
 
     results: list[RunResult]
     damaged: dict[Path, str]
 
 
 class RunStore:
-    """The runs of a suite in a folder; one process writes at a time, others may read meanwhile."""
+    """Folder of a suite's runs; one process writes at a time, others may read meanwhile."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._runs = folder / "runs"
 
     def prepare(self) -> None:
-        """Makes the folder if need be, and removes what a killed process left half-written."""
+        """Makes the folder if needed, and removes the partial runs of killed processes."""
         self._runs.mkdir(parents=True, exist_ok=True)
         for left in self._runs.glob("*/*/.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
         remove_partial_files(self.folder)
 
     def path(self, spec: RunSpec) -> Path:
-        """The folder of a run."""
+        """Returns the folder of a run."""
         numbers = f"lr-{spec.learning_rate:g}_wd-{spec.weight_decay:g}_seed-{spec.seed}"
         return self._runs / _file_name(spec.task) / _file_name(spec.optimizer) / f"{numbers}_{spec.key}"
 
     def has(self, spec: RunSpec) -> bool:
-        """Whether the run is there, finished and undamaged."""
+        """Returns whether the run is stored, finished and undamaged."""
         try:
             return _read(self.path(spec)).spec == spec
         except (OSError, ValueError):
             return False
 
     def add(self, results: Sequence[RunResult]) -> None:
-        """Writes runs, but for those that are there; what is damaged is replaced.
+        """Writes runs except those stored already; damaged ones are replaced.
 
-        All are written before the first gets its name, so that a killed process nearly always leaves the runs
-        that were trained together, or none of them.
+        All are written before the first is renamed, so that a killed process nearly always leaves either all
+        runs that were trained together or none.
         """
         partials: dict[Path, Path] = {}
         for result in results:
@@ -96,11 +96,11 @@ class RunStore:
             if not self.has(result.spec):
                 partials[_write_partial(path, result)] = path
         for partial, path in partials.items():
-            _remove(path)  # what is there is damaged
+            _remove(path)  # a damaged run
             os.rename(partial, path)
 
     def load(self) -> Loaded:
-        """Every run of the folder."""
+        """Loads every run of the folder."""
         results: list[RunResult] = []
         damaged: dict[Path, str] = {}
         for path in sorted(self._runs.glob("*/*/lr-*")):
@@ -112,7 +112,7 @@ class RunStore:
 
 
 def _remove(path: Path) -> None:
-    """Removes whatever has a run's name."""
+    """Removes the file or folder at a run's path."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -120,7 +120,7 @@ def _remove(path: Path) -> None:
 
 
 def _write_partial(path: Path, result: RunResult) -> Path:
-    """Writes a run beside its place."""
+    """Writes a run to a temporary folder beside its path."""
     partial = path.with_name(f".partial-{path.name}")
     partial.mkdir(parents=True, exist_ok=True)
     files = {SPEC: _spec_bytes(result), CURVE: _curve_bytes(result)}
@@ -132,10 +132,10 @@ def _write_partial(path: Path, result: RunResult) -> Path:
 
 
 def load_results(place: Path) -> Loaded:
-    """The runs of a suite's folder, or of a file that `pack` made.
+    """Loads the runs of a suite's folder, or of a file written by `pack`.
 
     Raises:
-        FileNotFoundError: It is neither.
+        FileNotFoundError: The path is neither.
         ValueError: The file is damaged or of another schema.
     """
     if place.is_file():
@@ -150,8 +150,8 @@ def pack(results: Sequence[RunResult], path: Path, *, max_points: int = 60) -> N
 
     Args:
         results: The runs.
-        path: A name that ends in `.npz`.
-        max_points: Points of a training curve that are kept, the last among them.
+        path: The file, whose name ends in `.npz`.
+        max_points: The most points to keep of a training curve, the last one included.
     """
     ordered = sorted(results, key=lambda result: result.spec)
     environments = _unique(result.environment for result in ordered)
@@ -179,10 +179,10 @@ def pack(results: Sequence[RunResult], path: Path, *, max_points: int = 60) -> N
 
 
 def unpack(path: Path) -> list[RunResult]:
-    """The runs of a file that `pack` made.
+    """Loads the runs of a file written by `pack`.
 
     Raises:
-        ValueError: It is damaged, or of another schema.
+        ValueError: The file is damaged, or of another schema.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -215,7 +215,7 @@ def _read(path: Path) -> RunResult:
     """Reads a run's folder.
 
     Raises:
-        ValueError: It is incomplete, damaged, or of another schema.
+        ValueError: The folder is incomplete, damaged, or of another schema.
     """
     try:
         contents = {name: (path / name).read_bytes() for name in (STATUS, SPEC, CURVE)}
@@ -239,10 +239,10 @@ def _read(path: Path) -> RunResult:
 
 
 def _result(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> RunResult:
-    """A run from its record in JSON's types and its curves.
+    """Builds a run from its JSON record and its curves.
 
     Raises:
-        ValueError: The record is not as this version writes it.
+        ValueError: The record does not have this version's format.
     """
     check_fields(record, {"spec", "facts", "environment", *_SCALARS}, "a run's record")
     fields = {name: record[name] for name in _SCALARS}
@@ -260,7 +260,7 @@ def _result(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> RunResult:
 
 
 def _curves(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
-    """The curves, each as long as its steps.
+    """Checks the curves, each as long as its steps, and returns them.
 
     Raises:
         ValueError: One is missing, is empty, or has another length or kind of numbers.
@@ -290,7 +290,7 @@ _SCALARS: dict[str, type | tuple[type, ...]] = {
 
 
 def _scalars(result: RunResult) -> dict[str, Any]:
-    """The run without its curves, facts and environment."""
+    """Returns the fields of a run without its curves, facts and environment."""
     scalars = {name: getattr(result, name) for name in _SCALARS}
     if math.isnan(result.seconds_per_step):
         scalars["seconds_per_step"] = None
@@ -298,7 +298,7 @@ def _scalars(result: RunResult) -> dict[str, Any]:
 
 
 def _arrays(result: RunResult) -> dict[str, np.ndarray]:
-    """The curves that there are."""
+    """Returns the curves that the run has."""
     return {name: getattr(result, name) for name in CURVES if getattr(result, name) is not None}
 
 
@@ -336,7 +336,7 @@ def _unique(values: Iterable[Any]) -> list[Any]:
 
 
 def _file_name(name: str) -> str:
-    """A name with nothing in it that a file system or a shell minds, of at most `MAX_NAME` bytes."""
+    """Returns a name that is safe for file systems and shells, of at most `MAX_NAME` bytes."""
     safe = re.sub(r"[^\w@.+-]", "_", name)
     if len(safe.encode()) <= MAX_NAME:
         return safe

@@ -1,1 +1,1 @@
-"""Inner training, the runs that meta-training learns from: optimizer, unrolling, families, initial theta."""
+"""Inner training, whose losses meta-training learns from: optimizer, unrolling, families, initial theta."""

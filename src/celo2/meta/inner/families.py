@@ -1,7 +1,9 @@
-"""Families in one run: each has a group of the pairs, and all groups are unrolled in one program.
+"""Task families of a run: groups of pairs, and the data that they share.
 
-The pairs of a group have a common shape, so each group has its own inner runs; everything else in an
-outer iteration has one row for each pair of all groups, in their order. Devices share every group.
+Each family has a group of the pairs. The pairs of a group have a common shape, so each group has its own
+inner runs; everything else in an outer iteration has one row for each pair of all groups, in their order. All
+groups are unrolled in one program, and every device holds an equal part of each group.
+`load_datasets` and `stack_data` provide the families' data as arrays.
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ class Group(NamedTuple):
     """The pairs of one family.
 
     Attributes:
-        family: Its name.
-        source: Where its batches come from.
-        first: Number of its first pair.
-        sets: Index of the data set of each of its pairs, rising; zeros where there are no sets.
+        family: Name of the family.
+        source: Kind of data that its batches are drawn from.
+        first: Index of its first pair.
+        sets: Index of the data set of each of its pairs, in ascending order; zeros if there are no sets.
     """
 
     family: str
@@ -40,15 +42,15 @@ class Group(NamedTuple):
 
     @property
     def num_pairs(self) -> int:
-        """Pairs of the group."""
+        """The number of pairs in the group."""
         return len(self.sets)
 
 
 def make_groups(config: MetaConfig) -> tuple[Group, ...]:
-    """The groups of a recipe, in the order of its families.
+    """Makes the groups of a recipe, in the order of its families.
 
-    The pairs of image families are dealt to the image sets in turn, each family going on where the one
-    before stopped.
+    The pairs of image families are assigned to the image sets in turn (round-robin), each family continuing
+    where the previous one stopped.
     """
     groups: list[Group] = []
     first = dealt = 0
@@ -63,10 +65,10 @@ def make_groups(config: MetaConfig) -> tuple[Group, ...]:
 
 
 def check_devices(config: MetaConfig, num_devices: int) -> None:
-    """Refuses devices that cannot share every family's pairs equally.
+    """Checks that the devices can share every family's pairs equally.
 
     Raises:
-        ValueError: With the family, its pairs, and what to do.
+        ValueError: They cannot; the message names the family and the remedy.
     """
     for name, count in config.pairs_by_family.items():
         if count % num_devices:
@@ -79,7 +81,7 @@ def check_devices(config: MetaConfig, num_devices: int) -> None:
 
 
 def _tasks(config: MetaConfig) -> Iterator[tuple[str, int]]:
-    """Name and number of pairs of each task, in the order of the pairs."""
+    """Yields the name and number of pairs of each task, in the order of the pairs."""
     for group in make_groups(config):
         names = config.sets_of(group.source)
         for index in dict.fromkeys(group.sets):
@@ -88,22 +90,22 @@ def _tasks(config: MetaConfig) -> Iterator[tuple[str, int]]:
 
 
 def task_names(config: MetaConfig) -> tuple[str, ...]:
-    """`FAMILY/SET` for each family and the data sets it draws from, `FAMILY` where it has none."""
+    """Returns `FAMILY/SET` for each family and the data sets it draws from, `FAMILY` if it has none."""
     return tuple(name for name, _ in _tasks(config))
 
 
 def task_sizes(config: MetaConfig) -> tuple[int, ...]:
-    """Pairs of each task of `task_names`; they lie one after the other."""
+    """Returns the number of pairs of each task of `task_names`; a task's pairs are contiguous."""
     return tuple(count for _, count in _tasks(config))
 
 
 def set_index(config: MetaConfig) -> tuple[Array, ...]:
-    """Data set of each pair, `(pairs,)` int32 for each group."""
+    """Returns the data set index of each pair, `(pairs,)` int32 for each group."""
     return tuple(jnp.asarray(group.sets, jnp.int32) for group in make_groups(config))
 
 
 def split_pairs(tree: Any, config: MetaConfig) -> tuple[Any, ...]:
-    """One tree for each group, of arrays with the leading axis `pairs`."""
+    """Splits arrays with the leading axis `pairs` into one tree for each group."""
     groups = make_groups(config)
     if len(groups) == 1:
         return (tree,)
@@ -116,14 +118,14 @@ def split_pairs(tree: Any, config: MetaConfig) -> tuple[Any, ...]:
 
 
 def join_losses(losses: Sequence[Losses]) -> Losses:
-    """The losses of all groups, `(steps, pairs)`."""
+    """Concatenates the losses of all groups, `(steps, pairs)`."""
     if len(losses) == 1:
         return losses[0]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1), *losses)
 
 
 def init_groups(pair_keys: Array, theta: Theta, config: MetaConfig) -> tuple[InnerState, ...]:
-    """`init_pairs` for each group."""
+    """Applies `init_pairs` to each group."""
     parts = zip(make_groups(config), split_pairs(pair_keys, config), strict=True)
     return tuple(init_pairs(keys, theta, config, family=group.family) for group, keys in parts)
 
@@ -137,14 +139,14 @@ def unroll_groups(
     *,
     config: MetaConfig,
 ) -> tuple[tuple[InnerState, ...], tuple[Losses, ...]]:
-    """`unroll`, or `unroll_full` as the recipe's estimator wants it, for each group.
+    """Applies `unroll`, or `unroll_full` for the "full-es" estimator, to each group.
 
     Args:
-        thetas: Of each group, see `unroll`; the same for what follows.
-        states: Where the runs stand.
+        thetas: The weights of each group's runs, see `unroll`; the following arguments are per group too.
+        states: The current states of the runs.
         pair_keys: A key for each pair.
         sets: Data set of each pair.
-        data: What the families draw from.
+        data: The data that the families draw from.
         config: The recipe.
     """
     run = unroll_full if config.estimator == "full-es" else unroll
@@ -161,7 +163,7 @@ TEXT_BYTES = 2_000_000
 
 
 def load_datasets(config: MetaConfig) -> dict[str, Dataset]:
-    """The sets by the names in `config.sets_of`; the errors are those of their loaders."""
+    """Loads the data sets named by `config.sets_of`; errors are those of their loaders."""
     sources = {FAMILIES[name].source for name in config.pairs_by_family}
     datasets = load_image_sets(config.datasets) if "images" in sources else {}
     if "text" in sources:
@@ -171,7 +173,7 @@ def load_datasets(config: MetaConfig) -> dict[str, Dataset]:
 
 
 def stack_data(datasets: Mapping[str, Dataset], config: MetaConfig) -> TaskData:
-    """What `load_datasets` found, as arrays, with the splits that the recipe needs."""
+    """Stacks the data sets of `load_datasets` into arrays, with the splits that the recipe needs."""
     images, text = (
         [datasets[name] for name in config.sets_of(source) if name in datasets]
         for source in ("images", "text")
@@ -183,7 +185,7 @@ def stack_data(datasets: Mapping[str, Dataset], config: MetaConfig) -> TaskData:
 
 
 def describe(datasets: Mapping[str, Dataset]) -> str:
-    """What a weight file says about the data that it was made from."""
+    """Describes the data sets, for the provenance of a weight file."""
     parts = []
     for dataset in datasets.values():
         is_text = "text" in dataset.train

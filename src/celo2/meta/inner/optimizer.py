@@ -1,4 +1,4 @@
-"""The optimizer inside meta-training: the rule, or a predecessor, with weights that are being learned."""
+"""The inner optimizer: the rule, or a predecessor, with the weights that are being learned."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ADAMW_EPS = 1e-8  # under the root of the second moment in the meta-training's A
 def make_inner_optimizer(
     theta: Theta, config: MetaConfig, num_steps: ArrayLike = 1
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of the inner runs at the peak learning rate, without weight decay.
+    """Makes the optimizer of the inner runs at the peak learning rate, without weight decay.
 
     Celo2-base: the rule on every parameter. Celo2: the rule on matrices; vectors get Adam's
     direction without bias correction at `adamw_lr_scale` times the rate, as in the published
-    meta-training. A predecessor is the public transform as it is.
+    meta-training. A predecessor is its public transform, unchanged.
 
     Args:
         theta: The weights, traced.
         config: The recipe.
-        num_steps: Length of the run, for the predecessors.
+        num_steps: Length of the run, which predecessors read.
 
     Returns:
         A transform whose `update` may be given the loss as `value=`.
@@ -56,10 +56,10 @@ def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformatio
 
 
 def with_longer_axis_last(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same rule, which sees a matrix of more rows than columns transposed, and keeps its state so.
+    """Wraps a rule so that it sees tall matrices transposed, and keeps its state in that layout.
 
-    What the rule does to a matrix does not depend on which of its two axes comes first unless they are
-    equal, and a processor computes many short rows several times slower than a few long ones.
+    The rule does not distinguish the two axes of a matrix unless they are equal, and a processor computes
+    many short rows several times slower than a few long ones.
     """
 
     def turn(tree: Any) -> Any:
@@ -88,7 +88,7 @@ class _AdamState(NamedTuple):
 
 
 def _scale_by_uncorrected_adam() -> optax.GradientTransformation:
-    """`m · rsqrt(v + 1e-8)` with Adam's accumulators and no bias correction."""
+    """Scales by `m · rsqrt(v + 1e-8)` with Adam's accumulators and no bias correction."""
     beta1, beta2 = ADAMW_BETAS
 
     def init(params: Any) -> _AdamState:

@@ -1,4 +1,4 @@
-"""Where meta-training starts: random weights, an Adam-like rule, or finished weights."""
+"""Theta, the learned weights: initial values (random, Adam-like, loaded) and conversion to weight files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from celo2.zoo.registry import init_theta as init_predecessor
 from celo2.zoo.specs import Celo
 from celo2.zoo.weights import ZooWeights
 
-BUILT_IN = ("random", "adam")  # what `MetaConfig.start` can name beside weights
+BUILT_IN = ("random", "adam")  # values of `MetaConfig.start` that are not weight files
 
 ADAM_MIXTURE: Mapping[tuple[str, int], float] = {("normalized_momentum", 0): 0.5, ("normalized_grad", 0): 0.5}
 """The direction of the "adam" start: the mean of m₀.₉ · rsqrt(v) and g · rsqrt(v), each normalised as every
@@ -28,13 +28,12 @@ input is. The gradient beside its momentum is Nesterov's term, as in NAdam."""
 
 
 def init_theta(key: Array, config: MetaConfig) -> Theta:
-    """The weights before the first outer iteration, float32 arrays of `config.weight_shapes()`.
+    """Makes the weights before the first outer iteration, float32 arrays of `config.weight_shapes()`.
 
     "random", for a predecessor: see `celo2.zoo.init_theta`. For Celo2: truncated normal of scale 1/√fan_in
     and zero biases; the first layer's fan-in is its number of channels over all groups (30 by default).
     "adam": the same, except that two units of each hidden layer carry an Adam direction with Nesterov
-    momentum to the first output, and no other unit
-    reaches it yet. Anything else: see `load_start`.
+    momentum to the first output, and no other unit reaches it yet. Anything else: see `load_start`.
     """
     if config.start == "random" and config.member is not None:
         return init_predecessor(config.variant, key)
@@ -46,22 +45,22 @@ def init_theta(key: Array, config: MetaConfig) -> Theta:
 
 
 def make_start(config: MetaConfig) -> AnyWeights:
-    """The weights before the first iteration of a recipe, as its run has them."""
+    """Makes the initial weights of a recipe as a weight object with provenance."""
     theta_key, _ = jax.random.split(jax.random.key(config.seed))
     arrays = {name: np.asarray(array) for name, array in init_theta(theta_key, config).items()}
     return make_weights(arrays, config, {"made_by": f"start {config.start!r}, seed {config.seed}"})
 
 
 def load_start(config: MetaConfig) -> AnyWeights:
-    """The finished weights that `config.start` names; errors are those of `theta.load_weights`."""
+    """Loads the weights that `config.start` names; errors are those of `load_weights`."""
     return load_weights(config.start, config)
 
 
 def check_start(config: MetaConfig) -> None:
-    """Refuses Celo's second phase without the weights of its first.
+    """Checks that Celo's second phase starts from the weights of its first.
 
     Raises:
-        ValueError: With what to do.
+        ValueError: It does not; the message says what to do.
     """
     if config.phase == 2 and config.start in BUILT_IN:
         raise ValueError(
@@ -83,12 +82,12 @@ def _random_theta(key: Array, config: MetaConfig) -> Theta:
 
 
 def mixture_theta(theta: Theta, config: RuleConfig, mixture: Mapping[tuple[str, int], float]) -> Theta:
-    """Lets the direction be a weighted sum of channels, exactly; no other unit reaches it.
+    """Sets the first output to a weighted sum of channels, exactly; no other unit reaches it.
 
     Units 0 and 1 of each hidden layer become `relu(s)` and `relu(-s)`, output 0 their difference.
 
     Args:
-        theta: Weights of the rule; what these units do not replace stays.
+        theta: Weights of the rule; entries that these units do not replace are kept.
         config: The rule's options.
         mixture: Weight of each channel, by feature and number within its group.
 
@@ -124,14 +123,14 @@ AnyWeights = Weights | ZooWeights
 def make_weights(
     arrays: Mapping[str, np.ndarray], config: MetaConfig, provenance: Mapping[str, str]
 ) -> AnyWeights:
-    """Theta of a recipe as finished weights."""
+    """Packs theta and its recipe as finished weights."""
     if config.member is None:
         return Weights(arrays, config.rule, provenance)
     return ZooWeights(arrays, config.member, provenance, frozenset(vars(config.member)))
 
 
 def save_weights(path: str | os.PathLike[str], weights: AnyWeights) -> None:
-    """Writes weights of either kind; see `celo2.weights.checkpoint.save_weights`."""
+    """Saves weights of the rule or of a predecessor; see `celo2.weights.checkpoint.save_weights`."""
     if isinstance(weights, ZooWeights):
         zoo_weights.save_weights(path, weights)
     else:
@@ -139,10 +138,10 @@ def save_weights(path: str | os.PathLike[str], weights: AnyWeights) -> None:
 
 
 def load_weights(source: str, config: MetaConfig) -> AnyWeights:
-    """Weights that a recipe can go on from.
+    """Loads weights that a recipe can continue from.
 
     Raises:
-        ValueError: They are another variant's, or have other options; Celo's phases share theirs.
+        ValueError: They belong to another variant, or have other options; Celo's phases share theirs.
         OSError: The file cannot be read.
     """
     if config.member is None:

@@ -1,9 +1,12 @@
-"""Inner steps of every antithetic pair: K of them with resets, or whole runs.
+"""Unrolls inner training: K steps of every antithetic pair with resets, or whole runs.
 
 A pair is one task trained twice, under θ + ε and under θ - ε, from the same start, on the same
 batches and for the same number of steps. Runs have log-uniform lengths and begin at a random place of
 their first run, so that they do not reset together; a run that has ended starts over on a new task. Whole
-runs begin anew at each outer iteration. The pairs of one call are of one family, whose trees they share.
+runs begin anew at each outer iteration. The pairs of one call belong to one family, whose trees they share.
+
+The module also draws each run's learning rates (`sample_rates`, `rate_share`) and turns losses into
+meta-losses (`Losses`, `loss_weight`, `scale_loss`).
 """
 
 from __future__ import annotations
@@ -28,20 +31,20 @@ from celo2.tasks.families.base import FamilyData, TaskFamily, TextData
 NUM_SIGNS = 2  # θ + ε and θ - ε
 PUBLISHED = "mlp"  # the family of the published recipe
 
-SharedData = FamilyData | TextData | None  # what the tasks of one family draw from
+SharedData = FamilyData | TextData | None  # data shared by the tasks of one family
 
 
 class InnerState(NamedTuple):
-    """One inner run of each pair; every array has the leading axis `pairs`.
+    """The inner runs of all pairs; every array has the leading axis `pairs`.
 
     Attributes:
         params: Stored parameters of both signs, `(pairs, 2, …)`.
         opt_state: The inner optimizer's state, `(pairs, 2, …)`.
         scales: The task's scales, `(pairs, …)`.
-        rates: Peak learning rate of each stored array over `inner_learning_rate`, `(pairs, …)`.
-        step: Steps taken, `(pairs,)` int32.
+        rates: Peak learning rate of each stored array as a multiple of `inner_learning_rate`, `(pairs, …)`.
+        step: Steps taken so far, `(pairs,)` int32.
         length: Steps after which the run ends, `(pairs,)` int32.
-        problem: What the task draws its batches from, where its family shares no data, `(pairs, …)`.
+        problem: The task's own data, if its family shares none, `(pairs, …)`.
     """
 
     params: Params
@@ -54,14 +57,14 @@ class InnerState(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """What the pairs' batches of one step are made of, `(pairs, …)`; see `TaskFamily.sample_draw`."""
+    """The random draws that determine one step's batches, `(pairs, …)`; see `TaskFamily.sample_draw`."""
 
     training: Array
     held_out: Array | None
 
 
 class _Advance(NamedTuple):
-    """One outer iteration's new starts, its draws (of steps `(n,)`, leading axis `n`), and its steps."""
+    """New starts of one outer iteration, its draws (of steps `(n,)`, leading axis `n`), and its step."""
 
     fresh: InnerState
     draw: Callable[[Array], Draws]
@@ -69,7 +72,7 @@ class _Advance(NamedTuple):
 
 
 def make_family(config: MetaConfig, name: str = PUBLISHED) -> TaskFamily:
-    """A task family with the options of a recipe."""
+    """Makes a task family with the options of a recipe."""
     return FAMILIES[name](
         batch_size=config.batch_size,
         level=config.level,
@@ -79,11 +82,11 @@ def make_family(config: MetaConfig, name: str = PUBLISHED) -> TaskFamily:
 
 
 def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig, *, family: str = PUBLISHED) -> InnerState:
-    """The runs of the first truncation, each somewhere inside its length.
+    """Initialises the runs of the first truncation, each at a random step within its length.
 
     Args:
         pair_keys: A key for each pair, `(pairs,)`.
-        theta: The rule's weights, not perturbed yet; of Celo2 only shapes matter.
+        theta: The rule's unperturbed weights; only their shapes matter for Celo2.
         config: The recipe.
         family: The pairs' family, by name.
     """
@@ -110,11 +113,11 @@ def unroll(
     """Runs K inner steps of every pair.
 
     Args:
-        thetas: Weights of each run, `(pairs, 2, …)`.
-        state: Where the runs stand.
+        thetas: The weights of each run, `(pairs, 2, …)`.
+        state: The current states of the runs.
         pair_keys: A key for each pair, `(pairs,)`.
         set_index: Data set of each pair, `(pairs,)` int32.
-        data: The sets that the family draws from, made by `stack_datasets` or `stack_texts` with the splits
+        data: The family's data, from `stack_datasets` or `stack_texts` with the splits
             `config.splits`; None if it shares no data.
         config: The recipe.
         family: The pairs' family, by name.
@@ -145,13 +148,13 @@ def unroll_full(
 ) -> tuple[InnerState, Losses]:
     """Runs every pair from a new start to the end of its length.
 
-    All pairs take steps until the longest run has ended, in pieces of K; what a run loses after its own
-    end has weight zero. The result does not depend on K.
+    All pairs take steps until the longest run has ended, in pieces of K; losses after a run's
+    own end have weight zero. The result does not depend on K.
 
-    The arguments and errors are those of `unroll`; the runs of `state` are given up.
+    The arguments and errors are those of `unroll`; the runs in `state` are discarded.
 
     Returns:
-        The runs as they ended, and losses of at least `max_unroll` steps; `is_done` is false.
+        The final states of the runs, and losses of at least `max_unroll` steps; `is_done` is false.
     """
     del state
     fresh, draw, advance = _make_advance(thetas, pair_keys, set_index, data, family, config)
@@ -178,7 +181,7 @@ def _make_advance(
     family_name: str,
     config: MetaConfig,
 ) -> _Advance:
-    """New starts, and one step of all pairs, whose keys are `pair_keys` and the number of the step."""
+    """Prepares new starts and one step of all pairs, with keys from `pair_keys` and the step number."""
     family = make_family(config, family_name)
     start_keys, batch_keys = jnp.moveaxis(jax.vmap(jax.random.split)(pair_keys), 1, 0)
     fresh = jax.vmap(lambda key, pair: _sample_start(key, pair, family_name, config))(start_keys, thetas)
@@ -225,17 +228,17 @@ def _check_held_out(data: FamilyData | TextData, num_sets: int, config: MetaConf
 
 
 def _both(tree: Any) -> Any:
-    """The same for both signs, on a new first axis."""
+    """Duplicates a tree for both signs, on a new first axis."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_SIGNS, *leaf.shape)), tree)
 
 
 def _length_unit(config: MetaConfig) -> int:
-    """A length is a multiple of so many steps: runs under one perturbation end with a truncation."""
+    """Returns the unit that lengths are multiples of: runs under one perturbation end with a truncation."""
     return config.truncation_length if config.estimator == "noise-reuse-es" else 1
 
 
 def _sample_length(key: Array, config: MetaConfig) -> Array:
-    """Steps of a new inner run, `()` int32."""
+    """Draws the length of a new inner run, `()` int32."""
     if config.unroll_law == "uniform":
         length = jax.random.randint(key, (), config.min_unroll, config.max_unroll + 1)
     else:
@@ -245,7 +248,7 @@ def _sample_length(key: Array, config: MetaConfig) -> Array:
 
 
 def _sample_start(key: Array, thetas: Theta, family_name: str, config: MetaConfig) -> InnerState:
-    """A new task for one pair, at step 0; the optimizers of the two signs may start at what theta says."""
+    """Draws a new task for one pair, at step 0; theta may set the initial state of each sign's optimizer."""
     family = make_family(config, family_name)
     task_key, length_key, rate_key = jax.random.split(key, 3)
     problem = ()
@@ -261,9 +264,9 @@ def _sample_start(key: Array, thetas: Theta, family_name: str, config: MetaConfi
 
 
 def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
-    """One step of one pair: `(thetas, state, batch, held_out) → (params, opt_state, losses of both signs)`.
+    """Makes one step of one pair: `(thetas, state, batch, held_out) → (params, opt_state, both losses)`.
 
-    The losses are those before the step, of the batch or, where there is one, of the held-out batch.
+    The losses are measured before the step, on the held-out batch if there is one, else on the batch.
     """
 
     def step_one(
@@ -306,32 +309,32 @@ def _select(mask: Array, new: InnerState, old: InnerState) -> InnerState:
 
 
 def sample_rates(key: Array, scales: Params, config: MetaConfig, family_factor: float = 1.0) -> Params:
-    """One factor for the task; in the network's units the larger an array's scale, the less it moves."""
+    """Draws the task's rate factor; in the network's units, an array's rate falls as its scale grows."""
     factor = family_factor * log_uniform(key, 1.0 / config.rate_spread, config.rate_spread)
     return jax.tree.map(lambda scale: factor / scale if config.rate_units == "network" else factor, scales)
 
 
 def rate_share(step: Array, length: Array, schedule: Schedule) -> Array:
-    """The learning rate at a step of a run over its peak, in [0, 1]."""
+    """Returns the learning rate at a step of a run as a share of its peak, in [0, 1]."""
     if schedule == "constant":
         return jnp.ones((), jnp.float32)
     progress = step.astype(jnp.float32) / length.astype(jnp.float32)
     return 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
 
 
-LEAST_LOSS = 1e-3  # that has a logarithm of its own, in units in which an untrained network scores log(10)
+LEAST_LOSS = 1e-3  # floor before the logarithm; an untrained network scores log(10)
 
 
 class Losses(NamedTuple):
-    """What was measured, each `(steps, pairs)`; K steps in a truncation.
+    """Measurements of the inner steps, each `(steps, pairs)`; a truncation has K steps.
 
     Attributes:
         positive: Meta-loss under θ + ε, see `scale_loss`.
         negative: Meta-loss under θ - ε, see `scale_loss`.
-        is_done: The run was reset just before this step.
-        diverged: Runs of the pair (0, 1 or 2) whose loss was not finite.
-        is_running: Whether the step was part of a run, and not after the end of one.
-        is_last: Whether it was the run's last.
+        is_done: Whether the run was reset just before this step.
+        diverged: Number of the pair's runs (0, 1 or 2) whose loss was not finite.
+        is_running: Whether the step was part of a run, and not after its end.
+        is_last: Whether the step was the run's last.
         weight: Factor of the loss in its pair's meta-loss.
     """
 
@@ -345,10 +348,10 @@ class Losses(NamedTuple):
 
 
 def loss_weight(step: Array, length: Array, config: MetaConfig) -> Array:
-    """The factor of a loss in its pair's meta-loss.
+    """Computes the factor of a loss in its pair's meta-loss.
 
     The meta-loss is a mean over the truncation or, with "full-es", over the whole run. If only final
-    losses count, a truncation that holds one stands for all those of the same run that hold none: the
+    losses count, a truncation that holds one represents all those of the same run that hold none: the
     factor is their number, `mean_unroll / K`, so that the expected meta-loss is the final loss.
 
     Args:
@@ -366,7 +369,7 @@ def loss_weight(step: Array, length: Array, config: MetaConfig) -> Array:
 
 
 def scale_loss(losses: Array, ceiling: float, config: MetaConfig) -> Array:
-    """What is judged of finite losses: themselves in [0, ceiling], or their logarithms."""
+    """Maps finite losses to meta-losses: clipped to [0, ceiling], or the logarithms of these."""
     if config.loss_scale == "log":
         return jnp.log(jnp.clip(losses, LEAST_LOSS, ceiling))
     return jnp.clip(losses, 0.0, ceiling)

@@ -1,4 +1,4 @@
-"""Probes: how well weights train networks that meta-training does not train, compared in pairs.
+"""Probes: quality of weights on networks that meta-training does not train, compared in pairs.
 
 `measure` trains the tasks of a declared set at rates around each one's best; `paired` compares two candidates
 seed by seed, with intervals; `log` keeps the probes of a meta-training run and its best weights.

@@ -1,4 +1,4 @@
-"""Draws comparisons: the log ratio of every candidate on every task, with its interval."""
+"""Figure of paired comparisons: the log ratio of every candidate on every task, with its interval."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from celo2.report.plots import COLORS, STYLE
 
 
 def draw_comparisons(measures: Mapping[str, Mapping[str, Comparison]], reference: str) -> Figure:
-    """A panel for each measure: tasks from top to bottom, their mean last, candidates side by side.
+    """Draws a panel for each measure: tasks from top to bottom, their mean last, candidates side by side.
 
     Args:
         measures: Title of the measure → candidate → its comparison; the same candidates and tasks in each.
-        reference: Name of what they are compared with, the line at zero.
+        reference: Name of the reference, the line at zero.
     """
     candidates = list(next(iter(measures.values())))
     rows = [row.name for row in measures[next(iter(measures))][candidates[0]].rows] + ["mean"]

@@ -1,6 +1,6 @@
-"""The probes of a run, and the choice among its checkpoints.
+"""Log of a run's probes, and checkpoint selection by their scores.
 
-OUT/probe.json          what is probed
+OUT/probe.json          settings of the probes
 OUT/probes.jsonl        one line for each probe, the starting weights' first
 OUT/best.safetensors    a copy of the weights with the lowest score, whose provenance names it
 """
@@ -28,24 +28,24 @@ ProbeRecord = Mapping[str, Any]
 
 
 class Measure(Protocol):
-    """What measures weights; `Probe.measure` does."""
+    """Interface of a measurement of weights; `Probe.measure` implements it."""
 
     def __call__(self, theta: Mapping[str, np.ndarray]) -> dict[str, TaskRecord]:
-        """Weights → records by task."""
+        """Maps weights to records by task."""
         ...
 
 
 class ProbeLog:
-    """Takes the probes of one run, writes them down and keeps the best weights.
+    """Takes the probes of one run, records them and keeps the best weights.
 
-    A probe is due at step 0, to which all are compared, and at the multiples of `every`. It reads the
-    weights from the run's own file, so that the best can be copied at any time; whoever calls `take` has
+    A probe is due at step 0, the reference of all others, and at the multiples of `every`. It reads the
+    weights from the run's own file, so that the best can be copied at any time; the caller of `take` has
     saved a checkpoint of that step before, so that a resumed run misses no probe and repeats none.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         every: Outer iterations between probes; 0: never.
-        config: What is probed.
+        config: Settings of the probes.
         measure: Measures weights.
 
     Attributes:
@@ -59,7 +59,7 @@ class ProbeLog:
         self._records: list[ProbeRecord] = []
 
     def start(self, step: int) -> None:
-        """Prepares a run that goes on from `step`: later probes are dropped, since they come again.
+        """Prepares a run that continues from `step`: later probes are dropped, since they are taken again.
 
         Raises:
             ValueError: The run was probed with other settings, or a file of its probes is damaged.
@@ -78,23 +78,23 @@ class ProbeLog:
             self._records = kept
             self._write()
         elif self._records:
-            self._copy_best()  # a run killed before it could
+            self._copy_best()  # a run may be killed before it
 
     def is_due(self, step: int) -> bool:
-        """Whether a probe is wanted at this step and has not been taken."""
+        """Returns whether a probe is due at this step and has not been taken."""
         wanted = self.every > 0 and step % self.every == 0
         return wanted and all(record["step"] != step for record in self._records)
 
     def steps_to_next(self, step: int) -> int:
-        """Outer iterations until the next probe; very many without one."""
+        """Returns the outer iterations until the next probe; a very large number without probes."""
         return self.every - step % self.every if self.every else sys.maxsize
 
     def take(self, step: int, weights: Path) -> ProbeRecord:
         """Probes the weights of a step, and copies them if they are the best so far.
 
         Args:
-            step: The outer iteration, one that is due; 0 before all others.
-            weights: Their file.
+            step: The outer iteration, one that is due; step 0 comes before all others.
+            weights: Path of their file.
 
         Returns:
             `step`, `score`, `seconds`, the name of the `weights`' file, and the `tasks`' records by name.
@@ -119,7 +119,7 @@ class ProbeLog:
         return best_of(self._records)
 
     def _write(self) -> None:
-        """The file as a whole, then the best weights, which `start` copies if a run was killed in between."""
+        """Writes the file as a whole, then the best weights; `start` repeats a copy that was cut off."""
         text = "".join(json.dumps(record) + "\n" for record in self._records)
         write_atomic(self._folder / PROBES_FILE, text.encode())
         self._copy_best()
@@ -130,7 +130,7 @@ class ProbeLog:
             path.unlink(missing_ok=True)
             return
         weights = load_checkpoint(self._folder / "weights" / best["weights"])
-        settings = self._folder / SETTINGS_FILE  # of the probes; a run that goes on without any has others
+        settings = self._folder / SETTINGS_FILE  # of the probes; a run that continues without any has others
         text = settings.read_text() if settings.exists() else self._config.to_json()
         facts = {
             "probe_score": f"{best['score']:.6f}",
@@ -160,7 +160,7 @@ class ProbeLog:
 
 
 class Probes(NamedTuple):
-    """The probes of a run, in order, and what is wrong with their file, in sentences."""
+    """The probes of a run, in order, and the defects of their file, in sentences."""
 
     records: list[dict[str, Any]]
     faults: list[str]
@@ -191,13 +191,13 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def best_of(records: Sequence[ProbeRecord]) -> ProbeRecord | None:
-    """The record with the lowest score, the first of equals; None if none has one."""
+    """Returns the record with the lowest score, the first of equals; None if none has one."""
     scored = [record for record in records if record["score"] is not None]
     return min(scored, key=lambda record: record["score"]) if scored else None
 
 
 def as_point(record: ProbeRecord) -> dict[str, Any]:
-    """A probe as a record for sinks, whose numbers have names such as probe/tiny-lm/loss."""
+    """Converts a probe to a record for loggers, whose numbers have names such as probe/tiny-lm/loss."""
     tasks = {
         name: {key: task[key] for key in ("loss", "spread", "rate")} for name, task in record["tasks"].items()
     }
@@ -205,7 +205,7 @@ def as_point(record: ProbeRecord) -> dict[str, Any]:
 
 
 def describe_probe(record: ProbeRecord) -> str:
-    """A line about a probe: its score in words, and what it is made of."""
+    """Describes a probe on one line: its score in words, and its tasks."""
     if record["score"] is None:
         verdict = "no score, a task diverged"
     else:

@@ -1,13 +1,13 @@
 """Trains the tasks of a set with one candidate, each at learning rates around its best.
 
-The meta-loss is measured on tiny networks at the recipe's own inner rates; a rule is used on other networks,
-at a rate that somebody has tuned. A probe does that: it trains each task under the protocol of a comparison
+The meta-loss is measured on tiny networks at the recipe's own inner rates; in use, a rule trains other
+networks, at a tuned rate. A probe does that: it trains each task under the protocol of a comparison
 (cosine after a warm-up, float32) with the same seeds for every candidate, so that candidates can be compared
 in pairs.
 
 The rates lie on a ladder of factor √2 around the task's own rate. A coarse round tries four of them, a factor
-of four apart; each further round tries the neighbours of the best so far, at half the distance, and goes on
-beyond an end where the best is there. A loss is that of the end of a run, the mean over its last fifth.
+of four apart; each further round tries the neighbours of the best so far, at half the distance, and continues
+beyond an end if the best is there. The loss of a run is that of its end, the mean over its last fifth.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ LADDER = math.sqrt(2.0)  # ratio of neighbouring rates
 FIRST_RUNGS = (-6, -2, 2, 6)  # rungs of the first round, around the task's own rate
 STRIDES = (4, 2, 1)  # distances of the neighbours that further rounds try
 LAST_RUNG = 20  # a factor of 1,000 from the task's own rate, at which the search for a better one ends
-RATES_AT_ONCE = 2  # trained together; a program is compiled for as many
-LOSS_FLOOR = 1e-6  # a loss below it counts as this much: ratios are of logarithms
+RATES_AT_ONCE = 2  # trained together by one compiled program
+LOSS_FLOOR = 1e-6  # lower bound of a loss before the logarithm of ratios
 
-TaskRecord = dict[str, Any]  # what `Probe.measure` says of a task
+TaskRecord = dict[str, Any]  # result of `Probe.measure` for a task
 Make = Callable[..., optax.GradientTransformation]  # (schedule, weight decay, theta) → optimizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """What a probe trains.
+    """Settings of a probe: tasks and seeds.
 
     Attributes:
         task_set: A declared set by its name in `celo2.meta.task_sets.TASK_SETS`, or a TOML file.
-        tasks: Which of its tasks; none: all.
-        seeds: Runs of each rate; 0: as many as the set says.
+        tasks: Names of the tasks to use; none: all.
+        seeds: Runs of each rate; 0: the set's own number.
 
     Raises:
         ValueError: The set has no such task, or a number is out of its range.
@@ -60,21 +60,21 @@ class ProbeConfig:
     seeds: int = 0
 
     def __post_init__(self) -> None:
-        """Reads the set, so that mistakes show now."""
+        """Reads the set, so that mistakes are reported at once."""
         object.__setattr__(self, "tasks", tuple(self.tasks))
         if self.seeds < 0:
             raise ValueError(f"seeds must not be negative, got {self.seeds}; 0 is the set's own number.")
         self.load()
 
     def load(self) -> TaskSet:
-        """The tasks and seeds."""
+        """Loads the tasks and seeds."""
         task_set = load_task_set(self.task_set)
         if self.tasks:
             task_set = task_set.select(self.tasks)
         return dataclasses.replace(task_set, seeds=self.seeds) if self.seeds else task_set
 
     def to_json(self) -> str:
-        """The settings as a JSON object, with a digest of what the set says, so that equal texts compare."""
+        """Returns the settings as a JSON object, with a digest of the set that changes with its tasks."""
         task_set = self.load()
         facts = {**dataclasses.asdict(self), "seeds": task_set.seeds, "digest": task_set.digest}
         return json.dumps(facts, indent=2) + "\n"
@@ -84,14 +84,14 @@ class Probe:
     """The tasks of a set, compiled when first measured and never again: theta is an argument of the programs.
 
     Args:
-        config: What to train.
+        config: Settings of the probe.
         make_optimizer: `(schedule, weight decay, theta) → Optax transform`.
-        schedule: Of the learning rate, by its name in `celo2.training.protocol.SCHEDULES`.
-        eval_params: What is validated, as in `OptimizerSpec`.
+        schedule: Name of the learning-rate schedule in `celo2.training.protocol.SCHEDULES`.
+        eval_params: Parameters that are validated, as in `OptimizerSpec`.
         middle_rate: Rate around which the search begins; 0: each task's own, for steps of root mean square 1.
 
     Attributes:
-        config: What is trained.
+        config: Settings of the probe.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Probe:
 
     @classmethod
     def of_variant(cls, config: ProbeConfig, variant: str) -> Probe:
-        """Probes the public optimizer of a variant, "celo2" or "celo2-base"."""
+        """Makes a probe of the public optimizer of a variant, "celo2" or "celo2-base"."""
         transform = LEARNED[variant]
 
         def make(schedule: Any, weight_decay: float, theta: Any) -> optax.GradientTransformation:
@@ -121,7 +121,7 @@ class Probe:
 
     @classmethod
     def of_spec(cls, config: ProbeConfig, spec: OptimizerSpec) -> Probe:
-        """Probes a hand-designed optimizer, from the middle of its own range of rates."""
+        """Makes a probe of a hand-designed optimizer, from the middle of its own range of rates."""
         low, high = spec.learning_rate_range
         return cls(
             config,
@@ -132,11 +132,11 @@ class Probe:
         )
 
     def measure(self, theta: Mapping[str, np.ndarray]) -> dict[str, TaskRecord]:
-        """Trains every task with these weights; the same weights give the same records but for `seconds`."""
+        """Trains every task with these weights; equal weights give equal records except for `seconds`."""
         return dict(self.measure_each(theta))
 
     def measure_each(self, theta: Mapping[str, np.ndarray]) -> Iterator[tuple[str, TaskRecord]]:
-        """`measure`, task by task: each is compiled, trained and given before the next."""
+        """Yields the records of `measure`, each as soon as its task is compiled and trained."""
         inputs = ({name: np.asarray(array) for name, array in theta.items()},)
         for entry in self._set.tasks:
             begin = time.monotonic()
@@ -151,7 +151,7 @@ class Probe:
             for at in range(0, len(wanted), RATES_AT_ONCE):
                 rungs = [*wanted[at : at + RATES_AT_ONCE]]
                 free = (rung for rung in range(rungs[-1] + 1, 4 * LAST_RUNG) if rung not in known)
-                rungs += itertools.islice(free, RATES_AT_ONCE - len(rungs))  # the program takes so many
+                rungs += itertools.islice(free, RATES_AT_ONCE - len(rungs))  # the program's number
                 rates = [middle * LADDER**rung for rung in rungs]
                 grid = self._runner(entry, inputs).train(inputs=inputs, learning_rates=rates)
                 known |= dict(zip(rungs, _ends_of(grid), strict=True))
@@ -162,7 +162,7 @@ class Probe:
             self._runners[entry.name] = GridRunner(
                 SharedTask(entry.make()),
                 lambda schedule, theta: self._make_optimizer(schedule, entry.weight_decay, theta),
-                [entry.rate * LADDER**rung for rung in range(RATES_AT_ONCE)],  # other ones are given later
+                [entry.rate * LADDER**rung for rung in range(RATES_AT_ONCE)],  # replaced by later calls
                 seeds=self._set.seed_range,
                 steps=entry.steps,
                 inputs=inputs,
@@ -175,7 +175,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class _Ends:
-    """The ends of the runs at one rate: losses `(seeds,)`, infinite for a run that diverged."""
+    """Final losses of the runs at one rate: `(seeds,)`, infinite for a run that diverged."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -186,7 +186,7 @@ class _Ends:
 
 
 def _ends_of(grid: RunGrid) -> list[_Ends]:
-    """The ends at each rate of a grid."""
+    """Returns the final losses at each rate of a grid."""
     steps = max(1, round(END_SHARE * grid.steps))
     evals = max(1, round(END_SHARE * grid.valid_loss.shape[-1]))
     with np.errstate(invalid="ignore"):
@@ -200,11 +200,11 @@ def _ends_of(grid: RunGrid) -> list[_Ends]:
 
 
 def next_rungs(known: Mapping[int, tuple[float, ...]]) -> list[int]:
-    """The rungs of the ladder to try next; none when the best of each measure has its neighbours.
+    """Returns the rungs of the ladder to try next; none if the best of each measure has its neighbours.
 
     Args:
-        known: Losses at each rung tried, by measure (training and validation, say); infinite where a run
-            diverged.
+        known: Losses at each rung tried, one for each measure (such as training and validation); infinite
+        if a run diverged.
 
     Example:
         >>> next_rungs({})
@@ -221,7 +221,7 @@ def next_rungs(known: Mapping[int, tuple[float, ...]]) -> list[int]:
             if math.isfinite(known[best][measure]):
                 wanted |= {best - stride, best + stride}
             else:
-                wanted.add(min(known) - stride)  # everything diverged: a lower rate may not
+                wanted.add(min(known) - stride)  # everything diverged; a lower rate may not
         missing = sorted(rung for rung in wanted if abs(rung) <= LAST_RUNG and rung not in known)
         if missing:
             return missing
@@ -229,14 +229,14 @@ def next_rungs(known: Mapping[int, tuple[float, ...]]) -> list[int]:
 
 
 def _make_record(ends: Mapping[float, _Ends], untrained: float) -> TaskRecord:
-    """A task's record.
+    """Makes a task's record.
 
     Returns:
         `rates` that were tried, rising; `train_losses` and `valid_losses`, a list for each rate with one
         loss for each seed, null where it diverged; `losses`, the mean training loss at each rate; `loss` at
         the best rate and `spread`, its standard deviation over the seeds (null for one); `rate`, and
         `at_edge`, whether the search ended there; `valid_loss` and `valid_rate`, the same for validation;
-        `untrained`, about what an untrained network scores. `loss` is null where every rate diverged.
+        `untrained`, roughly the loss of an untrained network. `loss` is null if every rate diverged.
     """
     rates = list(ends)
     means = np.asarray([end.means for end in ends.values()])
@@ -263,18 +263,18 @@ def _as_json(number: float) -> float | None:
 
 
 def log_ratios(record: TaskRecord, reference: TaskRecord, measure: str = "train") -> np.ndarray:
-    """Logarithm of each seed's loss over the reference's, each at its own best rate, `(seeds,)`.
+    """Computes the logarithm of each seed's loss over the reference's, each at its own best rate, `(seeds,)`.
 
     Args:
-        record: Of a candidate.
-        reference: Of what it is compared with, on the same seeds.
+        record: Record of a candidate.
+        reference: Record of the reference, on the same seeds.
         measure: "train" or "valid".
     """
     return np.log(_losses_at_best(record, measure)) - np.log(_losses_at_best(reference, measure))
 
 
 def _losses_at_best(record: TaskRecord, measure: str) -> np.ndarray:
-    """A loss for each seed; where every rate diverged, an untrained network's."""
+    """Returns a loss for each seed at the best rate; an untrained network's if every rate diverged."""
     losses = record[f"{measure}_losses"]
     rate = record["rate" if measure == "train" else "valid_rate"]
     if rate is None:
@@ -283,14 +283,14 @@ def _losses_at_best(record: TaskRecord, measure: str) -> np.ndarray:
 
 
 def compute_score(tasks: Mapping[str, TaskRecord], reference: Mapping[str, TaskRecord]) -> float | None:
-    """Mean over tasks and seeds of the log ratio of training losses to the reference's; lower is better.
+    """Averages the log ratios of training losses to the reference's over tasks and seeds; lower is better.
 
     Args:
         tasks: Records by task.
-        reference: Those of the starting weights, the same tasks and seeds.
+        reference: Records of the starting weights, for the same tasks and seeds.
 
     Returns:
-        None where a task diverged at every rate: such weights cannot be the best.
+        The score; None if a task diverged at every rate, since such weights cannot be the best.
     """
     if any(record["loss"] is None for record in tasks.values()):
         return None
@@ -298,12 +298,12 @@ def compute_score(tasks: Mapping[str, TaskRecord], reference: Mapping[str, TaskR
 
 
 def describe(tasks: Mapping[str, TaskRecord]) -> str:
-    """A task's loss and best rate, one after the other, on one line."""
+    """Describes each task's loss and best rate, on one line."""
     return ", ".join(f"{name} {describe_task(record)}" for name, record in tasks.items())
 
 
 def describe_task(record: TaskRecord) -> str:
-    """Loss and rate; a rate at the edge of those tried is pointed out."""
+    """Describes a task's loss and rate; a rate at the edge of those tried is pointed out."""
     if record["loss"] is None:
         return "diverged at every rate"
     spread = "" if record["spread"] is None else f" ±{record['spread']:.4f}"

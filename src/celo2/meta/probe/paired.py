@@ -1,9 +1,9 @@
-"""Compares candidates in pairs: the same seeds, starts and batches, each at its own best rate.
+"""Paired comparison of candidates: the same seeds, starts and batches, each at its own best rate.
 
 For each task the log ratios of the seeds' losses give a mean, its standard error and a Student interval over
 the seeds. The mean over the tasks has an interval that counts seeds and tasks: the tasks' means scatter by
-both, so the standard error is their standard deviation over √tasks. Pairing takes out what a start and its
-batches do to both candidates alike, which is most of the scatter.
+both, so the standard error is their standard deviation over √tasks. Pairing removes the effect of a start and
+its batches on both candidates, which is most of the scatter.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from scipy import stats
 from celo2.meta.probe.measure import TaskRecord, log_ratios
 
 CONFIDENCE = 0.95  # of the intervals
-POWER = 0.8  # probability with which a difference is seen that is called detectable
-LEAST_SEEDS = 8  # below which no claim is made
+POWER = 0.8  # probability of finding a difference that is called detectable
+LEAST_SEEDS = 8  # minimum number for a claim
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One task, or the mean over tasks.
+    """Comparison on one task, or the mean over tasks.
 
     Attributes:
-        name: The task's.
+        name: Name of the task.
         mean: Log ratio of the losses; below zero is better than the reference.
-        error: Its standard error; NaN from one value.
-        low: Of the 95 % interval.
-        high: Of the 95 % interval.
-        seen: The least difference that so many values would have shown with probability 0.8.
+        error: Standard error of the mean; NaN from one value.
+        low: Lower end of the 95 % interval.
+        high: Upper end of the 95 % interval.
+        seen: The minimum difference that this number of values finds with probability 0.8.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row:
     seen: float
 
     def format(self) -> str:
-        """The mean with its interval, in per cent of the loss: `-3.1 % [-4.0, -2.2]`."""
+        """Formats the mean with its interval, in per cent of the loss: `-3.1 % [-4.0, -2.2]`."""
         if math.isnan(self.error):
             return f"{100 * self.mean:+.1f} %"
         return f"{100 * self.mean:+.1f} % [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
@@ -51,13 +51,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A candidate against a reference.
+    """Comparison of a candidate with a reference.
 
     Attributes:
         rows: One for each task.
-        mean: Over the tasks, its interval counting seeds and tasks.
+        mean: Mean over the tasks; its interval counts seeds and tasks.
         seeds_error: Standard error of the mean over these very tasks, from the seeds alone.
-        num_seeds: Runs of each task.
+        num_seeds: Number of runs of each task.
     """
 
     rows: tuple[Row, ...]
@@ -67,7 +67,7 @@ class Comparison:
 
     @property
     def wins(self) -> int:
-        """Tasks with a mean below zero."""
+        """The number of tasks with a mean below zero."""
         return sum(row.mean < 0 for row in self.rows)
 
 
@@ -77,12 +77,12 @@ def compare(
     """Compares the records of a candidate with a reference's, task by task and over all.
 
     Args:
-        tasks: Records by task.
-        reference: The same tasks and seeds.
+        tasks: Records of the candidate, by task.
+        reference: Records of the reference, for the same tasks and seeds.
         measure: "train" or "valid".
 
     Raises:
-        ValueError: The reference lacks a task, or has other numbers of seeds.
+        ValueError: The reference lacks a task, or has another number of seeds.
     """
     rows, count = [], 0
     for name, record in tasks.items():
@@ -101,11 +101,11 @@ def compare(
 
 
 def detectable(error: float, count: int) -> float:
-    """The least true difference that a two-sided test at 5 % finds with probability 0.8.
+    """Computes the minimum true difference that a two-sided test at 5 % finds with probability 0.8.
 
     Args:
         error: Standard error of the mean.
-        count: Values it is the mean of, ≥ 2.
+        count: Number of values that the mean is taken over, ≥ 2.
     """
     degrees = count - 1
     return float(error * (stats.t.ppf(0.5 + CONFIDENCE / 2, degrees) + stats.t.ppf(POWER, degrees)))

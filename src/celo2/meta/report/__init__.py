@@ -1,1 +1,1 @@
-"""The report of a meta-training run: its history read back, figures, an HTML page."""
+"""Report of meta-training runs: their history read from files, figures, an HTML page."""

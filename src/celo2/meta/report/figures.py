@@ -1,4 +1,4 @@
-"""The figure of meta-training runs: losses, gradients, faults, probes, and whether they agree."""
+"""Figure of meta-training runs: losses, gradients, faults, probes, and their agreement."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from celo2.report.kit import figure_label
 from celo2.report.plots import COLORS, STYLE, scale_losses
 
 WINDOW = 0.02  # share of a run's iterations that a line is smoothed over
-WIDE_RANGE = 3.0  # highest over lowest, above which an axis is logarithmic
-MOST_POINTS = 600  # of a line: a page of a long run stays small
+WIDE_RANGE = 3.0  # ratio of highest to lowest above which an axis is logarithmic
+MOST_POINTS = 600  # of a line, so that the page of a long run stays small
 LEGEND_COLUMNS = 2
-DASHES = ("-", "--", ":", "-.")  # of the runs, where colours are the tasks'
+DASHES = ("-", "--", ":", "-.")  # of the runs, if colours are the tasks'
 MARKS = ("o", "s", "^", "D", "v")
 
 
 def smoothing_window(run: RunHistory) -> int:
-    """Iterations that the lines of a run are averaged over."""
+    """Returns the number of iterations that the lines of a run are averaged over."""
     return max(1, round(WINDOW * len(run.records)))
 
 
 def draw_runs(runs: Sequence[RunHistory]) -> Figure:
-    """Seven panels. Colours are runs', except where one run's tasks are shown: there they are the tasks'."""
+    """Draws seven panels. Colours denote runs or, if one run's tasks are shown, tasks."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(18, 9), layout="constrained")
         (loss, gradient, signal, diverged), (scores, agreement, faults, unused) = figure.subplots(2, 4)
@@ -60,7 +60,7 @@ def draw_runs(runs: Sequence[RunHistory]) -> Figure:
 
 
 def _draw_losses(axes: Axes, runs: Sequence[RunHistory]) -> None:
-    """Of each task where the runs share few enough tasks and runs; else the mean over the tasks."""
+    """Draws the losses of each task if there are few enough tasks and runs; else the mean over the tasks."""
     tasks = list(dict.fromkeys(name for run in runs for name in run.task_losses))
     by_task = len(runs) <= len(DASHES) and len(tasks) * len(runs) <= 16
     for index, run in enumerate(runs):
@@ -98,7 +98,7 @@ def _draw_column(
 
 
 def _draw_faults(axes: Axes, runs: Sequence[RunHistory]) -> None:
-    """Counts since the start of a run: of skipped iterations, and of runs that ended diverged and well."""
+    """Draws cumulative counts: skipped iterations, and inner runs that diverged or ended well."""
     for index, run in enumerate(runs):
         color = COLORS[index % len(COLORS)]
         for dash, (name, label) in zip(
@@ -117,7 +117,7 @@ def _draw_faults(axes: Axes, runs: Sequence[RunHistory]) -> None:
 
 
 def _draw_probes(axes: Axes, runs: Sequence[RunHistory]) -> None:
-    """Loss of each probed task over the start's, and their geometric mean; the best weights are ringed."""
+    """Draws each probed task's loss over the start's, and the geometric mean; the best weights are ringed."""
     for index, run in enumerate(runs):
         color = COLORS[index % len(COLORS)]
         label = run.name
@@ -146,7 +146,7 @@ def _draw_probes(axes: Axes, runs: Sequence[RunHistory]) -> None:
 
 
 def _draw_agreement(axes: Axes, runs: Sequence[RunHistory]) -> None:
-    """Each probe against the meta-loss of the iterations before it: does one foretell the other?"""
+    """Draws each probe against the meta-loss of the preceding iterations, to show their agreement."""
     for index, run in enumerate(runs):
         losses = run.meta_loss_at(run.probe_steps, smoothing_window(run))
         if np.isfinite(losses * run.probe_scores).any():
@@ -161,7 +161,7 @@ def _draw_agreement(axes: Axes, runs: Sequence[RunHistory]) -> None:
 def _draw_smoothed(
     axes: Axes, run: RunHistory, values: np.ndarray, color: str, dash: str, label: str
 ) -> None:
-    """The raw numbers, faint, and their running mean over them."""
+    """Draws the raw numbers, faint, and their running mean over them."""
     shown = _thin(len(values))
     axes.plot(run.steps[shown], values[shown], lw=0.6, alpha=0.22, color=color)
     smoothed = smooth(values, smoothing_window(run))[shown]
@@ -169,12 +169,12 @@ def _draw_smoothed(
 
 
 def _thin(count: int) -> np.ndarray:
-    """Which of `count` points are drawn, the last among them."""
+    """Returns the indices of at most `MOST_POINTS` of `count` points, the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int))
 
 
 def _scale_logarithmic(axes: Axes) -> None:
-    """Where what is shown spans a range that a linear axis would squeeze."""
+    """Makes the y axis logarithmic if the values span a wide range."""
     drawn = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     shown = np.concatenate([values[values > 0] for values in drawn] or [np.empty(0)])
     if shown.size and shown.max() > WIDE_RANGE * shown.min():

@@ -1,4 +1,4 @@
-"""What a run's folder says about its course, also while it is being written."""
+"""History of a run, read from its folder, also while it is being written."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Record = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class RunHistory:
-    """The course of one run.
+    """The history of one run.
 
     Attributes:
-        name: For labels, different from the other runs' of a report.
-        folder: Of the run.
-        recipe: Its options; empty if they cannot be read.
-        records: What each iteration reported, the oldest first.
-        probes: What each probe reported, the oldest first.
-        faults: What is wrong with the files, in sentences; it is left out.
+        name: Label of the run, unique in a report.
+        folder: Folder of the run.
+        recipe: Options of the recipe; empty if they cannot be read.
+        records: Record of each iteration, the oldest first.
+        probes: Record of each probe, the oldest first.
+        faults: Defects of the files, in sentences; damaged lines are left out.
     """
 
     name: str
@@ -39,23 +39,23 @@ class RunHistory:
 
     @cached_property
     def steps(self) -> np.ndarray:
-        """The iterations' numbers, `(N,)`."""
+        """The numbers of the iterations, `(N,)`."""
         return np.asarray([record["step"] for record in self.records], float)
 
     def column(self, name: str) -> np.ndarray:
-        """A number of each iteration, `(N,)`; NaN where there is none."""
+        """Returns a metric of each iteration, `(N,)`; NaN if missing."""
         return _as_numbers(record.get(name) for record in self.records)
 
     @cached_property
     def task_losses(self) -> dict[str, np.ndarray]:
-        """The meta-loss of each task, `(N,)`, by name."""
+        """Returns the meta-loss of each task, `(N,)`, by name."""
         found = [record.get("loss_per_task", {}) for record in self.records]
         names = dict.fromkeys(name for losses in found for name in losses)
         return {name: _as_numbers(losses.get(name) for losses in found) for name in names}
 
     @cached_property
     def probe_tasks(self) -> tuple[str, ...]:
-        """Names of the probed tasks."""
+        """The names of the probed tasks."""
         return tuple(dict.fromkeys(name for probe in self.probes for name in probe["tasks"]))
 
     @property
@@ -65,11 +65,11 @@ class RunHistory:
 
     @property
     def probe_scores(self) -> np.ndarray:
-        """Score of each probe, `(P,)`; NaN where a task diverged."""
+        """The score of each probe, `(P,)`; NaN if a task diverged."""
         return _as_numbers(probe["score"] for probe in self.probes)
 
     def probe_ratios(self, task: str) -> np.ndarray:
-        """Loss of a probed task over that of the starting weights, `(P,)`; NaN where either diverged."""
+        """Returns a probed task's loss over that of the starting weights, `(P,)`; NaN if either diverged."""
         losses = _as_numbers(probe["tasks"].get(task, {}).get("loss") for probe in self.probes)
         return losses / losses[0] if len(losses) else losses
 
@@ -79,7 +79,7 @@ class RunHistory:
         return best_of(self.probes)
 
     def meta_loss_at(self, steps: np.ndarray, window: int) -> np.ndarray:
-        """Mean meta-loss of the `window` iterations before each of these steps; NaN before the first."""
+        """Averages the meta-loss of the `window` iterations before each step; NaN before the first."""
         losses = self.column("meta_loss")
         return np.asarray(
             [_mean(losses[(self.steps > step - window) & (self.steps <= step)]) for step in steps]
@@ -87,12 +87,12 @@ class RunHistory:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder holds a meta-training run."""
+    """Returns whether a folder holds a meta-training run."""
     return (folder / METRICS_FILE).is_file()
 
 
 def load_history(folder: Path, name: str) -> RunHistory:
-    """Reads a run's folder; what is damaged in it is left out, and told in `faults`.
+    """Reads a run's folder; damaged parts are left out and described in `faults`.
 
     Raises:
         ValueError: No iteration has been written yet.
@@ -112,7 +112,7 @@ def load_history(folder: Path, name: str) -> RunHistory:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean of the `window` values up to each, those that are NaN left out; NaN where all are."""
+    """Computes the mean of the `window` values up to each, ignoring NaN; NaN if all are."""
     finite = np.isfinite(values)
     totals = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
     counts = np.cumsum(np.concatenate([[0], finite]))

@@ -1,4 +1,4 @@
-"""The report of meta-training runs: a table, a figure, a page."""
+"""HTML report of meta-training runs: a table, a figure, a page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NONE = "–"
 
 
 def write_report(runs: Sequence[RunHistory], folder: Path) -> dict[str, Path]:
-    """Writes report.png and report.html into a folder; returns their paths by what they are."""
+    """Writes report.png and report.html into a folder; returns their paths by kind."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {"figure": folder / "report.png", "report": folder / "report.html"}
     figure = draw_runs(runs)
@@ -47,7 +47,7 @@ def write_report(runs: Sequence[RunHistory], folder: Path) -> dict[str, Path]:
 
 
 def render_runs(runs: Sequence[RunHistory], figure: str) -> str:
-    """The page; `figure` is an `<svg>` element."""
+    """Renders the page; `figure` is an `<svg>` element."""
     return render_page(
         "meta/report/run.html.j2",
         names=[run.name for run in runs],
@@ -62,7 +62,7 @@ def render_runs(runs: Sequence[RunHistory], figure: str) -> str:
 
 
 def make_table(runs: Sequence[RunHistory]) -> Table:
-    """The summary for a terminal: a column for each run."""
+    """Makes the summary for a terminal: a column for each run."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column(COLUMNS[0])
     rows = make_rows(runs)
@@ -74,12 +74,12 @@ def make_table(runs: Sequence[RunHistory]) -> Table:
 
 
 def make_rows(runs: Sequence[RunHistory]) -> list[tuple[str, ...]]:
-    """The table's cells as text, a tuple for each run in the order of `COLUMNS`."""
+    """Formats the table's cells, a tuple for each run in the order of `COLUMNS`."""
     return [_make_row(run) for run in runs]
 
 
 def _make_row(run: RunHistory) -> tuple[str, ...]:
-    """Losses and norm are means over the first or last share `WINDOW` of the iterations."""
+    """Formats one run; losses and norm are means over the first or last share `WINDOW` of the iterations."""
     window, best = smoothing_window(run), run.best_probe
     losses = run.column("meta_loss")
     return (
@@ -99,7 +99,7 @@ def _make_row(run: RunHistory) -> tuple[str, ...]:
 
 
 def _verdict(run: RunHistory) -> str:
-    """What the run came to, in a sentence."""
+    """Summarises the outcome of a run in a sentence."""
     window, losses = smoothing_window(run), run.column("meta_loss")
     first, last = (_number(smooth(part, window)[-1], ".4f") for part in (losses[:window], losses))
     text = f"{run.name}: smoothed meta-loss {first} at first, {last} after {int(run.steps[-1])} iterations"
@@ -112,7 +112,7 @@ def _verdict(run: RunHistory) -> str:
 
 
 def _probe_rows(run: RunHistory) -> list[tuple[str, list[str], str, str, bool]]:
-    """Iteration, a cell for each task, score, seconds, and whether it is the best."""
+    """Formats the probes: iteration, a cell for each task, score, seconds, and whether it is the best."""
     return [
         (
             str(probe["step"]),
@@ -129,7 +129,7 @@ def _probe_rows(run: RunHistory) -> list[tuple[str, list[str], str, str, bool]]:
 
 
 def _recipes(recipes: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Every option with its value in each run; those that differ come first."""
+    """Tabulates every option with its value in each run; those that differ come first."""
     known = list(recipes)
     names = sorted({name for recipe in known for name in recipe})
     rows = [(name, [_text(recipe.get(name, NONE)) for recipe in known]) for name in names]

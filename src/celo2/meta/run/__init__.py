@@ -1,1 +1,1 @@
-"""A meta-training run around its loop: folder, checkpoints, metrics, loggers, callbacks, processes."""
+"""Infrastructure of a meta-training run: folder, checkpoints, metrics, loggers, callbacks, processes."""

@@ -1,4 +1,4 @@
-"""What looks at a meta-training run without a part in it: sinks and probes."""
+"""Callbacks that observe a meta-training run without affecting its result: loggers and probes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from celo2.meta.run.loggers import open_sinks
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WatchOptions:
-    """How a run is watched.
+    """Options of the loggers and probes of a run.
 
     Attributes:
-        sinks: Where the numbers go beside the files of the run (`celo2.meta.run.loggers.SINKS`).
-        probe_every: Outer iterations between probes, which choose the best weights; 0: never.
-        probe: What a probe trains.
+        sinks: Loggers that receive the metrics beside the files of the run (`celo2.meta.run.loggers.SINKS`).
+        probe_every: Outer iterations between probes, which select the best weights; 0: never.
+        probe: The tasks and seeds of a probe.
     """
 
     sinks: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class WatchOptions:
     probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
-        """Checks the pace."""
+        """Checks the interval of the probes."""
         if self.probe_every < 0:
             raise ValueError(f"probe_every must not be negative, got {self.probe_every}; 0 is never.")
 
@@ -42,7 +42,7 @@ def check_processes(options: WatchOptions) -> None:
     """Refuses probes of a run on several processes, where all would wait for the one that probes.
 
     Raises:
-        ValueError: With what to do.
+        ValueError: Probes are asked for on several processes; the message says what to do.
     """
     if options.probe_every and jax.process_count() > 1:
         raise ValueError(
@@ -55,7 +55,7 @@ def check_variant(config: MetaConfig, options: WatchOptions) -> None:
     """Refuses probes of a predecessor, which has no learning rate to tune, and of rules of other sizes.
 
     Raises:
-        ValueError: With what to do.
+        ValueError: The variant cannot be probed; the message says what to do.
     """
     if options.probe_every and config.member is not None:
         raise ValueError(
@@ -74,15 +74,15 @@ def _refuse(theta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Watch:
-    """The sinks and probes of one run; a context that closes the sinks.
+    """The loggers and probes of one run; a context manager that closes the loggers.
 
     Args:
         config: The recipe.
-        options: What to do.
-        folder: Of the run.
+        options: The options of loggers and probes.
+        folder: Folder of the run.
         first: Iterations already done.
-        save: Writes a state and its weights, and returns the path of the weights. What is probed has been
-            saved, so that a resumed run neither misses a probe nor repeats one.
+        save: Writes a state and its weights, and returns the path of the weights. A state is saved before it
+        is probed, so that a resumed run neither misses a probe nor repeats one.
 
     Raises:
         ValueError: See `ProbeLog.start`.
@@ -113,10 +113,10 @@ class Watch:
         self._sinks.close()
 
     def begin(self, state: OuterState, make_start: Callable[[], OuterState]) -> None:
-        """Takes the probes that are missing: of the starting weights, and of the state that was resumed.
+        """Takes missing probes: of the starting weights, and of the state that was resumed.
 
         Args:
-            state: Where the run stands.
+            state: The current state of the run.
             make_start: Makes the state before the first iteration.
         """
         if self._log.is_due(0):
@@ -124,15 +124,15 @@ class Watch:
         self.probe(state)
 
     def steps_to_next(self, step: int) -> int:
-        """Outer iterations until the next probe; very many without one."""
+        """Returns the outer iterations until the next probe; a very large number without probes."""
         return self._log.steps_to_next(step)
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Hands the records of iterations to the sinks."""
+        """Passes the records of iterations to the loggers."""
         self._sinks.write(records)
 
     def probe(self, state: OuterState) -> bool:
-        """Takes a probe if one is due; returns whether it was."""
+        """Takes a probe if one is due; returns whether it did."""
         due = self._log.is_due(int(state.count))
         if due:
             self._take(state)
@@ -142,5 +142,5 @@ class Watch:
         record = self._log.take(int(state.count), self._save(state))
         best = "; the best so far" if self._log.best is record else ""
         print(f"{describe_probe(record)}{best}", flush=True)
-        if record["step"] >= self._first:  # sinks take no step before those they have
+        if record["step"] >= self._first:  # loggers take no step before those they have
             self._sinks.write([as_point(record)])

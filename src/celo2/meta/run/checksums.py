@@ -1,7 +1,7 @@
-"""Whether a checkpoint is as it was written: the hashes of its files, in a file beside them.
+"""Checksums of checkpoints: hashes of a checkpoint's files, kept in a file beside them.
 
-Without them a cut file is noticed only if its format happens to notice, and on several processes only by
-the process that reads it.
+Without them a truncated file is noticed only if its format happens to notice, and on several processes only
+by the process that reads it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ CHECKSUMS = "checksums.json"  # in the folder of the checkpoint: {"relative/path
 
 
 class Ranking(NamedTuple):
-    """Checkpoints in the order in which they can be trusted.
+    """Checkpoints, ordered by how far they can be trusted.
 
     Attributes:
-        steps: Of those that may be whole: the verified ones, the newest first, then those without checksums.
-        doubts: What speaks against the others, and against those without checksums, in words.
+        steps: Steps of usable checkpoints: verified ones, the newest first, then those without checksums.
+        doubts: For all other steps, and those without checksums, the reason for distrust.
     """
 
     steps: list[int]
@@ -30,7 +30,7 @@ class Ranking(NamedTuple):
 
 
 def rank_checkpoints(folder: Path, steps: Iterable[int]) -> Ranking:
-    """Looks at the checkpoints `folder/STEP` of these steps.
+    """Ranks the checkpoints `folder/STEP` of these steps.
 
     One without checksums is most likely whole (the run was killed between the two, or is of a version that
     wrote none), but nothing says so: an older one that is verified leads to the same result.
@@ -50,12 +50,12 @@ def rank_checkpoints(folder: Path, steps: Iterable[int]) -> Ranking:
 
 
 def write_checksums(folder: Path) -> None:
-    """Notes what a finished checkpoint consists of."""
+    """Writes the hashes of a finished checkpoint's files."""
     write_atomic(folder / CHECKSUMS, json.dumps(_compute_checksums(folder), indent=1).encode())
 
 
 def find_damage(folder: Path) -> str:
-    """What is wrong with a checkpoint, in words; empty if nothing is, or if it has files but no checksums."""
+    """Describes the damage of a checkpoint; empty if there is none, or if it has files but no checksums."""
     found = _compute_checksums(folder)
     if not found:
         return "it is empty"

@@ -1,10 +1,10 @@
-"""A run on several processes: joining them, agreeing, placing arrays, and losing one.
+"""Runs on several processes: joining, agreeing on values, placing arrays, and handling a lost process.
 
-Every process runs the same program, and JAX joins their devices to one mesh. What depends on a clock, a
-signal or a file is decided by `agree` or by the first process, since processes that go different ways
-wait for each other for ever. The first process alone prints and writes; a checkpoint is written by all of
+Every process runs the same program, and JAX joins their devices to one mesh. Decisions that depend on a
+clock, a signal or a file are made by `agree` or by the first process: if processes take different branches,
+their collectives deadlock. Only the first process prints and writes; a checkpoint is written by all of
 them, each its own part. A process that is lost ends the others: JAX notices a closed connection at once,
-and a machine that has fallen silent by its missing heartbeat, after 100 s.
+and a machine that has gone silent by its missing heartbeat, after 100 s.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from celo2._utils.signals import exit_status
 
 Tree = TypeVar("Tree")
 
-# What the messages of JAX's collectives, barriers and heartbeats contain when another process is gone.
+# Substrings of the messages of JAX's collectives, barriers and heartbeats when another process is gone.
 SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
 SHOWN_CHARACTERS = 200  # of such a message
 
@@ -39,14 +39,14 @@ class ProcessLostError(RuntimeError):
 def join(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Makes this process one of several; nothing else of JAX may have run before.
+    """Joins this process to the others; must be called before any other use of JAX.
 
     Args:
         coordinator: "HOST:PORT" where the others reach process 0.
-        num_processes: How many there are.
-        process_id: Which one this is, in [0, num_processes).
+        num_processes: Number of processes.
+        process_id: Index of this process, in [0, num_processes).
 
-    Without arguments they are what JAX finds in the environment of a cluster: Slurm, Open MPI,
+    Without arguments they are read by JAX from the environment of a cluster: Slurm, Open MPI,
     Kubernetes, Cloud TPU.
 
     Raises:
@@ -89,7 +89,7 @@ def _check_given(coordinator: str | None, num_processes: int | None, process_id:
 
 
 def leave(status: int) -> None:
-    """Ends one of several processes after an error, at once; a process by itself goes on.
+    """Exits one of several processes immediately after an error; a single process continues.
 
     An orderly exit waits until the others exit too, and those may be waiting for this one.
     """
@@ -101,7 +101,7 @@ def leave(status: int) -> None:
 
 @contextmanager
 def leaving_on_error() -> Iterator[None]:
-    """Ends one of several processes, as `leave` does, on what nobody has foreseen, say a second Ctrl-C."""
+    """Exits one of several processes, as `leave` does, on unforeseen errors such as a second Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -118,12 +118,12 @@ def leaving_on_error() -> Iterator[None]:
 
 
 def is_first() -> bool:
-    """Whether this process prints and writes files: the only one, or number 0 of several."""
+    """Returns whether this process prints and writes files: the only one, or number 0 of several."""
     return jax.process_index() == 0
 
 
 def agree(*values: int) -> tuple[int, ...]:
-    """The greatest of each value over all processes, which must call this in the same order.
+    """Returns the maximum of each value over all processes, which must call this in the same order.
 
     Example:
         >>> agree(3, False)
@@ -139,7 +139,7 @@ def agree(*values: int) -> tuple[int, ...]:
 
 
 def wait_for_all() -> None:
-    """Returns when every process has called it."""
+    """Waits until every process has called it."""
     agree(0)
 
 
@@ -149,7 +149,7 @@ def _make_maximum(mesh: Mesh) -> Callable[[Array], Array]:
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Arrays that every process has alike, as arrays of the whole mesh."""
+    """Replicates arrays that are equal in every process over the whole mesh."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf: Any) -> Array:
@@ -160,7 +160,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def is_loss(error: BaseException) -> bool:
-    """Whether an error says that another process is gone."""
+    """Returns whether an error means that another process is gone."""
     # Gloo's errors reach Python as ValueError, the others as RuntimeError.
     is_jax = isinstance(error, (RuntimeError, ValueError)) and jax.process_count() > 1
     return is_jax and any(sign in str(error) for sign in SIGNS_OF_LOSS)
@@ -168,7 +168,7 @@ def is_loss(error: BaseException) -> bool:
 
 @contextmanager
 def losses_named(out: os.PathLike[str]) -> Iterator[None]:
-    """Turns what JAX says of a lost process into what its user can do.
+    """Replaces JAX's errors about a lost process by a message that says what to do.
 
     Raises:
         ProcessLostError: In place of JAX's error.

@@ -1,4 +1,4 @@
-"""When a meta-training run goes wrong: meta-gradients that are not finite, files that cannot be written."""
+"""Errors of a meta-training run: non-finite meta-gradients and their limit, and failures of writing."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class RunWriteError(OSError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Names the file, and what to do, where it cannot be written.
+    """Re-raises errors of writing a file with its name and a remedy.
 
     Raises:
-        RunWriteError: In place of the error of whoever wrote.
+        RunWriteError: In place of the original error.
     """
     try:
         yield
@@ -39,18 +39,18 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _shorten(text: str, most: int = 240) -> str:
-    """One line of what may be pages: TensorStore repeats paths and causes."""
+    """Shortens a message to one line: TensorStore's can fill pages, repeating paths and causes."""
     text = " ".join(text.split()).rstrip(".")
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 class SkipLimit:
-    """Counts skipped meta-gradients among the last iterations.
+    """Limits the share of skipped meta-gradients among the last iterations.
 
     Args:
-        max_share: How many may be skipped, as a share of the window, in [0, 1].
-        window: Iterations that are looked back at; a young run is compared with a whole window too.
-        history: Records of the iterations before, the oldest first.
+        max_share: Maximum share of skipped ones in the window, in [0, 1].
+        window: Number of recent iterations considered; a young run is compared with a whole window too.
+        history: Records of the earlier iterations, the oldest first.
     """
 
     def __init__(self, max_share: float, window: int, history: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -58,7 +58,7 @@ class SkipLimit:
         self._recent = deque((bool(record.get("skipped")) for record in history), maxlen=window)
 
     def check(self, records: Iterable[Mapping[str, Any]]) -> str:
-        """Takes iterations' records, with `step` and `skipped`; returns what is first wrong, or nothing."""
+        """Adds records, with `step` and `skipped`; returns a message once the limit is exceeded."""
         found = [self._check_one(record) for record in records]
         return next(filter(None, found), "")
 

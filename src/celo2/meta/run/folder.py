@@ -1,11 +1,11 @@
-"""Files of a meta-training run: checkpoints, metrics, recipe, weights.
+"""The folder of a meta-training run: checkpoints, metrics, recipe, weights.
 
-Of several processes only the first writes, except that each writes its part of a checkpoint. The folder is
-one that all of them see.
+Of several processes only the first writes, except that each writes its part of a checkpoint. All processes
+must see the same folder.
 
 OUT/config.json, options.json    the recipe, and how it is run (`recipe.py`)
 OUT/start.safetensors            the weights it starts from, if the recipe names some
-OUT/libraries.log                what Orbax and others log, if they do
+OUT/libraries.log                log messages of Orbax and other libraries, if any
 OUT/metrics.jsonl                one line for each outer iteration
 OUT/checkpoints/STEP/            the whole state, written by Orbax to a temporary name first, and checksums
 OUT/weights/VARIANT-STEP.safetensors   theta alone, a few kB, one for each checkpoint
@@ -49,17 +49,17 @@ START_FILE = "start.safetensors"
 
 
 def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
-    """The recipe of a run's `config.json`, starting from the copy that the run kept, if it kept one."""
+    """Points the recipe of a run's `config.json` to the run's own copy of its start, if there is one."""
     copy = file.parent / START_FILE
     kept = config.start not in BUILT_IN and copy.exists()
     return dataclasses.replace(config, start=str(copy)) if kept else config
 
 
 class RunFiles:
-    """The folder of one run, a context that waits for pending writes and gives the folder free.
+    """The folder of one run; a context manager that waits for pending writes and releases the folder.
 
     Args:
-        folder: Made by `start` if it does not exist.
+        folder: The folder, made by `start` if it does not exist.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -70,9 +70,9 @@ class RunFiles:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """Every process asks for it first at the same point, and none before `start` has allowed the run.
+        """Creates Orbax's manager; all processes ask for it first at the same point, after `start`.
 
-        It removes what a killed run had not finished writing, which another run may be about to finish.
+        It removes unfinished checkpoints of a killed run, which another run may be about to finish.
         """
         return ocp.CheckpointManager(
             self.folder / "checkpoints",
@@ -94,13 +94,13 @@ class RunFiles:
         self._lock.close()
 
     def close(self) -> None:
-        """Waits for pending writes, and lets others write into the folder."""
+        """Waits for pending writes, and releases the folder for other writers."""
         if "_manager" in vars(self):
             self._manager.close()
         self._lock.close()
 
     def check(self, *, resume: bool) -> None:
-        """Finds out whether a run may begin here, or go on, before there has been any work.
+        """Checks, before any work, that a run can begin or continue here.
 
         Raises:
             FileExistsError, FileNotFoundError: See `start`.
@@ -111,12 +111,12 @@ class RunFiles:
             check_out_folder(self.folder)
 
     def start(self, config: MetaConfig, *, resume: bool) -> None:
-        """Writes the recipe of a new run and what it starts from, or checks that a resumed one has the same.
+        """Writes the recipe of a new run and its starting weights, or checks that a resumed one has the same.
 
-        The first process does it; the others wait. From then on no other run may write into the folder.
+        The first process does it; the others wait. From then on the folder is locked against other runs.
 
         Raises:
-            FolderInUseError: Another run does.
+            FolderInUseError: Another run writes into the folder.
             FileExistsError: A new run in a folder that holds one.
             FileNotFoundError: Nothing to resume.
             ValueError: The resumed run has another recipe, or the weights to start from have other options.
@@ -150,15 +150,15 @@ class RunFiles:
             )
 
     def with_own_start(self, config: MetaConfig) -> MetaConfig:
-        """The recipe with the run's own copy of the weights to start from, which nobody else changes."""
+        """Returns the recipe with the run's own copy of its starting weights, which nobody else changes."""
         return config if config.start in BUILT_IN else dataclasses.replace(config, start=str(self._start))
 
     def restore(
         self, config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
     ) -> OuterState | None:
-        """The newest whole state, its arrays placed as `outer.init` places them; None before there was one.
+        """Restores the newest intact state, placed as `outer.init` places it; None if there never was one.
 
-        Later checkpoints, which are not whole, are removed, and so are the metrics written after it, since
+        Later checkpoints, which are damaged, are removed, and so are the metrics written after it, since
         their iterations run again.
 
         Raises:
@@ -187,7 +187,7 @@ class RunFiles:
         return None
 
     def _go_back_to(self, step: int, doubts: Mapping[int, str]) -> None:
-        """Removes what is later than a checkpoint that has been read: its iterations run again."""
+        """Removes everything later than the restored checkpoint, since its iterations run again."""
         if distributed.is_first():
             for other, doubt in sorted(doubts.items(), reverse=True):
                 if other > step:
@@ -200,7 +200,7 @@ class RunFiles:
         self._drop_metrics_after(step)
 
     def _check_that_none_was_lost(self, doubts: Mapping[int, str]) -> None:
-        """Raises a ValueError where a run would begin anew though it had been further."""
+        """Raises a ValueError if a run would start over although it had made progress."""
         if doubts:
             listed = "; ".join(f"{step}: {doubt:.200}" for step, doubt in sorted(doubts.items()))
             raise ValueError(
@@ -238,14 +238,14 @@ class RunFiles:
         return path
 
     def weights_path(self, config: MetaConfig, step: int) -> Path:
-        """Where the weights of a checkpoint are."""
+        """Returns the path of a checkpoint's weights."""
         return self.folder / "weights" / f"{config.variant}-{step:06d}.safetensors"
 
     def _step_folder(self, step: int) -> Path:
         return self.folder / "checkpoints" / str(step)
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
-        """Adds one JSON line for each record.
+        """Appends one JSON line for each record.
 
         Raises:
             RunWriteError: They cannot be written.
@@ -255,11 +255,11 @@ class RunFiles:
                 stream.writelines(json.dumps(record) + "\n" for record in records)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The records so far, the oldest first."""
+        """Reads the records so far, the oldest first."""
         return read_metrics(self.folder)
 
     def _drop_metrics_after(self, step: int) -> None:
-        """The first process does it; the others wait."""
+        """Removes the records after a step; the first process does it, the others wait."""
         if distributed.is_first():
             records, faults = load_metrics(self.folder)
             for fault in faults:
@@ -276,7 +276,7 @@ class RunFiles:
 
 
 def _agreed(steps: Sequence[int]) -> Sequence[int]:
-    """The checkpoints to try, as the first process has found them; several processes try the best only."""
+    """Returns the first process's list of checkpoints to try; several processes try only the best."""
     if jax.process_count() == 1:
         return steps
     (first,) = distributed.agree(steps[0] + 1 if steps else 0)
@@ -284,7 +284,7 @@ def _agreed(steps: Sequence[int]) -> Sequence[int]:
 
 
 def _as_saved(state: OuterState) -> OuterState:
-    """The form in the files: Orbax writes no empty trees, so a group without problems has no entry."""
+    """Converts a state to its form in the files: Orbax writes no empty trees, so these are left out."""
 
     def fields(runs: InnerState) -> dict[str, Any]:
         return {name: tree for name, tree in runs._asdict().items() if name != "problem" or tree != ()}

@@ -1,7 +1,7 @@
-"""Where a run's numbers go beside its JSON lines: TensorBoard, Weights & Biases.
+"""Loggers of a run's metrics beside its JSON lines: TensorBoard, Weights & Biases.
 
-A sink takes records, flat or nested, each with its `step`. The JSON lines of the run are written first
-and have everything; a sink that fails is therefore reported once, and the run goes on.
+A logger (sink) takes records, flat or nested, each with its `step`. The JSON lines of the run are written
+first and are complete; a logger that fails is therefore reported once, and the run continues.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ Records = Sequence[Mapping[str, Any]]
 
 
 class Sink(Protocol):
-    """Takes what a run reports."""
+    """Interface of a logger."""
 
     def write(self, records: Records) -> None:
-        """Adds records; each has a `step`, and the steps of a run do not fall."""
+        """Adds records; each has a `step`, and the steps of a run do not decrease."""
         ...
 
     def close(self) -> None:
-        """Hands over what is still held back."""
+        """Flushes buffered records and closes the logger."""
         ...
 
 
 class TensorBoard:
-    """Event files in OUT/tensorboard, written without TensorFlow.
+    """Writes event files to OUT/tensorboard, without TensorFlow.
 
     Args:
-        folder: Of the run.
-        first: Iterations already done. TensorBoard forgets what an earlier part of the run wrote beyond.
-        recipe: Shown as a text.
+        folder: Folder of the run.
+        first: Iterations already done; TensorBoard discards later points of an earlier part of the run.
+        recipe: The run's recipe, shown as text.
     """
 
     def __init__(self, folder: Path, first: int, recipe: Mapping[str, Any]) -> None:
@@ -53,26 +53,26 @@ class TensorBoard:
             self._writer.add_text("recipe", f"```\n{json.dumps(dict(recipe), indent=2)}\n```", 0)
 
     def write(self, records: Records) -> None:
-        """One scalar for each number."""
+        """Writes one scalar for each number."""
         for record in records:
             for name, value in flatten(record):
                 self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
-        """Writes what is held back."""
+        """Flushes and closes the file."""
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, which OUT/wandb.json names so that a resumed one continues it.
+    """Logs to a run of Weights & Biases; OUT/wandb.json holds its id, so that a resumed run continues it.
 
     Project, mode and host are Weights & Biases' own settings: WANDB_PROJECT (default "celo2"),
     WANDB_MODE=offline, `wandb login`.
 
     Args:
-        folder: Of the run; its name is the run's.
+        folder: Folder of the run; its name becomes the run's.
         first: Iterations already done.
-        recipe: The run's config.
+        recipe: The config shown with the run.
     """
 
     def __init__(self, folder: Path, first: int, recipe: Mapping[str, Any]) -> None:
@@ -91,13 +91,13 @@ class WeightsAndBiases:
         write_atomic(note, (json.dumps({"id": self._run.id}) + "\n").encode())
 
     def write(self, records: Records) -> None:
-        """One row for each record; what the server already has from before a resumption is not sent again."""
+        """Logs one row for each record, except steps that the server already has from before a resumption."""
         for record in records:
             if record["step"] >= self._run.step:
                 self._run.log(dict(flatten(record)), step=record["step"])
 
     def close(self) -> None:
-        """Waits for the upload."""
+        """Waits for the upload to finish."""
         self._run.finish()
 
 
@@ -105,14 +105,14 @@ SINKS: Mapping[str, tuple[str, Callable[[Path, int, Mapping[str, Any]], Sink]]] 
     "tensorboard": ("tensorboardX", TensorBoard),
     "wandb": ("wandb", WeightsAndBiases),
 }
-"""The optional sinks by name: the package that each needs, and what opens it."""
+"""The available loggers by name: the package that each needs, and its class."""
 
 
 def check_sinks(names: Iterable[str]) -> None:
-    """Finds out, before anything is written, whether these sinks can be had.
+    """Checks, before anything is written, that these loggers exist and their packages are installed.
 
     Raises:
-        ValueError: No sink has this name.
+        ValueError: No logger has this name.
         ImportError: A package is missing; the message names the extra that brings it.
     """
     for name in names:
@@ -124,16 +124,16 @@ def check_sinks(names: Iterable[str]) -> None:
 
 
 def open_sinks(names: Iterable[str], folder: Path, *, first: int, recipe: Mapping[str, Any]) -> Sinks:
-    """Opens sinks for a run that has done `first` iterations.
+    """Opens loggers for a run that has done `first` iterations.
 
     Raises:
-        OSError: One cannot be opened: nobody is logged in, say.
+        OSError: One cannot be opened, for example without a login.
     """
     opened: dict[str, Sink] = {}
     for name in names:
         try:
             opened[name] = SINKS[name][1](folder, first, recipe)
-        except Exception as error:  # whatever a client of a service may raise
+        except Exception as error:  # clients of services may raise anything
             Sinks(opened).close()
             raise OSError(
                 f"{name} could not be opened ({type(error).__name__}: {error}); remedy it, or leave it out "
@@ -143,10 +143,10 @@ def open_sinks(names: Iterable[str], folder: Path, *, first: int, recipe: Mappin
 
 
 class Sinks:
-    """Several sinks as one that never raises: the first error of each is shown, the run goes on.
+    """Several loggers as one that never raises: the first error of each is printed, the run continues.
 
     Args:
-        sinks: By name.
+        sinks: The loggers by name.
     """
 
     def __init__(self, sinks: Mapping[str, Sink]) -> None:
@@ -154,19 +154,19 @@ class Sinks:
         self._failed: set[str] = set()
 
     def write(self, records: Records) -> None:
-        """Hands the records to every sink, also to one that failed before: a network may come back."""
+        """Passes the records to every logger, also to one that failed before: a network may recover."""
         for name, sink in self._sinks.items():
             self._try(name, lambda sink=sink: sink.write(records))
 
     def close(self) -> None:
-        """Closes every sink."""
+        """Closes every logger."""
         for name, sink in self._sinks.items():
             self._try(name, sink.close)
 
     def _try(self, name: str, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # whatever a client of a service may raise
+        except Exception as error:  # clients of services may raise anything
             if name not in self._failed:
                 print(
                     f"warning: {name} failed ({type(error).__name__}: {error}); the run goes on, further "
@@ -177,7 +177,7 @@ class Sinks:
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a record, names joined by "/"; `step`, text, lists and null are left out.
+    """Yields the numbers of a record, names joined by "/"; `step`, text, lists and null are left out.
 
     Example:
         >>> list(flatten({"step": 3, "loss": {"digits": 1.5, "mnist": None}, "skipped": 0}))

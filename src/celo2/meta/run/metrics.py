@@ -1,4 +1,4 @@
-"""The lines that a run writes about its outer iterations."""
+"""Reading of `metrics.jsonl`, the log of a run's outer iterations."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from celo2._utils.files import read_lines
 
 METRICS_FILE = "metrics.jsonl"
-SHOWN_LINES = 5  # numbers of odd lines that a message names
+SHOWN_LINES = 5  # malformed lines whose numbers a message lists
 
 
 class Metrics(NamedTuple):
-    """What a run's folder holds.
+    """The contents of a run's metrics file.
 
     Attributes:
-        records: One for each iteration, in order.
-        faults: What is wrong with the file, in sentences.
+        records: One record for each iteration, in order.
+        faults: Defects of the file, in sentences.
     """
 
     records: list[dict[str, Any]]
@@ -24,14 +24,14 @@ class Metrics(NamedTuple):
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of a run's folder; see `load_metrics`."""
+    """Reads the records of a run's folder; see `load_metrics`."""
     return load_metrics(folder).records
 
 
 def load_metrics(folder: Path) -> Metrics:
-    """Reads a run's folder; a last line that a killed run left torn is nothing to speak of.
+    """Reads the metrics of a run's folder; a torn last line, left by a killed run, is ignored.
 
-    Runs from before there were families name image sets, which perceptrons learned.
+    Runs from before the introduction of families name image sets; their task is `mlp/SET`.
     """
     path = folder / METRICS_FILE
     lines = read_lines(path, _is_record)
@@ -56,7 +56,7 @@ def load_metrics(folder: Path) -> Metrics:
 
 
 def _is_record(record: dict[str, Any]) -> bool:
-    """Whether an object is an iteration's: numbers where there must be some, or null."""
+    """Returns whether an object is an iteration's record: numbers where required, or null."""
     rest = dict(record)
     step, losses = rest.pop("step", None), rest.pop("loss_per_task", rest.pop("loss_per_set", {}))
     numbers = [*rest.values(), *losses.values()] if isinstance(losses, dict) else ["none"]

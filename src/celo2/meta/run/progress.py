@@ -1,4 +1,4 @@
-"""What a meta-training run shows while it runs."""
+"""Progress display of a meta-training run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 SMOOTHING = 0.98  # of the meta-loss that is shown, as "smoothed meta-loss"
-PLAIN_EVERY = 30.0  # seconds between lines where the output is not a terminal
+PLAIN_EVERY = 30.0  # seconds between lines if the output is not a terminal
 
 
 class Progress:
-    """A bar with the smoothed meta-loss and the time left; plain lines where there is no terminal.
+    """A progress bar with the smoothed meta-loss and the time left; plain lines without a terminal.
 
     Args:
-        title: Shown before the bar.
+        title: Text before the bar.
         first: Iterations already done.
-        total: Iterations in all.
-        history: Records of the iterations already done, for what is counted over the whole run.
+        total: Total number of iterations.
+        history: Records of the iterations already done, for counts over the whole run.
         shown: Whether anything is shown at all.
     """
 
@@ -40,7 +40,7 @@ class Progress:
         self._first, self._total = first, total
         self._last_line = time.monotonic()
         self._compiled: tuple[float, int] | None = (
-            None  # when the first call of the device was over, and where
+            None  # time and step at the end of the first call, which compiles
         )
         self._weighted = self._weight = 0.0
         self._skipped = self._ended = self._diverged = 0
@@ -70,7 +70,7 @@ class Progress:
         self._bar.stop()
 
     def _count(self, record: Mapping[str, Any]) -> None:
-        self._skipped += record.get("skipped", 0)  # runs from before these were counted have none
+        self._skipped += record.get("skipped", 0)  # absent in old runs
         self._ended += record.get("ended_runs", 0)
         self._diverged += record.get("diverged_runs", 0)
         loss = record.get("meta_loss")
@@ -83,7 +83,7 @@ class Progress:
         return skipped + (f", {self._diverged} of {self._ended} runs diverged" if self._diverged else "")
 
     def update(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Takes iterations' records, at least one; see `OuterMetrics` for their names."""
+        """Adds iterations' records, at least one; see `OuterMetrics` for their names."""
         for record in records:
             self._count(record)
         last = records[-1]
@@ -104,7 +104,7 @@ class Progress:
             print("  ".join(filter(None, words)), flush=True)
 
     def _pace(self, step: int, now: float) -> tuple[str, str]:
-        """Time of an iteration and time left, in words; nothing before there is one without compilation."""
+        """Formats the time of an iteration and the time left; empty until one ran without compilation."""
         if self._compiled is None:
             self._compiled = (now, step)
         since, before = self._compiled

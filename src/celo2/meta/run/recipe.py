@@ -1,7 +1,7 @@
-"""What a run was started with, in its folder: the recipe, and how it is run.
+"""Recipe and options of a run, as kept in its folder.
 
 OUT/config.json     the recipe, which decides the result; a resumed run must have the same
-OUT/options.json    how far and how watched; a resumption takes it over, and may change it
+OUT/options.json    length, checkpoints, loggers, probes; defaults of a resumption, which may change them
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RECIPE_FILE, OPTIONS_FILE = "config.json", "options.json"
 
 
 def write_recipe(folder: Path, config: MetaConfig) -> None:
-    """Writes down what a new run is.
+    """Writes the recipe of a new run.
 
     Raises:
         RunWriteError: It cannot be written.
@@ -30,11 +30,11 @@ def write_recipe(folder: Path, config: MetaConfig) -> None:
 
 
 def read_recipe(folder: Path) -> MetaConfig:
-    """What a run was started with; options that there were not then have their defaults.
+    """Reads the recipe that a run was started with; options added since take their defaults.
 
     Raises:
         OSError: There is no such file.
-        ValueError: It is damaged; the message says what to do.
+        ValueError: The file is damaged; the message says what to do.
     """
     try:
         return MetaConfig.load(folder / RECIPE_FILE)
@@ -45,10 +45,10 @@ def read_recipe(folder: Path) -> MetaConfig:
 
 
 def check_recipe(folder: Path, config: MetaConfig) -> None:
-    """Compares a resumed run's recipe with the one that it was started with.
+    """Checks that a resumed run's recipe equals the one that it was started with.
 
     Raises:
-        ValueError: They differ, and the message names in what; or the file is damaged.
+        ValueError: They differ (the message lists where), or the file is damaged.
     """
     saved = read_recipe(folder)
     before, now = (json.loads(recipe.to_json()) for recipe in (saved, config))
@@ -63,7 +63,7 @@ def check_recipe(folder: Path, config: MetaConfig) -> None:
 
 
 def write_options(folder: Path, options: Mapping[str, Any]) -> None:
-    """Writes down how a run is run, by names of `TrainOptions`; what is a dataclass becomes an object.
+    """Writes the options of a run, by names of `TrainOptions`; dataclasses become objects.
 
     Raises:
         RunWriteError: It cannot be written.
@@ -77,10 +77,10 @@ def write_options(folder: Path, options: Mapping[str, Any]) -> None:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """What `write_options` wrote; nothing for a run from before there was such a file.
+    """Reads the output of `write_options`; empty for runs from before there was such a file.
 
     Raises:
-        ValueError: It is damaged; the message says what to do.
+        ValueError: The file is damaged; the message says what to do.
     """
     path = folder / OPTIONS_FILE
     try:

@@ -1,4 +1,4 @@
-"""Rules whose direction is one weighted sum of the odd channels: two units of the network, a few numbers.
+"""Rules whose direction is a weighted sum of the odd channels: two hidden units and 22 parameters.
 
 The network of the rule (arXiv 2602.19142, section 3) has 30 input channels, of which fifteen change their
 sign with the gradient. Any weighted sum of these passes through two hidden units exactly,
@@ -37,7 +37,7 @@ CHANNELS: tuple[tuple[str, int], ...] = tuple(
     if feature.name in _ODD + _ODD_OF_MATRICES
     for index in range(_DEFAULTS.num_channels(feature))
 )
-"""The odd channels: feature and number within its group. The parameter is left out: decay is the user's."""
+"""The odd channels: feature and index within its group. The parameter is left out: decay is the user's."""
 
 _DECAYS = tuple(
     (name, index)
@@ -49,13 +49,13 @@ LONGEST, SHORTEST = 1e-4, 1.0  # bounds of 1 - β: a memory of 10,000 steps, and
 
 
 class Mixture(NamedTuple):
-    """A rule: the shares of the channels, and the decays of the accumulators (a `Decays` of `accumulators`).
+    """A rule: weights of the channels, and decays of the accumulators (a `Decays` of `accumulators`).
 
     Attributes:
-        shares: Of `CHANNELS`, `(15,)`; only their ratios matter, since steps are normalised.
-        initial_momentum_decays: Three.
-        initial_rms_decays: One.
-        initial_adafactor_decays: Three.
+        shares: Weights of `CHANNELS`, `(15,)`; only their ratios matter, since steps are normalised.
+        initial_momentum_decays: The three decays of the momenta.
+        initial_rms_decays: The decay of the second moment.
+        initial_adafactor_decays: The three decays of the factored second moments.
     """
 
     shares: Any
@@ -65,13 +65,13 @@ class Mixture(NamedTuple):
 
 
 def to_vector() -> np.ndarray:
-    """The vector of the Adam-like start, `(22,)`: its shares, and 0 for every decay."""
+    """Returns the vector of the Adam-like start, `(22,)`: its channel weights, and 0 for every decay."""
     shares = [ADAM_MIXTURE.get(channel, 0.0) for channel in CHANNELS]
     return np.asarray([*shares, *np.zeros(len(_DECAYS))])
 
 
 def to_mixture(vector: Any) -> Mixture:
-    """The rule of a vector `(22,)`, which may be traced: shares, then decays around their defaults.
+    """Decodes a vector `(22,)`, which may be traced: channel weights, then decays around their defaults.
 
     A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, kept within [1e-4, 1].
     """
@@ -84,12 +84,12 @@ def to_mixture(vector: Any) -> Mixture:
 
 
 def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]) -> Weights:
-    """The rule of a vector as finished weights, shares scaled to magnitudes that sum to 1.
+    """Makes finished weights of a vector's rule, channel weights scaled to magnitudes that sum to 1.
 
     Args:
-        vector: `(22,)`.
+        vector: The rule, `(22,)`.
         variant: "celo2" or "celo2-base".
-        provenance: What the weights say of themselves.
+        provenance: Provenance stated in the weight file.
     """
     mixture = to_mixture(np.asarray(vector, np.float64))
     decays = {name: tuple(round(float(b), 6) for b in getattr(mixture, name)) for name, _ in _DECAYS}
@@ -106,7 +106,7 @@ class _MixtureState(NamedTuple):
 
 
 def _scale_by_mixture(mixture: Mixture, orthogonalizes: bool) -> optax.GradientTransformation:
-    """`scale_by_celo2` with the weights of a mixture, computed without the network."""
+    """Makes `scale_by_celo2` with the weights of a mixture, computed without the network."""
 
     def init(params: Any) -> _MixtureState:
         def init_one(leaf: Array) -> accumulators.Accumulators:
@@ -150,13 +150,13 @@ def _compute_step(
 def make_optimizer(
     mixture: Mixture, variant: str, schedule: optax.Schedule, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """The complete optimizer of a mixture, as `celo2.celo2` or `celo2.celo2_base` are of finished weights.
+    """Makes the complete optimizer of a mixture, as `celo2.celo2` or `celo2.celo2_base` do for weights.
 
     Args:
-        mixture: May be traced.
+        mixture: The rule; may be traced.
         variant: "celo2" or "celo2-base".
-        schedule: Of the learning rate.
-        weight_decay: Decoupled.
+        schedule: Learning-rate schedule.
+        weight_decay: Decoupled weight decay.
     """
     rule = optax.chain(
         with_longer_axis_last(_scale_by_mixture(mixture, variant == "celo2")),
@@ -176,13 +176,13 @@ def make_optimizer(
 
 
 def find_updated(params: Any, variant: str) -> Any:
-    """Which arrays the rule updates, the others being AdamW's: a tree of booleans."""
+    """Returns a tree of booleans: whether the rule updates an array, rather than AdamW."""
     labels = param_labels(params, undecided="allow")
     return jax.tree.map(lambda label: variant == "celo2-base" or label == "celo2", labels)
 
 
 def describe(vector: np.ndarray) -> str:
-    """The larger shares and all decays of a vector, on one line."""
+    """Describes the larger channel weights and all decays of a vector, on one line."""
     mixture = to_mixture(np.asarray(vector, np.float64))
     shares = np.asarray(vector[: len(CHANNELS)]) / np.abs(vector[: len(CHANNELS)]).sum()
     largest = np.argsort(-np.abs(shares))[:8]
@@ -192,5 +192,5 @@ def describe(vector: np.ndarray) -> str:
 
 
 def is_vector(vector: np.ndarray) -> bool:
-    """Whether a vector has the right length and finite numbers."""
+    """Returns whether a vector has the right length and finite numbers."""
     return vector.shape == (len(CHANNELS) + len(_DECAYS),) and bool(np.isfinite(vector).all())

@@ -1,4 +1,4 @@
-"""How good candidates are: the loss at the end of short runs, at each one's best rate, against the start's.
+"""Objective of the search: the loss at the end of short runs, at the best rate, relative to the start's.
 
 For a candidate and a task,
 
@@ -9,8 +9,8 @@ the same batches, on a cosine schedule. A candidate's value is the weighted soft
 
     1/κ · log Σ w exp(κ r),
 
-so that a gain on one kind of task cannot pay for a loss on another: with κ = 25 a task that is 8 % worse
-counts as much as e² tasks that stay where they are.
+so that a gain on one kind of task cannot offset a loss on another: with κ = 25 a task that is 8 % worse
+counts as much as e² unchanged tasks.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from celo2.meta.task_sets import END_SHARE, TaskEntry, TaskSet
 from celo2.training.protocol import DIVERGENCE_MARGIN, cosine_schedule, seed_keys
 
 RATE_FACTORS = (0.6, 1.0, 1.67)  # times the task's own rate
-LARGEST_CORRECTION = 0.02  # of the lowest log loss by the parabola
+LARGEST_CORRECTION = 0.02  # limit of how far the parabola may lower the log loss
 SHARPNESS = 25.0  # κ
 
 
 def soft_maximum(ratios: np.ndarray, weights: Sequence[float], sharpness: float = SHARPNESS) -> np.ndarray:
-    """`1/κ · log Σ w exp(κ r)` over the last axis.
+    """Computes `1/κ · log Σ w exp(κ r)` over the last axis.
 
     Args:
         ratios: Log ratios of tasks, `(..., tasks)`.
-        weights: Of the tasks, summing to 1.
+        weights: Weights of the tasks, summing to 1.
         sharpness: κ > 0; towards 0 it is the weighted mean, towards infinity the maximum.
 
     Example:
@@ -56,14 +56,14 @@ def soft_maximum(ratios: np.ndarray, weights: Sequence[float], sharpness: float 
 
 
 def best_of_rates(losses: np.ndarray) -> np.ndarray:
-    """The lowest log loss over the rate, by the parabola through three rates of equal ratio.
+    """Estimates the lowest log loss over the rate, by the parabola through three rates of equal ratio.
 
     Args:
         losses: `(…, 3)`, rising rates.
 
     Returns:
-        `(…,)`: the parabola's minimum where it has one between the outer rates, otherwise the lowest of
-        the three; never more than 0.02 below the lowest, so that one odd run cannot make a candidate.
+        `(…,)`: the parabola's minimum if it lies between the outer rates, otherwise the lowest of
+        the three; never more than 0.02 below the lowest, so that one outlier cannot make a candidate.
 
     Example:
         >>> best_of_rates(np.array([1.0, 0.0, 1.0]))
@@ -84,11 +84,11 @@ class Objective:
     """The tasks of a set, compiled when first measured.
 
     Args:
-        task_set: What candidates are trained on.
+        task_set: The tasks that candidates are trained on.
         variant: "celo2" or "celo2-base".
 
     Attributes:
-        task_set: The set.
+        task_set: The tasks that candidates are trained on.
     """
 
     def __init__(self, task_set: TaskSet, variant: str) -> None:
@@ -98,21 +98,21 @@ class Objective:
         self._tasks = {entry.name: entry.make() for entry in task_set.tasks}
 
     def measure(self, name: str, vectors: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        """Log losses of a task at the end of the runs, at each candidate's best rate.
+        """Measures log losses of a task at the end of the runs, at each candidate's best rate.
 
         Args:
-            name: The task's.
+            name: Name of the task.
             vectors: Candidates, `(candidates, 22)`; another number of them is compiled anew.
-            seeds: Of the runs; the same for all candidates.
+            seeds: Seeds of the runs; the same for all candidates.
 
         Returns:
-            `(candidates,)`, of the mean over the seeds.
+            The means over the seeds, `(candidates,)`.
         """
         (entry,) = self.task_set.select([name]).tasks
         return best_of_rates(np.mean([self._run(entry, vectors, seed) for seed in seeds], axis=0))
 
     def _run(self, entry: TaskEntry, vectors: np.ndarray, seed: int) -> np.ndarray:
-        """`(candidates, rates)` for one seed."""
+        """Trains all candidates at all rates with one seed; returns log losses `(candidates, rates)`."""
         task = self._tasks[entry.name]
         rates = [factor * entry.rate for factor in RATE_FACTORS]
         runs = (
@@ -134,15 +134,15 @@ class Objective:
         return jax.lax.map(lambda run: train(*run, seed, data), runs, batch_size=size)
 
     def sample_gradient_rms(self, vector: np.ndarray, seed: int) -> np.ndarray:
-        """Root mean squares of the gradients that a rule meets on the tasks, each at the task's own rate.
+        """Samples root mean squares of a rule's gradients on the tasks, each at the task's own rate.
 
         Args:
             vector: The rule, `(22,)`.
-            seed: Of the runs, one for each task.
+            seed: Seed of the runs, one for each task.
 
         Returns:
-            One for each array that the rule updates and each step, of all tasks together, `(samples,)`,
-            without those that vanish.
+            One value for each array that the rule updates and each step, of all tasks together, `(samples,)`,
+            without zeros.
         """
         found = []
         for entry in self.task_set.tasks:
@@ -155,7 +155,7 @@ class Objective:
         return together[together > 0]
 
     def _train(self, entry: TaskEntry) -> Any:
-        """`(vector, rate, seed, data) → log of the loss at the end`, NaN where it diverged.
+        """Compiles `(vector, rate, seed, data) → log of the loss at the end`, NaN if it diverged.
 
         With `watch`, the gradients' root mean squares `(steps, arrays)` come second.
         """

@@ -1,17 +1,17 @@
-"""The search: candidates from CMA-ES, their values from short runs, everything recorded.
+"""The search loop: candidates from CMA-ES, their values from short runs, everything recorded.
 
 Source: N. Hansen, "The CMA evolution strategy: a tutorial" (arXiv 1604.00772), by the library `cmaes`. Each
 generation trains on some of the set's tasks, in turn, with seeds that no earlier one had. All its candidates
 have the same tasks, seeds and batches, and so have the start and the distribution's mean, which are trained
 beside them.
 
-OUT/config.json          what decides the result
+OUT/config.json          the settings that decide the result
 OUT/generations.jsonl    one line for each generation: tasks, candidates' values, the mean, its log ratios
-OUT/weights/             the mean as finished weights, now and then, and its average over the last third of
-                         the generations, which the noise of single ones moves less
+OUT/weights/             the mean as finished weights, at intervals, and its average over the last third of
+                         the generations, which is less noisy than single ones
 
 Candidates depend on the seed and on the values of earlier generations alone, so the record is also the
-checkpoint: resuming asks for them again, tells the recorded values, and goes on.
+checkpoint: resuming asks for them again, tells the recorded values, and continues.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ RECORD, CONFIG = "generations.jsonl", "config.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """What decides the result of a search, but for its length.
+    """Settings that decide the result of a search, except for its length.
 
     Attributes:
         variant: "celo2" or "celo2-base".
         task_set: A declared set of tasks, by name or file.
-        tasks_per_generation: How many of its tasks a generation trains on; 0: all.
-        population: Candidates of a generation, ≥ 4.
-        spread: Standard deviation of the first generation's shares, which begin at a half each.
+        tasks_per_generation: Number of tasks that a generation trains on; 0: all.
+        population: Number of candidates of a generation, ≥ 4.
+        spread: Initial standard deviation of the channel weights, which begin at a half each.
         seeds: Runs of each task, rate and candidate.
-        start: Numbers to begin at, as the record has them; none: the Adam-like start.
-        seed: Of the candidates.
+        start: Vector to begin at, as recorded; none: the Adam-like start.
+        seed: Seed of the candidates.
 
     Raises:
         ValueError: A number is out of its range.
@@ -82,22 +82,22 @@ class SearchConfig:
             raise ValueError(f"start must be {wanted} finite numbers, got {len(self.start)}: {self.start}.")
 
     def to_json(self) -> str:
-        """The settings as a JSON object."""
+        """Returns the settings as a JSON object."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """What one generation left, a line of the record.
+    """The result of one generation, a line of the record.
 
     Attributes:
-        generation: Its number, from 0.
-        tasks: What it trained on.
-        values: Of the candidates, soft maxima of their log ratios over units; lower is better.
+        generation: Index of the generation, from 0.
+        tasks: Names of the tasks it trained on.
+        values: Values of the candidates, soft maxima of their log ratios over units; lower is better.
         mean: Log ratio of the distribution's mean to the start, by task.
-        vector: The mean that was measured.
-        spread: Of the distribution: the mean standard deviation of a coordinate.
-        seconds: Taken.
+        vector: The measured mean of the distribution.
+        spread: Mean standard deviation of a coordinate of the distribution.
+        seconds: Duration.
     """
 
     generation: int
@@ -117,12 +117,12 @@ def search(
     save_every: int = 5,
     on_generation: Callable[[Generation], Any] | None = None,
 ) -> np.ndarray:
-    """Runs, or goes on with, a search up to so many generations.
+    """Runs or resumes a search up to a number of generations.
 
     Args:
-        config: What decides the result.
-        out: Its folder; made, or one that holds a search with the same settings.
-        generations: In all.
+        config: The settings that decide the result.
+        out: Folder of the search; made, or one that holds a search with the same settings.
+        generations: Total number of generations.
         save_every: Generations between weight files.
         on_generation: Called with each new line of the record.
 
@@ -131,7 +131,7 @@ def search(
 
     Raises:
         ValueError: The folder's search has other settings.
-        OSError: It cannot be written, or another process does.
+        OSError: The folder cannot be written, or another process uses it.
     """
     objective = Objective(load_task_set(config.task_set), config.variant)
     (out / "weights").mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def _search(
     save_every: int,
     on_generation: Callable[[Generation], Any] | None,
 ) -> np.ndarray:
-    """`search` in a folder that no other process writes into."""
+    """Runs `search` in a folder that no other process writes into."""
     records = _open(config, out)
     strategy = CMA(
         mean=np.asarray(config.start) if config.start else mixture.to_vector(),
@@ -168,7 +168,7 @@ def _search(
             if on_generation:
                 on_generation(done)
         strategy.tell(list(zip(candidates, values, strict=True)))
-        means.append(strategy.mean.copy())  # which the strategy changes in place
+        means.append(strategy.mean.copy())  # a copy: the strategy changes it in place
         if number >= len(records) and (number + 1) % save_every == 0:
             _save(strategy.mean, config, out, f"{number + 1:06d}")
     average = np.mean(means[-math.ceil(generations / 3) :], axis=0)
@@ -179,7 +179,7 @@ def _search(
 
 
 def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
-    """Checks the folder; returns the record, whose torn last line is cut off."""
+    """Checks the folder; returns the record without a torn last line."""
     path = out / CONFIG
     if path.exists():
         known = read_object(path)
@@ -199,7 +199,7 @@ def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
             f"{out / RECORD}: {where} is not as a search writes it, and what follows depends on it; put back "
             "a copy, or begin with another folder."
         )
-    if records:  # without what a killed run left torn
+    if records:  # without the line that a killed run left torn
         lines = "".join(json.dumps(record) + "\n" for record in records)
         write_atomic(out / RECORD, lines.encode())
     return records
@@ -211,7 +211,7 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def _tasks_of(config: SearchConfig, names: tuple[str, ...], number: int) -> tuple[str, ...]:
-    """The tasks of a generation: all in a random order, a few at a time, then all again in another order."""
+    """Selects the tasks of a generation: all in a random order, a few at a time, then in another order."""
     size = config.tasks_per_generation or len(names)
     per_round = -(-len(names) // size)
     order = np.random.default_rng([config.seed, number // per_round]).permutation(len(names))

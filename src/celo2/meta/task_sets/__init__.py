@@ -1,4 +1,4 @@
-"""Declared sets of tasks: what a search trains on, what chooses among weights, what judges them.
+"""Declared sets of tasks: for searches, for the selection of weights, and for judging them.
 
 A set is a TOML file, so that it stands fixed in the repository before the runs that use it:
 
@@ -6,17 +6,17 @@ A set is a TOML file, so that it stands fixed in the repository before the runs 
     seeds = 8
 
     [[tasks]]
-    name = "perceptron"          # of the row in tables and files
-    task = "mlp"                 # of `celo2.tasks.registry.TASKS`, with @tiny or @small where it has sizes
+    name = "perceptron"          # name of the row in tables and files
+    task = "mlp"                 # of `celo2.tasks.registry.TASKS`, with @tiny or @small if it has sizes
     kind = "perceptron"          # tasks of one kind share one vote; the name itself by default
     steps = 300
-    rate = 8e-3                  # where the search for the best rate of rules with unit steps begins
+    rate = 8e-3                  # start of the search for the best rate of rules with unit steps
     weight_decay = 0.1           # decoupled; 0 by default
     options = { widths = [32] }  # keywords of the function that makes the task
 
 Four sets come with the package. `searching` is small and broad, half of it transformers. `choosing` may
-select checkpoints and recipes. `judging` has other kinds of network, other data and other sizes, half of its
-runs are 1,500 steps long, and it is only ever run on weights that are about to be shipped and on the rows
+select checkpoints and recipes. `judging` has other kinds of network, other data and other sizes; half of its
+runs are 1,500 steps long, and it is only ever run on weights about to be shipped and on the rows
 beside them. `scaling` has one task at three widths and one at three lengths.
 """
 
@@ -38,7 +38,7 @@ from celo2.tasks.registry import check_task_name, make_task
 
 __all__ = ["END_SHARE", "TASK_SETS", "TaskEntry", "TaskSet", "load_task_set"]
 
-END_SHARE = 0.2  # of the steps, and of the validations, over which the loss at the end of a run is averaged
+END_SHARE = 0.2  # share of the steps, and of the validations, that the final loss is averaged over
 
 TASK_SETS = ("searching", "choosing", "judging", "scaling")
 """Names of the sets in the package."""
@@ -46,19 +46,19 @@ TASK_SETS = ("searching", "choosing", "judging", "scaling")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskEntry:
-    """One task of a set, and how it is trained.
+    """One task of a set, and its training settings.
 
     Attributes:
-        name: Of its row.
+        name: Name of its row.
         task: Name in the registry.
         kind: Tasks of one kind share one vote in a mean.
         steps: Length of a run, ≥ 5.
         rate: Peak learning rate of rules with unit steps at which the search for the best one begins.
-        weight_decay: Decoupled, multiplied by the learning rate.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate.
         options: Keywords of the function that makes the task.
-        unit: A search divides the task's log ratio by it: what a per cent of the loss is worth differs
+        unit: Divisor of the task's log ratio in a search: the worth of a per cent of the loss differs
             between a classifier's training loss, which falls to zero, and a language model's, which does not.
-        at_once: How many runs a search trains side by side; 0: all. A few keep large activations in cache.
+        at_once: Number of runs that a search trains side by side; 0: all. A few keep activations in cache.
 
     Raises:
         ValueError: A name is unknown or a number is out of its range.
@@ -101,10 +101,10 @@ class TaskSet:
     """Tasks with the seeds that they are run with.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         tasks: The tasks, each with a name of its own.
-        seeds: Runs of each task and rate.
-        first_seed: Of these runs; sets differ in it, so that none judges by what another chose with.
+        seeds: Number of runs of each task and rate.
+        first_seed: First seed of these runs; sets differ in it, so that none judges by another's choices.
 
     Raises:
         ValueError: There is no task or seed, or two tasks have one name.
@@ -128,11 +128,11 @@ class TaskSet:
 
     @property
     def seed_range(self) -> range:
-        """The seeds."""
+        """The seeds of the runs."""
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def select(self, names: Sequence[str]) -> TaskSet:
-        """The set with the tasks of these names only.
+        """Returns the set restricted to the tasks of these names.
 
         Raises:
             ValueError: The set has no task of a name; the message suggests the nearest.
@@ -148,23 +148,23 @@ class TaskSet:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that tell sets apart whose tasks, options or seeds differ."""
+        """Twelve hexadecimal digits that differ between sets whose tasks, options or seeds differ."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def kind_weights(self) -> tuple[float, ...]:
-        """Weight of each task in a mean in which kinds count alike; they sum to 1."""
+        """The weight of each task in a mean in which kinds count alike; they sum to 1."""
         kinds = [entry.kind for entry in self.tasks]
         return tuple(1.0 / (len(set(kinds)) * kinds.count(kind)) for kind in kinds)
 
 
 def load_task_set(source: str | Path) -> TaskSet:
-    """A set of the package by its name, or one of a TOML file.
+    """Loads a set of the package by its name, or one of a TOML file.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It is no such file; the message says where and why.
+        ValueError: The file is no task set; the message says where and why.
 
     Example:
         >>> load_task_set("judging").seeds

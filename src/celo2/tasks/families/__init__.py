@@ -1,4 +1,4 @@
-"""The task families by name: what meta-training can mix."""
+"""Task families by name, which meta-training can mix."""
 
 from __future__ import annotations
 

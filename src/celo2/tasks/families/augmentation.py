@@ -1,4 +1,4 @@
-"""Task augmentation: train a network in other units.
+"""Task augmentation by rescaling of parameters.
 
 Source: Celo (arXiv 2501.12670, section 3.3) and Celo2 (arXiv 2602.19142, section 3.5). The initial
 parameters are divided by a scale and used multiplied by it, so that the function at the start is the
@@ -22,21 +22,21 @@ LEVELS: tuple[str, ...] = get_args(Level)
 
 
 class ScaleLaw(NamedTuple):
-    """What `sample_scales` draws: the level, and the least and greatest scale."""
+    """The distribution of `sample_scales`: the level, and the minimum and maximum scale."""
 
     level: Level
     scale_range: tuple[float, float]
 
 
 def parse_mixture(entries: Sequence[str], scale_range: tuple[float, float]) -> tuple[ScaleLaw, ...]:
-    """Reads entries `LEVEL` or `LEVEL:LOW:HIGH`.
+    """Parses entries `LEVEL` or `LEVEL:LOW:HIGH`.
 
     Args:
-        entries: As written.
-        scale_range: Of the entries that state none.
+        entries: The entries as text.
+        scale_range: Range of the entries that state none.
 
     Raises:
-        ValueError: An entry is none of these, or its numbers are not positive and rising.
+        ValueError: An entry is malformed, or its numbers are not positive and ascending.
 
     Example:
         >>> parse_mixture(["tensor:0.1:10"], (1e-3, 1e3))
@@ -59,7 +59,7 @@ def parse_mixture(entries: Sequence[str], scale_range: tuple[float, float]) -> t
 
 
 def log_uniform(key: Array, low: float, high: float) -> Array:
-    """A number between two positive ones whose logarithm is uniform, `()` float32."""
+    """Draws a number between two positive ones whose logarithm is uniform, `()` float32."""
     bounds = jnp.log(jnp.float32(low)), jnp.log(jnp.float32(high))
     return jnp.exp(jax.random.uniform(key, (), minval=bounds[0], maxval=bounds[1]))
 
@@ -72,7 +72,7 @@ def sample_scales(key: Array, params: Params, level: Level, scale_range: tuple[f
         params: The tree to be scaled; only its shapes are used.
         level: One scale for the whole tree ("global"), one for each array ("tensor"), one for each
             element ("parameter"), or ones ("none").
-        scale_range: Least and greatest scale, both positive.
+        scale_range: Minimum and maximum scale, both positive.
 
     Returns:
         A tree like `params`, of scalars, or of arrays of the parameters' shapes for "parameter".
@@ -95,7 +95,7 @@ def sample_scales(key: Array, params: Params, level: Level, scale_range: tuple[f
 
 
 def sample_mixed_scales(key: Array, params: Params, laws: Sequence[ScaleLaw]) -> Params:
-    """Draws one of the laws, all equally likely, and by it the scales of one task.
+    """Draws one of the laws, all equally likely, and the scales of one task from it.
 
     Args:
         key: Random key.
@@ -103,8 +103,8 @@ def sample_mixed_scales(key: Array, params: Params, laws: Sequence[ScaleLaw]) ->
         laws: At least one; one that occurs twice is twice as likely.
 
     Returns:
-        A tree like `params`, of scalars, or of arrays of the parameters' shapes if any of the laws draws
-        such.
+        A tree like `params`, of scalars, or of arrays of the parameters' shapes if a law has the level
+        "parameter".
     """
     law_key, scale_key = jax.random.split(key)
     chosen = jax.random.randint(law_key, (), 0, len(laws))
@@ -120,10 +120,10 @@ def sample_mixed_scales(key: Array, params: Params, laws: Sequence[ScaleLaw]) ->
 
 
 def to_scaled(params: Params, scales: Params) -> Params:
-    """The stored parameters: `params / scales`."""
+    """Converts to the stored parameters, `params / scales`."""
     return jax.tree.map(jnp.divide, params, scales)
 
 
 def from_scaled(stored: Params, scales: Params) -> Params:
-    """The parameters that the network uses: `stored · scales`."""
+    """Converts to the parameters that the network uses, `stored · scales`."""
     return jax.tree.map(jnp.multiply, stored, scales)

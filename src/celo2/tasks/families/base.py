@@ -1,6 +1,6 @@
-"""What a task family is: a distribution of tasks of one kind, each run in its own units.
+"""Task families: distributions of tasks of one kind, each task with its own parameter scales.
 
-A family says how its parameters are drawn, where its batches come from and what its loss is; the
+A family defines how its parameters are drawn, the source of its batches and its loss; the
 augmentation, which is the same for all, is here, and so is the data that families share. Every
 family's loss has one unit, so that a meta-gradient can sum over families: an untrained network scores
 about `log(10)`, as ten-class classifiers do.
@@ -30,19 +30,19 @@ from celo2.tasks.families.augmentation import (
 )
 from celo2.tasks.vision.classifier import LOSS_CLIP
 
-UNTRAINED_LOSS = math.log(10)  # what an untrained network of any family scores, about
+UNTRAINED_LOSS = math.log(10)  # approximate loss of an untrained network of any family
 
 Source = Literal["images", "text", "problem"]
 
 
 class FamilyData(NamedTuple):
-    """Several image sets, one after the other.
+    """Several image sets, concatenated.
 
     Attributes:
         images: `(examples of all sets, 64)` uint8; a set is one split of a data set.
         labels: `(examples of all sets,)` int32.
-        offsets: `(sets,)` int32, where each set begins.
-        sizes: `(sets,)` int32.
+        offsets: `(sets,)` int32, the first example of each set.
+        sizes: `(sets,)` int32, the number of examples of each set.
     """
 
     images: Array
@@ -52,12 +52,12 @@ class FamilyData(NamedTuple):
 
 
 class TextData(NamedTuple):
-    """Several texts, one after the other.
+    """Several texts, concatenated.
 
     Attributes:
         text: `(bytes of all texts,)` uint8; a text is one split of a data set.
-        offsets: `(texts,)` int32, where each begins.
-        sizes: `(texts,)` int32.
+        offsets: `(texts,)` int32, the first byte of each.
+        sizes: `(texts,)` int32, the number of bytes of each.
     """
 
     text: Array
@@ -66,18 +66,18 @@ class TextData(NamedTuple):
 
 
 class TaskData(NamedTuple):
-    """What the families of a run draw from; None for what none of them needs."""
+    """The data of a run's families; None for sources that none of them needs."""
 
     images: FamilyData | None = None
     text: TextData | None = None
 
     def of(self, source: Source) -> FamilyData | TextData | None:
-        """What families of this source share."""
+        """Returns the data shared by families of this source."""
         return {"images": self.images, "text": self.text, "problem": None}[source]
 
 
 def stack_datasets(datasets: Sequence[Dataset], *, splits: Sequence[Split] = ("train",)) -> FamilyData:
-    """Puts sets (`image` of any shape, `label`) one after the other: all of one split, then the next."""
+    """Concatenates sets (`image` of any shape, `label`): all of one split, then the next."""
     parts: list[Mapping[str, Any]] = [getattr(dataset, split) for split in splits for dataset in datasets]
     sizes = [len(part["label"]) for part in parts]
     return FamilyData(
@@ -92,26 +92,26 @@ def stack_datasets(datasets: Sequence[Dataset], *, splits: Sequence[Split] = ("t
 
 
 def stack_texts(datasets: Sequence[Dataset], *, splits: Sequence[Split] = ("train",)) -> TextData:
-    """Puts texts (`text` in rows of any length) one after the other: all of one split, then the next."""
+    """Concatenates texts (`text` in rows of any length): all of one split, then the next."""
     parts = [np.ravel(getattr(dataset, split)["text"]) for split in splits for dataset in datasets]
     return TextData(jnp.asarray(np.concatenate(parts)), *_places([part.size for part in parts]))
 
 
 def _places(sizes: Sequence[int]) -> tuple[Array, Array]:
-    """Offsets and sizes of parts that lie one after the other."""
+    """Returns offsets and sizes of concatenated parts."""
     return jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32), jnp.asarray(sizes, jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskFamily(abc.ABC):
-    """Tasks of one kind; all methods are pure, and can be jitted and vmapped over keys and tasks.
+    """Base class of a family; all methods are pure, and can be jitted and vmapped over keys and tasks.
 
     Attributes:
-        batch_size: Examples in a batch; bytes to be predicted, where the examples are text.
-        level: What the augmentation scales (`augmentation.sample_scales`).
-        scale_range: Least and greatest scale.
-        mixture: Laws from which each task draws one, in place of `level` and `scale_range`, if there are any.
-        source: What batches are drawn from: the "images" or the "text" that all tasks share, or a
+        batch_size: Examples in a batch; for text, bytes to be predicted.
+        level: Granularity of the augmentation's scales (`augmentation.sample_scales`).
+        scale_range: Minimum and maximum scale.
+        mixture: Laws from which each task draws one, in place of `level` and `scale_range`; empty: none.
+        source: Source of the batches: the "images" or the "text" that all tasks share, or a
             "problem" of each task's own.
     """
 
@@ -123,55 +123,55 @@ class TaskFamily(abc.ABC):
 
     @abc.abstractmethod
     def init_params(self, key: Array) -> Params:
-        """The untrained network, in its own units."""
+        """Draws the untrained network's parameters, before scaling."""
 
     @abc.abstractmethod
     def make_batch(self, draw: Array, data: Any) -> Batch:
-        """The batch of a draw.
+        """Makes the batch of a draw.
 
         Args:
             draw: From `sample_draw`.
-            data: As `source` says: `FamilyData`, `TextData`, or what `sample_problem` drew for the task.
+            data: Data of the `source`: `FamilyData`, `TextData`, or the task's own from `sample_problem`.
         """
 
     @abc.abstractmethod
     def compute_loss(self, params: Params, batch: Batch) -> Array:
-        """Mean loss of the batch, a float32 scalar, about `UNTRAINED_LOSS` before training."""
+        """Computes the mean loss of the batch, a float32 scalar, about `UNTRAINED_LOSS` before training."""
 
     def sample_problem(self, key: Array) -> Any:
-        """A tree of arrays that one task draws its batches from; empty unless `source` is "problem"."""
+        """Draws a task's own data as a tree of arrays; empty unless `source` is "problem"."""
         del key
         return ()
 
     def sample_draw(self, key: Array, data: Any, set_index: Array) -> Array:
-        """All of a batch's randomness that depends on no task, so that many steps can draw at once.
+        """Draws a batch's randomness that does not depend on the task, so that many steps can draw at once.
 
         Args:
             key: Random key.
-            data: What all tasks share; None if they share nothing.
-            set_index: Which of the sets, `()` int32; a problem has no sets.
+            data: Data shared by all tasks; None if there is none.
+            set_index: Index of the data set, `()` int32; a problem has no sets.
 
         Returns:
-            Small: places in the data, or the key itself where each task has its own problem.
+            A small array: indices into the data, or the key itself if each task has its own problem.
         """
         del data, set_index
         return key
 
     def sample_batch(self, key: Array, data: Any, set_index: Array) -> Batch:
-        """A batch, drawn with replacement; the arguments are those of `sample_draw` and `make_batch`."""
+        """Draws a batch with replacement; the arguments are those of `sample_draw` and `make_batch`."""
         return self.make_batch(self.sample_draw(key, data, set_index), data)
 
     def sample_draws(self, keys: Array, data: Any, set_index: Array) -> Array:
-        """`sample_draw` for each of several tasks: keys `(tasks,)`, sets `(tasks,)`."""
+        """Applies `sample_draw` to each of several tasks: keys `(tasks,)`, sets `(tasks,)`."""
         return jax.vmap(self.sample_draw, in_axes=(0, None, 0))(keys, data, set_index)
 
     def make_batches(self, draws: Array, data: Any, problems: Any) -> Batch:
-        """`make_batch` for each of several tasks.
+        """Applies `make_batch` to each of several tasks.
 
         Args:
             draws: From `sample_draws`.
-            data: What all tasks share; None if they share nothing.
-            problems: What each draws from otherwise, leading axis `tasks`.
+            data: Data shared by all tasks; None if there is none.
+            problems: Each task's own data otherwise, leading axis `tasks`.
         """
         if self.source == "problem":
             return jax.vmap(self.make_batch)(draws, problems)
@@ -179,11 +179,11 @@ class TaskFamily(abc.ABC):
 
     @property
     def loss_ceiling(self) -> float:
-        """What a meta-loss is clipped to."""
+        """The upper bound to which meta-losses are clipped."""
         return LOSS_CLIP * UNTRAINED_LOSS
 
     def init(self, key: Array) -> tuple[Params, Params]:
-        """One task: the stored parameters and their scales."""
+        """Draws one task: the stored parameters and their scales."""
         init_key, scale_key = jax.random.split(key)
         params = self.init_params(init_key)
         if self.mixture:
@@ -193,5 +193,5 @@ class TaskFamily(abc.ABC):
         return to_scaled(params, scales), scales
 
     def loss(self, stored: Params, scales: Params, batch: Batch) -> Array:
-        """`compute_loss` of stored parameters."""
+        """Applies `compute_loss` to stored parameters."""
         return self.compute_loss(from_scaled(stored, scales), batch)

@@ -1,4 +1,4 @@
-"""Families that draw batches from the image sets."""
+"""Image families: perceptrons, deep perceptrons, convolutional networks and autoencoders on image sets."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ NUM_PIXELS = SIDE * SIDE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFamily(TaskFamily):
-    """Tasks on the grey 8 × 8 image sets, ten classes each."""
+    """Base class of tasks on the grey 8 × 8 image sets, ten classes each."""
 
     source = "images"
 
     def sample_draw(self, key: Array, data: FamilyData, set_index: Array) -> Array:
-        """Images of one set: `(batch,)` int32."""
+        """Draws the indices of images of one set: `(batch,)` int32."""
         index = jax.random.randint(key, (self.batch_size,), 0, data.sizes[set_index])
         return index + data.offsets[set_index]
 
     def make_batch(self, draw: Array, data: FamilyData) -> Batch:
-        """`x` `(batch, 64)` in [0, 1], `y` `(batch,)`."""
+        """Makes `x` `(batch, 64)` in [0, 1] and `y` `(batch,)`."""
         return {"x": data.images[draw].astype(jnp.float32) / 255.0, "y": data.labels[draw]}
 
 
@@ -46,19 +46,19 @@ class ImageMLPFamily(ImageFamily):
     widths: tuple[int, ...] = (NUM_PIXELS, 32, NUM_CLASSES)
 
     def init_params(self, key: Array) -> Params:
-        """Untrained perceptron."""
+        """Draws an untrained perceptron."""
         return init_mlp(key, self.widths)
 
     def compute_loss(self, params: Params, batch: Batch) -> Array:
-        """Mean cross-entropy, in nats."""
+        """Computes the mean cross-entropy, in nats."""
         return cross_entropy(compute_mlp(params, batch["x"]), batch["y"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepMLPFamily(ImageMLPFamily):
-    """The same with five hidden layers of 16; 2,298 parameters.
+    """Perceptrons like `ImageMLPFamily`'s with five hidden layers of 16; 2,298 parameters.
 
-    Each layer shrinks its signal to 0.6 of what came in, so that the gradients begin small and grow.
+    Each layer shrinks its signal to 0.6 of its input, so that the gradients begin small and grow.
     """
 
     widths: tuple[int, ...] = (NUM_PIXELS, 16, 16, 16, 16, 16, NUM_CLASSES)
@@ -75,11 +75,11 @@ class ImageConvFamily(ImageFamily):
     channels: tuple[int, ...] = (8, 16)
 
     def init_params(self, key: Array) -> Params:
-        """Untrained network."""
+        """Draws an untrained network."""
         return init_conv_net(key, self.channels)
 
     def compute_loss(self, params: Params, batch: Batch) -> Array:
-        """Mean cross-entropy, in nats."""
+        """Computes the mean cross-entropy, in nats."""
         return cross_entropy(compute_conv_net(params, batch["x"].reshape(-1, SIDE, SIDE)), batch["y"])
 
 
@@ -97,11 +97,11 @@ class AutoencoderFamily(ImageFamily):
     widths: tuple[int, ...] = (NUM_PIXELS, 16, 8, 16, NUM_PIXELS)
 
     def init_params(self, key: Array) -> Params:
-        """Untrained perceptron."""
+        """Draws an untrained perceptron."""
         return init_mlp(key, self.widths)
 
     def compute_loss(self, params: Params, batch: Batch) -> Array:
-        """Squared error over that of a mid-grey image, which untrained networks answer, times log(10)."""
+        """Computes the squared error over a mid-grey image's (an untrained network's answer), × log(10)."""
         answers = jax.nn.sigmoid(compute_mlp(params, batch["x"]))
         error = jnp.mean(jnp.square(answers - batch["x"]))
         contrast = jnp.mean(jnp.square(0.5 - batch["x"]))

@@ -1,4 +1,4 @@
-"""Quadratics of a matrix, seen through random rows: a random spectrum and noise for every task."""
+"""Quadratic family: a matrix observed through random rows, with each task's own spectrum and noise."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from celo2.tasks.families.augmentation import log_uniform
 from celo2.tasks.families.base import UNTRAINED_LOSS, TaskFamily
 from celo2.tasks.nn import TRUNCATED_STD, Initial, sample_params
 
-CONDITION = (1.0, 1e4)  # least and greatest condition number
-NOISE = (0.01, 0.3)  # least and greatest standard deviation of the noise on targets of mean square one
+CONDITION = (1.0, 1e4)  # minimum and maximum condition number
+NOISE = (0.01, 0.3)  # minimum and maximum standard deviation of the noise on targets of mean square one
 
 
 def sample_rotation(key: Array, size: int) -> Array:
-    """A random orthogonal matrix, uniformly distributed up to the signs of its columns: `(size, size)`.
+    """Draws a random orthogonal matrix, uniform up to the signs of its columns: `(size, size)`.
 
-    A product of reflections, each of which turns an axis into a random direction among those that are left.
-    Not LAPACK's QR: where several host devices share few threads, its calls of one program hold the
+    A product of reflections, each of which turns an axis into a random direction among the remaining ones.
+    LAPACK's QR is avoided: if several host devices share few threads, its calls of one program hold the
     threads that they wait for (jaxlib 0.10), and the program never ends.
 
     Source: Stewart, "The efficient generation of random orthogonal matrices" (SIAM J. Numer. Anal., 1980).
@@ -46,7 +46,7 @@ class QuadraticFamily(TaskFamily):
 
     The rows are normal with a covariance `Q diag(λ) Qᵀ` of mean eigenvalue one: a random rotation Q, and
     λ evenly spaced on a log scale down to 1 / condition. Rotation, condition, W* and the noise's size
-    are each task's own.
+    differ between tasks.
 
     Attributes:
         num_in: Rows of W.
@@ -58,12 +58,12 @@ class QuadraticFamily(TaskFamily):
     source = "problem"
 
     def init_params(self, key: Array) -> Params:
-        """W of scale 1/√num_in."""
+        """Draws W with scale 1/√num_in."""
         scale = 1 / math.sqrt(self.num_in)
         return sample_params(key, {"matrix": {"kernel": Initial((self.num_in, self.num_out), scale=scale)}})
 
     def sample_problem(self, key: Array) -> Any:
-        """`root` with root rootᵀ the covariance of A's rows, `optimum` W*, and `noise`, log-uniform."""
+        """Draws `root` with root rootᵀ the covariance of A's rows, `optimum` W*, and `noise`, log-uniform."""
         rotation_key, condition_key, optimum_key, noise_key = jax.random.split(key, 4)
         rotation = sample_rotation(rotation_key, self.num_in)
         condition = log_uniform(condition_key, *CONDITION)
@@ -77,14 +77,14 @@ class QuadraticFamily(TaskFamily):
         }
 
     def make_batch(self, draw: Array, data: Any) -> Batch:
-        """Rows of A, `(batch, num_in)`, and their targets A W* + noise, `(batch, num_out)`."""
+        """Makes rows of A, `(batch, num_in)`, and their targets A W* + noise, `(batch, num_out)`."""
         row_key, noise_key = jax.random.split(draw)
         row = jax.random.normal(row_key, (self.batch_size, self.num_in)) @ data["root"].T
         noise = data["noise"] * jax.random.normal(noise_key, (self.batch_size, self.num_out))
         return {"row": row, "target": row @ data["optimum"] + noise}
 
     def compute_loss(self, params: Params, batch: Batch) -> Array:
-        """Squared error over that of an untrained W, times log(10).
+        """Computes the squared error over that of an untrained W, times log(10).
 
         A W starts with mean square TRUNCATED_STD², independent of the targets, whose mean square is one.
         """

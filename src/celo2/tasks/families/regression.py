@@ -1,4 +1,4 @@
-"""Regression on random teachers: every task has a function of its own to learn."""
+"""Regression family: every task has a random teacher network to learn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celo2.tasks.nn import TRUNCATED_STD
 from celo2.tasks.vision.mlp import compute_mlp, init_mlp
 
 NUM_PROBES = 256  # inputs on which a teacher's answers are standardised
-NOISE = (0.01, 0.3)  # least and greatest standard deviation of the noise on answers of mean square one
+NOISE = (0.01, 0.3)  # minimum and maximum standard deviation of the noise on answers of mean square one
 # Mean square of an untrained student's answers to standard normal inputs: each of its two layers
 # multiplies by TRUNCATED_STD², and ReLU keeps half.
 STUDENT_POWER = TRUNCATED_STD**4 / 2
@@ -24,12 +24,12 @@ STUDENT_POWER = TRUNCATED_STD**4 / 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegressionFamily(TaskFamily):
-    """Perceptrons 16-32-4 that learn what a random tanh network answers, with noise; 676 parameters.
+    """Perceptrons 16-32-4 that learn the outputs of a random tanh network, with noise; 676 parameters.
 
     Attributes:
-        num_in: Inputs, standard normal.
+        num_in: Number of inputs, standard normal.
         width: Hidden units of student and teacher.
-        num_out: Answers.
+        num_out: Number of outputs.
     """
 
     num_in: int = 16
@@ -38,27 +38,27 @@ class RegressionFamily(TaskFamily):
     source = "problem"
 
     def init_params(self, key: Array) -> Params:
-        """Untrained student."""
+        """Draws an untrained student."""
         return init_mlp(key, (self.num_in, self.width, self.num_out))
 
     def sample_problem(self, key: Array) -> Any:
-        """A teacher whose answers have mean zero and mean square one, and its `noise`, log-uniform."""
+        """Draws a teacher whose answers have mean zero and mean square one, and its `noise`, log-uniform."""
         first_key, last_key, probe_key, noise_key = jax.random.split(key, 4)
         first = jax.random.normal(first_key, (self.num_in, self.width))
-        first = first * (1.5 / self.num_in**0.5)  # so that tanh bends
+        first = first * (1.5 / self.num_in**0.5)  # large enough for tanh to saturate
         last = jax.random.normal(last_key, (self.width, self.num_out))
         answers = jnp.tanh(jax.random.normal(probe_key, (NUM_PROBES, self.num_in)) @ first) @ last
         size = jnp.sqrt(jnp.mean(jnp.square(answers), axis=0, keepdims=True))
         return {"first": first, "last": last / size, "noise": log_uniform(noise_key, *NOISE)}
 
     def make_batch(self, draw: Array, data: Any) -> Batch:
-        """`x` `(batch, num_in)`, standard normal, and the noisy answers `y` `(batch, num_out)`."""
+        """Makes `x` `(batch, num_in)`, standard normal, and the noisy answers `y` `(batch, num_out)`."""
         input_key, noise_key = jax.random.split(draw)
         x = jax.random.normal(input_key, (self.batch_size, self.num_in))
         noise = data["noise"] * jax.random.normal(noise_key, (self.batch_size, self.num_out))
         return {"x": x, "y": jnp.tanh(x @ data["first"]) @ data["last"] + noise}
 
     def compute_loss(self, params: Params, batch: Batch) -> Array:
-        """Squared error over that of an untrained student, 1 + `STUDENT_POWER`, times log(10)."""
+        """Computes the squared error over an untrained student's, 1 + `STUDENT_POWER`, times log(10)."""
         error = jnp.mean(jnp.square(compute_mlp(params, batch["x"]) - batch["y"]))
         return UNTRAINED_LOSS * error / (1.0 + STUDENT_POWER)

@@ -1,4 +1,4 @@
-"""Families that predict the next byte of a text."""
+"""Text families: transformers and LSTMs that predict the next byte of a text."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from celo2.tasks.nn import (
     sample_params,
 )
 
-_PER_NAT = UNTRAINED_LOSS / math.log(VOCABULARY)  # of the loss: log(256) becomes log(10)
+_PER_NAT = UNTRAINED_LOSS / math.log(VOCABULARY)  # rescales the loss: log(256) becomes log(10)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextFamily(TaskFamily):
-    """Models of the bytes of a text; a batch predicts `batch_size` bytes, in rows of `context`.
+    """Base class of models of a text's bytes; a batch predicts `batch_size` bytes, in rows of `context`.
 
     Attributes:
-        context: Bytes that a row reads.
+        context: Number of bytes that a row reads.
     """
 
     context: int = 16
@@ -42,41 +42,41 @@ class TextFamily(TaskFamily):
 
     @abc.abstractmethod
     def compute_logits(self, params: Params, tokens: Array) -> Array:
-        """Scores of the next byte: `(rows, context)` int32 → `(rows, context, 256)`."""
+        """Computes the scores of the next byte: `(rows, context)` int32 → `(rows, context, 256)`."""
 
     def sample_draw(self, key: Array, data: TextData, set_index: Array) -> Array:
-        """Where rows of one text begin: `(rows, 1)` int32, at least one row."""
+        """Draws the first byte's index of each row of one text: `(rows, 1)` int32, at least one row."""
         num_rows = max(1, self.batch_size // self.context)
         start = jax.random.randint(key, (num_rows, 1), 0, data.sizes[set_index] - self.context)
         return data.offsets[set_index] + start
 
     def make_batch(self, draw: Array, data: TextData) -> Batch:
-        """The rows: `(rows, context + 1)` int32."""
+        """Makes the rows: `(rows, context + 1)` int32."""
         return data.text[draw + jnp.arange(self.context + 1)[None]].astype(jnp.int32)
 
     def compute_loss(self, params: Params, batch: Batch) -> Array:
-        """Mean cross-entropy of the next byte over log(256), times log(10)."""
+        """Computes the mean cross-entropy of the next byte over log(256), times log(10)."""
         return _PER_NAT * cross_entropy(self.compute_logits(params, batch[:, :-1]), batch[:, 1:])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerFamily(TextFamily):
-    """One causal block of width 16 with two heads; 10,976 parameters, most of them the bytes' vectors.
+    """One causal block of width 16 with two heads; 10,960 parameters, most of them the bytes' embeddings.
 
     Attributes:
-        width: Of the residual stream.
-        num_heads: Attention heads.
+        width: Width of the residual stream.
+        num_heads: Number of attention heads.
     """
 
     width: int = 16
     num_heads: int = 2
 
     def init_params(self, key: Array) -> Params:
-        """Untrained transformer."""
+        """Draws an untrained transformer."""
         return init_transformer(key, self._config)
 
     def compute_logits(self, params: Params, tokens: Array) -> Array:
-        """Scores of the next byte."""
+        """Computes the scores of the next byte."""
         return compute_logits(params, tokens, self._config)
 
     @property
@@ -88,16 +88,16 @@ class TransformerFamily(TextFamily):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecurrentFamily(TextFamily):
-    """An LSTM of 16 units on vectors of 16 numbers; 10,592 parameters, most of them the bytes' vectors.
+    """An LSTM of 16 units on embeddings of 16 numbers; 10,592 parameters, most of them the embeddings.
 
     Attributes:
-        width: Units, and numbers in a byte's vector.
+        width: Number of units, and of numbers in a byte's embedding.
     """
 
     width: int = 16
 
     def init_params(self, key: Array) -> Params:
-        """Untrained network: `embedding`, `cell`, `start`, `head`."""
+        """Draws an untrained network: `embedding`, `cell`, `start`, `head`."""
         template = {
             "embedding": {"table": Initial((VOCABULARY, self.width), scale=1 / math.sqrt(self.width))},
             "cell": linear_template(2 * self.width, 4 * self.width),
@@ -107,7 +107,7 @@ class RecurrentFamily(TextFamily):
         return sample_params(key, template)
 
     def compute_logits(self, params: Params, tokens: Array) -> Array:
-        """Scores of the next byte."""
+        """Computes the scores of the next byte."""
 
         def advance(carry: tuple[Array, Array], inputs: Array) -> tuple[tuple[Array, Array], Array]:
             hidden, memory = carry

@@ -1,8 +1,8 @@
-"""LM1B and Wikipedia as padded records of T5 tokens, from files on this machine alone.
+"""LM1B and Wikipedia as padded records of T5 tokens, read from local files only.
 
-A copy is looked for in the folders `lm1b` and `wikipedia`, as `celo2.tasks.vision.datasets` says. It is
-tokenised with T5's SentencePiece model, `t5/sentencepiece.model` beside them, and the tokens are kept in
-the copy's folder. Without a copy a task gets source code in its place, under its own name.
+A copy is looked up in the folders `lm1b` and `wikipedia`, as described in `celo2.tasks.vision.datasets`. It
+is tokenised with T5's SentencePiece model, `t5/sentencepiece.model` beside them, and the tokens are kept in
+the copy's folder. Without a copy a task gets source code instead, under its own name.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ MAX_RECORDS = (
 )
 _SPECIAL_IDS = {"pad": 0, "eos": 1, "unk": 2}
 _CHUNK = 4_096  # records tokenised at once
-_CHARACTERS_PER_TOKEN = 64  # a text's beginning of so many is tokenised first
+_CHARACTERS_PER_TOKEN = 64  # the length of a text's beginning that is tokenised first
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A published text.
+    """Specification of a published text.
 
     Attributes:
-        title: As its authors call it.
-        name: Of its folder and of the data set.
-        patterns: Which files of the folder, at any depth, have its records, one a line (`.jsonl`: as `text`).
+        title: Name given by its authors.
+        name: Name of its folder and of the data set.
+        patterns: Patterns of files, at any depth, that hold its records, one a line (`.jsonl`: as `text`).
         train_from: Share of the records before the training split; validation is from 0.01 to 0.02.
-        stand_in: What of the standard library's source takes its place.
-        content: What to put into the folder, for messages.
+        stand_in: Records of the standard library's source that replace it.
+        content: Expected content of the folder, for messages.
     """
 
     title: str
@@ -79,7 +79,7 @@ WIKIPEDIA = Corpus(
 
 
 def load_corpus(corpus: Corpus, length: int) -> Dataset:
-    """The published text where there is a copy, otherwise its stand-in; loaded once in a process.
+    """Loads the published text if there is a copy, otherwise its stand-in; cached in the process.
 
     Args:
         corpus: `LM1B` or `WIKIPEDIA`.
@@ -89,7 +89,8 @@ def load_corpus(corpus: Corpus, length: int) -> Dataset:
         `tokens` uint16 `(N, length)` in each split, from `load_published_corpus` or `load_stdlib_records`.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: There is a copy, but not what it takes to read it.
+        FileNotFoundError, ImportError, ValueError: There is a copy that cannot be read; see
+        `load_published_corpus`.
     """
     folder = find_folder(corpus.name)
     return load_stand_in(corpus, length) if folder is None else _load_once(corpus, folder, length)
@@ -97,7 +98,7 @@ def load_corpus(corpus: Corpus, length: int) -> Dataset:
 
 @functools.cache
 def load_stand_in(corpus: Corpus, length: int) -> Dataset:
-    """`load_stdlib_records`, loaded once in a process."""
+    """Loads the stand-in, `load_stdlib_records`; cached in the process."""
     return dataclasses.replace(load_stdlib_records(corpus.stand_in, length), stands_in_for=corpus.title)
 
 
@@ -109,17 +110,17 @@ def _load_once(corpus: Corpus, folder: Path, length: int) -> Dataset:
 def load_published_corpus(
     corpus: Corpus, folder: Path, length: int, *, max_records: int = MAX_RECORDS
 ) -> Dataset:
-    """Each record's first tokens, filled up with 0 on the right; nothing marks its beginning or end.
+    """Loads each record's first tokens, padded with 0 on the right; nothing marks its beginning or end.
 
     The splits are those of the published tasks, by shares of the records in the order of the files: the
-    second per cent is validation, what comes from `corpus.train_from` on is training. Reading takes minutes;
+    second per cent is validation, the records from `corpus.train_from` on training. Reading takes minutes;
     the tokens are then kept in `folder/celo2-tokens`, if it can be written.
 
     Args:
-        corpus: Which text.
-        folder: Where its files are.
+        corpus: The text.
+        folder: Folder of its files.
         length: Tokens in a record, ≥ 2.
-        max_records: Most records of the training split, evenly spread; validation has at most 1 % of that.
+        max_records: Maximum records of the training split, evenly spread; validation has at most 1 % of that.
 
     Returns:
         `tokens` uint16 `(N, length)` in each split. The name has the number of records: `lm1b-t5-1000000`.
@@ -171,7 +172,7 @@ def _tokenize_splits(
 
 
 def _read_lines(files: Sequence[Path]) -> Iterator[tuple[Path, bytes]]:
-    """The lines that are not blank, each with its file."""
+    """Yields the lines that are not blank, each with its file."""
     for path in files:
         with path.open("rb") as file:
             yield from ((path, line) for line in file if not line.isspace())
@@ -186,7 +187,7 @@ def _parse(path: Path, line: bytes) -> str:
 
 
 def _tokenize(texts: Iterable[str], processor: Any, length: int) -> np.ndarray:
-    """Rows of all texts that have a token, `(N, length)` uint16."""
+    """Tokenizes all texts that have a token into rows, `(N, length)` uint16."""
     rows = [np.zeros((0, length), np.uint16)]
     while chunk := list(itertools.islice(texts, _CHUNK)):
         starts = [_beginning(text, _CHARACTERS_PER_TOKEN * length) for text in chunk]
@@ -201,7 +202,7 @@ def _tokenize(texts: Iterable[str], processor: Any, length: int) -> np.ndarray:
 
 
 def _beginning(text: str, characters: int) -> str:
-    """At most so many characters of a text, if a space is among them: no token crosses one."""
+    """Truncates a text to a number of characters, at a space if there is one: no token crosses spaces."""
     space = text.rfind(" ", 0, characters) if len(text) > characters else -1
     return text[:space] if space > 0 else text
 

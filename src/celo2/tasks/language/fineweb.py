@@ -1,8 +1,8 @@
-"""FineWeb as rows of GPT-2 tokens, from binary shards on this machine alone.
+"""FineWeb as rows of GPT-2 tokens, read from local binary shards only.
 
 The shards are those of the repositories `kjj0/fineweb10B-gpt2` and `kjj0/finewebedu10B-gpt2`: 256 int32 of
-header (magic, version, number of tokens), then the tokens as uint16. They are looked for as
-`celo2.tasks.vision.datasets` says, in folders of the repositories' names.
+header (magic, version, number of tokens), then the tokens as uint16. They are looked up as described in
+`celo2.tasks.vision.datasets`, in folders of the repositories' names.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _PERMUTATION_SEED = 0  # of the rows, before they are divided
 
 
 def load_token_shards(name: str, context: int, train_tokens: int) -> Dataset:
-    """The published tokens where there is a copy, otherwise bytes of source code; loaded once in a process.
+    """Loads the published tokens if there is a copy, otherwise bytes of source code; cached in the process.
 
     Args:
-        name: Of the folder, `fineweb10B-gpt2` say.
+        name: Name of the folder, for example `fineweb10B-gpt2`.
         context: Tokens in a row, ≥ 2.
-        train_tokens: Most tokens of the training split.
+        train_tokens: Maximum tokens of the training split.
 
     Returns:
         `tokens` `(N, context)` in each split, uint16 from `load_published_shards`, or uint8, the bytes of
@@ -43,7 +43,7 @@ def load_token_shards(name: str, context: int, train_tokens: int) -> Dataset:
 
 
 def load_bytes(context: int, stands_in_for: str) -> Dataset:
-    """The stand-in: `load_stdlib_text`, its bytes as `tokens`."""
+    """Loads the stand-in: `load_stdlib_text`, its bytes as `tokens`."""
     text = load_stdlib_text(context)
     train, valid = ({"tokens": split["text"]} for split in (text.train, text.valid))
     return Dataset(text.name, train, valid, text.origin, stands_in_for)
@@ -55,15 +55,15 @@ def _load_once(folder: Path, context: int, train_tokens: int) -> Dataset:
 
 
 def load_published_shards(folder: Path, context: int, train_tokens: int) -> Dataset:
-    """Contiguous rows of the shards `*_train_*.bin` in the order of their names; documents run on in a row.
+    """Loads contiguous rows of the shards `*_train_*.bin` in the order of their names, across documents.
 
-    A permutation of the rows with a fixed seed chooses those held out: 20 million tokens, or a twentieth of
+    A permutation of the rows with a fixed seed selects those held out: 20 million tokens, or a twentieth of
     a copy that has less than 400 million.
 
     Args:
-        folder: Where the shards are.
+        folder: Folder of the shards.
         context: Tokens in a row, ≥ 2; a shard's last, shorter row is left out.
-        train_tokens: Most tokens of the training split; shards beyond are not read.
+        train_tokens: Maximum tokens of the training split; shards beyond are not read.
 
     Returns:
         `tokens` uint16 `(N, context)` in each split. The name has the number of training tokens:
@@ -99,10 +99,10 @@ def load_published_shards(folder: Path, context: int, train_tokens: int) -> Data
 
 
 def read_shard(path: Path) -> np.ndarray:
-    """The tokens of one shard, `(N,)` uint16, mapped from the file.
+    """Reads the tokens of one shard, `(N,)` uint16, mapped from the file.
 
     Raises:
-        ValueError: The header is not a shard's, or the file has another length than it says.
+        ValueError: The header is not a shard's, or the file's length differs from it.
     """
     size = path.stat().st_size
     header = np.fromfile(path, "<i4", _HEADER_BYTES // 4)
@@ -120,7 +120,7 @@ def read_shard(path: Path) -> np.ndarray:
 
 
 def _select(parts: list[np.ndarray], chosen: np.ndarray) -> np.ndarray:
-    """The chosen rows of all parts; `chosen` goes through the parts in their order."""
+    """Selects rows by indices into the concatenation of all parts."""
     borders = np.cumsum([len(part) for part in parts])[:-1]
     rows = [np.asarray(part[mask]) for part, mask in zip(parts, np.split(chosen, borders), strict=True)]
     return np.concatenate(rows)

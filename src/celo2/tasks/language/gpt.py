@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-if TYPE_CHECKING:
-    from celo2.tasks.language.published_gpt import GPTConfig
-
-
 RMS_EPS = 1e-6
 ROTARY_BASE = 1e4
 
 
 class GPT(nn.Module):
-    """Logits of the next token: `(N, T)` int32 → `(N, T, vocabulary)`.
+    """GPT language model, tokens `(N, T)` int32 → logits of the next token `(N, T, vocabulary)`.
 
-    At the end the products of rms(x) with an output embedding of its own, `(vocabulary, width)`.
+    The logits are the products of rms(x) with a separate output embedding, `(vocabulary, width)`.
 
     Attributes:
-        config: The sizes.
+        vocabulary: Number of tokens.
+        width: Width of the residual stream, a multiple of `head_size`.
+        num_layers: Blocks of attention and MLP.
+        head_size: Width of an attention head.
     """
 
-    config: GPTConfig
+    vocabulary: int
+    width: int
+    num_layers: int
+    head_size: int
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
         """Computes the logits."""
-        config = self.config
-        shape = (config.vocabulary, config.width)
-        table_init = nn.initializers.normal(1 / math.sqrt(config.width))
+        shape = (self.vocabulary, self.width)
+        table_init = nn.initializers.normal(1 / math.sqrt(self.width))
         stream = nn.Embed(*shape, embedding_init=table_init, name="embedding")(tokens)
-        for index in range(config.num_layers):
-            stream = Block(config.head_size, name=f"block_{index}")(stream)
+        for index in range(self.num_layers):
+            stream = Block(self.head_size, name=f"block_{index}")(stream)
         output = self.param("output_embedding", table_init, shape)
         return rms_normalize(stream) @ output.T
 
@@ -49,7 +49,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, stream: Array) -> Array:
-        """Computes both halves."""
+        """Applies attention and the MLP."""
         stream = stream + Attention(self.head_size, name="attention")(rms_normalize(stream))
         return stream + MLP(name="mlp")(rms_normalize(stream))
 
@@ -61,14 +61,14 @@ class Attention(nn.Module):
     as Glorot's with the leading axes counted as a receptive field.
 
     Attributes:
-        head_size: The width is a multiple of it.
+        head_size: Width of a head, a divisor of the stream's width.
     """
 
     head_size: int
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Softmax of query · key over √head_size."""
+        """Applies softmax(query · key / √head_size) to the values."""
         width = inputs.shape[-1]
         num_heads = width // self.head_size
         init = nn.initializers.glorot_uniform()
@@ -81,11 +81,11 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Four times as wide inside, GELU, no biases: `(N, T, width)` → the same."""
+    """Linear to four times the width, GELU, linear back, no biases: `(N, T, width)` → the same."""
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Computes the layer."""
+        """Applies the layer."""
         width, init = inputs.shape[-1], nn.initializers.glorot_uniform()
         up = nn.Dense(4 * width, use_bias=False, kernel_init=init, name="up")
         down = nn.Dense(width, use_bias=False, kernel_init=init, name="down")
@@ -93,12 +93,12 @@ class MLP(nn.Module):
 
 
 def rms_normalize(inputs: Array) -> Array:
-    """Mean square one over the last axis: `x · rsqrt(mean(x²) + 1e-6)`."""
+    """Normalises the last axis to mean square one: `x · rsqrt(mean(x²) + 1e-6)`."""
     return inputs * jax.lax.rsqrt(jnp.square(inputs).mean(axis=-1, keepdims=True) + RMS_EPS)
 
 
 def rotate(inputs: Array) -> Array:
-    """Rotary positions: at position t, channels i and i + S/2 of a head turn by `t · 10000^(-2i / S)`.
+    """Applies rotary positions: at position t, channels i and i + S/2 turn by `t · 10000^(-2i / S)`.
 
     Source: RoFormer (arXiv 2104.09864, section 3.2), with the pairs half a head apart.
 

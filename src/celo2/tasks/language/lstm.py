@@ -3,57 +3,56 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-if TYPE_CHECKING:
-    from celo2.tasks.language.published_lstm import RNNLMConfig
-
 
 class LSTMLM(nn.Module):
-    """Logits of the next token: `(N, T)` int32 → `(N, T, vocabulary)`.
+    """LSTM language model, tokens `(N, T)` int32 → logits of the next token `(N, T, vocabulary)`.
 
     Attributes:
-        config: The sizes.
+        vocabulary: Number of tokens.
+        embedding_size: Width of a token's vector.
+        hidden_size: Width of the LSTM's state.
     """
 
-    config: RNNLMConfig
+    vocabulary: int
+    embedding_size: int
+    hidden_size: int
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
         """Computes the logits."""
-        config = self.config
         embed = nn.Embed(
-            config.vocabulary,
-            config.embedding_size,
+            self.vocabulary,
+            self.embedding_size,
             embedding_init=nn.initializers.truncated_normal(1.0),
             name="embedding",
         )
-        hidden = LSTM(config.hidden_size, name="lstm")(embed(tokens))
-        head_init = nn.initializers.truncated_normal(1 / math.sqrt(config.hidden_size))
-        return nn.Dense(config.vocabulary, kernel_init=head_init, name="head")(hidden)
+        hidden = LSTM(self.hidden_size, name="lstm")(embed(tokens))
+        head_init = nn.initializers.truncated_normal(1 / math.sqrt(self.hidden_size))
+        return nn.Dense(self.vocabulary, kernel_init=head_init, name="head")(hidden)
 
 
 class LSTM(nn.Module):
-    """`(N, T, inputs)` → `(N, T, size)`.
+    """LSTM layer, `(N, T, inputs)` → `(N, T, size)`.
 
     One linear map of `[input, hidden]` gives the gates i, g, f, o, in this order:
     `c ← σ(f + 1) c + σ(i) tanh(g)`, `h ← σ(o) tanh(c)`. Every sequence starts from the same h and c,
-    parameters that are zero at first.
+    parameters that are initially zero.
 
     Attributes:
-        size: Of h and c.
+        size: Width of h and c.
     """
 
     size: int
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Computes h at every position; the inputs' part of the gates at once, before the recurrence."""
+        """Computes h at every position; the gates' input part is computed at once, before the recurrence."""
         count, _, num_in = inputs.shape
         kernel_init = nn.initializers.truncated_normal(1 / math.sqrt(num_in + self.size))
         kernel = self.param("kernel", kernel_init, (num_in + self.size, 4 * self.size))

@@ -1,4 +1,4 @@
-"""Language models: from a network and rows of tokens to a `Task`, whatever the network is."""
+"""Language-model objectives: builds a `Task` from any network and rows of tokens."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from celo2.tasks.nn import cross_entropies, cross_entropy
 
 
 class Network(Protocol):
-    """What is used of a Flax module."""
+    """The part of a Flax module that the tasks use."""
 
     def init(self, rngs: Any, tokens: Array) -> Any:
-        """The variables, the trained ones under `params`."""
+        """Returns the variables, the trained ones under `params`."""
         ...
 
     def apply(self, variables: Any, tokens: Array, *, rngs: Any = None) -> Any:
-        """`(N, T)` int32 → logits `(N, T, vocabulary)` of the tokens after them."""
+        """Computes logits `(N, T, vocabulary)` of the following tokens, from `(N, T)` int32."""
         ...
 
 
 def padded_loss(logits: Array, tokens: Array) -> Array:
-    """The mean cross-entropy where the token read is none of the padding, over the batch, in nats.
+    """Averages the cross-entropy over the batch's non-padding input tokens, in nats.
 
     The step from the last token to the padding counts, the steps within the padding do not.
 
     Args:
-        logits: `(N, T, vocabulary)`, of the tokens after the first T.
-        tokens: `(N, T + 1)` integers; each row begins with one that is not padding.
+        logits: Logits of the tokens after the first T, `(N, T, vocabulary)`.
+        tokens: `(N, T + 1)` integers; the first of each row is not padding.
     """
     counted = (tokens[:, :-1] != PAD).astype(jnp.float32)
     return (counted * cross_entropies(logits, tokens[:, 1:])).sum() / counted.sum()
 
 
 def contiguous_loss(logits: Array, tokens: Array) -> Array:
-    """The mean cross-entropy of all tokens but the first of each row, in nats.
+    """Averages the cross-entropy of all tokens but the first of each row, in nats.
 
     Args:
         logits: `(N, T, vocabulary)`; those of the last position predict nothing.
@@ -59,14 +59,14 @@ def make_padded_task(
     initial_loss: float,
     stochastic: bool = False,
 ) -> Task:
-    """A language model of records: its loss is `padded_loss`.
+    """Makes a language-modelling task on records, with the loss `padded_loss`.
 
     Args:
         name: The task's name.
         network: A Flax module; its `dropout` stream is a batch's key, if the task is stochastic.
         dataset: `tokens` `(N, T + 1)` in each split.
         batch_size: Records of a training batch.
-        initial_loss: About what an untrained network scores.
+        initial_loss: Approximate loss of an untrained network.
         stochastic: Whether the network draws random numbers.
     """
 
@@ -97,16 +97,16 @@ def make_contiguous_task(
     initial_loss: float,
     rows_at_once: int | None = None,
 ) -> Task:
-    """A language model of text that runs on: its loss is `contiguous_loss`.
+    """Makes a language-modelling task on contiguous text, with the loss `contiguous_loss`.
 
     Args:
         name: The task's name.
         network: A Flax module.
         dataset: `tokens` `(N, T)` in each split.
         batch_size: Rows of a training batch.
-        initial_loss: About what an untrained network scores.
-        rows_at_once: Rows whose activations are in memory together, if fewer than the batch's: they are
-            computed twice then, for the loss and for the gradient.
+        initial_loss: Approximate loss of an untrained network.
+        rows_at_once: Rows whose activations are in memory together, if fewer than the batch's; activations
+        are then computed twice, for the loss and for the gradient.
 
     Raises:
         ValueError: `rows_at_once` does not divide the batch size.
@@ -138,7 +138,7 @@ def make_contiguous_task(
 
 
 def _make_init(network: Network, context: int) -> Callable[[Array], Params]:
-    """`key → params`, compiled: Flax computes logits on the way, and a compiled program leaves them out."""
+    """Returns `key → params`, compiled, so that the logits which Flax computes on the way are eliminated."""
 
     def init(key: Array) -> Params:
         params_key, dropout_key = jax.random.split(key)

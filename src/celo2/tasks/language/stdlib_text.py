@@ -1,7 +1,7 @@
 """Text that every Python installation has: the source code of its standard library.
 
-It stands in for the published texts of the language tasks, under names of its own: as one text of bytes
-where they are, as padded records of byte tokens where those are sentences or articles.
+It replaces the published texts of the language tasks, under names of its own: as one text of bytes
+for contiguous texts, as padded records of byte tokens for sentences or articles.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from celo2.tasks.base import Dataset
 
-PAD = 0  # the token that fills a record up, as in T5's vocabulary
+PAD = 0  # the padding token, as in T5's vocabulary
 NUM_SPECIAL = 3  # T5's padding, end and unknown: the bytes of a record come after them
 BYTE_VOCABULARY = NUM_SPECIAL + 256
 MAX_BYTES = 8_000_000
@@ -37,14 +37,14 @@ _SEPARATORS: Mapping[RecordUnit, re.Pattern[bytes]] = {
 
 
 def load_stdlib_text(length: int = 65, *, max_bytes: int = MAX_BYTES) -> Dataset:
-    """The Python source of the running interpreter's standard library, in rows of bytes.
+    """Loads the source of the running interpreter's standard library, in rows of bytes.
 
     The files are taken in the order of their paths, without the tests, until `max_bytes`; the last
     5 % of them are the validation split. Each split is one text, cut into rows.
 
     Args:
         length: Bytes in a row, ≥ 2: a model's context and the byte after it.
-        max_bytes: Most bytes of text in all.
+        max_bytes: Maximum bytes of text in all.
 
     Returns:
         `text` uint8 `(N, length)` in each split. The name carries Python's version
@@ -58,10 +58,10 @@ def load_stdlib_text(length: int = 65, *, max_bytes: int = MAX_BYTES) -> Dataset
 
 
 def load_pydoc_text(length: int = 65) -> Dataset:
-    """Python's language reference in English, as `help()` prints it, in rows of bytes.
+    """Loads Python's language reference in English, as `help()` prints it, in rows of bytes.
 
     The topics come in the order of their names; the last 10 % of the text are the validation split. The
-    file that holds them lies behind the part of the library that `load_stdlib_text` reads.
+    file that holds them comes after the part of the library that `load_stdlib_text` reads.
 
     Args:
         length: Bytes in a row, ≥ 2: a model's context and the byte after it.
@@ -90,17 +90,17 @@ def load_pydoc_text(length: int = 65) -> Dataset:
 
 
 def load_stdlib_records(unit: RecordUnit, length: int, *, max_bytes: int = MAX_BYTES) -> Dataset:
-    """The same files as padded records: lines in place of sentences, paragraphs in place of articles.
+    """Loads the same files as padded records: lines for sentences, paragraphs for articles.
 
     Args:
-        unit: What makes a record: `"lines"`, or `"paragraphs"`, between which there are blank lines. Space
-            around it is left out, and so are empty ones.
-        length: Tokens in a record, ≥ 2: the rest is cut off, a shorter one is filled up with 0.
-        max_bytes: Most bytes of text in all.
+        unit: Unit of a record: `"lines"`, or `"paragraphs"`, which are separated by blank lines. Space
+            around it is stripped, and empty ones are dropped.
+        length: Tokens in a record, ≥ 2: longer ones are truncated, shorter ones are padded with 0.
+        max_bytes: Maximum bytes of text in all.
 
     Returns:
         `tokens` uint16 `(N, length)` in each split; a byte b is the token b + 3, see `NUM_SPECIAL`. The
-        name is `python-3.11-stdlib-lines`, say.
+        name is, for example, `python-3.11-stdlib-lines`.
 
     Raises:
         FileNotFoundError: This interpreter has no standard library on disk.
@@ -119,11 +119,11 @@ def load_stdlib_records(unit: RecordUnit, length: int, *, max_bytes: int = MAX_B
 
 
 def pad_records(tokens: np.ndarray, lengths: Sequence[int], length: int) -> np.ndarray:
-    """Records that lie one after the other → `(N, length)`, filled up with `PAD` on the right.
+    """Pads concatenated records to `(N, length)`, with `PAD` on the right.
 
     Args:
         tokens: All records' tokens, `(sum of lengths,)`.
-        lengths: Of each record, at most `length`.
+        lengths: Length of each record, at most `length`.
         length: Tokens in a row.
     """
     rows = np.full((len(lengths), length), PAD, tokens.dtype)

@@ -1,4 +1,4 @@
-"""A small causal transformer on bytes: pre-layer-norm, learned positions, a head of its own or a tied one."""
+"""A small causal transformer on bytes: pre-layer-norm, learned positions, a separate or a tied head."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class TransformerConfig:
     """Sizes of the transformer.
 
     Attributes:
-        width: Of the residual stream, a multiple of `num_heads`.
-        num_layers: Blocks of attention and MLP, ≥ 1.
-        num_heads: Attention heads.
-        context: Longest input in tokens.
-        mlp_ratio: Hidden width of the MLP over `width`.
-        symbols: Tokens there are, 2 to 256.
+        width: Width of the residual stream, a multiple of `num_heads`.
+        num_layers: Number of blocks of attention and MLP, ≥ 1.
+        num_heads: Number of attention heads.
+        context: Maximum input length in tokens.
+        mlp_ratio: Ratio of the MLP's hidden width to `width`.
+        symbols: Number of tokens in the vocabulary, 2 to 256.
         tied: Whether the head is the embedding's table, without a bias.
-        init_scale: Standard deviation of every weight before training, as in GPT-2 (0.02); 0: by fan-in, as
-            `init_transformer` says.
+        init_scale: Standard deviation of every weight before training, as in GPT-2 (0.02); 0: by fan-in, see
+        `init_transformer`.
 
     Raises:
         ValueError: A size is below 1, or `width` is not a multiple of `num_heads`.
@@ -71,7 +71,7 @@ class TransformerConfig:
 
 
 def init_transformer(key: Array, config: TransformerConfig) -> Params:
-    """Parameters `embedding`, `positions`, `block_0`, …, `final_norm`, and `head` unless it is tied.
+    """Draws parameters `embedding`, `positions`, `block_0`, …, `final_norm`, and `head` unless it is tied.
 
     The scale of the head, or of the tied table, is 1/width instead of 1/√width: the first logits are near
     zero, and the first loss is ln 256.
@@ -91,7 +91,7 @@ def init_transformer(key: Array, config: TransformerConfig) -> Params:
 
 
 def _rescale(template: Any, deviation: float) -> Any:
-    """The template with one standard deviation for everything that is not constant."""
+    """Returns the template with one standard deviation for everything that is not constant."""
 
     def rescale(initial: Initial) -> Initial:
         return dataclasses.replace(initial, scale=deviation / TRUNCATED_STD) if initial.scale else initial
@@ -101,7 +101,7 @@ def _rescale(template: Any, deviation: float) -> Any:
 
 def _block_template(config: TransformerConfig) -> dict[str, Any]:
     width, hidden = config.width, config.mlp_ratio * config.width
-    residual = 1 / math.sqrt(2 * config.num_layers)  # so that the depth leaves the stream's size alone
+    residual = 1 / math.sqrt(2 * config.num_layers)  # keeps the stream's size independent of depth
     return {
         "attention_norm": layer_norm_template(width),
         "attention": {
@@ -119,7 +119,7 @@ def _block_template(config: TransformerConfig) -> dict[str, Any]:
 
 
 def compute_logits(params: Params, tokens: Array, config: TransformerConfig) -> Array:
-    """Scores of the next byte at every position.
+    """Computes the scores of the next byte at every position.
 
     Args:
         params: From `init_transformer`.
@@ -143,7 +143,7 @@ def compute_logits(params: Params, tokens: Array, config: TransformerConfig) -> 
 
 
 def _attend(params: Params, inputs: Array, num_heads: int) -> Array:
-    """Causal attention with logits over √head_size: `(N, T, width)` → the same."""
+    """Applies causal attention with logits over √head_size: `(N, T, width)` → the same."""
     count, length, width = inputs.shape
     query, key, value = (
         linear(params[name], inputs).reshape(count, length, num_heads, width // num_heads)
@@ -156,14 +156,14 @@ def _attend(params: Params, inputs: Array, num_heads: int) -> Array:
 def make_tiny_lm(
     *, config: TransformerConfig | None = None, batch_size: int = 16, max_bytes: int = 8_000_000
 ) -> Task:
-    """A language model on the bytes of the standard library's source: two layers, 137,216 parameters.
+    """Makes a language model of the standard library's bytes: two layers, 137,216 parameters.
 
     The loss is the mean cross-entropy of the next byte, in nats.
 
     Args:
         config: The transformer's sizes; None: the defaults.
         batch_size: Rows of `context` + 1 bytes in a training batch.
-        max_bytes: Most bytes of text, see `load_stdlib_text`.
+        max_bytes: Maximum bytes of text, see `load_stdlib_text`.
     """
     config = TransformerConfig() if config is None else config
     return _make_task(
@@ -172,14 +172,14 @@ def make_tiny_lm(
 
 
 def make_byte_lm(*, text: str = "stdlib", batch_size: int = 16, **sizes: Any) -> Task:
-    """A byte-level transformer of any size on one of two texts that every Python installation has.
+    """Makes a byte-level transformer of any size on one of two texts that every Python installation has.
 
     Args:
         text: "stdlib", source code, or "pydoc", the English of Python's language reference.
         batch_size: Rows of `context` + 1 bytes in a training batch.
-        **sizes: Of `TransformerConfig`. With fewer than 256 `symbols`, the most frequent bytes of the
-            training text keep one each, and all others share the last: a small model then learns what follows
-            from the context rather than the bytes' frequencies.
+        **sizes: Options of `TransformerConfig`. With fewer than 256 `symbols`, the most frequent bytes of the
+            training text keep one each, and all others share the last: a small model then learns from
+            the context rather than the bytes' frequencies.
 
     Raises:
         ValueError: An unknown text, or sizes that do not fit.
@@ -216,7 +216,7 @@ def _make_task(name: str, config: TransformerConfig, dataset: Dataset, batch_siz
 
 
 def _reduce_symbols(dataset: Dataset, symbols: int) -> Dataset:
-    """The same text in so many symbols."""
+    """Maps the text's bytes to a number of symbols, the rare ones to the last."""
     counts = np.bincount(dataset.train["text"].ravel(), minlength=VOCABULARY)
     table = np.full(VOCABULARY, symbols - 1, np.uint8)
     table[np.argsort(-counts, kind="stable")[: symbols - 1]] = np.arange(symbols - 1)

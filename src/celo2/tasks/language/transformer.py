@@ -1,12 +1,11 @@
-"""The decoder of the published transformer language models: pre-layer-norm, and no positions at all.
+"""The decoder of the published transformer language models: pre-layer-norm, without positions.
 
-Without positions, causality alone tells a token from the one before it.
+Without positions, only causality distinguishes a token from the one before it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
@@ -16,28 +15,34 @@ from jax import Array
 from celo2.tasks.language.stdlib_text import PAD
 from celo2.tasks.nn import LAYER_NORM_EPS
 
-if TYPE_CHECKING:
-    from celo2.tasks.language.published_transformer import TransformerLMConfig
-
 
 class TransformerLM(nn.Module):
-    """Logits of the next token: `(N, T)` int32 → `(N, T, vocabulary)`.
+    """Transformer language model, tokens `(N, T)` int32 → logits of the next token `(N, T, vocabulary)`.
 
-    Its random numbers are those of dropout, which is never off: `rngs={"dropout": key}`.
+    Dropout is always on and needs a key: `rngs={"dropout": key}`.
 
     Attributes:
-        config: The sizes.
+        vocabulary: Number of tokens.
+        width: Width of the residual stream.
+        num_heads: Attention heads.
+        head_size: Width of a head; the heads together need not have the stream's width.
+        num_layers: Blocks of attention and MLP.
+        dropout: Probability of dropping an output of a block, in [0, 1).
     """
 
-    config: TransformerLMConfig
+    vocabulary: int
+    width: int
+    num_heads: int
+    head_size: int
+    num_layers: int
+    dropout: float
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
         """Computes the logits."""
-        config = self.config
         embed = nn.Embed(
-            config.vocabulary,
-            config.width,
+            self.vocabulary,
+            self.width,
             embedding_init=nn.initializers.truncated_normal(1.0),
             name="embedding",
         )
@@ -45,65 +50,88 @@ class TransformerLM(nn.Module):
         length = tokens.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))
         readable = causal[None, None] & (tokens != PAD)[:, None, None]  # (N, 1, query, key)
-        for index in range(config.num_layers):
-            stream = Block(config, name=f"block_{index}")(stream, readable)
-        head_init = nn.initializers.truncated_normal(1 / math.sqrt(config.width))
-        head = nn.Dense(config.vocabulary, kernel_init=head_init, name="head")
+        for index in range(self.num_layers):
+            block = Block(
+                self.num_heads, self.head_size, self.num_layers, self.dropout, name=f"block_{index}"
+            )
+            stream = block(stream, readable)
+        head_init = nn.initializers.truncated_normal(1 / math.sqrt(self.width))
+        head = nn.Dense(self.vocabulary, kernel_init=head_init, name="head")
         return head(_layer_norm("final_norm")(stream))
 
 
 class Block(nn.Module):
-    """`x + drop(attention(norm(x)))`, then `x + drop(mlp(norm(x)))`: `(N, T, width)` → the same."""
+    """`x + drop(attention(norm(x)))`, then `x + drop(mlp(norm(x)))`: `(N, T, width)` → the same.
 
-    config: TransformerLMConfig
+    Attributes:
+        num_heads: Attention heads.
+        head_size: Width of a head.
+        num_layers: Blocks of the network, by which the initial kernels are scaled.
+        dropout: Probability of dropping an output, in [0, 1).
+    """
+
+    num_heads: int
+    head_size: int
+    num_layers: int
+    dropout: float
 
     @nn.compact
     def __call__(self, stream: Array, readable: Array) -> Array:
-        """Computes both halves; `readable` says which query reads which key, `(N, 1, T, T)`."""
-        drop = nn.Dropout(self.config.dropout, deterministic=False)
-        mixed = Attention(self.config, name="attention")(_layer_norm("attention_norm")(stream), readable)
-        stream = stream + drop(mixed)
-        hidden = MLP(self.config, name="mlp")(_layer_norm("mlp_norm")(stream))
+        """Applies attention and the MLP; `readable` masks the keys of each query, `(N, 1, T, T)` bool."""
+        drop = nn.Dropout(self.dropout, deterministic=False)
+        attention = Attention(self.num_heads, self.head_size, self.num_layers, name="attention")
+        stream = stream + drop(attention(_layer_norm("attention_norm")(stream), readable))
+        hidden = MLP(self.num_layers, name="mlp")(_layer_norm("mlp_norm")(stream))
         return stream + drop(hidden)
 
 
 class Attention(nn.Module):
-    """Heads of a size of their own, whatever the width: `(N, T, width)` → the same."""
+    """Multi-head attention with a head size independent of the width: `(N, T, width)` → the same.
 
-    config: TransformerLMConfig
+    Attributes:
+        num_heads: Attention heads.
+        head_size: Width of a head.
+        num_layers: Blocks of the network, by which the initial kernels are scaled.
+    """
+
+    num_heads: int
+    head_size: int
+    num_layers: int
 
     @nn.compact
     def __call__(self, inputs: Array, readable: Array) -> Array:
-        """Softmax of query · key over √head_size, among the keys that a query may read."""
-        config = self.config
+        """Applies softmax(query · key / √head_size) over the readable keys to the values."""
         count, length, width = inputs.shape
         query, key, value = (
-            _dense(config, config.num_heads * config.head_size, name)(inputs).reshape(
-                count, length, config.num_heads, config.head_size
+            _dense(self.num_heads * self.head_size, self.num_layers, name)(inputs).reshape(
+                count, length, self.num_heads, self.head_size
             )
             for name in ("query", "key", "value")
         )
         mixed = jax.nn.dot_product_attention(query, key, value, mask=readable)
-        return _dense(config, width, "output")(mixed.reshape(count, length, -1))
+        return _dense(width, self.num_layers, "output")(mixed.reshape(count, length, -1))
 
 
 class MLP(nn.Module):
-    """Linear to four times the width, GELU, linear back: `(N, T, width)` → the same."""
+    """Linear to four times the width, GELU, linear back: `(N, T, width)` → the same.
 
-    config: TransformerLMConfig
+    Attributes:
+        num_layers: Blocks of the network, by which the initial kernels are scaled.
+    """
+
+    num_layers: int
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Computes the layer."""
+        """Applies the layer."""
         width = inputs.shape[-1]
-        return _dense(self.config, width, "down")(
-            nn.gelu(_dense(self.config, 4 * width, "up")(inputs), approximate=True)
-        )
+        hidden = nn.gelu(_dense(4 * width, self.num_layers, "up")(inputs), approximate=True)
+        return _dense(width, self.num_layers, "down")(hidden)
 
 
-def _dense(config: TransformerLMConfig, size: int, name: str) -> nn.Dense:
-    """A linear layer of variance 2 / layers / inputs."""
-    init = nn.initializers.variance_scaling(2 / config.num_layers, "fan_in", "truncated_normal")
+def _dense(size: int, num_layers: int, name: str) -> nn.Dense:
+    """Makes a linear layer whose initial kernel has variance 2 / (num_layers · inputs)."""
+    init = nn.initializers.variance_scaling(2 / num_layers, "fan_in", "truncated_normal")
     return nn.Dense(size, kernel_init=init, name=name)
 
 

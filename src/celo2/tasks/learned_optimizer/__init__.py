@@ -1,1 +1,1 @@
-"""Meta-training as a task: the weights of a small learned optimizer are the parameters."""
+"""Meta-training as a task: its parameters are the weights of a small learned optimizer."""

@@ -1,9 +1,9 @@
-"""AdaFac-MLP's update as a task's network: reverse mode goes through it, many updates deep.
+"""Differentiable AdaFac-MLP update, for reverse mode through many updates.
 
-Source: arXiv 2203.11860 and its public code. The rule is that of `celo2.zoo.adafac_mlp`, whose constants
-these are, and a test holds the two together. There the weights are finished, or theta is learned without
-gradients, and no array has a feature axis. Here a gradient comes back through every update: the tensors
-lie end to end in one vector of P numbers and the channels are stacked, so that an update is a few
+Source: arXiv 2203.11860 and its public code. The rule and its constants are those of `celo2.zoo.adafac_mlp`,
+and a test compares the two. There the weights are fixed, or theta is learned without
+gradients, and no array has a feature axis. Here a gradient flows back through every update: the tensors
+are concatenated in one vector of P numbers and the channels are stacked, so that an update is a few
 operations on `(channels, P)` whatever the number of tensors.
 """
 
@@ -32,33 +32,33 @@ from celo2.zoo.specs import MLP12
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Tensors end to end in one vector.
+    """Layout of tensors concatenated in one vector.
 
     Attributes:
-        shapes: Of the tensors, in order.
+        shapes: Shapes of the tensors, in order.
     """
 
     shapes: tuple[tuple[int, ...], ...]
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
-        """Elements of each tensor; P is their sum."""
+        """The number of elements of each tensor; P is their sum."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
     @cached_property
     def member(self) -> np.ndarray:
-        """Which tensor a number belongs to: `(P, tensors)`, zeros and a one in each row."""
+        """The membership of each number in a tensor: `(P, tensors)`, zeros and a one in each row."""
         return np.repeat(np.eye(len(self.shapes), dtype=np.float32), self.sizes, axis=0)
 
     def split(self, vector: Array) -> list[Array]:
-        """`(..., P)` → `(..., *shape)` for each tensor."""
+        """Splits `(..., P)` into `(..., *shape)` for each tensor."""
         parts = jnp.split(vector, list(itertools.accumulate(self.sizes))[:-1], axis=-1)
         return [
             part.reshape(*part.shape[:-1], *shape) for part, shape in zip(parts, self.shapes, strict=True)
         ]
 
     def join(self, tensors: Sequence[Array], leading: tuple[int, ...] = ()) -> Array:
-        """`leading` and a shape that broadcasts to the tensor's, each → `(*leading, P)`."""
+        """Concatenates tensors to `(*leading, P)`; each is `leading` plus a shape that broadcasts."""
         full = [
             jnp.broadcast_to(x, (*leading, *shape)) for x, shape in zip(tensors, self.shapes, strict=True)
         ]
@@ -66,14 +66,14 @@ class Layout:
 
 
 class RuleState(NamedTuple):
-    """What the rule remembers.
+    """State of the rule.
 
     Attributes:
-        momentum: `(3, P)`.
-        rms: `(1, P)`.
+        momentum: Momenta of the gradient, `(3, P)`.
+        rms: Second moment of the gradient, `(1, P)`.
         second: For each tensor, means of the squared gradient over its largest and over its second
             largest axis, which stay with length 1 behind the three decays; the square itself for rank < 2.
-        count: Updates so far, a scalar of theta's dtype.
+        count: Number of updates so far, a scalar of theta's dtype.
     """
 
     momentum: Array
@@ -89,7 +89,7 @@ class _Decays(NamedTuple):
 
 
 def init_state(layout: Layout, dtype: jnp.dtype) -> RuleState:
-    """Everything at zero."""
+    """Makes the state before the first update, all zeros."""
     num_momenta, num_rms, num_factored = (len(decays) for decays in STANDARD)
     size = sum(layout.sizes)
     return RuleState(
@@ -106,14 +106,14 @@ def init_state(layout: Layout, dtype: jnp.dtype) -> RuleState:
 def update(
     theta: Theta, layout: Layout, state: RuleState, grad: Array, param: Array
 ) -> tuple[Array, RuleState]:
-    """One update of all tensors.
+    """Updates all tensors once.
 
     Args:
         theta: The meta-parameters by name, as of `celo2.zoo.init_theta("adafac_mlp", key)`.
-        layout: Of the tensors.
-        state: Of the updates before.
-        grad: `(P,)`.
-        param: `(P,)`.
+        layout: Layout of the tensors.
+        state: State before this update.
+        grad: Gradient, `(P,)`.
+        param: Parameters, `(P,)`.
 
     Returns:
         The new parameters, `(P,)`, and the new state.
@@ -127,7 +127,7 @@ def update(
 
 
 def _accumulate(decays: _Decays, layout: Layout, state: RuleState, grad: Array) -> RuleState:
-    """No bias correction: the averages start at zero and stay too small for a while."""
+    """Updates the accumulators, without bias correction: they start at zero, too small at first."""
     second = [
         tuple(_average(decays.adafactor, old, new) for old, new in zip(olds, _reduce(square), strict=True))
         for olds, square in zip(state.second, layout.split(grad * grad + FACTORED_EPS), strict=True)
@@ -137,13 +137,13 @@ def _accumulate(decays: _Decays, layout: Layout, state: RuleState, grad: Array) 
 
 
 def _average(decays: Array, old: Array, new: Array) -> Array:
-    """`β old + (1 - β) new` for each decay: `(D, ...)`, new being `(...)`."""
+    """Computes `β old + (1 - β) new` for each decay: `(D, ...)`, with `new` of shape `(...)`."""
     decays = jnp.expand_dims(decays, tuple(range(1, old.ndim)))
     return decays * old + (1.0 - decays) * new[None]
 
 
 def _reduce(square: Array) -> tuple[Array, ...]:
-    """The means over the largest and over the second largest axis; the array itself for rank < 2."""
+    """Averages over the largest and over the second largest axis; returns the array itself for rank < 2."""
     axes = make_axes(square.shape)
     if axes is None:
         return (square,)
@@ -151,7 +151,7 @@ def _reduce(square: Array) -> tuple[Array, ...]:
 
 
 def _compute_channels(layout: Layout, state: RuleState, grad: Array, param: Array) -> Array:
-    """The 28 inputs that differ from number to number, in the order of theta's rows: `(28, P)`."""
+    """Computes the 28 inputs that differ between numbers, in the order of theta's rows: `(28, P)`."""
     momentum, rms, second, _ = state
     rows, cols = [means[0] for means in second], [means[-1] for means in second]
     factors = [
@@ -181,7 +181,7 @@ def _compute_channels(layout: Layout, state: RuleState, grad: Array, param: Arra
 
 
 def _compute_factors(row: Array, col: Array, axes: Axes | None) -> tuple[Array, Array]:
-    """What the gradient, and what the momenta, are multiplied by to divide them by the factored root."""
+    """Computes the factors that divide the gradient, and the momenta, by the factored root."""
     if axes is None:
         return jax.lax.rsqrt(jnp.maximum(row + FACTOR_FLOOR, FACTOR_FLOOR)), jax.lax.rsqrt(row + RMS_EPS)
     relative = row / (row.mean(axes.small + 1, keepdims=True) + FACTOR_FLOOR)
@@ -192,7 +192,7 @@ def _compute_factors(row: Array, col: Array, axes: Axes | None) -> tuple[Array, 
 
 
 def _normalize(channels: Array, layout: Layout) -> Array:
-    """Divides each channel by its root mean square over each tensor; two products of matrices do it."""
+    """Divides each channel by its root mean square over each tensor, by two matrix products."""
     member = jnp.asarray(layout.member, channels.dtype)
     sizes = jnp.asarray(layout.sizes, channels.dtype)[None]
     mean_squares = jnp.matmul(channels * channels, member, precision="highest") / sizes
@@ -200,7 +200,7 @@ def _normalize(channels: Array, layout: Layout) -> Array:
 
 
 def _compute_network(theta: Theta, channels: Array, count: Array) -> tuple[Array, Array]:
-    """39 → 4 → 4 → 2 with ReLU for every number; the time, the same for all, is part of the first bias."""
+    """Applies the network 39 → 4 → 4 → 2 with ReLU; the time, equal for all, enters by the first bias."""
     weights, biases = ([theta[f"nn/~/{kind}{layer}"] for layer in range(3)] for kind in "wb")
     from_channels, from_time = jnp.split(weights[0], [len(channels)])
     time = jnp.tanh(count / jnp.asarray(TIMES, count.dtype) - 1.0)

@@ -1,4 +1,4 @@
-"""A task whose parameters are a learned optimizer's weights: it trains a perceptron, and its loss is judged.
+"""Meta-training as a task: the parameters are a learned optimizer's weights, which trains a perceptron.
 
 Source: `LOpt_AdafacMLPLOpt_FashionMnist_50` of google/learned_optimization.
 """
@@ -27,12 +27,12 @@ INITIAL_LOSS = 2.33  # nats, to 1 % at every size; the published curves begin at
 
 @dataclasses.dataclass(frozen=True)
 class InnerTraining:
-    """What the learned optimizer trains, once for each loss.
+    """The inner training that each loss runs.
 
     Attributes:
-        steps: Updates.
-        batch_size: Images in each.
-        widths: Of the perceptron: pixels, hidden units, classes.
+        steps: Number of updates.
+        batch_size: Number of images in each update.
+        widths: Layer widths of the perceptron: pixels, hidden units, classes.
     """
 
     steps: int = 50
@@ -48,26 +48,25 @@ _SIZES: Mapping[Size, InnerTraining] = {
 
 
 def init_theta(key: Array) -> Params:
-    """The 197 untrained meta-parameters, by the names and from the distributions of the zoo's."""
+    """Draws the 197 untrained meta-parameters, with the names and distributions of the zoo's."""
     specs = AdafacMlp().array_specs()
     template = {name: Initial(spec.shape, spec.value, spec.scale) for name, spec in specs.items()}
     return sample_params(key, template)
 
 
 def compute_loss(theta: Params, batch: Batch, inner: InnerTraining) -> Array:
-    """Trains a fresh perceptron with the optimizer that theta is; the mean of the losses before each update.
+    """Trains a fresh perceptron with the optimizer theta; returns the mean of the losses before each update.
 
-    Every inner step is checkpointed: reverse mode keeps what a step starts from and computes the rest
-    again.
+    Every inner step is checkpointed: reverse mode keeps the state before a step and recomputes the rest.
 
     Args:
-        theta: Of `init_theta`.
+        theta: Weights, as from `init_theta`.
         batch: `image` uint8 `(steps · batch_size, 8, 8)` and `label`, cut into batches in their order, and
             the `key` of the perceptron's initial parameters.
-        inner: What is trained.
+        inner: The inner training.
 
     Returns:
-        Nats, in [0, 1.5 ln 10]; `()` of theta's dtype.
+        The loss in nats, in [0, 1.5 ln 10]; `()` of theta's dtype.
     """
     dtype = jnp.result_type(*jax.tree.leaves(theta))
     params = init_mlp(jax.random.wrap_key_data(batch["key"]), inner.widths)
@@ -95,13 +94,13 @@ def compute_loss(theta: Params, batch: Batch, inner: InnerTraining) -> Array:
 
 
 def make_learned_optimizer(*, size: Size = "full") -> Task:
-    """AdaFac-MLP, 197 parameters, that trains a perceptron on Fashion-MNIST 8 × 8 for 50 steps.
+    """Makes the task of AdaFac-MLP, 197 parameters, training a perceptron 50 steps on Fashion-MNIST 8 × 8.
 
     An example is one image of an inner batch; a batch has those of all inner steps, 50 × 128. Images are
     rounded to whole grey levels after the resize.
 
     Args:
-        size: `"small"` has 20 inner steps of 32 images, `"tiny"` 5 of 16 and 8 hidden units in place of 32.
+        size: `"small"` has 20 inner steps of 32 images, `"tiny"` 5 of 16 and 8 hidden units instead of 32.
     """
     inner = _SIZES[size]
     return Task(
@@ -112,7 +111,6 @@ def make_learned_optimizer(*, size: Size = "full") -> Task:
         batch_size=inner.steps * inner.batch_size,
         initial_loss=INITIAL_LOSS,
         stochastic=True,
-        clip=partial(clip_or_ceiling, num_classes=NUM_CLASSES),
     )
 
 
@@ -122,4 +120,4 @@ LEARNED_OPTIMIZERS: Mapping[str, tuple[Callable[..., Task], str]] = {
         "AdaFac-MLP's 197 weights, by how well it trains a perceptron on Fashion-MNIST, 8 × 8",
     ),
 }
-"""Name → what builds the task, and its summary."""
+"""Constructor and one-line summary of each task, by name."""

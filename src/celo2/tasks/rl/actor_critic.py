@@ -1,4 +1,4 @@
-"""Two perceptrons side by side, in Flax: one chooses actions, one says what a state is worth."""
+"""Actor-critic network in Flax: two separate perceptrons for the policy and the value."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class _Perceptron(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """`actor` and `critic`, which share nothing: two hidden layers with ReLU each, then a `head`.
+    """Perceptrons `actor` and `critic` without shared layers: two hidden ReLU layers each, then a `head`.
 
     Orthogonal initial kernels of gain √2, the actor's head 0.01, the critic's 1; biases are zero.
 
     Attributes:
-        num_actions: Outputs of the actor, A.
+        num_actions: Number of outputs of the actor, A.
         hidden: Width of every hidden layer.
     """
 
@@ -37,7 +37,7 @@ class ActorCritic(nn.Module):
 
     @nn.compact
     def __call__(self, observations: Array) -> tuple[Array, Array]:
-        """Flattens: `(N, ...)` of any dtype → logits `(N, A)` and values `(N,)`, float32."""
+        """Computes logits `(N, A)` and values `(N,)`, float32, of observations `(N, ...)` of any dtype."""
         inputs = observations.reshape(len(observations), -1).astype(jnp.float32)
         logits = _Perceptron(self.hidden, self.num_actions, 0.01, name="actor")(inputs)
         values = _Perceptron(self.hidden, 1, 1.0, name="critic")(inputs)

@@ -1,4 +1,4 @@
-"""PPO on three games of MinAtar (arXiv 1903.03176), in gymnax's implementation.
+"""PPO tasks on three games of MinAtar (arXiv 1903.03176), in gymnax's implementation.
 
 Source of the settings: purejaxrl's for Space Invaders, used for all three. The published run has 10⁷ steps of
 the environments: 1,220 rollouts, 39,040 gradient steps.
@@ -27,7 +27,7 @@ Game = Literal["asterix", "freeway", "space-invaders"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sizes:
-    """What grows with the size; a time limit of None is the game's own."""
+    """Settings of a size; a time limit of None is the game's own."""
 
     ppo: PPOConfig
     hidden: int
@@ -46,10 +46,12 @@ _SIZES: Mapping[Size, _Sizes] = {
 
 
 def make_minatar_ppo(game: Game, *, size: Size = "full") -> Task:
-    """PPO on a game: separate actor and critic of two hidden layers on the flattened observation.
+    """Makes the task of PPO on a game, with a separate actor and critic of two hidden layers each.
+
+    The networks read the flattened observation.
 
     Args:
-        game: Which.
+        game: Name of the game.
         size: `"full"` has 64 environments of 128 steps and hidden layers of 64; `"small"` 16 of 64 and 32,
             episodes end after 500 steps; `"tiny"` 8 of 16 and 12, episodes end after 100 steps.
 
@@ -75,12 +77,11 @@ def make_minatar_ppo(game: Game, *, size: Size = "full") -> Task:
 
 
 def make_minatar(game: Game, time_limit: int | None = None) -> Environment:
-    """A game with the minimal set of actions and none of them sticky; observations are 10 × 10 × C, 0 or 1.
+    """Makes a game with minimal, non-sticky actions; observations are 10 × 10 × C, 0 or 1.
 
     Args:
-        game: Which.
-        time_limit: An episode ends after as many steps; None: the game's own limit, 1,000 or (Freeway)
-            2,500.
+        game: Name of the game.
+        time_limit: Maximum steps of an episode; None: the game's own limit, 1,000 or (Freeway) 2,500.
 
     Raises:
         ImportError: gymnax is not installed.
@@ -115,7 +116,7 @@ def _reset(played: Any, settings: Any, key: Array) -> tuple[Any, Array]:
 def _step(
     played: Any, settings: Any, key: Array, state: Any, action: Array
 ) -> tuple[Any, Array, Array, Array]:
-    """A step; gymnax starts the next episode by itself, and both kinds of end are an end."""
+    """Takes a step; gymnax restarts finished episodes itself, and both kinds of end count as one."""
     with _usual_promotion():
         observation, state, reward, terminated, truncated, _ = played.step(key, state, action, settings)
     return state, observation.astype(jnp.uint8), reward.astype(jnp.float32), terminated | truncated
@@ -123,7 +124,7 @@ def _step(
 
 @contextlib.contextmanager
 def _usual_promotion() -> Iterator[None]:
-    """JAX's usual rules, which gymnax is written for; who calls may have stricter ones."""
+    """Restores JAX's default promotion, which gymnax needs, although the caller may use stricter rules."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -133,4 +134,4 @@ MINATAR_TASKS: Mapping[str, tuple[Callable[..., Task], str]] = {
     "ppo-freeway": (partial(make_minatar_ppo, "freeway"), "PPO on MinAtar's Freeway"),
     "ppo-space-invaders": (partial(make_minatar_ppo, "space-invaders"), "PPO on MinAtar's Space Invaders"),
 }
-"""Name → what builds the task, and its summary."""
+"""Constructor and one-line summary of each task, by name."""

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation: a task whose batches come from what the trained network itself does.
+"""Proximal policy optimisation (PPO) as a task, with batches from rollouts of the trained network.
 
 Source: arXiv 1707.06347, as in the public code of purejaxrl, whose settings for MinAtar are the defaults.
 """
@@ -32,21 +32,21 @@ ADVANTAGE_EPS = 1e-8  # added to the standard deviation of a minibatch's advanta
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOConfig:
-    """How much is played, how often it is learned from, and the loss.
+    """Sizes of rollouts and minibatches, and coefficients of the loss.
 
     Attributes:
-        num_envs: Copies of the environment, E.
-        rollout_length: Steps of each in a rollout, T.
-        epochs: How often a rollout is gone through.
-        minibatches: Of an epoch; they divide E · T.
-        discount: γ.
-        trace: λ of the advantages.
-        clip: How far a probability's ratio to the old one, and the value from the old one, may go.
-        entropy_weight: Of the policy's entropy.
-        value_weight: Of the critic's loss.
+        num_envs: Number of copies of the environment, E.
+        rollout_length: Steps of each copy in a rollout, T.
+        epochs: Number of passes over a rollout.
+        minibatches: Number of minibatches of an epoch, a divisor of E · T.
+        discount: Discount factor γ.
+        trace: Trace decay λ of the advantages.
+        clip: Maximum deviation ε of the probability ratio from 1, and of the value from the old one.
+        entropy_weight: Weight of the policy's entropy.
+        value_weight: Weight of the critic's loss.
 
     Raises:
-        ValueError: A number is below 1 that must not be, or the minibatches do not divide the rollout.
+        ValueError: A size is below 1, or the minibatches do not divide the rollout.
     """
 
     num_envs: int = 64
@@ -72,29 +72,29 @@ class PPOConfig:
 
     @property
     def num_transitions(self) -> int:
-        """Of a rollout, E · T."""
+        """The number of transitions of a rollout, E · T."""
         return self.num_envs * self.rollout_length
 
     @property
     def batch_size(self) -> int:
-        """Transitions in a minibatch."""
+        """The number of transitions in a minibatch."""
         return self.num_transitions // self.minibatches
 
     @property
     def steps_per_rollout(self) -> int:
-        """Gradient steps between two rollouts."""
+        """The number of gradient steps between two rollouts."""
         return self.epochs * self.minibatches
 
 
 class PPOState(NamedTuple):
-    """What a stream goes on from.
+    """State of a `PPOStream`.
 
     Attributes:
-        actors: The environments, where the last rollout left them.
+        actors: The environments, as the last rollout left them.
         rollout: `observation`, `action`, `log_prob`, `value`, `advantage` and `target` of its transitions,
             `(E · T, ...)` each.
         order: Transitions of each minibatch until the next rollout, `(epochs · minibatches, batch_size)`.
-        mean_return: Of the episodes that ended last, `()`; 0 before any did.
+        mean_return: Mean return of the episodes that ended last, `()`; 0 before any did.
     """
 
     actors: Actors
@@ -105,12 +105,12 @@ class PPOState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PPOStream:
-    """Minibatches of rollouts, as `celo2.tasks.base.Stream` says.
+    """Stream of minibatches of rollouts, see `celo2.tasks.base.Stream`.
 
     Attributes:
-        environment: What is played.
-        policy: Who plays.
-        config: How much.
+        environment: The environment.
+        policy: The policy that acts in it.
+        config: Sizes of rollouts and minibatches.
     """
 
     environment: Environment
@@ -118,7 +118,7 @@ class PPOStream:
     config: PPOConfig
 
     def init(self, params: Params, key: Array) -> PPOState:
-        """Environments at their start, and an empty rollout: step 0 plays the first."""
+        """Starts the environments, with an empty rollout: step 0 plays the first."""
         config = self.config
         actors = start_actors(self.environment, key, config.num_envs)
         shapes = jax.eval_shape(self._play, params, actors, key, jnp.zeros(()))
@@ -126,7 +126,7 @@ class PPOStream:
         return empty._replace(actors=actors)
 
     def next(self, state: PPOState, params: Params, key: Array, count: Array) -> tuple[PPOState, Batch]:
-        """The minibatch of step `count`, from a new rollout where all of the last one is used up.
+        """Returns the minibatch of step `count`, from a new rollout if the last one is used up.
 
         `mean_return` comes with the batch, `()`.
         """
@@ -141,13 +141,13 @@ class PPOStream:
         return state, batch | {"mean_return": state.mean_return}
 
     def validate(self, params: Params, key: Array) -> Array:
-        """Minus the mean return of a new episode in each copy; NaN where a parameter is not finite."""
+        """Returns minus the mean return of a new episode in each copy; NaN if a parameter is not finite."""
         mean_return = play_episodes(self.environment, self.policy, params, key, self.config.num_envs)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
         return jnp.where(finite, -mean_return, jnp.nan)
 
     def _play(self, params: Params, actors: Actors, key: Array, mean_return: Array) -> PPOState:
-        """A new rollout and a new order for each epoch."""
+        """Plays a new rollout and draws an order for each epoch."""
         config = self.config
         play_key, order_key = jax.random.split(key)
         actors, played = play_steps(
@@ -173,21 +173,21 @@ class PPOStream:
 
 
 def compute_loss(params: Params, batch: Batch, *, policy: Policy, config: PPOConfig) -> Array:
-    """The clipped objective of a minibatch.
+    """Computes the clipped objective of a minibatch.
 
         -mean min(ρ A, clip(ρ, 1 ± ε) A) + ½ w_v mean max((v - R)², (v_old + clip(v - v_old, ±ε) - R)²)
         - w_e mean entropy
 
-    with ρ the probability of the action over its old one, and A standardised over the minibatch.
+    with ρ the ratio of the action's probability to its old one, and A standardised over the minibatch.
 
     Args:
-        params: Of the policy.
-        batch: Of `PPOStream.next`, B transitions.
+        params: Parameters of the policy.
+        batch: B transitions from `PPOStream.next`.
         policy: Actor and critic.
-        config: ε and the weights.
+        config: Settings with ε and the weights.
 
     Returns:
-        `()`.
+        The loss, `()`.
     """
     logits, value = policy(params, batch["observation"])
     log_probs = jax.nn.log_softmax(logits)
@@ -204,7 +204,7 @@ def compute_loss(params: Params, batch: Batch, *, policy: Policy, config: PPOCon
 
 
 def judge_return(loss: Array, batch: Batch) -> Array:
-    """Minus the mean return of the episodes that ended last; NaN where the loss is not finite."""
+    """Returns minus the mean return of the episodes that ended last; NaN if the loss is not finite."""
     return jnp.where(jnp.isfinite(loss), -batch["mean_return"], jnp.nan)
 
 
@@ -215,18 +215,18 @@ def make_ppo(
     policy: Policy,
     config: PPOConfig,
 ) -> Task:
-    """A task from a game and a network that plays it, judged by the returns of its episodes.
+    """Makes a task from an environment and a policy, judged by the returns of its episodes.
 
-    The loss goes up and down with what is played and says nothing about progress. Optimizers get its
-    gradient as it is: the clipping to a global norm of 0.5 and the learning rate's linear decay of the
+    The loss varies with the transitions played and does not measure progress. Optimizers get its
+    unclipped gradient: the clipping to a global norm of 0.5 and the learning rate's linear decay of the
     published settings are those of its Adam, not of the task.
 
     Args:
         name: The task's name.
-        environment: The game.
+        environment: The environment.
         init: `key → params`.
         policy: The network, `(params, observations) → (logits, values)`.
-        config: How much is played, and the loss.
+        config: Sizes of rollouts and minibatches, and coefficients of the loss.
     """
     return Task(
         name=name,
@@ -234,7 +234,7 @@ def make_ppo(
         init=init,
         loss=partial(compute_loss, policy=policy, config=config),
         batch_size=config.batch_size,
-        initial_loss=math.inf,  # a return has no bound that an untrained network stands at
+        initial_loss=math.inf,  # returns have no bound to compare with
         stream=PPOStream(environment, policy, config),
         objective=judge_return,
     )

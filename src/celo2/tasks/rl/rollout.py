@@ -1,4 +1,4 @@
-"""Environments, what an agent does in them, and how good it was.
+"""Environments, rollouts of a policy in them, and advantages.
 
 Source: generalised advantage estimation, arXiv 1506.02438, equations 11 and 16. Time limits end an episode
 like any other end: the value behind them counts as zero, as in the public PPO that the tasks are taken from.
@@ -22,16 +22,16 @@ Policy = Callable[[Params, Array], tuple[Array, Array]]
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """A game, as pure functions of one copy of it.
+    """An environment, as pure functions of one copy of it.
 
     Attributes:
-        name: What a result says was played.
+        name: Name shown in results.
         reset: `key → (state, observation)`.
         step: `(key, state, action) → (state, observation, reward, done)`. Where `done`, the episode is over,
             and the state and the observation are already those of the next one.
-        num_actions: Actions are 0 to this, exclusive.
-        max_steps: No episode is longer.
-        origin: One sentence: where the game comes from, and under which licence.
+        num_actions: Number of actions, which are 0 to this, exclusive.
+        max_steps: Maximum length of an episode.
+        origin: One sentence with the source of the game and its licence.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Environment:
 
 
 class Actors(NamedTuple):
-    """E copies of an environment in the middle of their episodes.
+    """States of E copies of an environment in the middle of their episodes.
 
     Attributes:
-        state: Of the environments, `(E, ...)` each.
-        observation: What the next action is chosen from, `(E, ...)`.
+        state: States of the environments, `(E, ...)` each.
+        observation: Observations from which the next actions are chosen, `(E, ...)`.
         episode_return: Sum of the rewards of the episode so far, `(E,)`.
     """
 
@@ -60,11 +60,11 @@ class Transition(NamedTuple):
     """Steps of E copies, `(E,)` each, or `(T, E)` of T steps.
 
     Attributes:
-        observation: Before the action, `(E, ...)`.
-        action: int32.
-        log_prob: Of the action, under the policy that chose it.
-        value: That the critic gave the state before the action.
-        reward: Of the action.
+        observation: Observation before the action, `(E, ...)`.
+        action: Chosen action, int32.
+        log_prob: Log probability of the action under the policy that chose it.
+        value: The critic's value of the state before the action.
+        reward: Reward of the action.
         done: Whether it ended the episode.
         episode_return: Sum of the rewards of the episode, this one included.
     """
@@ -79,7 +79,7 @@ class Transition(NamedTuple):
 
 
 def start_actors(environment: Environment, key: Array, num_envs: int) -> Actors:
-    """Copies at the start of their first episodes."""
+    """Starts the first episode of every copy."""
     state, observation = jax.vmap(environment.reset)(jax.random.split(key, num_envs))
     return Actors(state, observation, jnp.zeros(num_envs, jnp.float32))
 
@@ -87,7 +87,7 @@ def start_actors(environment: Environment, key: Array, num_envs: int) -> Actors:
 def play_steps(
     environment: Environment, policy: Policy, params: Params, actors: Actors, key: Array, steps: int
 ) -> tuple[Actors, Transition]:
-    """Plays on for a number of steps, actions drawn from the policy.
+    """Plays a number of steps, with actions drawn from the policy.
 
     Returns:
         The actors afterwards, and the transitions `(steps, E, ...)`.
@@ -102,7 +102,7 @@ def play_steps(
 def play_episodes(
     environment: Environment, policy: Policy, params: Params, key: Array, num_envs: int
 ) -> Array:
-    """The mean return of one new episode in each of `num_envs` copies, `()`; actions are drawn."""
+    """Returns the mean return of a new episode in each of `num_envs` copies, `()`; actions are drawn."""
     start_key, play_key = jax.random.split(key)
     actors = start_actors(environment, start_key, num_envs)
 
@@ -121,25 +121,25 @@ def play_episodes(
 
 
 def mean_finished_return(played: Transition, otherwise: Array) -> Array:
-    """The mean return of the episodes that ended in these transitions; `otherwise` if none did."""
+    """Averages the returns of the episodes that ended in these transitions; `otherwise` if none did."""
     count = played.done.sum()
     total = jnp.where(played.done, played.episode_return, 0.0).sum()
     return jnp.where(count > 0, total / jnp.maximum(count, 1).astype(total.dtype), otherwise)
 
 
 def compute_advantages(played: Transition, last_value: Array, discount: float, trace: float) -> Array:
-    """How much better each action was than the critic expected.
+    """Computes generalised advantages: how far each action exceeds the critic's expectation.
 
         δ_t = r_t + γ V_{t+1} (1 - done_t) - V_t,    A_t = δ_t + γ λ (1 - done_t) A_{t+1}
 
     Args:
-        played: `(T, E)`.
-        last_value: Of the states behind the last transitions, `(E,)`.
+        played: Transitions, `(T, E)`.
+        last_value: Values of the states after the last transitions, `(E,)`.
         discount: γ, in [0, 1].
         trace: λ, in [0, 1].
 
     Returns:
-        `(T, E)`.
+        The advantages, `(T, E)`.
     """
 
     def step(carry: tuple[Array, Array], played: Transition) -> tuple[tuple[Array, Array], Array]:

@@ -1,4 +1,4 @@
-"""A small convolutional network on Fashion-MNIST: another kind of task than meta-training's."""
+"""A small convolutional network on Fashion-MNIST, unlike the perceptrons of meta-training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celo2.tasks.vision.datasets import Prefer, load_fashion_mnist, load_shipped
 
 
 def init_conv_net(key: Array, channels: Sequence[int]) -> Params:
-    """Parameters `conv_0`, `conv_1`, … and `head`, each with `kernel` and `bias`.
+    """Draws parameters `conv_0`, `conv_1`, … and `head`, each with `kernel` and `bias`.
 
     Args:
         key: Random key.
@@ -28,7 +28,7 @@ def init_conv_net(key: Array, channels: Sequence[int]) -> Params:
 
 
 def compute_conv_net(params: Params, images: Array) -> Array:
-    """3 × 3 convolutions of stride 2, each with ReLU, the mean over positions, then the head.
+    """Applies 3 × 3 convolutions of stride 2, each with ReLU, the mean over positions, then the head.
 
     Args:
         params: From `init_conv_net`.
@@ -46,7 +46,7 @@ def compute_conv_net(params: Params, images: Array) -> Array:
 def make_fashion_conv(
     *, prefer: Prefer = "auto", channels: Sequence[int] = (8, 16, 32), batch_size: int = 64
 ) -> Task:
-    """Fashion-MNIST 28 × 28 with three strided convolutions, 6,218 parameters.
+    """Makes the task of Fashion-MNIST 28 × 28 with three strided convolutions, 6,218 parameters.
 
     Args:
         prefer: Full set or shipped sample, see `load_fashion_mnist`.
@@ -61,7 +61,7 @@ def make_fashion_conv(
 def make_conv(
     *, images: str = "fashion-mnist", channels: Sequence[int] = (8, 16), batch_size: int = 64
 ) -> Task:
-    """Strided convolutions of any number and width that classify one of the shipped image sets.
+    """Makes a classifier of strided convolutions, of any number and width, on a shipped image set.
 
     Args:
         images: A name of `celo2.tasks.vision.datasets.load_shipped_images`.

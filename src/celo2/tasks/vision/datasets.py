@@ -1,8 +1,8 @@
-"""The data sets, from files on this machine alone: nothing here opens a connection.
+"""Image data sets, read from local files only: nothing here opens a connection.
 
-A set is looked for in `$CELO2_DATA`, then in `~/.cache/celo2`, then (Fashion-MNIST) where Debian's
-package `dataset-fashion-mnist` puts it. Small real sets are shipped with the package. A sample or
-a stand-in has a name of its own, so that every result says what it used.
+A set is looked up in `$CELO2_DATA`, then in `~/.cache/celo2`, then (Fashion-MNIST) in the folder of Debian's
+package `dataset-fashion-mnist`. Small real sets are shipped with the package. A sample or
+a stand-in has a name of its own, so that every result states its data.
 
 Images are uint8 in memory, `image` and `label` in each split; the tasks divide by 255.
 """
@@ -32,7 +32,7 @@ _DIGITS_TRAIN = 1_500  # of 1,797
 
 
 def find_folder(name: str) -> Path | None:
-    """The first place that has a folder of this name: `$CELO2_DATA`, `~/.cache/celo2`, Debian's."""
+    """Finds the first folder of this name in `$CELO2_DATA`, `~/.cache/celo2` and Debian's folder."""
     places = [Path.home() / ".cache" / "celo2", _DEBIAN_FOLDER]
     if os.environ.get("CELO2_DATA"):
         places.insert(0, Path(os.environ["CELO2_DATA"]))
@@ -40,12 +40,12 @@ def find_folder(name: str) -> Path | None:
 
 
 def load_fashion_mnist(prefer: Prefer = "auto") -> Dataset:
-    """Fashion-MNIST, 28 × 28: the full set from a local copy, otherwise the shipped sample.
+    """Loads Fashion-MNIST, 28 × 28: the full set from a local copy, otherwise the shipped sample.
 
     Args:
-        prefer: `"full"` insists on the full set (60,000 / 10,000 images, name `fashion-mnist`),
+        prefer: `"full"` requires the full set (60,000 / 10,000 images, name `fashion-mnist`),
             `"sample"` on the shipped 10,000 images of the official test set (9,000 / 1,000, name
-            `fashion-mnist-sample-10k`); `"auto"` takes the full set where there is one.
+            `fashion-mnist-sample-10k`); `"auto"` uses the full set if there is one.
 
     Returns:
         `image` uint8 `(N, 28, 28)` and `label` uint8 `(N,)` in each split.
@@ -63,12 +63,12 @@ def load_fashion_mnist(prefer: Prefer = "auto") -> Dataset:
 
 
 def load_fashion_mnist_8x8(prefer: Prefer = "auto") -> Dataset:
-    """`load_fashion_mnist` resized to 8 × 8; the name says whether it is the full set."""
+    """Loads Fashion-MNIST resized to 8 × 8; the name says whether it is the full set."""
     return map_images(load_fashion_mnist(prefer), "8x8", lambda images: resize_bilinear(images, 8))
 
 
 def load_mnist(prefer: Prefer = "auto") -> Dataset:
-    """MNIST, 28 × 28: as `load_fashion_mnist`, with 8,500 / 1,500 shipped images, name `mnist-10k`."""
+    """Loads MNIST, 28 × 28, like `load_fashion_mnist`: 8,500 / 1,500 shipped images, name `mnist-10k`."""
     return _load_idx_set("mnist", "MNIST, Yann LeCun and Corinna Cortes", prefer) or _shipped(
         "mnist_sample_10k.npz",
         "mnist-10k",
@@ -78,18 +78,18 @@ def load_mnist(prefer: Prefer = "auto") -> Dataset:
 
 
 def load_mnist_8x8() -> Dataset:
-    """The shipped 10,000 images of MNIST resized to 8 × 8 (8,500 / 1,500)."""
+    """Loads the shipped 10,000 images of MNIST resized to 8 × 8 (8,500 / 1,500)."""
     return map_images(load_mnist("sample"), "8x8", lambda images: resize_bilinear(images, 8))
 
 
 def load_digits_8x8() -> Dataset:
-    """The UCI optical digits, 8 × 8 (1,500 / 297), shipped with the package."""
+    """Loads the UCI optical digits, 8 × 8 (1,500 / 297), shipped with the package."""
     origin = "UCI optical recognition of handwritten digits, CC BY 4.0; shipped with celo2"
     return _shipped("digits_8x8.npz", "digits-8x8", _DIGITS_TRAIN, origin)
 
 
 def load_patches_8x8() -> Dataset:
-    """Crops of ten photographs, class = photograph, 8 × 8 (30,000 / 5,000); needs scikit-image.
+    """Loads crops of ten photographs, class = photograph, 8 × 8 (30,000 / 5,000); needs scikit-image.
 
     Raises:
         ImportError: scikit-image is not installed.
@@ -104,7 +104,7 @@ def load_patches_8x8() -> Dataset:
 
 
 def load_cifar10() -> Dataset:
-    """CIFAR-10, 32 × 32 × 3 (50,000 / 10,000), from a local copy of its binary version.
+    """Loads CIFAR-10, 32 × 32 × 3 (50,000 / 10,000), from a local copy of its binary version.
 
     Raises:
         FileNotFoundError: There is no folder `cifar-10-batches-bin`, or it lacks a file.
@@ -122,12 +122,12 @@ def load_cifar10() -> Dataset:
 
 
 def load_cifar10_8x8() -> Dataset:
-    """CIFAR-10, grey, 8 × 8 (50,000 / 10,000); raises what `load_cifar10` does."""
+    """Loads CIFAR-10, grey, 8 × 8 (50,000 / 10,000); raises the errors of `load_cifar10`."""
     return map_images(load_cifar10(), "grey-8x8", lambda array: resize_bilinear(to_grey(array), 8))
 
 
 def load_svhn_8x8() -> Dataset:
-    """SVHN's cropped digits, grey, 8 × 8 (73,257 / 26,032), from a local copy of its .mat files.
+    """Loads SVHN's cropped digits, grey, 8 × 8 (73,257 / 26,032), from a local copy of its .mat files.
 
     Raises:
         FileNotFoundError: There is no folder `svhn`, or it lacks a file.
@@ -155,14 +155,14 @@ IMAGE_SETS: Mapping[str, Callable[[], Dataset]] = {
 """The grey 8 × 8 sets that meta-training can draw from, ten classes each."""
 
 DEFAULT_IMAGE_SETS = ("fashion-mnist", "mnist", "digits", "patches")
-"""The four that need no download."""
+"""The four of them that need no download."""
 
 
 def load_image_sets(names: Sequence[str] | None = None) -> dict[str, Dataset]:
-    """Grey image sets for meta-training, by their names in `IMAGE_SETS`.
+    """Loads grey image sets for meta-training, by their names in `IMAGE_SETS`.
 
     Args:
-        names: Which; `DEFAULT_IMAGE_SETS` if None.
+        names: Names of the sets; `DEFAULT_IMAGE_SETS` if None.
 
     Returns:
         One data set for each name, in the order asked for: `image` uint8 `(N, 8, 8)` and
@@ -193,7 +193,7 @@ _SHIPPED_IMAGES: Mapping[str, Callable[[], Dataset]] = {
 
 
 def load_shipped_images(name: str) -> Dataset:
-    """An image set that is the same on every machine, whatever else lies on it; ten classes each.
+    """Loads an image set that is the same on every machine; ten classes each.
 
     Args:
         name: "fashion-mnist", "mnist", "digits" or "patches", grey, 8 × 8; "fashion-mnist-28x28" or
@@ -213,7 +213,7 @@ def load_shipped_images(name: str) -> Dataset:
 
 
 def _load_idx_set(name: str, source: str, prefer: Prefer) -> Dataset | None:
-    """All of a set from the folder of its name; None where the shipped sample is wanted."""
+    """Reads a full set from the folder of its name; None if the shipped sample is to be used."""
     if prefer not in get_args(Prefer):
         raise ValueError(f'prefer must be "auto", "full" or "sample", got {prefer!r}.')
     folder = None if prefer == "sample" else find_folder(name)
@@ -265,11 +265,11 @@ def _shipped(file: str, name: str, num_train: int, origin: str) -> Dataset:
 
 
 def map_images(dataset: Dataset, suffix: str, function: Callable[[np.ndarray], np.ndarray]) -> Dataset:
-    """The same set with its images through a function, rounded to uint8 (ties to even).
+    """Maps the images of a set through a function, rounded to uint8 (ties to even).
 
     Args:
-        dataset: With `image` and `label` in each split.
-        suffix: Goes behind the name, after a hyphen.
+        dataset: Data set with `image` and `label` in each split.
+        suffix: Suffix of the name, after a hyphen.
         function: All images of a split → the same number of images, in 0 to 255.
     """
 
@@ -285,7 +285,7 @@ def map_images(dataset: Dataset, suffix: str, function: Callable[[np.ndarray], n
 
 
 def need_folder(name: str, content: str) -> Path:
-    """`find_folder`, or a FileNotFoundError that says what to put there."""
+    """Returns `find_folder`'s result, or raises a FileNotFoundError with the expected content."""
     folder = find_folder(name)
     if folder is None:
         raise FileNotFoundError(f"no folder {name} in $CELO2_DATA or ~/.cache/celo2: put {content} there.")

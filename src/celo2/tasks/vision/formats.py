@@ -25,7 +25,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
 
     Args:
         path: The file, gzipped when its name ends in `.gz`.
-        rank: How many dimensions it must have: 3 for images, 1 for labels.
+        rank: Required number of dimensions: 3 for images, 1 for labels.
 
     Returns:
         A uint8 array of that rank.
@@ -67,11 +67,11 @@ def read_cifar10_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_cifar100_binary(path: Path, num_records: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads one file of CIFAR-100's binary version; of its two labels, coarse and fine, the fine one.
+    """Reads one file of CIFAR-100's binary version, with the fine of its two labels.
 
     Args:
         path: `train.bin` or `test.bin`.
-        num_records: How many images it must have: 50,000 or 10,000.
+        num_records: Required number of images: 50,000 or 10,000.
 
     Returns:
         Images `(num_records, 32, 32, 3)` and labels `(num_records,)`, 0 to 99, uint8.
@@ -84,7 +84,7 @@ def read_cifar100_binary(path: Path, num_records: int) -> tuple[np.ndarray, np.n
 
 
 def _read_cifar(path: Path, records: int, num_labels: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Records of labels, of which the last counts, and pixels."""
+    """Reads records of labels, of which the last counts, and pixels."""
     content = _read_bytes(path)
     length = num_labels + _CIFAR_PIXELS
     if len(content) != length * records:

@@ -1,11 +1,11 @@
-"""The image sets of the published evaluation tasks: a local copy, or a stand-in under its own name.
+"""Image sets of the published evaluation tasks: a local copy, or a stand-in under its own name.
 
 The published tasks train on the first 80 % of a set's training file, `NAME-80pct`, and validate on its
 last 10 %; the 10 % between and the official test set are not used. The order is that of the original
-files. The loader that published them reads records shuffled by its own library: the sizes are the same,
+files. The published loader reads records shuffled by its own library: the sizes are the same,
 the members are not.
 
-Nothing here opens a connection. The folders that are looked for in `$CELO2_DATA` and `~/.cache/celo2`:
+Nothing here opens a connection. The folders looked up in `$CELO2_DATA` and `~/.cache/celo2` are
 `mnist` and `fashion-mnist` (IDX files), `cifar-10-batches-bin`, `cifar-100-binary`, and `imagenet`
 (arrays, see `load_imagenet`).
 """
@@ -39,13 +39,13 @@ IMAGENET_SIDE = 224  # pixels
 IMAGENET_TITLE = "ImageNet-1k"
 _IMAGENET_CLASSES = 1_000
 _ONE_PERCENT = 500  # images: 1 % of a training file of CIFAR, and as many of a stand-in
-_PATCHES = (20_000, 2_500)  # crops to train and to validate on
-_ENLARGED_PATCHES = (500, 100)  # the same where each has 224 × 224 pixels
-_CELLS = (5, 2)  # rows and columns that make 100 classes of ten photographs
+_PATCHES = (20_000, 2_500)  # training and validation crops
+_ENLARGED_PATCHES = (500, 100)  # the same at 224 × 224 pixels
+_CELLS = (5, 2)  # rows and columns of cells, for 100 classes of ten photographs
 
 
 class _Source(NamedTuple):
-    """A published set: its title, its folder, what reads that, and what stands in without it."""
+    """A published set: its title, its folder, its reader, and the loader of its stand-in."""
 
     title: str
     folder: str
@@ -54,13 +54,13 @@ class _Source(NamedTuple):
 
 
 def load_evaluation_set(name: str, side: int, portion: Portion = "80pct") -> Dataset:
-    """The training and validation images of a published evaluation task.
+    """Loads the training and validation images of a published evaluation task.
 
-    What is loaded stays in memory for the next task that asks for it.
+    The result is cached in memory.
 
     Args:
         name: `"mnist"`, `"fashion-mnist"`, `"cifar10"` or `"cifar100"`.
-        side: Of the images in pixels; those of another size are resized, without antialiasing.
+        side: Side of the images in pixels; those of another size are resized, without antialiasing.
         portion: `"1pct"`: train on the first 500 images only. The loaders of the reference do so for
             CIFAR-100, by an oversight that its published results share.
 
@@ -80,7 +80,7 @@ def load_evaluation_set(name: str, side: int, portion: Portion = "80pct") -> Dat
 
 
 def load_cifar100() -> Dataset:
-    """CIFAR-100 with its fine labels, 32 × 32 × 3 (50,000 / 10,000), from a local copy of its binary version.
+    """Loads CIFAR-100 with fine labels, 32 × 32 × 3 (50,000 / 10,000), from a local binary copy.
 
     Raises:
         FileNotFoundError: There is no folder `cifar-100-binary`, or it lacks a file.
@@ -97,7 +97,7 @@ def load_cifar100() -> Dataset:
 def load_patches(
     num_classes: Literal[10, 100], num_train: int = _PATCHES[0], num_valid: int = _PATCHES[1]
 ) -> Dataset:
-    """Crops of ten photographs in colour, 32 × 32 × 3: what stands in for the published colour sets.
+    """Loads colour crops of ten photographs, 32 × 32 × 3, the stand-in for the published colour sets.
 
     Args:
         num_classes: 10: the photographs; 100: ten cells of each.
@@ -118,7 +118,7 @@ def load_patches(
 
 
 def load_imagenet() -> Dataset:
-    """ImageNet-1k, 224 × 224 × 3, from arrays on this machine; crops of photographs where there are none.
+    """Loads ImageNet-1k, 224 × 224 × 3, from local arrays; crops of photographs if there are none.
 
     The folder `imagenet` holds `train_image.npy` and `valid_image.npy`, uint8 `(N, 224, 224, 3)`, resized and
     cropped beforehand, and `train_label.npy` and `valid_label.npy`, integers `(N,)` from 0 to 999. Images
@@ -166,7 +166,7 @@ def _imagenet_split(folder: Path, split: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _prepare(name: str, side: int, portion: Portion, folder: Path | None) -> Dataset:
-    """As `load_evaluation_set`; the folder is the place of the local copy, None for the stand-in."""
+    """Loads like `load_evaluation_set`; the folder is that of the local copy, None for the stand-in."""
     source = _SOURCES[name]
     if folder is None:
         dataset = dataclasses.replace(source.load_stand_in(), stands_in_for=source.title)
@@ -176,7 +176,7 @@ def _prepare(name: str, side: int, portion: Portion, folder: Path | None) -> Dat
 
 
 def _published_split(dataset: Dataset) -> Dataset:
-    """The first 80 % and the last 10 % of the training file."""
+    """Selects the first 80 % and the last 10 % of the training file."""
     count = dataset.size("train")
 
     def rows(start: int, stop: int) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _published_split(dataset: Dataset) -> Dataset:
 
 
 def _first_images(dataset: Dataset) -> Dataset:
-    """The 1 % split: it begins where the 80 % one does, and the validation images are the same."""
+    """Selects the 1 % split: the first images of the 80 % split, with the same validation images."""
     train = {name: array[:_ONE_PERCENT].copy() for name, array in dataset.train.items()}
     published = dataset.name.removesuffix("-80pct")
     name = f"{dataset.name}-first-{_ONE_PERCENT}" if published == dataset.name else f"{published}-1pct"

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, and the image tasks that train one: classifiers and autoencoders."""
+"""Multilayer perceptrons and their image tasks: classifiers and autoencoders."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from celo2.tasks.vision.datasets import (
 
 Activation = Callable[[Array], Array]
 ACTIVATIONS: Mapping[str, Activation] = {"relu": jax.nn.relu, "tanh": jnp.tanh, "gelu": jax.nn.gelu}
-_CONTRAST_IMAGES = 1_000  # so many tell what an untrained autoencoder scores
+_CONTRAST_IMAGES = 1_000  # sample for an untrained autoencoder's loss
 
 
 def init_mlp(key: Array, sizes: Sequence[int]) -> Params:
-    """Parameters of a perceptron: `layer_0`, `layer_1`, … and `head`, each with `kernel` and `bias`.
+    """Draws a perceptron's parameters: `layer_0`, `layer_1`, … and `head`, each with `kernel` and `bias`.
 
     Args:
         key: Random key.
-        sizes: Number of inputs, hidden widths, number of outputs: `(784, 128, 128, 10)` say.
+        sizes: Number of inputs, hidden widths, number of outputs, such as `(784, 128, 128, 10)`.
     """
     names = [f"layer_{index}" for index in range(len(sizes) - 2)] + ["head"]
     layers = zip(names, sizes[:-1], sizes[1:], strict=True)
@@ -39,12 +39,12 @@ def init_mlp(key: Array, sizes: Sequence[int]) -> Params:
 
 
 def compute_mlp(params: Params, inputs: Array, activation: Activation = jax.nn.relu) -> Array:
-    """Flattens each example, then a linear map and an activation for each hidden layer, then the head.
+    """Flattens each example, then applies a linear map and an activation for each hidden layer, and the head.
 
     Args:
         params: From `init_mlp`.
         inputs: `(N, ...)` float32.
-        activation: Elementwise.
+        activation: Elementwise function.
 
     Returns:
         `(N, outputs)` float32.
@@ -58,9 +58,9 @@ def compute_mlp(params: Params, inputs: Array, activation: Activation = jax.nn.r
 def make_fashion_mlp(
     *, prefer: Prefer = "auto", widths: Sequence[int] = (128, 128), batch_size: int = 128
 ) -> Task:
-    """Fashion-MNIST 28 × 28 with a 784-128-128-10 perceptron, 118,282 parameters.
+    """Makes the task of Fashion-MNIST 28 × 28 with a 784-128-128-10 perceptron, 118,282 parameters.
 
-    The first of the published tasks (`ImageMLP_FashionMnist_Relu128x128`), up to its split of the data.
+    The first of the published tasks (`ImageMLP_FashionMnist_Relu128x128`), except for its split of the data.
 
     Args:
         prefer: Full set or shipped sample, see `load_fashion_mnist`.
@@ -71,7 +71,7 @@ def make_fashion_mlp(
 
 
 def make_digits_mlp(*, widths: Sequence[int] = (32, 32), batch_size: int = 64) -> Task:
-    """The UCI digits, 8 × 8, with a 64-32-32-10 perceptron, 3,466 parameters.
+    """Makes the task of the UCI digits, 8 × 8, with a 64-32-32-10 perceptron, 3,466 parameters.
 
     Args:
         widths: Hidden widths.
@@ -92,7 +92,7 @@ def make_mlp(
     activation: str = "relu",
     batch_size: int = 64,
 ) -> Task:
-    """A perceptron of any size that classifies one of the shipped image sets.
+    """Makes a perceptron classifier of any size on a shipped image set.
 
     Args:
         images: A name of `celo2.tasks.vision.datasets.load_shipped_images`.
@@ -120,7 +120,7 @@ def make_autoencoder(
     activation: str = "relu",
     batch_size: int = 64,
 ) -> Task:
-    """A perceptron with a sigmoid that reproduces images; the loss is the mean squared error of a pixel.
+    """Makes an autoencoder, a perceptron with a sigmoid, with the mean squared error of a pixel as loss.
 
     Args:
         images: A name of `celo2.tasks.vision.datasets.load_shipped_images`.

@@ -15,14 +15,14 @@ Norm = Literal["none", "batch", "layer"]
 
 
 class Perceptron(nn.Module):
-    """Flattens each example, then linear, layer norm if any, and activation for each width, then the head.
+    """Perceptron: flattens, then linear, optional layer norm and activation for each width, then the head.
 
     Parameters: `layer_0`, …, `norm_0`, … and `head`.
 
     Attributes:
-        widths: Of the hidden layers.
-        outputs: Of the head.
-        activation: Elementwise.
+        widths: Widths of the hidden layers.
+        outputs: Number of outputs of the head.
+        activation: Elementwise function.
         norm: Whether a layer norm comes before each activation.
     """
 
@@ -33,7 +33,7 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """`(N, ...)` → `(N, outputs)`."""
+        """Applies the network: `(N, ...)` → `(N, outputs)`."""
         hidden = inputs.reshape(inputs.shape[0], -1)
         for index, width in enumerate(self.widths):
             hidden = haiku_linear(width, f"layer_{index}")(hidden)
@@ -44,14 +44,14 @@ class Perceptron(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """3 × 3 convolution, ReLU and norm for each layer, the mean over positions, then the head.
+    """Convolutional network: 3 × 3 convolution, ReLU and norm for each layer, mean over positions, head.
 
     Parameters: `conv_0`, …, `norm_0`, … and `head`.
 
     Attributes:
         channels: Output channels of each layer.
-        outputs: Of the head.
-        norm: After the ReLU: over a batch and its positions, over the channels of each position, or none.
+        outputs: Number of outputs of the head.
+        norm: Norm after ReLU: over a batch and its positions, over the channels of each position, or none.
     """
 
     channels: tuple[int, ...]
@@ -60,7 +60,7 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """`(N, H, W, C)` → `(N, outputs)`."""
+        """Applies the network: `(N, H, W, C)` → `(N, outputs)`."""
         hidden = images
         for index, size in enumerate(self.channels):
             stride = 2 if index == 0 else 1

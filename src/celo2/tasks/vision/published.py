@@ -1,4 +1,4 @@
-"""The published image tasks: perceptrons, convolutional networks and autoencoders, by their published names.
+"""Published image tasks: perceptrons, convolutional networks and autoencoders, by their published names.
 
 Source: google/learned_optimization, which defines them, and Celo (arXiv 2501.12670), which evaluates on them.
 """
@@ -18,12 +18,7 @@ from jax import Array
 
 from celo2._utils.extras import require
 from celo2.tasks.base import Batch, Dataset, Params, Size, Task
-from celo2.tasks.vision.classifier import (
-    clip_cross_entropy,
-    clip_error,
-    clip_or_ceiling,
-    make_classifier,
-)
+from celo2.tasks.vision.classifier import make_classifier
 from celo2.tasks.vision.image_sets import Portion, load_evaluation_set
 
 if TYPE_CHECKING:
@@ -32,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSize:
-    """What a size makes of a published task.
+    """Scaling of the published tasks to a size.
 
     Attributes:
-        grey_side: Of MNIST's and Fashion-MNIST's images, in pixels.
-        colour_side: Of CIFAR's.
-        narrow: Published widths are divided by it.
-        fewer: Published batch sizes are divided by it.
+        grey_side: Side of MNIST's and Fashion-MNIST's images, in pixels.
+        colour_side: Side of CIFAR's images, in pixels.
+        narrow: Divisor of the published widths.
+        fewer: Divisor of the published batch sizes.
     """
 
     grey_side: int
@@ -54,7 +49,7 @@ SIZES: Mapping[Size, ImageSize] = {
 }
 NUM_CLASSES = {"mnist": 10, "fashion-mnist": 10, "cifar10": 10, "cifar100": 100}
 CLASSIFIER_BATCH = 128  # images, of every published classifier
-CONTRAST_IMAGES = 1_000  # so many tell what an untrained autoencoder scores
+CONTRAST_IMAGES = 1_000  # sample for an untrained autoencoder's loss
 
 
 def make_image_mlp(
@@ -68,15 +63,15 @@ def make_image_mlp(
     batch_size: int | None = None,
     size: Size = "full",
 ) -> Task:
-    """A perceptron that classifies images; published bounds 0 and 1.5 ln 10, to which NaN goes.
+    """Makes a perceptron that classifies images.
 
     Args:
-        name: Of the task.
-        images: A set of `load_evaluation_set`.
+        name: Name of the task.
+        images: Name of a set of `load_evaluation_set`.
         widths: Hidden widths.
-        activation: Elementwise.
+        activation: Elementwise function.
         norm: Whether a layer norm comes before each activation.
-        initial_loss: What an untrained network scores, as published.
+        initial_loss: Loss of an untrained network, as published.
         batch_size: Images in a training batch; None: the size's.
         size: See `SIZES`.
     """
@@ -84,7 +79,7 @@ def make_image_mlp(
     from celo2.tasks.vision.networks import Perceptron
 
     network = Perceptron(_narrow(widths, size), NUM_CLASSES[images], activation, norm)
-    return _make_classifier(name, images, network, size, batch_size, initial_loss, clip_or_ceiling)
+    return _make_classifier(name, images, network, size, batch_size, initial_loss)
 
 
 def make_image_conv(
@@ -98,15 +93,15 @@ def make_image_conv(
     batch_size: int | None = None,
     size: Size = "full",
 ) -> Task:
-    """3 × 3 convolutions of strides 2, 1, 1 that classify images; published bounds 0 and 1.5 ln K, NaN stays.
+    """Makes an image classifier of 3 × 3 convolutions with strides 2, 1, 1.
 
     Args:
-        name: Of the task.
-        images: A set of `load_evaluation_set`, in colour.
-        channels: Of each layer.
-        norm: `"none"`, `"batch"` or `"layer"`, after each ReLU.
-        portion: Of the training file.
-        initial_loss: What an untrained network scores, as published.
+        name: Name of the task.
+        images: Name of a set of `load_evaluation_set`, in colour.
+        channels: Output channels of each layer.
+        norm: Norm after each ReLU, `"none"`, `"batch"` or `"layer"`.
+        portion: Portion of the training file.
+        initial_loss: Loss of an untrained network, as published.
         batch_size: Images in a training batch; None: the size's.
         size: See `SIZES`.
     """
@@ -114,9 +109,7 @@ def make_image_conv(
     from celo2.tasks.vision.networks import ConvNet
 
     network = ConvNet(_narrow(channels, size), NUM_CLASSES[images], norm)
-    return _make_classifier(
-        name, images, network, size, batch_size, initial_loss, clip_cross_entropy, portion
-    )
+    return _make_classifier(name, images, network, size, batch_size, initial_loss, portion)
 
 
 def make_image_autoencoder(
@@ -128,11 +121,11 @@ def make_image_autoencoder(
     batch_size: int | None = None,
     size: Size = "full",
 ) -> Task:
-    """A perceptron with a sigmoid that reproduces an image: mean squared error, published bounds 0 and 1.
+    """Makes an autoencoder: a perceptron with a sigmoid that reproduces an image, by mean squared error.
 
     Args:
-        name: Of the task.
-        images: A set of `load_evaluation_set`.
+        name: Name of the task.
+        images: Name of a set of `load_evaluation_set`.
         widths: Hidden widths, the narrowest in the middle.
         full_batch: Images in a training batch of the published task.
         batch_size: Images in a training batch; None: the size's.
@@ -158,7 +151,6 @@ def make_image_autoencoder(
         loss=loss,
         batch_size=batch_size or full_batch // SIZES[size].fewer,
         initial_loss=_contrast(dataset),
-        clip=clip_error,
     )
 
 
@@ -169,7 +161,6 @@ def _make_classifier(
     size: Size,
     batch_size: int | None,
     initial_loss: float,
-    clip: Callable[[Array, int], Array],
     portion: Portion = "80pct",
 ) -> Task:
     from celo2.tasks.flax_layers import make_functions
@@ -184,7 +175,6 @@ def _make_classifier(
         batch_size=batch_size or CLASSIFIER_BATCH // SIZES[size].fewer,
         num_classes=NUM_CLASSES[images],
         initial_loss=initial_loss,
-        clip=clip,
     )
 
 
@@ -199,7 +189,7 @@ def _narrow(widths: tuple[int, ...], size: Size) -> tuple[int, ...]:
 
 
 def _contrast(dataset: Dataset) -> float:
-    """Mean squared distance of pixels from mid-grey, which is what untrained autoencoders answer."""
+    """Computes the pixels' mean squared distance from mid-grey, an untrained autoencoder's answer."""
     pixels = dataset.train["image"][:CONTRAST_IMAGES].astype(np.float32) / 255.0
     return float(np.square(pixels - 0.5).mean())
 
@@ -261,4 +251,4 @@ _PUBLISHED: Mapping[str, tuple[Callable[..., Task], Mapping[str, Any], str]] = {
 IMAGE_TASKS: Mapping[str, tuple[Callable[..., Task], str]] = {
     name: (partial(make, name, **options), summary) for name, (make, options, summary) in _PUBLISHED.items()
 }
-"""What builds each task, from its `size` and `batch_size`, and one line about it."""
+"""Constructor (of `size` and `batch_size`) and one-line summary of each task, by name."""

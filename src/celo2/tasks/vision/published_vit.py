@@ -1,8 +1,8 @@
-"""Vision transformers on CIFAR-100, by their published names, and ViT-S/16 on ImageNet.
+"""Published vision transformers: on CIFAR-100, by their published names, and ViT-S/16 on ImageNet.
 
 Source: google/learned_optimization for the first two. For ViT-S/16 Beyer et al. (arXiv 2205.01580), the plain
-variant; their augmentation, mix-up and clipping of gradients are left out, so that its results stand for
-themselves.
+variant; their augmentation, mix-up and gradient clipping are left out, so its results are not comparable with
+the published ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax import Array
 
 from celo2._utils.extras import require
 from celo2.tasks.base import Dataset, Params, Size, Task
-from celo2.tasks.vision.classifier import clip_to_ten, make_classifier
+from celo2.tasks.vision.classifier import make_classifier
 from celo2.tasks.vision.image_sets import (
     IMAGENET_SIDE,
     IMAGENET_TITLE,
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ViTSize:
-    """What a size makes of a vision transformer.
+    """Sizes of a vision transformer.
 
     Attributes:
-        side: Of an image in pixels.
+        side: Side of an image in pixels.
         patch: Side of a patch in pixels.
-        width: Of the stream.
-        num_heads: Of each attention.
+        width: Width of the residual stream.
+        num_heads: Number of heads of each attention.
         depth: Number of blocks.
         batch_size: Images in a training batch.
-        num_classes: Of the images.
+        num_classes: Number of classes.
     """
 
     side: int
@@ -79,12 +79,12 @@ def make_cifar100_vit(
     size: Size = "full",
     batch_size: int | None = None,
 ) -> Task:
-    """A vision transformer with a token for the class, clipped as published by `clip_to_ten`.
+    """Makes a vision transformer with a class token on CIFAR-100.
 
     Args:
-        name: Of the task.
+        name: Name of the task.
         sizes: `WIDE_SHALLOW` or `SKINNY_DEEP`.
-        portion: Of CIFAR-100's training file.
+        portion: Portion of CIFAR-100's training file.
         size: One of the sizes.
         batch_size: Images in a training batch; None: the size's.
     """
@@ -96,11 +96,11 @@ def make_cifar100_vit(
         chosen.num_classes, chosen.patch, chosen.width, chosen.depth, chosen.num_heads, pooling="token"
     )
     dataset = load_evaluation_set("cifar100", chosen.side, portion)
-    return _make_task(name, dataset, network, batch_size or chosen.batch_size, clip=clip_to_ten)
+    return _make_task(name, dataset, network, batch_size or chosen.batch_size)
 
 
 def make_vit_s16(*, size: Size = "full", batch_size: int | None = None) -> Task:
-    """ViT-S/16 on ImageNet-1k, 224 × 224, pixels in [-1, 1]; smaller sizes train on CIFAR-100.
+    """Makes ViT-S/16 on ImageNet-1k, 224 × 224, pixels in [-1, 1]; smaller sizes train on CIFAR-100.
 
     Fixed positions, the mean of all tokens, no augmentation; 22,122,472 parameters.
 
@@ -130,7 +130,6 @@ def _make_task(
     batch_size: int,
     *,
     centre: bool = False,
-    clip: Callable[[Array, int], Array] | None = None,
 ) -> Task:
     from celo2.tasks.flax_layers import make_functions
 
@@ -140,9 +139,7 @@ def _make_task(
         return compute(params, 2.0 * images - 1.0 if centre else images)
 
     classes = network.num_classes
-    return make_classifier(
-        name, dataset, init, compute_logits, batch_size=batch_size, num_classes=classes, clip=clip
-    )
+    return make_classifier(name, dataset, init, compute_logits, batch_size=batch_size, num_classes=classes)
 
 
 _PORTIONS: Mapping[str, tuple[Portion, str]] = {
@@ -160,4 +157,4 @@ VIT_TASKS: Mapping[str, tuple[Callable[..., Task], str]] = {
     },
     "vit-s16": (make_vit_s16, "ViT-S/16, the plain variant, on ImageNet"),
 }
-"""What builds each task, from its `size` and `batch_size`, and one line about it."""
+"""Constructor (of `size` and `batch_size`) and one-line summary of each task, by name."""

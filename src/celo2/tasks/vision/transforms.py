@@ -1,4 +1,4 @@
-"""Image arithmetic in NumPy: resize, grey, crops of photographs."""
+"""Image transforms in NumPy: resizing, conversion to grey, crops of photographs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _CROP_BLOCK = 4  # pixels: such a block of a grey crop becomes one pixel
 
 
 def to_grey(images: np.ndarray) -> np.ndarray:
-    """The plain mean of the channels (not luma): `(..., H, W, C)` uint8 → `(..., H, W)` float32."""
+    """Averages the channels (not luma): `(..., H, W, C)` uint8 → `(..., H, W)` float32."""
     return images.mean(axis=-1, dtype=np.float32)
 
 
 def resize_bilinear(images: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear resize with half-pixel centres and **no antialiasing**, as TensorFlow 2's default.
+    """Resizes bilinearly with half-pixel centres and **no antialiasing**, as TensorFlow 2's default.
 
     Output pixel `i` samples the input at `(i + ½) n / size - ½`, between its two neighbours: four
     pixels of the input make one of the output, however many lie between. 28 → 8 reads the pairs
@@ -58,14 +58,14 @@ def resize_bilinear(images: np.ndarray, size: int) -> np.ndarray:
 
 
 def block_mean(images: np.ndarray, block: int) -> np.ndarray:
-    """The mean of each `block × block` square: `(N, H, W)` → `(N, H / block, W / block)` float32."""
+    """Averages each `block × block` square: `(N, H, W)` → `(N, H / block, W / block)` float32."""
     count, height, width = images.shape
     squares = images.reshape(count, height // block, block, width // block, block)
     return squares.mean(axis=(2, 4), dtype=np.float32)
 
 
 def photograph_crops(num_train: int, num_valid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Random 32 × 32 crops of ten photographs, resized by area to 8 × 8; the class is the photograph.
+    """Draws random 32 × 32 crops of ten photographs, resized by area to 8 × 8; the class is the photograph.
 
     Training crops lie in the left three quarters of a photograph and validation crops in the right
     quarter, so that no pixel is in both. The positions come from a fixed seed.
@@ -96,7 +96,7 @@ def photograph_crops(num_train: int, num_valid: int) -> tuple[np.ndarray, np.nda
 def colour_crops(
     num_train: int, num_valid: int, grid: tuple[int, int] = (1, 1)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Random 32 × 32 crops of ten photographs; the class is the photograph and its cell.
+    """Draws random 32 × 32 crops of ten photographs; the class is the photograph and its cell.
 
     Grey photographs have three equal channels. Training crops lie in the left three quarters of a cell and
     validation crops in its right quarter, so that no pixel is in both. The positions come from a fixed seed.
@@ -128,7 +128,7 @@ def colour_crops(
 
 
 def _photographs() -> Iterator[np.ndarray]:
-    """uint8, `(H, W)` or `(H, W, 3)`."""
+    """Yields the photographs, uint8, `(H, W)` or `(H, W, 3)`."""
     require("eval", "skimage")
     from skimage import data
 
@@ -146,13 +146,13 @@ def _cells(picture: np.ndarray, grid: tuple[int, int]) -> list[np.ndarray]:
 
 
 def _train_and_valid(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The left three quarters, to train on, and the right quarter, to validate on."""
+    """Splits a picture into the left three quarters, for training, and the right quarter, for validation."""
     border = picture.shape[1] * 3 // 4
     return picture[:, :border], picture[:, border:]
 
 
 def _crops(picture: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`(H, W, ...)` → `(count, 32, 32, ...)`."""
+    """Draws random crops: `(H, W, ...)` → `(count, 32, 32, ...)`."""
     shape = (_CROP_SIDE, _CROP_SIDE, *picture.shape[2:])
     windows = np.lib.stride_tricks.sliding_window_view(picture, shape)
     windows = windows.reshape(

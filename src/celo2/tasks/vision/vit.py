@@ -1,6 +1,6 @@
-"""The vision transformer of the published tasks, in Flax; pre-norm, without dropout.
+"""Vision transformer of the published tasks, in Flax; pre-norm, without dropout.
 
-Source: Dosovitskiy et al. (arXiv 2010.11929) for classification by a token of its own, and Beyer et al.
+Source: Dosovitskiy et al. (arXiv 2010.11929) for classification by a class token, and Beyer et al.
 (arXiv 2205.01580) for the plain variant, which averages the tokens and has fixed positions.
 """
 
@@ -26,14 +26,14 @@ TEMPERATURE = 10_000.0  # the longest wave of fixed positions is about 2π times
 
 
 class VisionTransformer(nn.Module):
-    """Patches → tokens → blocks → class scores; the head starts at zero, the loss at ln K.
+    """Vision transformer: patches → tokens → blocks → class scores; head starts at zero, the loss at ln K.
 
     Attributes:
-        num_classes: K.
+        num_classes: Number of classes, K.
         patch: Side of a patch in pixels.
-        width: Of the stream; a multiple of `num_heads`, and of 4 where positions are fixed.
+        width: Width of the stream; a multiple of `num_heads`, and of 4 if positions are fixed.
         depth: Number of blocks.
-        num_heads: Of each attention.
+        num_heads: Number of heads of each attention.
         pooling: `"token"`: a learned token is read out, and positions are learned; `"mean"`: the mean of all
             tokens goes through a linear layer with tanh, and positions are fixed waves.
     """
@@ -47,7 +47,7 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """`(N, H, W, C)` → `(N, num_classes)`."""
+        """Computes class scores: `(N, H, W, C)` → `(N, num_classes)`."""
         count, height, width = images.shape[:3]
         stream = PatchEmbedding(self.patch, self.width, name="embedding")(images)
         if self.pooling == "token":
@@ -101,14 +101,14 @@ def _layer_norm(name: str) -> nn.LayerNorm:
 
 
 def sine_positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """Fixed positions of a grid: sines and cosines of the column, then of the row.
+    """Computes fixed positions of a grid: sines and cosines of the column, then of the row.
 
     A quarter of the width each, with frequencies from 1 to 1/10,000 in equal ratios.
 
     Args:
-        rows: Of patches.
-        columns: Of patches.
-        width: Of a token; a multiple of 4, at least 8.
+        rows: Number of rows of patches.
+        columns: Number of columns of patches.
+        width: Width of a token; a multiple of 4, at least 8.
 
     Returns:
         `(rows · columns, width)` float32, row after row.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,7 +184,8 @@ def test_unusable_settings_are_refused(options: dict, message: str) -> None:
 
 def test_probe_is_the_comparison_with_the_public_optimizer(tiny_set: str) -> None:
     """Weights as an argument of the program, the second time around, or as its constants."""
-    weights = load_checkpoint("celo2-base")
+    recipes = Path(__file__).resolve().parents[3] / "recipes"
+    weights = load_checkpoint(recipes / "tried" / "celo2-base-pes.safetensors")  # of the variant's own decays
     probe = Probe.of_variant(ProbeConfig(task_set=tiny_set), "celo2-base")
     other = probe.measure({name: -array for name, array in weights.arrays.items()})["bowl"]
     first, again = (probe.measure(weights.arrays)["bowl"] for _ in range(2))

@@ -30,6 +30,56 @@ if TYPE_CHECKING:
     pass
 
 
+Variant = Literal[
+    "celo2",
+    "celo2-base",
+    "celo",
+    "celo_adam",
+    "adafac_mlp",
+    "rnn_mlp",
+    "nn_adam",
+    "velo",
+    "velo_s",
+    "velo_4000",
+]
+RateUnits = Literal["stored", "network"]
+Schedule = Literal["constant", "cosine"]
+Estimator = Literal["pes", "truncated-es", "full-es", "noise-reuse-es"]
+LossScale = Literal["linear", "log"]
+UnrollLaw = Literal["log-uniform", "uniform"]
+LossDifference = Literal["value", "sign"]
+OuterOptimizer = Literal[
+    "adamw",
+    "lion",
+    "adam",
+    "nadam",
+    "radam",
+    "amsgrad",
+    "adabelief",
+    "yogi",
+    "adagrad",
+    "rmsprop",
+    "sgd",
+    "custom",
+]
+MetaLoss = Literal["training", "held-out", "final"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "variant": get_args(Variant),
+    "outer_optimizer": get_args(OuterOptimizer),
+    "estimator": get_args(Estimator),
+    "loss_difference": get_args(LossDifference),
+    "loss_scale": get_args(LossScale),
+    "meta_loss": get_args(MetaLoss),
+    "unroll_law": get_args(UnrollLaw),
+    "level": LEVELS,
+    "rate_units": get_args(RateUnits),
+    "inner_schedule": get_args(Schedule),
+}
+"""The options of `MetaConfig` that are limited to a fixed set of values, with those values."""
+
+DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
+_OF_THE_RATE = ("inner_learning_rate", "rate_spread", "rate_units", "inner_schedule", "adamw_lr_scale")
 _FROZEN_BY_PHASE = ((), ("lstm_init_state/*", "rnn_params/*"), ("ff_mod_stack/*",))  # none, 1, 2
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
 _NOT_NEGATIVE = ("inner_clip", "outer_weight_decay", "outer_warmup", "outer_decay_steps", "outer_clip")
@@ -172,8 +222,8 @@ class MetaConfig:
             if isinstance(field.default, int) and field.name != "seed":
                 check_count(field.name, getattr(self, field.name))
         check_seeds(self.seed)
-        check_outer(self)
-        check_variant(self)
+        _check_outer(self)
+        _check_variant(self)
         if not 1 <= self.rate_spread < math.inf:
             raise ValueError(f"rate_spread is a factor of at least 1, got {self.rate_spread}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:
@@ -196,7 +246,7 @@ class MetaConfig:
                 parse()
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-        check_frozen(self)
+        _check_frozen(self)
 
     @property
     def num_pairs(self) -> int:
@@ -290,60 +340,7 @@ class MetaConfig:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
-Variant = Literal[
-    "celo2",
-    "celo2-base",
-    "celo",
-    "celo_adam",
-    "adafac_mlp",
-    "rnn_mlp",
-    "nn_adam",
-    "velo",
-    "velo_s",
-    "velo_4000",
-]
-RateUnits = Literal["stored", "network"]
-Schedule = Literal["constant", "cosine"]
-Estimator = Literal["pes", "truncated-es", "full-es", "noise-reuse-es"]
-LossScale = Literal["linear", "log"]
-UnrollLaw = Literal["log-uniform", "uniform"]
-LossDifference = Literal["value", "sign"]
-OuterOptimizer = Literal[
-    "adamw",
-    "lion",
-    "adam",
-    "nadam",
-    "radam",
-    "amsgrad",
-    "adabelief",
-    "yogi",
-    "adagrad",
-    "rmsprop",
-    "sgd",
-    "custom",
-]
-MetaLoss = Literal["training", "held-out", "final"]
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "variant": get_args(Variant),
-    "outer_optimizer": get_args(OuterOptimizer),
-    "estimator": get_args(Estimator),
-    "loss_difference": get_args(LossDifference),
-    "loss_scale": get_args(LossScale),
-    "meta_loss": get_args(MetaLoss),
-    "unroll_law": get_args(UnrollLaw),
-    "level": LEVELS,
-    "rate_units": get_args(RateUnits),
-    "inner_schedule": get_args(Schedule),
-}
-"""The options of `MetaConfig` that are limited to a fixed set of values, with those values."""
-
-
-DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
-_OF_THE_RATE = ("inner_learning_rate", "rate_spread", "rate_units", "inner_schedule", "adamw_lr_scale")
-
-
-def check_outer(config: MetaConfig) -> None:
+def _check_outer(config: MetaConfig) -> None:
     """Checks the outer optimizer, its weight decay and its schedule."""
     if config.outer_weight_decay and config.outer_optimizer not in DECAYING:
         raise ValueError(
@@ -357,7 +354,7 @@ def check_outer(config: MetaConfig) -> None:
         )
 
 
-def check_variant(config: MetaConfig) -> None:
+def _check_variant(config: MetaConfig) -> None:
     """Checks the phase, and refuses options that do not apply to a predecessor."""
     phases = (0, 1, 2) if config.variant == "celo" else (0,)
     if config.phase not in phases:
@@ -377,7 +374,7 @@ def check_variant(config: MetaConfig) -> None:
         raise ValueError(f"only Celo2 can start at Adam, not {config.variant!r}; say random, or weights.")
 
 
-def check_frozen(config: MetaConfig) -> None:
+def _check_frozen(config: MetaConfig) -> None:
     """Checks that the frozen arrays exist and that some array remains to be trained."""
     names = list(config.weight_shapes())
     for pattern in config.frozen:

@@ -24,7 +24,6 @@ from jax.typing import ArrayLike
 from celo2.zoo.lstm import LstmState, Theta, initial_rows, linear, lstm, mix
 
 NUM_DECAYS = 10
-SHORTEST = 10.0  # steps over which the fastest mean forgets
 BEFORE_ANY_LOSS = 999999999999.0  # initial value of the lowest mean
 SILENT_STEPS = 2  # first steps of a run, where the features are zero
 SPREAD_FLOOR = 1e-8

@@ -22,10 +22,8 @@ class Decays(NamedTuple):
     initial_adafactor_decays: tuple[Any, ...] = ()
 
 
-STANDARD = Decays(
-    (0.9, 0.99, 0.999), (0.999,), (0.9, 0.99, 0.999)
-)  # of Celo and VeLO; initial ones of AdaFac-MLP
-NO_DECAYS = Decays()
+# The decays of Celo and VeLO, and the initial ones of AdaFac-MLP.
+STANDARD = Decays((0.9, 0.99, 0.999), (0.999,), (0.9, 0.99, 0.999))
 
 
 class Step(NamedTuple):

@@ -43,6 +43,7 @@ def main(argv: list[str]) -> int:
     from celo2.meta.inner import families
 
     if FILE_BYTES in os.environ:
+        jax.config.update("jax_enable_compilation_cache", False)  # its files are not the run's
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ[FILE_BYTES]), resource.RLIM_INFINITY))
     families.init_pairs, families.unroll = init_pairs, unroll
     sys.argv = ["celo2", "meta-train", *argv]

@@ -14,7 +14,7 @@ from tyro.constructors import (
     PrimitiveTypeInfo,
 )
 
-from celo2.evaluate.comparison.compare import ALL
+from celo2.evaluate.suite.spec import ALL
 
 NONE = "none"  # shown in the help for an empty default
 METAVARS = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}

@@ -1,26 +1,29 @@
-"""Loading and reporting of a suite's runs, shared by `celo2 evaluate` and `celo2 report`."""
+"""Running, loading and reporting of suites: what `celo2 compare`, `evaluate` and `report` share."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from celo2._utils.files import write_atomic
-from celo2.evaluate.analysis.caveats import caveats
-from celo2.evaluate.analysis.standings import BASELINE, arrange
-from celo2.evaluate.analysis.summary import rank_optimizers, rank_tasks
-from celo2.evaluate.report.tables import Table as SuiteTable
-from celo2.evaluate.report.tables import overview_table, summary_table
-from celo2.evaluate.suite.results import RunResult
-from celo2.evaluate.suite.store import load_results, pack
-from celo2.report.kit import cell, shorten
+from celo2._utils.signals import exit_status
+from celo2.evaluate.analysis.caveats import caveats, describe_ranking, verdict
+from celo2.evaluate.analysis.standings import BASELINE, Standings, arrange
+from celo2.evaluate.analysis.summary import OptimizerRow, TaskRow, rank_optimizers, rank_tasks
+from celo2.evaluate.progress import ProgressDisplay
+from celo2.evaluate.report.tables import brief_task_table, overview_table, summary_table
+from celo2.evaluate.suite.local import Machine
+from celo2.evaluate.suite.results import RankBy, RunResult
+from celo2.evaluate.suite.run import Engine, run_locally, run_suite
+from celo2.evaluate.suite.spec import Suite
+from celo2.evaluate.suite.store import RunStore, load_results, pack
+from celo2.report.kit import shorten
+from celo2.report.table import Table, as_rich_table
 
 MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -47,39 +50,133 @@ def load_suites(places: Sequence[Path]) -> list[RunResult]:
     return results
 
 
+def run_and_report(
+    suite: Suite,
+    out: Path,
+    console: Console,
+    *,
+    machine: Machine,
+    engine: Engine = run_locally,
+    baseline: str = BASELINE,
+    rank_by: RankBy = "validation",
+) -> int:
+    """Trains what the folder lacks of a suite, with progress, and reports what there is.
+
+    Args:
+        suite: The suite to run.
+        out: The folder of the runs and of the report.
+        console: The console to print to.
+        machine: The resources of each group.
+        engine: The engine that trains groups.
+        baseline: The optimizer that scores are relative to.
+        rank_by: The loss that optimizers are tuned and ranked by.
+
+    Returns:
+        The exit status: 0; 1 if a run could not be trained or the report not be written; 2 for settings that
+        the folder or the machine does not allow; 130, 143 or 129 when a signal ended it.
+    """
+    console.print(describe_suite(suite), highlight=False, markup=False)
+    try:
+        with ProgressDisplay(console) as display:
+            failures = run_suite(suite, RunStore(out), machine=machine, engine=engine, on_progress=display)
+    except KeyboardInterrupt as stop:
+        if len(suite.tasks) == 1 and (found := load_results(out).results):
+            report_suite(found, out, console, baseline=baseline, rank_by=rank_by)
+        shown = shlex.quote(str(out))
+        print(
+            f"interrupted; the same command with --out {shown} goes on, and celo2 report {shown} shows what "
+            "there is.",
+            file=sys.stderr,
+        )
+        return exit_status(stop)
+    except (OSError, ImportError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    status = 1 if failures else 0
+    try:
+        report_suite(load_suites([out]), out, console, baseline=baseline, rank_by=rank_by)
+    except (ValueError, OSError) as error:  # no run is finished, or the disk is full
+        status = 1
+        print(f"error: no report: {error} The runs are kept: celo2 report {out}", file=sys.stderr)
+    for failure in failures:
+        group = failure.group
+        print(f"failed: {group.task} with {group.optimizer}: {failure.reason}", file=sys.stderr)
+    return status
+
+
+def describe_suite(suite: Suite) -> str:
+    """Returns what a suite takes, as a line: tasks, optimizers, settings, seeds, runs and steps."""
+    tasks = suite.tasks[0] if len(suite.tasks) == 1 else f"suite {suite.name}: {len(suite.tasks)} tasks"
+    groups = suite.groups(suite.tasks[0])
+    counts = {len(group.learning_rates) for group in groups}
+    rates = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    decays = f" × {len(suite.weight_decays)} weight decays" if len(suite.weight_decays) > 1 else ""
+    lengths = {suite.steps_of.get(task, suite.steps) for task in suite.tasks}
+    steps = f"{min(lengths):,}" if len(lengths) == 1 else f"{min(lengths):,} to {max(lengths):,}"
+    return (
+        f"{tasks} × {len(suite.optimizers)} optimizers × {rates} learning rates{decays} × "
+        f"{suite.seeds} seeds: {suite.count_runs()} runs of {steps} steps"
+    )
+
+
 def report_suite(
-    results: Sequence[RunResult], out: Path, console: Console, *, baseline: str = BASELINE
+    results: Sequence[RunResult],
+    out: Path,
+    console: Console,
+    *,
+    baseline: str = BASELINE,
+    rank_by: RankBy = "validation",
 ) -> None:
-    """Prints the tables and writes the report's files.
+    """Prints the tables, the caveats and the verdict, and writes the report's files.
 
     Args:
         results: The runs of a suite.
         out: The output folder.
         console: The console to print to.
         baseline: The optimizer that scores are relative to.
+        rank_by: The loss that optimizers are tuned and ranked by.
 
     Raises:
         ValueError: A run appears twice.
     """
-    from celo2.evaluate.report.html import (
-        write_suite_report,  # loads plotly and matplotlib
-    )
+    from celo2.evaluate.report.html import write_report  # loads plotly and matplotlib
 
-    standings = arrange(results, baseline)
+    standings = arrange(results, baseline, rank_by)
     rows, tasks = rank_optimizers(standings), rank_tasks(standings)
-    names = [row.optimizer for row in rows]
-    console.print(_as_rich(overview_table(tasks, names), "final training loss at the best setting"))
-    console.print(
-        _as_rich(summary_table(rows, baseline), f"scores: {shorten(baseline)} = 1, higher is better")
-    )
-    for caveat in caveats(standings):
-        console.print(f"note: {caveat}", highlight=False, markup=False)
-    paths = write_suite_report(results, out, baseline=baseline)
+    for title, table in _tables(standings, rows, tasks):
+        console.print(as_rich_table(table, title, console.width))
+    for note in caveats(standings):
+        console.print(f"note: {note}", highlight=False, markup=False)
+    paths = write_report(results, out, baseline=baseline, rank_by=rank_by)
     for kind, path in paths.items():
         console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True, markup=False)
+    console.print(verdict(standings, rows), style="bold", highlight=False, markup=False)
 
 
-def write_tables(results: Sequence[RunResult], page: Path, *, baseline: str = BASELINE) -> None:
+def _tables(
+    standings: Standings, rows: Sequence[OptimizerRow], tasks: Sequence[TaskRow]
+) -> list[tuple[str, Table]]:
+    """Returns the tables for the terminal with their titles."""
+    ranking = f"lowest final {describe_ranking(standings)}"
+    if len(standings.tasks) == 1:
+        task = standings.tasks[0]
+        title = f"{task.label} on {task.facts.dataset}, {task.steps:,} steps, at the rate with the {ranking}"
+        return [(title, brief_task_table(tasks))]
+    names = [row.optimizer for row in rows]
+    baseline = shorten(standings.baseline)
+    return [
+        (f"final {describe_ranking(standings)} at the best setting", overview_table(tasks, names)),
+        (f"scores: {baseline} = 1, higher is better", summary_table(rows, standings.baseline)),
+    ]
+
+
+def write_tables(
+    results: Sequence[RunResult],
+    page: Path,
+    *,
+    baseline: str = BASELINE,
+    rank_by: RankBy = "validation",
+) -> None:
     """Replaces the part of a Markdown page between `<!-- results -->` and `<!-- end -->` by the tables.
 
     Raises:
@@ -90,7 +187,7 @@ def write_tables(results: Sequence[RunResult], page: Path, *, baseline: str = BA
     text = page.read_text(encoding="utf-8")
     if not MARKED.search(text):
         raise ValueError(f"{page} needs a line <!-- results --> and, after it, one <!-- end -->.")
-    tables = as_markdown(results, baseline=baseline)
+    tables = as_markdown(results, baseline=baseline, rank_by=rank_by)
     text = MARKED.sub(lambda match: f"{match[1]}{tables.rstrip()}\n{match[2]}", text)
     write_atomic(page, text.encode())
 
@@ -104,12 +201,3 @@ def write_pack(results: Sequence[RunResult], path: Path) -> None:
     if path.suffix != ".npz":
         raise ValueError(f"packed runs need a name that ends in .npz, got {path}.")
     pack(results, path)
-
-
-def _as_rich(table: SuiteTable, title: str) -> Table:
-    shown = Table(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for index, column in enumerate(table.columns):
-        shown.add_column(cell(column), justify="right" if index else "left", no_wrap=index == 0)
-    for row in table.rows:
-        shown.add_row(*(cell(datum.text, bold=datum.best) for datum in row))
-    return shown

@@ -12,14 +12,10 @@ import tyro
 from rich.console import Console
 
 from celo2._utils.checks import check_out_folder
-from celo2._utils.signals import exit_status
 from celo2.baselines import describe_optimizers, find_optimizer
 from celo2.commands._arguments import make_registry
-from celo2.evaluate.comparison.compare import CompareConfig, CompareResult, compare
-from celo2.evaluate.comparison.store import save_result
-from celo2.evaluate.comparison.summary import caveats
-from celo2.evaluate.comparison.tables import make_table
-from celo2.evaluate.progress import ProgressDisplay
+from celo2.commands._suite_report import run_and_report
+from celo2.evaluate.comparison import CompareConfig
 from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.tasks.registry import TASKS
 from celo2.zoo.specs import PRESETS
@@ -28,7 +24,9 @@ PLAIN_WIDTH = 160  # columns, where the output is no terminal
 
 _DESCRIPTION = """\
 Trains one task with several optimizers, each tuned over as many learning rates as the others, and
-reports what came out: a table, a figure and an HTML page. Ctrl-C keeps what is finished.
+reports what came out: a table, figures, an interactive page, and a sentence. Each optimizer stands for
+itself at the learning rate with the lowest final validation loss (--rank-by training: training loss).
+Ctrl-C keeps what is finished; the same command with the folder as --out goes on.
 
 examples:
   celo2 compare --quick
@@ -36,6 +34,7 @@ examples:
   celo2 compare --optimizers celo2:mine.safetensors,adamw --learning-rates 1e-3,3e-3,1e-2
   celo2 compare --optimizers celo2,celo:theta.state,velo_s:owner/name,adamw
   celo2 compare --learning-rates adamw=1e-3,1e-2 muon=1e-3,3e-3
+  celo2 compare --task fashion-conv --rank-by training --out runs/conv
 
 tasks:
 {tasks}
@@ -51,7 +50,7 @@ class CompareOptions(CompareConfig):
     """Arguments of `celo2 compare`: the settings of a comparison, and the folder of its files.
 
     Attributes:
-        out: Folder for the report, the figure and the data; None: runs/compare-TASK-TIME.
+        out: Folder of the runs and of the report; None: runs/compare-TASK-TIME.
     """
 
     out: Path | None = None
@@ -64,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
         argv: The arguments after `celo2 compare`, such as `["--quick"]`.
 
     Returns:
-        The exit status: 0; 1 if the files could not be written; 2 for an invalid call; 130, 143 or 129 when
-        a signal ended it.
+        The exit status: 0; 1 if an optimizer failed or the report could not be written; 2 for an invalid
+        call; 130, 143 or 129 when a signal ended it.
 
     Raises:
         SystemExit: The parser exits, for `--help` or wrong usage.
@@ -87,31 +86,14 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    try:
-        with ProgressDisplay(console) as display:
-            result = compare(options, display)
-    except KeyboardInterrupt as stop:
-        print("interrupted before the first optimizer was finished: nothing to report.", file=sys.stderr)
-        return exit_status(stop)
-    except (OSError, ImportError, ValueError) as error:  # for example, missing data of the task
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    _show(console, result)
-    try:
-        paths = save_result(result, out)
-    except OSError as error:
-        print(f"error: not all files of the comparison could be written: {error}", file=sys.stderr)
-        return 1
-    for kind, path in paths.items():
-        console.print(f"{kind:8} {path}", highlight=False, soft_wrap=True, markup=False)
-    return exit_status(result.stop) if result.stop else 0
-
-
-def _show(console: Console, result: CompareResult) -> None:
-    console.print(make_table(result, console.width))
-    console.print(f"data: {result.task.dataset} ({result.task.origin})", highlight=False, markup=False)
-    for caveat in caveats(result):
-        console.print(f"note: {caveat}", highlight=False, markup=False)
+    return run_and_report(
+        options.suite(),
+        out,
+        console,
+        machine=options.machine,
+        baseline=options.baseline,
+        rank_by=options.rank_by,
+    )
 
 
 def _default_folder(task: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,16 +12,13 @@ import tyro
 from rich.console import Console
 
 from celo2._utils.checks import check_devices, check_memory, check_out_folder
-from celo2._utils.signals import exit_status
-from celo2.baselines import check_optimizer_name, describe_optimizers, sets_own_rate
+from celo2.baselines import check_optimizer_name, describe_optimizers
 from celo2.commands._arguments import make_registry
-from celo2.commands._suite_report import load_suites, report_suite
-from celo2.evaluate.comparison.compare import ALL
-from celo2.evaluate.progress import ProgressDisplay
-from celo2.evaluate.suite.local import Failure, Machine
-from celo2.evaluate.suite.run import run_locally, run_suite
-from celo2.evaluate.suite.spec import Suite, load_suite
-from celo2.evaluate.suite.store import RunStore
+from celo2.commands._suite_report import run_and_report
+from celo2.evaluate.suite.local import Machine
+from celo2.evaluate.suite.results import RankBy
+from celo2.evaluate.suite.run import run_locally
+from celo2.evaluate.suite.spec import ALL, Suite, load_suite
 from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.tasks.registry import TASKS
 
@@ -88,6 +84,9 @@ class EvaluateCommand:
     """Learning-rate schedule: cosine, linear or constant, after a warm-up over 5 % of the steps."""
     baseline: str = "adamw"
     """Optimizer that the report's scores are relative to."""
+    rank_by: RankBy = "validation"
+    """Loss that chooses each optimizer's setting and ranks them; a task without validation data is ranked by
+    the training loss or the return."""
     devices: int = 0
     """How many of the local devices to use; 0: all."""
     max_memory: float = 4.0
@@ -120,23 +119,19 @@ def main(argv: Sequence[str]) -> int:
         suite = _suite(command)
         use_cpu_devices(command.devices or num_cores())
         engine = _ray_engine(command.ray) if command.ray else run_locally
-        machine = Machine(command.devices, command.max_memory * 2**30)
-        console.print(_announce(suite), highlight=False, markup=False)
-        with ProgressDisplay(console) as display:
-            failures = run_suite(
-                suite, RunStore(command.out), machine=machine, engine=engine, on_progress=display
-            )
-    except KeyboardInterrupt as stop:
-        print(
-            f"interrupted; the same command goes on, and celo2 report {shlex.quote(str(command.out))} shows "
-            "what there is.",
-            file=sys.stderr,
-        )
-        return exit_status(stop)
+        suite.count_runs()  # raises for weights that cannot be loaded
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return _report(command, console, failures)
+    return run_and_report(
+        suite,
+        command.out,
+        console,
+        machine=Machine(command.devices, command.max_memory * 2**30),
+        engine=engine,
+        baseline=command.baseline,
+        rank_by=command.rank_by,
+    )
 
 
 def _check_spelling(command: EvaluateCommand) -> None:
@@ -147,19 +142,6 @@ def _check_spelling(command: EvaluateCommand) -> None:
             f"--learning-rates takes rates, as in celo2 compare, got {rates[0]:g}; how many of each default "
             f"grid: --num-learning-rates {rates[0]:g}."
         )
-
-
-def _report(command: EvaluateCommand, console: Console, failures: Sequence[Failure]) -> int:
-    """Reports the results and the failures; returns the exit status."""
-    status = 1 if failures else 0
-    try:
-        report_suite(load_suites([command.out]), command.out, console, baseline=command.baseline)
-    except (ValueError, OSError) as error:  # no run is finished, or the disk is full
-        status = 1
-        print(f"error: no report: {error} The runs are kept: celo2 report {command.out}", file=sys.stderr)
-    for failure in failures:
-        print(f"failed: {_name(failure)}: {failure.reason}", file=sys.stderr)
-    return status
 
 
 def _suite(command: EvaluateCommand) -> Suite:
@@ -178,28 +160,7 @@ def _suite(command: EvaluateCommand) -> Suite:
         changes["steps_of"] = {}
     if command.num_learning_rates:
         changes["rates_of"] = {}
-    suite = load_suite(command.suite, **changes)
-    if not command.learning_rates:
-        return suite
-    given = dict(command.learning_rates)
-    for_all = given.pop(ALL, None)
-    tuned = [name for name in suite.optimizers if not sets_own_rate(name)] if for_all else []
-    return dataclasses.replace(suite, rates_of={**suite.rates_of, **dict.fromkeys(tuned, for_all), **given})
-
-
-def _announce(suite: Suite) -> str:
-    decays = len(suite.weight_decays)
-    tuned = f"{suite.num_learning_rates} learning rates" + (
-        f" × {decays} weight decays" if decays > 1 else ""
-    )
-    return (
-        f"suite {suite.name}: {len(suite.tasks)} tasks × {len(suite.optimizers)} optimizers × {tuned} "
-        f"× {suite.seeds} seeds, {suite.count_runs()} runs"
-    )
-
-
-def _name(failure: Failure) -> str:
-    return f"{failure.group.task} with {failure.group.optimizer}"
+    return load_suite(command.suite, **changes).with_rates(command.learning_rates)
 
 
 def _ray_engine(address: str) -> Any:

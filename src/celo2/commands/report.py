@@ -21,6 +21,7 @@ from celo2.commands._suite_report import (
     write_tables,
 )
 from celo2.evaluate.analysis.standings import BASELINE
+from celo2.evaluate.suite.results import RankBy
 from celo2.meta.report.history import RunHistory, is_run, load_history
 from celo2.meta.report.html import make_table, write_report
 from celo2.meta.run.metrics import METRICS_FILE
@@ -30,7 +31,7 @@ PLAIN_WIDTH = 120  # columns, where the output is no terminal
 _DESCRIPTION = """\
 What runs have to say, finished or not.
 
-Of a suite (celo2 evaluate): scores, tables, curves, sensitivity to the learning rate, as a page with
+Of celo2 compare and celo2 evaluate: scores, tables, curves, sensitivity to the learning rate, as a page with
 interactive figures, pictures and CSV files.
 
 Of celo2 meta-train: meta-loss of each task, meta-gradient, diverged losses,
@@ -58,6 +59,8 @@ class ReportCommand:
     """Folder for the report; the first run's by default."""
     baseline: str = BASELINE
     """Of a suite: the optimizer that scores are relative to."""
+    rank_by: RankBy = "validation"
+    """Of a suite: the loss that chooses each optimizer's setting and ranks them."""
     markdown: Path | None = None
     """Of a suite: a Markdown page, to replace what is between `<!-- results -->` and `<!-- end -->`."""
     pack: Path | None = None
@@ -94,9 +97,9 @@ def _report_suites(command: ReportCommand, console: Console) -> None:
     if command.pack:
         write_pack(results, command.pack)
     if command.markdown:
-        write_tables(results, command.markdown, baseline=command.baseline)
+        write_tables(results, command.markdown, baseline=command.baseline, rank_by=command.rank_by)
     out = command.out or (first if first.is_dir() else first.parent)
-    report_suite(results, out, console, baseline=command.baseline)
+    report_suite(results, out, console, baseline=command.baseline, rank_by=command.rank_by)
 
 
 def _report_meta_training(command: ReportCommand, console: Console) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from celo2.evaluate.bench_trees import Tree, count_parameters
 from celo2.report.kit import shorten
 from celo2.tasks.language.tiny_lm import TransformerConfig, make_tiny_lm
 from celo2.training.optimizer_step import make_step
+from celo2.training.timing import CompilerOptions, Step, TimedStep, time_steps
 
 REFERENCE = "adamw"  # all times are divided by this optimizer's
 COLUMNS = (  # heads of the columns of `BenchRow.cells`
@@ -32,14 +32,11 @@ COLUMNS = (  # heads of the columns of `BenchRow.cells`
 LEARNING_RATE = 1e-3
 LOSS, NUM_STEPS = 1.0, 1000  # for optimizers that need them; neither changes the cost
 GRAD_SCALE, PARAM_SCALE = 1e-3, 0.02  # of the random arrays
-MIN_ROUNDS, MAX_ROUNDS = 5, 200
 WHOLE_STEP = TransformerConfig(width=256, num_layers=4, num_heads=4, context=128)  # 3.3 M parameters
 WHOLE_STEP_BATCH = 16  # rows, 2,048 tokens
 
 OnProgress = Callable[[str], None]
-CompilerOptions = dict[str, bool | str] | None  # what `celo2.compiler_options` returns
-_Step = Callable[[Any, Any], tuple[Any, Any]]  # ((params, state), inputs) → ((params, state), anything)
-_MakeStep = Callable[[optax.GradientTransformation], _Step]
+_MakeStep = Callable[[optax.GradientTransformation], Step]
 
 
 class BenchRow(NamedTuple):
@@ -94,31 +91,11 @@ class BenchStopped(Stopped):
         self.rows = rows
 
 
-class _Candidate:
-    """Compiled step of an optimizer; each step's result is the input of the next."""
+class _Candidate(NamedTuple):
+    """An optimizer with its compiled step."""
 
-    def __init__(self, name: str, make_step: _MakeStep, params: Any, inputs: Any, options: Any) -> None:
-        self.name = name
-        self.optimizer = make_optimizer(name, LEARNING_RATE, num_steps=NUM_STEPS)
-        state = jax.eval_shape(self.optimizer.init, params)
-        self.state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-        step = jax.jit(make_step(self.optimizer), donate_argnums=0)
-        begin = time.perf_counter()
-        self.step = step.lower((params, state), inputs).compile(options)
-        self.compile_seconds = time.perf_counter() - begin
-        memory: Any = self.step.memory_analysis()
-        self.temp_bytes = None if memory is None else int(memory.temp_size_in_bytes)
-        self.seconds: list[float] = []
-
-    def start(self, params: Any) -> None:
-        """Makes the state; the parameters are donated."""
-        self.carry = (params, jax.jit(self.optimizer.init)(params))
-
-    def run(self, inputs: Any) -> float:
-        """Takes a step and returns its seconds."""
-        begin = time.perf_counter()
-        self.carry, _ = jax.block_until_ready(self.step(self.carry, inputs))
-        return time.perf_counter() - begin
+    name: str
+    step: TimedStep
 
 
 def bench_tree(
@@ -144,7 +121,7 @@ def bench_tree(
         BenchStopped: A signal arrived; the error carries the rows so far.
     """
 
-    def make_update(optimizer: optax.GradientTransformation) -> _Step:
+    def make_update(optimizer: optax.GradientTransformation) -> Step:
         extended = optax.with_extra_args_support(optimizer)
 
         def update(carry: tuple[Any, Any], grads: Any) -> tuple[tuple[Any, Any], None]:
@@ -159,7 +136,12 @@ def bench_tree(
         _compile(candidates, optimizers, make_update, tree, tree, options, on_progress)
         if timed:
             on_progress("timing")
-            _time(candidates, lambda: _random(tree, PARAM_SCALE), _random(tree, GRAD_SCALE), budget)
+            time_steps(
+                [one.step for one in candidates],
+                lambda: _random(tree, PARAM_SCALE),
+                _random(tree, GRAD_SCALE),
+                budget,
+            )
     return _rows(candidates, count_parameters(tree))
 
 
@@ -194,7 +176,7 @@ def bench_whole_step(
         make = lambda optimizer: make_step(task, optimizer)  # noqa: E731
         _compile(candidates, optimizers, make, shapes, batch, options, on_progress)
         on_progress("timing")
-        _time(candidates, lambda: task.init(init_key), batch, budget)
+        time_steps([one.step for one in candidates], lambda: task.init(init_key), batch, budget)
     return _rows(candidates, count_parameters(shapes))
 
 
@@ -225,37 +207,27 @@ def _compile(
     """Compiles the candidates and appends them, the reference first."""
     for name in dict.fromkeys([REFERENCE, *optimizers]):
         on_progress(f"compiling {name}")
-        candidates.append(_Candidate(name, make_step, params, inputs, options))
-
-
-def _time(
-    candidates: Sequence[_Candidate], make_params: Callable[[], Any], inputs: Any, budget: float
-) -> None:
-    """Times the candidates in turn, so that load affects all alike; the first steps do not count."""
-    for candidate in candidates:
-        candidate.start(make_params())
-        candidate.run(inputs)
-    one_round = sum(candidate.run(inputs) for candidate in candidates)
-    for _ in range(max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / one_round)))):
-        for candidate in candidates:
-            candidate.seconds.append(candidate.run(inputs))
+        optimizer = make_optimizer(name, LEARNING_RATE, num_steps=NUM_STEPS)
+        step = TimedStep(make_step(optimizer), optimizer, params, inputs, options)
+        candidates.append(_Candidate(name, step))
 
 
 def _rows(candidates: Sequence[_Candidate], num_parameters: int) -> list[BenchRow]:
-    return [_row(candidate, candidates[0], num_parameters) for candidate in candidates]
+    return [_row(candidate, candidates[0].step, num_parameters) for candidate in candidates]
 
 
-def _row(candidate: _Candidate, reference: _Candidate, num_parameters: int) -> BenchRow:
+def _row(candidate: _Candidate, reference: TimedStep, num_parameters: int) -> BenchRow:
+    step = candidate.step
     # An interrupted round has no times of some candidates.
-    ratios = [own / other for own, other in zip(candidate.seconds, reference.seconds, strict=False)]
+    ratios = [own / other for own, other in zip(step.times, reference.times, strict=False)]
     return BenchRow(
         candidate.name,
         num_parameters,
-        statistics.median(candidate.seconds) if ratios else None,
+        step.seconds if ratios else None,
         statistics.median(ratios) if ratios else None,
-        candidate.compile_seconds,
-        candidate.state_bytes,
-        candidate.temp_bytes,
+        step.compile_seconds,
+        step.state_bytes,
+        step.temp_bytes,
     )
 
 

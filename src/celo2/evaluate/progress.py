@@ -1,4 +1,4 @@
-"""Displays the progress of a comparison or suite: a live bar on a terminal, plain lines elsewhere."""
+"""Displays the progress of a suite: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import NamedTuple, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from celo2.evaluate.comparison.compare import CompareProgress
 from celo2.evaluate.suite.run import SuiteProgress
 from celo2.report.kit import shorten
 from celo2.training.runner import Progress as GridProgress
@@ -30,7 +29,7 @@ class _Status(NamedTuple):
 
 
 class ProgressDisplay:
-    """Progress callback of `compare` and `run_suite`, and a context manager around their calls.
+    """Progress callback of `run_suite`, and a context manager around their calls.
 
     Args:
         console: The console to print to; its `is_terminal` enables the bar.
@@ -65,9 +64,9 @@ class ProgressDisplay:
     ) -> None:
         self._bar.stop()
 
-    def __call__(self, progress: CompareProgress | SuiteProgress) -> None:
+    def __call__(self, progress: SuiteProgress) -> None:
         """Updates the display."""
-        status = _of_compare(progress) if isinstance(progress, CompareProgress) else _of_suite(progress)
+        status = _describe_suite(progress)
         left = self._time_left(status.done, status.trains)
         if self._console.is_terminal:
             self._bar.update(self._task, completed=status.done, description=status.text, left=left)
@@ -102,16 +101,7 @@ class ProgressDisplay:
         return f"{shown} left, compilation not counted"
 
 
-def _of_compare(progress: CompareProgress) -> _Status:
-    grid = progress.grid
-    if grid.step == 0:
-        text = f"compiling {progress.optimizer}, then timing a step of each"
-    else:
-        text = f"{shorten(progress.optimizer)}: {_describe(grid)}"
-    return _Status(progress.done, progress.optimizer, text, grid.done == 1.0, grid.step > 0)
-
-
-def _of_suite(progress: SuiteProgress) -> _Status:
+def _describe_suite(progress: SuiteProgress) -> _Status:
     done = progress.done / progress.total
     if progress.current is None:
         text = f"{progress.done} of {progress.total} runs"

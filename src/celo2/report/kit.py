@@ -16,7 +16,7 @@ def render_page(template: str, **context: Any) -> str:
     """Renders a template of this package; text is escaped, and an undefined name is an error.
 
     Args:
-        template: The path inside the package, such as "evaluate/comparison/report.html.j2".
+        template: The path inside the package, such as "evaluate/report/report.html.j2".
         **context: The variables of the template.
     """
     environment = jinja2.Environment(

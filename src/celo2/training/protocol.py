@@ -21,7 +21,6 @@ WINDOW = 0.05  # share of the steps that a training loss is averaged over
 NUM_EVALS = 10  # validations of a run, the last one after its last step
 VALID_BATCHES = 16  # of each validation, the same ones every time
 DIVERGENCE_MARGIN = 1.05  # a run that ends above this multiple of an untrained network's loss diverged
-SELECTION = "lowest final training loss, mean over the seeds"
 
 
 def cosine_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:

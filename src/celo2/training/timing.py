@@ -1,87 +1,87 @@
-"""Cost of one training step: time, and the optimizer's memory."""
+"""Times training steps of several optimizers in interleaved rounds, so that load affects all alike."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import optax
 
-from celo2._utils.signals import interruptible_pool
-from celo2.jax.runtime import compiler_options
-from celo2.tasks.base import Batch, Task
-from celo2.training.optimizer_step import TrainState, make_step
-
-TIME_BUDGET = 3.0  # seconds, for all optimizers together
 MIN_ROUNDS, MAX_ROUNDS = 5, 300
 
+CompilerOptions = dict[str, bool | str] | None  # what `celo2.compiler_options` returns
+Step = Callable[[Any, Any], tuple[Any, Any]]  # ((params, state), inputs) → ((params, state), anything)
 
-class StepCost(NamedTuple):
-    """The cost of one step of one run on one device.
+
+class TimedStep:
+    """One optimizer's compiled step, in which parameters and state are donated, and its times.
+
+    Args:
+        step: `((params, state), inputs) → ((params, state), anything)`.
+        optimizer: The optimizer, which makes the state.
+        params: Shapes and dtypes of the parameters; arrays will do.
+        inputs: The same of the inputs.
+        options: XLA options, such as `celo2.compiler_options()`; None: XLA's defaults.
 
     Attributes:
-        seconds: Loss, gradient and update, compiled with `celo2.compiler_options`: the median over
-            interleaved rounds.
-        state_bytes: Size of the optimizer's state.
+        compile_seconds: The time to trace, lower and compile the step.
+        state_bytes: The size of the optimizer's state.
+        temp_bytes: The peak size of the temporaries; None if the backend does not report it.
+        times: The seconds of each timed step.
     """
 
-    seconds: float
-    state_bytes: int
-
-
-class _Candidate:
-    """A compiled step with its inputs and state."""
-
-    def __init__(self, task: Task, optimizer: optax.GradientTransformation, batch: Batch) -> None:
-        params = task.init(jax.random.key(0))
-        state = optimizer.init(params)
-        self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        self.batch = batch
-        self.train_state: TrainState = (params, state)
-        self.lowered = jax.jit(make_step(task, optimizer)).lower(self.train_state, batch)
-
-    def compile(self) -> None:
-        """Compiles the step without holding Python's lock."""
-        self.step = self.lowered.compile(compiler_options())
-
-    def run(self) -> float:
-        """Runs a step; returns the seconds it took."""
+    def __init__(
+        self,
+        step: Step,
+        optimizer: optax.GradientTransformation,
+        params: Any,
+        inputs: Any,
+        options: CompilerOptions = None,
+    ) -> None:
+        self._init = optimizer.init
+        state = jax.eval_shape(optimizer.init, params)
+        self.state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
         begin = time.perf_counter()
-        self.train_state, _ = jax.block_until_ready(self.step(self.train_state, self.batch))
+        self._step = jax.jit(step, donate_argnums=0).lower((params, state), inputs).compile(options)
+        self.compile_seconds = time.perf_counter() - begin
+        memory: Any = self._step.memory_analysis()
+        self.temp_bytes = None if memory is None else int(memory.temp_size_in_bytes)
+        self.times: list[float] = []
+
+    @property
+    def seconds(self) -> float:
+        """The median of the times."""
+        return statistics.median(self.times)
+
+    def start(self, params: Any) -> None:
+        """Makes the state; the parameters are donated to the first step."""
+        self._carry = params, jax.jit(self._init)(params)
+
+    def run(self, inputs: Any) -> float:
+        """Takes a step and returns its seconds; each step's result is the input of the next."""
+        begin = time.perf_counter()
+        self._carry, _ = jax.block_until_ready(self._step(self._carry, inputs))
         return time.perf_counter() - begin
 
 
-class StepTimer:
-    """Measures the compiled steps of several optimizers.
+def time_steps(
+    steps: Sequence[TimedStep], make_params: Callable[[], Any], inputs: Any, budget: float
+) -> None:
+    """Times steps in turn, round by round; the first step of each does not count.
 
     Args:
-        task: The problem.
-        optimizers: Optax transforms by name, with a constant learning rate.
+        steps: The steps, which collect their `times`.
+        make_params: Makes the initial parameters, once for each step.
+        inputs: The inputs of every step.
+        budget: The seconds for all of them together; at least `MIN_ROUNDS` rounds are run.
     """
-
-    def __init__(self, task: Task, optimizers: Mapping[str, optax.GradientTransformation]) -> None:
-        batch = task.first_batch(task.init(jax.random.key(0)), jax.random.key(1))
-        self._candidates = {
-            name: _Candidate(task, optimizer, batch) for name, optimizer in optimizers.items()
-        }
-        with interruptible_pool() as pool:
-            list(pool.map(_Candidate.compile, self._candidates.values()))
-
-    def measure(self) -> dict[str, StepCost]:
-        """Measures a step of each optimizer, in interleaved rounds: a busy machine affects all alike."""
-        candidates = self._candidates
-        for candidate in candidates.values():
-            candidate.run()  # the first run is slower
-        one_round = sum(candidate.run() for candidate in candidates.values())
-        rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(TIME_BUDGET / one_round)))
-        seconds: dict[str, list[float]] = {name: [] for name in candidates}
-        for _ in range(rounds):
-            for name, candidate in candidates.items():
-                seconds[name].append(candidate.run())
-        return {
-            name: StepCost(statistics.median(seconds[name]), candidate.state_bytes)
-            for name, candidate in candidates.items()
-        }
+    for step in steps:
+        step.start(make_params())
+        step.run(inputs)
+    one_round = sum(step.run(inputs) for step in steps)
+    for _ in range(max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / one_round)))):
+        for step in steps:
+            step.times.append(step.run(inputs))

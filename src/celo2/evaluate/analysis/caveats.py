@@ -1,16 +1,32 @@
-"""Writes the caveats of a suite's report as sentences: warnings, divergences, and Celo2's defeats."""
+"""Writes a report's sentences: the verdict, warnings, divergences, and Celo2's defeats."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from celo2.evaluate.analysis.cells import Setting
 from celo2.evaluate.analysis.standings import Standings, TaskRuns, is_ours
+from celo2.evaluate.analysis.summary import OptimizerRow
 from celo2.evaluate.suite.results import RunResult
 
 PARITY = 1.05  # largest speed-up of the baseline over itself without a comment
+
+
+def verdict(standings: Standings, rows: Sequence[OptimizerRow]) -> str:
+    """Returns the result in a sentence: the order by final loss on one task, by score on several.
+
+    Args:
+        standings: The runs.
+        rows: The result of `rank_optimizers`.
+    """
+    if len(standings.tasks) == 1:
+        return _verdict_on(standings.tasks[0])
+    scored = [f"{row.optimizer} {row.score:.3f}" for row in rows if row.score is not None]
+    if not scored:
+        return f"No scores: {standings.baseline} has no usable run."
+    return f"Score, {standings.baseline} = 1, highest first: {', '.join(scored)}."
 
 
 def caveats(standings: Standings) -> list[str]:
@@ -22,6 +38,17 @@ def caveats(standings: Standings) -> list[str]:
 def defeats(standings: Standings) -> list[str]:
     """Returns a sentence for each task on which Celo2 or Celo2-base ends above another optimizer."""
     return [sentence for task in standings.tasks for sentence in _defeats_on(task)]
+
+
+def describe_ranking(standings: Standings) -> str:
+    """Returns the name of the loss that ranks; where tasks differ, with the rule."""
+    names = {task.loss_name for task in standings.tasks}
+    if len(names) == 1:
+        return names.pop()
+    kinds = {task.rank_by for task in standings.tasks}
+    if len(kinds) == 1:
+        return f"{kinds.pop()} loss or return"
+    return "validation loss (training loss or return where a task has no validation data)"
 
 
 def describe_loss(task: TaskRuns, loss: float) -> str:
@@ -48,6 +75,44 @@ def join(names: Iterable[str], most: int = 6) -> str:
     return ", ".join(found[:most]) + rest
 
 
+def _verdict_on(task: TaskRuns) -> str:
+    ranked = sorted((cell.mean_loss, name) for name, cell in task.cells.items())
+    (best, winner), others = ranked[0], ranked[1:]
+    if not math.isfinite(best):
+        return "No optimizer had a setting at which all its runs ended well."
+    told = [_distance(task, best, loss, name) for loss, name in others]
+    end = "highest" if task.returns else "lowest"
+    return (
+        f"{winner} ends {end} on {task.label}: {task.loss_name} {describe_loss(task, best)}"
+        f"{''.join(f', {words}' for words in told)}. {_describe_tuning(task)}"
+    )
+
+
+def _distance(task: TaskRuns, best: float, loss: float, name: str) -> str:
+    """Describes how far the winner is ahead of another optimizer."""
+    if not math.isfinite(loss):
+        return f"{name} diverged"
+    if loss == best:
+        return f"level with {name}"
+    share = f"{_percent((loss - best) / abs(loss))} " if loss * best > 0 else ""
+    return f"{share}{'above' if task.returns else 'below'} {name} ({describe_loss(task, loss)})"
+
+
+def _describe_tuning(task: TaskRuns) -> str:
+    counts = {len(cell.settings) for cell in task.cells.values()}
+    seeds = {cell.num_seeds for cell in task.cells.values()}
+    tuned = f"the best of {min(counts)} learning rates" if len(counts) == 1 else "its best learning rate"
+    if counts == {1}:
+        tuned = "the one learning rate it was given"
+    runs = f", mean of {min(seeds)} seeds" if len(seeds) == 1 and min(seeds) > 1 else ""
+    return f"Each optimizer has {tuned}{runs}."
+
+
+def _percent(share: float) -> str:
+    """Formats a share with two digits."""
+    return f"{100 * share:{'.0f' if share >= 0.1 else '.2g'}} %"
+
+
 def _defeats_on(task: TaskRuns) -> Iterator[str]:
     others = [name for name in task.cells if not is_ours(name)]
     best = min(others, key=lambda name: task.cells[name].mean_loss, default=None)
@@ -67,8 +132,8 @@ def _behind(task: TaskRuns, loss: float, best: float) -> str:
     text = describe_loss(task, loss)
     if not math.isfinite(loss) or best == 0 or (best < 0) != task.returns:
         return text
-    share = 100 * (loss - best) / abs(best)
-    return f"{text}, {share:{'.0f' if share >= 10 else '.2g'}} % {'lower' if task.returns else 'higher'}"
+    share = _percent((loss - best) / abs(best))
+    return f"{text}, {share} {'lower' if task.returns else 'higher'}"
 
 
 def _missing(standings: Standings) -> Iterator[str]:
@@ -108,7 +173,9 @@ def _data(standings: Standings) -> Iterator[str]:
         yield f"Not the published data: {join(names, most=20)}."
     for size in ("tiny", "small"):
         count = sum(task.label.partition(",")[0].endswith(f"@{size}") for task in standings.tasks)
-        if count:
+        if count == len(standings.tasks) == 1:
+            yield f"The task has the size {size}, not the published one."
+        elif count:
             yield f"{count} of {len(standings.tasks)} tasks have the size {size}, not the published one."
 
 

@@ -1,8 +1,8 @@
 """Runs of one optimizer on one task: their settings, the best of them, and its statistics.
 
-The best setting (learning rate, weight decay) is the one with the lowest final training loss, mean over the
-seeds. A setting with a diverged seed, or with fewer seeds than another one, cannot be the best. This module
-needs no JAX.
+The best setting (learning rate, weight decay) is the one with the lowest final loss, validation or training
+(`Cell.rank_by`), mean over the seeds. A setting with a diverged seed, or with fewer seeds than another one,
+cannot be the best. This module needs no JAX.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from celo2.evaluate.analysis import stats
-from celo2.evaluate.suite.results import RunResult, RunSpec
+from celo2.evaluate.suite.results import RankBy, RunResult, RunSpec
 from celo2.report.kit import MeanStd
 
 
@@ -44,10 +44,12 @@ class Cell:
     Attributes:
         optimizer: The name of the optimizer.
         settings: The runs by setting, both ascending (the runs by seed); at least one.
+        rank_by: The loss that the best setting is chosen by.
     """
 
     optimizer: str
     settings: Mapping[Setting, tuple[RunResult, ...]]
+    rank_by: RankBy
 
     @property
     def runs(self) -> list[RunResult]:
@@ -61,8 +63,8 @@ class Cell:
 
     @cached_property
     def mean_losses(self) -> dict[Setting, float]:
-        """The final training loss of each setting, mean over the seeds; +inf where one diverged."""
-        return {setting: float(_final_losses(runs).mean()) for setting, runs in self.settings.items()}
+        """The final loss of each setting, mean over the seeds; +inf where one diverged."""
+        return {setting: float(self._finals(runs).mean()) for setting, runs in self.settings.items()}
 
     @cached_property
     def best(self) -> Setting | None:
@@ -83,8 +85,8 @@ class Cell:
 
     @property
     def losses(self) -> np.ndarray:
-        """The final training losses at the best setting, `(S,)`; +inf for every seed without one."""
-        return _final_losses(self.best_runs) if self.best_runs else np.full(self.num_seeds, np.inf)
+        """The final losses at the best setting, `(S,)`; +inf for every seed without one."""
+        return self._finals(self.best_runs) if self.best_runs else np.full(self.num_seeds, np.inf)
 
     @property
     def mean_loss(self) -> float:
@@ -138,6 +140,11 @@ class Cell:
         steps, losses = stack_curves([(run.train_steps, run.train_loss) for run in self.best_runs])
         return steps, losses.mean(axis=0)
 
+    def _finals(self, runs: Sequence[RunResult]) -> np.ndarray:
+        """Returns the final losses, `(S,)`; +inf where a run diverged."""
+        finals = np.array([[run.final_loss(self.rank_by)] for run in runs])
+        return stats.final_losses(finals, np.array([run.diverged for run in runs]))
+
 
 def stack_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Resamples curves to the steps of the one with the fewest points: `(P,)` and `(curves, P)` float64.
@@ -151,12 +158,6 @@ def stack_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nd
 def _timing(run: RunResult) -> str:
     """Describes the machine and the way in which the run's time was measured."""
     return ", ".join([run.timing, *(str(run.environment.get(name)) for name in ("processor", "devices"))])
-
-
-def _final_losses(runs: Sequence[RunResult]) -> np.ndarray:
-    """Returns the final training losses, `(S,)`; +inf where a run diverged."""
-    finals = np.array([[run.final_train_loss] for run in runs])
-    return stats.final_losses(finals, np.array([run.diverged for run in runs]))
 
 
 def _reached(run: RunResult) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from celo2.evaluate.analysis import stats
 from celo2.evaluate.analysis.cells import Cell, Setting
-from celo2.evaluate.suite.results import RunResult, TaskFacts
+from celo2.evaluate.suite.results import RankBy, RunResult, TaskFacts
 
 BASELINE = "adamw"
 OURS = ("celo2", "celo2-base")
@@ -31,6 +31,7 @@ class TaskRuns:
         facts: The facts about the task.
         cells: The optimizers' runs by name.
         baseline: The name of the optimizer that the others are compared with.
+        rank_by: The loss that optimizers are tuned and ranked by.
     """
 
     label: str
@@ -38,6 +39,12 @@ class TaskRuns:
     facts: TaskFacts
     cells: Mapping[str, Cell]
     baseline: str
+    rank_by: RankBy
+
+    @property
+    def loss_name(self) -> str:
+        """The name of the quantity that ranks, such as "validation loss" or "training return"."""
+        return f"{self.rank_by} {'return' if self.returns else 'loss'}"
 
     @property
     def returns(self) -> bool:
@@ -64,10 +71,15 @@ class TaskRuns:
         return stats.normalized_scores(self.cells[optimizer].losses, self.baseline_loss, returns=self.returns)
 
     def speed_up(self, optimizer: str, *, in_seconds: bool = False) -> float | None:
-        """Returns the speed-up over the baseline's whole run in reaching its final loss, in steps or seconds.
+        """Returns the speed-up over the baseline's whole run in reaching its final training loss.
 
-        Both losses are means over the seeds. The result is 0 if the loss is never reached, and None without a
-        `baseline_loss` or if the times were not measured in the same way.
+        Training losses are known at every step, validation losses only at ten, so the training curves decide,
+        at each one's best setting, means over the seeds. The result is 0 if the loss is never reached, and
+        None without a `baseline_loss` or if the times were not measured in the same way.
+
+        Args:
+            optimizer: The name of the optimizer.
+            in_seconds: Whether the speed-up is in seconds; otherwise in steps.
         """
         if self.baseline_loss is None or (in_seconds and self.time_ratio(optimizer) is None):
             return None
@@ -77,7 +89,7 @@ class TaskRuns:
         steps, losses = cell.mean_curve()
         ours = cell.seconds_per_step if in_seconds else 1.0
         length = self.steps * (theirs.seconds_per_step if in_seconds else 1.0)
-        return stats.speed_up(steps * ours, losses, self.baseline_loss, length)
+        return stats.speed_up(steps * ours, losses, theirs.mean_curve()[1][-1], length)
 
     def time_ratio(self, optimizer: str) -> float | None:
         """Returns the time per step relative to the baseline's; None if they were measured differently."""
@@ -99,13 +111,9 @@ class TaskRuns:
             ratios = 1 / stats.normalized_scores(losses, best, returns=self.returns)
         return stats.rate_sensitivity(np.array(list(cell.rates)), ratios)
 
-    def winners(self, among: Sequence[str] = ()) -> list[str]:
-        """Returns the optimizers with the lowest mean final loss; none if all diverged.
-
-        Args:
-            among: The optimizers to consider; empty: all.
-        """
-        means = {name: cell.mean_loss for name, cell in self.cells.items() if name in among or not among}
+    def winners(self) -> list[str]:
+        """Returns the optimizers with the lowest mean final loss; none if all diverged."""
+        means = {name: cell.mean_loss for name, cell in self.cells.items()}
         lowest = min(means.values(), default=math.inf)
         return [name for name, mean in means.items() if mean == lowest < math.inf]
 
@@ -134,7 +142,9 @@ def is_ours(optimizer: str) -> bool:
     return optimizer.partition(":")[0] in OURS
 
 
-def arrange(results: Iterable[RunResult], baseline: str = BASELINE) -> Standings:
+def arrange(
+    results: Iterable[RunResult], baseline: str = BASELINE, rank_by: RankBy = "validation"
+) -> Standings:
     """Arranges runs by task and optimizer.
 
     Runs of different lengths, or on different data, count as different tasks and are labelled accordingly.
@@ -142,6 +152,8 @@ def arrange(results: Iterable[RunResult], baseline: str = BASELINE) -> Standings
     Args:
         results: Finished runs, in any order.
         baseline: The name of the optimizer that the others are compared with.
+        rank_by: The loss that optimizers are tuned and ranked by; tasks without validation data are ranked by
+            the training loss in any case.
 
     Raises:
         ValueError: There are no runs, or one appears twice.
@@ -157,18 +169,20 @@ def arrange(results: Iterable[RunResult], baseline: str = BASELINE) -> Standings
     names = {run.spec.optimizer for run in runs}
     order = sorted(names, key=lambda name: (not is_ours(name), name != baseline, name))
     groups = _group(runs, lambda run: (run.spec.task, run.spec.steps, run.facts.dataset))
-    tasks = [
-        TaskRuns(_label(key, list(groups)), key[1], found[0].facts, _cells(found, order), baseline)
-        for key, found in groups.items()
-    ]
+    tasks = []
+    for key, found in groups.items():
+        facts = found[0].facts
+        chosen = facts.rank_by(rank_by)
+        cells = _cells(found, order, chosen)
+        tasks.append(TaskRuns(_label(key, list(groups)), key[1], facts, cells, baseline, chosen))
     return Standings(tuple(tasks), tuple(order), baseline)
 
 
-def _cells(runs: Sequence[RunResult], order: Sequence[str]) -> dict[str, Cell]:
+def _cells(runs: Sequence[RunResult], order: Sequence[str], rank_by: RankBy) -> dict[str, Cell]:
     by_name = _group(runs, lambda run: run.spec.optimizer)
     settings = {name: _group(found, lambda run: Setting.of(run.spec)) for name, found in by_name.items()}
     return {
-        name: Cell(name, {setting: tuple(settings[name][setting]) for setting in sorted(settings[name])})
+        name: Cell(name, {key: tuple(settings[name][key]) for key in sorted(settings[name])}, rank_by)
         for name in order
         if name in settings
     }

@@ -10,6 +10,7 @@ import numpy as np
 from celo2.evaluate.analysis import stats
 from celo2.evaluate.analysis.cells import Cell
 from celo2.evaluate.analysis.standings import Standings, TaskRuns
+from celo2.evaluate.suite.results import RankBy
 from celo2.report.kit import MeanStd
 
 
@@ -24,12 +25,14 @@ class TaskRow(NamedTuple):
         weight_decay: The best weight decay.
         edge: "lowest" or "highest" if the best learning rate is at that edge of the grid, otherwise "".
         settings: The number of settings tried.
+        rank_by: The loss that the optimizers of the task are tuned and ranked by.
+        final_valid_loss: The validation loss after the last step.
         final_train_loss: The mean objective over the last 5 % of the steps.
         best_train_loss: The lowest point of the training curve.
         best_valid_loss: The lowest validation loss.
         accuracy: The validation accuracy after the last step, in [0, 1]; None for tasks without one.
         score: The mean of the scores (`stats.normalized_scores`); None if the baseline defines none.
-        speed_up: The speed-up over the baseline's run, in steps (`TaskRuns.speed_up`).
+        speed_up: The speed-up over the baseline's run, in steps, by training loss (`TaskRuns.speed_up`).
         time_speed_up: The speed-up in wall-clock time.
         half_decade: The loss ratio half a decade off the best rate (`stats.RateSensitivity`).
         width: The decades of rates within 10 % of the best loss.
@@ -48,6 +51,8 @@ class TaskRow(NamedTuple):
     weight_decay: float | None
     edge: str
     settings: int
+    rank_by: RankBy
+    final_valid_loss: MeanStd | None
     final_train_loss: MeanStd | None
     best_train_loss: MeanStd | None
     best_valid_loss: MeanStd | None
@@ -63,6 +68,11 @@ class TaskRow(NamedTuple):
     seconds_per_step: float
     time_ratio: float | None
     state_bytes_per_parameter: float
+
+    @property
+    def final_loss(self) -> MeanStd | None:
+        """The final loss that optimizers are ranked by."""
+        return self.final_valid_loss if self.rank_by == "validation" else self.final_train_loss
 
 
 class OptimizerRow(NamedTuple):
@@ -131,6 +141,8 @@ def _task_row(task: TaskRuns, cell: Cell) -> TaskRow:
         weight_decay=cell.best and cell.best.weight_decay,
         edge=cell.edge,
         settings=len(cell.settings),
+        rank_by=task.rank_by,
+        final_valid_loss=cell.measure(lambda run: run.final_valid_loss),
         final_train_loss=cell.measure(lambda run: run.final_train_loss),
         best_train_loss=cell.measure(lambda run: run.best_train_loss),
         best_valid_loss=cell.measure(lambda run: float(stats.lowest(run.valid_loss))),

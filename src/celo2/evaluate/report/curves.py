@@ -43,6 +43,11 @@ def valid_band(task: TaskRuns, cell: Cell) -> Band:
     return _band(task, cell, lambda run: (run.valid_steps, run.valid_loss))
 
 
+def ranked_band(task: TaskRuns, cell: Cell) -> Band:
+    """Returns the band of the loss that optimizers are ranked by, at the displayed setting."""
+    return (valid_band if task.rank_by == "validation" else train_band)(task, cell)
+
+
 def upper_limit(task: TaskRuns) -> float | None:
     """Returns the highest displayed loss, so that a diverging curve does not squeeze the others."""
     return None if task.returns or task.facts.initial_loss is None else 1.5 * task.facts.initial_loss
@@ -89,6 +94,7 @@ def _task_data(task: TaskRuns) -> dict[str, Any]:
     return {
         "label": page_label(task.label),
         "what": "return" if task.returns else "loss",
+        "rank": "valid" if task.rank_by == "validation" else "train",
         "tokens": task.facts.tokens_per_batch,
         "top": upper_limit(task),
         "curves": {page_label(name): _curve_data(task, cell) for name, cell in task.cells.items()},

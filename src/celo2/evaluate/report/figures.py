@@ -1,9 +1,9 @@
-"""Draws the figures of a suite with Matplotlib: training curves by task, and scores."""
+"""Draws the pictures of a report with Matplotlib: one task in four panels, several tasks, scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -13,13 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from celo2.evaluate.analysis.cells import Cell
 from celo2.evaluate.analysis.standings import Standings, TaskRuns
 from celo2.evaluate.analysis.summary import OptimizerRow
 from celo2.evaluate.report.curves import (
+    Band,
     line_style,
     make_profile,
+    ranked_band,
     train_band,
     upper_limit,
+    valid_band,
 )
 from celo2.report.kit import figure_label
 from celo2.report.plots import STYLE, scale_losses
@@ -28,19 +32,23 @@ COLUMNS = 3
 
 
 def draw_curves(standings: Standings) -> Figure:
-    """Draws training curves at each optimizer's best setting, one panel per task."""
-    count = len(standings.tasks)
-    columns = min(COLUMNS, count)
-    rows = math.ceil(count / columns)
+    """Draws each optimizer at its best setting: one task in four panels, several in a panel each."""
+    tasks = standings.tasks
+    columns, panels = (2, 4) if len(tasks) == 1 else (min(COLUMNS, len(tasks)), len(tasks))
+    rows = math.ceil(panels / columns)
+    size = (11, 7.6) if len(tasks) == 1 else (4.2 * columns + 0.6, 3.1 * rows + 0.8)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * columns + 0.6, 3.1 * rows + 0.8), layout="constrained")
-        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes, task in zip(panels, standings.tasks, strict=False):
-            _draw_task(axes, task, standings.optimizers)
-        for axes in panels[count:]:
-            axes.set_visible(False)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        if len(tasks) == 1:
+            _draw_task(axes, tasks[0], standings.optimizers)
+        else:
+            for panel, task in zip(axes, tasks, strict=False):
+                _draw_ranked(panel, task, standings.optimizers)
+        for panel in axes[panels:]:
+            panel.set_visible(False)
         handles = [
-            Line2D([], [], color=_color(i), linestyle=_dash(i), label=figure_label(name))
+            Line2D([], [], color=_color(i), linestyle=_dash(i), label=_legend(standings, name))
             for i, name in enumerate(standings.optimizers)
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)))
@@ -57,23 +65,81 @@ def draw_scores(standings: Standings, rows: Sequence[OptimizerRow]) -> Figure:
     return figure
 
 
-def _draw_task(axes: Axes, task: TaskRuns, optimizers: Sequence[str]) -> None:
+def _draw_task(panels: Sequence[Axes], task: TaskRuns, optimizers: Sequence[str]) -> None:
+    """Draws validation, training against steps and time, and the sensitivity to the learning rate."""
+    what = "return" if task.returns else "loss"
+    for axes, band, name in ((panels[0], valid_band, "validation"), (panels[1], train_band, "training")):
+        _draw_bands(axes, task, optimizers, band)
+        _label(axes, task, "steps", f"{name} {what}")
+        axes.set_title(f"{name.capitalize()} {what}")
+    _draw_bands(panels[2], task, optimizers, ranked_band, in_seconds=True)
+    _label(panels[2], task, "seconds of one run (steps × time per step)", task.loss_name)
+    panels[2].set_title(f"{task.loss_name.capitalize()} against time")
+    _draw_sensitivity(panels[3], task, optimizers)
+
+
+def _draw_ranked(axes: Axes, task: TaskRuns, optimizers: Sequence[str]) -> None:
+    _draw_bands(axes, task, optimizers, ranked_band)
+    _label(axes, task, "steps", task.loss_name)
+    axes.set_title(figure_label(task.label), fontsize=8.5)
+
+
+def _draw_bands(
+    axes: Axes,
+    task: TaskRuns,
+    optimizers: Sequence[str],
+    make_band: Callable[[TaskRuns, Cell], Band],
+    *,
+    in_seconds: bool = False,
+) -> None:
+    """Draws the mean over the seeds and a band from the lowest to the highest; a cross ends diverged ones."""
     for index, name in enumerate(optimizers):
         if name not in task.cells:
             continue
-        band = train_band(task, task.cells[name])
-        axes.plot(band.x, band.mean, _dash(index), color=_color(index), lw=1.4)
-        axes.fill_between(band.x, band.low, band.high, color=_color(index), alpha=0.15, lw=0)
-        if task.cells[name].best is None and band.x.size:
-            axes.plot(band.x[-1], band.mean[-1], "x", color=_color(index))
-    if not task.returns and all((np.asarray(line.get_ydata()) > 0).all() for line in axes.get_lines()):
+        cell = task.cells[name]
+        band = make_band(task, cell)
+        x = band.x * (cell.seconds_per_step if in_seconds else 1)
+        axes.plot(x, band.mean, _dash(index), color=_color(index), lw=1.5)
+        axes.fill_between(x, band.low, band.high, color=_color(index), alpha=0.15, lw=0)
+        if cell.best is None and band.x.size:
+            axes.plot(x[-1], band.mean[-1], "x", color=_color(index))
+
+
+def _draw_sensitivity(axes: Axes, task: TaskRuns, optimizers: Sequence[str]) -> None:
+    """Draws the final loss by learning rate; a rate with a diverged seed is a cross at the upper edge."""
+    sign = -1.0 if task.returns else 1.0
+    for index, name in enumerate(optimizers):
+        if name not in task.cells:
+            continue
+        cell, color = task.cells[name], _color(index)
+        good = {rate: sign * loss for rate, loss in cell.rates.items() if math.isfinite(loss)}
+        axes.plot(list(good), list(good.values()), f"{_dash(index)}o", ms=3.5, color=color)
+        if cell.best is not None:
+            rate = cell.best.learning_rate
+            axes.plot([rate], [good[rate]], "o", ms=9, mfc="none", mec=color)
+        lost = [rate for rate in cell.rates if rate not in good]
+        height = 0.99 - 0.03 * index  # so that crosses do not overlap
+        axes.plot(lost, np.full(len(lost), height), "x", color=color, transform=axes.get_xaxis_transform())
+    axes.set_xscale("log")
+    _label(axes, task, "peak learning rate (crosses: diverged; circles: best)", f"final {task.loss_name}")
+    axes.set_title("Learning-rate sensitivity")
+
+
+def _label(axes: Axes, task: TaskRuns, x: str, y: str) -> None:
+    """Scales and limits the loss axis and names both axes."""
+    if not task.returns:
         scale_losses(axes)
     top = upper_limit(task)
-    if top is not None and axes.get_ylim()[0] < top < axes.get_ylim()[1]:
+    if top is not None and axes.get_lines() and axes.get_ylim()[0] < top < axes.get_ylim()[1]:
         axes.set_ylim(top=top)
-    axes.set_title(figure_label(task.label), fontsize=8.5)
-    axes.set_xlabel("steps")
-    axes.set_ylabel("return" if task.returns else "training loss")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+
+
+def _legend(standings: Standings, name: str) -> str:
+    """Returns the label of an optimizer, with a note if it diverged on the only task."""
+    lost = len(standings.tasks) == 1 and standings.tasks[0].cells[name].best is None
+    return figure_label(name) + (" (diverged)" if lost else "")
 
 
 def _draw_intervals(axes: Axes, standings: Standings, rows: Sequence[OptimizerRow]) -> None:

@@ -1,4 +1,4 @@
-"""Writes the report of a suite: a self-contained HTML page, CSV tables, pictures, and Markdown."""
+"""Writes the report of a comparison or a suite: a page, CSV tables, pictures, and Markdown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from plotly.offline import get_plotlyjs
 
 from celo2._utils.files import write_atomic
 from celo2.baselines import OPTIMIZERS, sets_own_rate
-from celo2.evaluate.analysis.caveats import caveats, defeats, describe_divergence, join
+from celo2.evaluate.analysis.caveats import (
+    caveats,
+    defeats,
+    describe_divergence,
+    describe_ranking,
+    join,
+    verdict,
+)
 from celo2.evaluate.analysis.standings import BASELINE, Standings, TaskRuns, arrange
 from celo2.evaluate.analysis.summary import (
     OptimizerRow,
@@ -23,20 +30,20 @@ from celo2.evaluate.analysis.summary import (
 from celo2.evaluate.report.csv import as_csv, run_records, table_records
 from celo2.evaluate.report.curves import figure_data
 from celo2.evaluate.report.figures import draw_curves, draw_scores
-from celo2.evaluate.report.tables import (
-    as_markdown_table,
-    overview_table,
-    summary_table,
-    task_table,
-)
-from celo2.evaluate.suite.results import RunResult
+from celo2.evaluate.report.tables import overview_table, summary_table, task_table
+from celo2.evaluate.suite.results import RankBy, RunResult
 from celo2.report.kit import render_page
 from celo2.report.plots import save_png
-from celo2.training.protocol import DIVERGENCE_MARGIN, SELECTION, VALID_BATCHES
+from celo2.report.table import as_markdown_table
+from celo2.training.protocol import DIVERGENCE_MARGIN, VALID_BATCHES
 
 
-def write_suite_report(
-    results: Iterable[RunResult], folder: Path, *, baseline: str = BASELINE
+def write_report(
+    results: Iterable[RunResult],
+    folder: Path,
+    *,
+    baseline: str = BASELINE,
+    rank_by: RankBy = "validation",
 ) -> dict[str, Path]:
     """Writes the report of runs into a folder.
 
@@ -44,35 +51,37 @@ def write_suite_report(
         results: Finished runs, in any order; a grid need not be complete.
         folder: The output folder, made if needed. Files of the same names are replaced.
         baseline: The name of the optimizer that scores and speed-ups are relative to.
+        rank_by: The loss that optimizers are tuned and ranked by, as in `arrange`.
 
     Returns:
-        The paths by kind: `report`, `summary`, `tasks`, `runs`, `curves`, `scores`.
+        The paths by kind: `report`, `tasks`, `runs`, `curves`; for several tasks also `summary` and `scores`.
 
     Raises:
         ValueError: There are no runs, or one appears twice.
     """
-    standings = arrange(results, baseline)
+    standings = arrange(results, baseline, rank_by)
     rows, task_rows = rank_optimizers(standings), rank_tasks(standings)
     folder.mkdir(parents=True, exist_ok=True)
     names = {
         "report": "report.html",
-        "summary": "summary.csv",
         "tasks": "tasks.csv",
         "runs": "runs.csv",
         "curves": "curves.png",
-        "scores": "scores.png",
     }
+    if len(standings.tasks) > 1:
+        names |= {"summary": "summary.csv", "scores": "scores.png"}
     paths = {kind: folder / name for kind, name in names.items()}
-    write_atomic(paths["summary"], as_csv(table_records(rows)).encode())
     write_atomic(paths["tasks"], as_csv(table_records(task_rows)).encode())
     write_atomic(paths["runs"], as_csv(run_records(standings)).encode())
     save_png(draw_curves(standings), paths["curves"])
-    save_png(draw_scores(standings, rows), paths["scores"])
-    write_atomic(paths["report"], render_suite(standings, rows, task_rows).encode())
+    if "scores" in paths:
+        write_atomic(paths["summary"], as_csv(table_records(rows)).encode())
+        save_png(draw_scores(standings, rows), paths["scores"])
+    write_atomic(paths["report"], render_report(standings, rows, task_rows).encode())
     return paths
 
 
-def render_suite(standings: Standings, rows: Sequence[OptimizerRow], task_rows: Sequence[TaskRow]) -> str:
+def render_report(standings: Standings, rows: Sequence[OptimizerRow], task_rows: Sequence[TaskRow]) -> str:
     """Renders the page from the results of `arrange`, `rank_optimizers` and `rank_tasks`."""
     tasks = [
         {
@@ -83,13 +92,14 @@ def render_suite(standings: Standings, rows: Sequence[OptimizerRow], task_rows: 
         for task in standings.tasks
     ]
     return render_page(
-        "evaluate/report/suite.html.j2",
-        title=f"{_count(standings.tasks, 'task')}, {_count(standings.optimizers, 'optimizer')}",
+        "evaluate/report/report.html.j2",
+        title=_title(standings),
         runs=len(standings.runs),
         created=max(run.created for run in standings.runs),
-        verdict=_verdict(standings, rows),
+        verdict=verdict(standings, rows),
         caveats=caveats(standings),
         baseline=standings.baseline,
+        ranking=describe_ranking(standings),
         summary=summary_table(rows, standings.baseline),
         overview=overview_table(task_rows, standings.optimizers),
         tasks=tasks,
@@ -103,17 +113,22 @@ def render_suite(standings: Standings, rows: Sequence[OptimizerRow], task_rows: 
     )
 
 
-def as_markdown(results: Iterable[RunResult], *, baseline: str = BASELINE) -> str:
-    """Formats the summary, the final losses and Celo2's defeats as Markdown for the documentation.
+def as_markdown(
+    results: Iterable[RunResult], *, baseline: str = BASELINE, rank_by: RankBy = "validation"
+) -> str:
+    """Formats the tables, the verdict and Celo2's defeats as Markdown for the documentation.
 
-    Arguments and errors are those of `write_suite_report`.
+    Arguments and errors are those of `write_report`.
     """
-    standings = arrange(results, baseline)
+    standings = arrange(results, baseline, rank_by)
     rows, task_rows = rank_optimizers(standings), rank_tasks(standings)
-    lines = [_verdict(standings, rows), ""]
-    lines += [*as_markdown_table(summary_table(rows, baseline)), ""]
-    lines += ["Final training loss (or return), mean ± standard deviation over the seeds:", ""]
-    lines += [*as_markdown_table(overview_table(task_rows, standings.optimizers)), ""]
+    lines = [verdict(standings, rows), ""]
+    if len(standings.tasks) == 1:
+        lines += [*as_markdown_table(task_table(task_rows)), ""]
+    else:
+        lines += [*as_markdown_table(summary_table(rows, baseline)), ""]
+        lines += [f"Final {describe_ranking(standings)}, mean ± standard deviation over the seeds:", ""]
+        lines += [*as_markdown_table(overview_table(task_rows, standings.optimizers)), ""]
     for title, sentences in (("Where Celo2 loses", defeats(standings)), ("Caveats", caveats(standings))):
         lines += [f"{title}:", "", *(f"- {sentence}" for sentence in sentences or ["none"]), ""]
     settings = _settings(standings)
@@ -121,12 +136,11 @@ def as_markdown(results: Iterable[RunResult], *, baseline: str = BASELINE) -> st
     return "\n".join(lines) + "\n"
 
 
-def _verdict(standings: Standings, rows: Sequence[OptimizerRow]) -> str:
-    """Formats the optimizers in the order of their scores as a sentence."""
-    scored = [f"{row.optimizer} {row.score:.3f}" for row in rows if row.score is not None]
-    if not scored:
-        return f"No scores: {standings.baseline} has no usable run."
-    return f"Score, {standings.baseline} = 1, highest first: {', '.join(scored)}."
+def _title(standings: Standings) -> str:
+    if len(standings.tasks) == 1:
+        task = standings.tasks[0]
+        return f"{task.label} on {task.facts.dataset}"
+    return f"{_count(standings.tasks, 'task')}, {_count(standings.optimizers, 'optimizer')}"
 
 
 def _describe_task(task: TaskRuns) -> str:
@@ -171,19 +185,19 @@ def _settings(standings: Standings) -> dict[str, str]:
         "schedule": _describe_schedules(runs),
         "optimizers": "; ".join(f"{name}: {_describe(name)}" for name in standings.optimizers),
         "pairing": "runs of one seed share initial parameters and batches, whatever the optimizer",
-        "best setting": f"{SELECTION}, over learning rates and weight decays, of the runs that are reported; "
-        "one with a diverged seed cannot be the best",
+        "best setting": f"lowest final {describe_ranking(standings)}, mean over the seeds, over learning "
+        "rates and weight decays, of the runs that are reported; one with a diverged seed cannot be the best",
+        "final validation loss": f"after the last step, over {VALID_BATCHES} batches, the same for every run",
         "final training loss": "mean batch objective over the last 5 % of the steps",
-        "best validation loss": f"the lowest of the validations ({VALID_BATCHES} batches each, the same for "
-        "every run)",
-        "score": f"{standings.baseline}'s final training loss, mean over its seeds, over the run's; of "
+        "best validation loss": "the lowest of the validations",
+        "score": f"{standings.baseline}'s final loss, mean over its seeds, over the run's; of "
         "returns the inverse, 0 if negative; a diverged run has 0",
         "intervals": "95 %, percentile bootstrap of the IQM: seeds resampled within each task; over tasks: "
         "the tasks, too",
         "P(better)": "share of pairs of seeds in which the run ends lower, equal ones half, mean over the "
         "tasks; a diverged run is the worst",
         "speed-up": f"{standings.baseline}'s whole run over the first point of the mean training curve at or "
-        "below its final loss; never reached: 0",
+        "below its final training loss; never reached: 0",
         "diverged": f"a loss that is not finite, or ends above {DIVERGENCE_MARGIN} × an untrained network's",
     }
 

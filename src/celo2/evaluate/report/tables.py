@@ -1,37 +1,14 @@
-"""Tables of a suite's report: cells with text and sort keys, and their Markdown."""
+"""Tables of a report: the summary over tasks, all tasks at a glance, and one task."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from celo2.evaluate.analysis.stats import Interval
 from celo2.evaluate.analysis.summary import OptimizerRow, TaskRow
-from celo2.report.kit import MeanStd, markdown_cell, shorten
-
-NONE, DIVERGED = "–", "diverged"
-
-
-class Datum(NamedTuple):
-    """Cell of a table.
-
-    Attributes:
-        text: The displayed text.
-        value: The sort key; None comes last.
-        best: Whether the cell is highlighted.
-    """
-
-    text: str
-    value: float | str | None
-    best: bool = False
-
-
-class Table(NamedTuple):
-    """Table of column heads and rows of cells; the first column is text, the others are numbers."""
-
-    columns: tuple[str, ...]
-    rows: list[list[Datum]]
+from celo2.report.kit import shorten
+from celo2.report.table import DIVERGED, NONE, Datum, Table, mean_datum, number_datum
 
 
 def summary_table(rows: Sequence[OptimizerRow], baseline: str) -> Table:
@@ -54,86 +31,87 @@ def summary_table(rows: Sequence[OptimizerRow], baseline: str) -> Table:
 
 
 def task_table(rows: Sequence[TaskRow]) -> Table:
-    """Builds the table of one task, with one row per optimizer; all rows must be of that task."""
-    returns = rows[0].unit == "return"
-    what = "return" if returns else "loss"
-    columns = (
-        "optimizer",
-        f"final train {what}",
-        f"best valid {what}",
-        "accuracy",
-        "score",
-        "speed-up, steps",
-        "speed-up, time",
-        "best rate",
-        f"{what} ½ decade off",
-        "decades within 10 %",
-        "diverged",
-        "ms/step",
-        "state B/param",
+    """Builds the table of one task, with one row per optimizer; all rows must be of that task.
+
+    The losses that optimizers are ranked by come first; the lowest is highlighted.
+    """
+    best = _lowest(rows)
+    lines = [_task_cells(row, best) for row in rows]
+    return Table(tuple(lines[0]), [list(line.values()) for line in lines])
+
+
+def brief_task_table(rows: Sequence[TaskRow]) -> Table:
+    """Builds the columns of `task_table` that fit on a terminal."""
+    table = task_table(rows)
+    left_out = ("score", "speed-up, steps", "speed-up, time", "decades within 10 %")
+    return table.only(
+        tuple(name for name in table.columns if name not in left_out and "decade off" not in name)
     )
-    return Table(columns, [_task_cells(row, returns) for row in rows])
 
 
 def overview_table(rows: Sequence[TaskRow], optimizers: Sequence[str]) -> Table:
-    """Builds the tasks × optimizers table of mean final training losses; the lowest is highlighted."""
+    """Builds the tasks × optimizers table of mean final losses; the lowest is highlighted."""
     cells: dict[str, dict[str, TaskRow]] = {}
     for row in rows:
         cells.setdefault(row.task, {})[row.optimizer] = row
     lines = []
     for task, found in cells.items():
-        finals = [row.final_train_loss.mean for row in found.values() if row.final_train_loss]
-        best = min(finals, default=math.nan)
+        best = _lowest(list(found.values()))
         lines.append([Datum(task, task), *(_final(found.get(name), best) for name in optimizers)])
     return Table(("task", *map(shorten, optimizers)), lines)
-
-
-def as_markdown_table(table: Table) -> list[str]:
-    """Formats a table as lines of Markdown; highlighted cells are bold."""
-    rows = [[(f"**{text}**" if best else text) for text, best in map(_marked, row)] for row in table.rows]
-    head = [list(map(markdown_cell, table.columns)), ["---", *["---:"] * (len(table.columns) - 1)]]
-    return [f"| {' | '.join(cells)} |" for cells in (*head, *rows)]
-
-
-def _marked(datum: Datum) -> tuple[str, bool]:
-    return markdown_cell(datum.text), datum.best
 
 
 def _summary_cells(row: OptimizerRow) -> list[Datum]:
     return [
         Datum(shorten(row.optimizer), row.optimizer),
-        _number(row.tasks, "d"),
-        _number(row.score, ".3f"),
+        number_datum(row.tasks, "d"),
+        number_datum(row.score, ".3f"),
         _interval(row.over_seeds),
         _interval(row.over_tasks),
-        _number(row.improvement, ".2f"),
+        number_datum(row.improvement, ".2f"),
         _speed_up(row.speed_up),
         _speed_up(row.time_speed_up),
-        _number(row.time_ratio, ".2f", unit="×"),
-        _number(row.rank, ".2f"),
-        _number(row.wins, "d"),
+        number_datum(row.time_ratio, ".2f", unit="×"),
+        number_datum(row.rank, ".2f"),
+        number_datum(row.wins, "d"),
         Datum(f"{row.diverged}/{row.runs}", row.diverged / row.runs),
     ]
 
 
-def _task_cells(row: TaskRow, returns: bool) -> list[Datum]:
+def _task_cells(row: TaskRow, best: float) -> dict[str, Datum]:
+    """Returns the cells of a row by the names of their columns."""
+    returns = row.unit == "return"
+    what = "return" if returns else "loss"
     ratio = "" if row.time_ratio is None else f" ({row.time_ratio:.2g}×)"
-    width = _number(row.width, ".2f")
-    return [
-        Datum(shorten(row.optimizer), row.optimizer),
-        _mean(row.final_train_loss, returns),
-        _mean(row.best_valid_loss, returns),
-        _mean(row.accuracy) if row.accuracy else Datum(NONE, None),
-        _number(row.score, ".3f"),
-        _speed_up(row.speed_up),
-        _speed_up(row.time_speed_up),
-        _setting(row),
-        _number(row.half_decade, ".3g", unit="×"),
-        width if row.bounded in (True, None) else Datum(f"≥ {width.text}", width.value),
-        Datum(f"{row.diverged}/{row.runs}", row.diverged / row.runs),
-        Datum(f"{1e3 * row.seconds_per_step:.3g}{ratio}", row.seconds_per_step),
-        _number(row.state_bytes_per_parameter, ".1f"),
-    ]
+    width = number_datum(row.width, ".2f")
+    finals = {
+        "validation": (f"final valid {what}", mean_datum(row.final_valid_loss, negate=returns)),
+        "training": (f"final train {what}", mean_datum(row.final_train_loss, negate=returns)),
+    }
+    ranked = finals.pop(row.rank_by)
+    return {
+        "optimizer": Datum(shorten(row.optimizer), row.optimizer),
+        ranked[0]: _final(row, best),
+        **dict(finals.values()),
+        f"best valid {what}": mean_datum(row.best_valid_loss, negate=returns),
+        "accuracy": mean_datum(row.accuracy) if row.accuracy else Datum(NONE, None),
+        "score": number_datum(row.score, ".3f"),
+        "speed-up, steps": _speed_up(row.speed_up),
+        "speed-up, time": _speed_up(row.time_speed_up),
+        "best rate": _setting(row),
+        f"{what} ½ decade off": number_datum(row.half_decade, ".3g", unit="×"),
+        "decades within 10 %": width
+        if row.bounded in (True, None)
+        else Datum(f"≥ {width.text}", width.value),
+        "diverged": Datum(f"{row.diverged}/{row.runs}", row.diverged / row.runs),
+        "ms/step": Datum(f"{1e3 * row.seconds_per_step:.3g}{ratio}", row.seconds_per_step),
+        "state B/param": number_datum(row.state_bytes_per_parameter, ".1f"),
+    }
+
+
+def _lowest(rows: Sequence[TaskRow]) -> float:
+    """Returns the lowest mean final loss; NaN if all diverged."""
+    return min((row.final_loss.mean for row in rows if row.final_loss), default=math.nan)
 
 
 def _setting(row: TaskRow) -> Datum:
@@ -145,28 +123,15 @@ def _setting(row: TaskRow) -> Datum:
 
 
 def _final(row: TaskRow | None, best: float) -> Datum:
+    """Returns the cell of the final loss that optimizers are ranked by."""
     if row is None:
         return Datum(NONE, None)
-    cell = _mean(row.final_train_loss, row.unit == "return")
-    return cell._replace(best=row.final_train_loss is not None and row.final_train_loss.mean == best)
-
-
-def _mean(value: MeanStd | None, negate: bool = False) -> Datum:
-    """Formats a mean with four digits and two of its deviation; returns get their original sign."""
-    if value is None:
-        return Datum(DIVERGED, None)
-    mean = -value.mean if negate else value.mean
-    return Datum(f"{mean:.4g}" + ("" if math.isnan(value.std) else f" ±{value.std:.2g}"), mean)
-
-
-def _number(value: float | None, form: str, *, unit: str = "") -> Datum:
-    if value is None or math.isnan(value):
-        return Datum(NONE, None)
-    return Datum("∞" if value == math.inf else f"{value:{form}}{unit}", value)
+    final = row.final_loss
+    return mean_datum(final, negate=row.unit == "return", best=final is not None and final.mean == best)
 
 
 def _speed_up(value: float | None) -> Datum:
-    return Datum("never", 0.0) if value == 0 else _number(value, ".2f", unit="×")
+    return Datum("never", 0.0) if value == 0 else number_datum(value, ".2f", unit="×")
 
 
 def _interval(value: Interval | None) -> Datum:

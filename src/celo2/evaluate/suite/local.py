@@ -15,17 +15,30 @@ from celo2.baselines import OptimizerSpec, find_optimizer
 from celo2.evaluate.environment import describe_environment, describe_task
 from celo2.evaluate.suite.results import RunResult, TaskFacts
 from celo2.evaluate.suite.spec import Group
-from celo2.tasks.base import Task
+from celo2.jax.runtime import compiler_options
+from celo2.tasks.base import Batch, Params, Task
 from celo2.tasks.registry import make_task
+from celo2.training.optimizer_step import make_step
 from celo2.training.runner import DEFAULT_MAX_MEMORY, GridRunner, Progress
 from celo2.training.task_step import SharedTask
+from celo2.training.timing import TimedStep, time_steps
+
+TIMING_BUDGET = 3.0  # seconds in which the steps of all optimizers of a task are timed
 
 
 class Machine(NamedTuple):
-    """Resources of a group: local devices (0: all), and bytes for the runs trained together."""
+    """Resources of a group, and the way to time a step.
+
+    Attributes:
+        devices: The number of local devices to use; 0: all.
+        max_memory: The bytes that the runs trained together may take.
+        time_alone: Whether to time each optimizer's step of one run alone, in rounds interleaved with the
+            others'; otherwise a step's time is its share of the runs trained side by side.
+    """
 
     devices: int = 0
     max_memory: float = DEFAULT_MAX_MEMORY
+    time_alone: bool = False
 
 
 ONE_MACHINE = Machine()
@@ -54,6 +67,7 @@ class _Prepared(NamedTuple):
     group: Group
     runner: GridRunner
     state_bytes: int
+    step: TimedStep | None  # of one run alone
 
 
 def train_groups(
@@ -88,6 +102,7 @@ def train_groups(
         prepared = [pool.submit(_prepare, shared, group, machine) for group in groups]
         for future in prepared:
             future.exception()  # waits
+    _time_alone(shared.task, [one.result().step for one in prepared if one.exception() is None])
     for group, future in zip(groups, prepared, strict=True):
         yield _train(group, facts, future, on_progress)
     jax.clear_caches()  # programs that no other task uses
@@ -110,7 +125,28 @@ def _prepare(shared: SharedTask, group: Group, machine: Machine) -> _Prepared:
         schedule=group.schedule,
         eval_params=spec.eval_params,
     )
-    return _Prepared(group, runner, _state_bytes(shared.task, spec, group))
+    step = _compile_alone(shared.task, spec, group) if machine.time_alone else None
+    return _Prepared(group, runner, _state_bytes(shared.task, spec, group), step)
+
+
+def _compile_alone(task: Task, spec: OptimizerSpec, group: Group) -> TimedStep:
+    """Compiles a step of one run at the lowest learning rate, where no run diverges."""
+    optimizer = spec.make(min(group.learning_rates), group.weight_decay)
+    params, batch = _timing_inputs(task)
+    return TimedStep(make_step(task, optimizer), optimizer, params, batch, compiler_options())
+
+
+def _time_alone(task: Task, steps: Sequence[TimedStep | None]) -> None:
+    """Times the steps that are to be timed alone, all together."""
+    chosen = [step for step in steps if step is not None]
+    if chosen:
+        _, batch = _timing_inputs(task)
+        time_steps(chosen, lambda: _timing_inputs(task)[0], batch, TIMING_BUDGET)
+
+
+def _timing_inputs(task: Task) -> tuple[Params, Batch]:
+    params = task.init(jax.random.key(0))
+    return params, task.first_batch(params, jax.random.key(1))
 
 
 def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
@@ -131,7 +167,12 @@ def _train(
         return Failure(group, f"{type(error).__name__}: {error}")
     steps, curves = grid.curve()
     environment, created = describe_environment(), datetime.datetime.now().astimezone()
-    timing = f"share of {prepared.runner.width} runs side by side on {prepared.runner.num_devices} device(s)"
+    step, seconds_per_step, timing = prepared.step, grid.seconds_per_step, "alone"
+    if step is not None:
+        seconds_per_step = step.seconds
+    else:
+        runner = prepared.runner
+        timing = f"share of {runner.width} runs side by side on {runner.num_devices} device(s)"
     return [
         RunResult(
             spec=spec,
@@ -142,7 +183,7 @@ def _train(
             valid_loss=grid.valid_loss[index],
             valid_accuracy=None if grid.valid_accuracy is None else grid.valid_accuracy[index],
             diverged_at=int(grid.diverged_at[index]),
-            seconds_per_step=grid.seconds_per_step,
+            seconds_per_step=seconds_per_step,
             timing=timing,
             state_bytes=prepared.state_bytes,
             weights=group.weights,

@@ -7,9 +7,11 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+RankBy = Literal["validation", "training"]  # the loss that optimizers are tuned and ranked by
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
@@ -83,6 +85,10 @@ class TaskFacts:
     unit: str = "loss"
     stands_in_for: str = ""
 
+    def rank_by(self, wanted: RankBy) -> RankBy:
+        """Returns the loss to rank optimizers by: the training loss where the task has no validation data."""
+        return wanted if self.valid_examples else "training"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RunResult:
@@ -144,3 +150,7 @@ class RunResult:
     def final_valid_loss(self) -> float:
         """The validation loss after the last step."""
         return float(self.valid_loss[-1])
+
+    def final_loss(self, rank_by: RankBy) -> float:
+        """Returns the final loss of a kind: `final_valid_loss` or `final_train_loss`."""
+        return self.final_valid_loss if rank_by == "validation" else self.final_train_loss

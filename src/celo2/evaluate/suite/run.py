@@ -89,13 +89,32 @@ def run_suite(
         groups = _plan(suite, stored, store.folder)
         settings = json.dumps(dataclasses.asdict(suite), indent=1)
         write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())
-        return _train(groups, stored, store, machine, engine, on_progress)
+        return _train(groups, stored, store.add, machine, engine, on_progress)
+
+
+def train_in_memory(
+    suite: Suite, *, machine: Machine = ONE_MACHINE, on_progress: OnSuiteProgress | None = None
+) -> tuple[list[RunResult], list[Failure]]:
+    """Trains every run of a suite on this machine without writing anything.
+
+    Args:
+        suite: The suite to run.
+        machine: The resources of each group.
+        on_progress: Called at the start, and as groups proceed.
+
+    Returns:
+        The runs, and the groups that could not be trained, with reasons.
+    """
+    results: list[RunResult] = []
+    groups = [suite.groups(task) for task in suite.tasks]
+    failures = _train(groups, [], results.extend, machine, run_locally, on_progress)
+    return results, failures
 
 
 def _train(
     groups: Sequence[Sequence[Group]],
     stored: Sequence[RunResult],
-    store: RunStore,
+    keep: Callable[[list[RunResult]], None],
     machine: Machine,
     engine: Engine,
     on_progress: OnSuiteProgress | None,
@@ -113,7 +132,7 @@ def _train(
         if isinstance(outcome, Failure):
             failures.append(outcome)
             continue
-        store.add(outcome)
+        keep(outcome)
         done.update(result.spec for result in outcome)
         report()
     return failures

@@ -23,6 +23,7 @@ from celo2.evaluate.suite.results import RunSpec
 from celo2.tasks.registry import check_task_name
 from celo2.training.protocol import SCHEDULES
 
+ALL = "all"  # stands for every tuned optimizer in `Suite.with_rates`
 SUITES = ("tiny", "small", "full")  # names of the TOML files beside this module
 
 
@@ -109,6 +110,18 @@ class Suite:
             for name, spec in ((name, _spec(name, steps)) for name in self.optimizers)
             for decay in (self.weight_decays if not spec.sets_own_rate else (0.0,))
         ]
+
+    def with_rates(self, rates: Mapping[str, Sequence[float]]) -> Suite:
+        """Returns the suite with learning rates in place of default grids.
+
+        Args:
+            rates: The rates by optimizer; those of `"all"` are every tuned optimizer's that is not named.
+        """
+        named = {name: values for name, values in rates.items() if name != ALL}
+        tuned = [name for name in self.optimizers if not sets_own_rate(name)] if ALL in rates else []
+        given = {**dict.fromkeys(tuned, rates.get(ALL, ())), **named}
+        rates_of = {**self.rates_of, **{name: tuple(sorted(values)) for name, values in given.items()}}
+        return dataclasses.replace(self, rates_of=rates_of)
 
     def count_runs(self) -> int:
         """Returns the total number of runs."""

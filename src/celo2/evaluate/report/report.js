@@ -2,7 +2,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
-  const view = { task: 0, axis: "steps", kind: "train", log: true };
+  const view = { task: 0, axis: "steps", kind: null, log: true };
   const config = {
     displaylogo: false,
     responsive: true,
@@ -39,6 +39,11 @@
   function logAxis(range) {
     const ticks = range !== null && range[1] - range[0] > 0.7 ? { dtick: "D2" } : {};
     return { type: "log", tickformat: "~g", ...ticks };
+  }
+
+  // The losses that rank, until the reader chooses.
+  function kindOf(task) {
+    return view.kind ?? task.rank;
   }
 
   function drawn(task) {
@@ -107,10 +112,10 @@
     const traces = [];
     let values = [];
     const titles = { steps: "steps", seconds: "seconds of one run", tokens: "tokens" };
-    const what = (view.kind === "train" ? "training " : "validation ") + task.what;
+    const what = (kindOf(task) === "train" ? "training " : "validation ") + task.what;
     for (const optimizer of drawn(task)) {
       const curve = task.curves[optimizer.name];
-      const band = curve[view.kind];
+      const band = curve[kindOf(task)];
       const x = band.x.map((step) => step * scaleOf(task, curve));
       const note = curve.diverged ? " (diverged)" : "";
       const hover = "%{y:.4g} at %{x:,.4~g} " + view.axis + ", rate " + curve.setting;
@@ -119,7 +124,7 @@
       traces.push(lineTrace(optimizer, x, band.mean, optimizer.name + note, hover));
     }
     const x = { title: titles[view.axis], rangemode: "tozero" };
-    const more = { uirevision: [view.task, view.axis, view.kind, view.log].join() };
+    const more = { uirevision: [view.task, view.axis, kindOf(task), view.log].join() };
     Plotly.react("curves", traces, layoutOf(x, axisOf(task, what, values), more), config);
   }
 
@@ -153,7 +158,7 @@
     }
     const above = { overlaying: "y", range: [0, 1], visible: false, fixedrange: true };
     const more = { yaxis2: above, uirevision: [view.task, view.log].join() };
-    const y = axisOf(task, "final training " + task.what, values);
+    const y = axisOf(task, "final " + (task.rank === "train" ? "training " : "validation ") + task.what, values);
     const x = { type: "log", title: "peak learning rate", dtick: 1, tickformat: "~g" };
     Plotly.react("rates", traces, layoutOf(x, y, more), config);
   }
@@ -197,9 +202,9 @@
     document.querySelectorAll("section.task").forEach((section, index) => {
       section.hidden = index !== view.task;
     });
-    for (const id of ["axis", "kind"]) {
+    for (const [id, choice] of [["axis", view.axis], ["kind", kindOf(task)]]) {
       for (const button of byId(id).children) {
-        button.setAttribute("aria-pressed", String(button.dataset.choice === view[id]));
+        button.setAttribute("aria-pressed", String(button.dataset.choice === choice));
       }
     }
     byId("log").setAttribute("aria-pressed", String(view.log));
@@ -208,7 +213,7 @@
   }
 
   function drawAll() {
-    drawScores();
+    if (byId("scores") !== null) drawScores(); // of several tasks
     drawTask();
   }
 
@@ -254,7 +259,7 @@
     view.task = Number(event.target.value);
     drawTask();
   });
-  byId("overview").addEventListener("click", (event) => {
+  byId("overview")?.addEventListener("click", (event) => {
     if (event.target.dataset.task === undefined) return;
     view.task = Number(event.target.dataset.task);
     drawTask();

@@ -1,0 +1,158 @@
+"""Compares optimizers on one task, each tuned over as many learning rates as the others: a suite of one task.
+
+Every optimizer gets the same seeds, initial parameters, batches and number of learning rates, and the same
+schedule unless it is made for another; the rate with the lowest final loss (mean over the seeds) stands for
+it. Results, storage and report are those of suites.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from celo2._utils.checks import check_count, check_devices, check_memory
+from celo2.baselines import sets_own_rate
+from celo2.config import nearest_name
+from celo2.evaluate.analysis.standings import BASELINE
+from celo2.evaluate.suite.local import Machine
+from celo2.evaluate.suite.results import RankBy, RunResult
+from celo2.evaluate.suite.run import OnSuiteProgress, run_suite, train_in_memory
+from celo2.evaluate.suite.spec import ALL, Suite
+from celo2.evaluate.suite.store import RunStore
+
+FULL = {"num_learning_rates": 7, "seeds": 2, "steps": 500}
+QUICK = {"num_learning_rates": 4, "seeds": 1, "steps": 100}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Settings of a comparison.
+
+    Attributes:
+        task: Name of the task (`celo2.tasks.registry.TASKS`), with `@tiny` or `@small` where it has sizes.
+        optimizers: Names (`celo2.baselines.OPTIMIZERS`), `celo2:PATH` for other weights of the rule,
+            or `celo:PATH` and so on for its predecessors (`celo2.zoo`).
+        learning_rates: Peak learning rates by optimizer, or for `"all"` of them; the others get
+            their default grid.
+        num_learning_rates: Values in each default grid; 0 means 7, or 4 when quick.
+        seeds: Runs of each learning rate; 0 means 2, or 1 when quick.
+        steps: Length of a run; 0 means 500, or 100 when quick.
+        first_seed: The seeds are this one and the ones after it.
+        weight_decay: Decoupled weight decay, multiplied by the learning rate; the same for every optimizer.
+        quick: Fewer learning rates, seeds and steps, for a first look.
+        devices: How many of the local devices to use; 0 is all of them.
+        max_memory: GiB that the runs trained together may take.
+        rank_by: The loss that chooses each optimizer's learning rate and ranks them; a task without
+            validation data is ranked by the training loss.
+
+    Raises:
+        ValueError: A setting is out of its range, or a name is unknown or appears twice.
+    """
+
+    task: str = "fashion-mlp"
+    optimizers: tuple[str, ...] = ("celo2", "celo2-base", "adamw", "muon")
+    learning_rates: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    num_learning_rates: int = 0
+    seeds: int = 0
+    steps: int = 0
+    first_seed: int = 0
+    weight_decay: float = 0.0
+    quick: bool = False
+    devices: int = 0
+    max_memory: float = 4.0
+    rank_by: RankBy = "validation"
+
+    def __post_init__(self) -> None:
+        """Checks the ranges and resolves the defaults that depend on `quick`."""
+        for name in ("num_learning_rates", "seeds", "steps"):
+            check_count(name, getattr(self, name))
+        check_devices(self.devices)
+        check_memory(self.max_memory)
+        for name, value in (QUICK if self.quick else FULL).items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        for name in self.optimizers:
+            self._check_own_rate(name)
+        for name in self.learning_rates:
+            if name not in (*self.optimizers, ALL):
+                raise ValueError(
+                    f"there are learning rates for {name!r}, which is not among the optimizers "
+                    f"({', '.join(self.optimizers)}){nearest_name(name, self.optimizers)}"
+                )
+        self.suite()
+
+    def _check_own_rate(self, name: str) -> None:
+        """Raises a ValueError for a rate or weight decay of an optimizer without a learning rate."""
+        if not sets_own_rate(name):
+            return
+        if name in self.learning_rates:
+            raise ValueError(f"{name} sets its own step sizes; leave out its learning rates.")
+        if self.weight_decay:
+            raise ValueError(
+                f"weight decay is measured by the learning rate, and {name} has none; leave out one of them."
+            )
+
+    def suite(self) -> Suite:
+        """Returns the suite of this one task.
+
+        Raises:
+            ValueError: A setting is out of its range, or a name is unknown or appears twice.
+        """
+        return Suite(
+            name=self.task,
+            tasks=(self.task,),
+            optimizers=self.optimizers,
+            num_learning_rates=self.num_learning_rates,
+            weight_decays=(self.weight_decay,),
+            seeds=self.seeds,
+            first_seed=self.first_seed,
+            steps=self.steps,
+        ).with_rates(self.learning_rates)
+
+    @property
+    def machine(self) -> Machine:
+        """The resources, with steps timed alone."""
+        return Machine(self.devices, self.max_memory * 2**30, time_alone=True)
+
+    @property
+    def baseline(self) -> str:
+        """The optimizer that times and scores are relative to: AdamW, or the first one without it."""
+        return BASELINE if BASELINE in self.optimizers else self.optimizers[0]
+
+
+def compare(
+    config: CompareConfig, *, folder: Path | None = None, on_progress: OnSuiteProgress | None = None
+) -> list[RunResult]:
+    """Runs a comparison and returns its runs, for `write_report` and `arrange`.
+
+    Args:
+        config: The settings.
+        folder: The folder of the runs, from which the same call goes on when it was stopped; None: they are
+            kept in memory, and an interrupt loses them.
+        on_progress: Called at the start and as training proceeds.
+
+    Raises:
+        RuntimeError: An optimizer or the task failed; with a folder, the others' runs are there.
+        ValueError: The folder has runs of another length or with other weights.
+
+    Example:
+        ```python
+        from pathlib import Path
+
+        from celo2.evaluate import CompareConfig, compare, write_report
+
+        results = compare(CompareConfig(task="quadratic", optimizers=("celo2", "adamw"), quick=True))
+        write_report(results, Path("runs/quadratic"))
+        ```
+    """
+    suite = config.suite()
+    if folder is None:
+        results, failures = train_in_memory(suite, machine=config.machine, on_progress=on_progress)
+    else:
+        store = RunStore(folder)
+        failures = run_suite(suite, store, machine=config.machine, on_progress=on_progress)
+        results = store.load().results
+    if failures:
+        raise RuntimeError("; ".join(f"{failure.group.optimizer}: {failure.reason}" for failure in failures))
+    return results

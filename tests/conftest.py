@@ -91,13 +91,13 @@ def small_meta_rule() -> Iterator[None]:
 @pytest.fixture
 def instant_training(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """Makes comparisons instant; returns the list of what is asked: learning rates, seeds, steps."""
-    from celo2.evaluate.comparison import compare
-    from helpers.stand_ins import InstantRunner, InstantTimer
+    from celo2.evaluate.suite import local
+    from helpers.stand_ins import InstantRunner
 
     asked: list[tuple] = []
     monkeypatch.setattr(InstantRunner, "asked", asked)
-    monkeypatch.setattr(compare, "GridRunner", InstantRunner)
-    monkeypatch.setattr(compare, "StepTimer", InstantTimer)
+    monkeypatch.setattr(local, "GridRunner", InstantRunner)
+    monkeypatch.setattr(local, "_compile_alone", lambda *_: None)
     return asked
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 
 import numpy as np
 import pytest
 
 from celo2.commands.compare import main
+from celo2.evaluate import arrange, load_results
 
 ARGUMENTS = (
     *("--task", "digits-mlp", "--optimizers", "sgd,adamw", "--steps", "30", "--seeds", "2"),
@@ -36,62 +36,78 @@ def folder(run):
 
 @pytest.fixture(scope="module")
 def results(folder):
-    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
-
-
-def test_writes_the_four_files(folder):
-    assert {path.name for path in folder.iterdir()} == {
-        "report.html",
-        "curves.png",
-        "results.json",
-        "curves.npz",
+    return {
+        name: {setting.learning_rate: runs for setting, runs in cell.settings.items()}
+        for name, cell in arrange(load_results(folder).results).tasks[0].cells.items()
     }
 
 
+def test_writes_runs_and_report(folder):
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert names == {"suite.json", "runs", "report.html", "curves.png", "tasks.csv", "runs.csv"}
+
+
 def test_results_have_the_promised_fields(results):
-    assert results["schema"] == "celo2-compare/1"
-    assert results["task"]["dataset"] == "digits-8x8"
-    assert results["settings"]["steps"] == 30
-    assert results["unfinished"] == []
-    assert {"celo2", "jax", "optax", "commit", "processor", "devices"} <= set(results["environment"])
-    for entry in results["optimizers"]:
-        assert np.shape(entry["final_valid_accuracy"]) == (2, 2)
-        assert entry["seconds_per_step"] > 0
-    sgd, adamw = results["optimizers"]
-    assert sgd["learning_rates"] == [0.05, 1e6]
+    [sgd, *_] = results["sgd"][0.05]
+    assert (sgd.facts.dataset, sgd.spec.steps, sgd.timing) == ("digits-8x8", 30, "alone")
+    assert {"celo2", "jax", "optax", "commit", "processor", "devices"} <= set(sgd.environment)
+    assert sorted(results["sgd"]) == [0.05, 1e6]
+    for run in (run for rates in results.values() for runs in rates.values() for run in runs):
+        assert len(run.valid_accuracy) == len(run.valid_steps)
+        assert run.seconds_per_step > 0
     # AdamW keeps two moments, and a few counts
-    assert 0 < adamw["state_bytes"] - 8 * results["task"]["num_parameters"] <= 16
+    [adamw, *_] = results["adamw"][1e-3]
+    assert 0 < adamw.state_bytes - 8 * adamw.facts.num_parameters <= 16
 
 
 def test_training_lowers_the_loss_and_divergence_is_marked(results):
-    sgd, adamw = results["optimizers"]
-    assert np.min(adamw["final_train_loss"]) < 0.9 * results["task"]["initial_loss"]
-    assert sgd["best_learning_rate"] == 0.05
-    assert np.min(sgd["diverged_at"][1]) >= 0
-    assert np.max(sgd["diverged_at"][0]) == -1
-    assert any(caveat.startswith("sgd diverged at learning rate 1e+06") for caveat in results["caveats"])
+    adamw = min(run.final_train_loss for run in results["adamw"][1e-2])
+    assert adamw < 0.9 * results["adamw"][1e-2][0].facts.initial_loss
+    assert all(run.diverged for run in results["sgd"][1e6])
+    assert not any(run.diverged for run in results["sgd"][0.05])
 
 
-def test_same_command_gives_the_same_curves(folder, tmp_path):
+def test_same_command_gives_the_same_curves(results, tmp_path):
     assert main([*ARGUMENTS, "--out", str(tmp_path)]) == 0
-    with np.load(folder / "curves.npz") as first, np.load(tmp_path / "curves.npz") as second:
-        assert set(first) == set(second)
-        for name in first:
-            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    for run in load_results(tmp_path).results:
+        [first] = [
+            one
+            for one in results[run.spec.optimizer][run.spec.learning_rate]
+            if one.spec.seed == run.spec.seed
+        ]
+        np.testing.assert_array_equal(first.train_loss, run.train_loss)
+        np.testing.assert_array_equal(first.valid_loss, run.valid_loss)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["sgd: step 30/30", "100 %", "0/4", "2/4", "data: digits-8x8", "note: sgd diverged", "lowest final"],
-)
+def test_same_folder_trains_nothing_again_and_shows_the_same(run, capsys):
+    folder, shown = run
+    assert main([*ARGUMENTS, "--out", str(folder)]) == 0
+    again = capsys.readouterr().out
+    assert "step" not in again.split("optimizer")[0].replace("30 steps", "")
+    assert again.splitlines()[-1] == shown.splitlines()[-1]
+
+
+def test_begins_with_what_it_takes_and_ends_in_a_sentence(run):
+    lines = run[1].splitlines()
+    assert lines[0] == "digits-mlp × 2 optimizers × 2 learning rates × 2 seeds: 8 runs of 30 steps"
+    [sentence] = [line for line in lines if " ends lowest on digits-mlp: validation loss " in line]
+    assert lines.index(sentence) > lines.index(next(line for line in lines if line.startswith("curves")))
+
+
+@pytest.mark.parametrize("text", ["sgd: step 30/30", "100 %", "0/4", "2/4", "digits-8x8", "lowest final"])
 def test_shows_progress_table_and_data_set(run, text):
     assert text in run[1]
 
 
 def test_shows_the_paths_of_the_files(run):
     folder, shown = run
-    for path in folder.iterdir():
-        assert str(path) in shown
+    for name in ("report.html", "curves.png", "tasks.csv", "runs.csv"):
+        assert str(folder / name) in shown
+
+
+def test_training_losses_rank_where_they_are_asked_for(run, capsys):
+    assert main([*ARGUMENTS, "--out", str(run[0]), "--rank-by", "training"]) == 0
+    assert "ends lowest on digits-mlp: training loss" in capsys.readouterr().out
 
 
 def test_default_folder_names_task_and_time(monkeypatch, tmp_path, instant_training):
@@ -101,21 +117,24 @@ def test_default_folder_names_task_and_time(monkeypatch, tmp_path, instant_train
     assert made.name.startswith("compare-digits-mlp-")
 
 
-def test_interrupt_writes_and_shows_what_is_finished(interrupt_training, tmp_path, capsys):
+def test_interrupt_shows_what_is_finished_and_the_same_command_goes_on(interrupt_training, tmp_path, capsys):
     interrupt_training(1)
-    assert main(["--task", "digits-mlp", "--optimizers", "sgd,adamw", "--out", str(tmp_path)]) == 130
-    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert [entry["name"] for entry in found["optimizers"]] == ["sgd"]
-    assert found["unfinished"] == ["adamw"]
-    assert "interrupted before adamw finished" in capsys.readouterr().out
+    words = ["--task", "digits-mlp", "--optimizers", "sgd,adamw", "--quick", "--out", str(tmp_path)]
+    assert main(words) == 130
+    shown = capsys.readouterr()
+    assert "sgd ends lowest on digits-mlp" in shown.out
+    assert f"the same command with --out {tmp_path} goes on" in shown.err
+    interrupt_training(100)
+    assert main(words) == 0
+    assert {run.spec.optimizer for run in load_results(tmp_path).results} == {"sgd", "adamw"}
 
 
-def test_interrupt_before_anything_is_finished_writes_nothing(interrupt_training, tmp_path, capsys):
+def test_interrupt_before_anything_is_finished_reports_nothing(interrupt_training, tmp_path, capsys):
     interrupt_training(0)
     out = tmp_path / "out"
     assert main(["--task", "digits-mlp", "--optimizers", "sgd,adamw", "--out", str(out)]) == 130
-    assert not out.exists()
-    assert "nothing to report" in capsys.readouterr().err
+    assert not (out / "report.html").exists()
+    assert "goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

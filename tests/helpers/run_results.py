@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from celo2.evaluate.suite.results import RunResult, RunSpec, TaskFacts
+from celo2.training.grid import RunGrid
 
 CREATED = "2026-01-02T03:04:05+00:00"
 ENVIRONMENT = {"celo2": "0.0", "commit": "abc123", "processor": "a <processor>", "devices": "2 × cpu"}
@@ -54,4 +56,25 @@ def make_random_run(*, accuracy: bool = True, **spec: Any) -> RunResult:
         valid_steps=np.asarray([10, 20]),
         valid_loss=rng.normal(size=2).astype(np.float32),
         valid_accuracy=rng.uniform(size=2).astype(np.float32) if accuracy else None,
+    )
+
+
+def make_fake_grid(
+    final: Sequence[Sequence[float]] | np.ndarray,
+    *,
+    steps: int = 100,
+    learning_rates: Sequence[float] | None = None,
+    accuracy: bool = False,
+) -> RunGrid:
+    """Runs whose losses are constant at these values, learning rates × seeds; an untrained network has 2."""
+    losses = np.asarray(final, np.float32)
+    rates = np.geomspace(1e-3, 1e-1, len(losses)) if learning_rates is None else np.asarray(learning_rates)
+    return RunGrid(
+        learning_rates=rates,
+        seeds=np.arange(losses.shape[1]),
+        train_loss=np.repeat(losses[..., None], steps, -1),
+        valid_steps=np.array([steps // 2, steps]),
+        valid_loss=np.repeat(losses[..., None], 2, -1),
+        valid_accuracy=np.full((*losses.shape, 2), 0.5, np.float32) if accuracy else None,
+        initial_loss=2.0,
     )

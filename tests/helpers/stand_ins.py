@@ -1,4 +1,4 @@
-"""Stand-ins for the training and the timing of a comparison that take no time."""
+"""A stand-in for the training of a comparison that takes no time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import numpy as np
 from celo2.training.grid import RunGrid
 from celo2.training.runner import OnProgress, Progress
 from celo2.training.task_step import SharedTask
-from celo2.training.timing import StepCost
-
-__all__ = ["InstantRunner", "InstantTimer"]
 
 
 class InstantRunner:
     """In place of `GridRunner`: every loss is a half; `asked` collects what runners were made for."""
 
     asked: ClassVar[list[tuple]] = []
+    width, num_devices = 1, 1
 
     def __init__(
         self, task: SharedTask, _: Any, learning_rates: Any, *, seeds: Any, steps: int, **__: Any
@@ -40,13 +38,3 @@ class InstantRunner:
             on_progress(Progress(0.5, steps // 2, steps, 0.7))
             on_progress(Progress(1.0, steps, steps, 0.5))
         return self.grid
-
-
-class InstantTimer:
-    """In place of `StepTimer`: each optimizer's step takes a millisecond longer than the one before."""
-
-    def __init__(self, _: Task, optimizers: Any) -> None:
-        self.names = list(optimizers)
-
-    def measure(self) -> dict[str, StepCost]:
-        return {name: StepCost(1e-3 * (index + 1), 100) for index, name in enumerate(self.names)}

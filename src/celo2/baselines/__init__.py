@@ -21,7 +21,7 @@ from celo2.config import nearest_name
 from celo2.jax.transform import celo2, celo2_base
 from celo2.weights.checkpoint import compute_checksum, load_checkpoint
 from celo2.zoo.registry import make as make_predecessor
-from celo2.zoo.specs import PRESETS
+from celo2.zoo.specs import PRESETS, sets_own_rate
 from celo2.zoo.weights import load_weights
 
 __all__ = [
@@ -89,11 +89,6 @@ def check_optimizer_name(name: str) -> None:
         f"There are {', '.join(OPTIMIZERS)}, celo2:PATH, celo2-base:PATH, and, each with :PATH, "
         f"{', '.join(PRESETS)}."
     )
-
-
-def sets_own_rate(name: str) -> bool:
-    """Returns `OptimizerSpec.sets_own_rate` of an optimizer by name, without loading its weights."""
-    return name.partition(":")[0] in PRESETS
 
 
 def describe_optimizers() -> str:

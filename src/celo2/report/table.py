@@ -8,6 +8,7 @@ from typing import NamedTuple
 from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from celo2.report.kit import MeanStd, cell, markdown_cell
 
@@ -67,8 +68,10 @@ def as_rich_table(table: Table, title: str, width: int) -> RichTable:
     chosen = table if _width(table) <= width else min(table, table.transposed(), key=_width)
     shown = RichTable(title=escape(title), box=box.SIMPLE_HEAD, padding=(0, GAP, 0, 0), pad_edge=False)
     for index, column in enumerate(chosen.columns):
-        head = cell(column if chosen is not table else column.replace(" ", "\n"))
-        shown.add_column(head, justify="right" if index else "left", overflow="fold")
+        lines = [column] if chosen is not table else column.split()
+        shown.add_column(
+            Text("\n").join(map(cell, lines)), justify="right" if index else "left", overflow="fold"
+        )
     for row in chosen.rows:
         shown.add_row(*(cell(datum.text, bold=datum.best) for datum in row))
     return shown

@@ -56,24 +56,9 @@ class RunGrid:
         return self.window_means[..., -1]
 
     @property
-    def best_train_loss(self) -> np.ndarray:
-        """The lowest mean batch loss over any 5 % of consecutive steps, `(L, S)`."""
-        return np.where(np.isfinite(self.window_means), self.window_means, np.inf).min(-1)
-
-    @property
     def final_valid_loss(self) -> np.ndarray:
         """The validation loss after the last step, `(L, S)`."""
         return self.valid_loss[..., -1]
-
-    @cached_property
-    def best_valid_loss(self) -> np.ndarray:
-        """The lowest of the validation losses, `(L, S)`."""
-        return np.where(np.isfinite(self.valid_loss), self.valid_loss, np.inf).min(-1)
-
-    @property
-    def final_valid_accuracy(self) -> np.ndarray | None:
-        """The validation accuracy after the last step, `(L, S)`; None without one."""
-        return None if self.valid_accuracy is None else self.valid_accuracy[..., -1]
 
     @cached_property
     def diverged_at(self) -> np.ndarray:
@@ -92,25 +77,6 @@ class RunGrid:
     def diverged(self) -> np.ndarray:
         """Whether each run diverged, `(L, S)` bool."""
         return self.diverged_at >= 0
-
-    @cached_property
-    def scores(self) -> np.ndarray:
-        """The final training loss, mean over the seeds, `(L,)`; infinite if a seed diverged."""
-        return np.where(self.diverged, np.inf, self.final_train_loss).mean(-1)
-
-    @property
-    def best(self) -> int | None:
-        """The index of the learning rate with the best score; None if each has a run that diverged."""
-        index = int(np.argmin(self.scores))
-        return index if np.isfinite(self.scores[index]) else None
-
-    @property
-    def best_at_edge(self) -> bool:
-        """Whether the best learning rate is the lowest or highest tried: a better one may lie outside."""
-        if self.best is None:
-            return False
-        rates = self.learning_rates
-        return bool(rates[self.best] in (rates.min(), rates.max()))
 
     def curve(self, num_points: int = 100) -> tuple[np.ndarray, np.ndarray]:
         """Returns the training loss in `num_points` points (or fewer, if there are fewer windows).

@@ -325,3 +325,8 @@ def mlp_stack(count: int) -> Arrays:
     return {
         f"ff_mod_stack/~/{name}": ArraySpec((count, *shape), scale(name)) for name, shape in shapes.items()
     }
+
+
+def sets_own_rate(optimizer: str) -> bool:
+    """Returns whether an optimizer, such as `"celo:PATH"`, sets its own step sizes, by its name alone."""
+    return optimizer.partition(":")[0] in PRESETS

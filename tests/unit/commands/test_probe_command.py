@@ -15,8 +15,8 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.inner.theta import make_start
 from celo2.meta.probe import measure
 from celo2.weights.checkpoint import save_weights
-from helpers.compare_examples import make_fake_grid
 from helpers.probe_records import TINY_SET
+from helpers.run_results import make_fake_grid
 
 
 class Runner:

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from celo2._utils.streams import library_log
 from celo2.evaluate import progress as evaluate_progress
-from celo2.evaluate.comparison.compare import CompareProgress
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.suite.local import GroupProgress
 from celo2.evaluate.suite.run import SuiteProgress
@@ -157,11 +156,12 @@ def display() -> ProgressDisplay:
 
 
 def test_a_comparison_tells_its_time_without_compilation(clock: Clock, display) -> None:
-    def at(step: int) -> CompareProgress:
-        return CompareProgress("adamw", GridProgress(step / 100, step, 100, 0.5), step / 100)
+    def at(step: int) -> SuiteProgress:
+        grid = GridProgress(step / 100, step, 100, 0.5)
+        return SuiteProgress(0, 1, GroupProgress(_group("a"), grid if step else None))
 
     lines = _shown(display, clock, [(0.0, at(0)), (500.0, at(10)), (10.0, at(20)), (10.0, at(30))])
-    assert lines[0].startswith("  0 %  compiling adamw")
+    assert lines[0].startswith("  0 %  a: compiling")
     assert "left" not in lines[1]
     assert lines[-1].endswith("about 70 s left, compilation not counted")
 

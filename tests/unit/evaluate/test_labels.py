@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import csv
 import io
-import json
 import re
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from rich.console import Console
 
 from celo2.commands import _suite_report, report
 from celo2.evaluate.analysis.standings import arrange
-from celo2.evaluate.comparison.store import save_result
-from celo2.evaluate.comparison.tables import make_table
+from celo2.evaluate.analysis.summary import rank_tasks
 from celo2.evaluate.report.curves import figure_data
-from celo2.evaluate.report.html import as_markdown, write_suite_report
+from celo2.evaluate.report.html import as_markdown, write_report
+from celo2.evaluate.report.tables import brief_task_table
 from celo2.evaluate.suite.store import RunStore, load_results
 from celo2.report.kit import figure_label, shorten
-from helpers.compare_examples import make_comparison, make_entry
+from celo2.report.table import as_rich_table
 from helpers.run_examples import PROBES, write_run
 from helpers.run_results import make_random_run
 from helpers.suite_results import make_run
@@ -59,29 +59,6 @@ def test_a_short_name_stays_and_a_long_one_keeps_its_ends() -> None:
     assert figure_label("_a") == " _a"
 
 
-@pytest.mark.parametrize("width", [100, 200], ids=["columns", "rows"])
-def test_a_comparison_shows_the_name_as_it_is(name: str, width: int) -> None:
-    result = make_comparison(make_entry(name, [[1.0, 1.2]]), make_entry("adamw", [[1.1, 1.1]]))
-    shown = _show(make_table(result, width), width)
-    assert "".join(shorten(name).split()) in "".join(_unfold(shown).split())
-
-
-def _unfold(table: str) -> str:
-    """The first column, or the first column but one of the heads, of a table whose cells were folded."""
-    return "".join(line[:32].strip() for line in table.splitlines()) + "".join(table.split())
-
-
-@pytest.mark.filterwarnings("default:Glyph")
-def test_a_comparison_with_the_name_is_drawn_and_written(name: str, tmp_path: Path) -> None:
-    result = make_comparison(make_entry(name, [[1.0, 1.2]]), make_entry("adamw", [[1.1, 1.1]]))
-    paths = save_result(result, tmp_path)
-    assert imread(paths["figure"]).size
-    page = paths["report"].read_text(encoding="utf-8")
-    assert "<script>alert" not in page
-    assert "<b>a</b>" not in page
-    assert json.loads(paths["results"].read_text())["optimizers"][0]["name"] == name
-
-
 @pytest.fixture
 def runs(name: str) -> list:
     return [
@@ -91,27 +68,49 @@ def runs(name: str) -> list:
     ]
 
 
-def test_a_suite_with_the_name_is_drawn_and_written(name: str, runs: list, tmp_path: Path) -> None:
-    paths = write_suite_report(runs, tmp_path, baseline="adamw")
-    assert imread(paths["curves"]).size
-    assert imread(paths["scores"]).size
+@pytest.mark.parametrize("width", [100, 200], ids=["columns", "rows"])
+def test_a_comparison_shows_the_name_as_it_is(name: str, runs: list, width: int) -> None:
+    table = as_rich_table(brief_task_table(rank_tasks(arrange(runs))), "a title", width)
+    shown = _show(table, width)
+    assert "".join(shorten(name).split()) in "".join(_unfold(shown).split())
+
+
+def _unfold(table: str) -> str:
+    """The first column, or the first column but one of the heads, of a table whose cells were folded."""
+    lines = [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()]
+    columns = [line[place] for place in range(3) for line in lines if len(line) > place]
+    return "".join(columns) + "".join(table.split())
+
+
+@pytest.mark.filterwarnings("default:Glyph")
+@pytest.mark.parametrize("tasks", [1, 2], ids=["comparison", "suite"])
+def test_a_report_with_the_name_is_drawn_and_written(
+    name: str, runs: list, tmp_path: Path, tasks: int
+) -> None:
+    more = [make_run(0.5, optimizer=one, task=name) for one in (name, "adamw")] if tasks == 2 else []
+    paths = write_report([*runs, *more], tmp_path, baseline="adamw")
+    assert all(imread(paths[kind]).size for kind in ("curves", "scores") if kind in paths)
     page = paths["report"].read_text(encoding="utf-8")
     assert "<script>alert" not in page
     assert "<b>a</b>" not in page
+    with paths["runs"].open(encoding="utf-8", newline="") as file:
+        assert name in {row["optimizer"] for row in csv.DictReader(file)}
     standings = arrange(runs, "adamw")
     labels = [optimizer["name"] for optimizer in figure_data(standings, [])["optimizers"]]
     assert not any(re.search("<[a-z/]", label) for label in labels)
 
 
 def test_a_suite_shows_the_name_as_it_is(name: str, runs: list, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("celo2.evaluate.report.html.write_suite_report", lambda *_, **__: {})
+    monkeypatch.setattr("celo2.evaluate.report.html.write_report", lambda *_, **__: {})
     console = Console(file=io.StringIO(), width=400)
-    _suite_report.report_suite(runs, tmp_path, console)
+    other = [make_run(0.5, optimizer=one, task="lm@tiny") for one in (name, "adamw")]
+    _suite_report.report_suite([*runs, *other], tmp_path, console)
     assert f" {shorten(name)} " in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_table_in_markdown_keeps_its_columns(runs: list) -> None:
-    lines = [line for line in as_markdown(runs).splitlines() if line.startswith("|")]
+    other = [make_run(0.5, optimizer=run.spec.optimizer, task="lm@tiny") for run in runs[::2]]
+    lines = [line for line in as_markdown([*runs, *other]).splitlines() if line.startswith("|")]
     counts = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
     assert set(counts) == {13, 4}  # of the two tables
     assert "<b>" not in "".join(lines)

@@ -18,8 +18,8 @@ from celo2.meta.probe.measure import LADDER, log_ratios, next_rungs
 from celo2.meta.probe.paired import detectable
 from celo2.tasks.registry import make_task
 from celo2.training.runner import run_grid
-from helpers.compare_examples import make_fake_grid
 from helpers.probe_records import TINY_SET, make_record
+from helpers.run_results import make_fake_grid
 
 
 @pytest.fixture

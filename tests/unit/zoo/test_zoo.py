@@ -21,7 +21,7 @@ from celo2.baselines import find_optimizer, make_optimizer
 from celo2.commands import bench as bench_command
 from celo2.commands import compare as compare_command
 from celo2.commands import weights as command
-from celo2.evaluate.comparison.compare import CompareConfig
+from celo2.evaluate import CompareConfig
 from celo2.zoo.names import as_tree, find_kind, read_shapes
 from celo2.zoo.specs import MEMBERS
 from celo2.zoo.weights import fitting_presets
@@ -323,7 +323,8 @@ def test_comparison_takes_predecessors_by_path(tmp_path: Path) -> None:
     name = f"celo_adam:{path}"
     spec = find_optimizer(name, num_steps=10)
     assert spec.learning_rates(7) == (1.0,)
-    assert CompareConfig(optimizers=(name, "adamw")).learning_rates_of(spec) == (1.0,)
+    [group, _] = CompareConfig(optimizers=(name, "adamw")).suite().groups("fashion-mlp")
+    assert group.learning_rates == (1.0,)
     tx, params = make_optimizer(name, 1.0, num_steps=10), {"w": jnp.ones(2)}
     updates, _ = tx.update(params, tx.init(params), params, value=jnp.asarray(1.0))  # type: ignore[call-arg]
     assert np.all(np.asarray(updates["w"]) < 0.0)

@@ -15,9 +15,10 @@ import optax
 import pytest
 
 from celo2 import zoo
-from celo2.evaluate.comparison.compare import CompareConfig, compare
-from celo2.evaluate.comparison.report import render_report
-from celo2.evaluate.comparison.summary import caveats
+from celo2.evaluate import CompareConfig, arrange, compare
+from celo2.evaluate.analysis.caveats import caveats
+from celo2.evaluate.analysis.summary import rank_optimizers, rank_tasks
+from celo2.evaluate.report.html import render_report
 from celo2.meta import outer, pes
 from celo2.meta.config import MetaConfig
 from celo2.meta.inner.families import load_datasets, stack_data
@@ -190,15 +191,16 @@ def test_predecessor_is_compared_with_a_tuned_optimizer(tmp_path: Path) -> None:
     config = CompareConfig(
         task="quadratic", optimizers=(name, "adamw"), steps=20, seeds=1, num_learning_rates=2
     )
-    result = compare(config)
-    own, tuned = result.entries
-    assert own.grid.learning_rates.tolist() == [1.0]
-    assert len(tuned.grid.learning_rates) == 2
-    assert own.grid.train_loss.shape == (1, 1, 20)
-    assert own.grid.train_loss[0, 0, 0] == tuned.grid.train_loss[0, 0, 0]  # the same start and batch
-    assert np.any(own.grid.train_loss != own.grid.train_loss[0, 0, 0])
-    assert any("sets its own step sizes: nothing of it was tuned" in caveat for caveat in caveats(result))
-    assert f"step sizes of their own for {name}" in render_report(result, "")
+    standings = arrange(compare(config))
+    own, tuned = (standings.tasks[0].cells[one] for one in (name, "adamw"))
+    assert [setting.learning_rate for setting in own.settings] == [1.0]
+    assert len(tuned.settings) == 2
+    [run] = own.runs
+    assert run.train_loss[0] == tuned.runs[0].train_loss[0]  # the same start and batch
+    assert np.any(run.train_loss != run.train_loss[0])
+    assert f"{name} sets its own step sizes: nothing of it was tuned." in caveats(standings)
+    page = render_report(standings, rank_optimizers(standings), rank_tasks(standings))
+    assert "step sizes of their own, one run a seed" in page
 
 
 def test_each_sign_starts_its_lstm_from_its_own_theta() -> None:

@@ -10,6 +10,7 @@ from celo2.evaluate.analysis.cells import Setting
 from celo2.evaluate.analysis.standings import Standings, TaskRuns, is_ours
 from celo2.evaluate.analysis.summary import OptimizerRow
 from celo2.evaluate.suite.results import RunResult
+from celo2.zoo.specs import sets_own_rate
 
 PARITY = 1.05  # largest speed-up of the baseline over itself without a comment
 
@@ -99,11 +100,11 @@ def _distance(task: TaskRuns, best: float, loss: float, name: str) -> str:
 
 
 def _describe_tuning(task: TaskRuns) -> str:
-    counts = {len(cell.settings) for cell in task.cells.values()}
+    counts = {len(cell.settings) for name, cell in task.cells.items() if not sets_own_rate(name)}
     seeds = {cell.num_seeds for cell in task.cells.values()}
-    tuned = f"the best of {min(counts)} learning rates" if len(counts) == 1 else "its best learning rate"
-    if counts == {1}:
-        tuned = "the one learning rate it was given"
+    tuned = f"the best of {max(counts)} learning rates" if len(counts) == 1 else "its best learning rate"
+    if counts <= {1}:
+        tuned = "one learning rate"
     runs = f", mean of {min(seeds)} seeds" if len(seeds) == 1 and min(seeds) > 1 else ""
     return f"Each optimizer has {tuned}{runs}."
 
@@ -188,16 +189,19 @@ def _seeds(standings: Standings) -> Iterator[str]:
 
 
 def _settings(standings: Standings) -> Iterator[str]:
-    """Yields warnings about optimizers tuned over more, or fewer, settings than others."""
+    """Yields warnings about optimizers that were not tuned, or over more or fewer settings than others."""
+    for name in filter(sets_own_rate, standings.optimizers):
+        yield f"{name} sets its own step sizes: nothing of it was tuned."
 
     def numbers(task: TaskRuns) -> tuple[tuple[str, int], ...]:
-        return tuple((name, len(cell.settings)) for name, cell in task.cells.items())
+        tuned = {name: cell for name, cell in task.cells.items() if not sets_own_rate(name)}
+        return tuple((name, len(cell.settings)) for name, cell in tuned.items())
 
     for counts, tasks in _group(standings.tasks, numbers):
         if len({count for _, count in counts}) > 1:
             told = join((f"{name} {count}" for name, count in counts), most=30)
             yield f"Not tuned over equally many settings ({told}) on {join(tasks)}."
-        elif counts[0][1] == 1:
+        elif counts and counts[0][1] == 1:
             yield f"Not tuned: one setting for each optimizer on {join(tasks)}."
 
 
@@ -227,10 +231,11 @@ def _parity(standings: Standings) -> Iterator[str]:
     name = standings.baseline
     found = [task.speed_up(name) for task in standings.tasks if name in task.cells]
     known = [value for value in found if value is not None]
+    over = " (median over the tasks)" if len(known) > 1 else ""
     if known and (own := statistics.median_low(known)) > PARITY:
         yield (
             f"{name} itself reaches its final loss before the end of its runs, at a speed-up of {own:.2f}× "
-            "in steps (median over the tasks): as much of another optimizer is no advantage."
+            f"in steps{over}: as much of another optimizer is no advantage."
         )
 
 

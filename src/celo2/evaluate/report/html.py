@@ -20,7 +20,7 @@ from celo2.evaluate.analysis.caveats import (
     join,
     verdict,
 )
-from celo2.evaluate.analysis.standings import BASELINE, Standings, TaskRuns, arrange
+from celo2.evaluate.analysis.standings import BASELINE, Standings, TaskRuns, arrange, is_ours
 from celo2.evaluate.analysis.summary import (
     OptimizerRow,
     TaskRow,
@@ -30,7 +30,12 @@ from celo2.evaluate.analysis.summary import (
 from celo2.evaluate.report.csv import as_csv, run_records, table_records
 from celo2.evaluate.report.curves import figure_data
 from celo2.evaluate.report.figures import draw_curves, draw_scores
-from celo2.evaluate.report.tables import overview_table, summary_table, task_table
+from celo2.evaluate.report.tables import (
+    brief_task_table,
+    overview_table,
+    split_task_table,
+    summary_table,
+)
 from celo2.evaluate.suite.results import RankBy, RunResult
 from celo2.report.kit import render_page
 from celo2.report.plots import save_png
@@ -87,7 +92,7 @@ def render_report(standings: Standings, rows: Sequence[OptimizerRow], task_rows:
         {
             "label": task.label,
             "facts": _describe_task(task),
-            "table": task_table([row for row in task_rows if row.task == task.label]),
+            "tables": split_task_table([row for row in task_rows if row.task == task.label]),
         }
         for task in standings.tasks
     ]
@@ -103,6 +108,7 @@ def render_report(standings: Standings, rows: Sequence[OptimizerRow], task_rows:
         summary=summary_table(rows, standings.baseline),
         overview=overview_table(task_rows, standings.optimizers),
         tasks=tasks,
+        ours=any(map(is_ours, standings.optimizers)),
         defeats=defeats(standings),
         diverged=[f"{run.spec.task}: {describe_divergence(run)}" for run in standings.runs if run.diverged],
         data_sets=_data_sets(standings),
@@ -124,7 +130,7 @@ def as_markdown(
     rows, task_rows = rank_optimizers(standings), rank_tasks(standings)
     lines = [verdict(standings, rows), ""]
     if len(standings.tasks) == 1:
-        lines += [*as_markdown_table(task_table(task_rows)), ""]
+        lines += [*as_markdown_table(brief_task_table(task_rows)), ""]
     else:
         lines += [*as_markdown_table(summary_table(rows, baseline)), ""]
         lines += [f"Final {describe_ranking(standings)}, mean ± standard deviation over the seeds:", ""]

@@ -40,13 +40,18 @@ def task_table(rows: Sequence[TaskRow]) -> Table:
     return Table(tuple(lines[0]), [list(line.values()) for line in lines])
 
 
+def split_task_table(rows: Sequence[TaskRow]) -> tuple[Table, Table]:
+    """Builds the columns of `task_table` as two tables: losses, and speed with sensitivity."""
+    table = task_table(rows)
+    at = table.columns.index("score")
+    return table.only(table.columns[:at]), table.only((table.columns[0], *table.columns[at:]))
+
+
 def brief_task_table(rows: Sequence[TaskRow]) -> Table:
     """Builds the columns of `task_table` that fit on a terminal."""
     table = task_table(rows)
-    left_out = ("score", "speed-up, steps", "speed-up, time", "decades within 10 %")
-    return table.only(
-        tuple(name for name in table.columns if name not in left_out and "decade off" not in name)
-    )
+    at = table.columns.index("score")
+    return table.only((*table.columns[:at], "ms/step", "state B/param"))
 
 
 def overview_table(rows: Sequence[TaskRow], optimizers: Sequence[str]) -> Table:
@@ -95,15 +100,15 @@ def _task_cells(row: TaskRow, best: float) -> dict[str, Datum]:
         **dict(finals.values()),
         f"best valid {what}": mean_datum(row.best_valid_loss, negate=returns),
         "accuracy": mean_datum(row.accuracy) if row.accuracy else Datum(NONE, None),
+        "best rate": _setting(row),
+        "diverged": Datum(f"{row.diverged}/{row.runs}", row.diverged / row.runs),
         "score": number_datum(row.score, ".3f"),
         "speed-up, steps": _speed_up(row.speed_up),
         "speed-up, time": _speed_up(row.time_speed_up),
-        "best rate": _setting(row),
         f"{what} ½ decade off": number_datum(row.half_decade, ".3g", unit="×"),
         "decades within 10 %": width
         if row.bounded in (True, None)
         else Datum(f"≥ {width.text}", width.value),
-        "diverged": Datum(f"{row.diverged}/{row.runs}", row.diverged / row.runs),
         "ms/step": Datum(f"{1e3 * row.seconds_per_step:.3g}{ratio}", row.seconds_per_step),
         "state B/param": number_datum(row.state_bytes_per_parameter, ".1f"),
     }

@@ -1,4 +1,4 @@
-"""A suite's report in a real browser without a network: what a reader clicks does what it says."""
+"""A report in a real browser without a network: what a reader clicks does what it says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from celo2.evaluate.report.html import write_suite_report
+from celo2.evaluate.report.html import write_report
 from helpers.suite_results import make_suite
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -41,7 +41,7 @@ def driver() -> Iterator:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:
-    return write_suite_report(make_suite(), tmp_path_factory.mktemp("report"))["report"].as_uri()
+    return write_report(make_suite(), tmp_path_factory.mktemp("report"))["report"].as_uri()
 
 
 @pytest.fixture
@@ -115,10 +115,10 @@ def test_page_opens_without_errors_and_without_the_network(page, address):
 def test_choosing_a_task_draws_it_and_shows_its_table(page):
     assert _title(page) == "training return"
     _choose(page, "lm@tiny")
-    assert _title(page) == "training loss"
+    assert _title(page) == "validation loss"
     assert _traces(page) == 2 * 4  # a line and a band each
     assert page.execute_script("return document.getElementById('curves').data[1].y.at(-1)") == pytest.approx(
-        4.545
+        5.6813  # 1.25 times the training loss
     )
     shown = [
         section for section in page.find_elements("css selector", "section.task") if section.is_displayed()
@@ -144,8 +144,8 @@ def test_buttons_change_the_horizontal_axis(page):
 
 def test_buttons_change_the_curve_and_the_scale(page):
     _choose(page, "conv@tiny")
-    _click(page, "#kind [data-choice=valid]")
-    assert _title(page) == "validation loss"
+    _click(page, "#kind [data-choice=train]")
+    assert _title(page) == "training loss"
     kind = "return document.getElementById('curves')._fullLayout.yaxis.type"
     assert page.execute_script(kind) == "log"
     _click(page, "#log")
@@ -196,13 +196,13 @@ def test_sorting_by_keyboard_puts_infinity_last(page):
     _choose(page, "conv@tiny")
     head = next(
         button
-        for button in page.find_elements("css selector", "#table-1 th button")
+        for button in page.find_elements("css selector", "#speed-1 th button")
         if "decade off" in button.text
     )
     head.send_keys(Keys.ENTER)
-    assert _column(page, "table-1", 9)[-1] == "∞"
+    assert _column(page, "speed-1", 5)[-1] == "∞"
     head.send_keys(Keys.ENTER)
-    assert _column(page, "table-1", 9)[0] == "∞"
+    assert _column(page, "speed-1", 5)[0] == "∞"
 
 
 def test_phone_has_no_horizontal_scroll(page):
@@ -213,6 +213,23 @@ def test_phone_has_no_horizontal_scroll(page):
     _wait(page, "window.innerWidth === 360")  # which follows what is widest, a moment later
     widths = "return [document.documentElement.scrollWidth, window.innerWidth]"
     assert page.execute_script(widths) == [360, 360]
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)], ids=["phone", "desktop"])
+def test_page_of_one_task_fits_its_window(driver, tmp_path, width, height):
+    runs = [run for run in make_suite() if run.spec.task == "conv@tiny"]
+    device = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 700}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    driver.get(write_report(runs, tmp_path)["report"].as_uri())
+    _wait(driver, "document.querySelectorAll('#curves .scatterlayer .trace').length === 8")
+    _wait(driver, f"window.innerWidth === {width}")
+    assert driver.execute_script("return document.documentElement.scrollWidth") <= width
+    assert [entry for entry in driver.get_log("browser") if entry["level"] != "INFO"] == []
+    assert not _find(driver, "#task").is_displayed()
+    assert _title(driver) == "validation loss"
+    script = "return [...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth)"
+    if width == 1280:  # no table is cut
+        assert max(driver.execute_script(script)) <= 0
 
 
 def test_figures_follow_the_colour_scheme(page):

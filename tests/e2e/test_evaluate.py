@@ -115,7 +115,7 @@ def test_a_full_disk_at_the_report_is_one_line(
     assert main(["--suite", str(suite), "--out", str(finished)]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: no report: ")
-    assert f"No space left on device: '{finished / 'summary.csv'}'" in line
+    assert f"No space left on device: '{finished / 'tasks.csv'}'" in line
     assert f"celo2 report {finished}" in line
 
 

@@ -63,7 +63,7 @@ def make_run(
     facts: TaskFacts = IMAGES,
     **changes: Any,
 ) -> RunResult:
-    """A run whose loss goes straight from `start` to `final`, at 50 points; `VALID` times it in validation."""
+    """A run whose loss goes straight from `start` to `final`, at 50 points; validation: `VALID` times it."""
     train_steps = np.linspace(steps // POINTS, steps, POINTS).astype(int)
     losses = start + (final - start) * train_steps / steps
     if diverged_at >= 0:

@@ -97,6 +97,8 @@ def _draw_bands(
         if name not in task.cells:
             continue
         cell = task.cells[name]
+        if in_seconds and math.isnan(cell.seconds_per_step):
+            continue  # it was not measured
         band = make_band(task, cell)
         x = band.x * (cell.seconds_per_step if in_seconds else 1)
         axes.plot(x, band.mean, _dash(index), color=_color(index), lw=1.5)

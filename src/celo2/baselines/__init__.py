@@ -4,16 +4,20 @@ Every entry is an Optax transform in its well-known form: the hand-designed ones
 (`from_optax.py`) or have one file each, at strong settings, since a comparison is only as good as its weakest
 baseline. The learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other
 weights; earlier learned optimizers, whose weights are not shipped, are `celo:PATH`, `velo_s:PATH` and so on
-(`celo2.zoo`).
+(`celo2.zoo`). An optimizer of your own has the name under which it was registered (`register_optimizer`, or
+the entry points `celo2.optimizers` of a package), or is named by the function that makes it,
+`package.module:make`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import optax
 
+from celo2._utils.registry import REFERENCE, Registry, first_line
 from celo2.baselines import adamuon, from_optax, muon, normuon, shampoo, soap
 from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE
 from celo2.baselines.spec import EvalParams, MakeOptimizer, OptimizerSpec
@@ -33,6 +37,7 @@ __all__ = [
     "describe_optimizers",
     "find_optimizer",
     "make_optimizer",
+    "register_optimizer",
     "sets_own_rate",
 ]
 
@@ -70,14 +75,73 @@ _HAND_DESIGNED_SPECS = sorted(
     key=lambda spec: spec.name,
 )
 
-OPTIMIZERS: dict[str, OptimizerSpec] = {spec.name: spec for spec in (*_LEARNED_SPECS, *_HAND_DESIGNED_SPECS)}
-"""The optimizers by name: the learned ones, then the others in alphabetical order."""
+OWN_RANGE = (1e-4, 1e-1)  # of an optimizer that says nothing about its learning rates
+
+
+def _as_spec(name: str, thing: Any) -> OptimizerSpec:
+    """Converts what somebody registers as an optimizer: a function that makes it, or an entry."""
+    if isinstance(thing, OptimizerSpec):
+        return dataclasses.replace(thing, name=name)
+    if not callable(thing):
+        raise ValueError(
+            f"optimizer {name!r} is {type(thing).__name__}, expected a function "
+            "(learning_rate, weight_decay) that returns an Optax transform."
+        )
+    decays = len(inspect.signature(thing).parameters) > 1
+
+    def make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+        if weight_decay and not decays:
+            raise ValueError(
+                f"optimizer {name!r} takes a learning rate only; give it a second argument for a weight "
+                f"decay of {weight_decay}."
+            )
+        made = thing(learning_rate, weight_decay) if decays else thing(learning_rate)
+        if not isinstance(made, optax.GradientTransformation):
+            raise ValueError(
+                f"optimizer {name!r} is made as {type(made).__name__}, expected an "
+                "optax.GradientTransformation."
+            )
+        return made
+
+    return OptimizerSpec(name, first_line(thing) or f"made by {name}", make, OWN_RANGE, origin=name)
+
+
+OPTIMIZERS: Registry[OptimizerSpec] = Registry(
+    "optimizer",
+    "celo2.optimizers",
+    {spec.name: spec for spec in (*_LEARNED_SPECS, *_HAND_DESIGNED_SPECS)},
+    _as_spec,
+)
+"""The optimizers by name: the learned ones, the others in alphabetical order, then those of others."""
+
+
+def register_optimizer(name: str, make: MakeOptimizer | OptimizerSpec) -> None:
+    """Registers an optimizer for the command line's and Python's comparisons, suites and probes.
+
+    Args:
+        name: Its name; letters, digits and `_ . + -`.
+        make: A function `(learning_rate, weight_decay)`, or `(learning_rate)`, that returns an Optax
+            transform; the learning rate may be a schedule. It is tuned from 1e-4 to 1e-1; an `OptimizerSpec`
+            has its own range, schedule and description.
+
+    Raises:
+        ValueError: The name is taken, or `make` is something else.
+
+    Example:
+        >>> register_optimizer("heavy-ball", lambda rate, decay: optax.sgd(rate, momentum=0.9))
+        >>> find_optimizer("heavy-ball").learning_rates(3)
+        (0.0001, 0.00316, 0.1)
+    """
+    OPTIMIZERS.register(name, make)
 
 
 def check_optimizer_name(name: str) -> None:
     """Raises a ValueError that suggests the nearest name for a name unknown to `find_optimizer`."""
     variant, colon, source = name.partition(":")
     if name in OPTIMIZERS or (colon and source and variant in (*LEARNED, *PRESETS)):
+        return
+    if REFERENCE.fullmatch(name) and variant not in (*OPTIMIZERS, *PRESETS):
+        OPTIMIZERS.find(name)
         return
     if sets_own_rate(name):
         raise ValueError(
@@ -86,23 +150,24 @@ def check_optimizer_name(name: str) -> None:
         )
     raise ValueError(
         f"unknown optimizer {name!r}{nearest_name(name, [*OPTIMIZERS, *PRESETS])} "
-        f"There are {', '.join(OPTIMIZERS)}, celo2:PATH, celo2-base:PATH, and, each with :PATH, "
-        f"{', '.join(PRESETS)}."
+        f"There are {', '.join(OPTIMIZERS)}, celo2:PATH, celo2-base:PATH, each with :PATH "
+        f"{', '.join(PRESETS)}, and your own as package.module:make."
     )
 
 
 def describe_optimizers() -> str:
     """Formats one line per name, for a command's help."""
-    width = max(map(len, OPTIMIZERS))
-    return "\n".join(f"  {name:{width}} {spec.description}" for name, spec in OPTIMIZERS.items())
+    lines = OPTIMIZERS.describe(lambda spec: spec.description)
+    width = max(map(len, lines))
+    return "\n".join(f"  {name:{width}} {line}" for name, line in lines.items())
 
 
 def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
     """Finds an optimizer by name.
 
     Args:
-        name: A key of `OPTIMIZERS`, or `celo2:SOURCE` / `celo2-base:SOURCE`, where the source is
-            anything that `celo2.load_checkpoint` takes, such as a path; or `PRESET:SOURCE` with a preset of
+        name: A key of `OPTIMIZERS`, `package.module:make`, or `celo2:SOURCE` / `celo2-base:SOURCE`, where the
+            source is anything that `celo2.load_checkpoint` takes, such as a path; or `PRESET:SOURCE` with a preset of
             `celo2.zoo` and a source that `celo2.zoo.load_weights` takes.
         num_steps: The length of the runs, required by some presets of `celo2.zoo`.
 
@@ -119,7 +184,7 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
     if sets_own_rate(name):
         return _predecessor(name, num_steps)
     if variant not in LEARNED:
-        return OPTIMIZERS[name]
+        return OPTIMIZERS.find(name)
     shipped = OPTIMIZERS[variant]
     weights = load_checkpoint(source or variant, orthogonalize=variant == "celo2")
     checksum = compute_checksum(weights.arrays, weights.config)

@@ -17,7 +17,7 @@ from celo2.commands._arguments import make_registry
 from celo2.commands._suite_report import run_and_report
 from celo2.evaluate.comparison import CompareConfig
 from celo2.jax.runtime import num_cores, use_cpu_devices
-from celo2.tasks.registry import TASKS
+from celo2.tasks.registry import describe_tasks
 from celo2.zoo.specs import PRESETS
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
@@ -35,8 +35,9 @@ examples:
   celo2 compare --optimizers celo2,celo:theta.state,velo_s:owner/name,adamw
   celo2 compare --learning-rates adamw=1e-3,1e-2 muon=1e-3,3e-3
   celo2 compare --task fashion-conv --rank-by training --out runs/conv
+  celo2 compare --task mymodule:make_task --optimizers celo2,adamw,mymodule:make_optimizer
 
-tasks:
+tasks (those marked * also as NAME@tiny and NAME@small; your own as package.module:make_task):
 {tasks}
 
 optimizers (celo2:PATH, celo2-base:PATH for other weights of the rule; predecessors, which set their own
@@ -103,6 +104,6 @@ def _default_folder(task: str) -> Path:
 def _describe() -> str:
     return _DESCRIPTION.format(
         predecessors=", ".join(PRESETS),
-        tasks="\n".join(f"  {name:13} {spec.summary}" for name, spec in TASKS.items()),
+        tasks=describe_tasks(),
         optimizers=describe_optimizers(),
     )

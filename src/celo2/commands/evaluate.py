@@ -20,7 +20,7 @@ from celo2.evaluate.suite.results import RankBy
 from celo2.evaluate.suite.run import run_locally
 from celo2.evaluate.suite.spec import ALL, Suite, load_suite
 from celo2.jax.runtime import num_cores, use_cpu_devices
-from celo2.tasks.registry import TASKS
+from celo2.tasks.registry import describe_tasks
 
 PLAIN_WIDTH = 160  # columns, where the output is no terminal
 
@@ -49,10 +49,10 @@ A suite of your own is a TOML file:
   [rates_of]
   adamw = [1e-3, 3e-3, 1e-2]
 
-tasks (those marked * also as NAME@tiny and NAME@small):
+tasks (those marked * also as NAME@tiny and NAME@small; your own as package.module:make_task):
 {tasks}
 
-optimizers (and celo2:PATH, celo2-base:PATH for other weights):
+optimizers (and celo2:PATH, celo2-base:PATH for other weights, package.module:make for your own):
 {optimizers}
 """
 
@@ -170,10 +170,7 @@ def _ray_engine(address: str) -> Any:
 
 
 def _describe() -> str:
-    width = max(map(len, TASKS))
     return _DESCRIPTION.format(
-        tasks="\n".join(
-            f"  {name + '*' * spec.sized:{width + 1}} {spec.summary}" for name, spec in TASKS.items()
-        ),
+        tasks=describe_tasks(),
         optimizers=describe_optimizers(),
     )

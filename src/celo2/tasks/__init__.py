@@ -1,1 +1,32 @@
-"""Tasks: the problems that meta-training learns from and that comparisons train on."""
+"""Tasks: the problems that meta-training learns from and that comparisons train on.
+
+A task of your own is a function that returns a `Task`, or what `task_from_model` makes of a model, a loss and
+arrays. `celo2 compare --task package.module:make_task` trains it; `register_task` gives it a name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from celo2.tasks.base import Dataset, Stream, Task
+    from celo2.tasks.from_model import task_from_model
+    from celo2.tasks.registry import make_task, register_task
+
+__all__ = ["Dataset", "Stream", "Task", "make_task", "register_task", "task_from_model"]
+
+_HOME = {
+    "Dataset": "celo2.tasks.base",
+    "Stream": "celo2.tasks.base",
+    "Task": "celo2.tasks.base",
+    "make_task": "celo2.tasks.registry",
+    "register_task": "celo2.tasks.registry",
+    "task_from_model": "celo2.tasks.from_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'celo2.tasks' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

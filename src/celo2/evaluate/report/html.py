@@ -11,7 +11,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from celo2._utils.files import write_atomic
-from celo2.baselines import OPTIMIZERS, sets_own_rate
+from celo2.baselines import LEARNED, OPTIMIZERS, sets_own_rate
 from celo2.evaluate.analysis.caveats import (
     caveats,
     defeats,
@@ -220,7 +220,10 @@ def _describe_schedules(runs: Sequence[RunResult]) -> str:
 
 
 def _describe(optimizer: str) -> str:
-    return OPTIMIZERS[optimizer].description if optimizer in OPTIMIZERS else "weights from a file"
+    if optimizer in OPTIMIZERS:
+        return OPTIMIZERS[optimizer].description
+    learned = optimizer.partition(":")[0] in LEARNED or sets_own_rate(optimizer)
+    return "weights from a file" if learned else "not of this package"
 
 
 def _count(things: Sequence[object], name: str) -> str:

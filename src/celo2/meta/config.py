@@ -8,27 +8,17 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from celo2._utils.checks import check_count, check_seeds
-from celo2._utils.files import parse_object
-from celo2.config import RuleConfig, nearest_name
+from celo2.config import RuleConfig
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
-from celo2.meta.parsing import (
-    check_type,
-    parse_rule_options,
-    parse_shares,
-    split_by_weight,
-)
+from celo2.meta.parsing import parse_fields, parse_rule_options, parse_shares, split_by_weight
 from celo2.tasks.base import Split
 from celo2.tasks.families import FAMILIES
 from celo2.tasks.families.augmentation import LEVELS, Level, parse_mixture
 from celo2.tasks.families.base import Source
 from celo2.zoo.specs import PRESETS, Celo, MemberConfig
-
-if TYPE_CHECKING:
-    pass
-
 
 Variant = Literal[
     "celo2",
@@ -316,15 +306,7 @@ class MetaConfig:
             ValueError: The text is not a JSON object, or has an unknown name, or a value of the wrong
                 type or range.
         """
-        options = parse_object(text)
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        for name, value in options.items():
-            if name not in defaults:
-                raise ValueError(
-                    f"unknown name {name!r} in a meta-training config{nearest_name(name, defaults)}"
-                )
-            check_type(name, value, defaults[name])
-        return cls(**options)
+        return cls(**parse_fields(cls, text, "a meta-training config"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MetaConfig:

@@ -26,7 +26,7 @@ SHARED = (
     "steps",
     "devices",
     "out",
-    "set",
+    "task_set",
     "json",
     "tasks",
     "optimizers",

@@ -32,7 +32,15 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchCommand(SearchConfig):
+class _SearchFlags(SearchConfig):
+    """The settings of a search, by their flags."""
+
+    task_set: Annotated[str, tyro.conf.arg(name="set")] = SearchConfig.task_set
+    start: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER …")] = SearchConfig.start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchCommand:
     """Arguments of `celo2 search`: the settings of a search, and how long it goes on.
 
     Attributes:
@@ -46,8 +54,7 @@ class SearchCommand(SearchConfig):
     config: Path | None = None
     generations: int = 100
     save_every: int = 5
-    task_set: Annotated[str, tyro.conf.arg(name="set")] = SearchConfig.task_set
-    start: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER …")] = SearchConfig.start
+    settings: Annotated[_SearchFlags, tyro.conf.arg(name="")]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         search(
-            take_part(command, SearchConfig),
+            take_part(command.settings, SearchConfig),
             command.out,
             generations=command.generations,
             save_every=command.save_every,
@@ -88,10 +95,10 @@ def _parse(argv: Sequence[str]) -> SearchCommand:
         OSError, ValueError: The file cannot be read, or a setting is out of its range.
     """
     file = peek(argv).config
-    settings = SearchConfig.load(file) if file else SearchConfig()
+    settings = _SearchFlags(**vars(SearchConfig.load(file) if file else SearchConfig()))
     return tyro.cli(
         SearchCommand,
-        default=SearchCommand(out=tyro.MISSING, **vars(settings)),
+        default=SearchCommand(out=tyro.MISSING, settings=settings),
         prog="celo2 search",
         description=_DESCRIPTION,
         args=list(argv),

@@ -14,7 +14,7 @@ from processes import kill_when, run
 from celo2 import load_checkpoint
 
 STEPS, EVERY = 200, 20
-SETS = ["--datasets", "digits", "mnist", "--tasks-per-set", "1", "--batch-size", "8"]
+SETS = ["--datasets", "digits", "mnist", "--tasks-per-set", "1"]
 UNROLL = ["--truncation-length", "5", "--min-unroll", "5", "--max-unroll", "12"]
 
 
@@ -82,7 +82,7 @@ def test_damaged_last_checkpoint_falls_back_to_the_one_before(
     ("words", "message"),
     [
         ((), "already holds a run"),
-        (("--resume", "--sigma", "0.5"), "another recipe (sigma: 0.01 before, 0.5 now)"),
+        (("--resume", "--outer-clip", "0.5"), "another recipe (outer_clip: 0.0 before, 0.5 now)"),
     ],
     ids=["no resume", "other recipe"],
 )

@@ -23,8 +23,6 @@ RECIPE = [
     "digits",
     "--tasks-per-set",
     "2",
-    "--batch-size",
-    "8",
 ]
 UNROLL = ["--truncation-length", "5", "--min-unroll", "5", "--max-unroll", "10"]
 STEPS, EVERY = 40, 10

@@ -1,12 +1,14 @@
-"""Parsing of lists, optional values and learning rates by optimizer on the command line."""
+"""Parsing of the command line: lists, optional values, learning rates by optimizer, and `--config`."""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tyro.constructors import (
     ConstructorRegistry,
@@ -20,6 +22,25 @@ NONE = "none"  # shown in the help for an empty default
 METAVARS = {str: "TEXT", int: "INT", float: "FLOAT", Path: "PATH"}
 
 Spec = PrimitiveConstructorSpec[Any]
+Part = TypeVar("Part")
+
+
+def peek(argv: Sequence[str]) -> argparse.Namespace:
+    """Finds the words that say where a parser's defaults come from: `config`, `out`, `resume`."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--config", type=Path)
+    early.add_argument("--out", type=Path)
+    early.add_argument("--resume", action="store_true")
+    try:
+        return early.parse_known_args(list(argv))[0]
+    except argparse.ArgumentError:  # --config without a file: tyro reports it
+        return argparse.Namespace(config=None, out=None, resume=False)
+
+
+def take_part(command: Any, part: type[Part]) -> Part:
+    """Makes a dataclass from the fields that a command, or a part of it, inherits from it."""
+    names = (field.name for field in dataclasses.fields(part))  # type: ignore[arg-type]
+    return part(**{name: getattr(command, name) for name in names})
 
 
 def make_registry(*, commas: bool = True) -> ConstructorRegistry:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from celo2._utils.checks import check_devices
-from celo2.commands._arguments import make_registry
+from celo2.commands._arguments import make_registry, peek, take_part
 from celo2.jax.runtime import num_cores, use_cpu_devices
-from celo2.meta.config import MetaConfig
+from celo2.meta.config import RECIPE_ONLY, MetaConfig
 from celo2.meta.probe import ProbeConfig
 from celo2.meta.run.distributed import (
     ProcessLostError,
@@ -26,8 +25,9 @@ from celo2.meta.run.distributed import (
 )
 from celo2.meta.run.errors import MetaGradientError, RunWriteError
 from celo2.meta.run.folder import with_start_beside
-from celo2.meta.run.recipe import OPTIONS_FILE, RECIPE_FILE, read_options, read_recipe
-from celo2.meta.train import TrainOptions, meta_train
+from celo2.meta.run.options import TrainOptions, read_options
+from celo2.meta.run.recipe import RECIPE_FILE, read_recipe
+from celo2.meta.train import meta_train
 
 _DESCRIPTION = """\
 Meta-trains the Celo2 rule, or one of its predecessors, with persistent evolution strategies on small
@@ -54,61 +54,71 @@ examples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MetaTrainCommand:
-    """Arguments of `celo2 meta-train`: a recipe, and how it is run."""
+class _ProbeFlags(ProbeConfig):
+    """The settings of the probes, by flags that say so."""
 
-    recipe: Annotated[MetaConfig, tyro.conf.arg(name="")]
-    out: Path
-    """Folder of the run: recipe, metrics, checkpoints, weights."""
-    config: Path | None = None
-    """Recipe to repeat, the config.json of a run; options given beside it replace those in the file."""
-    outer_steps: int = 3600
-    """Outer iterations in all; a resumed run continues up to it."""
-    resume: bool = False
-    """Continue the run in OUT from its last checkpoint, with the recipe and options that it has."""
-    checkpoint_every: int = 200
-    """Outer iterations between checkpoints."""
-    max_skipped: float = 0.05
-    """Share of the last SKIP_WINDOW meta-gradients that may be skipped because they are not finite; one more
-    ends the run with an error."""
-    skip_window: int = 200
-    """Outer iterations over which skipped ones are counted."""
-    sinks: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where the numbers go beside OUT/metrics.jsonl; needs celo2[watch]."""
-    probe_every: int = 0
-    """Outer iterations between probes, which choose OUT/best.safetensors; 0: never."""
-    probe_set: str = ProbeConfig().task_set
-    """Declared set of tasks that a probe trains, a name or a TOML file."""
-    probe_tasks: tuple[str, ...] = ()
-    """Which of the set's tasks; none: all."""
-    probe_seeds: int = 0
-    """Runs of each task and rate; 0: as many as the set says."""
+    task_set: Annotated[str, tyro.conf.arg(name="probe-set")] = ProbeConfig.task_set
+    tasks: Annotated[tuple[str, ...], tyro.conf.arg(name="probe-tasks")] = ProbeConfig.tasks
+    seeds: Annotated[int, tyro.conf.arg(name="probe-seeds")] = ProbeConfig.seeds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _TrainFlags(TrainOptions):
+    """How a recipe is run and observed."""
+
+    probe: Annotated[_ProbeFlags, tyro.conf.arg(name="")] = dataclasses.field(default_factory=_ProbeFlags)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Devices and processes of a run.
+
+    Attributes:
+        devices: Host devices that share the pairs on a CPU; 0: as many as there are cores, or fewer where
+            that many cannot share every family's pairs equally.
+        distributed: Several processes as one run. "auto": this is one of those that a cluster has started
+            (Slurm, Open MPI, Kubernetes, Cloud TPU).
+        coordinator: HOST:PORT where the others reach process 0, if no cluster says so; any port that is free
+            there.
+        num_processes: Processes in all, each started with the same command but for its PROCESS_ID.
+        process_id: Which of them this is, from 0; number 0 prints and writes.
+    """
+
     devices: int = 0
-    """Host devices that share the pairs on a CPU; 0: as many as there are cores, or fewer where that many
-    cannot share every family's pairs equally."""
     distributed: Literal["off", "auto"] = "off"
-    """Several processes as one run. "auto": this is one of those that a cluster has started (Slurm, Open MPI,
-    Kubernetes, Cloud TPU)."""
     coordinator: str | None = None
-    """HOST:PORT where the others reach process 0, if no cluster says so; any port that is free there."""
     num_processes: int | None = None
-    """Processes in all, each started with the same command but for its PROCESS_ID."""
     process_id: int | None = None
-    """Which of them this is, from 0; number 0 prints and writes."""
 
     @property
-    def machine_words(self) -> tuple[str, ...]:
-        """The flags of the machine, as in `TrainOptions`."""
+    def words(self) -> tuple[str, ...]:
+        """The words that give these options again, except for the process."""
         words = ["--devices", str(self.devices)] if self.devices else []
         words += ["--distributed", self.distributed] if self.distributed != "off" else []
         words += ["--coordinator", self.coordinator] if self.coordinator else []
         words += ["--num-processes", str(self.num_processes)] if self.num_processes else []
         return tuple(words)
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MetaTrainCommand:
+    """Arguments of `celo2 meta-train`: a recipe, how it is run, and on what.
+
+    Attributes:
+        config: Recipe to repeat, the config.json of a run; options given beside it replace those in the file.
+    """
+
+    config: Path | None = None
+    flags: Annotated[_TrainFlags, tyro.conf.arg(name="")]
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine()
+    recipe: Annotated[MetaConfig, tyro.conf.arg(name="")]
+
     @property
-    def probe(self) -> ProbeConfig:
-        """The settings of the probes."""
-        return ProbeConfig(task_set=self.probe_set, tasks=self.probe_tasks, seeds=self.probe_seeds)
+    def options(self) -> TrainOptions:
+        """The options of the run."""
+        probe = take_part(self.flags.probe, ProbeConfig)
+        options = take_part(self.flags, TrainOptions)
+        return dataclasses.replace(options, probe=probe, machine_words=self.machine.words)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -126,14 +136,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _train(command: MetaTrainCommand) -> int:
+    machine = command.machine
     try:
-        check_devices(command.devices)
-        num_processes = _join_others(command)
-        use_cpu_devices(command.devices or _choose_devices(command.recipe, num_processes))
-        options = TrainOptions(
-            **{field.name: getattr(command, field.name) for field in dataclasses.fields(TrainOptions)}
-        )
-        path = meta_train(command.recipe, options)
+        check_devices(machine.devices)
+        num_processes = _join_others(machine, command.recipe)
+        use_cpu_devices(machine.devices or _choose_devices(command.recipe, num_processes))
+        path = meta_train(command.recipe, command.options)
     except (MetaGradientError, ProcessLostError, RunWriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -145,17 +153,15 @@ def _train(command: MetaTrainCommand) -> int:
     return 0
 
 
-def _join_others(command: MetaTrainCommand) -> int:
+def _join_others(machine: Machine, recipe: MetaConfig) -> int:
     """Joins the other processes, if any; returns the most that may share the pairs."""
-    words = (command.coordinator, command.num_processes, command.process_id)
+    words = (machine.coordinator, machine.num_processes, machine.process_id)
     if words != (None, None, None):
         join(*words)
-        return command.num_processes or 1
-    if command.distributed == "auto":
+        return machine.num_processes or 1
+    if machine.distributed == "auto":
         join()
-        return (
-            command.recipe.num_pairs
-        )  # JAX reports their number only once devices cannot be chosen any more
+        return recipe.num_pairs  # JAX reports their number only once devices cannot be chosen any more
     return 1
 
 
@@ -163,69 +169,50 @@ def _parse(argv: Sequence[str]) -> MetaTrainCommand:
     """Parses the command, with the recipe of `--config` or of the resumed run as defaults.
 
     Raises:
-        OSError, ValueError: The files of the recipe cannot be read.
+        OSError: A file of the recipe cannot be read.
+        ValueError: A file is damaged, or an option is out of its range or has no flag.
     """
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--config", type=Path)
-    early.add_argument("--out", type=Path)
-    early.add_argument("--resume", action="store_true")
-    try:
-        known = early.parse_known_args(list(argv))[0]
-    except argparse.ArgumentError:
-        known = argparse.Namespace(config=None, resume=False)  # --config without a file: tyro reports it
-    file, recipe, options = known.config, MetaConfig(), {}
+    _refuse_recipe_only(argv)
+    known = peek(argv)
+    file, recipe, before = known.config, MetaConfig(), {}
     if known.resume and known.out and (known.out / RECIPE_FILE).exists():
-        recipe, options = read_recipe(known.out), _options_of(known.out)
+        recipe, before = read_recipe(known.out), read_options(known.out)
     if file is not None:
         recipe = MetaConfig.load(file)
+    probe = _ProbeFlags(**before.get("probe", {}))
     command = tyro.cli(
         MetaTrainCommand,
-        default=MetaTrainCommand(recipe=recipe, out=tyro.MISSING, **options),
+        default=MetaTrainCommand(
+            flags=_TrainFlags(**{**before, "out": tyro.MISSING, "probe": probe}), recipe=recipe
+        ),
         args=list(argv),
         prog="celo2 meta-train",
         description=_DESCRIPTION,
         registry=make_registry(commas=False),
     )
-    for name, before in options.items():
-        if getattr(command, name) != before:
-            print(f"{name}: {before} before, {getattr(command, name)} from now on.")
-    if file is None or command.recipe.start != recipe.start or file.parent.resolve() == command.out.resolve():
+    now = dataclasses.asdict(command.flags)
+    for name, value in before.items():
+        if now[name] != value:
+            print(f"{name}: {value} before, {now[name]} from now on.")
+    out = command.flags.out
+    if file is None or command.recipe.start != recipe.start or file.parent.resolve() == out.resolve():
         return command
     return dataclasses.replace(command, recipe=with_start_beside(command.recipe, file))
 
 
-def _options_of(out: Path) -> dict[str, Any]:
-    """Reads the options of the last call of a run, by the names of the command's fields.
+def _refuse_recipe_only(argv: Sequence[str]) -> None:
+    """Refuses flags of options that only a recipe file sets.
 
     Raises:
-        ValueError: The file is damaged.
+        ValueError: There is one; the message says what to do.
     """
-    saved = read_options(out)
-    probe = saved.pop("probe", {})
-    options = {"task_set": "probe_set", "tasks": "probe_tasks", "seeds": "probe_seeds"}
-    probe = (
-        {options[name]: probe[name] for name in options if name in probe} if isinstance(probe, dict) else {}
-    )
-    defaults = {field.name: field.default for field in dataclasses.fields(MetaTrainCommand)}
-    found = {}
-    for name, value in {**saved, **probe}.items():
-        if name not in defaults:
-            continue  # an option of another version
-        plain = tuple(value) if isinstance(value, list) else value
-        if not _is_like(plain, defaults[name]):
+    for word in argv:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in RECIPE_ONLY:
             raise ValueError(
-                f"{out / OPTIONS_FILE}: {name} is {value!r:.40}, which has another type than "
-                f"{defaults[name]!r}. Remove the file, and give the options that it held again."
+                f'{name} has no flag: write it into a recipe file, such as {{"{name}": …}}, and give that: '
+                "--config FILE. Options that the file lacks have their defaults."
             )
-        found[name] = plain
-    return found
-
-
-def _is_like(value: Any, default: Any) -> bool:
-    """Returns whether a value has its default's type; a tuple's items that of its first, or text."""
-    if isinstance(default, tuple) and isinstance(value, tuple):
-        return all(_is_like(item, default[0] if default else "") for item in value)
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def _choose_devices(recipe: MetaConfig, num_processes: int) -> int:

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -21,7 +21,7 @@ from celo2._utils.checks import check_devices, check_out_file
 from celo2._utils.files import read_object, write_atomic
 from celo2._utils.signals import exit_status
 from celo2.baselines import LEARNED, OPTIMIZERS
-from celo2.commands._arguments import make_registry
+from celo2.commands._arguments import make_registry, take_part
 from celo2.config import RuleConfig
 from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.meta.config import MetaConfig, Variant
@@ -42,6 +42,7 @@ from celo2.weights.checkpoint import SHIPPED, Weights, compute_checksum, load_ch
 
 TITLES = {"train": "training loss", "valid": "validation loss"}
 PLAIN_WIDTH = 200  # columns, where the output is no terminal
+START = "start:"  # before the name of a start; it may be left out
 HAND_DESIGNED = tuple(name for name in OPTIMIZERS if name not in (*SHIPPED, *BUILT_IN))
 
 _DESCRIPTION = f"""\
@@ -52,64 +53,64 @@ interval over the seeds; the mean over the tasks has an interval that counts see
 better than the first.
 
 A candidate is a weight file; a run's folder, for all of its weights; celo2 or celo2-base, the shipped
-ones; {" or ".join(BUILT_IN)}, where meta-training can start; or any hand-designed optimizer that
-`celo2 compare --help` lists, tuned in the same way around the middle of its own range. Claims need at least
-{LEAST_SEEDS} seeds.
+ones; {" or ".join(START + name for name in BUILT_IN)}, where meta-training can start ("{START}" may be left
+out); or any hand-designed optimizer that `celo2 compare --help` lists, tuned in the same way around the
+middle of its own range. Claims need at least {LEAST_SEEDS} seeds.
 
 The sets of the package are {", ".join(TASK_SETS)}. `choosing` may select weights and recipes;
 `judging` is only for weights that are about to be shipped, and never to choose among them.
 
 examples:
-  celo2 probe adam runs/search/weights/celo2-000100.safetensors --seeds 4
-  celo2 probe adam celo2 muon adamw --set judging --out runs/judging
-  celo2 probe random runs/base --variant celo2-base --tasks gpt stdlib-transformer --json probe.json
+  celo2 probe start:adam runs/search/weights/celo2-000100.safetensors --seeds 4
+  celo2 probe start:adam celo2 muon adamw --set judging --out runs/judging
+  celo2 probe start:random runs/base --variant celo2-base --tasks gpt stdlib-transformer --json probe.json
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _ProbeFlags(ProbeConfig):
+    """The settings of a probe, by their flags."""
+
+    task_set: Annotated[str, tyro.conf.arg(name="set")] = ProbeConfig.task_set
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeCommand:
-    """Arguments of `celo2 probe`."""
+    """Arguments of `celo2 probe`.
+
+    Attributes:
+        candidates: Weights, runs or names; the first is what the others are compared with.
+        variant: Variant of the starts.
+        out: Folder that keeps every finished task of every candidate, so that nothing is trained twice.
+        json: Also write everything to this file.
+        markdown: Also write the tables to this file.
+        plot: Also draw the tables to this file, a PNG; needs celo2[eval].
+        devices: Host devices that share the runs on a CPU; 0: one for each core.
+    """
 
     candidates: tyro.conf.Positional[tuple[str, ...]]
-    """Weights, runs or names; the first is what the others are compared with."""
-    set: str = ProbeConfig().task_set
-    """Declared set of tasks, a name or a TOML file."""
-    tasks: tuple[str, ...] = ()
-    """Which of the set's tasks; none: all."""
-    seeds: int = 0
-    """Runs of each task and rate; 0: as many as the set says."""
+    settings: Annotated[_ProbeFlags, tyro.conf.arg(name="")] = dataclasses.field(default_factory=_ProbeFlags)
     variant: Variant = "celo2"
-    """Variant of the starts random and adam."""
     out: Path | None = None
-    """Folder that keeps every finished task of every candidate, so that nothing is trained twice."""
     json: Path | None = None
-    """Also write everything to this file."""
     markdown: Path | None = None
-    """Also write the tables to this file."""
     plot: Path | None = None
-    """Also draw the tables to this file, a PNG; needs celo2[eval]."""
     devices: int = 0
-    """Host devices that share the runs on a CPU; 0: one for each core."""
-
-    @property
-    def probe(self) -> ProbeConfig:
-        """The settings of the probe."""
-        return ProbeConfig(task_set=self.set, tasks=self.tasks, seeds=self.seeds)
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `celo2 probe`; returns the exit status: 0, 2 if it cannot run, 130 and more after a signal."""
-    command = tyro.cli(
-        ProbeCommand,
-        prog="celo2 probe",
-        description=_DESCRIPTION,
-        args=list(argv),
-        registry=make_registry(),
-    )
     try:
-        config = command.probe
+        command = tyro.cli(
+            ProbeCommand,
+            prog="celo2 probe",
+            description=_DESCRIPTION,
+            args=list(argv),
+            registry=make_registry(),
+        )
+        config = take_part(command.settings, ProbeConfig)
         if not command.candidates:
-            raise ValueError("name at least one candidate: a weight file, a run's folder, adam.")
+            raise ValueError("name at least one candidate: a weight file, a run's folder, start:adam.")
         for path in (command.json, command.markdown, command.plot):
             if path:
                 check_out_file(path)
@@ -270,7 +271,8 @@ class _Store:
         if self._folder is None:
             return None
         digest = compute_checksum(weights.arrays, weights.config)[:12] if weights else "optimizer"
-        return self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', _short(name))[:60]}-{digest}.json"
+        stem = _short(name).removeprefix(START)  # a start's records have one name, however it is written
+        return self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', stem)[:60]}-{digest}.json"
 
 
 def load_candidates(names: Sequence[str], variant: Variant = "celo2") -> dict[str, Weights | None]:
@@ -290,8 +292,8 @@ def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights
     for name in names:
         if name in HAND_DESIGNED:
             yield name, None
-        elif name in BUILT_IN:
-            start = make_start(MetaConfig(variant=variant, start=name))
+        elif name.removeprefix(START) in BUILT_IN:
+            start = make_start(MetaConfig(variant=variant, start=name.removeprefix(START)))
             if not isinstance(start, Weights):
                 raise ValueError(f"a probe tunes a learning rate, and {variant!r} has none.")
             yield name, start

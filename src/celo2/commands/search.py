@@ -6,13 +6,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import tyro
 
 from celo2._utils.signals import exit_status
-from celo2.commands._arguments import make_registry
+from celo2.commands._arguments import make_registry, peek, take_part
 from celo2.meta.search import mixture
 from celo2.meta.search.run import Generation, SearchConfig, search
 
@@ -25,59 +25,55 @@ same result.
 examples:
   celo2 search --out runs/search
   celo2 search --variant celo2-base --generations 150 --out runs/search-base
-  celo2 probe adam runs/search/weights/celo2-000100.safetensors --set choosing
+  celo2 search --config runs/search/config.json --seed 1 --out runs/again
+  celo2 search --config recipes/search/celo2.json --generations 56 --out runs/shipped
+  celo2 probe start:adam runs/search/weights/celo2-000100.safetensors --set choosing
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _SearchFlags(SearchConfig):
+    """The settings of a search, by their flags."""
+
+    task_set: Annotated[str, tyro.conf.arg(name="set")] = SearchConfig.task_set
+    start: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER …")] = SearchConfig.start
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchCommand:
-    """Arguments of `celo2 search`."""
+    """Arguments of `celo2 search`: the settings of a search, and how long it goes on.
+
+    Attributes:
+        out: Folder of the search: settings, record, weights.
+        config: Search to repeat, the config.json of one; options given beside it replace those in the file.
+        generations: Generations in all; a resumed search continues up to it.
+        save_every: Generations between weight files.
+    """
 
     out: Path
-    """Folder of the search: settings, record, weights."""
-    variant: str = "celo2"
-    """celo2 or celo2-base."""
+    config: Path | None = None
     generations: int = 100
-    """Generations in all; a resumed search continues up to it."""
-    set: str = "searching"
-    """Declared set of tasks, a name or a TOML file."""
-    tasks_per_generation: int = 4
-    """Tasks that a generation trains on, in turn; 0: all of the set."""
-    population: int = 12
-    """Candidates of a generation."""
-    spread: float = 0.08
-    """Standard deviation of the first candidates."""
-    seeds: int = 1
-    """Runs of each task, rate and candidate."""
-    start: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER …")] = ()
-    """Numbers to begin at, such as the vector of an earlier record's last line; none: the Adam-like start."""
-    seed: int = 0
-    """Seed of the candidates, the tasks' order and the runs."""
     save_every: int = 5
-    """Generations between weight files."""
+    settings: Annotated[_SearchFlags, tyro.conf.arg(name="")]
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs `celo2 search`; returns the exit status: 0, 2 if it cannot run, 130 and more after a signal."""
-    command = tyro.cli(
-        SearchCommand,
-        prog="celo2 search",
-        description=_DESCRIPTION,
-        args=list(argv),
-        registry=make_registry(),
-    )
     try:
-        names = {field.name for field in dataclasses.fields(SearchConfig)} & vars(command).keys()
-        settings: dict[str, Any] = {name: getattr(command, name) for name in names}
+        command = _parse(argv)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
-        def show(done: Generation) -> None:
-            ratios = ", ".join(f"{name} {100 * ratio:+.1f} %" for name, ratio in done.mean.items())
-            place = f"generation {done.generation + 1}/{command.generations}"
-            print(f"{place}: {ratios}; spread {done.spread:.3f}; {done.seconds:.0f} s")
-            print(f"    {mixture.describe(np.asarray(done.vector))}", flush=True)
+    def show(done: Generation) -> None:
+        ratios = ", ".join(f"{name} {100 * ratio:+.1f} %" for name, ratio in done.mean.items())
+        place = f"generation {done.generation + 1}/{command.generations}"
+        print(f"{place}: {ratios}; spread {done.spread:.3f}; {done.seconds:.0f} s")
+        print(f"    {mixture.describe(np.asarray(done.vector))}", flush=True)
 
+    try:
         search(
-            SearchConfig(**settings, task_set=command.set),
+            take_part(command.settings, SearchConfig),
             command.out,
             generations=command.generations,
             save_every=command.save_every,
@@ -90,3 +86,21 @@ def main(argv: Sequence[str]) -> int:
         print(f"interrupted; the same command goes on with {command.out}.", file=sys.stderr)
         return exit_status(stop)
     return 0
+
+
+def _parse(argv: Sequence[str]) -> SearchCommand:
+    """Parses the command, with the settings of `--config` as defaults.
+
+    Raises:
+        OSError, ValueError: The file cannot be read, or a setting is out of its range.
+    """
+    file = peek(argv).config
+    settings = _SearchFlags(**vars(SearchConfig.load(file) if file else SearchConfig()))
+    return tyro.cli(
+        SearchCommand,
+        default=SearchCommand(out=tyro.MISSING, settings=settings),
+        prog="celo2 search",
+        description=_DESCRIPTION,
+        args=list(argv),
+        registry=make_registry(),
+    )

@@ -8,27 +8,19 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args, get_type_hints
+
+from tyro.conf import Suppress as RecipeOnly  # an option without a flag
 
 from celo2._utils.checks import check_count, check_seeds
-from celo2._utils.files import parse_object
-from celo2.config import RuleConfig, nearest_name
+from celo2.config import RuleConfig
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
-from celo2.meta.parsing import (
-    check_type,
-    parse_rule_options,
-    parse_shares,
-    split_by_weight,
-)
+from celo2.meta.parsing import parse_fields, parse_rule_options, parse_shares, split_by_weight
 from celo2.tasks.base import Split
 from celo2.tasks.families import FAMILIES
 from celo2.tasks.families.augmentation import LEVELS, Level, parse_mixture
 from celo2.tasks.families.base import Source
 from celo2.zoo.specs import PRESETS, Celo, MemberConfig
-
-if TYPE_CHECKING:
-    pass
-
 
 Variant = Literal[
     "celo2",
@@ -90,7 +82,8 @@ _POSITIVE = ("outer_learning_rate", "sign_scale", "sigma", "inner_learning_rate"
 class MetaConfig:
     """The recipe of one run; defaults are the published values unless stated otherwise.
 
-    Source: arXiv 2602.19142, section 4 and its public meta-training command.
+    Source: arXiv 2602.19142, section 4 and its public meta-training command. Options marked `RecipeOnly` are
+    not on the command line.
 
     Attributes:
         variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors), "celo2-base", or a predecessor by its
@@ -160,7 +153,7 @@ class MetaConfig:
     rule_options: tuple[str, ...] = ()
     outer_optimizer: OuterOptimizer = "adamw"
     outer_learning_rate: float = 4e-4
-    outer_weight_decay: float = 0.0
+    outer_weight_decay: RecipeOnly[float] = 0.0
     outer_warmup: int = 0
     outer_decay_steps: int = 0
     outer_clip: float = 0.0
@@ -170,25 +163,25 @@ class MetaConfig:
     tasks_per_set: int = 8
     estimator: Estimator = "pes"
     loss_difference: LossDifference = "value"
-    loss_scale: LossScale = "linear"
-    sign_scale: float = 1.0
+    loss_scale: RecipeOnly[LossScale] = "linear"
+    sign_scale: RecipeOnly[float] = 1.0
     meta_loss: MetaLoss = "training"
-    sigma: float = 0.01
+    sigma: RecipeOnly[float] = 0.01
     truncation_length: int = 50
     min_unroll: int = 100
     max_unroll: int = 2000
-    unroll_law: UnrollLaw = "log-uniform"
-    inner_clip: float = 0.0
-    family_rates: tuple[str, ...] = ()
+    unroll_law: RecipeOnly[UnrollLaw] = "log-uniform"
+    inner_clip: RecipeOnly[float] = 0.0
+    family_rates: RecipeOnly[tuple[str, ...]] = ()
     inner_learning_rate: float = 1e-3
     rate_spread: float = 1.0
     rate_units: RateUnits = "stored"
     inner_schedule: Schedule = "constant"
-    adamw_lr_scale: float = 20.0
+    adamw_lr_scale: RecipeOnly[float] = 20.0
     level: Level = "global"
     scale_range: tuple[float, float] = (1e-3, 1e3)
-    mixture: tuple[str, ...] = ()
-    batch_size: int = 64
+    mixture: RecipeOnly[tuple[str, ...]] = ()
+    batch_size: RecipeOnly[int] = 64
     start: str = "random"
     seed: int = 0
 
@@ -316,15 +309,7 @@ class MetaConfig:
             ValueError: The text is not a JSON object, or has an unknown name, or a value of the wrong
                 type or range.
         """
-        options = parse_object(text)
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        for name, value in options.items():
-            if name not in defaults:
-                raise ValueError(
-                    f"unknown name {name!r} in a meta-training config{nearest_name(name, defaults)}"
-                )
-            check_type(name, value, defaults[name])
-        return cls(**options)
+        return cls(**parse_fields(cls, text, "a meta-training config"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MetaConfig:
@@ -338,6 +323,14 @@ class MetaConfig:
             return cls.from_json(Path(path).read_text())
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+RECIPE_ONLY = tuple(
+    name
+    for name, hint in get_type_hints(MetaConfig, include_extras=True).items()
+    if RecipeOnly in getattr(hint, "__metadata__", ())
+)
+"""The options without a flag: a recipe file sets them, or Python. No documented run does."""
 
 
 def _check_outer(config: MetaConfig) -> None:

@@ -1,13 +1,62 @@
-"""Parsing of structured options: family weights with the allocation of pairs, and options of the rule."""
+"""Parsing of settings: JSON objects of a dataclass's fields, family weights, and options of the rule."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from celo2._utils.files import parse_object
 from celo2.config import RuleConfig, nearest_name
+
+_ONE = {str: "a string", int: "a whole number", float: "a number"}
+_MANY = {str: "a list of strings", float: "a list of numbers"}
+
+
+def parse_fields(cls: type, text: str, what: str) -> dict[str, Any]:
+    """Parses a JSON object whose names are fields of a dataclass, any of which may be missing.
+
+    Args:
+        cls: The dataclass; the annotations of its fields decide which values fit.
+        text: The JSON text.
+        what: What the text should be, for messages.
+
+    Raises:
+        ValueError: The text is not a JSON object, has an unknown name, or a value of the wrong type.
+    """
+    values, kinds = parse_object(text), get_type_hints(cls)
+    for name, value in values.items():
+        if name not in kinds:
+            near = nearest_name(name, kinds) or f"; there are {', '.join(kinds)}"
+            raise ValueError(f"unknown name {name!r} in {what}{near}.")
+        check_kind(name, value, kinds[name])
+    return values
+
+
+def check_kind(name: str, value: Any, kind: Any) -> None:
+    """Checks that a JSON value fits a field's annotation: text, a number, a choice, or a list of these.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if get_origin(kind) is tuple:
+        item = _plain(get_args(kind)[0])
+        fits = isinstance(value, list) and all(_is_a(item, one) for one in value)
+        wanted = _MANY[item]
+    else:
+        fits, wanted = _is_a(_plain(kind), value), _ONE[_plain(kind)]
+    if not fits:
+        raise ValueError(f"{name} must be {wanted}, got {json.dumps(value):.60}.")
+
+
+def _plain(kind: Any) -> type:
+    return str if get_origin(kind) is Literal else kind
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    accepted = (int, float) if kind is float else kind
+    return isinstance(value, accepted) and not isinstance(value, bool)
 
 
 def parse_shares(entries: Sequence[str], known: Sequence[str]) -> dict[str, float]:
@@ -110,25 +159,3 @@ def parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError:
             options[name] = value  # plain text, which JSON would quote
     return options
-
-
-def check_type(name: str, value: Any, default: Any) -> None:
-    """Checks that a JSON value has the type of an option's default.
-
-    Raises:
-        ValueError: It is of another type.
-    """
-    if isinstance(default, tuple):
-        kind: type = float if name == "scale_range" else str
-        fits = isinstance(value, list) and all(_is_a(kind, item) for item in value)
-        wanted = "a list of numbers" if kind is float else "a list of strings"
-    else:
-        fits = _is_a(type(default), value)
-        wanted = {str: "a string", int: "a whole number", float: "a number"}[type(default)]
-    if not fits:
-        raise ValueError(f"{name} must be {wanted}, got {json.dumps(value)}.")
-
-
-def _is_a(kind: type, value: Any) -> bool:
-    accepted = (int, float) if kind is float else kind
-    return isinstance(value, accepted) and not isinstance(value, bool)

@@ -1,7 +1,7 @@
 """The meta-training loop: resume, iterate, report, save.
 
-`meta_train` runs a recipe; `Pace` sizes the calls of the device, so that it stays busy and Ctrl-C is answered
-within about a second.
+`meta_train` runs a recipe; `CallSize` sizes the calls of the device, so that it stays busy and Ctrl-C is
+answered within about a second.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ import numpy as np
 import optax
 from jax.typing import ArrayLike
 
-from celo2._utils.checks import check_count
 from celo2._utils.signals import Stopped, collecting_stops
 from celo2._utils.streams import library_log
 from celo2._version import __version__
 from celo2.meta import outer
-from celo2.meta.config import MetaConfig
+from celo2.meta.config import RECIPE_ONLY, MetaConfig
 from celo2.meta.inner.families import (
     check_devices,
     describe,
@@ -36,57 +35,17 @@ from celo2.meta.inner.families import (
 from celo2.meta.inner.theta import BUILT_IN, check_start, load_start
 from celo2.meta.outer import MAX_STEPS, make_outer_optimizer
 from celo2.meta.run import distributed
-from celo2.meta.run.callbacks import Watch, WatchOptions, check_processes, check_variant
+from celo2.meta.run.callbacks import Callbacks, check_processes, check_variant
 from celo2.meta.run.errors import MetaGradientError, SkipLimit
 from celo2.meta.run.folder import RunFiles
-from celo2.meta.run.loggers import check_sinks
+from celo2.meta.run.loggers import check_loggers
+from celo2.meta.run.options import TrainOptions, write_options
 from celo2.meta.run.progress import Progress
-from celo2.meta.run.recipe import write_options
+from celo2.meta.run.recipe import RECIPE_FILE
 from celo2.tasks.base import Dataset
 
 NOTICE = "stopping: the iterations at work are finished and saved; once more ends the run at once."
 LOG_FILE = "libraries.log"  # log messages of Orbax and other libraries
-KEPT_OPTIONS = (  # for a resumption
-    "outer_steps",
-    "checkpoint_every",
-    "max_skipped",
-    "skip_window",
-    "sinks",
-    "probe_every",
-    "probe",
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(WatchOptions):
-    """Options of running and observing a recipe; none of them changes the result.
-
-    Attributes, beside those of `WatchOptions`:
-        out: Folder of the run.
-        outer_steps: Total outer iterations; a resumed run continues up to it.
-        resume: Continue the run in `out`.
-        checkpoint_every: Outer iterations between checkpoints.
-        max_skipped: Share of the last `skip_window` meta-gradients that may be skipped because they are not
-            finite, in [0, 1]; one more ends the run with an error.
-        skip_window: Outer iterations over which skipped ones are counted.
-        machine_words: Command-line words that a resumption on this machine needs beside --resume and --out.
-    """
-
-    out: Path
-    outer_steps: int
-    resume: bool = False
-    checkpoint_every: int = 200
-    max_skipped: float = 0.05
-    skip_window: int = 200
-    machine_words: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Checks every range."""
-        super().__post_init__()
-        for name in ("outer_steps", "checkpoint_every", "skip_window"):
-            check_count(name, getattr(self, name), 1)
-        if not 0 <= self.max_skipped <= 1:
-            raise ValueError(f"max_skipped is a share in [0, 1], got {self.max_skipped}.")
 
 
 def meta_train(
@@ -112,12 +71,12 @@ def meta_train(
         MetaGradientError: Too many meta-gradients were not finite; a checkpoint has been saved.
         RunWriteError: A file of the run could not be written; the last checkpoint is intact.
         ProcessLostError: Another process of the run has ended; the last checkpoint is intact.
-        ValueError: See `make_outer_optimizer`, `check_sinks`, `check_variant`, `check_start` and `Watch`.
-        ImportError: See `check_sinks`.
+        ValueError: See `make_outer_optimizer`, `check_loggers`, `check_variant`, `check_start`, `Callbacks`.
+        ImportError: See `check_loggers`.
         FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
     """
     make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
-    check_sinks(options.sinks)
+    check_loggers(options.sinks)
     check_processes(options)
     check_variant(config, options)
     check_start(config)
@@ -127,7 +86,7 @@ def meta_train(
         datasets = load_datasets(config)
         files.start(config, resume=options.resume)
         if distributed.is_first():
-            write_options(files.folder, {name: getattr(options, name) for name in KEPT_OPTIONS})
+            write_options(files.folder, options)
         try:
             with library_log(files.folder / LOG_FILE):
                 return _run(config, options, files, datasets, outer_optimizer)
@@ -162,20 +121,20 @@ def _run(
     is_first = distributed.is_first()
     progress = Progress(config.variant, first, options.outer_steps, history, shown=is_first)
     save = partial(files.save, config=config, provenance=provenance)
-    watching = Watch(config, options, files.folder, first, save)
-    with watching as watch, progress, collecting_stops(NOTICE) as stop:
-        watch.begin(state, lambda: outer.init(config, mesh, optimizer))
-        pace = Pace()
+    observing = Callbacks(config, options, files.folder, first, save)
+    with observing as callbacks, progress, collecting_stops(NOTICE) as stop:
+        callbacks.begin(state, lambda: outer.init(config, mesh, optimizer))
+        call_size = CallSize()
         while step < options.outer_steps:
             to_checkpoint = options.checkpoint_every - step % options.checkpoint_every
-            to_stop = min(to_checkpoint, options.outer_steps - step, watch.steps_to_next(step))
-            (pace_steps,) = distributed.agree(pace.num_steps)
-            num_steps = min(pace_steps, to_stop)
+            to_stop = min(to_checkpoint, options.outer_steps - step, callbacks.steps_to_next(step))
+            (call_steps,) = distributed.agree(call_size.num_steps)
+            num_steps = min(call_steps, to_stop)
             state, metrics = outer_steps(state, data, num_steps)
-            records = _as_records(step, num_steps, jax.device_get(metrics), config, pace)
+            records = _as_records(step, num_steps, jax.device_get(metrics), config, call_size)
             step += num_steps
             files.append_metrics(records)
-            watch.write(records)
+            callbacks.write(records)
             progress.update(records)
             fault = limit.check(records)
             (stopped_by,) = distributed.agree(stop[0] if stop else 0)
@@ -184,8 +143,8 @@ def _run(
                 weights = save(state)
             if fault:
                 raise MetaGradientError(fault)
-            if not stopped_by and watch.probe(state):
-                pace.skip()
+            if not stopped_by and callbacks.probe(state):
+                call_size.skip()
             if stopped_by and step < options.outer_steps:
                 how = _describe_resumption(config, options)
                 raise Stopped(stopped_by, f"stopped after {step} iterations; continue with: {how}")
@@ -204,7 +163,7 @@ def _describe_resumption(config: MetaConfig, options: TrainOptions) -> str:
 
 
 def _as_records(
-    first: int, num_steps: int, metrics: outer.OuterMetrics, config: MetaConfig, pace: Pace
+    first: int, num_steps: int, metrics: outer.OuterMetrics, config: MetaConfig, call_size: CallSize
 ) -> list[dict[str, Any]]:
     """Converts metrics to records of the iterations after `first`, with equally spaced times."""
     return [
@@ -223,7 +182,7 @@ def _as_records(
             "diverged_runs": int(metrics.diverged_runs[index]),
             "skipped": int(metrics.skipped[index]),
         }
-        for index, seconds in enumerate(pace.end(num_steps))
+        for index, seconds in enumerate(call_size.end(num_steps))
     ]
 
 
@@ -233,16 +192,18 @@ def _number_or_none(value: ArrayLike, *, digits: int = 17) -> float | None:
 
 
 def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, Dataset]) -> dict[str, str]:
-    changed = []
+    changed = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != field.default and field.name != "variant":
             words = map(str, value if isinstance(value, tuple) else (value,))
-            changed.append(f"--{field.name.replace('_', '-')} {shlex.join(words)}")
-    command = f"celo2 meta-train --variant {config.variant} --outer-steps {options.outer_steps}"
+            changed[field.name] = f"--{field.name.replace('_', '-')} {shlex.join(words)}"
+    words = [f"--variant {config.variant} --outer-steps {options.outer_steps}", *changed.values()]
+    if changed.keys() & set(RECIPE_ONLY):  # which have no flag
+        words = [f"--config {RECIPE_FILE} --outer-steps {options.outer_steps}"]
     return {
         "made_by": f"celo2 {__version__}",
-        "command": " ".join([command, *changed]),
+        "command": " ".join(["celo2 meta-train", *words]),
         "data": describe(datasets),
         "seed": str(config.seed),
         "recipe": " ".join(config.to_json().split()),
@@ -262,7 +223,7 @@ def _start_provenance(config: MetaConfig) -> dict[str, str]:
 CALL_SECONDS = 1.0  # between checks of Ctrl-C, lines of metrics, and moves of the progress bar
 
 
-class Pace:
+class CallSize:
     """Chooses how many outer iterations to run per device call, from the measured time of an iteration.
 
     Attributes:

@@ -72,7 +72,12 @@ LINES = {
     f"{META} out --resume": ("nothing to resume: .*config.json does not exist", 2),
     f"{META} out --seed {BIG}": (r"seeds must be whole numbers in \[0, 2³²\), got 18446744073709551616", 2),
     f"{META} out --seed -1": (r"seeds must be whole numbers in \[0, 2³²\), got -1", 2),
-    f"{META} out --sigma 1e-60": ("sigma must be positive and finite in float32", 2),
+    f"{META} out --rate-spread 1 --inner-learning-rate 1e-60": (
+        "inner_learning_rate must be positive and finite in float32",
+        2,
+    ),
+    f"{META} out --sigma 0.02": ("sigma has no flag: .* recipe file, .* --config FILE", 2),
+    f"{META} out --batch-size=8": ("batch_size has no flag", 2),
     f"{META} out --outer-learning-rate inf": ("outer_learning_rate must be positive and finite", 2),
     f"{META} out --outer-learning-rate nan": ("outer_learning_rate must be positive and finite", 2),
     f"{META} out --outer-steps 0": ("outer_steps must be a whole number from 1", 2),

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from celo2 import load_checkpoint
 from celo2._utils.signals import Stopped
 from celo2.commands import meta_train as command
-from celo2.meta.config import MetaConfig
+from celo2.meta.config import RECIPE_ONLY, MetaConfig
 
 
 @pytest.fixture
@@ -115,7 +116,9 @@ def _start(out: Path, *words: str) -> None:
 
 def test_resumption_needs_the_folder_alone(instant_outer, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    _start(out, "--sigma", "0.02", "--outer-steps", "20", "--checkpoint-every", "7", "--max-skipped", "0.5")
+    _start(
+        out, "--outer-clip", "0.5", "--outer-steps", "20", "--checkpoint-every", "7", "--max-skipped", "0.5"
+    )
     shutil.rmtree(out / "checkpoints" / "20")
     assert command.main(["--resume", "--out", str(out)]) == 0
     lines = (out / "metrics.jsonl").read_text().splitlines()
@@ -133,10 +136,10 @@ def test_resumption_may_go_further_and_says_so(instant_outer, tmp_path: Path, ca
 
 def test_resumption_names_the_options_that_differ(instant_outer, tmp_path: Path, capsys) -> None:
     out = tmp_path / "run"
-    _start(out, "--outer-steps", "10", "--sigma", "0.02")
-    assert command.main(["--resume", "--out", str(out), "--sigma", "0.03", "--seed", "5"]) == 2
+    _start(out, "--outer-steps", "10", "--outer-clip", "0.5")
+    assert command.main(["--resume", "--out", str(out), "--outer-clip", "0.6", "--seed", "5"]) == 2
     printed = capsys.readouterr().err
-    assert "sigma: 0.02 before, 0.03 now" in printed
+    assert "outer_clip: 0.5 before, 0.6 now" in printed
     assert "seed: 0 before, 5 now" in printed
     assert "outer_learning_rate" not in printed
 
@@ -175,3 +178,55 @@ def test_odd_options_are_named_with_what_to_do(instant_outer, tmp_path: Path, ca
     printed = capsys.readouterr().err
     assert str(out / "options.json") in printed
     assert "Remove the file" in printed
+
+
+RECIPE_ONLY_VALUES = {
+    "outer_weight_decay": 0.1,
+    "loss_scale": "log",
+    "sign_scale": 2.0,
+    "sigma": 0.02,
+    "unroll_law": "uniform",
+    "inner_clip": 1.0,
+    "family_rates": ["mlp:2"],
+    "adamw_lr_scale": 10.0,
+    "mixture": ["none", "tensor:0.5:2"],
+    "batch_size": 8,
+}
+
+
+def test_every_option_without_a_flag_is_known_here() -> None:
+    assert set(RECIPE_ONLY_VALUES) == set(RECIPE_ONLY)
+
+
+@pytest.mark.parametrize(("name", "value"), RECIPE_ONLY_VALUES.items(), ids=list(RECIPE_ONLY_VALUES))
+def test_option_without_a_flag_is_taken_from_a_recipe_file(
+    recipe_of, tmp_path: Path, capsys, name: str, value: object
+) -> None:
+    path, flag = tmp_path / "recipe.json", f"--{name.replace('_', '-')}"
+    path.write_text(json.dumps({name: value}))
+    recipe = recipe_of("--config", str(path), "--seed", "3")
+    assert json.loads(recipe.to_json())[name] == value
+    assert recipe.seed == 3
+    assert command.main([flag, "1", "--out", str(tmp_path / "other")]) == 2
+    assert f"{name} has no flag" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    assert flag not in capsys.readouterr().out
+
+
+def test_documentation_lists_the_options_without_a_flag() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "meta_training.md").read_text()
+    section = page.partition("### Only in a recipe file or in Python")[2].partition("\n#")[0]
+    rows = [line.split("|")[1].strip(" `") for line in section.splitlines() if line.startswith("| `")]
+    assert sorted(rows) == sorted(RECIPE_ONLY)
+
+
+def test_run_of_a_recipe_file_trains_and_names_its_recipe(instant_outer, tmp_path: Path) -> None:
+    path, out = tmp_path / "recipe.json", tmp_path / "run"
+    path.write_text(json.dumps({"batch_size": 8, "loss_scale": "log"}))
+    _start(out, "--config", str(path), "--outer-steps", "10")
+    recipe = MetaConfig.load(out / "config.json")
+    assert (recipe.batch_size, recipe.loss_scale, recipe.datasets) == (8, "log", ("digits",))
+    weights = load_checkpoint(out / "weights" / "celo2-000010.safetensors")
+    assert weights.provenance["command"] == "celo2 meta-train --config config.json --outer-steps 10"
+    assert command.main(["--resume", "--out", str(out), "--outer-steps", "12"]) == 0

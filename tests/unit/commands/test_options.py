@@ -16,17 +16,20 @@ from celo2.commands._arguments import make_registry
 from celo2.commands.bench import BenchCommand
 from celo2.commands.compare import CompareOptions
 from celo2.commands.evaluate import EvaluateCommand, _suite
-from celo2.commands.meta_train import MetaTrainCommand
+from celo2.commands.meta_train import Machine, MetaTrainCommand
 from celo2.commands.probe import ProbeCommand
 from celo2.commands.report import ReportCommand
 from celo2.commands.search import SearchCommand
+from celo2.meta.probe import ProbeConfig
+from celo2.meta.run.options import TrainOptions
+from celo2.meta.search.run import SearchConfig
 
 SHARED = (
     "seeds",
     "steps",
     "devices",
     "out",
-    "set",
+    "task_set",
     "json",
     "tasks",
     "optimizers",
@@ -37,10 +40,14 @@ COMMANDS = (
     BenchCommand,
     CompareOptions,
     EvaluateCommand,
+    Machine,
     MetaTrainCommand,
+    TrainOptions,
     ProbeCommand,
+    ProbeConfig,
     ReportCommand,
     SearchCommand,
+    SearchConfig,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +134,10 @@ def test_other_variants_and_options_have_programs_of_their_own(
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("name", ["adam", "start:adam"])
 @pytest.mark.parametrize("variant", ["celo2", "celo2-base"])
-def test_built_in_start_is_that_of_a_run(variant: str) -> None:
-    (weights,) = command.load_candidates(["adam"], variant).values()  # type: ignore[arg-type]
+def test_built_in_start_is_that_of_a_run(variant: str, name: str) -> None:
+    (weights,) = command.load_candidates([name], variant).values()  # type: ignore[arg-type]
     assert weights is not None
     start = make_start(MetaConfig(variant=variant, start="adam"))  # type: ignore[arg-type]
     assert weights.config.variant == variant
@@ -172,3 +174,21 @@ def test_candidates_with_one_file_name_are_told_apart(made, words: list[str], tm
     lines = table.read_text().splitlines()
     assert lines[2].split("|")[1].strip().endswith("a/rule.safetensors")
     assert lines[3].split("|")[1].strip().endswith("b/rule.safetensors")
+
+
+def test_start_has_one_record_however_it_is_written(made, words: list[str], tmp_path: Path) -> None:
+    out, file = tmp_path / "kept", tmp_path / "out.json"
+    for name in ("adam", "start:adam"):
+        assert command.main([name, *words, "--out", str(out), "--json", str(file)]) == 0
+    assert len(made) == 1
+    assert [path.name[:5] for path in out.iterdir() if path.name != "probe.json"] == ["adam-"]
+    assert json.loads(file.read_text())["candidates"][0]["name"] == "start:adam"
+
+
+@pytest.mark.parametrize("name", ["adam", "start:adam"])
+def test_records_of_the_repository_are_read(made, tmp_path: Path, capsys, name: str) -> None:
+    shutil.copytree(Path(__file__).parents[3] / "results" / "judging", tmp_path / "judging")
+    words = ["--set", "judging", "--out", str(tmp_path / "judging"), "--devices", "1"]
+    assert command.main([name, "adamw", *words]) == 0
+    assert made == []  # nothing was trained again
+    assert capsys.readouterr().err.count(f"{name}, ") == 9

@@ -1,4 +1,4 @@
-"""A run that is watched: probes and sinks beside the loop, through kills and resumptions."""
+"""A run with callbacks: probes and loggers beside the loop, through kills and resumptions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.outer import OuterMetrics, OuterState
 from celo2.meta.probe import ProbeConfig
 from celo2.meta.run import callbacks
-from celo2.meta.run.loggers import Sinks
+from celo2.meta.run.loggers import Loggers
 from celo2.meta.train import TrainOptions, meta_train
 from helpers.probe_records import make_record
 
@@ -81,7 +81,7 @@ def run(folder: Path, **options) -> None:
     meta_train(CONFIG, TrainOptions(out=folder, **{**OPTIONS, "probe_every": 10, **options}))
 
 
-def test_probes_are_taken_at_their_pace_and_choose(tmp_path: Path, probed: list[int], capsys) -> None:
+def test_probes_are_taken_at_their_interval_and_choose(tmp_path: Path, probed: list[int], capsys) -> None:
     run(tmp_path)
     assert probed == [0, 10, 20, 30, 40]
     assert [probe["step"] for probe in probes_of(tmp_path)] == probed
@@ -164,7 +164,7 @@ def test_best_weights_that_a_kill_left_out_are_copied(tmp_path: Path) -> None:
     assert (tmp_path / "best.safetensors").read_bytes() == best
 
 
-def test_numbers_and_probes_reach_the_sinks_which_may_fail(
+def test_numbers_and_probes_reach_the_loggers_which_may_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     seen: list[dict] = []
@@ -179,8 +179,8 @@ def test_numbers_and_probes_reach_the_sinks_which_may_fail(
         def close(self) -> None:
             self.closed = True
 
-    sink = Failing()
-    monkeypatch.setattr(callbacks, "open_sinks", lambda *_, **__: Sinks({"net": sink}))
+    logger = Failing()
+    monkeypatch.setattr(callbacks, "open_loggers", lambda *_, **__: Loggers({"net": logger}))
     run(tmp_path, outer_steps=10)
     steps = [record["step"] for record in seen]
     assert steps == sorted(steps)
@@ -189,7 +189,7 @@ def test_numbers_and_probes_reach_the_sinks_which_may_fail(
         pytest.approx(-0.6466, abs=1e-4),
     ]
     assert [record["step"] for record in seen if "meta_loss" in record] == list(range(1, 11))
-    assert sink.closed
+    assert logger.closed
     assert capsys.readouterr().err.count("net failed (ConnectionError: down)") == 1
     assert (tmp_path / "weights" / "celo2-000010.safetensors").exists()
 

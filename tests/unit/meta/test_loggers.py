@@ -1,4 +1,4 @@
-"""Sinks: what reaches TensorBoard and Weights & Biases, and what happens without them."""
+"""Loggers: what reaches TensorBoard and Weights & Biases, and what happens without them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from celo2.meta.run.loggers import Sinks, check_sinks, flatten, open_sinks
+from celo2.meta.run.loggers import Loggers, check_loggers, flatten, open_loggers
 
 RECORDS = [
     {"step": 1, "meta_loss": 2.0, "loss_per_task": {"mlp/digits": 2.5, "mlp/mnist": None}, "skipped": 0},
@@ -51,7 +51,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 class Broken:
-    """A sink whose network is down at first."""
+    """A logger whose network is down at first."""
 
     def __init__(self, failures: int) -> None:
         self.failures, self.seen = failures, []
@@ -73,7 +73,7 @@ def test_flatten_joins_names_and_leaves_out_what_is_no_number() -> None:
 
 def test_no_sink_is_named_like_that() -> None:
     with pytest.raises(ValueError, match="did you mean 'tensorboard'"):
-        check_sinks(["tensorbord"])
+        check_loggers(["tensorbord"])
 
 
 @pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb")])
@@ -83,27 +83,27 @@ def test_missing_package_names_the_extra(monkeypatch, name: str, package: str) -
         importlib.util, "find_spec", lambda wanted: None if wanted == package else found(wanted)
     )
     with pytest.raises(ImportError, match=rf"{package}.*pip install 'celo2\[watch\]'"):
-        check_sinks([name])
+        check_loggers([name])
 
 
 def test_failing_sink_is_reported_once_and_tried_again(capsys) -> None:
     broken, sound = Broken(failures=2), Broken(failures=0)
-    sinks = Sinks({"broken": broken, "sound": sound})
+    loggers = Loggers({"broken": broken, "sound": sound})
     for record in ({"step": 1}, {"step": 2}, {"step": 3}):
-        sinks.write([record])
-    sinks.close()
+        loggers.write([record])
+    loggers.close()
     assert broken.seen == [{"step": 3}]
     assert [record["step"] for record in sound.seen] == [1, 2, 3]
     warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 2  # one of each, the second sink's when it was closed
+    assert len(warnings) == 2  # one of each, the second logger's when it was closed
     assert "broken failed (ConnectionError: no route to host)" in warnings[0]
     assert "sound failed (RuntimeError: cannot close)" in warnings[1]
 
 
 def test_wandb_gets_a_row_for_each_record(wandb, tmp_path: Path) -> None:
-    sinks = open_sinks(["wandb"], tmp_path, first=0, recipe={"sigma": 0.01})
-    sinks.write(RECORDS)
-    sinks.close()
+    loggers = open_loggers(["wandb"], tmp_path, first=0, recipe={"sigma": 0.01})
+    loggers.write(RECORDS)
+    loggers.close()
     (run,) = wandb.runs
     assert run.options["config"] == {"sigma": 0.01}
     assert (run.options["project"], run.options["resume"]) == ("celo2", None)
@@ -113,10 +113,10 @@ def test_wandb_gets_a_row_for_each_record(wandb, tmp_path: Path) -> None:
 
 
 def test_resumed_wandb_run_is_continued_where_the_server_is(wandb, tmp_path: Path) -> None:
-    open_sinks(["wandb"], tmp_path, first=0, recipe={})
+    open_loggers(["wandb"], tmp_path, first=0, recipe={})
     wandb.step = 2  # what a killed run had sent before its last checkpoint is computed again
-    sinks = open_sinks(["wandb"], tmp_path, first=1, recipe={})
-    sinks.write([*RECORDS, {"step": 3, "meta_loss": 1.0}])
+    loggers = open_loggers(["wandb"], tmp_path, first=1, recipe={})
+    loggers.write([*RECORDS, {"step": 3, "meta_loss": 1.0}])
     first, second = wandb.runs
     assert (second.id, second.options["resume"]) == (first.id, "allow")
     assert [step for step, _ in second.rows] == [2, 3]
@@ -124,7 +124,7 @@ def test_resumed_wandb_run_is_continued_where_the_server_is(wandb, tmp_path: Pat
 
 def test_new_wandb_run_in_an_old_folder_is_another(wandb, tmp_path: Path) -> None:
     (tmp_path / "wandb.json").write_text(json.dumps({"id": "old"}))
-    open_sinks(["wandb"], tmp_path, first=0, recipe={})
+    open_loggers(["wandb"], tmp_path, first=0, recipe={})
     assert wandb.runs[0].options["id"] is None
 
 
@@ -134,7 +134,7 @@ def test_sink_that_cannot_be_opened_is_an_error(wandb, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(OSError, match=r"wandb could not be opened \(RuntimeError: nobody is logged in\)"):
-        open_sinks(["wandb"], tmp_path, first=0, recipe={})
+        open_loggers(["wandb"], tmp_path, first=0, recipe={})
 
 
 def _read_events(folder: Path) -> list:
@@ -153,10 +153,10 @@ def _read_events(folder: Path) -> list:
 
 def test_tensorboard_files_hold_the_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX", reason="the watch extra is not installed")
-    sinks = open_sinks(["tensorboard"], tmp_path, first=0, recipe={"sigma": 0.01})
-    sinks.write(RECORDS)
-    sinks.close()
-    again = open_sinks(["tensorboard"], tmp_path, first=1, recipe={})
+    loggers = open_loggers(["tensorboard"], tmp_path, first=0, recipe={"sigma": 0.01})
+    loggers.write(RECORDS)
+    loggers.close()
+    again = open_loggers(["tensorboard"], tmp_path, first=1, recipe={})
     again.write(RECORDS[1:])
     again.close()
     events = _read_events(tmp_path / "tensorboard")

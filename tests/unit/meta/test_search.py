@@ -16,24 +16,9 @@ from celo2.meta.search.objective import best_of_rates, soft_maximum
 from celo2.meta.search.run import SearchConfig, search
 from celo2.meta.task_sets import TASK_SETS, load_task_set
 from celo2.training.protocol import cosine_schedule
+from helpers.search_sets import TINY_SET
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-TINY_SET = """
-seeds = 1
-first_seed = 5
-[[tasks]]
-name = "a"
-task = "mlp"
-steps = 6
-options = { images = "digits", widths = [4], batch_size = 4 }
-[[tasks]]
-name = "b"
-task = "autoencoder"
-steps = 5
-at_once = 5
-options = { images = "digits", widths = [4, 2, 4], batch_size = 4 }
-"""
 
 
 @pytest.fixture

@@ -46,9 +46,9 @@ class ProbeConfig:
     """Settings of a probe: tasks and seeds.
 
     Attributes:
-        task_set: A declared set by its name in `celo2.meta.task_sets.TASK_SETS`, or a TOML file.
-        tasks: Names of the tasks to use; none: all.
-        seeds: Runs of each rate; 0: the set's own number.
+        task_set: Declared set of tasks to train, a name or a TOML file.
+        tasks: Which of the set's tasks; none: all.
+        seeds: Runs of each task and rate; 0: as many as the set says.
 
     Raises:
         ValueError: The set has no such task, or a number is out of its range.

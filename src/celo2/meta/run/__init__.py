@@ -1,1 +1,1 @@
-"""Infrastructure of a meta-training run: folder, checkpoints, metrics, loggers, callbacks, processes."""
+"""Infrastructure of a meta-training run: options, folder, checkpoints, loggers, callbacks, processes."""

@@ -12,33 +12,14 @@ import jax
 
 from celo2.meta.config import MetaConfig
 from celo2.meta.outer import OuterState
-from celo2.meta.probe import Probe, ProbeConfig
+from celo2.meta.probe import Probe
 from celo2.meta.probe.log import ProbeLog, as_point, describe_probe
 from celo2.meta.run.distributed import is_first
-from celo2.meta.run.loggers import open_sinks
+from celo2.meta.run.loggers import open_loggers
+from celo2.meta.run.options import TrainOptions
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WatchOptions:
-    """Options of the loggers and probes of a run.
-
-    Attributes:
-        sinks: Loggers that receive the metrics beside the files of the run (`celo2.meta.run.loggers.SINKS`).
-        probe_every: Outer iterations between probes, which select the best weights; 0: never.
-        probe: The tasks and seeds of a probe.
-    """
-
-    sinks: tuple[str, ...] = ()
-    probe_every: int = 0
-    probe: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
-
-    def __post_init__(self) -> None:
-        """Checks the interval of the probes."""
-        if self.probe_every < 0:
-            raise ValueError(f"probe_every must not be negative, got {self.probe_every}; 0 is never.")
-
-
-def check_processes(options: WatchOptions) -> None:
+def check_processes(options: TrainOptions) -> None:
     """Refuses probes of a run on several processes, where all would wait for the one that probes.
 
     Raises:
@@ -51,7 +32,7 @@ def check_processes(options: WatchOptions) -> None:
         )
 
 
-def check_variant(config: MetaConfig, options: WatchOptions) -> None:
+def check_variant(config: MetaConfig, options: TrainOptions) -> None:
     """Refuses probes of a predecessor, which has no learning rate to tune, and of rules of other sizes.
 
     Raises:
@@ -73,12 +54,12 @@ def _refuse(theta: Mapping[str, Any]) -> dict[str, Any]:
     raise AssertionError(f"a run without probes took one of {len(theta)} arrays")
 
 
-class Watch:
+class Callbacks:
     """The loggers and probes of one run; a context manager that closes the loggers.
 
     Args:
         config: The recipe.
-        options: The options of loggers and probes.
+        options: The options of the run, of which these are loggers and probes.
         folder: Folder of the run.
         first: Iterations already done.
         save: Writes a state and its weights, and returns the path of the weights. A state is saved before it
@@ -91,7 +72,7 @@ class Watch:
     def __init__(
         self,
         config: MetaConfig,
-        options: WatchOptions,
+        options: TrainOptions,
         folder: Path,
         first: int,
         save: Callable[[OuterState], Path],
@@ -102,15 +83,15 @@ class Watch:
         if is_first():
             self._log.start(first)
         names = options.sinks if is_first() else ()
-        self._sinks = open_sinks(names, folder, first=first, recipe=dataclasses.asdict(config))
+        self._loggers = open_loggers(names, folder, first=first, recipe=dataclasses.asdict(config))
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Callbacks:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sinks.close()
+        self._loggers.close()
 
     def begin(self, state: OuterState, make_start: Callable[[], OuterState]) -> None:
         """Takes missing probes: of the starting weights, and of the state that was resumed.
@@ -129,7 +110,7 @@ class Watch:
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Passes the records of iterations to the loggers."""
-        self._sinks.write(records)
+        self._loggers.write(records)
 
     def probe(self, state: OuterState) -> bool:
         """Takes a probe if one is due; returns whether it did."""
@@ -143,4 +124,4 @@ class Watch:
         best = "; the best so far" if self._log.best is record else ""
         print(f"{describe_probe(record)}{best}", flush=True)
         if record["step"] >= self._first:  # loggers take no step before those they have
-            self._sinks.write([as_point(record)])
+            self._loggers.write([as_point(record)])

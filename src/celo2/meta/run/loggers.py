@@ -1,6 +1,6 @@
 """Loggers of a run's metrics beside its JSON lines: TensorBoard, Weights & Biases.
 
-A logger (sink) takes records, flat or nested, each with its `step`. The JSON lines of the run are written
+A logger takes records, flat or nested, each with its `step`. The JSON lines of the run are written
 first and are complete; a logger that fails is therefore reported once, and the run continues.
 """
 
@@ -11,16 +11,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from celo2._utils.extras import require
 from celo2._utils.files import read_object, write_atomic
 from celo2.config import nearest_name
 
 Records = Sequence[Mapping[str, Any]]
+LoggerName = Literal["tensorboard", "wandb"]
 
 
-class Sink(Protocol):
+class Logger(Protocol):
     """Interface of a logger."""
 
     def write(self, records: Records) -> None:
@@ -101,14 +102,14 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-SINKS: Mapping[str, tuple[str, Callable[[Path, int, Mapping[str, Any]], Sink]]] = {
+LOGGERS: Mapping[str, tuple[str, Callable[[Path, int, Mapping[str, Any]], Logger]]] = {
     "tensorboard": ("tensorboardX", TensorBoard),
     "wandb": ("wandb", WeightsAndBiases),
 }
 """The available loggers by name: the package that each needs, and its class."""
 
 
-def check_sinks(names: Iterable[str]) -> None:
+def check_loggers(names: Iterable[str]) -> None:
     """Checks, before anything is written, that these loggers exist and their packages are installed.
 
     Raises:
@@ -116,52 +117,52 @@ def check_sinks(names: Iterable[str]) -> None:
         ImportError: A package is missing; the message names the extra that brings it.
     """
     for name in names:
-        if name not in SINKS:
+        if name not in LOGGERS:
             raise ValueError(
-                f"unknown sink {name!r}{nearest_name(name, SINKS)} There are {', '.join(SINKS)}."
+                f"sinks: unknown logger {name!r}{nearest_name(name, LOGGERS)} There are {', '.join(LOGGERS)}."
             )
-        require("watch", SINKS[name][0])
+        require("watch", LOGGERS[name][0])
 
 
-def open_sinks(names: Iterable[str], folder: Path, *, first: int, recipe: Mapping[str, Any]) -> Sinks:
+def open_loggers(names: Iterable[str], folder: Path, *, first: int, recipe: Mapping[str, Any]) -> Loggers:
     """Opens loggers for a run that has done `first` iterations.
 
     Raises:
         OSError: One cannot be opened, for example without a login.
     """
-    opened: dict[str, Sink] = {}
+    opened: dict[str, Logger] = {}
     for name in names:
         try:
-            opened[name] = SINKS[name][1](folder, first, recipe)
+            opened[name] = LOGGERS[name][1](folder, first, recipe)
         except Exception as error:  # clients of services may raise anything
-            Sinks(opened).close()
+            Loggers(opened).close()
             raise OSError(
                 f"{name} could not be opened ({type(error).__name__}: {error}); remedy it, or leave it out "
-                f"of the sinks, and go on with --resume: {folder} has been begun."
+                f"of --sinks, and go on with --resume: {folder} has been begun."
             ) from error
-    return Sinks(opened)
+    return Loggers(opened)
 
 
-class Sinks:
+class Loggers:
     """Several loggers as one that never raises: the first error of each is printed, the run continues.
 
     Args:
-        sinks: The loggers by name.
+        loggers: The loggers by name.
     """
 
-    def __init__(self, sinks: Mapping[str, Sink]) -> None:
-        self._sinks = dict(sinks)
+    def __init__(self, loggers: Mapping[str, Logger]) -> None:
+        self._loggers = dict(loggers)
         self._failed: set[str] = set()
 
     def write(self, records: Records) -> None:
         """Passes the records to every logger, also to one that failed before: a network may recover."""
-        for name, sink in self._sinks.items():
-            self._try(name, lambda sink=sink: sink.write(records))
+        for name, logger in self._loggers.items():
+            self._try(name, lambda logger=logger: logger.write(records))
 
     def close(self) -> None:
         """Closes every logger."""
-        for name, sink in self._sinks.items():
-            self._try(name, sink.close)
+        for name, logger in self._loggers.items():
+            self._try(name, logger.close)
 
     def _try(self, name: str, call: Callable[[], None]) -> None:
         try:

@@ -1,22 +1,18 @@
-"""Recipe and options of a run, as kept in its folder.
+"""Recipe of a run, as kept in its folder.
 
-OUT/config.json     the recipe, which decides the result; a resumed run must have the same
-OUT/options.json    length, checkpoints, loggers, probes; defaults of a resumption, which may change them
+OUT/config.json    the recipe, which decides the result; a resumed run must have the same
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from celo2._utils.files import read_object, write_atomic
+from celo2._utils.files import write_atomic
 from celo2.meta.config import MetaConfig
 from celo2.meta.run.errors import writing
 
-RECIPE_FILE, OPTIONS_FILE = "config.json", "options.json"
+RECIPE_FILE = "config.json"
 
 
 def write_recipe(folder: Path, config: MetaConfig) -> None:
@@ -60,30 +56,3 @@ def check_recipe(folder: Path, config: MetaConfig) -> None:
             f"{folder} was started with another recipe ({', '.join(differing)}); leave these options out: "
             "--resume takes the recipe from the folder."
         )
-
-
-def write_options(folder: Path, options: Mapping[str, Any]) -> None:
-    """Writes the options of a run, by names of `TrainOptions`; dataclasses become objects.
-
-    Raises:
-        RunWriteError: It cannot be written.
-    """
-    plain = {
-        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[call-overload]
-        for name, value in options.items()
-    }
-    with writing(folder / OPTIONS_FILE):
-        write_atomic(folder / OPTIONS_FILE, f"{json.dumps(plain, indent=2)}\n".encode())
-
-
-def read_options(folder: Path) -> dict[str, Any]:
-    """Reads the output of `write_options`; empty for runs from before there was such a file.
-
-    Raises:
-        ValueError: The file is damaged; the message says what to do.
-    """
-    path = folder / OPTIONS_FILE
-    try:
-        return read_object(path) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{error} Remove the file, and give the options that it held again.") from error

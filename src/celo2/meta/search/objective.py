@@ -146,7 +146,7 @@ class Objective:
         """
         found = []
         for entry in self.task_set.tasks:
-            train = jax.jit(partial(self._train(entry), watch=True))
+            train = jax.jit(partial(self._train(entry), with_rms=True))
             data = jax.tree.map(jnp.asarray, dict(self._tasks[entry.name].dataset.train))
             rate = jnp.asarray(entry.rate, jnp.float32)
             _, rms = train(jnp.asarray(vector, jnp.float32), rate, jnp.asarray(seed, jnp.uint32), data)
@@ -157,13 +157,13 @@ class Objective:
     def _train(self, entry: TaskEntry) -> Any:
         """Compiles `(vector, rate, seed, data) → log of the loss at the end`, NaN if it diverged.
 
-        With `watch`, the gradients' root mean squares `(steps, arrays)` come second.
+        With `with_rms`, the gradients' root mean squares `(steps, arrays)` come second.
         """
         task = self._tasks[entry.name]
         variant = self._variant
         first_counted = entry.steps - max(1, round(END_SHARE * entry.steps))
 
-        def train(vector: Array, rate: Array, seed: Array, data: Any, watch: bool = False) -> Any:
+        def train(vector: Array, rate: Array, seed: Array, data: Any, with_rms: bool = False) -> Any:
             optimizer = make_optimizer(
                 to_mixture(vector), variant, cosine_schedule(rate, entry.steps), entry.weight_decay
             )
@@ -177,13 +177,13 @@ class Objective:
                 loss, grads = jax.value_and_grad(task.loss)(params, batch)
                 updates, opt_state = optimizer.update(grads, opt_state, params)
                 total += jnp.where(count >= first_counted, loss, 0.0)
-                watched = zip(jax.tree.leaves(grads), updated, strict=True) if watch else ()
+                watched = zip(jax.tree.leaves(grads), updated, strict=True) if with_rms else ()
                 rms = jnp.asarray([jnp.sqrt(jnp.mean(jnp.square(grad))) for grad, own in watched if own])
                 return (optax.apply_updates(params, updates), opt_state, total), rms
 
             carry = params, optimizer.init(params), jnp.zeros(())
             (_, _, total), rms = jax.lax.scan(step, carry, jnp.arange(entry.steps))
             end = jnp.log(total / (entry.steps - first_counted))
-            return (end, rms) if watch else end
+            return (end, rms) if with_rms else end
 
         return train

@@ -19,11 +19,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from cmaes import CMA
@@ -32,12 +33,14 @@ from celo2 import __version__
 from celo2._utils.files import read_lines, read_object, write_atomic
 from celo2._utils.locks import lock_folder
 from celo2.gradient_range import FIELD, QUANTILES, format_range
+from celo2.meta.parsing import parse_fields
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import Objective, soft_maximum
 from celo2.meta.task_sets import load_task_set
 from celo2.weights.checkpoint import save_weights
 
 RECORD, CONFIG = "generations.jsonl", "config.json"
+SearchVariant = Literal["celo2", "celo2-base"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,20 +48,21 @@ class SearchConfig:
     """Settings that decide the result of a search, except for its length.
 
     Attributes:
-        variant: "celo2" or "celo2-base".
-        task_set: A declared set of tasks, by name or file.
-        tasks_per_generation: Number of tasks that a generation trains on; 0: all.
-        population: Number of candidates of a generation, ≥ 4.
-        spread: Initial standard deviation of the channel weights, which begin at a half each.
+        variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors) or "celo2-base".
+        task_set: Declared set of tasks, a name or a TOML file.
+        tasks_per_generation: Tasks that a generation trains on, in turn; 0: all of the set.
+        population: Candidates of a generation, at least 4.
+        spread: Standard deviation of the first candidates; the weights of the start's channels are a half.
         seeds: Runs of each task, rate and candidate.
-        start: Vector to begin at, as recorded; none: the Adam-like start.
-        seed: Seed of the candidates.
+        start: Numbers to begin at, such as the vector of an earlier record's last line; none: the Adam-like
+            start.
+        seed: Seed of the candidates, the tasks' order and the runs.
 
     Raises:
         ValueError: A number is out of its range.
     """
 
-    variant: str = "celo2"
+    variant: SearchVariant = "celo2"
     task_set: str = "searching"
     tasks_per_generation: int = 4
     population: int = 12
@@ -70,8 +74,11 @@ class SearchConfig:
     def __post_init__(self) -> None:
         """Checks the numbers."""
         object.__setattr__(self, "start", tuple(map(float, self.start)))
-        if self.variant not in ("celo2", "celo2-base"):
-            raise ValueError(f"variant must be 'celo2' or 'celo2-base', got {self.variant!r}.")
+        if self.variant not in get_args(SearchVariant):
+            raise ValueError(
+                f"variant must be one of {get_args(SearchVariant)}, got {self.variant!r}; predecessors are "
+                "trained by celo2 meta-train."
+            )
         if self.population < 4 or self.seeds < 1 or self.tasks_per_generation < 0 or not self.spread > 0:
             raise ValueError(
                 "expected population ≥ 4, seeds ≥ 1, tasks_per_generation ≥ 0 and spread > 0, got "
@@ -84,6 +91,29 @@ class SearchConfig:
     def to_json(self) -> str:
         """Returns the settings as a JSON object."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> SearchConfig:
+        """Parses the output of `to_json`; missing settings take their defaults.
+
+        Raises:
+            ValueError: The text is not a JSON object, or has an unknown name, or a value of the wrong
+                type or range.
+        """
+        return cls(**parse_fields(cls, text, "the config of a search"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SearchConfig:
+        """Reads the `config.json` of a search.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: See `from_json`; the message begins with the path.
+        """
+        try:
+            return cls.from_json(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,17 +85,17 @@ def _as_spec(name: str, thing: Any) -> OptimizerSpec:
     if not callable(thing):
         raise ValueError(
             f"optimizer {name!r} is {type(thing).__name__}, expected a function "
-            "(learning_rate, weight_decay) that returns an Optax transform."
+            "(learning_rate, weight_decay=0.0) that returns an Optax transform."
         )
-    decays = len(inspect.signature(thing).parameters) > 1
+    decays = "weight_decay" in inspect.signature(thing).parameters
 
     def make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
         if weight_decay and not decays:
             raise ValueError(
-                f"optimizer {name!r} takes a learning rate only; give it a second argument for a weight "
-                f"decay of {weight_decay}."
+                f"optimizer {name!r} takes a learning rate only; give it an argument weight_decay, for "
+                f"{weight_decay}."
             )
-        made = thing(learning_rate, weight_decay) if decays else thing(learning_rate)
+        made = thing(learning_rate, weight_decay=weight_decay) if decays else thing(learning_rate)
         if not isinstance(made, optax.GradientTransformation):
             raise ValueError(
                 f"optimizer {name!r} is made as {type(made).__name__}, expected an "
@@ -120,15 +120,15 @@ def register_optimizer(name: str, make: MakeOptimizer | OptimizerSpec) -> None:
 
     Args:
         name: Its name; letters, digits and `_ . + -`.
-        make: A function `(learning_rate, weight_decay)`, or `(learning_rate)`, that returns an Optax
-            transform; the learning rate may be a schedule. It is tuned from 1e-4 to 1e-1; an `OptimizerSpec`
-            has its own range, schedule and description.
+        make: A function `(learning_rate, weight_decay=0.0)`, or `(learning_rate)`, that returns an Optax
+            transform, such as `optax.adamw`; the learning rate may be a schedule. It is tuned from 1e-4 to
+            1e-1; an `OptimizerSpec` has its own range, schedule and description.
 
     Raises:
         ValueError: The name is taken, or `make` is something else.
 
     Example:
-        >>> register_optimizer("heavy-ball", lambda rate, decay: optax.sgd(rate, momentum=0.9))
+        >>> register_optimizer("heavy-ball", lambda rate: optax.sgd(rate, momentum=0.9))
         >>> find_optimizer("heavy-ball").learning_rates(3)
         (0.0001, 0.00316, 0.1)
     """
@@ -167,8 +167,8 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
 
     Args:
         name: A key of `OPTIMIZERS`, `package.module:make`, or `celo2:SOURCE` / `celo2-base:SOURCE`, where the
-            source is anything that `celo2.load_checkpoint` takes, such as a path; or `PRESET:SOURCE` with a preset of
-            `celo2.zoo` and a source that `celo2.zoo.load_weights` takes.
+            source is anything that `celo2.load_checkpoint` takes, such as a path; or `PRESET:SOURCE` with a
+            preset of `celo2.zoo` and a source that `celo2.zoo.load_weights` takes.
         num_steps: The length of the runs, required by some presets of `celo2.zoo`.
 
     Raises:

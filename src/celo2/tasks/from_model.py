@@ -50,8 +50,8 @@ def task_from_model(
         inputs: Names of the arrays that a Linen module is called with.
         batch_size: Examples in a training batch, drawn with replacement.
         accuracy: `(model, batch) → ()`, in [0, 1]; None: none is reported.
-        initial_loss: The approximate loss of an untrained network, above which a run counts as diverged; None:
-            measured on the first validation examples.
+        initial_loss: The approximate loss of an untrained network, above which a run counts as diverged;
+            None: measured on the first validation examples.
         origin: One sentence with the source of the arrays and their licence.
 
     Raises:
@@ -103,8 +103,8 @@ def _find_functions(model: Any, inputs: tuple[str, ...], arrays: Mapping[str, An
         return init, lambda params: lambda *inputs: apply(params, *inputs)
     if not callable(model):
         raise ValueError(
-            f"the model is {type(model).__name__}, expected a Flax Linen module, a function of a key that makes "
-            "an NNX or Equinox module, or a pair (init, apply)."
+            f"the model is {type(model).__name__}, expected a Flax Linen module, a function of a key that "
+            "makes an NNX or Equinox module, or a pair (init, apply)."
         )
     made = model(jax.random.key(0))
     if nnx is not None and isinstance(made, nnx.Module):

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from celo2.config import CONTRACT_VERSION, RuleConfig
-from celo2.weights.checkpoint import MAX_BYTES, Weights, load_checkpoint, save_weights
+from celo2.weights.checkpoint import Weights, load_checkpoint, save_weights
 from helpers.rule_runs import REFERENCE_RUNS, load_run
 from helpers.weights_examples import make_arrays, make_weights
 
@@ -135,7 +135,7 @@ def test_save_refuses_another_suffix(tmp_path):
 
 
 def test_save_refuses_what_could_not_be_loaded(tmp_path):
-    weights = Weights(make_arrays(), provenance={"log": "x" * MAX_BYTES})
+    weights = Weights(make_arrays(), provenance={"log": "x" * Weights.max_bytes})
     with pytest.raises(ValueError, match="expected at most"):
         save_weights(tmp_path / "w.safetensors", weights)
     assert not list(tmp_path.iterdir())

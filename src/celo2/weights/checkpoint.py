@@ -41,7 +41,7 @@ from celo2.weights.sources import OURS, SHIPPED, UPSTREAM, WeightFile, find_file
 from celo2.weights.theta_state import decode_theta, encode_theta
 from celo2.zoo.specs import MEMBERS, MemberConfig
 
-SchemaT = TypeVar("SchemaT", bound=Schema, covariant=True)
+SchemaT = TypeVar("SchemaT", bound=Schema)
 WeightsT = TypeVar("WeightsT", bound="AnyWeights[Any]")
 
 
@@ -54,7 +54,8 @@ class AnyWeights(Generic[SchemaT]):
         arrays: The arrays of `config.weight_shapes()` by name, float32, finite.
         config: The options; those not in `stated` are assumed to have their defaults.
         provenance: Free text by field: source, command, data, seed, outer_steps, date, …
-        stated: The names of the options that the arrays, the file or the caller fixed.
+        stated: The names of the options that the file or the caller fixed; those that follow from the arrays'
+            shapes always are.
         contract_version: The version of the feature table that the arrays belong to.
 
     Raises:
@@ -139,7 +140,7 @@ class AnyWeights(Generic[SchemaT]):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights(AnyWeights[RuleConfig]):
-    """Trained weights of Celo2's rule; all options are stated by default. See `AnyWeights`.
+    """Trained weights of the rule, with the attributes of `AnyWeights`; by default all options are stated.
 
     Example:
         >>> shapes = RuleConfig().weight_shapes()
@@ -155,7 +156,10 @@ class Weights(AnyWeights[RuleConfig]):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ZooWeights(AnyWeights[MemberConfig]):
-    """Trained weights of an optimizer of the zoo; the type of `config` identifies it. See `AnyWeights`."""
+    """Trained weights of an optimizer of the zoo, with the attributes of `AnyWeights`.
+
+    The type of `config` identifies the optimizer. By default only the options that the arrays fix are stated.
+    """
 
 
 def make_weights(
@@ -235,6 +239,7 @@ def weights_from_tree(tree: Mapping[str, Any], **config: Any) -> Weights:
 
 
 def _from_tree(tree: Mapping[str, Any], wanted: type[WeightsT], options: Mapping[str, Any]) -> WeightsT:
+    """Builds weights of the wanted class; the arrays' names and shapes identify an optimizer of the zoo."""
     kind = RuleConfig.kind if wanted is Weights else identify(tree)
     if kind is None and wanted is ZooWeights:
         names = list(flatten(tree))
@@ -244,8 +249,7 @@ def _from_tree(tree: Mapping[str, Any], wanted: type[WeightsT], options: Mapping
         )
     schema = MEMBERS.get(kind or "", RuleConfig)
     arrays, config = fit_tree(tree, schema, options)
-    stated = frozenset(options).union(config.sizes_of(read_shapes(arrays)))
-    return _class_of(schema.kind)(arrays, config, stated=stated)  # pyright: ignore[reportReturnType]
+    return _class_of(schema.kind)(arrays, config, stated=frozenset(options))  # pyright: ignore[reportReturnType]
 
 
 def fit_tree(

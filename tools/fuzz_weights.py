@@ -21,9 +21,7 @@ from typing import Any
 import numpy as np
 
 from celo2.config import RuleConfig
-from celo2.weights.checkpoint import Weights, decode_weights, save_weights
-from celo2.weights.sources import find_file
-from celo2.zoo import weights as zoo
+from celo2.weights.checkpoint import AnyWeights, load_weights, make_weights, save_weights
 from celo2.zoo.specs import PRESETS
 
 OUTCOMES = ("refused", "loaded as written", "loaded as something else")
@@ -132,19 +130,18 @@ def make_files(folder: Path) -> dict[str, Path]:
     def arrays(config: Any) -> dict[str, np.ndarray]:
         return {n: rng.normal(size=shape).astype(np.float32) for n, shape in config.weight_shapes().items()}
 
-    celo2 = Weights(arrays(rule), rule, provenance={"command": "a test", "seed": "0"})
+    celo2 = make_weights(arrays(rule), rule, {"command": "a test", "seed": "0"})
     paths = {"Celo2, safetensors": folder / "w.safetensors", "theta.state": folder / "theta.state"}
     for path in paths.values():
         save_weights(path, celo2)
     paths["AdaFac-MLP, safetensors"] = folder / "zoo.safetensors"
-    zoo.save_weights(paths["AdaFac-MLP, safetensors"], zoo.ZooWeights(arrays(member), member, {"seed": "0"}))
+    save_weights(paths["AdaFac-MLP, safetensors"], make_weights(arrays(member), member, {"seed": "0"}))
     return paths
 
 
 def load(path: Path) -> tuple[Any, ...]:
     """All that a file says, comparable."""
-    file = find_file(path, zoo.MAX_BYTES)
-    weights = zoo.decode_weights(file) if zoo.is_zoo_file(file) else decode_weights(file)
+    weights = load_weights(path, AnyWeights)
     numbers = {name: (array.shape, array.tobytes()) for name, array in weights.arrays.items()}
     provenance = {name: text for name, text in weights.provenance.items() if name != "source_sha256"}
     return numbers, weights.config, provenance

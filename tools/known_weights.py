@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from celo2._utils.files import write_atomic
+from celo2.weights.checkpoint import AnyWeights, read_integrity
 from celo2.weights.digests import KNOWN_FILE, known_digests
 from celo2.weights.sources import find_file
-from celo2.zoo.weights import MAX_BYTES, read_integrity
 
 KNOWN = Path(__file__).resolve().parents[1] / "src" / "celo2" / "pretrained" / KNOWN_FILE
 
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def read_digest(file: str) -> str:
-    return read_integrity(find_file(file, MAX_BYTES)).digest
+    return read_integrity(find_file(file, AnyWeights.max_bytes)).digest
 
 
 def add_known(added: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Options of the Celo2 rule, and the table of its input features.
+"""Options of the Celo2 rule, the table of its input features, and `Schema`, the base of all options.
 
 Source: Celo2 (arXiv 2602.19142), section 3 and the options of its public implementation.
 Every backend (JAX, PyTorch, the weight files) reads this one table, so that a feature's position
@@ -11,8 +11,9 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -23,6 +24,7 @@ NUM_OUTPUTS = 3  # direction, magnitude, and one that the rule never reads
 
 Activation = Literal["relu", "tanh"]
 ACTIVATIONS: tuple[str, ...] = ("relu", "tanh")
+_LAYER = re.compile(r"w[1-9]\d*")
 
 
 class Feature(NamedTuple):
@@ -67,7 +69,78 @@ def nearest_name(name: str, valid: Iterable[str]) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RuleConfig:
+class Schema:
+    """Options that determine the arrays of a network; each subclass is one kind of weight file.
+
+    Subclasses are frozen dataclasses whose options all have defaults.
+
+    Attributes:
+        kind: The optimizer's name.
+        levels: The names of the levels around the arrays in the public implementation's files.
+        deployment_options: The options that may differ from those that the weights were trained under.
+    """
+
+    kind: ClassVar[str]
+    levels: ClassVar[tuple[str, ...]] = ()
+    deployment_options: ClassVar[frozenset[str]] = frozenset()
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of every array by name."""
+        raise NotImplementedError
+
+    @classmethod
+    def sizes_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Returns the options that follow from the shapes of the arrays."""
+        raise NotImplementedError
+
+    @property
+    def variant(self) -> str:
+        """The optimizer's name, finer than `kind` where variants share a kind."""
+        return self.kind
+
+    @property
+    def num_parameters(self) -> int:
+        """The total number of elements in the arrays."""
+        return sum(math.prod(shape) for shape in self.weight_shapes().values())
+
+    def replace(self, **options: Any) -> Self:
+        """Returns a copy with some options changed; an error for an unknown name suggests the nearest."""
+        self.check_option_names(options)
+        return dataclasses.replace(self, **options)
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """Returns the names of all options."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def check_option_names(cls, names: Iterable[str]) -> None:
+        """Raises a TypeError that suggests the nearest valid name for an unknown option."""
+        valid = cls.option_names()
+        for name in names:
+            if name not in valid:
+                raise TypeError(
+                    f"{cls.kind} has no option {name!r}{nearest_name(name, valid) or '.'} "
+                    f"It has {', '.join(valid) or 'none'}."
+                )
+
+    def to_json(self, names: Iterable[str] | None = None) -> str:
+        """Formats these options, all by default, as a JSON object."""
+        names = self.option_names() if names is None else names
+        return json.dumps({name: getattr(self, name) for name in sorted(names)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parses the output of `to_json`; unknown options are refused, absent ones take their defaults."""
+        options = json.loads(text)
+        if not isinstance(options, Mapping):
+            raise ValueError(f"options of {cls.kind} must be a JSON object, got {type(options).__name__}.")
+        cls.check_option_names(options)
+        return cls(**options)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleConfig(Schema):
     """All options of the rule; the defaults are the reference's (the Celo2 variant).
 
     Attributes:
@@ -114,6 +187,10 @@ class RuleConfig:
         >>> RuleConfig().num_parameters
         347
     """
+
+    kind: ClassVar[str] = "celo2"
+    levels: ClassVar[tuple[str, ...]] = ("ff_mod_stack", "~")
+    deployment_options: ClassVar[frozenset[str]] = frozenset({"rmsmult", "ns_coeffs", "ns_iters", "ns_eps"})
 
     ff_hidden_size: int = 8
     ff_hidden_layers: int = 2
@@ -198,11 +275,6 @@ class RuleConfig:
         """`"celo2"` when the rule orthogonalises, `"celo2-base"` when it does not."""
         return "celo2" if self.orthogonalize else "celo2-base"
 
-    @property
-    def num_parameters(self) -> int:
-        """The number of parameters of the network (347 by default)."""
-        return sum(math.prod(shape) for shape in self.weight_shapes().values())
-
     def num_channels(self, feature: Feature) -> int:
         """Returns the number of input channels of a feature group under these decays."""
         return {
@@ -235,38 +307,21 @@ class RuleConfig:
             shapes[f"b{layer}"] = (width,)
         return shapes
 
-    def replace(self, **options: Any) -> RuleConfig:
-        """Returns a copy with some options changed; an error for an unknown name suggests the nearest."""
-        self.check_option_names(options)
-        return dataclasses.replace(self, **options)
-
     @classmethod
-    def option_names(cls) -> tuple[str, ...]:
-        """Returns the names of all options."""
-        return tuple(field.name for field in dataclasses.fields(cls))
+    def sizes_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Returns `ff_hidden_size` and `ff_hidden_layers`.
 
-    @classmethod
-    def check_option_names(cls, names: Iterable[str]) -> None:
-        """Raises a TypeError that suggests the nearest valid name for an unknown option."""
-        for name in names:
-            if name not in cls.option_names():
-                raise TypeError(
-                    f"unknown option {name!r}{nearest_name(name, cls.option_names())} "
-                    f"Options of the rule: {', '.join(cls.option_names())}."
-                )
-
-    def to_json(self) -> str:
-        """Formats the options as a JSON object."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> RuleConfig:
-        """Parses the output of `to_json`; unknown options are refused, absent ones take their defaults."""
-        options = json.loads(text)
-        if not isinstance(options, Mapping):
-            raise ValueError(f"a rule config must be a JSON object, got {type(options).__name__}.")
-        cls.check_option_names(options)
-        return cls(**options)
+        Raises:
+            ValueError: There is no one-dimensional bias `b0` to read the width from.
+        """
+        bias = shapes.get("b0")
+        if bias is None or len(bias) != 1:
+            names = ", ".join(f"{name:.80}" for name in list(shapes)[:8])
+            found = f"arrays {names or 'none'}" if bias is None else f"shape {bias}"
+            raise ValueError(
+                f"not Celo2 weights: expected an array b0 of shape (hidden size,), found {found}."
+            )
+        return {"ff_hidden_size": bias[0], "ff_hidden_layers": sum(map(bool, map(_LAYER.fullmatch, shapes)))}
 
 
 def _as_floats(name: str, value: Any) -> tuple[float, ...]:

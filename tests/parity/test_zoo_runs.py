@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from zoo_runs import RUNS, change_errors, load_run, make_run, random_theta, replay
 
-from celo2.zoo.names import as_tree
+from celo2.weights.schema import as_tree
 from helpers.tolerances import tolerance
 from oracle.zoo import OPTIMIZERS
 

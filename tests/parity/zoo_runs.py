@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from celo2 import zoo
-from celo2.zoo.names import as_tree, flatten
+from celo2.weights.schema import as_tree, flatten
 from oracle.zoo import OPTIMIZERS
 
 Array = NDArray[np.floating]

@@ -8,31 +8,26 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from celo2.commands._zoo_weights import (
-    ZOO_OPTIONS,
-    print_assumed,
-    print_zoo,
-    zoo_set_flags,
-)
 from celo2.config import RuleConfig
 from celo2.weights.checkpoint import (
-    MAX_BYTES,
     SHIPPED,
-    Weights,
+    AnyWeights,
+    ZooWeights,
     decode_weights,
     load_checkpoint,
+    read_integrity,
     save_weights,
 )
 from celo2.weights.digests import Integrity
-from celo2.weights.sources import WeightFile, fetch_file, find_file, shipped_file
-from celo2.zoo import weights as zoo
-from celo2.zoo.weights import ZooWeights
+from celo2.weights.sources import fetch_file, find_file, shipped_file
+from celo2.zoo.specs import MEMBERS
+from celo2.zoo.weights import fitting_presets
 
 _EXAMPLES = """\
 examples:
@@ -137,7 +132,7 @@ def _parse_option(text: str) -> tuple[str, Any]:
     if not equals:
         raise argparse.ArgumentTypeError(f"expected OPTION=VALUE, got {text!r}")
     try:
-        if name not in ZOO_OPTIONS:
+        if not any(name in member.option_names() for member in MEMBERS.values()):
             RuleConfig.check_option_names([name])
     except TypeError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
@@ -164,26 +159,34 @@ def _list(arguments: argparse.Namespace) -> int:  # noqa: ARG001 (all commands h
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    file = find_file(arguments.source, zoo.MAX_BYTES)
-    weights, integrity = _decode(file, arguments.options), zoo.read_integrity(file)
-    if isinstance(weights, ZooWeights):
-        print(f"{_printable(arguments.source)}: {_variant(weights)}")
-        print_zoo(weights)
-        _print_contents(weights, integrity)
-        return 0
+    weights, integrity = _read(arguments.source, arguments.options)
     print(f"{_printable(arguments.source)}: {_variant(weights)}, contract version {weights.contract_version}")
     print("\noptions (* not the default, ? assumed: the file does not carry it)")
-    defaults = dataclasses.asdict(RuleConfig())
-    for name, value in dataclasses.asdict(weights.config).items():
-        changed = "*" if value != defaults[name] else " "
+    defaults = _defaults(weights)
+    for name, default in defaults.items():
+        value = getattr(weights.config, name)
+        changed = "*" if value != default else " "
         assumed = " " if name in weights.stated else "?"
-        note = f"  (default {_text(defaults[name])})" if value != defaults[name] else ""
+        note = f"  (default {_text(default)})" if value != default else ""
         print(f"{changed}{assumed} {name:26}{_text(value)}{note}")
+    if not defaults:
+        print("   none")
+    if isinstance(weights, ZooWeights):
+        _print_use(weights)
     _print_contents(weights, integrity)
     return 0
 
 
-def _print_contents(weights: Weights | ZooWeights, integrity: Integrity) -> None:
+def _print_use(weights: ZooWeights) -> None:
+    """Prints the inputs that an optimizer of the zoo needs, and the presets that fit the weights."""
+    needs = {"loss": "the loss at each step", "num_steps": "the length of the run"}
+    needed = [needs[name] for name in sorted(weights.config.needs)]
+    print(f"   needs                     {' and '.join(needed) or 'gradients and parameters only'}")
+    names = ", ".join(fitting_presets(weights)) or f"{weights.kind}, with the options above"
+    print(f"   celo2.zoo.make            {names}")
+
+
+def _print_contents(weights: AnyWeights[Any], integrity: Integrity) -> None:
     width = max(map(len, weights.arrays)) + 4
     print(f"\n{'array':{width}}{'shape':>10}{'norm':>12}{'rms':>12}{'largest':>12}")
     for name, array in weights.arrays.items():
@@ -201,8 +204,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     refused = 0
     for source in arguments.sources:
         try:
-            file = find_file(source, zoo.MAX_BYTES)
-            weights, integrity = _decode(file, arguments.options), zoo.read_integrity(file)
+            weights, integrity = _read(source, arguments.options)
         except (OSError, ImportError, ValueError) as error:
             refused += 1
             print(f"REFUSED {_printable(str(error))}")
@@ -212,54 +214,60 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    weights = _decode(find_file(arguments.source, zoo.MAX_BYTES), arguments.options)
+    weights, _ = _read(arguments.source, arguments.options)
     _save(arguments.destination, weights)
     if arguments.destination.suffix != ".safetensors":
-        flags = zoo_set_flags(weights) if isinstance(weights, ZooWeights) else _set_flags(weights.config)
+        flags = _set_flags(weights)
         if flags:
             print(f"this format carries no options; load it with {flags}")
     return 0
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
-    weights = _decode(fetch_file(arguments.repo_id, zoo.MAX_BYTES), arguments.options)
+    file = fetch_file(arguments.repo_id, AnyWeights.max_bytes)
+    weights = decode_weights(file, AnyWeights, **dict(arguments.options))
     arguments.out.mkdir(parents=True, exist_ok=True)
     _save(arguments.out / f"{arguments.repo_id.rpartition('/')[2]}.safetensors", weights)
     return 0
 
 
-def _decode(file: WeightFile, options: Sequence[tuple[str, Any]]) -> Weights | ZooWeights:
-    """Decodes weights of Celo2 or of an optimizer in `celo2.zoo`, whichever the file holds."""
-    if zoo.is_zoo_file(file):
-        return zoo.decode_weights(file, **dict(options))
-    if len(file.data) > MAX_BYTES:
-        raise ValueError(f"{file.name} has {len(file.data)} bytes, expected at most {MAX_BYTES}.")
-    return decode_weights(file, **dict(options))
+def _read(source: str, options: Sequence[tuple[str, Any]]) -> tuple[AnyWeights[Any], Integrity]:
+    """Reads weights of Celo2 or of an optimizer in `celo2.zoo`, whichever the source holds."""
+    file = find_file(source, AnyWeights.max_bytes)
+    return decode_weights(file, AnyWeights, **dict(options)), read_integrity(file)
 
 
-def _save(path: Path, weights: Weights | ZooWeights) -> None:
-    if isinstance(weights, ZooWeights):
-        zoo.save_weights(path, weights)
-    else:
-        save_weights(path, weights)
+def _save(path: Path, weights: AnyWeights[Any]) -> None:
+    save_weights(path, weights)
     print(f"wrote {path}: {_variant(weights)}")
-    if isinstance(weights, ZooWeights):
-        print_assumed(weights)
+    assumed = [name for name in weights.config.option_names() if name not in weights.stated]
+    if assumed and isinstance(weights, ZooWeights):  # files of the rule state every option
+        options = ", ".join(f"{name}={_text(getattr(weights.config, name))}" for name in assumed)
+        print(f"options assumed: {options}. The file does not carry them; set others with --set.")
 
 
-def _variant(weights: Weights | ZooWeights) -> str:
+def _variant(weights: AnyWeights[Any]) -> str:
+    numbers = f"{weights.config.num_parameters} numbers"
     if isinstance(weights, ZooWeights):
-        return f"{weights.kind}, a predecessor of Celo2, {weights.config.num_parameters} numbers"
+        return f"{weights.kind}, a predecessor of Celo2, {numbers}"
     known = weights.config.variant if "orthogonalize" in weights.stated else "celo2 or celo2-base"
-    return f"{known}, {weights.config.num_parameters} numbers"
+    return f"{known}, {numbers}"
 
 
-def _set_flags(config: RuleConfig) -> str:
-    """Formats the `--set` flags of the variant and of every option that differs from the default."""
-    defaults: Mapping[str, Any] = dataclasses.asdict(RuleConfig())
-    changed = {name: v for name, v in dataclasses.asdict(config).items() if v != defaults[name]}
-    named = {"orthogonalize": config.orthogonalize, **changed}
-    return " ".join(f"--set {shlex.quote(f'{name}={_text(value)}')}" for name, value in named.items())
+def _set_flags(weights: AnyWeights[Any]) -> str:
+    """Formats the `--set` flags of the variant and of changed options that the arrays do not tell."""
+    config, defaults = weights.config, _defaults(weights)
+    told = config.sizes_of(config.weight_shapes())
+    named = [
+        name
+        for name, default in defaults.items()
+        if name == "orthogonalize" or (name not in told and getattr(config, name) != default)
+    ]
+    return " ".join(f"--set {shlex.quote(f'{name}={_text(getattr(config, name))}')}" for name in named)
+
+
+def _defaults(weights: AnyWeights[Any]) -> dict[str, Any]:
+    return dataclasses.asdict(type(weights.config)())
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Loading, checking and saving of the rule's weights: shipped, from a file, or from the Hugging Face hub.
+"""Loading, checking and saving of weights: shipped, from a file, or from the Hugging Face hub.
 
 Weights are NumPy arrays together with the options they were trained under and their provenance; nothing here
 needs JAX or PyTorch, and no file is read by pickle.
@@ -7,9 +7,10 @@ needs JAX or PyTorch, and no file is read by pickle.
     >>> load_checkpoint("celo2").config.variant
     'celo2'
 
-`checkpoint` has `Weights` and the functions on it; `safetensors_format` and `theta_state` (flax files of the
-public code) read and write the two formats; `schema` checks arrays against options; `sources` finds files in
-the package, on disk and on the hub; `digests` checks their content and recognises released files.
+`checkpoint` has `Weights` (of Celo2's rule), `ZooWeights` (of the optimizers in `celo2.zoo`) and the
+functions on them; `safetensors_format` and `theta_state` (flax files of the public code) read and write the
+two formats; `schema` names the arrays and checks them against options; `sources` finds files in the package,
+on disk and on the hub; `digests` checks their content and recognises released files.
 """
 
 from celo2.weights.checkpoint import Weights, load_checkpoint, save_weights

@@ -1,9 +1,9 @@
-"""The rule's weights: NumPy arrays with their training options and provenance.
+"""Weights of the rule and of the zoo: NumPy arrays with their training options and provenance.
 
 Two formats are read, neither by pickle, from disk or from the Hugging Face hub: safetensors of this package,
-which carry everything, and the public implementation's `theta.state`, which carries the arrays alone. Only
-float32 is accepted: other dtypes are refused, not converted. Files of this package carry the digest of their
-content, and are refused if it does not match.
+which carry everything, and the public implementations' `theta.state`, which carries the arrays alone, so that
+the optimizer is identified by their names and shapes. Only float32 is accepted: other dtypes are refused, not
+converted. Files of this package carry the digest of their content, and are refused if it does not match.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 
 from celo2._utils.files import write_atomic
-from celo2.config import CONTRACT_VERSION, RuleConfig
-from celo2.weights.digests import check_digest
+from celo2.config import CONTRACT_VERSION, RuleConfig, Schema
+from celo2.weights.digests import Integrity, check_digest
 from celo2.weights.safetensors_format import (
     Contents,
     check_version,
@@ -28,35 +28,119 @@ from celo2.weights.safetensors_format import (
     encode_safetensors,
     parse_arrays,
 )
-from celo2.weights.schema import check_fit, flat_arrays, read_shapes, read_sizes
-from celo2.weights.sources import (
-    OURS,
-    SHIPPED,
-    UPSTREAM,
-    WeightFile,
-    fetch_file,
-    find_file,
+from celo2.weights.schema import (
+    as_tree,
+    belongs_to,
+    check_fit,
+    flat_arrays,
+    flatten,
+    identify,
+    read_shapes,
 )
+from celo2.weights.sources import OURS, SHIPPED, UPSTREAM, WeightFile, find_file
 from celo2.weights.theta_state import decode_theta, encode_theta
+from celo2.zoo.specs import MEMBERS, MemberConfig
 
-DEPLOYMENT_OPTIONS = frozenset({"rmsmult", "ns_coeffs", "ns_iters", "ns_eps"})  # may differ from training
-MAX_BYTES = 1 << 20  # of a weight file; the default network takes 1.4 kB
+SchemaT = TypeVar("SchemaT", bound=Schema)
+WeightsT = TypeVar("WeightsT", bound="AnyWeights[Any]")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Weights:
-    """Trained weights of the rule, checked when built and read-only from then on.
+class AnyWeights(Generic[SchemaT]):
+    """Trained weights of a learned optimizer, checked when built and read-only from then on.
 
     Attributes:
+        max_bytes: The size limit of weight files.
         arrays: The arrays of `config.weight_shapes()` by name, float32, finite.
-        config: The options; those not in `stated` are assumed to have the reference's defaults.
+        config: The options; those not in `stated` are assumed to have their defaults.
         provenance: Free text by field: source, command, data, seed, outer_steps, date, …
+        stated: The names of the options that the file or the caller fixed; those that follow from the arrays'
+            shapes always are.
         contract_version: The version of the feature table that the arrays belong to.
-        stated: The names of the options that the file or the caller fixed; all of them by default.
 
     Raises:
         ValueError: An array is missing, unexpected, misshapen, not float32 or not finite, or the contract
             version is unknown to this release.
+    """
+
+    max_bytes: ClassVar[int] = 1 << 26  # the largest preset of the zoo takes 9 MB
+
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    config: SchemaT
+    provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    stated: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
+    contract_version: int = CONTRACT_VERSION
+
+    def __post_init__(self) -> None:
+        """Checks every field and copies the arrays in the order of the network."""
+        check_version(self.contract_version)
+        self.config.check_option_names(self.stated)
+        for field, text in self.provenance.items():
+            if not isinstance(field, str) or not isinstance(text, str):
+                raise ValueError(f"provenance must map text to text, got {field!r:.80}: {text!r:.80}.")
+        arrays = flat_arrays(self.arrays, type(self.config))
+        shapes = read_shapes(arrays)
+        check_fit(shapes, self.config)
+        checked = {name: _check_array(name, arrays[name]) for name in self.config.weight_shapes()}
+        object.__setattr__(self, "arrays", MappingProxyType(checked))
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+        object.__setattr__(self, "stated", self.stated.union(self.config.sizes_of(shapes)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Supports `copy.deepcopy` and `pickle`, which refuse read-only mappings."""
+        arrays, provenance = dict(self.arrays), dict(self.provenance)
+        return type(self), (arrays, self.config, provenance, self.stated, self.contract_version)
+
+    @property
+    def kind(self) -> str:
+        """The optimizer's name: `"celo2"`, or one of `celo2.zoo.specs.MEMBERS`."""
+        return self.config.kind
+
+    def resolve(self, **options: Any) -> SchemaT:
+        """Returns the options to run these weights with: their own, overridden by the caller's where allowed.
+
+        Args:
+            **options: Options of the optimizer. Those in `config.deployment_options` may always be chosen;
+                options that define the trained weights must agree with the stated ones.
+
+        Raises:
+            TypeError: An option is unknown.
+            ValueError: The options are of another variant, or the arrays do not fit them.
+        """
+        self.config.check_option_names(options)
+        fixed = self.stated - self.config.deployment_options
+        wrong = [
+            name for name in options if name in fixed and not _same(options[name], getattr(self.config, name))
+        ]
+        if wrong:
+            raise ValueError(self._contradiction(wrong, options))
+        resolved = self.config.replace(**options)
+        check_fit(read_shapes(self.arrays), resolved)
+        return resolved
+
+    def with_options(self, **options: Any) -> Self:
+        """Returns the weights under the options of `resolve`, which become stated."""
+        config = self.resolve(**options)
+        return dataclasses.replace(self, config=config, stated=self.stated.union(options))
+
+    def with_provenance(self, **texts: str) -> Self:
+        """Returns the weights with further fields of provenance."""
+        return dataclasses.replace(self, provenance={**self.provenance, **texts})
+
+    def _contradiction(self, wrong: Iterable[str], options: Mapping[str, Any]) -> str:
+        found = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in wrong)
+        asked = ", ".join(f"{name}={options[name]!r}" for name in wrong)
+        remedy = "leave the option out, or load weights that were trained with it"
+        if "orthogonalize" in wrong:
+            remedy = f"use load_checkpoint({SHIPPED[0] if options['orthogonalize'] else SHIPPED[1]!r})"
+        return (
+            f"wrong variant: these {self.config.variant} weights have {found}, asked for {asked}; {remedy}."
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights(AnyWeights[RuleConfig]):
+    """Trained weights of the rule, with the attributes of `AnyWeights`; by default all options are stated.
 
     Example:
         >>> shapes = RuleConfig().weight_shapes()
@@ -64,61 +148,29 @@ class Weights:
         'celo2'
     """
 
-    arrays: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    max_bytes: ClassVar[int] = 1 << 20  # the default network takes 1.4 kB
+
     config: RuleConfig = dataclasses.field(default_factory=RuleConfig)
-    provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    contract_version: int = CONTRACT_VERSION
     stated: frozenset[str] = dataclasses.field(default=frozenset(RuleConfig.option_names()), repr=False)
 
-    def __post_init__(self) -> None:
-        """Checks every field and copies the arrays in the order of the network."""
-        check_version(self.contract_version)
-        RuleConfig.check_option_names(self.stated)
-        for field, text in self.provenance.items():
-            if not isinstance(field, str) or not isinstance(text, str):
-                raise ValueError(f"provenance must map text to text, got {field!r:.80}: {text!r:.80}.")
-        arrays = flat_arrays(self.arrays)
-        check_fit(read_shapes(arrays), self.config)
-        checked = {name: check_array(name, arrays[name]) for name in self.config.weight_shapes()}
-        object.__setattr__(self, "arrays", MappingProxyType(checked))
-        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Supports `copy.deepcopy` and `pickle`, which refuse read-only mappings."""
-        arrays, provenance = dict(self.arrays), dict(self.provenance)
-        return type(self), (arrays, self.config, provenance, self.contract_version, self.stated)
+@dataclasses.dataclass(frozen=True, eq=False)
+class ZooWeights(AnyWeights[MemberConfig]):
+    """Trained weights of an optimizer of the zoo, with the attributes of `AnyWeights`.
 
-    def resolve(self, **config: Any) -> RuleConfig:
-        """Returns the options to run these weights with: their own, overridden by the caller's where allowed.
+    The type of `config` identifies the optimizer. By default only the options that the arrays fix are stated.
+    """
 
-        Args:
-            **config: Options of the rule. Those in `DEPLOYMENT_OPTIONS` may always be chosen; options that
-                define the trained weights must agree with the stated ones.
 
-        Raises:
-            TypeError: An option is unknown.
-            ValueError: The options are of another variant, or the arrays do not fit them.
-        """
-        RuleConfig.check_option_names(config)
-        fixed = self.stated - DEPLOYMENT_OPTIONS
-        wrong = [
-            name for name in config if name in fixed and not _same(config[name], getattr(self.config, name))
-        ]
-        if wrong:
-            raise ValueError(self._contradiction(wrong, config))
-        resolved = self.config.replace(**config)
-        check_fit(read_shapes(self.arrays), resolved)
-        return resolved
+def make_weights(
+    arrays: Mapping[str, Any], config: Schema, provenance: Mapping[str, str] | None = None
+) -> AnyWeights[Any]:
+    """Packs arrays and options, all of them stated, as the weights of whichever optimizer they belong to."""
+    return _class_of(config.kind)(arrays, config, provenance or {}, frozenset(config.option_names()))
 
-    def _contradiction(self, wrong: Iterable[str], config: Mapping[str, Any]) -> str:
-        found = ", ".join(f"{name}={getattr(self.config, name)!r}" for name in wrong)
-        asked = ", ".join(f"{name}={config[name]!r}" for name in wrong)
-        remedy = "leave the option out, or load weights that were trained with it"
-        if "orthogonalize" in wrong:
-            remedy = f"use load_checkpoint({SHIPPED[0] if config['orthogonalize'] else SHIPPED[1]!r})"
-        return (
-            f"wrong variant: these {self.config.variant} weights have {found}, asked for {asked}; {remedy}."
-        )
+
+def _class_of(kind: str) -> type[AnyWeights[Any]]:
+    return ZooWeights if kind in MEMBERS else Weights
 
 
 def compute_checksum(arrays: Mapping[str, np.ndarray], config: Any) -> str:
@@ -158,13 +210,18 @@ def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:
         `load_checkpoint("theta.state", orthogonalize=False)`
     """
     RuleConfig.check_option_names(config)
-    return decode_weights(find_file(source, MAX_BYTES), **config)
+    return load_weights(source, Weights, **config)
 
 
-def fetch_checkpoint(repo_id: str, **config: Any) -> Weights:
-    """Loads weights from a Hugging Face repository, ignoring local files; see `load_checkpoint`."""
-    RuleConfig.check_option_names(config)
-    return decode_weights(fetch_file(repo_id, MAX_BYTES), **config)
+def load_weights(source: str | os.PathLike[str], wanted: type[WeightsT], **options: Any) -> WeightsT:
+    """Loads weights of the wanted class; sources and errors are those of `load_checkpoint`.
+
+    Args:
+        source: Where the weights are.
+        wanted: `Weights`, `ZooWeights`, or `AnyWeights` for either.
+        **options: Options of the optimizer that the file does not carry.
+    """
+    return decode_weights(find_file(source, wanted.max_bytes), wanted, **options)
 
 
 def weights_from_tree(tree: Mapping[str, Any], **config: Any) -> Weights:
@@ -178,21 +235,36 @@ def weights_from_tree(tree: Mapping[str, Any], **config: Any) -> Weights:
         TypeError: An option is unknown.
         ValueError: The arrays do not fit the options.
     """
-    arrays, resolved = resolve_tree(tree, **config)
-    stated = frozenset(config).union(read_sizes(read_shapes(arrays)))
-    return Weights(arrays, resolved, stated=stated)
+    return _from_tree(tree, Weights, config)
 
 
-def resolve_tree(tree: Mapping[str, Any], **config: Any) -> tuple[dict[str, Any], RuleConfig]:
+def _from_tree(tree: Mapping[str, Any], wanted: type[WeightsT], options: Mapping[str, Any]) -> WeightsT:
+    """Builds weights of the wanted class; the arrays' names and shapes identify an optimizer of the zoo."""
+    kind = RuleConfig.kind if wanted is Weights else identify(tree)
+    if kind is None and wanted is ZooWeights:
+        names = list(flatten(tree))
+        raise ValueError(
+            f"not weights of {', '.join(MEMBERS)}: found {len(names)} arrays, "
+            f"{', '.join(f'{name:.40}' for name in names[:4]) or 'none'} …."
+        )
+    schema = MEMBERS.get(kind or "", RuleConfig)
+    arrays, config = fit_tree(tree, schema, options)
+    return _class_of(schema.kind)(arrays, config, stated=frozenset(options))  # pyright: ignore[reportReturnType]
+
+
+def fit_tree(
+    tree: Mapping[str, Any], schema: type[SchemaT], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], SchemaT]:
     """Returns the arrays of a tree by name, and the options with the sizes read from them.
 
     Only names and shapes are used, so the arrays may be traced. See `weights_from_tree`.
     """
-    arrays = flat_arrays(tree)
+    schema.check_option_names(options)
+    arrays = flat_arrays(tree, schema)
     shapes = read_shapes(arrays)
-    resolved = RuleConfig().replace(**{**read_sizes(shapes), **config})
-    check_fit(shapes, resolved)
-    return arrays, resolved
+    config = schema(**{**schema.sizes_of(shapes), **options})
+    check_fit(shapes, config)
+    return arrays, config
 
 
 def resolve_theta(
@@ -215,20 +287,20 @@ def resolve_theta(
     if isinstance(theta, Weights):
         return dict(theta.arrays), theta.resolve(**config)
     if isinstance(theta, Mapping):
-        return resolve_tree(theta, **config)
+        return fit_tree(theta, RuleConfig, config)
     raise TypeError(
         f"theta must be Weights, a tree of arrays or None, got {type(theta).__name__}; "
         "load a file with celo2.load_checkpoint first."
     )
 
 
-def save_weights(path: str | os.PathLike[str], weights: Weights) -> None:
+def save_weights(path: str | os.PathLike[str], weights: AnyWeights[Any]) -> None:
     """Writes a weight file atomically.
 
     Args:
-        path: `*.safetensors` for a file with options, provenance and digest, `*.state` for the
-            public implementation's format, which carries the arrays alone.
-        weights: The weights to write.
+        path: `*.safetensors` for a file with optimizer, options, provenance and digest; `*.state` for the
+            public implementations' format, which carries the arrays alone.
+        weights: The weights to write. Of the zoo's, only the stated options are written.
 
     Raises:
         ValueError: The path has another suffix, the provenance is too long, or the variant of weights for
@@ -236,50 +308,64 @@ def save_weights(path: str | os.PathLike[str], weights: Weights) -> None:
     """
     path = Path(path)
     if path.suffix == OURS:
-        if "orthogonalize" not in weights.stated:
+        if isinstance(weights, Weights) and "orthogonalize" not in weights.stated:
             raise ValueError(
                 "these weights do not say which variant they are; load them with orthogonalize=True "
                 "(Celo2) or orthogonalize=False (Celo2-base)."
             )
-        contents = Contents(weights.arrays, weights.config, weights.provenance, weights.contract_version)
-        data = encode_safetensors(contents)
+        data = encode_safetensors(Contents(*(getattr(weights, name) for name in Contents._fields)))
     elif path.suffix == UPSTREAM:
-        data = encode_theta(weights.arrays)
+        data = encode_theta(as_tree(weights.arrays, type(weights.config)))
     else:
         raise ValueError(f"{path} must end in {OURS} or {UPSTREAM} (upstream's format).")
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"{path} would have {len(data)} bytes, expected at most {MAX_BYTES}.")
+    if len(data) > weights.max_bytes:
+        raise ValueError(f"{path} would have {len(data)} bytes, expected at most {weights.max_bytes}.")
     write_atomic(path, data)
 
 
-def decode_weights(file: WeightFile, **config: Any) -> Weights:
-    """Decodes a weight file that has been read; options and errors are those of `load_checkpoint`."""
-    RuleConfig.check_option_names(config)
-    weights = _decode(file.data, file.name, config)
-    if file.shipped and not check_digest(*parse_arrays(file.data)).verified:
+def decode_weights(file: WeightFile, wanted: type[WeightsT], **options: Any) -> WeightsT:
+    """Decodes a weight file that has been read; the arguments and errors are those of `load_weights`."""
+    try:
+        weights = _decode(file, wanted, options)
+    except ValueError as error:
+        raise ValueError(f"{file.name}: {error}") from error
+    if len(file.data) > weights.max_bytes:
+        raise ValueError(f"{file.name} has {len(file.data)} bytes, expected at most {weights.max_bytes}.")
+    if file.shipped and not read_integrity(file).verified:
         raise ValueError(
             f"{file.name}: not the weights that celo2 ships: the file carries no digest, and its content is "
             "not known; reinstall celo2."
         )
-    if file.hub is None:
-        return weights
-    return dataclasses.replace(weights, provenance={**weights.provenance, "hub": file.hub})
+    return weights if file.hub is None else weights.with_provenance(hub=file.hub)
 
 
-def _decode(data: bytes, name: str, config: Mapping[str, Any]) -> Weights:
-    """Decodes the bytes of a weight file, in the format that the suffix of its name indicates."""
-    try:
-        if name.endswith(OURS):
-            weights = Weights(*decode_safetensors(data))
-            return dataclasses.replace(weights, config=weights.resolve(**config))
-        weights = weights_from_tree(decode_theta(data), **config)
-        origin = {"source": Path(name).name, "source_sha256": hashlib.sha256(data).hexdigest()}
-        return dataclasses.replace(weights, provenance=origin)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+def _decode(file: WeightFile, wanted: type[WeightsT], options: Mapping[str, Any]) -> WeightsT:
+    """Decodes the content of a weight file, in the format that the suffix of its name indicates."""
+    if not file.name.endswith(OURS):
+        weights = _from_tree(decode_theta(file.data), wanted, options)
+        digest = hashlib.sha256(file.data).hexdigest()
+        return weights.with_provenance(source=Path(file.name).name, source_sha256=digest)
+    contents = decode_safetensors(file.data)
+    found = _class_of(contents.config.kind)
+    if not issubclass(found, wanted):
+        expected = "Celo2" if wanted is Weights else ", ".join(MEMBERS)
+        raise ValueError(f"not weights of {expected}: {belongs_to(contents.config.kind)}.")
+    weights = found(*contents)
+    return weights.with_options(**options) if options else weights
 
 
-def check_array(name: str, value: Any) -> np.ndarray:
+def read_integrity(file: WeightFile) -> Integrity:
+    """Checks the digest of a weight file; see `celo2.weights.digests`.
+
+    Raises:
+        ValueError: It is not a weight file, or its content does not match the digest it carries.
+    """
+    if file.name.endswith(OURS):
+        return check_digest(*parse_arrays(file.data))
+    return check_digest(flatten(decode_theta(file.data)), {})
+
+
+def _check_array(name: str, value: Any) -> np.ndarray:
     """Returns a read-only copy of an array; raises a ValueError unless it is float32 and finite."""
     array = np.asarray(value)
     if array.dtype != np.float32:

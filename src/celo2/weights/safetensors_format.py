@@ -1,61 +1,89 @@
 """Reads and writes this package's weight files: safetensors with options and provenance as metadata.
 
-The metadata are five texts: `format`, `contract_version`, `config` and `provenance` (JSON objects), and
-`sha256`, the digest of everything else, which older files lack.
+The metadata are texts: the format, the contract version, the options and the provenance (JSON objects), and
+`sha256`, the digest of everything else, which older files lack. Files of the rule and of the zoo differ in
+the names of the fields, see `_Layout`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import safetensors
 
-from celo2.config import CONTRACT_VERSION, RuleConfig
+from celo2.config import CONTRACT_VERSION, RuleConfig, Schema
 from celo2.weights.digests import DIGEST, check_digest, compute_digest
+from celo2.zoo.specs import MEMBERS
 
-_FORMAT = "celo2-weights"
-_FIELDS = frozenset({"format", "contract_version", "config", "provenance", DIGEST})
-ZOO_FORMAT = "celo2-zoo-weights"  # of the optimizers in `celo2.zoo`
+T = TypeVar("T")
 
 
 class Contents(NamedTuple):
-    """Content of a weight file: float32 arrays by name, options, provenance by field, contract version."""
+    """Content of a weight file, in the order of the arguments of `celo2.weights.AnyWeights`."""
 
     arrays: Mapping[str, np.ndarray]
-    config: RuleConfig
+    config: Schema
     provenance: Mapping[str, str]
+    stated: frozenset[str]
     contract_version: int
+
+
+class _Layout(NamedTuple):
+    """Metadata of one format.
+
+    Attributes:
+        format: The value of the field of this name.
+        version: The name of the contract version's field.
+        options: The name of the options' field.
+        optimizer: The name of the field that says whose options these are; None for the rule.
+        complete: Whether a file states every option, rather than those that its source stated.
+    """
+
+    format: str
+    version: str
+    options: str
+    optimizer: str | None
+    complete: bool
+
+
+_RULE = _Layout("celo2-weights", "contract_version", "config", None, complete=True)
+_ZOO = _Layout("celo2-zoo-weights", "version", "options", "optimizer", complete=False)
+_LAYOUTS = (_RULE, _ZOO)
 
 
 def decode_safetensors(data: bytes) -> Contents:
     """Decodes a weight file, without checking that its arrays fit its options.
 
     Raises:
-        ValueError: The bytes are not a weight file of this package; the message states what was expected
-            and found.
-    """
-    arrays, metadata = decode_arrays(data)
-    return Contents(arrays, *_decode_metadata(metadata))
-
-
-def decode_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Decodes the float32 arrays and the metadata of a safetensors file, and checks its digest.
-
-    Raises:
-        ValueError: The bytes are not a safetensors file, an array has another dtype, or the content does not
-            match the digest that the file carries.
+        ValueError: The bytes are not a weight file of this package, or are damaged; the message states what
+            was expected and found.
     """
     arrays, metadata = parse_arrays(data)
     check_digest(arrays, metadata)
-    return arrays, metadata
+    return Contents(arrays, *_decode_metadata(metadata))
+
+
+def encode_safetensors(contents: Contents) -> bytes:
+    """Returns the bytes of a weight file."""
+    config = contents.config
+    layout = _RULE if config.kind == RuleConfig.kind else _ZOO
+    metadata = {
+        "format": layout.format,
+        layout.version: str(contents.contract_version),
+        layout.options: config.to_json(None if layout.complete else contents.stated),
+        "provenance": json.dumps(dict(contents.provenance), sort_keys=True),
+    }
+    if layout.optimizer:
+        metadata[layout.optimizer] = config.kind
+    return encode_arrays(contents.arrays, dict(sorted(metadata.items())))
 
 
 def parse_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Decodes the arrays and the metadata like `decode_arrays`, without checking the digest.
+    """Decodes the arrays and the metadata of a safetensors file, without checking its digest.
 
     Raises:
         ValueError: The bytes are not a safetensors file, or an array has another dtype.
@@ -73,17 +101,6 @@ def parse_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         arrays[name] = np.frombuffer(entry["data"], "<f4").reshape(entry["shape"]).astype(np.float32)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return arrays, header.get("__metadata__") or {}
-
-
-def encode_safetensors(contents: Contents) -> bytes:
-    """Returns the bytes of a weight file."""
-    metadata = {
-        "config": contents.config.to_json(),
-        "contract_version": str(contents.contract_version),
-        "format": _FORMAT,
-        "provenance": json.dumps(dict(contents.provenance), sort_keys=True),
-    }
-    return encode_arrays(contents.arrays, metadata)
 
 
 def check_fields(metadata: Mapping[str, str], known: Iterable[str]) -> None:
@@ -123,30 +140,33 @@ def check_version(version: int) -> None:
         raise ValueError(f"contract version must be at least 1, found {version}.")
 
 
-def _decode_metadata(metadata: Mapping[str, str]) -> tuple[RuleConfig, dict[str, str], int]:
-    if metadata.get("format") == ZOO_FORMAT:
-        kind = metadata.get("optimizer", "another optimizer")
-        raise ValueError(
-            f"weights of {kind!r:.40}, not of Celo2; load them with celo2.zoo.load_weights, or use "
-            "celo2.zoo.make."
-        )
-    if metadata.get("format") != _FORMAT:
+def _decode_metadata(metadata: Mapping[str, str]) -> tuple[Schema, dict[str, str], frozenset[str], int]:
+    layout = next((layout for layout in _LAYOUTS if layout.format == metadata.get("format")), None)
+    if layout is None:
+        formats = " or ".join(f"format={layout.format!r}" for layout in _LAYOUTS)
         found = repr(metadata["format"])[:40] if "format" in metadata else "none"
-        raise ValueError(
-            f"not a weight file of celo2: expected the metadata format={_FORMAT!r}, found {found}."
-        )
-    version = metadata.get("contract_version", "")
+        raise ValueError(f"not a weight file of celo2: expected the metadata {formats}, found {found}.")
+    version = metadata.get(layout.version, "")
     if not re.fullmatch(r"[0-9]{1,9}", version):
-        raise ValueError(f"expected a whole number as contract_version, found {version!r:.40}.")
+        raise ValueError(f"expected a whole number as {layout.version}, found {version!r:.40}.")
     check_version(int(version))  # first, since a newer contract may have other fields
-    check_fields(metadata, _FIELDS)
+    check_fields(metadata, {"format", *filter(None, layout[1:4]), "provenance", DIGEST})
+    kind = metadata.get(layout.optimizer, "") if layout.optimizer else RuleConfig.kind
+    if layout.optimizer and kind not in MEMBERS:
+        raise ValueError(f"weights of {kind!r:.40}, expected one of {', '.join(MEMBERS)}.")
+    schema = MEMBERS.get(kind, RuleConfig)
+    config = _read(metadata, layout.options, schema.from_json)
+    stated = schema.option_names() if layout.complete else json.loads(metadata[layout.options])
+    provenance = _read(metadata, "provenance", json.loads)
+    if not isinstance(provenance, dict):
+        raise ValueError(f"provenance must be a JSON object, found {type(provenance).__name__}.")
+    return config, provenance, frozenset(stated), int(version)
+
+
+def _read(metadata: Mapping[str, str], field: str, parse: Callable[[str], T]) -> T:
     try:
-        config = RuleConfig.from_json(metadata["config"])
-        provenance = json.loads(metadata["provenance"])
+        return parse(metadata[field])
     except KeyError as error:
         raise ValueError(f"the metadata lack {error}.") from error
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ValueError(f"bad metadata: {error!s:.300}") from error
-    if not isinstance(provenance, dict):
-        raise ValueError(f"provenance must be a JSON object, found {type(provenance).__name__}.")
-    return config, provenance, int(version)
+        raise ValueError(f"bad metadata, {field}: {error!s:.300}") from error

@@ -1,4 +1,4 @@
-"""Checks that arrays of weights fit the options of the rule.
+"""Names, nests and identifies the arrays of a network, and checks that they fit its options.
 
 Only names and shapes are used, so the arrays may be traced.
 """
@@ -10,15 +10,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from celo2.config import FEATURES, Feature, RuleConfig
+from celo2.config import FEATURES, Feature, RuleConfig, Schema
+from celo2.zoo.specs import MEMBERS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-MAX_ARRAYS = 256  # the default network has 19
+MAX_ARRAYS = 256  # the largest network of the zoo has 33
+KNOWN_SHARE = 0.5  # share of an optimizer's arrays above which a match identifies a damaged tree as its own
 
-_OUTER, _INNER = "ff_mod_stack", "~"  # the two levels around the arrays in the public implementation
 _GROUP = re.compile(r"w0__\d+")
-_LAYER = re.compile(r"w[1-9]\d*")
 _DECAYS = {
     "one": "",
     "momentum": " as in initial_momentum_decays",
@@ -27,45 +27,90 @@ _DECAYS = {
 }
 
 
-def flat_arrays(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arrays of a tree by name.
-
-    Args:
-        tree: `{"ff_mod_stack": {"~": {"w0__0": …}}}` (upstream) or `{"w0__0": …}`.
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the arrays of nested dicts by name, the keys joined by "/".
 
     Raises:
-        ValueError: The tree has other entries; the message recognises those of the optimizers in the zoo.
+        ValueError: A key is not text, a leaf is not an array, two arrays share a name, or there are too many.
     """
-    if any(isinstance(value, Mapping) for value in tree.values()) or _OUTER in tree:
-        inner = tree.get(_OUTER)
-        if set(tree) != {_OUTER} or not isinstance(inner, Mapping) or set(inner) != {_INNER}:
-            raise ValueError(_wrong_tree(tree))
-        tree = inner[_INNER]
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise ValueError(f"expected names as keys, found {key!r:.80}.")
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found = flatten(value, f"{name}/")
+        elif hasattr(value, "shape"):
+            found = {name: value}
+        else:
+            raise ValueError(f"{name!r:.80} is a {type(value).__name__}, expected an array.")
+        twice = found.keys() & flat.keys()
+        if twice:
+            raise ValueError(f"two arrays are named {min(twice):.80}.")
+        flat |= found
+    if len(flat) > MAX_ARRAYS:
+        raise ValueError(f"found {len(flat)} arrays, expected at most {MAX_ARRAYS}.")
+    return flat
+
+
+def flat_arrays(tree: Mapping[str, Any], schema: type[Schema]) -> dict[str, Any]:
+    """Returns a network's arrays by name, nested as in the public implementation or not at all.
+
+    Raises:
+        ValueError: The tree has other levels than `schema.levels`; see also `flatten`.
+    """
+    levels = schema.levels
+    if levels and (levels[0] in tree or any(isinstance(value, Mapping) for value in tree.values())):
+        whole = tree
+        for level in levels:
+            if not isinstance(tree, Mapping) or set(tree) != {level}:
+                raise ValueError(_wrong_tree(whole, levels))
+            tree = tree[level]
     if not isinstance(tree, Mapping) or not tree:
-        raise ValueError(f"not Celo2 weights: expected arrays named w0__0 … b2, found {tree!r:.80}.")
-    for name, value in tree.items():
-        if not isinstance(name, str) or not hasattr(value, "shape"):
-            raise ValueError(
-                f"not Celo2 weights: {name!r:.80} is a {type(value).__name__}, expected an array."
-            )
-    return dict(tree)
+        names = list(schema().weight_shapes())
+        raise ValueError(
+            f"not weights of {schema.kind}: expected arrays named {names[0]} … {names[-1]}, "
+            f"found {tree!r:.80}."
+        )
+    return flatten(tree)
 
 
-def _wrong_tree(tree: Mapping[str, Any]) -> str:
-    from celo2.zoo.names import (
-        identify,  # imported here: it imports celo2.weights, and so this module
-    )
-
-    found = _listed(map(repr, tree))
-    message = f"not Celo2 weights: expected one entry {_OUTER!r} that holds {_INNER!r}, found {found}"
+def _wrong_tree(tree: Mapping[str, Any], levels: tuple[str, ...]) -> str:
+    holds = " that holds ".join(map(repr, levels))
+    message = f"not Celo2 weights: expected one entry {holds}, found {_listed(map(repr, tree))}"
     kind = identify(tree)
     if kind is not None:
-        return (
-            f"{message}: these are weights of {kind!r}, which came before; see celo2.zoo.make({kind!r}, …)."
-        )
+        return f"{message}: {belongs_to(kind)}."
     if "rnn_params" in tree or "lstm_init_state" in tree:
         return f"{message}; an LSTM scheduler belongs to Celo, an earlier optimizer with other weights."
     return f"{message}."
+
+
+def belongs_to(kind: str) -> str:
+    """Describes in a clause whose weights these are, and what loads them."""
+    if kind == RuleConfig.kind:
+        return "these are weights of Celo2; load them with celo2.load_checkpoint"
+    return (
+        f"these are weights of {kind!r}, which came before; load them with celo2.zoo.load_weights, or see "
+        f"celo2.zoo.make({kind!r}, …)"
+    )
+
+
+def as_tree(arrays: Mapping[str, Any], schema: type[Schema] = Schema) -> dict[str, Any]:
+    """Nests arrays by name as the public files do: the inverse of `flat_arrays`.
+
+    Example:
+        >>> as_tree({"rnn_params/rnn/linear/w": 1})
+        {'rnn_params': {'rnn/linear': {'w': 1}}}
+    """
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *above, last = (*schema.levels, *name.split("/"))
+        node = tree
+        for level in filter(None, (*above[:1], "/".join(above[1:]))):
+            node = node.setdefault(level, {})
+        node[last] = array
+    return tree
 
 
 def read_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -73,40 +118,57 @@ def read_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in arrays.items()}
 
 
-def read_sizes(shapes: Shapes) -> dict[str, int]:
-    """Returns the options that the shapes determine: `ff_hidden_size` and `ff_hidden_layers`.
+def find_kind(shapes: Shapes) -> str | None:
+    """Returns the optimizer of the zoo that most of the arrays fit, or None if too few fit any.
 
-    Raises:
-        ValueError: There are too many arrays, or no one-dimensional bias `b0` to read the width from.
+    The arrays may be damaged or incomplete; `check_fit` reports what is wrong with them.
     """
-    if len(shapes) > MAX_ARRAYS:
-        raise ValueError(f"not Celo2 weights: found {len(shapes)} arrays, expected at most {MAX_ARRAYS}.")
-    bias = shapes.get("b0")
-    if bias is None or len(bias) != 1:
-        found = f"arrays {_listed(shapes)}" if bias is None else f"shape {bias}"
-        raise ValueError(f"not Celo2 weights: expected an array b0 of shape (hidden size,), found {found}.")
-    return {"ff_hidden_size": bias[0], "ff_hidden_layers": sum(bool(_LAYER.fullmatch(n)) for n in shapes)}
+    scores = {kind: _share_that_fits(shapes, member) for kind, member in MEMBERS.items()}
+    best = max(scores, key=lambda kind: scores[kind])
+    return best if scores[best] > KNOWN_SHARE else None
 
 
-def check_fit(shapes: Shapes, config: RuleConfig) -> None:
+def identify(tree: Mapping[str, Any]) -> str | None:
+    """Applies `find_kind` to any tree, nested or flat; None for one without named arrays."""
+    try:
+        return find_kind(read_shapes(flatten(tree)))
+    except ValueError:
+        return None
+
+
+def _share_that_fits(shapes: Shapes, schema: type[Schema]) -> float:
+    """Returns the share of arrays with the right name and shape among those present or expected."""
+    try:
+        expected = schema(**schema.sizes_of(shapes)).weight_shapes()
+    except ValueError:
+        return 0.0
+    fitting = sum(shapes.get(name) == shape for name, shape in expected.items())
+    return fitting / len(expected.keys() | shapes.keys())
+
+
+def check_fit(shapes: Shapes, config: Schema) -> None:
     """Raises a ValueError that states what to change unless the arrays fit the options.
 
     Sizes are checked first: they bound the work of every later check by the number of arrays.
     """
-    for option, found in read_sizes(shapes).items():
+    for option, found in config.sizes_of(shapes).items():
         if found != getattr(config, option):
             raise ValueError(f"the arrays have {option}={found}, expected {getattr(config, option)}.")
-    _check_groups(shapes, config)
+    if isinstance(config, RuleConfig):
+        _check_groups(shapes, config)
     expected = config.weight_shapes()
     missing, extra = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
     if missing or extra:
         raise ValueError(
-            f"expected the arrays {_listed(expected, 40)}: missing {_listed(sorted(missing)) or 'none'}, "
-            f"unexpected {_listed(sorted(extra)) or 'none'}."
+            f"weights of {config.kind} have {len(expected)} arrays: missing "
+            f"{_listed(sorted(missing)) or 'none'}, unexpected {_listed(sorted(extra)) or 'none'}."
         )
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise ValueError(f"{name} has shape {shapes[name]}, expected {shape}.")
+    wrong = [name for name, shape in expected.items() if shapes[name] != shape]
+    if wrong:
+        first, more = wrong[0], f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
+        raise ValueError(
+            f"weights of {config.kind}: {first} has shape {shapes[first]}, expected {expected[first]}{more}."
+        )
 
 
 def _check_groups(shapes: Shapes, config: RuleConfig) -> None:

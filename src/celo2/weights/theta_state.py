@@ -49,12 +49,7 @@ def decode_theta(data: bytes) -> dict[str, Any]:
     return _decode_node(tree, ())
 
 
-def encode_theta(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the bytes of a `theta.state` file with these float32 arrays."""
-    return encode_tree({"ff_mod_stack": {"~": arrays}})
-
-
-def encode_tree(tree: Mapping[str, Any]) -> bytes:
+def encode_theta(tree: Mapping[str, Any]) -> bytes:
     """Returns the bytes of a `theta.state` file for nested dicts with float32 arrays at the leaves."""
 
     def pack(node: Any) -> Any:

@@ -16,17 +16,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from celo2.zoo.specs import PRESETS
-from celo2.zoo.weights import ZooWeights, load_weights, save_weights
 
 if TYPE_CHECKING:
+    from celo2.weights.checkpoint import ZooWeights, save_weights
     from celo2.zoo.registry import init_theta, make
+    from celo2.zoo.weights import load_weights
 
 __all__ = ["PRESETS", "ZooWeights", "init_theta", "load_weights", "make", "save_weights"]
 
-_LAZY = ("init_theta", "make")
+# Imported on first use: `celo2.weights` imports the specs of this package.
+_HOME = {
+    "ZooWeights": "celo2.weights.checkpoint",
+    "save_weights": "celo2.weights.checkpoint",
+    "load_weights": "celo2.zoo.weights",
+    "init_theta": "celo2.zoo.registry",
+    "make": "celo2.zoo.registry",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _HOME:
         raise AttributeError(f"module 'celo2.zoo' has no attribute {name!r}")
-    return getattr(importlib.import_module("celo2.zoo.registry"), name)
+    return getattr(importlib.import_module(_HOME[name]), name)

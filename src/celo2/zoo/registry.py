@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +13,10 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from celo2.config import nearest_name
-from celo2.zoo.names import check_fit, flatten, read_shapes
-from celo2.zoo.specs import MemberConfig
+from celo2.weights.checkpoint import ZooWeights
+from celo2.weights.schema import check_fit, flatten, read_shapes
 from celo2.zoo.transform import make_transform
 from celo2.zoo.weights import (
-    ZooWeights,
     check_stated,
     find_preset,
     load_weights,
@@ -61,8 +58,7 @@ def make(
         >>> updates["kernel"].shape
         (4, 3)
     """
-    config = find_preset(name)
-    _check_options(config, options)
+    find_preset(name).check_option_names(options)
     if weights is None:
         raise ValueError(
             f"{name} has no weights in this package; give weights=PATH of a theta.state or *.safetensors, "
@@ -94,9 +90,7 @@ def init_theta(name: str, key: Array, **options: Any) -> dict[str, Array]:
         TypeError: The optimizer has no such option.
         ValueError: The name is unknown, or an option is out of its range.
     """
-    config = find_preset(name)
-    _check_options(config, options)
-    specs = dataclasses.replace(config, **options).array_specs()
+    specs = find_preset(name).replace(**options).array_specs()
     keys = jax.random.split(key, len(specs))
     theta = {}
     for array_key, (array, spec) in zip(keys, sorted(specs.items()), strict=True):
@@ -104,16 +98,6 @@ def init_theta(name: str, key: Array, **options: Any) -> dict[str, Array]:
         drawn = spec.scale * jax.random.truncated_normal(array_key, -2.0, 2.0, spec.shape, jnp.float32)
         theta[array] = drawn if spec.scale else constant
     return theta
-
-
-def _check_options(config: MemberConfig, options: Mapping[str, Any]) -> None:
-    valid = [field.name for field in dataclasses.fields(config)]
-    for name in options:
-        if name not in valid:
-            raise TypeError(
-                f"{config.kind} has no option {name!r}{nearest_name(name, valid)} It has "
-                f"{', '.join(valid) or 'none'}."
-            )
 
 
 def _as_mapping(weights: Any) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple
 
-from celo2.config import RuleConfig
+from celo2.config import RuleConfig, Schema
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
 
 NUM_TIMES = 11  # time features of AdaFac-MLP and RNN-MLP
@@ -29,16 +29,14 @@ _TRUNCATED_STD = 0.87962566  # of a standard normal truncated at ±2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MemberConfig:
-    """Options of one optimizer; each subclass is one kind of weight file.
+class MemberConfig(Schema):
+    """Options of one optimizer of the zoo.
 
     Attributes:
-        kind: The optimizer's name.
         needs: The inputs it needs beside gradients and parameters: "loss" (`value=` in `update`), "num_steps"
             (the length of the run, given at construction).
     """
 
-    kind: ClassVar[str]
     _needs: ClassVar[tuple[str, ...]] = ("loss", "num_steps")
 
     def __post_init__(self) -> None:
@@ -68,11 +66,6 @@ class MemberConfig:
         """The required inputs beside gradients and parameters; see the class."""
         return frozenset(self._needs)
 
-    @property
-    def num_parameters(self) -> int:
-        """The total number of elements in the arrays."""
-        return sum(math.prod(shape) for shape in self.weight_shapes().values())
-
     @classmethod
     def sizes_of(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         """Returns the options that follow from the shapes of the arrays."""
@@ -96,6 +89,7 @@ class Celo(MemberConfig):
     """
 
     kind: ClassVar[str] = "celo"
+    deployment_options: ClassVar[frozenset[str]] = frozenset({"phase"})  # both use the same weights
     lstm_size: int = 64
     num_mlps: int = 1
     phase: int = 2

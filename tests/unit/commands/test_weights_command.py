@@ -150,7 +150,7 @@ def test_set_reads_values(monkeypatch, text, expected):
     seen = {}
     save_weights("w.safetensors", make_weights())
     monkeypatch.setattr(
-        command, "decode_weights", lambda _, **options: seen.update(options) or make_weights()
+        command, "decode_weights", lambda *_, **options: seen.update(options) or make_weights()
     )
     assert command.main(["verify", "w.safetensors", "--set", text]) == 0
     assert seen == dict([expected])

@@ -19,9 +19,9 @@ from celo2.weights.checkpoint import (
     SHIPPED,
     Weights,
     compute_checksum,
+    fit_tree,
     load_checkpoint,
     resolve_theta,
-    resolve_tree,
     save_weights,
     weights_from_tree,
 )
@@ -213,12 +213,12 @@ BAD_TREES = {
 @pytest.mark.parametrize(("tree", "message"), BAD_TREES.values(), ids=BAD_TREES)
 def test_tree_of_another_optimizer_is_refused(tree, message):
     with pytest.raises(ValueError, match=message):
-        resolve_tree(tree)
+        fit_tree(tree, RuleConfig, {})
 
 
 def test_tree_suggests_features_within_the_callers_options():
     with pytest.raises(ValueError, match="with_m=False"):
-        resolve_tree(make_arrays(with_m=False, with_p=False), with_p=False)
+        fit_tree(make_arrays(with_m=False, with_p=False), RuleConfig, {"with_p": False})
 
 
 def test_tree_may_be_traced():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 
 import numpy as np
@@ -9,7 +11,10 @@ import pytest
 import safetensors.numpy
 
 from celo2.config import CONTRACT_VERSION, RuleConfig
-from celo2.weights.checkpoint import MAX_BYTES, Weights, load_checkpoint, save_weights
+from celo2.weights.checkpoint import SHIPPED, Weights, load_checkpoint, save_weights
+from celo2.weights.checkpoint import make_weights as make_any
+from celo2.weights.sources import shipped_file
+from celo2.zoo.specs import Velo
 from helpers.rule_runs import REFERENCE_RUNS, load_run
 from helpers.weights_examples import make_arrays, make_weights
 
@@ -118,6 +123,35 @@ def test_safetensors_of_the_same_weights_have_the_same_bytes(tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_file_is_written_again_to_the_bit(tmp_path, name):
+    save_weights(tmp_path / "w.safetensors", load_checkpoint(name))
+    assert (tmp_path / "w.safetensors").read_bytes() == shipped_file(name).read_bytes()
+
+
+FORMATS = {
+    ("celo2", "safetensors"): "d84c87d03b57cf56f93da50f7fe3b4ddbb3c5fabc76e1ec96fba1bd121ec386e",
+    ("celo2", "state"): "b02aceeeb2467b13e33259ae418fe71818e2cf5af4d70168cfdfc55a889093eb",
+    ("velo", "safetensors"): "608c2ebef7e5add1722bac6f911bdd871603938855a6666509700e7a689d90d5",
+    ("velo", "state"): "0f47c9113099425ad211a079b4c0847100098ee254cd6b3aee3792d2785cbfc0",
+}
+
+
+@pytest.mark.parametrize(("kind", "suffix"), FORMATS)
+def test_files_are_those_of_earlier_versions_to_the_bit(tmp_path, kind, suffix):
+    """SHA-256 of files that the first version to have these formats wrote."""
+    config = (
+        RuleConfig(orthogonalize=False) if kind == "celo2" else Velo(lstm_size=3, num_mlps=2, ff_mult=100.0)
+    )
+    shapes = config.weight_shapes()
+    arrays = {
+        name: np.arange(math.prod(shape), dtype=np.float32).reshape(shape) for name, shape in shapes.items()
+    }
+    path = tmp_path / f"w.{suffix}"
+    save_weights(path, make_any(arrays, config, {"command": "a test", "seed": "0"}))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == FORMATS[kind, suffix]
+
+
 def test_load_applies_deployment_options(tmp_path):
     save_weights(tmp_path / "w.safetensors", make_weights())
     assert load_checkpoint(tmp_path / "w.safetensors", rmsmult=0.2).config.rmsmult == 0.2
@@ -135,7 +169,7 @@ def test_save_refuses_another_suffix(tmp_path):
 
 
 def test_save_refuses_what_could_not_be_loaded(tmp_path):
-    weights = Weights(make_arrays(), provenance={"log": "x" * MAX_BYTES})
+    weights = Weights(make_arrays(), provenance={"log": "x" * Weights.max_bytes})
     with pytest.raises(ValueError, match="expected at most"):
         save_weights(tmp_path / "w.safetensors", weights)
     assert not list(tmp_path.iterdir())

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from celo2.weights.checkpoint import (
-    MAX_BYTES,
-    fetch_checkpoint,
+    Weights,
+    decode_weights,
     load_checkpoint,
     save_weights,
 )
+from celo2.weights.sources import fetch_file
 from helpers.weights_examples import make_weights
 
 
@@ -79,7 +80,7 @@ def test_hub_is_not_asked_where_a_path_exists(hub, tmp_path):
     save_weights(tmp_path / "owner" / "name" / "theta.state", make_weights())
     assert "hub" not in load_checkpoint("owner/name").provenance
     with pytest.raises(ValueError, match="found none"):
-        fetch_checkpoint("owner/name")
+        decode_weights(fetch_file("owner/name", Weights.max_bytes), Weights)
 
 
 def test_hub_offline_uses_its_cache(hub):
@@ -108,7 +109,7 @@ def test_hub_repository_with_several_files_names_them(hub):
 
 def test_hub_does_not_download_a_language_model(hub):
     save_weights(hub.folder / "model.safetensors", make_weights())
-    hub.size = MAX_BYTES + 1
+    hub.size = Weights.max_bytes + 1
     with pytest.raises(ValueError, match=r"model\.safetensors has 1048577 bytes"):
         load_checkpoint("owner/name")
 

@@ -22,7 +22,7 @@ from celo2.commands import bench as bench_command
 from celo2.commands import compare as compare_command
 from celo2.commands import weights as command
 from celo2.evaluate import CompareConfig
-from celo2.zoo.names import as_tree, find_kind, read_shapes
+from celo2.weights.schema import as_tree, find_kind, read_shapes
 from celo2.zoo.specs import MEMBERS
 from celo2.zoo.weights import fitting_presets
 
@@ -79,7 +79,9 @@ def test_trees_are_told_apart_by_their_arrays(name: str) -> None:
 
 def test_celo2_files_are_no_ones_of_the_zoo() -> None:
     assert find_kind(read_shapes(celo2.load_checkpoint("celo2").arrays)) is None
-    with pytest.raises(ValueError, match="not weights of celo, celo_adam"):
+    with pytest.raises(
+        ValueError, match=r"not weights of celo, celo_adam.*load them with celo2\.load_checkpoint"
+    ):
         zoo.load_weights("celo2")
 
 
@@ -88,6 +90,20 @@ def test_celo2s_loader_says_whose_weights_they_are(tmp_path: Path, suffix: str) 
     zoo.save_weights(tmp_path / f"w.{suffix}", make_weights("rnn_mlp"))
     with pytest.raises(ValueError, match="weights of 'rnn_mlp'"):
         celo2.load_checkpoint(tmp_path / f"w.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "state"])
+def test_options_that_the_arrays_contradict_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"w.{suffix}"
+    zoo.save_weights(path, make_weights("velo"))
+    with pytest.raises(ValueError, match=rf"w\.{suffix}: .*have lstm_size=3, .*5"):
+        zoo.load_weights(path, lstm_size=5)
+
+
+def test_celos_phase_may_always_be_chosen(tmp_path: Path) -> None:
+    zoo.save_weights(tmp_path / "w.safetensors", make_weights("celo"))
+    assert zoo.load_weights(tmp_path / "w.safetensors").config.phase == 2
+    assert zoo.load_weights(tmp_path / "w.safetensors", phase=1).config.phase == 1
 
 
 def broken(change: Any) -> bytes:
@@ -116,10 +132,32 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     ),
     "NaN": (broken(lambda a, _: a["lstm_init_state/cell"].fill(np.nan)), "3 NaN or infinite"),
     "optimizer": (broken(lambda _, m: m.update(optimizer="adam")), "weights of 'adam', expected one of celo"),
-    "options": (broken(lambda _, m: m.update(options='{"x": 1}')), "bad options of celo_adam"),
+    "options": (
+        broken(lambda _, m: m.update(options='{"x": 1}')),
+        "celo_adam has no option 'x'. It has lstm_size",
+    ),
     "size": (broken(lambda _, m: m.update(options='{"lstm_size": -1}')), "lstm_size must be"),
     "no JSON": (broken(lambda _, m: m.update(options="[")), "bad metadata, options"),
-    "version": (broken(lambda _, m: m.update(version="2")), "expected metadata of version 1, found '2'"),
+    "version": (
+        broken(lambda _, m: m.update(version="2")),
+        "contract version 2 is newer than 1",
+    ),
+    "no version": (broken(lambda _, m: m.pop("version")), "expected a whole number as version, found ''"),
+    "no options": (broken(lambda _, m: m.pop("options")), "the metadata lack 'options'"),
+    "options list": (
+        broken(lambda _, m: m.update(options="[]")),
+        "options of celo_adam must be a JSON object",
+    ),
+    "deep options": (broken(lambda _, m: m.update(options="[" * 100_000)), "bad metadata, options"),
+    "Celo2's name": (broken(lambda _, m: m.update(optimizer="celo2")), "weights of 'celo2', expected one of"),
+    "other format": (broken(lambda _, m: m.update(format="pt")), "expected the metadata format=.*found 'pt'"),
+    "other field": (
+        broken(lambda _, m: m.update(contract_version="1")),
+        "unknown metadata 'contract_version'",
+    ),
+    "provenance": (broken(lambda _, m: m.update(provenance='{"seed": 1}')), "must map text to text"),
+    "provenance list": (broken(lambda _, m: m.update(provenance="[]")), "provenance must be a JSON object"),
+    "digest": (broken(lambda _, m: m.update(sha256="0" * 64)), "the file is damaged"),
     "cut": (broken(lambda *_: None)[:-10], "expected a safetensors file"),
     "a pickle": (pickle.dumps({}), "expected a safetensors file"),
 }
@@ -146,9 +184,9 @@ def test_damaged_upstream_file_is_still_recognised(tmp_path: Path, capsys: Any) 
 
 
 def _state_bytes(folder: Path, tree: Any) -> bytes:
-    from celo2.weights.theta_state import encode_tree
+    from celo2.weights.theta_state import encode_theta
 
-    return encode_tree(tree)
+    return encode_theta(tree)
 
 
 def test_command_inspects_converts_and_fetches(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

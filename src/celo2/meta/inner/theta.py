@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,9 @@ from jax import Array
 from celo2.config import RuleConfig
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
-from celo2.weights import checkpoint as celo2_weights
-from celo2.weights.checkpoint import Weights
-from celo2.zoo import weights as zoo_weights
+from celo2.weights import checkpoint
+from celo2.weights.checkpoint import AnyWeights
 from celo2.zoo.registry import init_theta as init_predecessor
-from celo2.zoo.specs import Celo
-from celo2.zoo.weights import ZooWeights
 
 BUILT_IN = ("random", "adam")  # values of `MetaConfig.start` that are not weight files
 
@@ -44,16 +41,37 @@ def init_theta(key: Array, config: MetaConfig) -> Theta:
     return {name: jnp.asarray(array, jnp.float32) for name, array in load_start(config).arrays.items()}
 
 
-def make_start(config: MetaConfig) -> AnyWeights:
+def make_start(config: MetaConfig) -> AnyWeights[Any]:
     """Makes the initial weights of a recipe as a weight object with provenance."""
     theta_key, _ = jax.random.split(jax.random.key(config.seed))
     arrays = {name: np.asarray(array) for name, array in init_theta(theta_key, config).items()}
     return make_weights(arrays, config, {"made_by": f"start {config.start!r}, seed {config.seed}"})
 
 
-def load_start(config: MetaConfig) -> AnyWeights:
-    """Loads the weights that `config.start` names; errors are those of `load_weights`."""
-    return load_weights(config.start, config)
+def make_weights(
+    arrays: Mapping[str, np.ndarray], config: MetaConfig, provenance: Mapping[str, str]
+) -> AnyWeights[Any]:
+    """Packs theta and its recipe as finished weights."""
+    return checkpoint.make_weights(arrays, config.member or config.rule, provenance)
+
+
+def load_start(config: MetaConfig) -> AnyWeights[Any]:
+    """Loads the weights that `config.start` names, from which the recipe can continue.
+
+    Raises:
+        ValueError: They belong to another variant, or have other options; Celo's phases share theirs.
+        OSError: The file cannot be read.
+    """
+    source, schema = config.start, config.member or config.rule
+    found = checkpoint.load_weights(source, AnyWeights).kind
+    if found != schema.kind:
+        raise ValueError(f"{source} has weights of {found!r}, expected {schema.kind!r}.")
+    # Options that the recipe may choose: the variant, which public files do not carry, and Celo's phase.
+    chosen = {name: getattr(schema, name) for name in ("orthogonalize", "phase") if hasattr(schema, name)}
+    weights = checkpoint.load_weights(source, AnyWeights, **chosen)
+    if weights.config != schema:
+        raise ValueError(f"{source} has other options than the recipe: {weights.config}.")
+    return weights
 
 
 def check_start(config: MetaConfig) -> None:
@@ -115,45 +133,3 @@ def mixture_theta(theta: Theta, config: RuleConfig, mixture: Mapping[tuple[str, 
         theta[f"w{layer}"] = theta[f"w{layer}"].at[:, :2].set(0.0).at[:2, :2].set(jnp.outer(signs, signs))
     theta[f"w{last}"] = theta[f"w{last}"].at[:, 0].set(0.0).at[:2, 0].set(signs)
     return theta
-
-
-AnyWeights = Weights | ZooWeights
-
-
-def make_weights(
-    arrays: Mapping[str, np.ndarray], config: MetaConfig, provenance: Mapping[str, str]
-) -> AnyWeights:
-    """Packs theta and its recipe as finished weights."""
-    if config.member is None:
-        return Weights(arrays, config.rule, provenance)
-    return ZooWeights(arrays, config.member, provenance, frozenset(vars(config.member)))
-
-
-def save_weights(path: str | os.PathLike[str], weights: AnyWeights) -> None:
-    """Saves weights of the rule or of a predecessor; see `celo2.weights.checkpoint.save_weights`."""
-    if isinstance(weights, ZooWeights):
-        zoo_weights.save_weights(path, weights)
-    else:
-        celo2_weights.save_weights(path, weights)
-
-
-def load_weights(source: str, config: MetaConfig) -> AnyWeights:
-    """Loads weights that a recipe can continue from.
-
-    Raises:
-        ValueError: They belong to another variant, or have other options; Celo's phases share theirs.
-        OSError: The file cannot be read.
-    """
-    if config.member is None:
-        weights = celo2_weights.load_checkpoint(source, orthogonalize=config.rule.orthogonalize)
-        if weights.config != config.rule:
-            raise ValueError(f"{source} has other options than the recipe: {weights.config}.")
-        return weights
-    phase = {"phase": config.member.phase} if isinstance(config.member, Celo) else {}
-    weights = zoo_weights.load_weights(source)
-    if weights.kind != config.member.kind:
-        raise ValueError(f"{source} has weights of {weights.kind!r}, expected {config.member.kind!r}.")
-    weights = zoo_weights.load_weights(source, **phase)
-    if weights.config != config.member:
-        raise ValueError(f"{source} has other options than the recipe: {weights.config}.")
-    return weights

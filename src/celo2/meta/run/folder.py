@@ -35,7 +35,7 @@ from celo2._utils.files import remove_partial_files, write_atomic
 from celo2._utils.locks import lock_folder
 from celo2.meta import outer
 from celo2.meta.config import MetaConfig
-from celo2.meta.inner.theta import BUILT_IN, load_start, make_weights, save_weights
+from celo2.meta.inner.theta import BUILT_IN, load_start, make_weights
 from celo2.meta.inner.unroll import InnerState
 from celo2.meta.outer import OuterState
 from celo2.meta.run import distributed
@@ -43,6 +43,7 @@ from celo2.meta.run.checksums import Ranking, rank_checkpoints, write_checksums
 from celo2.meta.run.errors import writing
 from celo2.meta.run.metrics import METRICS_FILE, load_metrics, read_metrics
 from celo2.meta.run.recipe import RECIPE_FILE, check_recipe, write_recipe
+from celo2.weights.checkpoint import save_weights
 
 KEPT = 3  # checkpoints; older ones are removed, their weights stay
 START_FILE = "start.safetensors"

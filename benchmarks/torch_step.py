@@ -129,7 +129,7 @@ def make_program_steps(size: str, device: torch.device, names: list[Implementati
     """A step of Celo2-base by each program of the rule, each on a model of its own."""
 
     def make_step(name: Implementation) -> Step:
-        optimizer = Celo2Base(make_model(size, device))
+        optimizer: Any = Celo2Base(make_model(size, device))
 
         def step() -> None:
             with implementation.use(name):

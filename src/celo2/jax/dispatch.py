@@ -130,7 +130,7 @@ def _can_lower(config: RuleConfig) -> bool:
 
         def compute(*matrix: Any) -> Any:
             kernels = pallas.make_passes(weights, config)
-            return three_pass.compute([Leaf(*matrix)], weights, axes, config, kernels)
+            return three_pass.compute(weights, [Leaf(*matrix)], kernels, axes=axes, config=config)
 
         jax.jit(compute).trace(array, array, state).lower(lowering_platforms=("cuda",))
     except Exception as error:  # of any kind: XLA's passes still work

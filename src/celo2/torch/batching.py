@@ -103,8 +103,8 @@ def _update(network: Network, leaves: Sequence[Leaf], chosen: Implementation) ->
         pairs = zip(entered, counts, strict=True)
         results = [step.update(network, *own, count, axes=layout.axes) for own, count in pairs]
     else:
-        made = dispatch.make_passes(network, chosen, factored=layout.axes is not None)
-        results = step.update_all(network, entered, layout.axes, made)
+        passes = dispatch.make_passes(network, chosen, factored=layout.axes is not None)
+        results = step.update_all(network, entered, passes, axes=layout.axes)
     for own, (_, _, updated), (_, busy) in zip(stacks, entered, results, strict=True):
         for place, leaf in enumerate(own):
             _write_back(leaf, Accumulators(*(tuple(x[place] for x in family) for family in updated)))

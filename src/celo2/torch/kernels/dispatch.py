@@ -155,10 +155,10 @@ def _try(network: Network, device: torch.device) -> bool:
         matrix = torch.ones(LEAST_SIDE, LEAST_SIDE, device=device)
         row, col, units = matrix[:, :1], matrix[:1], matrix[:8]
         state = Accumulators((matrix.clone(), matrix.clone(), matrix.clone()), (matrix.clone(),), (), ())
-        inputs = Inputs(matrix, matrix, state, ((row, col),) * 3, ((row, col),) * 3)
-        made = make_passes(network, KERNELS[device.type], factored=True)
-        made.square_means(matrix)
-        made.direct(inputs, made.accumulate(inputs, None), (units[..., None], units[:, None]))
+        inputs = Inputs(matrix, matrix, state, ((row, col),) * 3)
+        passes = make_passes(network, KERNELS[device.type], factored=True)
+        passes.square_means(matrix)
+        passes.direct(inputs, passes.accumulate(inputs, None), (units[..., None], units[:, None]))
     except Exception as error:  # whatever it is, other programs still work
         warnings.warn(f"compiled kernels are not used, since they do not run: {error!r}", stacklevel=2)
         return False

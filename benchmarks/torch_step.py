@@ -10,7 +10,8 @@ with gradients given. Where there is a GPU, it is timed there, on a GPT-2 of 124
 has whole training steps in bfloat16 on 16 × 1,024 tokens. Muon updates the matrices of the blocks and
 fused AdamW the rest, as its authors advise. With `--programs` the programs of Celo2-base's rule
 (`celo2.torch.implementation.use`) take turns instead, and ratios are to the first of them; a size such as
-8x64x64 is eight matrices of 64 rows and 64 columns.
+8x64x64 is eight matrices of 64 rows and 64 columns, and `plain-alone` is the plain program on one tensor
+after the other (`foreach=False`).
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Any]] = {
     "Celo2": lambda model: Celo2(model),
     "Celo2Base, bfloat16 state": lambda model: Celo2Base(model, state_dtype=torch.bfloat16),
 }
-PROGRAMS = [name for name in get_args(Implementation) if name != "triton"]
+PROGRAMS = [name + suffix for suffix in ("", "-alone") for name in get_args(Implementation)]
 
 
 def make_model(size: str, device: torch.device) -> nn.Module:
@@ -125,14 +126,16 @@ def make_steps(size: str, device: torch.device, names: list[str], *, train: bool
     return steps
 
 
-def make_program_steps(size: str, device: torch.device, names: list[Implementation]) -> dict[str, Step]:
-    """A step of Celo2-base by each program of the rule, each on a model of its own."""
+def make_program_steps(size: str, device: torch.device, names: list[str]) -> dict[str, Step]:
+    """A step of Celo2-base by each of `PROGRAMS`, each on a model of its own."""
 
-    def make_step(name: Implementation) -> Step:
-        optimizer: Any = Celo2Base(make_model(size, device))
+    def make_step(name: str) -> Step:
+        program: Any = name.removesuffix("-alone")
+        foreach = False if name.endswith("-alone") else None
+        optimizer: Any = Celo2Base(make_model(size, device), foreach=foreach)
 
         def step() -> None:
-            with implementation.use(name):
+            with implementation.use(program):
                 optimizer.step()
 
         return step

@@ -25,7 +25,10 @@ from celo2.jax.runtime import on_one_device
 from celo2.jax.step import Result
 
 ROUNDING_SEED = 0  # seed of the stochastic rounding of a bfloat16 state
-STACK_LIMIT = 1 << 15  # elements of the largest array that is worth a copy
+# Elements of the largest array that is worth a copy; the number of `celo2.torch.batching`, whose measurement
+# is there. Of XLA none is recorded: `celo2 bench` (`benchmarks/performance.py`) with another number measures
+# it.
+STACK_LIMIT = 1 << 15
 
 
 def update_leaves(

@@ -29,7 +29,10 @@ from celo2.torch.kernels import threads
 from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
-BLOCK_SIZE = 1 << 15  # elements of a block: a balance between the cache and the overhead of calls
+# Elements of a block, and of the longest row that blocks serve: a balance between the cache and the overhead
+# of calls. No other size has been recorded; `benchmarks/torch_step.py --programs passes blocks --size 3m`
+# measures a change.
+BLOCK_SIZE = 1 << 15
 
 
 def make_passes(network: Network, *, factored: bool) -> Passes:

@@ -191,9 +191,8 @@ def measure_blocks(found: Record) -> list[Record]:
     records = []
     for block in BLOCKS:
         kernels = pallas.make_passes(dict(weights.arrays), weights.config, block=block)
-        compute = partial(
-            three_pass.compute, weights=dict(weights.arrays), axes=axes, config=weights.config, passes=kernels
-        )
+        arrays, options = dict(weights.arrays), {"axes": axes, "config": weights.config}
+        compute = partial(three_pass.compute, arrays, passes=kernels, **options)
         matrix = [Leaf(jnp.asarray(grad), jnp.asarray(param), state)]
         begin = time.perf_counter()
         run = jax.jit(compute).lower(matrix).compile()

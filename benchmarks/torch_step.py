@@ -1,12 +1,17 @@
 """What a step costs in PyTorch: AdamW, Muon, Celo2-base and Celo2 in one process, interleaved.
 
     python benchmarks/torch_step.py --write
+    python benchmarks/torch_step.py --programs plain blocks numba --size 15k 3m 12m
+    python benchmarks/torch_step.py --programs plain blocks --size 8x64x64
 
 Prints a table: medians, and the median ratios to fused AdamW within a round, of time and of processor time
 (which other processes disturb less). Everything is timed on the parameters of a GPT-like transformer
 with gradients given. Where there is a GPU, it is timed there, on a GPT-2 of 124 M, and a second table
 has whole training steps in bfloat16 on 16 × 1,024 tokens. Muon updates the matrices of the blocks and
-fused AdamW the rest, as its authors advise.
+fused AdamW the rest, as its authors advise. With `--programs` the programs of Celo2-base's rule
+(`celo2.torch.implementation.use`) take turns instead, and ratios are to the first of them; a size such as
+8x64x64 is eight matrices of 64 rows and 64 columns, and `plain-alone` is the plain program on one tensor
+after the other (`foreach=False`).
 """
 
 from __future__ import annotations
@@ -17,21 +22,24 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from celo2.torch import Celo2, Celo2Base
+from celo2.torch import Celo2, Celo2Base, implementation
+from celo2.torch.kernels.dispatch import Implementation
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 SIZES = {
-    "3m": (384, 1, 1024),
-    "12m": (384, 6, 5120),
-    "124m": (768, 12, 50257),
-    "tiny": (64, 2, 512),
-}  # width, depth, vocabulary
+    "15k": (32, 1, 64, 32),
+    "3m": (384, 1, 1024, 1024),
+    "12m": (384, 6, 5120, 1024),
+    "124m": (768, 12, 50257, 1024),
+    "tiny": (64, 2, 512, 1024),
+}  # width, depth, vocabulary, positions
 TOKENS = (16, 1024)  # of a training step: sequences, their length
 Step = Callable[[], object]
 
@@ -53,9 +61,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, width: int, depth: int, vocabulary: int):
+    def __init__(self, width: int, depth: int, vocabulary: int, positions: int):
         super().__init__()
-        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(1024, width)
+        self.tokens, self.positions = nn.Embedding(vocabulary, width), nn.Embedding(positions, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
@@ -90,28 +98,49 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Any]] = {
     "Celo2": lambda model: Celo2(model),
     "Celo2Base, bfloat16 state": lambda model: Celo2Base(model, state_dtype=torch.bfloat16),
 }
+PROGRAMS = [name + suffix for suffix in ("", "-alone") for name in get_args(Implementation)]
 
 
-def make_steps(
-    size: str, device: torch.device, names: list[str], *, train: bool = False
-) -> tuple[dict[str, Step], int]:
-    """A step of each optimizer, each on a model of its own, and the number of parameters.
-
-    With `train` a step is loss, gradient and update.
-    """
-    steps: dict[str, Step] = {}
-    count = 0
-    for name in names:
-        torch.manual_seed(0)
+def make_model(size: str, device: torch.device) -> nn.Module:
+    """A transformer or equal matrices with gradients given, the same at every call."""
+    torch.manual_seed(0)
+    if size in SIZES:
         model = Transformer(*SIZES[size]).to(device)
-        for param in model.parameters():
-            param.grad = 1e-3 * torch.randn_like(param)
+    else:
+        count, *shape = map(int, size.split("x"))
+        model = nn.ParameterList(0.02 * torch.randn(shape, device=device) for _ in range(count))
+    for param in model.parameters():
+        param.grad = 1e-3 * torch.randn_like(param)
+    return model
+
+
+def make_steps(size: str, device: torch.device, names: list[str], *, train: bool = False) -> dict[str, Step]:
+    """A step of each optimizer, each on a model of its own; with `train` loss, gradient and update."""
+    steps: dict[str, Step] = {}
+    for name in names:
+        model = make_model(size, device)
         optimizer = OPTIMIZERS[name](model)
         steps[name] = (
             make_training_step(model, optimizer, SIZES[size][2], device) if train else optimizer.step
         )
-        count = sum(param.numel() for param in model.parameters())
-    return steps, count
+    return steps
+
+
+def make_program_steps(size: str, device: torch.device, names: list[str]) -> dict[str, Step]:
+    """A step of Celo2-base by each of `PROGRAMS`, each on a model of its own."""
+
+    def make_step(name: str) -> Step:
+        program: Any = name.removesuffix("-alone")
+        foreach = False if name.endswith("-alone") else None
+        optimizer: Any = Celo2Base(make_model(size, device), foreach=foreach)
+
+        def step() -> None:
+            with implementation.use(program):
+                optimizer.step()
+
+        return step
+
+    return {name: make_step(name) for name in names}
 
 
 def make_training_step(model: nn.Module, optimizer: Any, vocabulary: int, device: torch.device) -> Step:
@@ -139,6 +168,8 @@ def time_step(step: Step, device: torch.device) -> tuple[float, float]:
 
 
 def make_table(steps: dict[str, Step], count: int, device: torch.device, rounds: int) -> str:
+    """Times steps in turns; the first one is what ratios are to."""
+    first = next(iter(steps))
     for step in steps.values():
         for _ in range(3 if device.type == "cuda" else 1):
             time_step(step, device)  # makes the state
@@ -146,14 +177,14 @@ def make_table(steps: dict[str, Step], count: int, device: torch.device, rounds:
     for _ in range(rounds):
         for name, step in steps.items():
             times[name].append(time_step(step, device))
-    lines = ["| optimizer | ms/step | ns/parameter | × AdamW(fused=True) | processor time, × |"]
+    lines = [f"| optimizer | ms/step | ns/parameter | × {first} | processor time, × |"]
     lines.append("|---|---:|---:|---:|---:|")
     for name, own in times.items():
-        pairs = list(zip(own, times["AdamW(fused=True)"], strict=True))
+        pairs = list(zip(own, times[first], strict=True))
         wall, cpu = (statistics.median(t[i] / max(base[i], 1e-9) for t, base in pairs) for i in (0, 1))
         seconds = statistics.median(t[0] for t in own)
         lines.append(
-            f"| {name} | {1e3 * seconds:.1f} | {1e9 * seconds / count:.2f} | {wall:.1f} | {cpu:.1f} |"
+            f"| {name} | {1e3 * seconds:.1f} | {1e9 * seconds / count:.2f} | {wall:.2f} | {cpu:.2f} |"
         )
     return "\n".join(lines)
 
@@ -175,23 +206,34 @@ def main() -> None:
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = "124m" if device.type == "cuda" else "12m"
-    parser.add_argument("--size", choices=SIZES, default=size, help="parameters of the transformer")
+    parser.add_argument("--size", nargs="+", default=[size], help=f"{', '.join(SIZES)}, or COUNTxROWSxCOLS")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each optimizer")
     parser.add_argument("--only", nargs="*", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.name}")
+    parser.add_argument("--programs", nargs="*", choices=PROGRAMS, help="compare these, not optimizers")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
     options = parser.parse_args()
+    for size in options.size:
+        if size not in SIZES and not (options.programs and re.fullmatch(r"\d+x\d+x\d+", size)):
+            parser.error(f"--size {size}: choose from {', '.join(SIZES)}; COUNTxROWSxCOLS needs --programs.")
     names = [name for name in OPTIMIZERS if name in options.only or name == "AdamW(fused=True)"]
+    makers: dict[str, Callable[[str, torch.device], dict[str, Step]]]
+    if options.programs:
+        makers = {"Celo2Base's update": partial(make_program_steps, names=options.programs)}
+    else:
+        makers = {"The update alone": partial(make_steps, names=names)}
+        if device.type == "cuda":
+            makers["Whole training steps"] = partial(make_steps, names=names, train=True)
     parts = []
-    for train in [False, True] if device.type == "cuda" else [False]:
-        steps, count = make_steps(options.size, device, names, train=train)
-        what = "Whole training steps" if train else "The update alone"
-        table = make_table(steps, count, device, options.rounds)
-        parts.append(f"{what}: {describe(count, device, options.rounds)}\n\n{table}")
-        steps.clear()
+    for size in options.size:
+        count = sum(param.numel() for param in make_model(size, device).parameters())
+        described = describe(count, device, options.rounds)
+        for what, make in makers.items():
+            table = make_table(make(size, device), count, device, options.rounds)
+            parts.append(f"{what}: {described}\n\n{table}")
     text = "\n\n".join(parts)
     print(text)
     if options.write:
-        mark = f"torch-{device.type}"
+        mark = "torch-programs" if options.programs else f"torch-{device.type}"
         page = PAGE.read_text()
         page = re.sub(
             rf"(<!-- {mark} -->\n).*?(<!-- end -->)", lambda m: m[1] + text + "\n" + m[2], page, flags=re.S

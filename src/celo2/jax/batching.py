@@ -25,30 +25,33 @@ from celo2.jax.runtime import on_one_device
 from celo2.jax.step import Result
 
 ROUNDING_SEED = 0  # seed of the stochastic rounding of a bfloat16 state
-STACK_LIMIT = 1 << 15  # elements of the largest array that is worth a copy
+# Elements of the largest array that is worth a copy; the number of `celo2.torch.batching`, whose measurement
+# is there. Of XLA none is recorded: `celo2 bench` (`benchmarks/performance.py`) with another number measures
+# it.
+STACK_LIMIT = 1 << 15
 
 
 def update_leaves(
-    arrays: Mapping[str, Any],
+    weights: Mapping[str, Any],
     leaves: Sequence[Leaf],
     layouts: Sequence[Layout],
     count: Array,
-    rule: RuleConfig,
+    config: RuleConfig,
     *,
     skip_zero: bool = False,
 ) -> list[Result]:
     """Computes the un-negated step and the new accumulators of every leaf, in order.
 
     Args:
-        arrays: The network's weights by name.
+        weights: The network's arrays by name.
         leaves: The arrays to update.
         layouts: The layout of each leaf.
         count: The step count including this update, from 1.
-        rule: The rule's options.
+        config: The rule's options.
         skip_zero: As in `step.update_all`.
     """
     results: dict[int, Result] = {}
-    options: dict[str, Any] = {"arrays": arrays, "count": count, "rule": rule, "skip_zero": skip_zero}
+    options: dict[str, Any] = {"weights": weights, "count": count, "config": config, "skip_zero": skip_zero}
     for indices in _group(leaves, layouts):
         same = [leaves[index] for index in indices]
         update = partial(_update_equal, layout=layouts[indices[0]], **options)
@@ -76,23 +79,23 @@ def _update_equal(
     leaves: Sequence[Leaf],
     indices: Sequence[int | Array],
     *,
-    arrays: Mapping[str, Any],
+    weights: Mapping[str, Any],
     count: Array,
     layout: Layout,
-    rule: RuleConfig,
+    config: RuleConfig,
     skip_zero: bool,
 ) -> list[Result]:
     """Runs `step.update_all` in the layout's shape and the row accumulators' dtype."""
     dtype = leaves[0].accumulators.row[0].dtype
     results = step_lib.update_all(
-        {name: array.astype(dtype) for name, array in arrays.items()},
+        {name: array.astype(dtype) for name, array in weights.items()},
         [
             Leaf(layout.enter(grad), layout.enter(param), _view(accumulators, layout.enter))
             for grad, param, accumulators in leaves
         ],
         count,
         axes=layout.axes,
-        config=rule,
+        config=config,
         skip_zero=skip_zero,
     )
     finished = []

@@ -29,6 +29,8 @@ from celo2.jax.runtime import inside_shard_map
 
 Implementation = Literal["auto", "plain", "xla", "pallas", "pallas_interpret"]
 
+# What the GPU kernels serve. Nothing here is measured on a GPU: `benchmarks/gpu.py` compares XLA's passes
+# with the kernels on one matrix, of the size `MATRIX` there.
 LEAST_SIZE = 1 << 16  # elements; a smaller array is not worth three kernels and what lies between them
 LEAST_SIDE = 32  # of a matrix; a narrower one would leave most of each block empty
 LARGEST_HIDDEN = 16  # units of a layer, which all stay in registers
@@ -130,7 +132,7 @@ def _can_lower(config: RuleConfig) -> bool:
 
         def compute(*matrix: Any) -> Any:
             kernels = pallas.make_passes(weights, config)
-            return three_pass.compute([Leaf(*matrix)], weights, axes, config, kernels)
+            return three_pass.compute(weights, [Leaf(*matrix)], kernels, axes=axes, config=config)
 
         jax.jit(compute).trace(array, array, state).lower(lowering_platforms=("cuda",))
     except Exception as error:  # of any kind: XLA's passes still work

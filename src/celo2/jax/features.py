@@ -9,6 +9,7 @@ vectors, and no array ever has a feature axis.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,38 @@ from celo2.constants import CLIPPED_GRAD, FACTOR_FLOOR, RSQRT_EPS
 from celo2.jax.accumulators import Accumulators
 from celo2.jax.dimensions import Axes
 
-VECTORS = ("row", "col", "rsqrt_row", "rsqrt_col")  # the features that `compute_vectors` makes
+VECTORS = ("row", "col", "rsqrt_row", "rsqrt_col")  # the features that are rows or columns
 
 FeatureGroups = dict[str, tuple[Array, ...]]  # weight name → channels
-Factors = tuple[tuple[Array, ...], ...]  # for each decay, what a gradient is multiplied by
+Factors = tuple[tuple[Array, ...], ...]  # for each decay, the results of `compute_factors`
+
+
+class Inputs(NamedTuple):
+    """The inputs from which the features of one array, or of a block of it, are computed.
+
+    In the passes of `three_pass` the accumulators have no row and col, and references to memory may take the
+    place of arrays.
+
+    Attributes:
+        grad: The gradient; clipped, unless a function says otherwise.
+        param: The parameter, of the same shape.
+        accumulators: The accumulators after the update with this gradient, bias-corrected if that is on.
+        factors: The result of `compute_factors` for the accumulators.
+        raw_factors: The same without bias correction, where that is on: the reference leaves the factored
+            gradient uncorrected, and only that.
+    """
+
+    grad: Any
+    param: Any
+    accumulators: Accumulators
+    factors: tuple[tuple[Any, ...], ...]
+    raw_factors: tuple[tuple[Any, ...], ...] | None = None
+
+    def channels(self, config: RuleConfig) -> FeatureGroups:
+        """Computes the channels of the parameter's shape; the gradient must be clipped."""
+        momentum, rms = self.accumulators[:2]
+        grad, param, _, factors, raw = self
+        return compute_full(grad, param, momentum, rms, factors, config, raw_factors=raw)
 
 
 def compute(

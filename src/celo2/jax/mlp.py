@@ -22,7 +22,10 @@ from celo2.config import RuleConfig
 from celo2.constants import NORM_EPS
 from celo2.jax.features import FeatureGroups
 
-NUMBERS_UP_TO = 8  # hidden units; concrete weights of a larger network are not written into the program
+# Hidden units up to which concrete weights are numbers in the program. With 16 and
+# `runtime.compiler_options`, LLVM took all memory for a program with a small vector (commit 667bd58); between
+# 8 and 16 nothing is recorded.
+NUMBERS_UP_TO = 8
 
 InputScales = dict[str, tuple[Array, ...]]  # weight name → scale of each channel
 Units = Array | Sequence[Array]  # added to each hidden unit: `(units, ...)`, or as many arrays

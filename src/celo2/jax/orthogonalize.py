@@ -17,7 +17,9 @@ from jax import Array
 from celo2.config import RuleConfig
 from celo2.jax.runtime import on_one_device
 
-BATCH_LIMIT = 1 << 25  # elements of a batch: enough work for a large device, 128 MiB a copy
+# Elements of a batch: enough work for a large device, 128 MiB a copy. Not measured on a GPU:
+# `benchmarks/gpu.py` does.
+BATCH_LIMIT = 1 << 25
 
 
 def compute(matrices: Array, config: RuleConfig) -> Array:

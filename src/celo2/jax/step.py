@@ -82,10 +82,10 @@ def update_all(
 
     def by_xla(arrays: Sequence[Leaf]) -> list[Result]:
         # One by one: a loop that reads a part of a stack is compiled anew for each part.
-        made = three_pass.make_passes(mlp.make_opaque(weights, config), config)
+        passes = three_pass.make_passes(mlp.make_opaque(weights, config), config)
 
         def one(array: Leaf) -> three_pass.Direction:
-            return by_passes([_convert(array)], made)[0]
+            return by_passes([_convert(array)], passes)[0]
 
         if isinstance(grad, Tracer):
             one = jax.jit(one)  # traced once for all; without jit it would be compiled at each call
@@ -94,11 +94,11 @@ def update_all(
     def by_kernels(arrays: Sequence[Leaf], interpret: bool) -> list[Result]:
         from celo2.jax.pallas import kernels  # loads Pallas, which only GPUs need
 
-        made = kernels.make_passes(weights, config, interpret=interpret)
-        return _finish_all(by_passes(arrays, made), arrays, config)
+        passes = kernels.make_passes(weights, config, interpret=interpret)
+        return _finish_all(by_passes(arrays, passes), arrays, config)
 
-    def by_passes(arrays: Sequence[Leaf], made: three_pass.Passes) -> list[three_pass.Direction]:
-        return three_pass.compute(arrays, weights, axes, config, made, skip_zero=skip_zero)
+    def by_passes(arrays: Sequence[Leaf], passes: three_pass.Passes) -> list[three_pass.Direction]:
+        return three_pass.compute(weights, arrays, passes, axes=axes, config=config, skip_zero=skip_zero)
 
     return dispatch.run(chosen, by_xla, by_kernels, list(arrays))
 

@@ -7,7 +7,7 @@ Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of 
     pass 2   g, p, m, v   → m, v; the mean square of every channel of the matrix's shape
     pass 3   g, p, m, v   → direction; its mean square
 
-The passes are pluggable: this module has the XLA version, `pallas/kernels.py` the GPU kernels.
+The passes are pluggable (`Passes`): this module has the XLA version, `pallas/kernels.py` the GPU kernels.
 
 Between the passes, the factored moments, their factors and the contributions of row and column channels to
 the first layer are computed. Those of several matrices of one shape are stacked, so that a deep network has
@@ -32,6 +32,7 @@ from celo2.jax import accumulators as accumulators_lib
 from celo2.jax import features, mlp
 from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Axes
+from celo2.jax.features import Inputs
 
 
 class Direction(NamedTuple):
@@ -50,36 +51,27 @@ class Direction(NamedTuple):
     busy: Array | None
 
 
-class Inputs(NamedTuple):
-    """The inputs of the channels of a matrix or a block of it; the gradient is not yet clipped."""
-
-    grad: Any
-    param: Any
-    momentum: tuple[Any, ...]
-    rms: tuple[Any, ...]
-    factors: tuple[tuple[Any, ...], ...]
-
-    def channels(self, config: RuleConfig) -> features.FeatureGroups:
-        """Computes the channels of the matrix's shape; the gradient must be clipped."""
-        return features.compute_full(*self, config)
-
-
 class Passes(NamedTuple):
-    """The three passes over one matrix.
+    """The three passes over matrices `(..., rows, cols)`, which every implementation in JAX and PyTorch has.
+
+    No gradient is clipped yet. In `Inputs`, the accumulators have no row and col. For each decay there is a
+    factor along the rows, `(..., rows, 1)`, and one along the columns, `(..., 1, cols)`, in either order; the
+    same holds for what the vectors add to the first layer.
 
     Attributes:
-        square_means: Maps a gradient to the means of its clipped squares over the last axis,
-            `(..., rows, 1)`, and over the rows, `(..., 1, cols)`.
-        accumulate: Maps inputs with the old moments and `Direction.busy` to new momenta, new second
-            moments, and mean squares of the channels `(channels, ..., 1, 1)` in the order of
-            `Inputs.channels`.
-        direct: Maps inputs, scales of the channels, and the contributions of the vectors to the first
-            layer (arrays `(units, ..., rows, 1)` and `(units, ..., 1, cols)`) to the direction and its
-            mean square.
+        square_means: Maps a gradient to the means of its clipped squares over the columns, `over_cols` of
+            shape `(..., rows, 1)`, and over the rows, `over_rows` of shape `(..., 1, cols)`.
+        accumulate: Maps inputs with the old momenta and second moments, and `Direction.busy`, to accumulators
+            with the new ones (old where a matrix is not busy), and to the mean squares of the channels,
+            `(channels, ..., 1, 1)`, in the order of `RuleConfig.feature_groups` without rows and columns.
+        direct: Maps inputs with the new moments, scales of the channels, `(channels, ..., 1, 1)`, and what
+            the vectors add to each unit of the first layer, `(units, ..., rows, 1)` and
+            `(units, ..., 1, cols)`, to the direction, `(..., rows, cols)`, and its mean square,
+            `(..., 1, 1)`.
     """
 
     square_means: Callable[[Array], tuple[Array, Array]]
-    accumulate: Callable[[Inputs, Array | None], tuple[tuple[Array, ...], tuple[Array, ...], Array]]
+    accumulate: Callable[[Inputs, Array | None], tuple[Accumulators, Array]]
     direct: Callable[[Inputs, Array, list[Array]], tuple[Array, Array]]
 
 
@@ -95,22 +87,22 @@ def covers(rank: int, axes: Axes | None, config: RuleConfig) -> bool:
 
 
 def compute(
-    matrices: Sequence[Leaf],
     weights: Mapping[str, Any],
-    axes: Axes,
-    config: RuleConfig,
+    matrices: Sequence[Leaf],
     passes: Passes,
     *,
+    axes: Axes,
+    config: RuleConfig,
     skip_zero: bool = False,
 ) -> list[Direction]:
     """Computes the directions and the new accumulators of matrices of one shape and dtype.
 
     Args:
-        matrices: Arrays of rank ≥ 2, `(..., rows, cols)`.
         weights: The network's arrays by name.
+        matrices: Arrays of rank ≥ 2, `(..., rows, cols)`.
+        passes: The implementation of the passes.
         axes: The factored axes, the last two.
         config: Options for which `covers` holds.
-        passes: The implementation of the passes.
         skip_zero: Whether a matrix whose gradient is exactly zero keeps its accumulators.
     """
     over_cols, over_rows = _stack([passes.square_means(matrix.grad) for matrix in matrices])
@@ -125,18 +117,18 @@ def compute(
     factors = jax.vmap(partial(features.compute_factors, axes=axes))(vectors.row, vectors.col)
 
     inputs = [
-        Inputs(grad, param, old.momentum, old.rms, _pick(factors, index))
+        Inputs(grad, param, old._replace(row=(), col=()), _pick(factors, index))
         for index, (grad, param, old) in enumerate(matrices)
     ]
-    momenta, rms, squares = zip(*map(passes.accumulate, inputs, busy), strict=True)
+    moments, squares = zip(*map(passes.accumulate, inputs, busy), strict=True)
     scales = mlp.normalizer(jnp.stack(squares))
     units = jax.vmap(partial(_vector_units, weights=weights, config=config))(vectors)
 
     directions = []
-    for index, (known, momentum, square) in enumerate(zip(inputs, momenta, rms, strict=True)):
-        known = known._replace(momentum=momentum, rms=square)
+    for index, (known, updated) in enumerate(zip(inputs, moments, strict=True)):
+        known = known._replace(accumulators=updated)
         values, mean_square = passes.direct(known, scales[index], _pick(units, index))
-        new = _pick(vectors, index)._replace(momentum=momentum, rms=square)
+        new = _pick(vectors, index)._replace(momentum=updated.momentum, rms=updated.rms)
         directions.append(Direction(values, mean_square, new, busy[index]))
     return directions
 
@@ -148,17 +140,17 @@ def make_passes(weights: Mapping[str, Any], config: RuleConfig) -> Passes:
         square = jnp.square(accumulators_lib.clip(grad))
         return jnp.mean(square, axis=-1, keepdims=True), jnp.mean(square, axis=-2, keepdims=True)
 
-    def accumulate(inputs: Inputs, busy: Array | None) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+    def accumulate(inputs: Inputs, busy: Array | None) -> tuple[Accumulators, Array]:
         inputs = inputs._replace(grad=accumulators_lib.clip(inputs.grad))
-        old = Accumulators(inputs.momentum, inputs.rms, (), ())
+        old = inputs.accumulators
         new = accumulators_lib.update_full(old, inputs.grad, config)
         if busy is not None:
             new = accumulators_lib.keep_idle(old, new, busy, None)
-        inputs = inputs._replace(momentum=new.momentum, rms=new.rms)
+        inputs = inputs._replace(accumulators=new)
         # The barrier separates these channels from the network's: computed twice, never stored.
         channels = jax.lax.optimization_barrier(inputs).channels(config)
         squares = mlp.mean_squares(list(itertools.chain.from_iterable(channels.values())))
-        return new.momentum, new.rms, squares
+        return new, squares
 
     def direct(inputs: Inputs, scales: Array, units: list[Array]) -> tuple[Array, Array]:
         inputs = inputs._replace(grad=accumulators_lib.clip(inputs.grad))

@@ -1,7 +1,7 @@
 """Optax transforms of the rule: `scale_by_celo2`, `celo2` and `celo2_base`.
 
-Source: arXiv 2602.19142. `scale_by_celo2` computes the direction alone; `celo2` and `celo2_base` are
-complete optimizers with weight decay and learning rate.
+Source: arXiv 2602.19142. `scale_by_celo2` computes the step alone; `celo2` and `celo2_base` are complete
+optimizers with weight decay and learning rate, the twins of `celo2.torch.Celo2` and `Celo2Base`.
 """
 
 from __future__ import annotations
@@ -47,14 +47,21 @@ def scale_by_celo2(
 ) -> optax.GradientTransformation:
     """Turns gradients into the rule's un-negated steps, each of root mean square 1.
 
+    For an array with gradient g and parameter p, where every feature x enters as x / rms(x):
+
+        g ← clip(g, ±1000);  m, v, r, c ← running means of g, g², and g² over rows and over columns
+        d ← network(features(g, p, m, v, r, c))   30 features of each element, 15 below rank 2
+        d ← NewtonSchulz(d)                       if `orthogonalize`, for rank ≥ 2
+        step ← d / rms(d)
+
     `update` needs the parameters. Accumulators are float32 (float64 for float64 parameters)
     from the first step unless `state_dtype` says otherwise; updates have the gradient's dtype.
     Outside `jax.jit` the first update compiles the rule, and later ones reuse it.
 
     Args:
         theta: The network's weights: what `load_checkpoint` returns, the upstream tree
-            `{"ff_mod_stack": {"~": {"w0__0": …}}}`, or a dict of its arrays. None: the shipped
-            weights that fit the options.
+            `{"ff_mod_stack": {"~": {"w0__0": …}}}`, or a dict of its arrays, of the shapes of
+            `RuleConfig.weight_shapes`. None: the shipped weights that fit the options.
         dimension_numbers: The matrix axes of the parameters: a tree like the parameters of
             `DimensionNumbers` (or Optax's `MuonDimensionNumbers`, or None), or a callable that
             makes one from the parameters. None: the reference's conventions, factored over the two
@@ -65,11 +72,16 @@ def scale_by_celo2(
             no gradient where that is exactly zero, as of an idle expert: the step 0, no change of its
             accumulators. False: such a matrix gets a whole step, as in the reference. The rule sees
             squares, which in float32 are zero below 1e-19 or so.
-        **config: Options of the rule, see `RuleConfig`.
+        **config: Options of the rule, see `RuleConfig`; `orthogonalize` is True by default.
+
+    Returns:
+        A transform whose updates have the parameters' shapes and are to be multiplied by -learning_rate. Its
+        state has about 16 bytes for each float32 parameter, 8 with `state_dtype="bfloat16"`.
 
     Raises:
         TypeError: An option is unknown, or a parameter is not a real floating-point array.
-        ValueError: The weights do not fit the options, or `state_dtype` is another one.
+        ValueError: The weights do not fit the options, `state_dtype` is another one, or `update` got no
+            parameters.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -80,6 +92,11 @@ def scale_by_celo2(
         >>> updates, state = tx.update(params, tx.init(params), params)
         >>> updates["kernel"].shape
         (4, 3)
+
+    References:
+        Celo2: arXiv 2602.19142, section 3. Newton–Schulz with these coefficients: Muon (Jordan et al., 2024,
+        https://kellerjordan.github.io/posts/muon), section 3.4 of the former. Factored second moments:
+        Adafactor, arXiv 1804.04235, eq. 4.
     """
     arrays, rule = resolve_theta(theta, **config)
     stored = check_state_dtype(state_dtype)
@@ -130,19 +147,25 @@ def celo2(
     skip_zero_gradients: bool = True,
     skip_nonfinite_gradients: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Celo2: the rule with Newton–Schulz for hidden matrices, AdamW for everything else.
+    """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and all else by AdamW.
 
-    The step of a matrix has root mean square 1, so the learning rate is its change per step; try
-    1e-4 to 1e-2. Embeddings, positional tables, output heads, routers and everything of rank ≤ 1
-    get AdamW at `adamw_lr_scale` times the learning rate (arXiv 2602.19142, section 3.4).
+    With learning rate η and weight decay λ, for the rule's matrices and for the other parameters p:
+
+        p ← p - η (d / rms(d) + λ p),    d = NewtonSchulz(network(30 features of g, p and accumulators))
+        p ← p - 20 η (m̂ / (√v̂ + 1e-8) + λ p),    AdamW's bias-corrected means of g and g²
+
+    Every feature x enters the network as x / rms(x). The step of a matrix has root mean square 1, so the
+    learning rate is its change per step; try 1e-4 to 1e-2. Embeddings, positional tables, output heads,
+    routers and everything of rank ≤ 1 get AdamW.
 
     Args:
-        learning_rate: A float or a schedule.
+        learning_rate: The root mean square of a matrix's change per step: a float ≥ 0, or a schedule from
+            the step's number to one.
         weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2".
-        weight_decay: Decoupled weight decay, multiplied by each branch's learning rate.
-        mask: The parameters that decay, as in `optax.adamw`.
-        adamw_lr_scale: The learning rate of the AdamW branch, divided by `learning_rate`.
-        adamw_betas: The decays of the AdamW branch.
+        weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each branch's learning rate. Default 0.
+        mask: The parameters that decay, as in `optax.adamw`; None: all.
+        adamw_lr_scale: The learning rate of the AdamW branch, divided by `learning_rate`, ≥ 0. Default 20.
+        adamw_betas: The decays of the AdamW branch, in [0, 1). Default 0.9 and 0.95.
         overrides: Corrections of the routing, as in `param_labels`.
         dimension_numbers: The matrix axes of parameters, where names and shapes do not say them right
             (`find_dimension_numbers`: convolutions, attention kernels, stacks of layers and of
@@ -156,12 +179,27 @@ def celo2(
             had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
 
+    Returns:
+        A transform whose updates `optax.apply_updates` adds to the parameters. Its state has about 16 bytes
+        for each float32 parameter of the rule and 8 for each of AdamW.
+
     Raises:
+        TypeError: As in `scale_by_celo2`.
         ValueError: `skip_nonfinite_gradients` is set without `skip_zero_gradients`; as in `scale_by_celo2`;
             and in `init`, as in `param_labels`.
 
     Example:
-        >>> tx = celo2(3e-4, weight_decay=0.1)  # doctest: +SKIP
+        >>> import jax.numpy as jnp, optax
+        >>> params = {"hidden": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}}
+        >>> tx = celo2(1e-3, weight_decay=0.1)
+        >>> updates, state = tx.update(params, tx.init(params), params)
+        >>> new = optax.apply_updates(params, updates)
+        >>> new["hidden"]["kernel"].shape
+        (4, 3)
+
+    References:
+        Celo2: arXiv 2602.19142, section 3; Newton–Schulz and the AdamW branch, section 3.4. Muon (Jordan et
+        al., 2024, https://kellerjordan.github.io/posts/muon). AdamW: arXiv 1711.05101.
     """
     scaled = _scale_learning_rate(learning_rate, adamw_lr_scale)
     adamw = optax.adamw(scaled, *adamw_betas, weight_decay=weight_decay, mask=mask)
@@ -208,13 +246,21 @@ def celo2_base(
     skip_zero_gradients: bool = True,
     skip_nonfinite_gradients: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Celo2-base: the rule without Newton–Schulz for every parameter.
+    """Updates every parameter by Celo2-base, the learned rule without Newton–Schulz.
+
+    With learning rate η and weight decay λ, for each parameter p:
+
+        p ← p - η (d / rms(d) + λ p),    d = network(30 features of g, p and accumulators; 15 below rank 2)
+
+    Every feature x enters the network as x / rms(x). Every step has root mean square 1, so the learning rate
+    is the change per step; try 1e-4 to 1e-2.
 
     Args:
-        learning_rate: A float or a schedule; the root mean square of every tensor's change per step.
+        learning_rate: The root mean square of every array's change per step: a float ≥ 0, or a schedule from
+            the step's number to one.
         weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2-base".
-        weight_decay: Decoupled weight decay, multiplied by the learning rate.
-        mask: The parameters that decay, as in `optax.adamw`.
+        weight_decay: Decoupled weight decay λ ≥ 0, multiplied by the learning rate. Default 0.
+        mask: The parameters that decay, as in `optax.adamw`; None: all.
         dimension_numbers: The matrix axes of parameters, as in `celo2`; there is no AdamW here, so None
             among Optax's takes a parameter as stored.
         state_dtype: The dtype of the rule's state, as in `scale_by_celo2`.
@@ -223,11 +269,25 @@ def celo2_base(
             had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
 
+    Returns:
+        A transform whose updates `optax.apply_updates` adds to the parameters. Its state has about 16 bytes
+        for each float32 parameter.
+
     Raises:
-        ValueError: As in `celo2`.
+        TypeError: As in `scale_by_celo2`.
+        ValueError: `skip_nonfinite_gradients` is set without `skip_zero_gradients`; as in `scale_by_celo2`.
 
     Example:
-        >>> tx = celo2_base(3e-4)  # doctest: +SKIP
+        >>> import jax.numpy as jnp, optax
+        >>> params = {"kernel": jnp.ones((4, 3))}
+        >>> tx = celo2_base(1e-3)
+        >>> updates, state = tx.update(params, tx.init(params), params)
+        >>> new = optax.apply_updates(params, updates)
+        >>> new["kernel"].shape
+        (4, 3)
+
+    References:
+        Celo2-base: arXiv 2602.19142, section 3. Factored second moments: Adafactor, arXiv 1804.04235, eq. 4.
     """
     loaded = _load(weights, orthogonalize=False, state_dtype=state_dtype)
 

@@ -19,30 +19,29 @@ from celo2.constants import CLIPPED_GRAD, FACTOR_FLOOR, RSQRT_EPS
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Axes
 
+VECTORS = ("row", "col", "rsqrt_row", "rsqrt_col")  # the features that are rows or columns
+
 FeatureGroups = dict[str, tuple[Tensor, ...]]  # weight name → channels
 Factors = tuple[tuple[Tensor, ...], ...]  # for each decay, the results of `compute_factors`
-
-
-_VECTORS = frozenset({"row", "col", "rsqrt_row", "rsqrt_col"})
 
 
 class Inputs(NamedTuple):
     """The inputs from which the features of one tensor, or of a block of it, are computed.
 
     Attributes:
-        grad: The clipped gradient.
-        param: The parameter, of the same shape and dtype.
+        grad: The gradient; clipped, unless a function says otherwise.
+        param: The parameter, of the same shape.
         accumulators: The accumulators after the update with this gradient, bias-corrected if that is on.
         factors: The result of `compute_factors` for the accumulators.
-        raw_factors: The same without bias correction: the reference leaves the factored gradient
-            uncorrected, and only that.
+        raw_factors: The same without bias correction, where that is on: the reference leaves the factored
+            gradient uncorrected, and only that.
     """
 
     grad: Tensor
     param: Tensor
     accumulators: Accumulators
     factors: Factors
-    raw_factors: Factors
+    raw_factors: Factors | None = None
 
 
 def make_inputs(
@@ -54,13 +53,14 @@ def make_inputs(
     raw: Accumulators | None = None,
 ) -> Inputs:
     """Makes inputs with their factors; `raw` are the accumulators before bias correction."""
-    factors = compute_factors(accumulators, axes)
-    return Inputs(grad, param, accumulators, factors, factors if raw is None else compute_factors(raw, axes))
+    factors = compute_factors(accumulators.row, accumulators.col, axes)
+    raw_factors = None if raw is None else compute_factors(raw.row, raw.col, axes)
+    return Inputs(grad, param, accumulators, factors, raw_factors)
 
 
 def full_names(config: RuleConfig, *, factored: bool) -> list[str]:
     """Returns the weight names of the groups whose channels have the parameter's shape."""
-    return [name for name, feature in config.feature_groups(1 + factored) if feature.name not in _VECTORS]
+    return [name for name, feature in config.feature_groups(1 + factored) if feature.name not in VECTORS]
 
 
 def full_channels(config: RuleConfig, *, factored: bool) -> list[tuple[str, int]]:
@@ -68,14 +68,14 @@ def full_channels(config: RuleConfig, *, factored: bool) -> list[tuple[str, int]
     return [
         (feature.name, index)
         for _, feature in config.feature_groups(1 + factored)
-        if feature.name not in _VECTORS
+        if feature.name not in VECTORS
         for index in range(config.num_channels(feature))
     ]
 
 
 def vector_names(config: RuleConfig, *, factored: bool) -> list[str]:
     """Returns the weight names of the groups whose channels are rows or columns."""
-    return [name for name, feature in config.feature_groups(1 + factored) if feature.name in _VECTORS]
+    return [name for name, feature in config.feature_groups(1 + factored) if feature.name in VECTORS]
 
 
 def compute(inputs: Inputs, names: Sequence[str], config: RuleConfig) -> FeatureGroups:
@@ -101,7 +101,7 @@ def compute(inputs: Inputs, names: Sequence[str], config: RuleConfig) -> Feature
             m * s for m, s in zip(momentum, _repeat(rsqrt_rms, len(momentum)), strict=True)
         ),
         "rsqrt_rms": lambda: rsqrt_rms,
-        "factored_grad": lambda: tuple(_scale(grad, factor) for factor in raw_factors),
+        "factored_grad": lambda: tuple(_scale(grad, factor) for factor in raw_factors or factors),
         "normalized_grad": lambda: tuple(grad * s for s in rsqrt_rms),
         "row": lambda: row,
         "col": lambda: col,
@@ -112,16 +112,16 @@ def compute(inputs: Inputs, names: Sequence[str], config: RuleConfig) -> Feature
     return {name: tuple(channels[feature]()) for name, feature in wanted.items()}
 
 
-def compute_factors(accumulators: Accumulators, axes: Axes | None) -> Factors:
+def compute_factors(row: tuple[Tensor, ...], col: tuple[Tensor, ...], axes: Axes | None) -> Factors:
     """Computes the factors that divide a gradient by the root of its factored second moment."""
     if axes is None:
-        return tuple((torch.rsqrt((r + FACTOR_FLOOR).clamp_min(FACTOR_FLOOR)),) for r in accumulators.row)
+        return tuple((torch.rsqrt((r + FACTOR_FLOOR).clamp_min(FACTOR_FLOOR)),) for r in row)
     return tuple(
         (
             torch.rsqrt((r / (r.mean(axes.small, keepdim=True) + FACTOR_FLOOR)).clamp_min(FACTOR_FLOOR)),
             torch.rsqrt(c.clamp_min(FACTOR_FLOOR)),
         )
-        for r, c in zip(accumulators.row, accumulators.col, strict=True)
+        for r, c in zip(row, col, strict=True)
     )
 
 

@@ -21,7 +21,7 @@ from celo2.torch.features import FeatureGroups
 
 InputScales = dict[str, tuple[Tensor, ...]]  # weight name → scale of each channel
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
 
 
 def mean_square(tensor: Tensor) -> Tensor:
@@ -29,11 +29,15 @@ def mean_square(tensor: Tensor) -> Tensor:
     return (tensor * tensor).mean((-2, -1), keepdim=True)
 
 
+def normalizer(mean_square: Tensor) -> Tensor:
+    """Returns the factor that gives a tensor of this mean square the root mean square 1."""
+    return torch.rsqrt(mean_square + NORM_EPS)
+
+
 def input_scales(groups: FeatureGroups) -> InputScales:
     """Computes `rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes."""
     return {
-        name: tuple(torch.rsqrt(mean_square(channel) + NORM_EPS) for channel in group)
-        for name, group in groups.items()
+        name: tuple(normalizer(mean_square(channel)) for channel in group) for name, group in groups.items()
     }
 
 
@@ -60,7 +64,7 @@ def compute(
         The direction, of the parameter's shape, and the magnitude; None when `exp_mult` is 0, since an
         unused output is not computed.
     """
-    activation = ACTIVATIONS[config.mlp_activation]
+    activation = _ACTIVATIONS[config.mlp_activation]
     hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, vectors)]
     for layer in range(1, config.ff_hidden_layers):
         hidden = [activation(unit) for unit in _layer(hidden, weights, layer, config.ff_hidden_size)]

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from celo2.config import RuleConfig
 
-BATCH_LIMIT = 1 << 25  # elements of a batch: enough work for a large device, 128 MiB a copy
+# Elements of a batch: enough work for a large device, 128 MiB a copy. Not measured on a GPU:
+# `benchmarks/torch_step.py --only Celo2` does.
+BATCH_LIMIT = 1 << 25
 
 
 def compute(matrices: Tensor, config: RuleConfig) -> Tensor:

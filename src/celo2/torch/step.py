@@ -82,19 +82,19 @@ def compute_direction(inputs: Inputs, network: Network, factored: bool) -> tuple
 
 
 def update_all(
-    network: Network, matrices: Sequence[Matrix], axes: Axes | None, made: Passes
+    network: Network, matrices: Sequence[Matrix], passes: Passes, *, axes: Axes | None
 ) -> list[tuple[Tensor, Tensor | None]]:
     """Computes the steps of matrices that `three_pass.covers`, and which were busy, as in `update`.
 
     Args:
         network: The weights and the options.
         matrices: Matrices of one shape, each a stack as in `update`; their accumulators change.
+        passes: The implementation of the passes.
         axes: As in `update`.
-        made: The implementation of the passes.
     """
     config = network.config
     orthogonalized = config.orthogonalize and axes is not None
-    directions = three_pass.compute(network, matrices, axes, made)
+    directions = three_pass.compute(network, matrices, passes, axes=axes)
     steps, mean_squares, busy = (list(family) for family in zip(*directions, strict=True))
     if config.param_scale_mult:
         steps = [_scale_by_param(step, own.param) for step, own in zip(steps, matrices, strict=True)]
@@ -127,7 +127,7 @@ def _finish(
     """Normalises and rescales the step, in place where possible."""
     scale = busy
     if config.normalize_output:
-        scale = torch.rsqrt(mean_square + mlp.NORM_EPS)
+        scale = mlp.normalizer(mean_square)
         scale = scale if busy is None else scale * busy
     if scale is not None:
         step = step.mul_(scale)

@@ -1,7 +1,7 @@
 """The rule on matrices in three passes over memory, with only operations on vectors in between.
 
 Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of `accumulators`,
-`features` and `mlp`. The twin of `celo2.jax.three_pass`.
+`features` and `mlp`. The twin of `celo2.jax.three_pass`, where `Passes` are specified.
 
     pass 1   g            → means of g² over rows and over columns
     pass 2   g, p, m, v   → m, v in place; the mean square of every channel of the matrix's shape
@@ -33,7 +33,9 @@ from celo2.torch.weights import Network
 
 
 class Matrix(NamedTuple):
-    """One matrix, or several in one tensor, before the update.
+    """One matrix, or several in one tensor, before the update; the twin of `celo2.jax.accumulators.Leaf`.
+
+    A `batching.Leaf` has more here: each parameter has a step count of its own.
 
     Attributes:
         grad: The gradient, `(..., rows, cols)`, not clipped.
@@ -64,15 +66,10 @@ Units = tuple[Tensor, Tensor]  # added to the first layer: (units, ..., rows, 1)
 
 
 class Passes(NamedTuple):
-    """The three passes over one matrix.
+    """The three passes over matrices, as `celo2.jax.three_pass.Passes` specifies them, but for two points.
 
-    Attributes:
-        square_means: Maps a gradient to the means of its clipped squares over the last axis,
-            `(..., rows, 1)`, and over the rows, `(..., 1, cols)`.
-        accumulate: Updates the momenta and second moments of inputs in place where the matrix is busy
-            (`Direction.busy`), and returns the mean squares of the channels, `(channels, ..., 1, 1)`, in
-            the order of `features.full_channels`. The gradient is not yet clipped.
-        direct: Maps inputs, scales of the channels and `Units` to the direction and its mean square.
+    `accumulate` changes the inputs' accumulators in place and returns only the channels' mean squares.
+    Factors and contributions along the rows come first, those along the columns second.
     """
 
     square_means: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -91,27 +88,27 @@ def covers(axes: Axes | None, config: RuleConfig) -> bool:
 
 
 def compute(
-    network: Network, matrices: Sequence[Matrix], axes: Axes | None, passes: Passes
+    network: Network, matrices: Sequence[Matrix], passes: Passes, *, axes: Axes | None
 ) -> list[Direction]:
     """Computes the directions of matrices of one shape and dtype, and updates their accumulators.
 
     Args:
         network: Weights and options, for which `covers` holds.
         matrices: Matrices of rank ≥ 2.
-        axes: The factored axes, the last two; None for vectors, `(..., n, 1)`.
         passes: The implementation of the passes.
+        axes: The factored axes, the last two; None for vectors, `(..., n, 1)`.
     """
     if axes is None:  # a vector is a matrix of one row, whose column moments are its own second moments
         matrices = [_turn(matrix) for matrix in matrices]
-    sums = [passes.square_means(matrix.grad) for matrix in matrices]
-    along_rows, along_cols = (torch.stack(side) for side in zip(*sums, strict=True))
-    together = accumulators_lib.find_busy(along_rows) if network.skip_zero_gradients else None
-    vectors = _update_factored(matrices, along_rows, along_cols, axes, network.config, together)
+    means = [passes.square_means(matrix.grad) for matrix in matrices]
+    over_cols, over_rows = (torch.stack(side) for side in zip(*means, strict=True))
+    together = accumulators_lib.find_busy(over_cols) if network.skip_zero_gradients else None
+    vectors = _update_factored(matrices, over_cols, over_rows, axes, network.config, together)
     factors = sort_factors(vectors, axes)
     inputs = [_make_inputs(matrix, factors, index) for index, matrix in enumerate(matrices)]
     busy = [None] * len(inputs) if together is None else together.unbind()
     squares = torch.stack(list(map(passes.accumulate, inputs, busy)), dim=1)
-    scales = torch.rsqrt(squares + mlp.NORM_EPS)  # (channels, matrices, ..., 1, 1)
+    scales = mlp.normalizer(squares)  # (channels, matrices, ..., 1, 1)
     units = vector_units(vectors, network, axes)
     directions = [
         Direction(*passes.direct(known, scales[:, index], (units[0][:, index], units[1][:, index])), own)
@@ -160,14 +157,14 @@ def _turn(matrix: Matrix) -> Matrix:
 
 def _update_factored(
     matrices: Sequence[Matrix],
-    along_rows: Tensor,
-    along_cols: Tensor,
+    over_cols: Tensor,
+    over_rows: Tensor,
     axes: Axes | None,
     config: RuleConfig,
     busy: Tensor | None,
 ) -> Accumulators:
     """Updates the row and column accumulators of all matrices in place, and returns them stacked."""
-    row_mean, col_mean = (along_rows, along_cols) if axes and axes.large == -1 else (along_cols, along_rows)
+    row_mean, col_mean = (over_cols, over_rows) if axes and axes.large == -1 else (over_rows, over_cols)
     decays, olds = config.initial_adafactor_decays, [matrix.accumulators for matrix in matrices]
     row = _decay([old.row for old in olds], row_mean, decays, busy)
     col = _decay([old.col for old in olds], col_mean, decays, busy) if axes else ()
@@ -176,7 +173,7 @@ def _update_factored(
 
 def sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
     """Returns for each decay the factors along the rows, `(..., rows, 1)`, and along the columns."""
-    factors = features.compute_factors(vectors, axes)
+    factors = features.compute_factors(vectors.row, vectors.col, axes)
     if axes is None:
         return tuple((torch.ones_like(own[..., :1]), own) for (own,) in factors)
     return factors if axes.large == -1 else tuple(pair[::-1] for pair in factors)
@@ -185,7 +182,7 @@ def sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
 def _make_inputs(matrix: Matrix, factors: features.Factors, index: int) -> Inputs:
     own = tuple(tuple(factor[index] for factor in pair) for pair in factors)
     accumulators = matrix.accumulators._replace(row=(), col=())
-    return Inputs(matrix.grad, matrix.param, accumulators, own, own)
+    return Inputs(matrix.grad, matrix.param, accumulators, own)
 
 
 def _decay(
@@ -209,7 +206,7 @@ def vector_units(vectors: Accumulators, network: Network, axes: Axes | None) -> 
         bias = network.tensor("b0", like=like).view(-1, *[1] * like.ndim)
         return bias.expand(-1, *like.shape[:-1], 1), torch.zeros_like(like).expand(len(bias), *like.shape)
     names = features.vector_names(config, factored=True)
-    groups = features.compute(Inputs(like, like, vectors, (), ()), names, config)
+    groups = features.compute(Inputs(like, like, vectors, ()), names, config)
     kinds = {name: feature.name for name, feature in config.feature_groups(2)}
     bias = network.tensor("b0", like=like)
     units = []
@@ -218,7 +215,7 @@ def vector_units(vectors: Accumulators, network: Network, axes: Axes | None) -> 
         own = [name for name in names if kinds[name].endswith(side)]
         if own:
             values = torch.stack([channel for name in own for channel in groups[name]])[:, None]
-            values = values * torch.rsqrt(mlp.mean_square(values) + mlp.NORM_EPS)
+            values = values * mlp.normalizer(mlp.mean_square(values))
             rows = network.tensor(*own, like=like)
             # A product of matrices might be rounded to TF32.
             total = total + (values * rows.view(*rows.shape, *[1] * like.ndim)).sum(0)

@@ -33,6 +33,7 @@ from celo2.config import RuleConfig
 from celo2.jax import accumulators as accumulators_lib
 from celo2.jax import features, mlp
 from celo2.jax.accumulators import Accumulators
+from celo2.jax.features import Inputs
 from celo2.jax.pallas.blocks import (
     Block,
     Edges,
@@ -46,7 +47,7 @@ from celo2.jax.pallas.blocks import (
     sum_of_squares,
     write,
 )
-from celo2.jax.three_pass import Inputs, Passes, compute_direction
+from celo2.jax.three_pass import Passes, compute_direction
 
 BLOCK = Block(16, 64, 8)  # four elements a thread: their hidden units fit in 128 registers
 SUMS_BLOCK = Block(64, 64, 4)  # for the first pass, which writes a partial sum for each row and column
@@ -69,12 +70,11 @@ def make_passes(
         over_cols, over_rows = _square_means(run, _to_rank_3(grad))
         return _from_rank_3(over_cols, grad.shape), _from_rank_3(over_rows, grad.shape)
 
-    def accumulate(inputs: Inputs, busy: Array | None) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+    def accumulate(inputs: Inputs, busy: Array | None) -> tuple[Accumulators, Array]:
         shape = inputs.grad.shape
-        momentum, rms, sums = _accumulate(run, jax.tree.map(_to_rank_3, inputs), busy, config, block)
-        momentum, rms = jax.tree.map(partial(_from_rank_3, shape=shape), (momentum, rms))
+        new, sums = _accumulate(run, jax.tree.map(_to_rank_3, inputs), busy, config, block)
         squares = (sums.T / math.prod(shape[-2:])).reshape(-1, *shape[:-2], 1, 1)
-        return momentum, rms, squares
+        return jax.tree.map(partial(_from_rank_3, shape=shape), new), squares
 
     def direct(inputs: Inputs, scales: Array, units: list[Array]) -> tuple[Array, Array]:
         shape = inputs.grad.shape
@@ -121,7 +121,7 @@ def _square_means(run: partial[Any], grad: Array) -> tuple[Array, Array]:
 
 def _accumulate(
     run: partial[Any], inputs: Inputs, busy: Array | None, config: RuleConfig, block: Block
-) -> tuple[tuple[Array, ...], tuple[Array, ...], Array]:
+) -> tuple[Accumulators, Array]:
     """Updates momenta and second moments in place; sums squares of all channels `(batch, channels)`."""
     shape = inputs.grad.shape
     num_channels = features.count_full(config)
@@ -131,18 +131,18 @@ def _accumulate(
         *busy_refs, momentum_refs, rms_refs, sums = others
         edges = find_edges(shape[1], shape[2], block)
         known = _read(refs, edges)
-        old = Accumulators(known.momentum, known.rms, (), ())
+        old = known.accumulators
         new = accumulators_lib.update_full(old, known.grad, config)
         for own_busy in busy_refs:
             new = accumulators_lib.keep_idle(old, new, own_busy[0] != 0, None)
         for ref, value in zip((*momentum_refs, *rms_refs), (*new.momentum, *new.rms), strict=True):
             write(ref, value, edges)
-        channels = known._replace(momentum=new.momentum, rms=new.rms).channels(config)
+        channels = known._replace(accumulators=new).channels(config)
         for index, channel in enumerate(itertools.chain.from_iterable(channels.values())):
             sums[index] = sum_of_squares(channel, edges)
 
     full = (jax.ShapeDtypeStruct(shape, jnp.float32), make_spec(shape, block))
-    num_momenta, num_rms = len(inputs.momentum), len(inputs.rms)
+    num_momenta, num_rms = len(inputs.accumulators.momentum), len(inputs.accumulators.rms)
     momentum, rms, sums = run(
         kernel,
         (inputs, *flags),
@@ -151,7 +151,7 @@ def _accumulate(
         block=block,
         aliases={2 + i: i for i in range(num_momenta + num_rms)},  # after the gradient and the parameter
     )
-    return momentum, rms, jnp.sum(sums, axis=(1, 2))
+    return Accumulators(momentum, rms, (), ()), jnp.sum(sums, axis=(1, 2))
 
 
 def _direct(
@@ -205,8 +205,9 @@ def _clip(grad: Array) -> Array:
 
 def _not_finite(inputs: Inputs, config: RuleConfig) -> Array:
     """Returns 0 where all inputs are finite, else NaN, which ReLU in Triton would turn into 0."""
-    zero = 0.0 * inputs.momentum[0]
-    for values in (*inputs.momentum[1:], *inputs.rms, *((inputs.param,) if config.with_p else ())):
+    momentum, rms = inputs.accumulators[:2]
+    zero = 0.0 * momentum[0]
+    for values in (*momentum[1:], *rms, *((inputs.param,) if config.with_p else ())):
         zero = zero + 0.0 * values
     return zero
 

@@ -29,16 +29,19 @@ from celo2.torch.kernels import threads
 from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
-BLOCK_SIZE = 1 << 15  # elements of a block: a balance between the cache and the overhead of calls
+# Elements of a block, and of the longest row that blocks serve: a balance between the cache and the overhead
+# of calls. No other size has been recorded; `benchmarks/torch_step.py --programs passes blocks --size 3m`
+# measures a change.
+BLOCK_SIZE = 1 << 15
 
 
 def make_passes(network: Network, *, factored: bool) -> Passes:
     """Makes the passes of `three_pass.make_passes` for tensors of the working dtype on a CPU."""
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
-        by_row = [_square_means(matrix, network.config) for matrix in _matrices(grad)]
-        along_rows, along_cols = (torch.stack(side) for side in zip(*by_row, strict=True))
-        return along_rows.view(*grad.shape[:-1], 1), along_cols.view(*grad.shape[:-2], 1, -1)
+        means = [_square_means(matrix, network.config) for matrix in _matrices(grad)]
+        over_cols, over_rows = (torch.stack(side) for side in zip(*means, strict=True))
+        return over_cols.view(*grad.shape[:-1], 1), over_rows.view(*grad.shape[:-2], 1, -1)
 
     def accumulate(inputs: Inputs, busy: Tensor | None) -> Tensor:
         parts = _split(inputs)

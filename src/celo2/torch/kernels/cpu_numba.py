@@ -21,7 +21,9 @@ from celo2.torch.kernels import interface, threads
 from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
-PIECE_SIZE = 1 << 16  # elements of a piece of several rows: most of a millisecond in the last pass
+# Elements of a piece of several rows: most of a millisecond in the last pass. No other size has been
+# recorded; `benchmarks/torch_step.py --programs blocks numba --size 3m` measures a change.
+PIECE_SIZE = 1 << 16
 
 
 def make_passes(network: Network, *, factored: bool) -> Passes:

@@ -30,10 +30,17 @@ from celo2.torch.weights import Network
 Implementation = Literal["auto", "plain", "passes", "blocks", "numba", "triton"]
 
 KERNELS: dict[str, Implementation] = {"cpu": "numba", "cuda": "triton"}  # by the device's type
-LEAST_SIZE = 1 << 12  # elements; below it, stacking equal tensors in the plain program costs less than blocks
-LEAST_SIDE = 32  # of a matrix on a GPU; a narrower one leaves most of each block empty, unless it is small:
-SMALL_SIZE = 1 << 16  # elements, for which launches cost more than empty blocks
-LARGEST_SIDE = 1 << 20  # a grid's limit: 65,535 blocks of 16 rows
+# Elements of a matrix that blocks serve; below, stacking equal tensors in the plain program costs less.
+# Measured by `benchmarks/torch_step.py --programs plain blocks --size 8x32x32 8x48x48 8x64x64 8x96x96` (one
+# thread, commit 9de0d61): blocks took 1.85, 1.03, 0.88 and 0.55 times as long as the plain program.
+LEAST_SIZE = 1 << 12
+# On a GPU the kernels serve matrices with both sides at least LEAST_SIDE, since narrower ones leave most of
+# each block empty, and those of at most SMALL_SIZE elements, for which launches cost more than empty blocks.
+# Not measured on a GPU: `benchmarks/torch_step.py --programs plain triton --size 8x16x4096 8x16x8192
+# 8x32x4096` does so.
+LEAST_SIDE = 32
+SMALL_SIZE = 1 << 16
+LARGEST_SIDE = 1 << 20  # CUDA's limit of a grid, not a measured one: 65,535 blocks of 16 rows
 
 _chosen: ContextVar[Implementation] = ContextVar("implementation", default="auto")
 _working: WeakKeyDictionary[Network, dict[torch.device, bool]] = WeakKeyDictionary()  # results of `_try`
@@ -155,10 +162,10 @@ def _try(network: Network, device: torch.device) -> bool:
         matrix = torch.ones(LEAST_SIDE, LEAST_SIDE, device=device)
         row, col, units = matrix[:, :1], matrix[:1], matrix[:8]
         state = Accumulators((matrix.clone(), matrix.clone(), matrix.clone()), (matrix.clone(),), (), ())
-        inputs = Inputs(matrix, matrix, state, ((row, col),) * 3, ((row, col),) * 3)
-        made = make_passes(network, KERNELS[device.type], factored=True)
-        made.square_means(matrix)
-        made.direct(inputs, made.accumulate(inputs, None), (units[..., None], units[:, None]))
+        inputs = Inputs(matrix, matrix, state, ((row, col),) * 3)
+        passes = make_passes(network, KERNELS[device.type], factored=True)
+        passes.square_means(matrix)
+        passes.direct(inputs, passes.accumulate(inputs, None), (units[..., None], units[:, None]))
     except Exception as error:  # whatever it is, other programs still work
         warnings.warn(f"compiled kernels are not used, since they do not run: {error!r}", stacklevel=2)
         return False

@@ -1,6 +1,7 @@
 """`Celo2` and `Celo2Base`: the rule as PyTorch optimizers.
 
-Source: arXiv 2602.19142. State, groups, hooks and checkpoints are those of `torch.optim.Optimizer`.
+Source: arXiv 2602.19142. State, groups, hooks and checkpoints are those of `torch.optim.Optimizer`. The
+options that `celo2.jax.transform.celo2` has too come first, in the same order, with the same defaults.
 """
 
 from __future__ import annotations
@@ -20,26 +21,42 @@ if TYPE_CHECKING:
 
 
 class Celo2(RuleOptimizer):
-    """Celo2: the rule with Newton–Schulz for hidden matrices, AdamW for everything else.
+    """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and all else by AdamW.
 
-    The step of a matrix has root mean square 1, so the learning rate is its change per step; try 1e-4
-    to 1e-2. Embeddings, positional tables, output heads, routers and everything of rank ≤ 1 get AdamW
-    at `adamw_lr_scale` times the learning rate (arXiv 2602.19142, section 3.4).
+    With learning rate η and weight decay λ, for the rule's matrices and for the other parameters p:
+
+        p ← p - η (d / rms(d) + λ p),    d = NewtonSchulz(network(30 features of g, p and accumulators))
+        p ← p - 20 η (m̂ / (√v̂ + 1e-8) + λ p),    AdamW's bias-corrected means of g and g²
+
+    Every feature x enters the network as x / rms(x). The step of a matrix has root mean square 1, so the
+    learning rate is its change per step; try 1e-4 to 1e-2. Embeddings, positional tables, output heads,
+    routers and everything of rank ≤ 1 get AdamW.
+
+    The state has about 16 bytes for each parameter of the rule and 8 for each of AdamW.
 
     Args:
         params: A module, whose layers decide the routing (`celo2.torch.find_routes`), or what every
             torch optimizer takes: parameters, named parameters, groups. Parameters without a module
             are taken as stored, the reference's convention, and rank ≥ 2 gets the rule.
-        lr: Learning rate, a float or a scalar tensor, ≥ 0.
+        lr: The root mean square of a matrix's change per step: a float or a scalar tensor, ≥ 0. Default 1e-3.
         weights: The network's weights: `"celo2"`, a path or a hub repository as in
-            `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays.
-        weight_decay: Decoupled weight decay, multiplied by each algorithm's learning rate.
-        adamw_lr_scale: The learning rate of AdamW, divided by `lr`.
-        betas: The decays of AdamW, as in `torch.optim.AdamW`; a scheduler that cycles momentum changes
-            the first. The rule has all its decays at once. None: 0.9 and 0.95.
-        adamw_betas: An alias of `betas`.
+            `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays. Default: the shipped `"celo2"`.
+        weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each algorithm's learning rate. Default 0.
+        adamw_lr_scale: The learning rate of AdamW, divided by `lr`, ≥ 0. Default 20.
+        adamw_betas: The decays of AdamW, in [0, 1); the rule has its own. Default 0.9 and 0.95.
+        betas: An alias of `adamw_betas`, the name that `torch.optim.AdamW` and groups have; a scheduler that
+            cycles momentum changes the first.
+        overrides: Corrections of the routing, as in `find_routes`.
+        dimension_numbers: The matrix axes of parameters, as in `find_routes`.
+        split_heads: As in `find_routes`.
         state_dtype: None, or `torch.bfloat16`: momenta and rms in 8 bytes a parameter instead of 16,
             rounded stochastically by a hash of the step's number, so that a run repeats exactly.
+        skip_zero_gradients: Whether a matrix that the rule updates (each one of a stack) is left as if it had
+            no gradient where that is exactly zero, as of an idle expert: no step, no change of its state; the
+            decay goes on. False: such a matrix moves by the full learning rate, as in the reference.
+        skip_nonfinite_gradients: Whether a parameter whose gradient has an infinity or NaN is left out, as if
+            it had none, counted in `num_nonfinite`, and told once by a warning. Each step then waits for the
+            device. False: one NaN makes its whole matrix and state NaN for good.
         foreach: True: PyTorch's own operations, small tensors of equal shape together; False: one
             tensor after the other. For both algorithms, as is `fused`.
         fused: True: compiled kernels, for the rule by Numba on a CPU and by Triton on a CUDA device; False:
@@ -48,15 +65,6 @@ class Celo2(RuleOptimizer):
         maximize: Maximizes the objective instead of minimizing it.
         algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also of a group.
         module: The module that the parameters or groups belong to, for its routing.
-        overrides: Corrections of the routing, as in `find_routes`.
-        dimension_numbers: The matrix axes of parameters, as in `find_routes`.
-        split_heads: As in `find_routes`.
-        skip_zero_gradients: Whether a matrix that the rule updates (each one of a stack) is left as if it had
-            no gradient where that is exactly zero, as of an idle expert: no step, no change of its state; the
-            decay goes on. False: such a matrix moves by the full learning rate, as in the reference.
-        skip_nonfinite_gradients: Whether a parameter whose gradient has an infinity or NaN is left out, as if
-            it had none, counted in `num_nonfinite`, and told once by a warning. Each step then waits for the
-            device. False: one NaN makes its whole matrix and state NaN for good.
         process_group: The processes that hold the same parameters and gradients (replicated training,
             as under `DistributedDataParallel`): Newton–Schulz is divided among them. Not needed for
             `DTensor`s (`fully_shard`, tensor parallelism), which carry their own device mesh.
@@ -72,9 +80,13 @@ class Celo2(RuleOptimizer):
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> optimizer = Celo2(model, lr=1e-3)
+        >>> optimizer = Celo2(model, lr=1e-3, weight_decay=0.1)
         >>> model(torch.ones(1, 4)).sum().backward()
         >>> optimizer.step()
+
+    References:
+        Celo2: arXiv 2602.19142, section 3; Newton–Schulz and the AdamW branch, section 3.4. Muon (Jordan et
+        al., 2024, https://kellerjordan.github.io/posts/muon). AdamW: arXiv 1711.05101.
     """
 
     _base = False
@@ -87,20 +99,20 @@ class Celo2(RuleOptimizer):
         weights: Theta = "celo2",
         weight_decay: float = 0.0,
         adamw_lr_scale: float = ADAMW_LR_SCALE,
-        betas: tuple[float, float] | None = None,
         adamw_betas: tuple[float, float] | None = None,
+        betas: tuple[float, float] | None = None,
+        overrides: Overrides = None,
+        dimension_numbers: Numbers = None,
+        split_heads: bool = False,
         state_dtype: torch.dtype | None = None,
+        skip_zero_gradients: bool = True,
+        skip_nonfinite_gradients: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
         maximize: bool = False,
         algorithm: str | None = None,
         module: nn.Module | None = None,
-        overrides: Overrides = None,
-        dimension_numbers: Numbers = None,
-        split_heads: bool = False,
-        skip_zero_gradients: bool = True,
-        skip_nonfinite_gradients: bool = False,
         process_group: ProcessGroup | None = None,
     ):
         given = {"betas": betas, "adamw_betas": adamw_betas}
@@ -126,19 +138,35 @@ class Celo2(RuleOptimizer):
 
 
 class Celo2Base(Celo2):
-    """Celo2-base: the rule without Newton–Schulz for every parameter.
+    """Updates every parameter by Celo2-base, the learned rule without Newton–Schulz.
 
-    The root mean square of every tensor's change per step is the learning rate. AdamW updates only
-    what a group's `algorithm` or an override gives it.
+    With learning rate η and weight decay λ, for each parameter p:
+
+        p ← p - η (d / rms(d) + λ p),    d = network(30 features of g, p and accumulators; 15 below rank 2)
+
+    Every feature x enters the network as x / rms(x). Every step has root mean square 1, so the learning rate
+    is the change per step; try 1e-4 to 1e-2. AdamW updates only what a group's `algorithm` or an override
+    gives it. The state has about 16 bytes for each parameter.
 
     Args:
         params: As in `Celo2`; a module's layers decide which axes are a parameter's matrix.
-        lr: Learning rate, a float or a scalar tensor, ≥ 0.
+        lr: The root mean square of every tensor's change per step, as in `Celo2`.
         weights: As in `Celo2`; the default is the shipped `"celo2-base"`.
-        **options: As in `Celo2`.
+        **options: As in `Celo2`, with the same defaults.
+
+    Raises:
+        RuntimeError: As in `Celo2`.
+        TypeError: As in `Celo2`.
+        ValueError: As in `Celo2`.
 
     Example:
-        >>> optimizer = Celo2Base(nn.Linear(4, 2), lr=1e-3)
+        >>> model = nn.Linear(4, 2)
+        >>> optimizer = Celo2Base(model, lr=1e-3)
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+
+    References:
+        Celo2-base: arXiv 2602.19142, section 3. Factored second moments: Adafactor, arXiv 1804.04235, eq. 4.
     """
 
     _base = True

@@ -54,8 +54,8 @@ def update(network: Network, leaf: Leaf, spec: ShardingSpec, *, kernels: bool = 
         return torch.zeros_like(leaf.param, dtype=dtype)
     chosen = dispatch.choose(network, leaf.param, spec.layout, kernels=kernels)
     if chosen in dispatch.KERNELS.values() and spec.layout.axes is not None:
-        made = dispatch.make_passes(network, chosen, factored=True)
-        steps, whole, blocks, busy = yield from three_pass.compute(network, leaf, spec, made)
+        passes = dispatch.make_passes(network, chosen, factored=True)
+        steps, whole, blocks, busy = yield from three_pass.compute(network, leaf, spec, passes)
         hold_counts([leaf], None if busy is None else busy[None])
         steps = yield from _finish(steps, whole, blocks, spec, config, busy)
         return shard.from_blocks(steps, like=whole.grad)
@@ -131,8 +131,10 @@ def _split_inputs(whole: Inputs, spec: ShardingSpec) -> Iterator[Inputs]:
         vectors = pick(row, region), pick(col, region)
         accumulators = Accumulators(tuple(rest[: len(momentum)]), tuple(rest[len(momentum) :]), *vectors)
         factors, raw = (
-            tuple(pick(pair, region) for pair in kind) for kind in (whole.factors, whole.raw_factors)
+            None if kind is None else tuple(pick(pair, region) for pair in kind)
+            for kind in (whole.factors, whole.raw_factors)
         )
+        assert factors is not None
         yield Inputs(grad, param, accumulators, factors, raw)
 
 
@@ -163,7 +165,7 @@ def _scales(whole: Inputs, blocks: Sequence[Inputs], spec: ShardingSpec, network
         whole.grad,
         spec,
     )
-    full = iter(torch.rsqrt(totals / math.prod(spec.layout.shape[-2:]) + NORM_EPS))
+    full = iter(mlp.normalizer(totals / math.prod(spec.layout.shape[-2:])))
     scales = {name: tuple(next(full) for _ in network.numbers[name]) for name in names}
     vectors = features.compute(whole, features.vector_names(config, factored=factored), config)
     return scales | mlp.input_scales(vectors)
@@ -224,7 +226,7 @@ def _finish(
     scales = busy
     if config.normalize_output:
         totals = yield from _sum_matrices([[step] for step in steps], 1, whole.grad, spec)
-        scales = torch.rsqrt(totals[0] / math.prod(spec.layout.shape[-2:]) + NORM_EPS)
+        scales = mlp.normalizer(totals[0] / math.prod(spec.layout.shape[-2:]))
         scales = scales if busy is None else scales * busy
     if scales is not None:
         steps = [

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from celo2.constants import NORM_EPS
 from celo2.torch import accumulators as accumulators_lib
-from celo2.torch import features, three_pass
+from celo2.torch import features, mlp, three_pass
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.batching import Leaf, working_dtype
 from celo2.torch.features import Inputs
@@ -25,14 +24,14 @@ from celo2.torch.three_pass import Passes
 from celo2.torch.weights import Network
 
 
-def compute(network: Network, leaf: Leaf, spec: ShardingSpec, made: Passes) -> UpdateTask:
+def compute(network: Network, leaf: Leaf, spec: ShardingSpec, passes: Passes) -> UpdateTask:
     """Computes the directions of the local elements and updates the leaf's accumulators.
 
     Args:
         network: Weights and options, for which `three_pass.covers` holds.
         leaf: The leaf, as in `step.update`.
         spec: The sharding spec, of a factored layout.
-        made: The implementation of the passes.
+        passes: The implementation of the passes.
 
     Yields:
         Requests to the other processes.
@@ -46,27 +45,27 @@ def compute(network: Network, leaf: Leaf, spec: ShardingSpec, made: Passes) -> U
     local = _convert(leaf)
     full = (local.grad, local.param, *local.accumulators.momentum, *local.accumulators.rms)
     entered = list(zip(*([b.contiguous() for b in shard.to_blocks(x)] for x in full), strict=True))
-    busy = yield from _update_factored(leaf, [own[0] for own in entered], spec, made, network)
+    busy = yield from _update_factored(leaf, [own[0] for own in entered], spec, passes, network)
     vectors = Accumulators((), (), local.accumulators.row, local.accumulators.col)
     factors, units = three_pass.sort_factors(vectors, axes), three_pass.vector_units(vectors, network, axes)
     momenta, blocks = len(local.accumulators.momentum), []
     for region, (grad, param, *rest) in zip(shard.regions, entered, strict=True):
         own = tuple(tuple(side[region.index_in(side.shape)] for side in pair) for pair in factors)
         state = Accumulators(tuple(rest[:momenta]), tuple(rest[momenta:]), (), ())
-        blocks.append(Inputs(grad, param, state, own, own))
+        blocks.append(Inputs(grad, param, state, own))
     channels = len(features.full_channels(config, factored=True))
     totals = local.grad.new_zeros(channels, *spec.layout.shape[:-2], 1, 1)
     places = [(slice(None), *region.index_in(totals.shape[1:])) for region in shard.regions]
     for region, place, block in zip(shard.regions, places, blocks, strict=True):
         own = None if busy is None else busy[region.index_in(busy.shape)]
-        totals[place] += made.accumulate(block, own) * math.prod(block.grad.shape[-2:])
+        totals[place] += passes.accumulate(block, own) * math.prod(block.grad.shape[-2:])
     if spec.groups:
         [totals] = yield AllReduce([totals])
-    scales = torch.rsqrt(totals / math.prod(spec.layout.shape[-2:]) + NORM_EPS)
+    scales = mlp.normalizer(totals / math.prod(spec.layout.shape[-2:]))
     steps = []
     for region, place, block in zip(shard.regions, places, blocks, strict=True):
         along = tuple(unit[(slice(None), *region.index_in(unit.shape[1:]))] for unit in units)
-        steps.append(made.direct(block, scales[place], (along[0], along[1]))[0])
+        steps.append(passes.direct(block, scales[place], (along[0], along[1]))[0])
     if blocks:
         states = [block.accumulators.momentum + block.accumulators.rms for block in blocks]
         updated = [shard.from_blocks(own, like=local.grad) for own in zip(*states, strict=True)]
@@ -91,18 +90,18 @@ def _convert(leaf: Leaf) -> Inputs:
     dtype, own = working_dtype(leaf.param.dtype), leaf.accumulators
     momentum, rms = (tuple(value.to(dtype) for value in family) for family in own[:2])
     accumulators = Accumulators(momentum, rms, own.row, own.col)
-    return Inputs(leaf.grad.to(dtype), leaf.param.to(dtype), accumulators, (), ())
+    return Inputs(leaf.grad.to(dtype), leaf.param.to(dtype), accumulators, ())
 
 
 def _update_factored(
-    leaf: Leaf, grads: Sequence[Tensor], spec: ShardingSpec, made: Passes, network: Network
+    leaf: Leaf, grads: Sequence[Tensor], spec: ShardingSpec, passes: Passes, network: Network
 ) -> UpdateTask:
     axes, shape, own = spec.layout.axes, spec.layout.shape, leaf.accumulators
     assert axes is not None
     totals = [torch.zeros_like(own.row[0]), torch.zeros_like(own.col[0])]
     for region, block in zip(spec.shard.regions, grads, strict=True):
-        along_rows, along_cols = made.square_means(block)
-        sums = {-1: along_rows * block.shape[-1], -2: along_cols * block.shape[-2]}
+        over_cols, over_rows = passes.square_means(block)
+        sums = {-1: over_cols * block.shape[-1], -2: over_rows * block.shape[-2]}
         for total, axis in zip(totals, (axes.large, axes.small), strict=True):
             total[region.index_in(total.shape)] += sums[axis]
     row, col = yield AllReduce(totals)

@@ -19,8 +19,9 @@ from rich.table import Table
 
 from celo2._utils.checks import check_devices, check_out_file
 from celo2._utils.files import read_object, write_atomic
+from celo2._utils.registry import REFERENCE
 from celo2._utils.signals import exit_status
-from celo2.baselines import LEARNED, OPTIMIZERS
+from celo2.baselines import LEARNED, OPTIMIZERS, check_optimizer_name, find_optimizer
 from celo2.commands._arguments import make_registry, take_part
 from celo2.config import RuleConfig
 from celo2.jax.runtime import num_cores, use_cpu_devices
@@ -43,7 +44,6 @@ from celo2.weights.checkpoint import SHIPPED, Weights, compute_checksum, load_ch
 TITLES = {"train": "training loss", "valid": "validation loss"}
 PLAIN_WIDTH = 200  # columns, where the output is no terminal
 START = "start:"  # before the name of a start; it may be left out
-HAND_DESIGNED = tuple(name for name in OPTIMIZERS if name not in (*SHIPPED, *BUILT_IN))
 
 _DESCRIPTION = f"""\
 Trains the tasks of a declared set with each candidate and compares them in pairs: the same seeds, starts
@@ -275,6 +275,13 @@ class _Store:
         return self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', stem)[:60]}-{digest}.json"
 
 
+def _is_optimizer(name: str) -> bool:
+    """Returns whether a candidate is an optimizer other than Celo2, not weights or a start."""
+    if name in (*SHIPPED, *BUILT_IN) or name.startswith(START):
+        return False
+    return name in OPTIMIZERS or (REFERENCE.fullmatch(name) is not None and not Path(name).exists())
+
+
 def load_candidates(names: Sequence[str], variant: Variant = "celo2") -> dict[str, Weights | None]:
     """Loads weights by name, each file of a run separately; hand-designed optimizers have None.
 
@@ -290,7 +297,8 @@ def load_candidates(names: Sequence[str], variant: Variant = "celo2") -> dict[st
 
 def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights | None]]:
     for name in names:
-        if name in HAND_DESIGNED:
+        if _is_optimizer(name):
+            check_optimizer_name(name)
             yield name, None
         elif name.removeprefix(START) in BUILT_IN:
             start = make_start(MetaConfig(variant=variant, start=name.removeprefix(START)))
@@ -330,7 +338,7 @@ def measure(
             continue
         rest = dataclasses.replace(config, tasks=missing)
         if weights is None:
-            probe, arrays = Probe.of_spec(rest, OPTIMIZERS[name]), {}
+            probe, arrays = Probe.of_spec(rest, find_optimizer(name)), {}
         else:
             probe, arrays = _probe_of(weights, rest, probes), weights.arrays
         for task, record in probe.measure_each(arrays):

@@ -21,7 +21,7 @@ from celo2.evaluate.suite.run import OnSuiteProgress, run_suite, train_in_memory
 from celo2.evaluate.suite.spec import ALL, Suite
 from celo2.evaluate.suite.store import RunStore
 
-FULL = {"num_learning_rates": 7, "seeds": 2, "steps": 500}
+FULL = {"num_learning_rates": 7, "seeds": 3, "steps": 200}
 QUICK = {"num_learning_rates": 4, "seeds": 1, "steps": 100}
 
 
@@ -36,8 +36,8 @@ class CompareConfig:
         learning_rates: Peak learning rates by optimizer, or for `"all"` of them; the others get
             their default grid.
         num_learning_rates: Values in each default grid; 0 means 7, or 4 when quick.
-        seeds: Runs of each learning rate; 0 means 2, or 1 when quick.
-        steps: Length of a run; 0 means 500, or 100 when quick.
+        seeds: Runs of each learning rate; 0 means 3, or 1 when quick.
+        steps: Length of a run; 0 means 200, or 100 when quick.
         first_seed: The seeds are this one and the ones after it.
         weight_decay: Decoupled weight decay, multiplied by the learning rate; the same for every optimizer.
         quick: Fewer learning rates, seeds and steps, for a first look.

@@ -249,7 +249,7 @@ class MetaConfig:
     @property
     def pairs_by_family(self) -> dict[str, int]:
         """The number of pairs of each family, in the order of `families`."""
-        return split_by_weight(self.num_pairs, parse_shares(self.families, list(FAMILIES)))
+        return split_by_weight(self.num_pairs, parse_shares(self.families, FAMILIES))
 
     def sets_of(self, source: Source) -> tuple[str, ...]:
         """Returns the names of the data sets of a source's families; none if each task has its own data."""

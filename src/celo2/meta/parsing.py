@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from celo2._utils.files import parse_object
+from celo2._utils.registry import REFERENCE, Registry
 from celo2.config import RuleConfig, nearest_name
 
 _ONE = {str: "a string", int: "a whole number", float: "a number"}
@@ -59,12 +60,12 @@ def _is_a(kind: type, value: Any) -> bool:
     return isinstance(value, accepted) and not isinstance(value, bool)
 
 
-def parse_shares(entries: Sequence[str], known: Sequence[str]) -> dict[str, float]:
+def parse_shares(entries: Sequence[str], known: Sequence[str] | Registry[Any]) -> dict[str, float]:
     """Parses entries `NAME` or `NAME:WEIGHT`; a missing weight is 1.
 
     Args:
         entries: The entries, at least one.
-        known: The allowed names.
+        known: The allowed names; of a registry also `package.module:attribute`.
 
     Raises:
         ValueError: There is no entry, or an entry is malformed, unknown or repeated.
@@ -77,8 +78,10 @@ def parse_shares(entries: Sequence[str], known: Sequence[str]) -> dict[str, floa
         raise ValueError(f"at least one of {', '.join(known)} is needed.")
     weights: dict[str, float] = {}
     for entry in entries:
-        name, colon, word = entry.partition(":")
-        if name not in known:
+        name, colon, word = _split_weight(entry, known)
+        if isinstance(known, Registry):
+            known.find(name)
+        elif name not in known:
             raise ValueError(
                 f"unknown name {name!r}{nearest_name(name, known)} (there are {', '.join(known)})."
             )
@@ -92,6 +95,14 @@ def parse_shares(entries: Sequence[str], known: Sequence[str]) -> dict[str, floa
             raise ValueError(f"expected NAME or NAME:WEIGHT with a positive weight, got {entry!r}.")
         weights[name] = weight
     return weights
+
+
+def _split_weight(entry: str, known: Container[str]) -> tuple[str, str, str]:
+    """Splits `NAME:WEIGHT` at its last colon; a name may be `package.module:attribute`."""
+    name, colon, word = entry.rpartition(":")
+    if not colon or (REFERENCE.fullmatch(entry) and name not in known):
+        return entry, "", ""
+    return name, colon, word
 
 
 def split_by_weight(total: int, weights: Mapping[str, float]) -> dict[str, int]:

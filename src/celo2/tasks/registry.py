@@ -87,8 +87,9 @@ def _as_spec(name: str, thing: Any) -> TaskSpec:
         raise ValueError(
             f"task {name!r} is {type(thing).__name__}, expected a function that returns a celo2.tasks.Task."
         )
-    sized = "size" in inspect.signature(thing).parameters
-    return TaskSpec(thing, first_line(thing) or f"a task of {name}", sized, checked=True)
+    make: Callable[..., Any] = thing
+    sized = "size" in inspect.signature(make).parameters
+    return TaskSpec(make, first_line(thing) or f"a task of {name}", sized, checked=True)
 
 
 TASKS: Registry[TaskSpec] = Registry("task", "celo2.tasks", _BUILT_IN, _as_spec)

@@ -73,7 +73,7 @@ def test_too_few_pairs_are_refused() -> None:
 @pytest.mark.parametrize(
     ("families", "message"),
     [
-        (("mlpp",), "families: unknown name 'mlpp'; did you mean 'mlp'"),
+        (("mlpp",), "families: unknown family 'mlpp'; did you mean 'mlp'"),
         (("mlp", "mlp:2"), "'mlp' occurs twice"),
         (("mlp:0",), "positive weight, got 'mlp:0'"),
         (("mlp:x",), "positive weight, got 'mlp:x'"),

@@ -18,7 +18,10 @@ from flax import linen, nnx
 
 from celo2.baselines import OPTIMIZERS, check_optimizer_name, find_optimizer, register_optimizer
 from celo2.evaluate import CompareConfig, compare
+from celo2.meta import MetaConfig
 from celo2.tasks import Dataset, Task, make_task, register_task, task_from_model
+from celo2.tasks.families import FAMILIES, TaskFamily, register_family
+from celo2.tasks.families.quadratic import QuadraticFamily
 from celo2.tasks.registry import TASKS, check_task, describe_tasks
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -202,7 +205,7 @@ def test_tasks_of_this_package_pass(name: str) -> None:
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets a test register what is gone after it."""
-    for registry in (TASKS, OPTIMIZERS):
+    for registry in (TASKS, OPTIMIZERS, FAMILIES):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
@@ -309,3 +312,20 @@ def test_entry_points_of_installed_packages_are_found(module: str, monkeypatch: 
     assert "ZeroDivisionError" in describe_tasks()  # and the others are listed nevertheless
     with pytest.raises(ValueError, match=r"'broken' of an installed package .* cannot be imported"):
         make_task("broken")
+
+
+class OwnFamily(QuadraticFamily):
+    """A family of a user."""
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_family_of_ones_own_is_mixed_by_name_and_by_module() -> None:
+    register_family("own", OwnFamily)
+    own = f"{__name__}:OwnFamily"
+    assert MetaConfig(families=("own:3", "mlp")).pairs_by_family == {"own": 24, "mlp": 8}
+    assert MetaConfig(families=(f"{own}:3", "mlp")).pairs_by_family == {own: 24, "mlp": 8}
+    assert MetaConfig(families=(own,)).pairs_by_family == {own: 32}
+    with pytest.raises(ValueError, match="is <class 'object'>, expected a subclass"):
+        register_family("no-family", object)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="lacks the methods compute_loss, init_params, make_batch"):
+        register_family("abstract", TaskFamily)

@@ -55,7 +55,7 @@ def make_groups(config: MetaConfig) -> tuple[Group, ...]:
     groups: list[Group] = []
     first = dealt = 0
     for name, count in config.pairs_by_family.items():
-        source = FAMILIES[name].source
+        source = FAMILIES.find(name).source
         num_sets = len(config.sets_of(source)) or 1
         start = dealt if source == "images" else 0
         groups.append(Group(name, source, first, tuple(sorted((start + i) % num_sets for i in range(count)))))
@@ -164,7 +164,7 @@ TEXT_BYTES = 2_000_000
 
 def load_datasets(config: MetaConfig) -> dict[str, Dataset]:
     """Loads the data sets named by `config.sets_of`; errors are those of their loaders."""
-    sources = {FAMILIES[name].source for name in config.pairs_by_family}
+    sources = {FAMILIES.find(name).source for name in config.pairs_by_family}
     datasets = load_image_sets(config.datasets) if "images" in sources else {}
     if "text" in sources:
         (name,) = config.sets_of("text")

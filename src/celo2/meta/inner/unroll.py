@@ -73,7 +73,7 @@ class _Advance(NamedTuple):
 
 def make_family(config: MetaConfig, name: str = PUBLISHED) -> TaskFamily:
     """Makes a task family with the options of a recipe."""
-    return FAMILIES[name](
+    return FAMILIES.find(name)(
         batch_size=config.batch_size,
         level=config.level,
         scale_range=config.scale_range,

@@ -34,11 +34,12 @@ Update = Callable[..., tuple[Any, Any]]
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def jitted_update(row: Row, tx: optax.GradientTransformationExtraArgs) -> Update:
-    return jax.jit(lambda grads, state, params: tx.update(grads, state, params, **row.extra))
+def jitted_update(row: Row, tx: optax.GradientTransformation) -> Update:
+    extended = optax.with_extra_args_support(tx)
+    return jax.jit(lambda grads, state, params: extended.update(grads, state, params, **row.extra))
 
 
-def eager_update(row: Row, tx: optax.GradientTransformationExtraArgs) -> Update:
+def eager_update(row: Row, tx: optax.GradientTransformation) -> Update:
     return lambda grads, state, params: tx.update(grads, state, params, **row.extra)
 
 
@@ -190,7 +191,8 @@ def test_works_in_multi_steps(row: Row) -> None:
 def test_works_in_inject_hyperparams(row: Row) -> None:
     params = make_params()
     tx = optax.inject_hyperparams(row.factory)(learning_rate=0.01, **row.options)
-    grads, state = make_grads(params), tx.init(params)
+    grads = make_grads(params)
+    state: Any = tx.init(params)
     update = eager_update(row, optax.with_extra_args_support(tx))
     updates, _ = update(grads, state, params)
     state.hyperparams["learning_rate"] = jnp.asarray(0.02, jnp.float32)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from celo2.tasks import Task
+from celo2.tasks.base import Task
 from celo2.training.grid import RunGrid
 from celo2.training.runner import OnProgress, Progress
 from celo2.training.task_step import SharedTask

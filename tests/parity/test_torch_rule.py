@@ -49,7 +49,8 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """The fast path, the fast path cut finely, whole tensors in passes, and the plain program."""
     if request.param == "small blocks":
         monkeypatch.setattr(cpu_blocked, "BLOCK_SIZE", 12)
-    with dispatch.use(request.param.removeprefix("small ")):
+    implementation: Any = request.param.removeprefix("small ")
+    with dispatch.use(implementation):
         yield request.param
 
 

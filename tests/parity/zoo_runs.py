@@ -148,7 +148,7 @@ def make_run(
     """A run of the oracle on hostile gradients and losses: zeros, tiny, huge, spikes, negative."""
     names = sorted(shapes)
     oracle = OPTIMIZERS[kind](as_tree(flatten(theta)), [shapes[n] for n in names], num_steps, **switches)
-    params = [{n: 0.5 * rng.standard_normal(shapes[n]) for n in names}]
+    params: list[Leaves] = [{n: 0.5 * rng.standard_normal(shapes[n]) for n in names}]
     params[0][names[0]] = np.zeros(shapes[names[0]])
     grads, losses = [], []
     for t in range(steps):

@@ -57,7 +57,7 @@ def reduce_rule_run(recorded: Path, name: str) -> Arrays:
     """The first steps of a run of Celo2, on some leaves."""
     arrays = read(recorded / "rule" / f"{name}.npz")
     config = json.loads(str(arrays["config_json"])) | {"steps": STEPS}
-    lengths = dict.fromkeys(("params", "grads", "updates"), STEPS)
+    lengths = {"params": STEPS, "grads": STEPS, "updates": STEPS}
     return {
         "config_json": np.asarray(json.dumps(config)),
         **{key: array for key, array in arrays.items() if key.startswith("theta/")},

@@ -34,12 +34,11 @@ Update = Callable[..., tuple[Any, Any]]
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def jitted_update(row: Row, tx: optax.GradientTransformation) -> Update:
-    extended = optax.with_extra_args_support(tx)
-    return jax.jit(lambda grads, state, params: extended.update(grads, state, params, **row.extra))
+def jitted_update(row: Row, tx: optax.GradientTransformationExtraArgs) -> Update:
+    return jax.jit(lambda grads, state, params: tx.update(grads, state, params, **row.extra))
 
 
-def eager_update(row: Row, tx: optax.GradientTransformation) -> Update:
+def eager_update(row: Row, tx: optax.GradientTransformationExtraArgs) -> Update:
     return lambda grads, state, params: tx.update(grads, state, params, **row.extra)
 
 
@@ -175,7 +174,7 @@ def test_works_in_masked(row: Row) -> None:
 @every_optimizer
 def test_works_in_multi_steps(row: Row) -> None:
     params = make_params()
-    tx = optax.MultiSteps(row.make(), every_k_schedule=2).gradient_transformation()
+    tx: Any = optax.MultiSteps(row.make(), every_k_schedule=2).gradient_transformation()
     first, second = make_grads(params, 3), make_grads(params, 4)
     update = jitted_update(row, tx)
     waiting, state = update(first, tx.init(params), params)

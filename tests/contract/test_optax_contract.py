@@ -174,7 +174,7 @@ def test_works_in_masked(row: Row) -> None:
 @every_optimizer
 def test_works_in_multi_steps(row: Row) -> None:
     params = make_params()
-    tx = optax.MultiSteps(row.make(), every_k_schedule=2).gradient_transformation()
+    tx: Any = optax.MultiSteps(row.make(), every_k_schedule=2).gradient_transformation()
     first, second = make_grads(params, 3), make_grads(params, 4)
     update = jitted_update(row, tx)
     waiting, state = update(first, tx.init(params), params)
@@ -190,7 +190,8 @@ def test_works_in_multi_steps(row: Row) -> None:
 def test_works_in_inject_hyperparams(row: Row) -> None:
     params = make_params()
     tx = optax.inject_hyperparams(row.factory)(learning_rate=0.01, **row.options)
-    grads, state = make_grads(params), tx.init(params)
+    grads = make_grads(params)
+    state: Any = tx.init(params)
     update = eager_update(row, optax.with_extra_args_support(tx))
     updates, _ = update(grads, state, params)
     state.hyperparams["learning_rate"] = jnp.asarray(0.02, jnp.float32)

@@ -121,7 +121,7 @@ def test_apply_if_finite_leaves_out_whole_steps(factory: Any, weights: Any) -> N
 @pytest.mark.filterwarnings("ignore::celo2.routing.routes.RoutingWarning")
 def test_an_equinox_model_may_be_given_as_it_is(factory: Any, weights: Any, skip: bool) -> None:
     """With the functions that it holds, as Optax takes it."""
-    model = eqx.nn.MLP(2, 2, 4, 2, key=jax.random.key(0))
+    model: Any = eqx.nn.MLP(2, 2, 4, 2, key=jax.random.key(0))
     grads = eqx.filter_grad(lambda net: jax.vmap(net)(jnp.ones((3, 2))).mean())(model)
     arrays = eqx.filter(model, eqx.is_inexact_array)
     tx = make(factory, weights, skip_nonfinite_gradients=skip)

@@ -36,7 +36,7 @@ ADAMW = next(info for info in optim_db if info.optim_cls is torch.optim.AdamW)
 def test_pytorchs_error_inputs_give_pytorchs_errors(factory: type[Celo2], error: ErrorOptimizerInput) -> None:
     given = error.optimizer_error_input
     params = given.params if given.params is not None else [Parameter(torch.randn(1, 1))]
-    context = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises
+    context: Any = pytest.warns if issubclass(error.error_type, Warning) else pytest.raises
     with context(error.error_type, match=error.error_regex):
         factory(params, **given.kwargs)
 
@@ -158,7 +158,8 @@ def test_pytorch_steps_go_in_the_right_direction(
 def test_pytorch_foreach_for_and_fused_agree(factory: type[Celo2]) -> None:
     """To the rounding of sums in another order, and of Newton–Schulz behind it."""
     results = []
-    for kwargs in ({"foreach": False}, {"foreach": True}, {"fused": True}):
+    choices: list[dict[str, Any]] = [{"foreach": False}, {"foreach": True}, {"fused": True}]
+    for kwargs in choices:
         pair = Pair(dtype=torch.float32)
         optimizer = factory(pair.params, lr=1e-3, **kwargs)
         steps(pair, optimizer, 7)

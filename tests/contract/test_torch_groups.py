@@ -39,7 +39,7 @@ def test_a_group_added_later_is_routed_by_the_module(named: bool) -> None:
     module = Growing()
     optimizer = Celo2(module, lr=1e-3)
     new = module.grow()
-    names = {param: name for name, param in module.named_parameters()}
+    names: dict[torch.Tensor, str] = {param: name for name, param in module.named_parameters()}
     optimizer.add_param_group({"params": [(names[p], p) for p in new] if named else new, "lr": 2e-3})
     assert lines(optimizer) == lines(Celo2(module))
     assert "adamw" in lines(optimizer)["lm_head.weight"]
@@ -113,7 +113,8 @@ def test_schedulers_that_cycle_momentum_work_with_their_defaults(row: Row, cycle
 @pytest.mark.parametrize("name", ["betas", "adamw_betas"])
 def test_betas_are_those_of_adamws_share(name: str) -> None:
     model, twin = make_model(), make_model()
-    train(model, Celo2(model, lr=1e-3, algorithm="adamw", adamw_lr_scale=1.0, **{name: (0.5, 0.6)}))
+    options: dict[str, Any] = {name: (0.5, 0.6)}
+    train(model, Celo2(model, lr=1e-3, algorithm="adamw", adamw_lr_scale=1.0, **options))
     train(twin, torch.optim.AdamW(twin.parameters(), lr=1e-3, betas=(0.5, 0.6), weight_decay=0.0, fused=True))
     assert_same(model, twin)
     group = {"params": [nn.Parameter(torch.zeros(2))], name: (0.1, 0.2)}

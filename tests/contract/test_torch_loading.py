@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from celo2.torch import Celo2, Celo2Base
 from helpers.torch_contract_table import (
@@ -227,11 +228,11 @@ def test_a_flattened_distributed_checkpoint_loads_twice(tmp_path: Path) -> None:
     train(model, optimizer, 1)
     flat = StateDictOptions(flatten_optimizer_state_dict=True)
     saved = get_optimizer_state_dict(model, optimizer, options=flat)
-    dcp.save({"o": saved}, checkpoint_id=tmp_path, no_dist=True)
+    save({"o": saved}, checkpoint_id=tmp_path, no_dist=True)
     before = copy.deepcopy(optimizer)
     for _ in range(2):
         train(copy.deepcopy(model), optimizer, 1)
         target = get_optimizer_state_dict(model, optimizer, options=flat)
-        dcp.load({"o": target}, checkpoint_id=tmp_path, no_dist=True)
+        load({"o": target}, checkpoint_id=tmp_path, no_dist=True)
         set_optimizer_state_dict(model, optimizer, target, options=flat)
         assert_states_same(optimizer, before)

@@ -41,7 +41,7 @@ class InstantOuter:
         count = np.arange(outer.MAX_STEPS) + int(state.count) + 1
         skipped = np.isin(count, list(self.bad))
         numbers = (2.0, np.where(skipped, math.nan, 1.0), 0.1, 0.25, 3, 4, 1, skipped)
-        metrics = OuterMetrics(
-            np.full((len(count), 1), 2.0), *(np.broadcast_to(number, count.shape) for number in numbers)
-        )
+        arrays: Any = (np.broadcast_to(number, count.shape) for number in numbers)  # NumPy compiles nothing
+        losses: Any = np.full((len(count), 1), 2.0)
+        metrics = OuterMetrics(losses, *arrays)
         return state._replace(count=state.count + num_steps), metrics

@@ -21,8 +21,9 @@ def make_record(
 ) -> dict[str, Any]:
     """A task whose runs ended with these losses, one for each seed, at one rate; None: all diverged."""
     seeds = losses if isinstance(losses, list) else [losses]
-    diverged = any(loss is None for loss in seeds)
-    mean = None if diverged else math.fsum(seeds) / len(seeds)
+    finite = [loss for loss in seeds if loss is not None]
+    diverged = len(finite) < len(seeds)
+    mean = None if diverged else math.fsum(finite) / len(finite)
     return {
         "loss": mean,
         "spread": None,

@@ -1,4 +1,7 @@
-"""Recorded runs of the rule: the reference's (../shared/conformance/rule) and our own (parity/golden/)."""
+"""Recorded runs of the rule: the reference's (../shared/conformance/rule), some of them reduced, and our own.
+
+The latter two are in `parity/golden/`.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,16 @@ def load_run(path: Path) -> Run:
         return [leaves(f"{kind}/{t}/") for t in range(config["steps"])]
 
     return Run(options, leaves("theta/"), steps("params"), steps("grads"), steps("updates"))
+
+
+def load_reference(shared: Path, name: str) -> Run:
+    """Reads a whole run of the reference."""
+    return load_run(shared / "conformance" / "rule" / f"{name}.npz")
+
+
+def load_reduced(name: str) -> Run:
+    """Reads a reduced run of the reference."""
+    return load_run(GOLDEN / f"reference_{name}.npz")
 
 
 def replay_oracle(run: Run) -> list[Leaves]:

@@ -71,6 +71,12 @@ def loss_of(model: nn.Module, tokens: Tensor = TOKENS) -> Tensor:
     return nn.functional.cross_entropy(logits.flatten(0, 1), tokens.roll(1, 1).flatten())
 
 
+def grad_of(param: Tensor) -> Tensor:
+    """The gradient, which there has to be."""
+    assert param.grad is not None
+    return param.grad
+
+
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> list[float]:
     losses = []
     for _ in range(steps):

@@ -58,6 +58,7 @@ def shampoo(
 ) -> list[Array]:
     """arXiv 2309.06497, algorithm 2, grafted from Adam; `sides` holds which of "L" and "R" there are."""
     m = a = left = right = 0.0
+    left_root = right_root = np.eye(0)  # made at the first step
     power = -1 / (2 * len(sides))
     steps = []
     for t, g in enumerate(grads, start=1):

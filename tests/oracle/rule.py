@@ -233,8 +233,8 @@ def keep_idle(old: Accumulators, new: Accumulators, has_gradient: NDArray[np.boo
         count=new.count if has_gradient.any() else old.count,
         momentum=chosen(old.momentum, new.momentum, has_gradient),
         rms=chosen(old.rms, new.rms, has_gradient),
-        row=chosen(old.row, new.row, has_gradient.any(axis=d0, keepdims=True)),
-        col=chosen(old.col, new.col, has_gradient.any(axis=d1, keepdims=True)),
+        row=chosen(old.row, new.row, np.any(has_gradient, axis=d0, keepdims=True)),
+        col=chosen(old.col, new.col, np.any(has_gradient, axis=d1, keepdims=True)),
     )
 
 

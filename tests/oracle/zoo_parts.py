@@ -176,7 +176,9 @@ class Optimizer:
     def prepare(self) -> None:
         pass
 
-    def update(self, grads: Sequence[Array], params: Sequence[Array], loss: float) -> list[Array]:
+    def update(
+        self, grads: Sequence[NDArray[np.floating]], params: Sequence[NDArray[np.floating]], loss: float
+    ) -> list[Array]:
         self.loss = float(loss)
         changes = self.step(grads, [np.asarray(p, np.float64) for p in params])
         self.t += 1

@@ -105,7 +105,7 @@ def test_convolution_is_one_matrix_and_other_ranks_are_stacks(make: Callable[...
         {"conv": conv, "flat": conv.reshape(4, 3), "stack": stack, "second": stack[1]}
         for conv, stack in zip(kernels, stacks, strict=True)
     ]
-    tx = make()
+    tx, updates = make(), {}
     state, update = tx.init(trees[0]), jax.jit(tx.update)
     for tree in trees:
         updates, state = update(tree, state)

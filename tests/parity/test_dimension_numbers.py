@@ -88,7 +88,7 @@ def test_step_is_that_of_the_layers_matrices(layout: Layout) -> None:
 
 def test_accumulators_keep_the_stored_shape() -> None:
     tx = celo2.scale_by_celo2(make_theta(), dimension_numbers={"w": DimensionNumbers((2, 3, 1), 0)}, **CONFIG)
-    state = tx.init({"w": jnp.zeros((4, 2, 3, 2))})
+    state: Any = tx.init({"w": jnp.zeros((4, 2, 3, 2))})
     assert {tree["w"].shape for tree in (*state.momentum, *state.rms)} == {(4, 2, 3, 2)}
 
 

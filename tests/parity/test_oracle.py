@@ -6,23 +6,60 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import reference
 
-from helpers.rule_runs import GOLDEN, REFERENCE_RUNS, load_run, replay_oracle
+from helpers.rule_runs import (
+    GOLDEN,
+    REFERENCE_RUNS,
+    Run,
+    load_reduced,
+    load_reference,
+    load_run,
+    replay_oracle,
+)
 from helpers.tolerances import relative_error, tolerance
 from oracle import pes, rule
 
-GOLDEN_RUNS = sorted(path.stem for path in GOLDEN.glob("*.npz"))
+GOLDEN_RUNS = sorted(path.stem for path in GOLDEN.glob("*.npz") if path.name not in reference.FILES)
 PES_RUNS = ("many_resets", "no_resets", "sign", "with_resets")
+
+
+def assert_oracle_agrees(run: Run, comparison: str) -> None:
+    """Every leaf of every step is within the tolerance of this comparison."""
+    for t, (actual, expected) in enumerate(zip(replay_oracle(run), run.updates, strict=True)):
+        errors = {leaf: relative_error(actual[leaf], expected[leaf]) for leaf in expected}
+        assert max(errors.values()) <= tolerance(comparison), f"step {t}: {errors}"
+
+
+def reference_comparison(run: Run) -> str:
+    return "oracle, reference" + (", orthogonalized" if run.options["orthogonalize"] else "")
 
 
 @pytest.mark.parametrize("name", REFERENCE_RUNS)
 def test_oracle_matches_reference(shared: Path, name: str) -> None:
-    run = load_run(shared / "conformance" / "rule" / f"{name}.npz")
-    orthogonalized = ", orthogonalized" if run.options["orthogonalize"] else ""
-    limit = tolerance(f"oracle, reference{orthogonalized}")
-    for t, (actual, expected) in enumerate(zip(replay_oracle(run), run.updates, strict=True)):
-        errors = {leaf: relative_error(actual[leaf], expected[leaf]) for leaf in expected}
-        assert max(errors.values()) <= limit, f"step {t}: {errors}"
+    run = load_reference(shared, name)
+    assert_oracle_agrees(run, reference_comparison(run))
+
+
+@pytest.mark.parametrize("name", reference.RULE_RUNS)
+def test_oracle_matches_reduced_reference(name: str) -> None:
+    run = load_reduced(name)
+    assert_oracle_agrees(run, reference_comparison(run))
+
+
+def test_reduced_reference_covers_ranks_zero_to_four() -> None:
+    params = [load_reduced(name).params[0] for name in reference.RULE_RUNS]
+    assert {leaf.ndim for leaves in params for leaf in leaves.values()} == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("name", reference.FILES)
+def test_reduced_reference_is_that_of_the_recorded_runs(shared: Path, name: str) -> None:
+    expected = reference.FILES[name](shared / "conformance")
+    found = reference.read(GOLDEN / name)
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        assert found[key].dtype == array.dtype, key
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
 
 
 def test_reference_runs_are_all_listed(shared: Path) -> None:
@@ -31,10 +68,7 @@ def test_reference_runs_are_all_listed(shared: Path) -> None:
 
 @pytest.mark.parametrize("name", GOLDEN_RUNS)
 def test_oracle_matches_golden(name: str) -> None:
-    run = load_run(GOLDEN / f"{name}.npz")
-    for t, (actual, expected) in enumerate(zip(replay_oracle(run), run.updates, strict=True)):
-        errors = {leaf: relative_error(actual[leaf], expected[leaf]) for leaf in expected}
-        assert max(errors.values()) <= tolerance("oracle, golden"), f"step {t}: {errors}"
+    assert_oracle_agrees(load_run(GOLDEN / f"{name}.npz"), "oracle, golden")
 
 
 def test_golden_covers_ranks_zero_to_five() -> None:
@@ -46,8 +80,15 @@ def test_golden_covers_ranks_zero_to_five() -> None:
 
 @pytest.mark.parametrize("name", PES_RUNS)
 def test_pes_oracle_matches_reference(shared: Path, name: str) -> None:
-    with np.load(shared / "conformance" / "pes" / f"{name}.npz", allow_pickle=False) as file:
-        arrays = dict(file)
+    assert_pes_oracle_agrees(reference.read(shared / "conformance" / "pes" / f"{name}.npz"))
+
+
+def test_pes_oracle_matches_shipped_reference() -> None:
+    assert_pes_oracle_agrees(reference.read(GOLDEN / reference.PES_FILE))
+
+
+def assert_pes_oracle_agrees(arrays: dict[str, np.ndarray]) -> None:
+    """The oracle's estimate of recorded losses is the recorded one."""
 
     def tree(prefix: str) -> dict[str, np.ndarray]:
         return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}

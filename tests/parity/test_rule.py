@@ -10,12 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import celo2
 from helpers import quick
-from helpers.rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, Run, load_run
+from helpers.rule_runs import (
+    GOLDEN,
+    REFERENCE_RUNS,
+    Leaves,
+    Run,
+    load_reduced,
+    load_reference,
+    load_run,
+)
 from helpers.tolerances import relative_error, tolerance
 from oracle import rule
 
@@ -54,15 +63,17 @@ def reference_comparison(run: Run) -> str:
     return "jax, reference" + (", orthogonalized" if run.options["orthogonalize"] else "")
 
 
-def load_reference(shared: Path, name: str) -> Run:
-    return load_run(shared / "conformance" / "rule" / f"{name}.npz")
-
-
 @pytest.mark.parametrize(
     "name", [name for name in REFERENCE_RUNS if name not in (*GRADIENT_RUNS, COMPILED_IN_FULL)]
 )
 def test_rule_matches_reference(shared: Path, name: str) -> None:
     run = load_reference(shared, name)
+    assert_agree(replay_jax(run), run.updates, reference_comparison(run))
+
+
+@pytest.mark.parametrize("name", reference.RULE_RUNS)
+def test_rule_matches_reduced_reference(name: str) -> None:
+    run = load_reduced(name)
     assert_agree(replay_jax(run), run.updates, reference_comparison(run))
 
 

@@ -95,6 +95,7 @@ def train_jax(tx: optax.GradientTransformationExtraArgs, start: Any, batches: np
 
 
 def train_torch(optimizer: torch.optim.Optimizer, model: Network, batches: np.ndarray) -> float:
+    loss = torch.tensor(torch.nan)
     for tokens in torch.tensor(batches):
         optimizer.zero_grad()
         logits = model(tokens).flatten(0, 1)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from golden import reference
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,7 +18,16 @@ from torch_replay import Replay, replay_torch
 
 from celo2.torch import DimensionNumbers
 from celo2.torch.kernels import cpu_blocked, dispatch
-from helpers.rule_runs import GOLDEN, REFERENCE_RUNS, Leaves, load_run, replay_oracle
+from helpers.rule_runs import (
+    GOLDEN,
+    REFERENCE_RUNS,
+    Leaves,
+    Run,
+    load_reduced,
+    load_reference,
+    load_run,
+    replay_oracle,
+)
 from helpers.tolerances import relative_error, tolerance
 from oracle import rule
 
@@ -39,20 +49,29 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """The fast path, the fast path cut finely, whole tensors in passes, and the plain program."""
     if request.param == "small blocks":
         monkeypatch.setattr(cpu_blocked, "BLOCK_SIZE", 12)
-    with dispatch.use(request.param.removeprefix("small ")):
+    implementation: Any = request.param.removeprefix("small ")
+    with dispatch.use(implementation):
         yield request.param
 
 
-@pytest.mark.parametrize("name", REFERENCE_RUNS)
-def test_rule_matches_reference_in_float32(shared: Path, name: str) -> None:
-    run = load_run(shared / "conformance" / "rule" / f"{name}.npz")
+def assert_matches_reference(run: Run) -> None:
     orthogonalized = ", orthogonalized" if run.options["orthogonalize"] else ""
     assert_agree(replay_torch(run, torch.float32), run.updates, f"torch, reference{orthogonalized}")
 
 
 @pytest.mark.parametrize("name", REFERENCE_RUNS)
+def test_rule_matches_reference_in_float32(shared: Path, name: str) -> None:
+    assert_matches_reference(load_reference(shared, name))
+
+
+@pytest.mark.parametrize("name", reference.RULE_RUNS)
+def test_rule_matches_reduced_reference(path: str, name: str) -> None:
+    assert_matches_reference(load_reduced(name))
+
+
+@pytest.mark.parametrize("name", REFERENCE_RUNS)
 def test_rule_matches_oracle_in_float64(shared: Path, name: str) -> None:
-    run = load_run(shared / "conformance" / "rule" / f"{name}.npz")
+    run = load_reference(shared, name)
     assert_agree(replay_torch(run, torch.float64), replay_oracle(run), "torch float64, oracle")
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from zoo_runs import RUNS, change_errors, load_run, make_run, random_theta, replay
+from golden import reference
+from zoo_runs import RUNS, Run, change_errors, load_reduced, load_run, make_run, random_theta, replay
 
 from celo2.weights.schema import as_tree
 from helpers.tolerances import tolerance
@@ -59,32 +60,44 @@ STEPS, NUM_STEPS = 200, 150  # the run goes on beyond its announced end
 THETA_SCALE = 0.3
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_optimizer_matches_its_recorded_run(shared: Path, name: str) -> None:
-    run = load_run(shared, name)
-    optimizer, bound = RUNS[name]
-    errors = change_errors(replay(run, optimizer, num_steps=len(run.grads)), run.params[1:], run.params[0])
-    assert errors[-1] <= bound.final
-    assert max(errors) <= bound.largest
+def optimizer_errors(run: Run, name: str) -> list[float]:
+    return change_errors(replay(run, RUNS[name][0]), run.params[1:], run.params[0])
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_oracle_matches_the_recorded_run(shared: Path, name: str) -> None:
-    run = load_run(shared, name)
-    optimizer, bound = RUNS[name]
+def oracle_errors(run: Run, name: str) -> list[float]:
+    optimizer, _ = RUNS[name]
     kind = optimizer.removesuffix("_phase1").removesuffix("_s")
     switches = {"phase": 1} if optimizer == "celo_phase1" else {}
     names = list(run.params[0])
     oracle = OPTIMIZERS[kind](
-        as_tree(run.theta), [p.shape for p in run.params[0].values()], len(run.grads), **switches
+        as_tree(run.theta), [p.shape for p in run.params[0].values()], run.num_steps, **switches
     )
     after = [run.params[0]]
     for grads, loss in zip(run.grads, run.losses, strict=True):
         changes = oracle.update([grads[n] for n in names], list(after[-1].values()), loss)
         after.append({n: after[-1][n] + change for n, change in zip(names, changes, strict=True)})
-    errors = change_errors(after[1:], run.params[1:], run.params[0])
-    assert errors[-1] <= bound.final
-    assert max(errors) <= bound.largest
+    return change_errors(after[1:], run.params[1:], run.params[0])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_optimizer_matches_its_recorded_run(shared: Path, name: str) -> None:
+    errors = optimizer_errors(load_run(shared, name), name)
+    assert errors[-1] <= RUNS[name][1].final
+    assert max(errors) <= RUNS[name][1].largest
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_oracle_matches_the_recorded_run(shared: Path, name: str) -> None:
+    errors = oracle_errors(load_run(shared, name), name)
+    assert errors[-1] <= RUNS[name][1].final
+    assert max(errors) <= RUNS[name][1].largest
+
+
+@pytest.mark.parametrize("find_errors", [optimizer_errors, oracle_errors], ids=["optimizer", "oracle"])
+def test_reduced_recorded_run_is_matched(find_errors: Callable[[Run, str], list[float]]) -> None:
+    errors = find_errors(load_reduced(), reference.ZOO_RUN)
+    assert len(errors) == reference.STEPS
+    assert max(errors) <= RUNS[reference.ZOO_RUN][1].largest
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -96,6 +109,6 @@ def test_optimizer_matches_the_oracle_on_a_long_hostile_run(case: str) -> None:
     kind = name.removesuffix("_phase1")
     run = make_run(kind, theta, shapes, steps=STEPS, num_steps=NUM_STEPS, rng=rng, switches=switches)
     with jax.enable_x64(True):
-        after = replay(run, name, num_steps=NUM_STEPS, dtype=np.float64, **options)
+        after = replay(run, name, dtype=np.float64, **options)
     errors = change_errors(after, run.params[1:], run.params[0])
     assert max(errors) <= tolerance("zoo float64, oracle")

@@ -50,9 +50,9 @@ class Replay:
         leaves = []
         for number, (name, layout) in enumerate(self.layouts.items()):
             self.states[name]["step"] += 1
-            arrays = (torch.tensor(np.asarray(tree[name]), dtype=self.dtype) for tree in (grads, params))
+            grad, param = (torch.tensor(np.asarray(t[name]), dtype=self.dtype) for t in (grads, params))
             state = rule_accumulators(self.states[name])
-            leaves.append(Leaf(*arrays, state, self.states[name]["step"], layout, number))
+            leaves.append(Leaf(grad, param, state, self.states[name]["step"], layout, number))
         names = list(self.layouts)
         pairs = iterate_leaves(self.network, leaves, stack=stack)
         return {names[leaf.number]: step.numpy() for leaf, step in pairs}

@@ -1,4 +1,4 @@
-"""Runs of the predecessors: recorded ones (../shared/conformance/zoo), and ones that the oracle makes."""
+"""Runs of the predecessors: recorded ones (../shared/conformance/zoo, one also in golden/), the oracle's."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from golden import reference
 from numpy.typing import NDArray
 
 from celo2 import zoo
 from celo2.weights.schema import as_tree, flatten
+from helpers.rule_runs import GOLDEN
 from oracle.zoo import OPTIMIZERS
 
 Array = NDArray[np.floating]
@@ -51,6 +53,7 @@ class Run:
     params: list[Leaves]
     grads: list[Leaves]
     losses: list[float]
+    num_steps: int  # that the optimizer was told
 
 
 def load_run(shared: Path, name: str) -> Run:
@@ -58,16 +61,25 @@ def load_run(shared: Path, name: str) -> Run:
     released = name.removesuffix("_pretrained")
     folder = shared / ("checkpoints" if released != name else "conformance/zoo")
     theta = dict(zoo.load_weights(folder / f"{released}.theta.state").arrays)
-    with np.load(shared / "conformance" / "zoo" / f"{name}.npz", allow_pickle=False) as file:
-        arrays = dict(file)
+    return _parse(reference.read(shared / "conformance" / "zoo" / f"{name}.npz"), theta)
 
-    def leaves(prefix: str) -> Leaves:
-        return {k.removeprefix(prefix): v for k, v in sorted(arrays.items()) if k.startswith(prefix)}
 
-    steps = int(arrays["num_steps"])
-    params = [leaves(f"params/{t}/") for t in range(steps + 1)]
-    grads = [leaves(f"grads/{t}/") for t in range(steps)]
-    return Run(theta, params, grads, [float(arrays[f"loss/{t}"]) for t in range(steps)])
+def load_reduced() -> Run:
+    """Reads the reduced recorded run that every checkout has."""
+    arrays = reference.read(GOLDEN / reference.ZOO_FILE)
+    return _parse(arrays, _leaves(arrays, "theta/"))
+
+
+def _parse(arrays: Leaves, theta: Leaves) -> Run:
+    steps = sum(name.startswith("loss/") for name in arrays)
+    params = [_leaves(arrays, f"params/{t}/") for t in range(steps + 1)]
+    grads = [_leaves(arrays, f"grads/{t}/") for t in range(steps)]
+    losses = [float(arrays[f"loss/{t}"]) for t in range(steps)]
+    return Run(theta, params, grads, losses, int(arrays["num_steps"]))
+
+
+def _leaves(arrays: Leaves, prefix: str) -> Leaves:
+    return {k.removeprefix(prefix): v for k, v in sorted(arrays.items()) if k.startswith(prefix)}
 
 
 @functools.cache
@@ -90,7 +102,7 @@ def jitted_steps(name: str, **options: Any) -> Callable[..., list[Any]]:
     return run
 
 
-def replay(run: Run, name: str, *, num_steps: int, dtype: Any = np.float32, **options: Any) -> list[Leaves]:
+def replay(run: Run, name: str, *, dtype: Any = np.float32, **options: Any) -> list[Leaves]:
     """The parameters after each step of a run, from its start and its gradients."""
 
     def cast(tree: Any) -> Any:
@@ -99,7 +111,7 @@ def replay(run: Run, name: str, *, num_steps: int, dtype: Any = np.float32, **op
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *run.grads)
     losses = jnp.asarray(run.losses, dtype)
     steps = jitted_steps(name, **options)
-    after = steps(cast(run.theta), cast(run.params[0]), cast(stacked), losses, jnp.asarray(num_steps))
+    after = steps(cast(run.theta), cast(run.params[0]), cast(stacked), losses, jnp.asarray(run.num_steps))
     after = jax.tree.map(np.asarray, after)
     return [{name: leaves[t] for name, leaves in after.items()} for t in range(len(run.grads))]
 
@@ -136,7 +148,7 @@ def make_run(
     """A run of the oracle on hostile gradients and losses: zeros, tiny, huge, spikes, negative."""
     names = sorted(shapes)
     oracle = OPTIMIZERS[kind](as_tree(flatten(theta)), [shapes[n] for n in names], num_steps, **switches)
-    params = [{n: 0.5 * rng.standard_normal(shapes[n]) for n in names}]
+    params: list[Leaves] = [{n: 0.5 * rng.standard_normal(shapes[n]) for n in names}]
     params[0][names[0]] = np.zeros(shapes[names[0]])
     grads, losses = [], []
     for t in range(steps):
@@ -152,4 +164,4 @@ def make_run(
         losses.append({7: 1e4, 23: -5.0, 50: 0.0}.get(t % 60, loss))
         changes = oracle.update([grads[-1][n] for n in names], [params[-1][n] for n in names], losses[-1])
         params.append({n: params[-1][n] + change for n, change in zip(names, changes, strict=True)})
-    return Run(dict(theta), params, grads, losses)
+    return Run(dict(theta), params, grads, losses, num_steps)

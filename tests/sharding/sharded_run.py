@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,8 @@ def make_weights(config: celo2.RuleConfig) -> celo2.Weights:
 def make_optimizers() -> dict[str, tuple[optax.GradientTransformation, tuple[str, ...]]]:
     """Each with the layouts that it is run with."""
     matrices, base = make_weights(CONFIG), make_weights(CONFIG.replace(orthogonalize=False))
-    rounded, skip = {"state_dtype": "bfloat16"}, {"skip_zero_gradients": True}
+    rounded: dict[str, Any] = {"state_dtype": "bfloat16"}
+    skip = {"skip_zero_gradients": True}
     return {
         "celo2": (celo2.scale_by_celo2(matrices, **skip), tuple(LAYOUTS)),
         "celo2-base": (celo2.scale_by_celo2(base, **skip), tuple(LAYOUTS)),
@@ -88,7 +90,7 @@ def run(rule, params, grads) -> tuple[list, object, str]:
     for grad in grads:
         update, state = step(grad, state, params)
         updates.append(update)
-    return updates, state, step.as_text()
+    return updates, state, str(step.as_text())
 
 
 def largest_collectives(text: str) -> dict[str, int]:

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
     set_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import (
@@ -77,9 +78,10 @@ def share(model: nn.Module, kind: str) -> nn.Module:
         plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
         parallelize_module(model, mesh["inner"], plan)
         mesh = mesh["outer"]
-    for layer in (model.attention, model.up, model.down):
-        fully_shard(layer, mesh=mesh)
-    return fully_shard(model, mesh=mesh)
+    for layer in ("attention", "up", "down"):
+        fully_shard(model.get_submodule(layer), mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 def train_shared(
@@ -137,7 +139,7 @@ def checkpoint(model: nn.Module, optimizer: Celo2, *, flatten: bool) -> dict[str
 def run_save(folder: str) -> dict[str, Any]:
     for flatten in (False, True):
         model, optimizer = train_shared("fsdp", Celo2, STEPS)
-        dcp.save(checkpoint(model, optimizer, flatten=flatten), checkpoint_id=f"{folder}/saved_{flatten}")
+        save(checkpoint(model, optimizer, flatten=flatten), checkpoint_id=f"{folder}/saved_{flatten}")
     return {}
 
 
@@ -150,7 +152,7 @@ def run_load(folder: str) -> dict[str, Any]:
         model = make_model() if size == 1 else share(make_model(), "fsdp")
         optimizer = Celo2(model, 7.0)
         saved = checkpoint(model, optimizer, flatten=flatten)
-        dcp.load(saved, checkpoint_id=f"{folder}/saved_{flatten}")
+        load(saved, checkpoint_id=f"{folder}/saved_{flatten}")
         options = StateDictOptions(flatten_optimizer_state_dict=flatten)
         parts = {"model_state_dict": saved["model"], "optim_state_dict": saved["optimizer"]}
         set_state_dict(model, optimizer, **parts, options=options)

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch_sharded_errors import misplaced, param_errors, state_error
 
 from celo2 import Weights
@@ -71,7 +72,7 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         if name.startswith(("c10d::", "_c10d_functional::")) and "wait" not in name:
-            tensors = [x for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, Tensor)]
+            tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
             entry = self.found.setdefault(name.split("::")[1].strip("_"), [0, 0])
             entry[:] = [max(entry[0], *(x.numel() for x in tensors)), entry[1] + 1]
         return func(*args, **(kwargs or {}))
@@ -147,6 +148,12 @@ def train_bare(
     return module, optimizer, watch
 
 
+def to_local(tensor: Tensor | None) -> Tensor:
+    """The part that this process holds."""
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
+
+
 def run_uneven_gradients() -> dict[str, Any]:
     """What all processes decide together where one has a NaN; what they save where one has no gradient."""
     rank, mesh = dist.get_rank(), init_device_mesh("cpu", (dist.get_world_size(),))
@@ -154,17 +161,15 @@ def run_uneven_gradients() -> dict[str, Any]:
     module = Holder({name: named[name] for name in ("even", "uneven", "vector")})
     optimizer = Celo2(module, LR, overrides={"p0[01]": "celo2"}, skip_nonfinite_gradients=True)
     first, second, third = module.parameters()
-    before = [param.detach().to_local().clone() for param in module.parameters()]
+    before = [to_local(param.detach()).clone() for param in module.parameters()]
     for param in (first, second):
         param.grad = torch.ones_like(param)
     if rank == 1:
-        second.grad.to_local()[0, 0] = float("nan")
+        to_local(second.grad)[0, 0] = float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer.step()
-    moved = [
-        bool((param.to_local() != old).any()) for param, old in zip(module.parameters(), before, strict=True)
-    ]
+    moved = [bool((to_local(p) != old).any()) for p, old in zip(module.parameters(), before, strict=True)]
     keys = [sorted(optimizer.state[param]) for param in (first, second, third)]
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, {"moved": moved, "counted": optimizer.num_nonfinite, "keys": keys})

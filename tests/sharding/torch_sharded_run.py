@@ -30,7 +30,8 @@ SCENARIOS = {
 
 def work(scenario: str, rank: int, size: int, folder: str) -> None:
     torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/meeting_{scenario}_{size}", size)
+    path = f"{folder}/meeting_{scenario}_{size}"
+    store = dist.FileStore(path, size)  # pyright: ignore[reportPrivateImportUsage]  # it is documented
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
     try:
         found = SCENARIOS[scenario](folder)

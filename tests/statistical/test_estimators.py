@@ -8,6 +8,7 @@ the gradient of the loss at age a (before the a-th move) is `a (a θ - target)`.
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import pytest
 from jax import Array
 
 from celo2.meta import estimators, pes
-from celo2.meta.config import MetaConfig
+from celo2.meta.config import Estimator, MetaConfig
 from celo2.meta.inner.unroll import InnerState, Losses, loss_weight
 
 RUN = 6  # steps between resets
@@ -68,7 +69,8 @@ def _estimate_run(key: Array, config: MetaConfig) -> Array:
         thetas = pes.antithetic(THETA, noise)["v"]
         positions, ages, measured = unroll(thetas, inner.params, inner.opt_state)
         inner = estimators.next_start(inner._replace(params=positions, opt_state=ages), config)
-        found = estimators.estimate(_losses(*measured, config), noise, accumulator, config)
+        losses, is_done, ages = measured
+        found = estimators.estimate(_losses(losses, is_done, ages, config), noise, accumulator, config)
         accumulator = found.accumulator
         total = total + length * found.gradient["v"]
     return total
@@ -76,9 +78,9 @@ def _estimate_run(key: Array, config: MetaConfig) -> Array:
 
 @cache
 def _mean_and_standard_error(
-    estimator: str, run: int = RUN, **options: object
+    estimator: Estimator, run: int = RUN, **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    lengths = {"truncation_length": TRUNCATION, "min_unroll": run, "max_unroll": run}
+    lengths: dict[str, Any] = {"truncation_length": TRUNCATION, "min_unroll": run, "max_unroll": run}
     config = MetaConfig(estimator=estimator, sigma=SIGMA, **lengths, **options)
     keys = jax.random.split(jax.random.key(0), BATCHES)
     estimates = np.asarray(jax.jit(jax.vmap(lambda key: _estimate_run(key, config)))(keys))
@@ -104,7 +106,7 @@ SINCE_TRUNCATION = np.minimum(AGES % RUN, AGES % TRUNCATION)
     ],
     ids=["pes", "full-es", "truncated-es"],
 )
-def test_estimator_expects_the_gradient_that_it_promises(estimator: str, exact: np.ndarray) -> None:
+def test_estimator_expects_the_gradient_that_it_promises(estimator: Estimator, exact: np.ndarray) -> None:
     mean, error = _mean_and_standard_error(estimator)
     assert (error < 0.1 * np.linalg.norm(exact)).all()  # else the next line would prove nothing
     assert (np.abs(mean - exact) < 5.0 * error).all(), (mean, exact, error)
@@ -141,7 +143,7 @@ def test_signal_to_noise_of_noise_alone_is_one_over_the_pairs_less_one(pairs: in
 
 
 @pytest.mark.parametrize("estimator", ["pes", "full-es"])
-def test_final_loss_is_what_is_improved_if_it_alone_counts(estimator: str) -> None:
+def test_final_loss_is_what_is_improved_if_it_alone_counts(estimator: Estimator) -> None:
     """In `NUM_TRUNCATIONS` times K steps, or in one run, final losses weigh as much as all would."""
     mean, error = _mean_and_standard_error(estimator, meta_loss="final")
     num_steps = RUN if estimator == "full-es" else TRUNCATION * NUM_TRUNCATIONS

@@ -5,8 +5,6 @@ Tables are as in `transformers_models`.
 
 from __future__ import annotations
 
-import transformers as hf
-
 from helpers.routing_proof.transformers_models import (
     BART,
     BART_BODY,
@@ -15,6 +13,7 @@ from helpers.routing_proof.transformers_models import (
     SQUARE,
     UP,
     Model,
+    hf,
 )
 
 SPEECH = {

@@ -8,9 +8,12 @@ match. Vectors are left out: all get AdamW.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import transformers as hf
+import transformers
 from torch import nn
+
+hf: Any = transformers  # whose configurations take options that their signatures do not name
 
 SIZES = {
     "hidden_size": 64,

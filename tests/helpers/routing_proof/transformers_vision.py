@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import transformers as hf
-
-from helpers.routing_proof.transformers_models import BART, DOWN, SIZES, SQUARE, UP, Model
+from helpers.routing_proof.transformers_models import BART, DOWN, SIZES, SQUARE, UP, Model, hf
 
 VIT = {
     "hidden_size": 64,

@@ -2,9 +2,9 @@
 
 `PYTHONPATH=tests python tests/parity/golden/generate.py`
 
-They cover ranks 0 to 5 and most options, in the format of the reference's runs, so that a checkout without
-those still proves parity. The oracle itself is held to the reference's runs. Inputs are stored with the
-outputs: no test depends on what a random generator draws.
+They cover ranks 0 to 5 and most options, in the format of the reference's runs, of which a checkout may have
+only the reduced ones (`reference.py`). The oracle itself is held to the reference's runs. Inputs are stored
+with the outputs: no test depends on what a random generator draws.
 """
 
 from __future__ import annotations

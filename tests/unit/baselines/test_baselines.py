@@ -58,7 +58,7 @@ def make_params() -> dict[str, Any]:
     return {"layer_0": {"kernel": normal(4, 3), "bias": normal(3)}, "head": {"kernel": normal(3, 2)}}
 
 
-def bowl(params: Any) -> jax.Array:
+def bowl(params: Any) -> Any:
     return 0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
 
 
@@ -138,6 +138,8 @@ def test_weight_decay_is_decoupled_and_multiplied_by_the_learning_rate(name):
     head = {"head": {"kernel": jnp.full((3, 2), 2.0)}}
     grads = {"head": {"kernel": jnp.full((3, 2), 0.1)}}
     plain, decayed = (make_optimizer(name, 0.01, weight_decay=decay) for decay in (0.0, 0.5))
+    without: Any
+    updates: Any
     without, _ = plain.update(grads, plain.init(head), head)
     updates, _ = decayed.update(grads, decayed.init(head), head)
     difference = updates["head"]["kernel"] - without["head"]["kernel"]
@@ -151,7 +153,7 @@ def test_weight_decay_of_the_others_shrinks_parameters(name):
     plain, decayed = (make_optimizer(name, 0.01, weight_decay=decay) for decay in (0.0, 10.0))
     without, _ = plain.update(grads, plain.init(params), params)
     updates, _ = decayed.update(grads, decayed.init(params), params)
-    outward = [optax.tree.vdot(tree, params) for tree in (updates, without)]
+    outward: list[Any] = [optax.tree.vdot(tree, params) for tree in (updates, without)]
     assert outward[0] < outward[1]
 
 

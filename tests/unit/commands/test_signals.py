@@ -19,7 +19,7 @@ from celo2._utils.signals import (
     raising_on_stops,
 )
 from celo2.commands import bench as command
-from celo2.evaluate import bench
+from celo2.training.timing import TimedStep
 
 pytestmark = pytest.mark.usefixtures("signals_heard")
 
@@ -132,9 +132,9 @@ def test_bench_writes_what_was_measured(tmp_path, monkeypatch, capsys, finished:
         return run
 
     if finished == 1:
-        monkeypatch.setattr(bench._Candidate, "__init__", stop_after(1, bench._Candidate.__init__))
+        monkeypatch.setattr(TimedStep, "__init__", stop_after(1, TimedStep.__init__))
     else:
-        monkeypatch.setattr(bench._Candidate, "run", stop_after(7, bench._Candidate.run))
+        monkeypatch.setattr(TimedStep, "run", stop_after(7, TimedStep.run))
     path = tmp_path / "bench.json"
     words = ["--tree", "mlp", "--optimizers", "sgdm", "--seconds", "0.01", "--json", str(path)]
     assert command.main(words) == 143

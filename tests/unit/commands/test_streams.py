@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def _group(task: str) -> Group:
     return Group(task, "adamw", (1e-3,), 0.0, (0,), 100, "cosine")
 
 
-def _shown(display: ProgressDisplay, clock: Clock, calls: list[tuple[float, object]]) -> list[str]:
+def _shown(display: ProgressDisplay, clock: Clock, calls: Sequence[tuple[float, object]]) -> list[str]:
     for seconds, progress in calls:
         clock.now += seconds
         display(progress)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,7 +69,7 @@ def test_muon_orthogonalises_hidden_matrices_only():
         "head": {"kernel": np.float32(rng.normal(size=(8, 5)))},
     }
     optimizer = make_optimizer("muon", 1.0)
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    updates: Any = optimizer.update(params, optimizer.init(params), params)[0]
     spread = {name: np.linalg.cond(np.asarray(layer["kernel"])) for name, layer in updates.items()}
     # five Newton–Schulz iterations leave singular values within about 0.7 to 1.2 of each other
     assert spread["layer_0"] < 2.5
@@ -177,17 +178,17 @@ def test_steps_are_timed_in_turn():
     params = task.init(jax.random.key(0))
     batch = task.first_batch(params, jax.random.key(1))
     order: list[str] = []
+    names: dict[TimedStep, str] = {}
 
     class Step(TimedStep):
         def run(self, inputs):
-            order.append(self.name)
+            order.append(names[self])
             return super().run(inputs)
 
-    steps = []
+    steps: list[TimedStep] = []
     for name, optimizer in (("a", optax.sgd(0.1)), ("b", optax.adam(0.1))):
-        step = Step(make_step(task, optimizer), optimizer, params, batch)
-        step.name = name
-        steps.append(step)
+        steps.append(Step(make_step(task, optimizer), optimizer, params, batch))
+        names[steps[-1]] = name
     time_steps(steps, lambda: task.init(jax.random.key(0)), batch, budget=0.0)
     assert order == ["a", "b"] * 7  # one that does not count, one to estimate, five rounds
     assert [len(step.times) for step in steps] == [5, 5]

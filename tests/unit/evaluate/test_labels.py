@@ -38,7 +38,7 @@ NAMES = {
 }
 
 
-@pytest.fixture(params=NAMES.values(), ids=NAMES)
+@pytest.fixture(params=NAMES.values(), ids=list(NAMES))
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

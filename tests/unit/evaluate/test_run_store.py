@@ -118,7 +118,7 @@ def _spec(**changes: object) -> Callable[[Path], None]:
 
 def _curves(**arrays: np.ndarray) -> Callable[[Path], None]:
     def write(run: Path) -> None:
-        np.savez(run / "curve.npz", **arrays)
+        np.savez(run / "curve.npz", allow_pickle=True, **arrays)
         _fit_checksums(run)
 
     return write

@@ -157,4 +157,6 @@ def test_a_task_without_its_data_is_a_failure(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(module, "make_task", missing)
     outcomes = list(train_groups(SUITE.groups("quadratic")))
-    assert [outcome.reason for outcome in outcomes] == ["FileNotFoundError: no local copy of the set"] * 2
+    assert [isinstance(outcome, Failure) and outcome.reason for outcome in outcomes] == [
+        "FileNotFoundError: no local copy of the set"
+    ] * 2

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ from celo2.evaluate.suite.results import RunResult
 from helpers.suite_results import AGENT, IMAGES, VALID, make_run, make_suite
 
 
-def _cell(*runs, optimizer="adamw"):
+def _cell(*runs, optimizer="adamw") -> Any:
     return arrange(runs).tasks[0].cells[optimizer]
 
 
-def _row(rows, optimizer, task=None):
+def _row(rows, optimizer, task=None) -> Any:
     return next(row for row in rows if row.optimizer == optimizer and (task is None or row.task == task))
 
 
@@ -51,7 +52,7 @@ def test_validation_losses_decide_unless_training_losses_are_asked_for(rank_by, 
     runs += [_overfit(rate, 0.05, 0.8, optimizer="muon") for rate in (0.01, 0.1)]
     standings = arrange(runs, rank_by=rank_by)
     [task] = standings.tasks
-    assert task.cells["adamw"].best.learning_rate == best
+    assert task.cells["adamw"].best == (best, 0.0, "cosine")
     assert task.winners() == [name]
     assert verdict(standings, rank_optimizers(standings)).startswith(
         f"{name} ends lowest on conv@tiny: {rank_by} loss"
@@ -126,7 +127,7 @@ def test_one_rate_has_no_edge():
 def test_scores_and_speed_ups_are_relative_to_the_baselines_mean():
     """The straight line from 2.3 to 0.46 comes below AdamW's mean, 1.0, at step 720 of 1000."""
     runs = [make_run(0.9), make_run(1.1, seed=1), make_run(0.46, optimizer="muon", seconds_per_step=0.002)]
-    task = arrange(runs).tasks[0]
+    task: Any = arrange(runs).tasks[0]
     assert_allclose(task.scores("muon"), [1.0 / 0.46])
     assert_allclose(task.scores("adamw"), [1 / 0.9, 1 / 1.1])
     assert_allclose(task.speed_up("muon"), 1000 / 720)
@@ -165,7 +166,7 @@ def test_task_without_a_baseline_has_ranks_but_no_scores(case):
 
 def test_summary_of_the_made_up_suite():
     """Every loss is a multiple of AdamW's, 0.9 for celo2: its scores are 1/0.9, but for the seed's 2 %."""
-    rows = rank_optimizers(arrange(make_suite()))
+    rows: list[Any] = rank_optimizers(arrange(make_suite()))
     assert [row.optimizer for row in rows] == ["celo2", "muon", "adamw", "celo2-base"]
     best = rows[0]
     assert best.score == pytest.approx(1 / 0.9, rel=1e-3)

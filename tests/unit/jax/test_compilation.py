@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,7 @@ def test_steps_outside_jit_are_compiled_once(caplog: pytest.LogCaptureFixture) -
     transform = celo2.scale_by_celo2(make_weights(**quick.SMALL_RULE))
     state = transform.init(params)
     jitted, _ = jax.jit(transform.update)(params, state, params)
+    updates: Any
     updates, state = transform.update(params, state, params)
     for name in params:
         np.testing.assert_allclose(updates[name], jitted[name], rtol=1e-5, atol=1e-6)

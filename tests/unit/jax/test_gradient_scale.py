@@ -57,7 +57,7 @@ def test_each_array_gets_the_target_and_keeps_its_changes() -> None:
     for step, updates in enumerate(found, start=1):
         for name, grad in make_grads(step - 1).items():
             grad = 3.0 * np.asarray(grad, np.float64)
-            mean[name] = decay * mean[name] + (1 - decay) * np.mean(grad**2)
+            mean[name] = decay * mean[name] + (1 - decay) * float(np.mean(grad**2))
             expected = target * grad / np.sqrt(mean[name] / (1 - decay**step))
             np.testing.assert_allclose(updates[name], expected, rtol=1e-5)
 
@@ -71,6 +71,8 @@ def test_one_broken_gradient_passes_through_and_is_forgotten(bad: float, steps_b
     for _ in range(steps_before):
         _, state = tx.update(grads, state)
     wrong = {"kernel": grads["kernel"].at[0, 0].set(bad)}
+    broken: Any
+    after: Any
     broken, state = tx.update(wrong, state)
     np.testing.assert_array_equal(broken["kernel"], wrong["kernel"])
     after, _ = tx.update(grads, state)
@@ -80,6 +82,7 @@ def test_one_broken_gradient_passes_through_and_is_forgotten(bad: float, steps_b
 def test_zero_gradients_stay_zero_and_dtypes_are_kept() -> None:
     tx = normalize_gradients(1.0)
     grads = {"zero": jnp.zeros(3), "half": jnp.ones(2, jnp.bfloat16), "empty": jnp.zeros((0, 2))}
+    updates: Any
     updates, _ = tx.update(grads, tx.init(grads))
     assert not updates["zero"].any()
     assert updates["half"].dtype == jnp.bfloat16
@@ -189,6 +192,7 @@ def test_arrays_of_adamw_can_be_masked_out() -> None:
     params = {"embedding": jnp.ones((50, 4)), "layer": {"kernel": jnp.ones((4, 8))}}
     mask = jax.tree.map(lambda label: label == "celo2", celo2.param_labels(params))
     grads = {"embedding": full(1e-9, 50, 4), "layer": {"kernel": full(1e-2, 4, 8)}}
+    updates: Any
     for tx, share in (
         (watch_gradients(LOW, HIGH), 200 / 232),
         (optax.masked(watch_gradients(LOW, HIGH), mask), 0.0),

@@ -144,6 +144,7 @@ def test_the_references_behaviour_is_an_option(factory: Any, skip: bool, standar
 
 def test_scale_by_celo2_keeps_the_references_way_unless_told() -> None:
     params = {"kernel": jnp.eye(8)}
+    updates: Any
     for options, size in (({}, 1.0), ({"skip_zero_gradients": True}, 0.0)):
         tx = celo2.scale_by_celo2(celo2.Weights(make_weights(CONFIG), CONFIG), **options)
         updates, _ = tx.update({"kernel": jnp.zeros((8, 8))}, tx.init(params), params)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +47,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
         last = int(state.count) + num_steps
         if limit[0] is not None and last >= limit[0]:
             raise Killed
-        metrics = OuterMetrics(*(np.full((outer.MAX_STEPS, 1), 2.0), *[np.zeros(outer.MAX_STEPS)] * 8))
-        return state_at(last), metrics
+        arrays: Any = (np.full((outer.MAX_STEPS, 1), 2.0), *[np.zeros(outer.MAX_STEPS)] * 8)
+        return state_at(last), OuterMetrics(*arrays)
 
     monkeypatch.setattr(outer, "init", lambda *_: state_at(0))
     monkeypatch.setattr(outer, "make_outer_steps", lambda *_: steps)

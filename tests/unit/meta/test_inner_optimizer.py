@@ -41,7 +41,7 @@ def test_turned_matrices_take_the_same_steps(variant) -> None:
     plain = optax.chain(scale_by_celo2(theta, orthogonalize=config.rule.orthogonalize), optax.scale(-1.0))
     results = []
     for optimizer in (make_inner_optimizer(theta, config), plain):
-        state, step = optimizer.init(params), jax.jit(optimizer.update)
+        state, step, updates = optimizer.init(params), jax.jit(optimizer.update), None
         for grad in grads:
             updates, state = step(grad, state, params)
         results.append(updates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,7 @@ def test_adam_start_steps_like_adam_with_nesterov_momentum() -> None:
     optimizer = scale_by_celo2(theta, orthogonalize=False)
     state = optimizer.init(params)
     momentum = rms = np.zeros((4, 5))
+    updates: Any
     for grad in np.random.default_rng(0).standard_normal((6, 4, 5)):
         momentum, rms = 0.9 * momentum + 0.1 * grad, 0.95 * rms + 0.05 * grad**2
         updates, state = optimizer.update({"kernel": jnp.asarray(grad, jnp.float32)}, state, params)

@@ -139,7 +139,9 @@ def test_sink_that_cannot_be_opened_is_an_error(wandb, tmp_path: Path, monkeypat
 
 def _read_events(folder: Path) -> list:
     """The events of all files, in the order of their writing: length, checksum, message, checksum."""
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto.event_pb2 import (
+        Event,  # pyright: ignore[reportAttributeAccessIssue]  # made when it is imported
+    )
 
     events = []
     for path in sorted(folder.glob("events.*"), key=lambda path: path.stat().st_mtime_ns):

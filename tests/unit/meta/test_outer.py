@@ -54,7 +54,7 @@ def _run(
     mesh = outer.make_mesh()
     outer_steps = outer.make_outer_steps(config, mesh, optimizer)
     state = outer.init(config, mesh, optimizer)
-    states = [jax.device_get(state)]
+    states, metrics = [jax.device_get(state)], None
     for _ in range(steps):
         state, metrics = outer_steps(state, TaskData(), 1)  # no data is looked at
         states.append(jax.device_get(state))

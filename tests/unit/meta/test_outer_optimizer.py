@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,10 +19,11 @@ PARAMS = {"w": jnp.array([0.5, -2.0])}
 GRADS = {"w": jnp.array([3.0, 4.0])}
 
 
-def _updates(num_steps: int = 1, **options: object) -> list[np.ndarray]:
+def _updates(num_steps: int = 1, **options: Any) -> list[np.ndarray]:
     optimizer = make_outer_optimizer(MetaConfig(**options))
     state = optimizer.init(PARAMS)
     found = []
+    updates: Any
     for _ in range(num_steps):
         updates, state = optimizer.update(GRADS, state, PARAMS)
         found.append(np.asarray(updates["w"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_record_is_of_the_best_rate_without_a_diverged_run(tiny_set: str, monkey
     monkeypatch.setattr(module, "GridRunner", Runner)
     monkeypatch.setattr(Runner, "made", [])
     probe = Probe(ProbeConfig(task_set=tiny_set), lambda *_: None)  # type: ignore[arg-type,return-value]
-    record, again = (probe.measure({"w": np.float32(0.5)})["bowl"] for _ in range(2))
+    record, again = (probe.measure({"w": np.full((), 0.5, np.float32)})["bowl"] for _ in range(2))
     assert Runner.made == [("quadratic", module.RATES_AT_ONCE, (7, 8), 12)]  # compiled once
     assert {**record, "seconds": 0} == {**again, "seconds": 0}
     assert record["rate"] == pytest.approx(0.1)
@@ -158,9 +159,12 @@ def test_figure_has_every_task_and_candidate() -> None:
     figure = draw_comparisons({"training": rows, "validation": rows}, "adam")
     left, right = figure.axes
     assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b", "mean"]
-    assert [text.get_text() for text in right.get_legend().get_texts()] == ["new", "old"]
+    legend = right.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["new", "old"]
     assert "training: log ratio to adam" in left.get_xlabel()
-    line = left.containers[0].lines[0]
+    bars: Any = left.containers[0]
+    line = bars.lines[0]
     np.testing.assert_allclose(np.asarray(line.get_xdata(), float), 100 * np.log([0.9 * 0.8] * 3) / 2)
 
 

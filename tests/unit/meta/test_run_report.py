@@ -44,7 +44,7 @@ def test_history_reads_columns_tasks_and_probes(run: Path) -> None:
     np.testing.assert_allclose(history.probe_ratios("tiny-lm"), [1.0, 0.8, np.nan])
     assert history.best_probe is not None
     assert history.best_probe["step"] == 50
-    expected = np.mean([1.0 + 1.0 / step for step in range(41, 51)])
+    expected = float(np.mean([1.0 + 1.0 / step for step in range(41, 51)]))
     np.testing.assert_allclose(history.meta_loss_at(history.probe_steps, 10)[:2], [np.nan, expected])
 
 
@@ -111,18 +111,19 @@ def test_figure_shows_every_task_and_probe(run: Path) -> None:
     assert labels == ["mlp/digits", "mlp/<b>bold</b>"]
     assert gradient.get_yscale() == "log"
     ring, score = probes.get_lines()[-1], probes.get_lines()[-2]
-    np.testing.assert_allclose(score.get_ydata(), np.exp([0.0, -0.2231, np.nan]))
-    np.testing.assert_allclose(ring.get_xdata(), [50])
+    np.testing.assert_allclose(np.asarray(score.get_ydata()), np.exp([0.0, -0.2231, np.nan]))
+    np.testing.assert_allclose(np.asarray(ring.get_xdata()), [50])
     assert np.isfinite(np.asarray(agreement.get_lines()[0].get_xydata())).all(axis=1).sum() == 1
-    assert [line.get_ydata()[-1] for line in faults.get_lines()] == [200, 100, 2]
+    assert [np.asarray(line.get_ydata())[-1] for line in faults.get_lines()] == [200, 100, 2]
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
 
 
 def test_long_runs_are_drawn_with_few_points_and_their_last(tmp_path: Path) -> None:
     history = load_history(write_run(tmp_path / "run", steps=2000), "run")
     for line in draw_runs([history]).axes[0].get_lines():
-        assert len(line.get_xdata()) <= 600
-        assert line.get_xdata()[-1] == 2000
+        drawn = np.asarray(line.get_xdata())
+        assert len(drawn) <= 600
+        assert drawn[-1] == 2000
 
 
 def test_report_of_two_runs_writes_both_files(tmp_path: Path, capsys) -> None:

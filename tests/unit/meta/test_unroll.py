@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +118,7 @@ def _rms_of_one_step(theta: pes.Theta, data: FamilyData, config: MetaConfig, ste
     state = init_pairs(jax.random.split(jax.random.key(1), num_runs), theta, config)
     state = state._replace(step=jnp.array(step), length=jnp.full(num_runs, 10))
     thetas = pes.antithetic(theta, pes.sample_perturbations(jax.random.key(2), theta, 0.0, num_runs))
-    after, _ = jax.jit(lambda *given: unroll(*given, config))(
+    after, _ = jax.jit(partial(unroll, config=config))(
         thetas, state, _keys(7)[:num_runs], jnp.zeros(num_runs, int), data
     )
     kernel, moved, scale = (jax.tree.leaves(tree)[1] for tree in (state.params, after.params, state.scales))
@@ -174,7 +176,7 @@ def test_log_losses_are_the_logarithms_of_the_clipped_ones(theta, data, compiled
     config = dataclasses.replace(CONFIG, loss_scale="log")
     thetas = _thetas(theta, 0.01)
     _, plain = compiled_unroll(thetas, start, _keys(5), data)
-    _, logs = jax.jit(lambda *given: unroll(*given, SETS, data, config))(thetas, start, _keys(5))
+    _, logs = jax.jit(partial(unroll, set_index=SETS, data=data, config=config))(thetas, start, _keys(5))
     np.testing.assert_allclose(logs.positive, np.log(plain.positive), atol=1e-4)
     assert float(scale_loss(jnp.zeros(()), 3.0, config)) == pytest.approx(np.log(LEAST_LOSS))
 
@@ -188,7 +190,7 @@ def test_inner_gradients_are_clipped_to_a_norm(theta: pes.Theta, data) -> None:
         state = state._replace(step=jnp.zeros(2, jnp.int32), length=jnp.full(2, 10))
         thetas = pes.antithetic(theta, pes.sample_perturbations(jax.random.key(2), theta, 0.0, 2))
         arguments = thetas, state, _keys(7)[:2], jnp.zeros(2, int), data
-        after, _ = jax.jit(lambda *given, config=config: unroll(*given, config))(*arguments)
+        after, _ = jax.jit(partial(unroll, config=config))(*arguments)
         moved = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), after.params, state.params)
         moves.append(float(moved["layer_0"]["bias"]))
     assert moves[0] > 1e-3
@@ -199,6 +201,7 @@ def test_celo2_trains_vectors_by_uncorrected_adam(theta: pes.Theta) -> None:
     params = {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)}
     grads = {"kernel": jnp.ones((4, 3)), "bias": jnp.array([0.1, -0.2, 0.0])}
     optimizer = make_inner_optimizer(theta, CONFIG)
+    updates: Any
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
     momentum, rms = 0.1 * np.asarray(grads["bias"]), 0.05 * np.asarray(grads["bias"]) ** 2
     expected = -CONFIG.inner_learning_rate * CONFIG.adamw_lr_scale * momentum / np.sqrt(rms + 1e-8)

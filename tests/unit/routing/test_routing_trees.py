@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from celo2.jax.routing.labels import named_leaves, param_labels
 from celo2.routing import Route
+from celo2.routing.routes import Algorithm
 from helpers.routing_proof import flax_trees, other_trees
 from helpers.routing_proof.describe import check
 
@@ -16,8 +19,8 @@ def routes_of(params) -> list:
     labels = [label for _, label in named_leaves(param_labels(params, undecided="raise"))]
     named = named_leaves(params)
     return [
-        (path, tuple(leaf.shape), Route(str(label), label.reason, label.numbers, label.decided))
-        for (path, leaf), label in zip(named, labels, strict=True)
+        (path, tuple(leaf.shape), Route(cast(Algorithm, str(own)), own.reason, own.numbers, own.decided))
+        for (path, leaf), own in zip(named, labels, strict=True)
     ]
 
 

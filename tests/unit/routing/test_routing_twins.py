@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -65,11 +67,11 @@ def reverse(module: nn.Module) -> None:
     """Registers everything the other way round, but for what has an order by its numbers."""
     for child in module.children():
         reverse(child)
+    entries: dict[str, Any]
     for entries in (module._modules, module._parameters):
         if not isinstance(module, nn.ModuleList | nn.Sequential):
-            items = list(entries.items())[::-1]
-            entries.clear()
-            entries.update(items)
+            for name in list(entries)[::-1]:
+                entries[name] = entries.pop(name)
 
 
 @pytest.mark.parametrize("make", [make for make, _ in MODELS.values()], ids=MODELS)

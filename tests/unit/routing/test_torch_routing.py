@@ -235,7 +235,7 @@ class HandWritten(nn.Module):
         (lambda: nn.ParameterDict({"mask_token": torch.zeros(4, 6)}), "adamw", None),
         (lambda: nn.ParameterDict({"anything": torch.zeros(1, 4, 6)}), "adamw", None),
         (lambda: nn.ParameterDict({"column": torch.zeros(4, 1)}), "adamw", None),
-        (lambda: nn.LayerNorm((4, 6)), "adamw", None),
+        (lambda: nn.LayerNorm([4, 6]), "adamw", None),
     ],
     ids=["matrix", "weight and bias", "position", "token", "leading one", "column", "norm of rank 2"],
 )

@@ -11,6 +11,7 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.inner.unroll import make_family
 from celo2.tasks.families.augmentation import (
     LEVELS,
+    Level,
     from_scaled,
     parse_mixture,
     sample_mixed_scales,
@@ -23,7 +24,7 @@ RANGE = (1e-3, 1e3)
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_scaled_network_starts_as_the_same_function(level: str) -> None:
+def test_scaled_network_starts_as_the_same_function(level: Level) -> None:
     scales = sample_scales(jax.random.key(0), PARAMS, level, RANGE)
     used = from_scaled(to_scaled(PARAMS, scales), scales)
     for name, array in PARAMS.items():
@@ -31,7 +32,7 @@ def test_scaled_network_starts_as_the_same_function(level: str) -> None:
 
 
 @pytest.mark.parametrize(("level", "distinct"), [("none", 1), ("global", 1), ("tensor", 2), ("parameter", 9)])
-def test_level_says_how_many_scales_there_are(level: str, distinct: int) -> None:
+def test_level_says_how_many_scales_there_are(level: Level, distinct: int) -> None:
     scales = sample_scales(jax.random.key(1), PARAMS, level, RANGE)
     values = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(scales)])
     assert len(np.unique(values)) == distinct

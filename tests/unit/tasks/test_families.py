@@ -18,7 +18,7 @@ from celo2.tasks.families import FAMILIES
 from celo2.tasks.families.base import UNTRAINED_LOSS, TaskData, TextData
 from celo2.tasks.families.quadratic import QuadraticFamily, sample_rotation
 from celo2.tasks.families.regression import RegressionFamily
-from celo2.tasks.families.text import TransformerFamily
+from celo2.tasks.families.text import RecurrentFamily, TransformerFamily
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -145,7 +145,7 @@ def test_text_loss_of_chance_is_that_of_ten_classes() -> None:
 
 
 def test_recurrent_network_reads_only_the_past() -> None:
-    family = FAMILIES["rnn"]()
+    family = RecurrentFamily()
     params = jax.jit(family.init_params)(jax.random.key(0))
     tokens = jnp.arange(16)[None]
     compute = jax.jit(family.compute_logits)

@@ -154,7 +154,10 @@ def test_resize_treats_channels_alone(size: int) -> None:
 def write_imagenet(folder: Path, **changed: np.ndarray) -> None:
     folder.mkdir()
     for split in ("train", "valid"):
-        arrays = {"image": np.full((2, 224, 224, 3), 7, np.uint8), "label": np.array([0, 999])}
+        arrays: dict[str, np.ndarray] = {
+            "image": np.full((2, 224, 224, 3), 7, np.uint8),
+            "label": np.array([0, 999]),
+        }
         for name, array in arrays.items():
             file = f"{split}_{name}"
             np.save(folder / f"{file}.npy", changed.get(file, array))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +155,7 @@ def test_transformer_starts_with_the_published_scales() -> None:
 
     @jax.jit  # what is not returned is not compiled
     def start(key: jax.Array) -> tuple[jax.Array, ...]:
-        params = network.init({"params": key, "dropout": key}, TOKENS)["params"]
+        params: Any = network.init({"params": key, "dropout": key}, TOKENS)["params"]
         block = params["block_3"]
         hidden = block["attention"]["output"]["kernel"], block["mlp"]["down"]["kernel"]
         return params["embedding"]["embedding"], params["head"]["kernel"], *hidden

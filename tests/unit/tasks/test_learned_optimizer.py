@@ -108,7 +108,7 @@ def test_loss_is_that_of_training_with_the_optimizer_of_the_zoo() -> None:
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
-    params = init_mlp(jax.random.wrap_key_data(batch["key"]), INNER.widths)
+    params = init_mlp(jax.random.wrap_key_data(jnp.asarray(batch["key"])), INNER.widths)
     params = jax.tree.map(lambda leaf: leaf.astype(np.float64), params)
     state, losses = optimizer.init(params), []
     for image, label in zip(np.split(batch["image"], 3), np.split(batch["label"], 3), strict=True):
@@ -145,7 +145,7 @@ def test_first_loss_is_before_any_update_and_the_key_draws_the_perceptron() -> N
     losses = [compute(jax.tree.map(np.float32, make_theta(seed)), batch, inner) for seed in (1, 2)]
     assert losses[0] == losses[1]
     assert losses[0] != compute(
-        jax.tree.map(np.float32, make_theta(1)), batch | {"key": np.uint32([7, 7])}, inner
+        jax.tree.map(np.float32, make_theta(1)), batch | {"key": np.asarray([7, 7], np.uint32)}, inner
     )
 
 

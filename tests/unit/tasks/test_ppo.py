@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -182,11 +183,15 @@ def test_config_refuses(options: dict, message: str) -> None:
 def make_button_task() -> Task:
     network = ActorCritic(num_actions=2, hidden=8)
     config = PPOConfig(num_envs=8, rollout_length=8, epochs=2, minibatches=2)
+
+    def policy(params: Any, observations: jax.Array) -> Any:
+        return network.apply({"params": params}, observations)
+
     return make_ppo(
         "buttons",
         make_button_game(),
         jax.jit(lambda key: network.init(key, jnp.zeros((1, 2)))["params"]),
-        lambda params, observations: network.apply({"params": params}, observations),
+        policy,
         config,
     )
 
@@ -212,6 +217,7 @@ def test_network_starts_as_published() -> None:
             expected = (gain or head_gain) ** 2 * np.eye(kernel.shape[1])
             assert_allclose(kernel.T @ kernel, expected, atol=1e-5 * expected.max())
             assert not bias.any()
-    logits, values = network.apply({"params": params}, jnp.ones((5, 2, 6), jnp.uint8))
+    outputs: Any = network.apply({"params": params}, jnp.ones((5, 2, 6), jnp.uint8))
+    logits, values = outputs
     assert logits.shape == (5, 3)
     assert values.shape == (5,)

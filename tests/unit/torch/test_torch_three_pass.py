@@ -94,7 +94,7 @@ def test_what_is_installed_serves_what_it_is_good_for(
     ("options", "kernels"), [({}, 1), ({"fused": True}, 1), ({"fused": False}, 0), ({"foreach": True}, 0)]
 )
 def test_fused_and_foreach_choose_the_rules_path(
-    options: dict[str, bool], kernels: int, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], kernels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from celo2.torch.kernels import cpu_numba
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from celo2.torch import Celo2, Celo2Base
 from celo2.torch.kernels import cpu_blocked, dispatch
 from helpers.tolerances import relative_error
+from helpers.torch_contract_table import grad_of
 from helpers.torch_examples import make_leaf, make_network, update_leaves
 from oracle import rule
 
@@ -76,9 +78,9 @@ def assert_left_alone(
                 assert torch.equal(old[idle], new[idle])
         limit = EXACT if dtype == torch.float64 else TOLERANCE
         for number, (leaf, grad, found) in enumerate(zip(leaves, grads, steps, strict=True)):
-            arrays = (tensor.double().numpy() for tensor in (grad, leaf.param))
+            g, p = (tensor.double().numpy() for tensor in (grad, leaf.param))
             theta = network.weights.arrays
-            expected, states[number] = rule.update(theta, states[number], *arrays, parsed, skip_zero=True)
+            expected, states[number] = rule.update(theta, states[number], g, p, parsed, skip_zero=True)
             assert relative_error(found.numpy(), expected) <= limit, (step, number)
             own = dataclasses.asdict(states[number])
             for family in ("momentum", "rms", "row", "col")[: 3 + (len(shape) > 1)]:
@@ -137,6 +139,10 @@ def test_nan_is_no_zero(name: Any) -> None:
 class Experts(nn.Module):
     """A stack of expert matrices, a matrix, a table and a vector."""
 
+    experts: nn.Parameter
+    inner: nn.Parameter
+    scale: nn.Parameter
+
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
@@ -144,12 +150,12 @@ class Experts(nn.Module):
             self.register_parameter(name, nn.Parameter(0.1 * torch.randn(shape, generator=generator)))
 
 
-def give(params: list[Tensor], seed: int, idle: list[tuple[int, Any]]) -> None:
+def give(params: Sequence[Tensor], seed: int, idle: list[tuple[int, Any]]) -> None:
     generator = torch.Generator().manual_seed(seed)
     for param in params:
         param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
     for number, entries in idle:
-        params[number].grad[entries] = 0
+        grad_of(params[number])[entries] = 0
 
 
 @pytest.mark.parametrize("factory", [Celo2, Celo2Base])

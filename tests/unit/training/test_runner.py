@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from celo2.training.task_step import SharedTask
 RATES = (0.01, 0.1, 0.3)
 SEEDS = (0, 3)
 STEPS = 23  # not a multiple of the number of validations: the last piece is shorter
-CURVATURE = np.float32([1.0, 0.5, 0.25])
+CURVATURE = np.asarray([1.0, 0.5, 0.25], np.float32)
 
 
 def make_bowl(noise: float = 0.0) -> Task:
@@ -154,7 +155,7 @@ def test_run_grid_hands_the_loss_to_optimizers_that_want_it():
     def update(updates, state, params=None, *, value, **extra):
         return jax.tree.map(lambda grad: -0.1 * grad / (1.0 + value), updates), value
 
-    wants_loss = optax.GradientTransformationExtraArgs(init, update)
+    wants_loss = optax.GradientTransformationExtraArgs(init, cast(Any, update))
     grid = run_grid(make_bowl(), lambda _: wants_loss, (1.0,), steps=30)
     assert grid.train_loss[0, 0, -1] < grid.train_loss[0, 0, 0]
 
@@ -189,7 +190,7 @@ def test_diverged_runs_are_marked_and_their_curves_kept_to_that_point():
 
 def make_grid(final: list[list[float]], steps: int = 100) -> RunGrid:
     """Constant curves at these losses."""
-    losses = np.float32(final)
+    losses = np.asarray(final, np.float32)
     return RunGrid(
         learning_rates=np.geomspace(1e-3, 1e-1, len(final)),
         seeds=np.arange(losses.shape[1]),
@@ -274,7 +275,7 @@ def test_what_is_due_every_few_steps_is_computed_then_only():
         def update(updates, state, params=None, *, step, **_):
             return jax.tree.map(lambda grad: halve_sometimes(grad, step), updates), state
 
-        halving = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+        halving = optax.GradientTransformationExtraArgs(optax.identity().init, cast(Any, update))
         return optax.chain(halving, optax.sgd(schedule))
 
     run_grid(make_bowl(), with_callback, RATES, steps=STEPS, devices=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def test_upstream_file_is_what_flax_reads(tmp_path):
     from flax.serialization import msgpack_restore
 
     save_weights(tmp_path / "theta.state", make_weights())
-    tree = msgpack_restore((tmp_path / "theta.state").read_bytes())
+    tree: Any = msgpack_restore((tmp_path / "theta.state").read_bytes())
     assert_same_arrays(make_weights(), tree["ff_mod_stack"]["~"])
 
 

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import struct
 from pathlib import Path
+from typing import Any, cast
 
 import jax.numpy as jnp
 import msgpack
@@ -41,14 +42,14 @@ def test_pickles_are_never_loaded(tmp_path, name, protocol):
     assert not marker.exists()
 
 
-def pack_array(shape=(8,), dtype="float32", buffer=bytes(32)) -> msgpack.ExtType:
+def pack_array(shape=(8,), dtype="float32", buffer: Any = bytes(32)) -> msgpack.ExtType:
     return msgpack.ExtType(1, msgpack.packb((shape, dtype, buffer)))
 
 
 def theta(**entries) -> bytes:
     """An upstream file with some entries replaced."""
     good = {name: pack_array(a.shape, "float32", a.tobytes()) for name, a in make_arrays().items()}
-    return msgpack.packb({"ff_mod_stack": {"~": good | entries}})
+    return cast(bytes, msgpack.packb({"ff_mod_stack": {"~": good | entries}}))
 
 
 HOSTILE_THETA = {

@@ -149,7 +149,9 @@ def test_rnn_mlp_judges_losses_by_the_training_mean() -> None:
 def test_rnn_mlp_takes_validation_losses_without_a_step() -> None:
     theta = zoo.init_theta("rnn_mlp", jax.random.key(0), lstm_size=2)
     tx, params = zoo.make("rnn_mlp", weights=theta), {"w": jnp.ones(3)}
-    start = tx.init(params)
+    start: Any = tx.init(params)
+    updates: Any
+    state: Any
     updates, state = tx.update(params, start, params, value=2.5, is_valid=True)
     assert not updates["w"].any()
     np.testing.assert_allclose(state.memory.valid.mean, 0.05 * 2.5, rtol=1e-6)
@@ -173,6 +175,7 @@ def test_nn_adam_decodes_within_ranges() -> None:
 def one_step(name: str, theta: Any, grad: float, **options: Any) -> float:
     tx = zoo.make(name, weights=theta, **options)
     params = {"w": jnp.ones(1)}
+    updates: Any
     updates, _ = tx.update({"w": jnp.full(1, grad)}, tx.init(params), params, value=1.0)
     return float(updates["w"][0])
 

@@ -24,7 +24,7 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.inner.families import load_datasets, stack_data
 from celo2.meta.run.folder import RunFiles
 from celo2.meta.train import TrainOptions, meta_train
-from celo2.zoo.specs import MEMBERS
+from celo2.zoo.specs import Celo, CeloAdam
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -149,6 +149,7 @@ def test_celo_is_meta_trained_in_two_phases(tmp_path: Path) -> None:
         options = TrainOptions(out=tmp_path / str(phase), outer_steps=2)
         path = meta_train(config, options)
         weights = zoo.load_weights(path)
+        assert isinstance(weights.config, Celo)
         assert weights.config.phase == phase
         assert weights.provenance["outer_steps"] == "2"
         before = _start(config) if phase == 1 else zoo.load_weights(start).arrays
@@ -186,7 +187,7 @@ def test_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
 
 def test_predecessor_is_compared_with_a_tuned_optimizer(tmp_path: Path) -> None:
     theta = zoo.init_theta("celo_adam", jax.random.key(0), lstm_size=3)
-    zoo.save_weights(tmp_path / "w.state", zoo.ZooWeights(theta, MEMBERS["celo_adam"](lstm_size=3)))
+    zoo.save_weights(tmp_path / "w.state", zoo.ZooWeights(jax.device_get(theta), CeloAdam(lstm_size=3)))
     name = f"celo_adam:{tmp_path / 'w.state'}"
     config = CompareConfig(
         task="quadratic", optimizers=(name, "adamw"), steps=20, seeds=1, num_learning_rates=2

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,12 @@ from celo2.weights.checkpoint import Weights
 
 Theta = Weights | Mapping[str, Any] | str | os.PathLike[str]
 Params = nn.Module | Iterable[Any]
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _uncompiled(method: _Method) -> _Method:
+    """Lets a compiled training step call the method uncompiled; PyTorch's decorator hides the types."""
+    return cast(_Method, torch.compiler.disable(method))
 
 
 class RuleOptimizer(Optimizer):
@@ -151,11 +157,9 @@ class RuleOptimizer(Optimizer):
         names = ("_network", "_state_dtype", "_routes", "_places", "_skip_nonfinite", "num_nonfinite")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
-    @torch.compiler.disable  # a compiled training step calls it uncompiled
+    @_uncompiled
     @torch.no_grad()
-    def step(  # type: ignore[override]  # the decorator hides the types
-        self, closure: Callable[[], Any] | None = None
-    ) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient.
 
         Args:

@@ -1,4 +1,4 @@
-"""Hooks of the documentation site: files elsewhere in the repository as pages, and the links between all of them.
+"""Hooks of the documentation site: pages from files outside of docs/, and the links between all pages.
 
 MkDocs calls these functions (`hooks` in mkdocs.yml). A page's links are those of the repository, so that they
 work in a repository browser: here they are led to the page of the site that a file became. Parts of README.md
@@ -60,7 +60,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts the README's regions into a page, leads its links to pages of the site, and publishes its Markdown."""
+    """Puts the README's regions into a page, leads its links, and publishes its Markdown."""
     del files
     place = page.file.src_uri
     markdown = lead_links(markdown, FILES.get(place, f"docs/{place}"), place)

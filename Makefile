@@ -27,7 +27,7 @@ demo: install
 	$(BIN)/celo2 compare $(ARGS)
 
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/python benchmarks/performance.py $(ARGS)

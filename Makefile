@@ -1,6 +1,7 @@
 # make install   a .venv with everything, test tools included
 # make demo      train a network with learned and hand-designed optimizers, side by side
 # make test      lint, type-check, test
+# make docs      the documentation site, into site/
 # make bench     what a step costs; rewrites the tables of docs/performance.md
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: install demo bench test lint types unit wheel clean
+.PHONY: install demo docs bench test lint types unit wheel clean
 
 # PyTorch comes first and pinned: the tests need its build for CPUs alone, and a bare requirement may bring
 # gigabytes of CUDA libraries.
@@ -24,6 +25,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/celo2 compare $(ARGS)
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/python benchmarks/performance.py $(ARGS)
@@ -44,4 +48,4 @@ wheel: install
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache

@@ -10,7 +10,10 @@ import numpy as np
 import optax
 
 MakeOptimizer = Callable[[optax.ScalarOrSchedule, float], optax.GradientTransformation]
-EvalParams = Callable[[Any, Any], Any]  # (optimizer state, trained parameters) → parameters to evaluate
+"""Type of `(learning rate or schedule, weight decay) → transform`."""
+
+EvalParams = Callable[[Any, Any], Any]
+"""Type of `(optimizer state, trained parameters) → parameters to evaluate`."""
 
 
 @dataclasses.dataclass(frozen=True)

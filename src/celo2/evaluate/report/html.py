@@ -220,10 +220,12 @@ def _describe_schedules(runs: Sequence[RunResult]) -> str:
 
 
 def _describe(optimizer: str) -> str:
-    if optimizer in OPTIMIZERS:
-        return OPTIMIZERS[optimizer].description
-    learned = optimizer.partition(":")[0] in LEARNED or sets_own_rate(optimizer)
-    return "weights from a file" if learned else "not of this package"
+    if optimizer not in OPTIMIZERS and (optimizer.partition(":")[0] in LEARNED or sets_own_rate(optimizer)):
+        return "weights from a file"
+    try:
+        return OPTIMIZERS.find(optimizer).description
+    except ValueError:  # of a module that is not here
+        return "not of this package"
 
 
 def _count(things: Sequence[object], name: str) -> str:

@@ -288,7 +288,9 @@ def _as_saved(state: OuterState) -> OuterState:
     """Converts a state to its form in the files: Orbax writes no empty trees, so these are left out."""
 
     def fields(runs: InnerState) -> dict[str, Any]:
-        return {name: tree for name, tree in runs._asdict().items() if name != "problem" or tree != ()}
+        return {
+            name: tree for name, tree in runs._asdict().items() if name != "problem" or jax.tree.leaves(tree)
+        }
 
     return state._replace(inner=tuple(map(fields, state.inner)))
 

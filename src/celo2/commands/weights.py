@@ -1,4 +1,4 @@
-"""`celo2 weights`: lists, inspects, verifies, converts and fetches weight files; needs no extras."""
+"""`celo2 weights`: lists, inspects, verifies, converts, fetches, publishes weight files; needs no extras."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from celo2.weights.checkpoint import (
     save_weights,
 )
 from celo2.weights.digests import Integrity
+from celo2.weights.publish import prepare_repository, upload
 from celo2.weights.sources import fetch_file, find_file, shipped_file
 from celo2.zoo.specs import MEMBERS
 from celo2.zoo.weights import fitting_presets
@@ -38,6 +39,7 @@ examples:
   celo2 weights convert celo2-base theta.state
   celo2 weights fetch owner/name --out weights --set orthogonalize=true
   celo2 weights fetch amoudgl/celo
+  celo2 weights publish runs/celo2/best.safetensors me/my-celo2 --push
 
 SOURCE is celo2 or celo2-base (shipped), a *.safetensors file of this package, an upstream
 theta.state file or the folder that holds it, or a Hugging Face repository owner/name.
@@ -99,6 +101,19 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("repo_id", metavar="OWNER/NAME")
     fetch.add_argument("--out", metavar="DIR", type=Path, default=Path(), help="default: the current folder")
     _add_set(fetch)
+
+    publish = _add(
+        commands, "publish", _publish, "prepare a Hugging Face repository of weights, and upload it"
+    )
+    publish.add_argument("source", metavar="SOURCE")
+    publish.add_argument("repo_id", metavar="OWNER/NAME")
+    publish.add_argument("--out", metavar="DIR", type=Path, help="default: hub/NAME in the current folder")
+    publish.add_argument("--license", metavar="ID", default="mit", help="of the weights, as the hub names it")
+    publish.add_argument(
+        "--push", action="store_true", help="upload; needs celo2[hub], a network and a token"
+    )
+    publish.add_argument("--private", action="store_true", help="make a new repository private")
+    _add_set(publish)
     return parser
 
 
@@ -228,6 +243,21 @@ def _fetch(arguments: argparse.Namespace) -> int:
     weights = decode_weights(file, AnyWeights, **dict(arguments.options))
     arguments.out.mkdir(parents=True, exist_ok=True)
     _save(arguments.out / f"{arguments.repo_id.rpartition('/')[2]}.safetensors", weights)
+    return 0
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    weights, _ = _read(arguments.source, arguments.options)
+    out = arguments.out or Path("hub") / arguments.repo_id.rpartition("/")[2]
+    files = prepare_repository(
+        weights, arguments.repo_id, out, source=arguments.source, licence=arguments.license
+    )
+    for file in files:
+        print(f"wrote {file}")
+    if arguments.push:
+        print(f"uploaded: {upload(arguments.repo_id, out, private=arguments.private)}")
+    else:
+        print("nothing was uploaded; --push does")
     return 0
 
 

@@ -82,6 +82,11 @@ def shipped_file(name: str) -> Traversable:
     return file
 
 
+def shipped_card(name: str) -> str:
+    """Returns the model card of shipped weights, Markdown; `name` is one of `SHIPPED`."""
+    return (_pretrained() / f"{name}.md").read_text(encoding="utf-8")
+
+
 def download(repo_id: str, max_bytes: int) -> Path:
     """Downloads a repository's weight file unless the hub's cache has it; returns its local path.
 

@@ -85,7 +85,7 @@ def test_the_cards_calls_are_those_of_the_variant(tmp_path: Path) -> None:
 def test_a_predecessors_card_names_its_kind(tmp_path: Path) -> None:
     import jax
 
-    theta = zoo.init_theta("celo_adam", jax.random.key(0), lstm_size=3)
+    theta: Any = zoo.init_theta("celo_adam", jax.random.key(0), lstm_size=3)
     path = tmp_path / "w.state"
     zoo.save_weights(path, zoo.ZooWeights(theta, zoo.PRESETS["celo_adam"].replace(lstm_size=3)))
     assert main(["publish", str(path), "me/mine", "--out", str(tmp_path / "out")]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -141,6 +142,10 @@ def test_tasks_csv_has_numbers_in_full(paths):
     best = next(row for row in rows if (row["task"], row["optimizer"]) == ("conv@tiny", "celo2"))
     assert float(best["final_train_loss_mean"]) == pytest.approx(0.36 * 1.01, rel=1e-12)
     assert best["accuracy_mean"]
+    texts = {"task", "optimizer", "unit", "edge", "rank_by", "bounded"}
+    for row in rows:
+        numbers = {name: value for name, value in row.items() if name not in texts and value}
+        assert all(math.isfinite(float(value)) or value == "inf" for value in numbers.values())
     assert not rows[0]["accuracy_mean"]  # of catch@tiny, which has none
 
 

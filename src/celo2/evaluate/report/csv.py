@@ -15,7 +15,10 @@ from celo2.evaluate.suite.results import RunResult
 from celo2.report.kit import MeanStd
 
 _PAIRS = {
-    **dict.fromkeys(("final_train_loss", "best_train_loss", "best_valid_loss", "accuracy"), MeanStd._fields),
+    **dict.fromkeys(
+        ("final_valid_loss", "final_train_loss", "best_train_loss", "best_valid_loss", "accuracy"),
+        MeanStd._fields,
+    ),
     **dict.fromkeys(("over_seeds", "over_tasks"), Interval._fields),
 }
 

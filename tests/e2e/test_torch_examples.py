@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "torch"
 TRAINERS = ("huggingface_trainer", "lightning_trainer", "accelerate_loop")
 NO_NETWORK = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -21,7 +21,7 @@ def test_the_plain_loop_learns_and_shows_the_routing(capsys: pytest.CaptureFixtu
     torch.set_num_threads(1)  # of a process that is one of several: two threads would wait for each other
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        losses = runpy.run_path(str(EXAMPLES / "torch_loop.py"))["main"]()
+        losses = runpy.run_path(str(EXAMPLES / "loop.py"))["main"]()
     assert losses[-1] < losses[0] / 2
     assert "output head" in capsys.readouterr().out
 

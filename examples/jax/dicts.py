@@ -54,9 +54,7 @@ def main(steps: int = 200) -> list[float]:
     state = optimizer.init(params)
 
     @jax.jit
-    def train_step(
-        params: Params, state: optax.OptState, text: Array
-    ) -> tuple[Params, optax.OptState, Array]:
+    def train_step(params: Params, state: optax.OptState, text: Array) -> tuple:
         loss, grads = jax.value_and_grad(loss_fn)(params, text)
         updates, state = optimizer.update(grads, state, params)  # the parameters are needed
         return optax.apply_updates(params, updates), state, loss

@@ -19,13 +19,13 @@ from celo2.tasks.vision.datasets import load_digits_8x8
 
 @eqx.filter_jit
 def train_step(
-    model: eqx.Module,
+    model: eqx.nn.MLP,
     optimizer: optax.GradientTransformation,
     state: optax.OptState,
     images: Array,
     labels: Array,
-) -> tuple[eqx.Module, optax.OptState, Array]:
-    def loss_fn(model: eqx.Module) -> Array:
+) -> tuple[eqx.nn.MLP, optax.OptState, Array]:
+    def loss_fn(model: eqx.nn.MLP) -> Array:
         logits = jax.vmap(model)(images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 

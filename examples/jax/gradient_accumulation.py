@@ -40,7 +40,7 @@ def main(steps: int = 60, accumulate: int = 4) -> list[float]:
     state = optimizer.init(params)
 
     @jax.jit
-    def train_step(params: Params, state: optax.OptState, images: Array, labels: Array) -> tuple:
+    def train_step(params: Params, state: optax.MultiStepsState, images: Array, labels: Array) -> tuple:
         loss, grads = jax.value_and_grad(loss_fn)(params, images, labels)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss

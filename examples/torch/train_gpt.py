@@ -86,12 +86,13 @@ class GPT(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(VOCABULARY, width)
         self.position_embedding = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        blocks = [Block(width, heads) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, VOCABULARY, bias=False)
         self.head.weight = self.token_embedding.weight  # tied; Celo2 sees it and gives it to AdamW
         self.apply(self._init)
-        for block in self.blocks:  # what is added to the residual stream starts smaller, as in GPT-2
+        for block in blocks:  # what is added to the residual stream starts smaller, as in GPT-2
             for layer in (block.out_proj, block.down):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * layers))
 

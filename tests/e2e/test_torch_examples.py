@@ -50,7 +50,7 @@ def train_gpt() -> Iterator[Callable[..., dict[str, Any]]]:
 
 @pytest.mark.parametrize("optimizer", ["celo2", "adamw"])
 def test_the_gpt_learns(train_gpt, optimizer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = train_gpt("--optimizer", optimizer, "--clip", 1.0, "--accumulate", 2)
+    found = train_gpt("--optimizer", optimizer, "--lr", 3e-3, "--clip", 1.0, "--accumulate", 2)
     assert found["train"][-1] < 0.8 * found["train"][0]
     assert found["valid"][-1] < 0.8 * found["train"][0]
     assert "validation loss" in capsys.readouterr().out

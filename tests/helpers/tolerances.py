@@ -42,6 +42,8 @@ TOLERANCES = {
     ),
     "baselines float32, oracle": (3e-5, "the same in float32 (1.0e-5, shampoo-wide; 2.9e-6 without roots)"),
     "zoo float64, oracle": (5e-12, "float64 rounding over 200 steps (1.6e-12, velo)"),
+    "minimal, jax": (1.2e-6, "float32 rounding on both sides (3.7e-7, celo2-base wide)"),
+    "minimal, jax, orthogonalized": (7e-6, "the same, amplified by Newton–Schulz (2.4e-6, celo2 stack)"),
     "pes, reference": (1e-6, "float32 sums over K steps on both sides (2.3e-7, no_resets w)"),
     "pes oracle, reference": (1e-6, "float32 sums over K steps in the reference (2.3e-7)"),
 }

@@ -1,7 +1,7 @@
 """Trains a small network with Celo2 in Lightning.
 
 pip install lightning
-python examples/lightning_trainer.py
+python examples/torch/lightning_trainer.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trains a small network on generated data with Celo2, in the plain loop of PyTorch.
 
-python examples/torch_loop.py
+python examples/torch/loop.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The model has random weights and the text is generated, so nothing is downloaded.
 
 pip install transformers accelerate
-python examples/huggingface_trainer.py
+python examples/torch/huggingface_trainer.py
 """
 
 from __future__ import annotations

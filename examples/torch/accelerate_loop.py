@@ -1,7 +1,7 @@
 """Trains a small network with Celo2 and Accelerate, which puts the plain loop on many devices.
 
 pip install accelerate
-accelerate launch examples/accelerate_loop.py
+accelerate launch examples/torch/accelerate_loop.py
 """
 
 from __future__ import annotations

@@ -101,6 +101,29 @@ def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]
     return Weights({name: np.asarray(array) for name, array in mixed.items()}, config, provenance)
 
 
+def read_mixture(weights: Weights) -> Mixture:
+    """Reads the mixture of finished weights: the inverse of `make_weights`.
+
+    Raises:
+        ValueError: The network computes something else than a weighted sum of `CHANNELS`.
+    """
+    names = {feature.name: name for name, feature in weights.config.feature_groups(2)}
+    try:
+        shares = [float(weights.arrays[names[feature]][index, 0]) for feature, index in CHANNELS]
+        zeros = {name: jnp.zeros_like(array) for name, array in weights.arrays.items()}
+        mixed = mixture_theta(zeros, weights.config, dict(zip(CHANNELS, shares, strict=True)))
+        same = all(np.array_equal(mixed[name], array) for name, array in weights.arrays.items())
+    except (KeyError, IndexError, ValueError):  # another set of channels, or a single hidden unit
+        same = False
+    if not same:
+        raise ValueError(
+            "these weights are no mixture: their direction is not a weighted sum of the odd channels. "
+            "Mixtures are what `celo2 search` and `make_weights` make."
+        )
+    decays = {name: getattr(weights.config, name) for name, _ in _DECAYS}
+    return Mixture(np.asarray(shares), **decays)
+
+
 class _MixtureState(NamedTuple):
     accumulators: Any
 

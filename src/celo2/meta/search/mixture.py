@@ -45,6 +45,10 @@ _DECAYS = tuple(
     for index in range(len(getattr(_DEFAULTS, name)))
 )
 DECAY_UNIT = 4.0  # change of log(1 - β) for a change of 1 of its coordinate
+_NO_MIXTURE = (
+    "these weights are no mixture: their direction is not a weighted sum of the odd channels. Mixtures are what "
+    "`celo2 search` and `make_weights` make."
+)
 LONGEST, SHORTEST = 1e-4, 1.0  # bounds of 1 - β: a memory of 10,000 steps, and none
 
 
@@ -112,14 +116,10 @@ def read_mixture(weights: Weights) -> Mixture:
         shares = [float(weights.arrays[names[feature]][index, 0]) for feature, index in CHANNELS]
         zeros = {name: jnp.zeros_like(array) for name, array in weights.arrays.items()}
         mixed = mixture_theta(zeros, weights.config, dict(zip(CHANNELS, shares, strict=True)))
-        same = all(np.array_equal(mixed[name], array) for name, array in weights.arrays.items())
-    except (KeyError, IndexError, ValueError):  # another set of channels, or a single hidden unit
-        same = False
-    if not same:
-        raise ValueError(
-            "these weights are no mixture: their direction is not a weighted sum of the odd channels. "
-            "Mixtures are what `celo2 search` and `make_weights` make."
-        )
+    except (KeyError, IndexError, ValueError) as error:  # other channels, or a single hidden unit
+        raise ValueError(_NO_MIXTURE) from error
+    if not all(np.array_equal(mixed[name], array) for name, array in weights.arrays.items()):
+        raise ValueError(_NO_MIXTURE)
     decays = {name: getattr(weights.config, name) for name, _ in _DECAYS}
     return Mixture(np.asarray(shares), **decays)
 

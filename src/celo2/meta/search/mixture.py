@@ -46,8 +46,8 @@ _DECAYS = tuple(
 )
 DECAY_UNIT = 4.0  # change of log(1 - β) for a change of 1 of its coordinate
 _NO_MIXTURE = (
-    "these weights are no mixture: their direction is not a weighted sum of the odd channels. Mixtures are what "
-    "`celo2 search` and `make_weights` make."
+    "these weights are no mixture: their direction is not a weighted sum of the odd channels. Mixtures are "
+    "what `celo2 search` and `make_weights` make."
 )
 LONGEST, SHORTEST = 1e-4, 1.0  # bounds of 1 - β: a memory of 10,000 steps, and none
 
@@ -118,7 +118,8 @@ def read_mixture(weights: Weights) -> Mixture:
         mixed = mixture_theta(zeros, weights.config, dict(zip(CHANNELS, shares, strict=True)))
     except (KeyError, IndexError, ValueError) as error:  # other channels, or a single hidden unit
         raise ValueError(_NO_MIXTURE) from error
-    if not all(np.array_equal(mixed[name], array) for name, array in weights.arrays.items()):
+    same = all(np.array_equal(mixed[name], array) for name, array in weights.arrays.items())
+    if not same or weights.config.mlp_activation != "relu":
         raise ValueError(_NO_MIXTURE)
     decays = {name: getattr(weights.config, name) for name, _ in _DECAYS}
     return Mixture(np.asarray(shares), **decays)

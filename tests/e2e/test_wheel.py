@@ -59,6 +59,7 @@ def test_wheel_carries_weights_data_and_types(wheel: Path) -> None:
         "py.typed",
     ):
         assert f"celo2/{file}" in names
+    assert not [name for name in names if name.endswith(".ipynb")]
 
 
 def test_installed_wheel_optimizes_with_the_shipped_weights(wheel: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from celo2 import load_checkpoint
+from celo2 import Weights, load_checkpoint
 from celo2.gradient_range import gradient_range
 from celo2.jax.transform import celo2, celo2_base
 from celo2.meta.search import mixture
@@ -64,6 +64,26 @@ def test_start_vector_is_the_adam_like_start():
     assert weights.config.initial_momentum_decays == (0.9, 0.99, 0.999)
     assert weights.arrays["w0__5"][0, 0] == pytest.approx(0.5)
     assert weights.arrays["w0__8"][0, 0] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["celo2", "celo2-base"])
+def test_the_shipped_weights_are_read_as_the_mixtures_that_they_are(name):
+    weights = load_checkpoint(name)
+    found = mixture.read_mixture(weights)
+    assert np.abs(found.shares).sum() == pytest.approx(1.0)
+    assert found.initial_rms_decays == weights.config.initial_rms_decays
+    vector = np.concatenate([found.shares, np.zeros(7)])
+    again = mixture.make_weights(vector, name, {})
+    for array, expected in zip(again.arrays.values(), weights.arrays.values(), strict=True):
+        np.testing.assert_allclose(array, expected, atol=1e-6)
+
+
+def test_other_networks_are_refused_as_mixtures():
+    weights = load_checkpoint("celo2")
+    arrays = {name: np.array(array) for name, array in weights.arrays.items()}
+    arrays["b0"][2] = 0.1
+    with pytest.raises(ValueError, match="no mixture"):
+        mixture.read_mixture(Weights(arrays, weights.config))
 
 
 def test_decays_stay_in_their_bounds():

@@ -45,6 +45,10 @@ _DECAYS = tuple(
     for index in range(len(getattr(_DEFAULTS, name)))
 )
 DECAY_UNIT = 4.0  # change of log(1 - β) for a change of 1 of its coordinate
+_NO_MIXTURE = (
+    "these weights are no mixture: their direction is not a weighted sum of the odd channels. Mixtures are "
+    "what `celo2 search` and `make_weights` make."
+)
 LONGEST, SHORTEST = 1e-4, 1.0  # bounds of 1 - β: a memory of 10,000 steps, and none
 
 
@@ -99,6 +103,26 @@ def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]
     theta = {name: jnp.zeros(shape, jnp.float32) for name, shape in config.weight_shapes().items()}
     mixed = mixture_theta(theta, config, dict(zip(CHANNELS, shares.tolist(), strict=True)))
     return Weights({name: np.asarray(array) for name, array in mixed.items()}, config, provenance)
+
+
+def read_mixture(weights: Weights) -> Mixture:
+    """Reads the mixture of finished weights: the inverse of `make_weights`.
+
+    Raises:
+        ValueError: The network computes something else than a weighted sum of `CHANNELS`.
+    """
+    names = {feature.name: name for name, feature in weights.config.feature_groups(2)}
+    try:
+        shares = [float(weights.arrays[names[feature]][index, 0]) for feature, index in CHANNELS]
+        zeros = {name: jnp.zeros_like(array) for name, array in weights.arrays.items()}
+        mixed = mixture_theta(zeros, weights.config, dict(zip(CHANNELS, shares, strict=True)))
+    except (KeyError, IndexError, ValueError) as error:  # other channels, or a single hidden unit
+        raise ValueError(_NO_MIXTURE) from error
+    same = all(np.array_equal(mixed[name], array) for name, array in weights.arrays.items())
+    if not same or weights.config.mlp_activation != "relu":
+        raise ValueError(_NO_MIXTURE)
+    decays = {name: getattr(weights.config, name) for name, _ in _DECAYS}
+    return Mixture(np.asarray(shares), **decays)
 
 
 class _MixtureState(NamedTuple):

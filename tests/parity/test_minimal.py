@@ -85,7 +85,7 @@ def test_the_optimizer_in_one_file_trains_as_celo2(minimal, loose) -> None:
         grads = make_tree(1 + count, scale, BY_BRANCH)
         params, state = step(grads, state, params)
         updates, expected_state = update(grads, expected_state, expected)
-        expected = optax.apply_updates(expected, updates)
+        expected: Any = optax.apply_updates(expected, updates)
     for name in BY_BRANCH:
         changes = [np.asarray(end[name]) - np.asarray(start[name]) for end in (params, expected)]
         assert relative_error(*changes) < tolerance("minimal, jax, orthogonalized"), name

@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from celo2._utils.checks import check_count, check_devices, check_memory
+from celo2._utils.checks import check_count, check_devices, check_memory, check_rates
 from celo2.baselines import sets_own_rate
 from celo2.config import nearest_name
+from celo2.constants import FLOAT32_MAX
 from celo2.evaluate.analysis.standings import BASELINE
 from celo2.evaluate.suite.local import Machine
 from celo2.evaluate.suite.results import RankBy, RunResult
@@ -67,6 +68,8 @@ class CompareConfig:
         """Checks the ranges and resolves the defaults that depend on `quick`."""
         for name in ("num_learning_rates", "seeds", "steps"):
             check_count(name, getattr(self, name))
+        if not 0 <= self.weight_decay <= FLOAT32_MAX:
+            raise ValueError(f"weight_decay must be finite and not negative, got {self.weight_decay}.")
         check_devices(self.devices)
         check_memory(self.max_memory)
         for name, value in (QUICK if self.quick else FULL).items():
@@ -74,7 +77,8 @@ class CompareConfig:
                 object.__setattr__(self, name, value)
         for name in self.optimizers:
             self._check_own_rate(name)
-        for name in self.learning_rates:
+        for name, rates in self.learning_rates.items():
+            check_rates(f"the learning rates of {name}", rates)
             if name not in (*self.optimizers, ALL):
                 raise ValueError(
                     f"there are learning rates for {name!r}, which is not among the optimizers "

@@ -26,7 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     for module, name in (
         (bench, "bench_tree"),
-        (compare, "compare"),
+        (compare, "run_and_report"),
         (evaluate, "run_locally"),
         (train, "load_datasets"),
     ):

@@ -94,7 +94,7 @@ def test_quick_settings_yield_to_explicit_ones():
         ({"optimizers": ()}, "one or more different"),
         ({"optimizers": ("sgd", "sgd")}, "one or more different"),
         ({"seeds": -1}, "seeds must be a whole number from 0"),
-        ({"weight_decay": math.nan}, "weight decays must be finite and not negative"),
+        ({"weight_decay": math.nan}, "weight_decay must be finite and not negative"),
         ({"max_memory": 0.0}, "max_memory must be positive"),
         ({"learning_rates": {"sgdd": (0.1,)}, "optimizers": ("sgd",)}, "did you mean 'sgd'"),
     ],

@@ -58,7 +58,6 @@ def run_and_report(
     machine: Machine,
     engine: Engine = run_locally,
     baseline: str = BASELINE,
-    rank_by: RankBy = "validation",
 ) -> int:
     """Trains what the folder lacks of a suite, with progress, and reports what there is.
 
@@ -69,7 +68,6 @@ def run_and_report(
         machine: The resources of each group.
         engine: The engine that trains groups.
         baseline: The optimizer that scores are relative to.
-        rank_by: The loss that optimizers are tuned and ranked by.
 
     Returns:
         The exit status: 0; 1 if a run could not be trained or the report not be written; 2 for settings that
@@ -81,7 +79,7 @@ def run_and_report(
             failures = run_suite(suite, RunStore(out), machine=machine, engine=engine, on_progress=display)
     except KeyboardInterrupt as stop:
         if len(suite.tasks) == 1 and (found := load_results(out).results):
-            report_suite(found, out, console, baseline=baseline, rank_by=rank_by)
+            report_suite(found, out, console, baseline=baseline, rank_by=suite.rank_by)
         shown = shlex.quote(str(out))
         print(
             f"interrupted; the same command with --out {shown} goes on, and celo2 report {shown} shows what "
@@ -94,7 +92,7 @@ def run_and_report(
         return 2
     status = 1 if failures else 0
     try:
-        report_suite(load_suites([out]), out, console, baseline=baseline, rank_by=rank_by)
+        report_suite(load_suites([out]), out, console, baseline=baseline, rank_by=suite.rank_by)
     except (ValueError, OSError) as error:  # no run is finished, or the disk is full
         status = 1
         print(f"error: no report: {error} The runs are kept: celo2 report {out}", file=sys.stderr)
@@ -110,6 +108,7 @@ def describe_suite(suite: Suite) -> str:
     groups = suite.groups(suite.tasks[0])
     counts = {len(group.learning_rates) for group in groups}
     rates = f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+    rates += " + 2" if any(map(suite.count_refined, groups)) else ""
     decays = f" × {len(suite.weight_decays)} weight decays" if len(suite.weight_decays) > 1 else ""
     lengths = {suite.steps_of.get(task, suite.steps) for task in suite.tasks}
     steps = f"{min(lengths):,}" if len(lengths) == 1 else f"{min(lengths):,} to {max(lengths):,}"

@@ -93,7 +93,6 @@ def main(argv: Sequence[str]) -> int:
         console,
         machine=options.machine,
         baseline=options.baseline,
-        rank_by=options.rank_by,
     )
 
 

@@ -84,6 +84,8 @@ class EvaluateCommand:
     """Learning-rate schedule: cosine, linear or constant, after a warm-up over 5 % of the steps."""
     baseline: str = "adamw"
     """Optimizer that the report's scores are relative to."""
+    refine: bool = False
+    """Give each optimizer two more rates, between its best and the neighbours, or beyond the edge."""
     rank_by: RankBy = "validation"
     """Loss that chooses each optimizer's setting and ranks them; a task without validation data is ranked by
     the training loss or the return."""
@@ -130,7 +132,6 @@ def main(argv: Sequence[str]) -> int:
         machine=Machine(command.devices, command.max_memory * 2**30),
         engine=engine,
         baseline=command.baseline,
-        rank_by=command.rank_by,
     )
 
 
@@ -154,6 +155,8 @@ def _suite(command: EvaluateCommand) -> Suite:
         "seeds": command.seeds,
         "steps": command.steps,
         "schedule": command.schedule,
+        "refine": command.refine,
+        "rank_by": command.rank_by if command.rank_by != "validation" else "",
     }
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
     if command.steps:

@@ -41,7 +41,9 @@ class CompareConfig:
         steps: Length of a run; 0 means 200, or 100 when quick.
         first_seed: The seeds are this one and the ones after it.
         weight_decay: Decoupled weight decay, multiplied by the learning rate; the same for every optimizer.
-        quick: Fewer learning rates, seeds and steps, for a first look.
+        refine: Whether each optimizer gets two more learning rates, between its best and the neighbours, or
+            beyond the edge of its default grid.
+        quick: Fewer learning rates, seeds and steps, for a first look; nothing is refined.
         devices: How many of the local devices to use; 0 is all of them.
         max_memory: GiB that the runs trained together may take.
         rank_by: The loss that chooses each optimizer's learning rate and ranks them; a task without
@@ -59,6 +61,7 @@ class CompareConfig:
     steps: int = 0
     first_seed: int = 0
     weight_decay: float = 0.0
+    refine: bool = True
     quick: bool = False
     devices: int = 0
     max_memory: float = 4.0
@@ -112,6 +115,8 @@ class CompareConfig:
             seeds=self.seeds,
             first_seed=self.first_seed,
             steps=self.steps,
+            refine=self.refine and not self.quick,
+            rank_by=self.rank_by,
         ).with_rates(self.learning_rates)
 
     @property

@@ -123,11 +123,10 @@ def test_baseline_is_adamw_or_the_first(optimizers, baseline):
 def test_compare_treats_optimizers_alike(instant_training):
     config = CompareConfig(task="quadratic", optimizers=("sgd", "adamw"), steps=9, seeds=3, first_seed=4)
     results = compare(config)
-    (rates_a, *rest_a), (rates_b, *rest_b) = instant_training
-    assert len(rates_a) == len(rates_b) == 7
-    assert rest_a == rest_b == [(4, 5, 6), 9]
+    assert [len(rates) for rates, *_ in instant_training] == [7, 7, 2, 2]  # the grid, and around the best
+    assert {tuple(rest) for _, *rest in instant_training} == {((4, 5, 6), 9)}
     [task] = arrange(results).tasks
-    assert {name: len(cell.runs) for name, cell in task.cells.items()} == {"sgd": 21, "adamw": 21}
+    assert {name: len(cell.runs) for name, cell in task.cells.items()} == {"sgd": 27, "adamw": 27}
     assert task.facts.num_parameters == 64 * 32
     assert task.rank_by == "validation"
 

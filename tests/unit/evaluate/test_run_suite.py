@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,55 @@ def test_what_fails_is_told_and_tried_again(tmp_path: Path) -> None:
     engine = FakeEngine()
     assert run_suite(SUITE, RunStore(tmp_path), engine=engine) == []
     assert {optimizer for _, optimizer, _ in engine.trained} == {"lion"}
+
+
+def _train_bowl(group):
+    """Runs whose final losses are lowest at the learning rate 0.01."""
+    return [
+        dataclasses.replace(
+            run := make_random_run(**vars(spec)),
+            valid_loss=np.full_like(run.valid_loss, 1 + abs(np.log(spec.learning_rate / 0.01))),
+        )
+        for spec in group.specs()
+    ]
+
+
+def test_refinement_tries_two_rates_around_the_best_of_each(tmp_path: Path) -> None:
+    suite = dataclasses.replace(SUITE, num_learning_rates=3, refine=True)
+    grids = {group.optimizer: group.learning_rates for group in suite.groups("quadratic")}
+    assert grids == {"adamw": (0.0003, 0.00548, 0.1), "lion": (3e-05, 0.000949, 0.03)}
+
+    def engine(tasks, _, __):
+        for group in (group for groups in tasks for group in groups):
+            asked.append((group.task, group.optimizer, group.learning_rates))
+            yield _train_bowl(group)
+
+    asked: list[tuple] = []
+    seen: list[SuiteProgress] = []
+    assert run_suite(suite, RunStore(tmp_path), engine=engine, on_progress=seen.append) == []
+    assert asked[4:] == [
+        ("digits-mlp", "adamw", (0.00128, 0.0234)),
+        ("digits-mlp", "lion", (0.00534, 0.169)),  # as far beyond the edge as inside
+        ("quadratic", "adamw", (0.00128, 0.0234)),
+        ("quadratic", "lion", (0.00534, 0.169)),
+    ]
+    total = suite.count_runs()
+    assert {progress.total for progress in seen} == {total}
+    assert len(RunStore(tmp_path).load().results) == total == 2 * 2 * (3 + 2) * 2
+    asked.clear()
+    assert run_suite(suite, RunStore(tmp_path), engine=engine) == []
+    assert asked == []
+
+
+def test_refinement_leaves_named_rates_and_what_diverged_everywhere_alone(tmp_path: Path) -> None:
+    suite = dataclasses.replace(SUITE, tasks=("quadratic",), rates_of={"adamw": (0.1, 0.2)}, refine=True)
+
+    def engine(tasks, _, __):
+        for group in (group for groups in tasks for group in groups):
+            yield [dataclasses.replace(run, diverged_at=3) for run in _train_bowl(group)]
+
+    run_suite(suite, RunStore(tmp_path), engine=engine)
+    assert len(RunStore(tmp_path).load().results) == 2 * (2 + 2)
 
 
 def test_runs_of_another_length_are_refused(tmp_path: Path) -> None:

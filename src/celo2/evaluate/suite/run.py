@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from celo2._utils.files import write_atomic
 from celo2._utils.locks import lock_folder
+from celo2.evaluate.analysis.standings import arrange
 from celo2.evaluate.suite.local import (
     ONE_MACHINE,
     Failure,
@@ -29,7 +30,7 @@ class SuiteProgress(NamedTuple):
 
     Attributes:
         done: The number of runs in the folder.
-        total: The number of runs of the suite.
+        total: The number of runs of the suite, those of a refinement included.
         current: The group being trained; None before the first.
     """
 
@@ -89,7 +90,8 @@ def run_suite(
         groups = _plan(suite, stored, store.folder)
         settings = json.dumps(dataclasses.asdict(suite), indent=1)
         write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())
-        return _train(groups, stored, store.add, machine, engine, on_progress)
+        training = _Training(suite, stored, store.add, machine, engine, on_progress)
+        return training.run(groups)
 
 
 def train_in_memory(
@@ -105,37 +107,91 @@ def train_in_memory(
     Returns:
         The runs, and the groups that could not be trained, with reasons.
     """
-    results: list[RunResult] = []
-    groups = [suite.groups(task) for task in suite.tasks]
-    failures = _train(groups, [], results.extend, machine, run_locally, on_progress)
-    return results, failures
+    training = _Training(suite, [], lambda _: None, machine, run_locally, on_progress)
+    failures = training.run([suite.groups(task) for task in suite.tasks])
+    return training.results, failures
 
 
-def _train(
-    groups: Sequence[Sequence[Group]],
-    stored: Sequence[RunResult],
-    keep: Callable[[list[RunResult]], None],
-    machine: Machine,
-    engine: Engine,
-    on_progress: OnSuiteProgress | None,
-) -> list[Failure]:
-    wanted = {spec for whole in groups for group in whole for spec in group.specs()}
-    done = wanted & {result.spec for result in stored}
+class _Training:
+    """Training of a suite: the grids, then the learning rates around the best of each.
 
-    def report(current: GroupProgress | None = None) -> None:
-        if on_progress:
-            on_progress(SuiteProgress(len(done), len(wanted), current))
+    Args:
+        suite: The suite.
+        stored: The runs that there are.
+        keep: Called with the runs of each finished group.
+        machine, engine, on_progress: As of `run_suite`.
 
-    report()
-    failures: list[Failure] = []
-    for outcome in engine(_missing(groups, done), machine, report):
-        if isinstance(outcome, Failure):
-            failures.append(outcome)
-            continue
-        keep(outcome)
-        done.update(result.spec for result in outcome)
-        report()
-    return failures
+    Attributes:
+        results: All runs.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        stored: Sequence[RunResult],
+        keep: Callable[[list[RunResult]], None],
+        machine: Machine,
+        engine: Engine,
+        on_progress: OnSuiteProgress | None,
+    ) -> None:
+        self.results = list(stored)
+        self._suite, self._keep, self._machine, self._engine = suite, keep, machine, engine
+        self._on_progress = on_progress
+        self._wanted: set[RunSpec] = set()
+
+    def run(self, groups: Sequence[Sequence[Group]]) -> list[Failure]:
+        """Trains the groups of each task, and returns those that could not be trained."""
+        self._later = sum(self._suite.count_refined(group) for whole in groups for group in whole)
+        failures = self._train(groups, self._machine)
+        refined = [[more for group in whole if (more := self._refine(group))] for whole in groups]
+        self._later = 0
+        if any(refined):  # a step's time is known by then
+            failures += self._train(refined, self._machine._replace(time_alone=False))
+        return failures
+
+    def _train(self, groups: Sequence[Sequence[Group]], machine: Machine) -> list[Failure]:
+        self._wanted |= {spec for whole in groups for group in whole for spec in group.specs()}
+        self._report()
+        failures: list[Failure] = []
+        for outcome in self._engine(_missing(groups, self._done()), machine, self._report):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+                continue
+            runs = [self._with_known_time(run) for run in outcome]
+            self._keep(runs)
+            self.results += runs
+            self._report()
+        return failures
+
+    def _with_known_time(self, run: RunResult) -> RunResult:
+        """Returns a run with the time of its optimizer's step alone, where that was measured before."""
+        if not self._machine.time_alone or run.timing == "alone":
+            return run
+        for known in self.results:
+            same = (known.spec.task, known.spec.optimizer) == (run.spec.task, run.spec.optimizer)
+            if same and known.timing == "alone":
+                return dataclasses.replace(run, timing="alone", seconds_per_step=known.seconds_per_step)
+        return run
+
+    def _done(self) -> set[RunSpec]:
+        return self._wanted & {result.spec for result in self.results}
+
+    def _report(self, current: GroupProgress | None = None) -> None:
+        if self._on_progress:
+            total = len(self._wanted) + self._later
+            self._on_progress(SuiteProgress(len(self._done()), total, current))
+
+    def _refine(self, group: Group) -> Group | None:
+        """Returns the group around the best learning rate; None if there is none, or nothing to refine."""
+        if not self._suite.count_refined(group):
+            return None
+        specs = set(group.specs())
+        runs = [result for result in self.results if result.spec in specs]
+        if len(runs) < len(specs):
+            return None  # it failed, and is tried again the next time
+        [task] = arrange(runs, rank_by=self._suite.rank_by).tasks
+        best = task.cells[group.optimizer].best
+        return group.around(best.learning_rate) if best else None
 
 
 def _plan(suite: Suite, stored: Sequence[RunResult], folder: Path) -> list[list[Group]]:

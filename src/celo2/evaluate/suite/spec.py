@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from celo2._utils.checks import check_count, check_rates, check_seeds
 from celo2._utils.files import parse_object
@@ -19,7 +19,7 @@ from celo2.baselines import (
 )
 from celo2.config import nearest_name
 from celo2.constants import FLOAT32_MAX
-from celo2.evaluate.suite.results import RunSpec
+from celo2.evaluate.suite.results import RankBy, RunSpec
 from celo2.tasks.registry import check_task_name
 from celo2.training.protocol import SCHEDULES
 
@@ -46,6 +46,10 @@ class Suite:
         steps_of: The length by task, for tasks with another one.
         schedule: The learning-rate schedule, by its name in `celo2.training.protocol.SCHEDULES`; optimizers
             made for a constant rate keep that.
+        refine: Whether each optimizer gets two more learning rates: halfway, on a log scale, from its best
+            to the neighbours in its default grid, or as far beyond the edge. Grids are coarse, so without it
+            the luck of where a grid's points lie can decide. Rates that were named are not refined.
+        rank_by: The loss that chooses each optimizer's best setting, and ranks them.
 
     Raises:
         ValueError: A name is unknown or appears twice, or a number is out of its range.
@@ -62,6 +66,8 @@ class Suite:
     steps: int = 2000
     steps_of: Mapping[str, int] = dataclasses.field(default_factory=dict)
     schedule: str = "cosine"
+    refine: bool = False
+    rank_by: RankBy = "validation"
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
@@ -85,6 +91,8 @@ class Suite:
                 f"unknown schedule {self.schedule!r}{nearest_name(self.schedule, SCHEDULES)} "
                 f"There are {', '.join(SCHEDULES)}."
             )
+        if self.rank_by not in get_args(RankBy):
+            raise ValueError(f"rank_by must be one of {', '.join(get_args(RankBy))}, got {self.rank_by!r}.")
         for optimizer, rates in self.rates_of.items():
             _check_rates(optimizer, rates, self.optimizers)
         for task, steps in self.steps_of.items():
@@ -124,8 +132,14 @@ class Suite:
         return dataclasses.replace(self, rates_of=rates_of)
 
     def count_runs(self) -> int:
-        """Returns the total number of runs."""
-        return sum(len(group.specs()) for task in self.tasks for group in self.groups(task))
+        """Returns the total number of runs, those of a refinement included."""
+        groups = [group for task in self.tasks for group in self.groups(task)]
+        return sum(len(group.specs()) + self.count_refined(group) for group in groups)
+
+    def count_refined(self, group: Group) -> int:
+        """Returns the number of runs that a refinement adds to a group; 0 for one rate, and for named rates."""
+        refined = self.refine and len(group.learning_rates) > 1 and group.optimizer not in self.rates_of
+        return 2 * len(group.seeds) if refined else 0
 
 
 class Group(NamedTuple):
@@ -165,6 +179,21 @@ class Group(NamedTuple):
             for rate in self.learning_rates
             for seed in self.seeds
         ]
+
+    def around(self, best: float) -> Group:
+        """Returns a group with two learning rates: halfway from the best to its neighbours, on a log scale.
+
+        Args:
+            best: One of the learning rates, of which there must be several. Beyond the edge of the grid, a
+                rate is half as far, on a log scale, as the neighbour inside.
+        """
+        rates = sorted(self.learning_rates)
+        at = rates.index(best)
+        inner = best / (rates[at - 1] if at else rates[1])  # its distance from a neighbour, as a ratio
+        below = best / rates[at - 1] if at else 1 / inner
+        above = rates[at + 1] / best if at + 1 < len(rates) else inner
+        found = (best / below**0.5, best * above**0.5)
+        return self._replace(learning_rates=tuple(float(f"{rate:.3g}") for rate in found))
 
     def only(self, missing: Sequence[RunSpec]) -> Group | None:
         """Returns the smallest group that contains the missing runs; None if none is missing."""
@@ -245,6 +274,10 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -269,6 +302,8 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "steps": (_is_whole, "a whole number"),
     "steps_of": (_each(_is_whole), "a table of whole numbers"),
     "schedule": (_is_text, "a text"),
+    "refine": (_is_flag, "true or false"),
+    "rank_by": (_is_text, "a text"),
 }
 """Field of a suite's file → whether a value has its type, and the type in words."""
 

@@ -78,6 +78,15 @@ def test_verdict_on_one_task_gives_the_distances():
     )
 
 
+def test_verdict_says_where_the_seeds_differ_more_than_the_optimizers():
+    """Paired by seed, celo2 is 0.1 below adamw with each; muon is above it with one, below with another."""
+    finals = {"celo2": (0.8, 1.2, 1.0), "adamw": (0.9, 1.3, 1.1), "muon": (1.1, 1.0, 1.0)}
+    runs = [make_run(f, optimizer=n, seed=s) for n, of in finals.items() for s, f in enumerate(of)]
+    standings = arrange(runs)
+    text = verdict(standings, rank_optimizers(standings))
+    assert "3.2 % below muon (1.292, within the seeds' spread), 9.1 % below adamw (1.375)." in text
+
+
 def test_an_optimizer_that_sets_its_own_rate_is_told_and_not_counted_as_less_tuned():
     runs = [make_run(1.0, rate=rate) for rate in (0.1, 1.0)] + [
         make_run(1.0, optimizer="celo:file", rate=1.0)

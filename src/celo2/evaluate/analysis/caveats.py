@@ -6,6 +6,8 @@ import math
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
+import numpy as np
+
 from celo2.evaluate.analysis.cells import Setting
 from celo2.evaluate.analysis.standings import Standings, TaskRuns, is_ours
 from celo2.evaluate.analysis.summary import OptimizerRow
@@ -78,10 +80,10 @@ def join(names: Iterable[str], most: int = 6) -> str:
 
 def _verdict_on(task: TaskRuns) -> str:
     ranked = sorted((cell.mean_loss, name) for name, cell in task.cells.items())
-    (best, winner), others = ranked[0], ranked[1:]
+    best, winner = ranked[0]
     if not math.isfinite(best):
         return "No optimizer had a setting at which all its runs ended well."
-    told = [_distance(task, best, loss, name) for loss, name in others]
+    told = [_distance(task, winner, name) for _, name in ranked[1:]]
     end = "highest" if task.returns else "lowest"
     return (
         f"{winner} ends {end} on {task.label}: {task.loss_name} {describe_loss(task, best)}"
@@ -89,14 +91,26 @@ def _verdict_on(task: TaskRuns) -> str:
     )
 
 
-def _distance(task: TaskRuns, best: float, loss: float, name: str) -> str:
-    """Describes how far the winner is ahead of another optimizer."""
+def _distance(task: TaskRuns, winner: str, name: str) -> str:
+    """Describes how far the winner is ahead of another optimizer, and whether that may be chance."""
+    best, loss = task.cells[winner].mean_loss, task.cells[name].mean_loss
     if not math.isfinite(loss):
         return f"{name} diverged"
     if loss == best:
         return f"level with {name}"
     share = f"{_percent((loss - best) / abs(loss))} " if loss * best > 0 else ""
-    return f"{share}{'above' if task.returns else 'below'} {name} ({describe_loss(task, loss)})"
+    chance = (
+        "" if _is_clear(task.cells[winner].losses, task.cells[name].losses) else ", within the seeds' spread"
+    )
+    return f"{share}{'above' if task.returns else 'below'} {name} ({describe_loss(task, loss)}{chance})"
+
+
+def _is_clear(losses: np.ndarray, others: np.ndarray) -> bool:
+    """Returns whether losses differ by two standard errors, paired by seed; True for one seed."""
+    if len(losses) != len(others) or len(losses) < 2:
+        return True
+    differences = others - losses
+    return float(differences.mean()) > 2 * float(differences.std(ddof=1)) / math.sqrt(len(differences))
 
 
 def _describe_tuning(task: TaskRuns) -> str:

@@ -137,7 +137,7 @@ class Suite:
         return sum(len(group.specs()) + self.count_refined(group) for group in groups)
 
     def count_refined(self, group: Group) -> int:
-        """Returns the number of runs that a refinement adds to a group; 0 for one rate, and for named rates."""
+        """Returns the number of runs that a refinement adds to a group; 0 for one rate, or named rates."""
         refined = self.refine and len(group.learning_rates) > 1 and group.optimizer not in self.rates_of
         return 2 * len(group.seeds) if refined else 0
 

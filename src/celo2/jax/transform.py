@@ -6,6 +6,7 @@ optimizers with weight decay and learning rate, the twins of `celo2.torch.Celo2`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ from celo2.jax.state import (
 )
 from celo2.weights.checkpoint import SHIPPED, Weights, load_checkpoint, resolve_theta
 
-Theta = Weights | Mapping[str, Any] | None
+Theta = Weights | Mapping[str, Any] | str | os.PathLike[str] | None
 
 
 def scale_by_celo2(
@@ -161,7 +162,8 @@ def celo2(
     Args:
         learning_rate: The root mean square of a matrix's change per step: a float ≥ 0, or a schedule from
             the step's number to one.
-        weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2".
+        weights: The network's weights: a path, a name or a hub repository as in `load_checkpoint`, or as in
+            `scale_by_celo2`; None: the shipped "celo2".
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each branch's learning rate. Default 0.
         mask: The parameters that decay, as in `optax.adamw`; None: all.
         adamw_lr_scale: The learning rate of the AdamW branch, divided by `learning_rate`, ≥ 0. Default 20.
@@ -320,7 +322,9 @@ def celo2_base(
 def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any) -> Any:
     """Loads the weights and checks the options at construction."""
     if weights is None:
-        weights = load_checkpoint(SHIPPED[0] if orthogonalize else SHIPPED[1])
+        weights = SHIPPED[0] if orthogonalize else SHIPPED[1]
+    if isinstance(weights, str | os.PathLike):
+        weights = load_checkpoint(weights, orthogonalize=orthogonalize)
     scale_by_celo2(weights, orthogonalize=orthogonalize, state_dtype=state_dtype)
     return weights
 

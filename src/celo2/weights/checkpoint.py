@@ -268,13 +268,13 @@ def fit_tree(
 
 
 def resolve_theta(
-    theta: Weights | Mapping[str, Any] | None, **config: Any
+    theta: Weights | Mapping[str, Any] | str | os.PathLike[str] | None, **config: Any
 ) -> tuple[dict[str, Any], RuleConfig]:
     """Returns the arrays by name and the options that a transform runs with.
 
     Args:
-        theta: Weights; a tree of arrays, possibly traced; or None for the shipped weights:
-            `"celo2"`, or `"celo2-base"` with `orthogonalize=False`.
+        theta: Weights; a source that `load_checkpoint` takes, such as a path; a tree of arrays, possibly
+            traced; or None for the shipped weights: `"celo2"`, or `"celo2-base"` with `orthogonalize=False`.
         **config: Options of the rule; they must agree with those that the weights state.
 
     Raises:
@@ -284,13 +284,15 @@ def resolve_theta(
     RuleConfig.check_option_names(config)
     if theta is None:
         theta = load_checkpoint(SHIPPED[0] if config.get("orthogonalize", True) else SHIPPED[1])
+    if isinstance(theta, str | os.PathLike):
+        theta = load_checkpoint(theta, **config)
     if isinstance(theta, Weights):
         return dict(theta.arrays), theta.resolve(**config)
     if isinstance(theta, Mapping):
         return fit_tree(theta, RuleConfig, config)
     raise TypeError(
-        f"theta must be Weights, a tree of arrays or None, got {type(theta).__name__}; "
-        "load a file with celo2.load_checkpoint first."
+        "theta must be Weights, a path or name of weights, a tree of arrays or None, got "
+        f"{type(theta).__name__}."
     )
 
 

@@ -8,6 +8,7 @@ import io
 import numpy as np
 import pytest
 
+from celo2.commands import report
 from celo2.commands.compare import main
 from celo2.evaluate import arrange, load_results
 
@@ -108,6 +109,9 @@ def test_shows_the_paths_of_the_files(run):
 def test_training_losses_rank_where_they_are_asked_for(run, capsys):
     assert main([*ARGUMENTS, "--out", str(run[0]), "--rank-by", "training"]) == 0
     assert "ends lowest on digits-mlp: training loss" in capsys.readouterr().out
+    assert report.main([str(run[0])]) == 0  # which is how it was asked for last
+    assert "ends lowest on digits-mlp: training loss" in capsys.readouterr().out
+    assert main([*ARGUMENTS, "--out", str(run[0])]) == 0
 
 
 def test_default_folder_names_task_and_time(monkeypatch, tmp_path, instant_training):

@@ -81,6 +81,8 @@ OWN_RANGE = (1e-4, 1e-1)  # of an optimizer that says nothing about its learning
 def _as_spec(name: str, thing: Any) -> OptimizerSpec:
     """Converts what somebody registers as an optimizer: a function that makes it, or an entry."""
     if isinstance(thing, OptimizerSpec):
+        if thing.sets_own_rate:
+            raise ValueError(f"optimizer {name!r}: sets_own_rate is for the predecessors of Celo2 only.")
         return dataclasses.replace(thing, name=name)
     if not callable(thing):
         raise ValueError(
@@ -132,6 +134,8 @@ def register_optimizer(name: str, make: MakeOptimizer | OptimizerSpec) -> None:
         >>> find_optimizer("heavy-ball").learning_rates(3)
         (0.0001, 0.00316, 0.1)
     """
+    if name in PRESETS or name == "all":
+        raise ValueError(f"{name!r} means something else on the command line; choose another name.")
     OPTIMIZERS.register(name, make)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,21 @@ def take_part(command: Any, part: type[Part]) -> Part:
     """Makes a dataclass from the fields that a command, or a part of it, inherits from it."""
     names = (field.name for field in dataclasses.fields(part))  # type: ignore[arg-type]
     return part(**{name: getattr(command, name) for name in names})
+
+
+def peek_devices(argv: Sequence[str]) -> int:
+    """Returns the value of `--devices` before the command line is parsed; 0 without one that is a number.
+
+    Parsing it may import modules of the user, and with them start JAX, whose devices are fixed from then on.
+    """
+    words = [part for word in argv for part in word.split("=", 1)]
+    found = [after for word, after in itertools.pairwise(words) if word == "--devices"]
+    return int(found[-1]) if found and found[-1].isdecimal() else 0
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Returns whether the help is asked for, which lists what other packages have registered."""
+    return not {"-h", "--help"}.isdisjoint(argv)
 
 
 def make_registry(*, commas: bool = True) -> ConstructorRegistry:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from celo2._utils.files import write_atomic
+from celo2._utils.files import read_object, write_atomic
 from celo2._utils.signals import exit_status
 from celo2.evaluate.analysis.caveats import caveats, describe_ranking, verdict
 from celo2.evaluate.analysis.standings import BASELINE, Standings, arrange
@@ -19,7 +19,7 @@ from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.report.tables import brief_task_table, overview_table, summary_table
 from celo2.evaluate.suite.local import Machine
 from celo2.evaluate.suite.results import RankBy, RunResult
-from celo2.evaluate.suite.run import Engine, run_locally, run_suite
+from celo2.evaluate.suite.run import SUITE_FILE, Engine, run_locally, run_suite
 from celo2.evaluate.suite.spec import Suite
 from celo2.evaluate.suite.store import RunStore, load_results, pack
 from celo2.report.kit import shorten
@@ -78,8 +78,8 @@ def run_and_report(
         with ProgressDisplay(console) as display:
             failures = run_suite(suite, RunStore(out), machine=machine, engine=engine, on_progress=display)
     except KeyboardInterrupt as stop:
-        if len(suite.tasks) == 1 and (found := load_results(out).results):
-            report_suite(found, out, console, baseline=baseline, rank_by=suite.rank_by)
+        if len(suite.tasks) == 1:
+            _report_partly(suite, out, console, baseline)
         shown = shlex.quote(str(out))
         print(
             f"interrupted; the same command with --out {shown} goes on, and celo2 report {shown} shows what "
@@ -100,6 +100,25 @@ def run_and_report(
         group = failure.group
         print(f"failed: {group.task} with {group.optimizer}: {failure.reason}", file=sys.stderr)
     return status
+
+
+def _report_partly(suite: Suite, out: Path, console: Console, baseline: str) -> None:
+    """Reports what an interrupted suite has finished, if anything."""
+    try:
+        found = load_results(out).results
+        if found:
+            report_suite(found, out, console, baseline=baseline, rank_by=suite.rank_by)
+    except (OSError, ValueError) as error:
+        print(f"error: no report: {error}", file=sys.stderr)
+
+
+def stored_ranking(places: Sequence[Path]) -> RankBy:
+    """Returns the loss that the suites of folders were asked to rank by; "validation" where they differ."""
+    found = set()
+    for file in (place / SUITE_FILE for place in places):
+        record = read_object(file) if file.exists() else {}
+        found.add(record.get("rank_by", "validation"))
+    return "training" if found == {"training"} else "validation"
 
 
 def describe_suite(suite: Suite) -> str:

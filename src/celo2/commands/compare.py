@@ -13,7 +13,7 @@ from rich.console import Console
 
 from celo2._utils.checks import check_out_folder
 from celo2.baselines import describe_optimizers, find_optimizer
-from celo2.commands._arguments import make_registry
+from celo2.commands._arguments import asks_for_help, make_registry, peek_devices
 from celo2.commands._suite_report import run_and_report
 from celo2.evaluate.comparison import CompareConfig
 from celo2.jax.runtime import num_cores, use_cpu_devices
@@ -70,15 +70,15 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         SystemExit: The parser exits, for `--help` or wrong usage.
     """
+    use_cpu_devices(peek_devices(argv) or num_cores())
     options = tyro.cli(
         CompareOptions,
         prog="celo2 compare",
-        description=_describe(),
+        description=_describe() if asks_for_help(argv) else "",
         args=list(argv),
         registry=make_registry(),
     )
     out = options.out or _default_folder(options.task)
-    use_cpu_devices(options.devices or num_cores())  # before weights are placed on a device
     try:
         check_out_folder(out)
         for name in options.optimizers:

@@ -6,17 +6,16 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from rich.console import Console
 
 from celo2._utils.checks import check_devices, check_memory, check_out_folder
 from celo2.baselines import check_optimizer_name, describe_optimizers
-from celo2.commands._arguments import make_registry
+from celo2.commands._arguments import asks_for_help, make_registry, peek_devices
 from celo2.commands._suite_report import run_and_report
 from celo2.evaluate.suite.local import Machine
-from celo2.evaluate.suite.results import RankBy
 from celo2.evaluate.suite.run import run_locally
 from celo2.evaluate.suite.spec import ALL, Suite, load_suite
 from celo2.jax.runtime import num_cores, use_cpu_devices
@@ -84,9 +83,10 @@ class EvaluateCommand:
     """Learning-rate schedule: cosine, linear or constant, after a warm-up over 5 % of the steps."""
     baseline: str = "adamw"
     """Optimizer that the report's scores are relative to."""
-    refine: bool = False
-    """Give each optimizer two more rates, between its best and the neighbours, or beyond the edge."""
-    rank_by: RankBy = "validation"
+    refine: Literal["suite", "yes", "no"] = "suite"
+    """Give each optimizer two more rates, between its best and the neighbours, or beyond the edge; "suite":
+    as the suite says."""
+    rank_by: Literal["suite", "validation", "training"] = "suite"
     """Loss that chooses each optimizer's setting and ranks them; a task without validation data is ranked by
     the training loss or the return."""
     devices: int = 0
@@ -104,10 +104,11 @@ def main(argv: Sequence[str]) -> int:
         The exit status: 0; 1 if a run could not be trained or the report not be written; 2 for an invalid
         call; 130, 143 or 129 when a signal ended it.
     """
+    use_cpu_devices(peek_devices(argv) or num_cores())
     command = tyro.cli(
         EvaluateCommand,
         prog="celo2 evaluate",
-        description=_describe(),
+        description=_describe() if asks_for_help(argv) else "",
         args=list(argv),
         registry=make_registry(),
     )
@@ -119,7 +120,6 @@ def main(argv: Sequence[str]) -> int:
         check_optimizer_name(command.baseline)
         check_out_folder(command.out)
         suite = _suite(command)
-        use_cpu_devices(command.devices or num_cores())
         engine = _ray_engine(command.ray) if command.ray else run_locally
         suite.count_runs()  # raises for weights that cannot be loaded
     except (OSError, ImportError, ValueError) as error:
@@ -155,10 +155,11 @@ def _suite(command: EvaluateCommand) -> Suite:
         "seeds": command.seeds,
         "steps": command.steps,
         "schedule": command.schedule,
-        "refine": command.refine,
-        "rank_by": command.rank_by if command.rank_by != "validation" else "",
+        "rank_by": command.rank_by if command.rank_by != "suite" else "",
     }
     changes: dict[str, Any] = {name: value for name, value in asked.items() if value}
+    if command.refine != "suite":
+        changes["refine"] = command.refine == "yes"
     if command.steps:
         changes["steps_of"] = {}
     if command.num_learning_rates:

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -17,11 +17,11 @@ from celo2.commands._suite_report import (
     is_suite,
     load_suites,
     report_suite,
+    stored_ranking,
     write_pack,
     write_tables,
 )
-from celo2.evaluate.analysis.standings import BASELINE
-from celo2.evaluate.suite.results import RankBy
+from celo2.evaluate.analysis.standings import default_baseline
 from celo2.meta.report.history import RunHistory, is_run, load_history
 from celo2.meta.report.html import make_table, write_report
 from celo2.meta.run.metrics import METRICS_FILE
@@ -57,10 +57,10 @@ class ReportCommand:
     """Folders of celo2 evaluate, or its runs packed into a file; or runs of celo2 meta-train."""
     out: Path | None = None
     """Folder for the report; the first run's by default."""
-    baseline: str = BASELINE
-    """Of a suite: the optimizer that scores are relative to."""
-    rank_by: RankBy = "validation"
-    """Of a suite: the loss that chooses each optimizer's setting and ranks them."""
+    baseline: str = ""
+    """Of a suite: the optimizer that scores are relative to; by default adamw, or the first other one."""
+    rank_by: Literal["stored", "validation", "training"] = "stored"
+    """Of a suite: the loss that chooses each optimizer's setting and ranks them; "stored": as it was run."""
     markdown: Path | None = None
     """Of a suite: a Markdown page, to replace what is between `<!-- results -->` and `<!-- end -->`."""
     pack: Path | None = None
@@ -94,12 +94,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _report_suites(command: ReportCommand, console: Console) -> None:
     results, first = load_suites(command.folders), command.folders[0]
+    baseline = command.baseline or default_baseline(run.spec.optimizer for run in results)
+    rank_by = stored_ranking(command.folders) if command.rank_by == "stored" else command.rank_by
     if command.pack:
         write_pack(results, command.pack)
     if command.markdown:
-        write_tables(results, command.markdown, baseline=command.baseline, rank_by=command.rank_by)
+        write_tables(results, command.markdown, baseline=baseline, rank_by=rank_by)
     out = command.out or (first if first.is_dir() else first.parent)
-    report_suite(results, out, console, baseline=command.baseline, rank_by=command.rank_by)
+    report_suite(results, out, console, baseline=baseline, rank_by=rank_by)
 
 
 def _report_meta_training(command: ReportCommand, console: Console) -> None:

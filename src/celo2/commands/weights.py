@@ -255,7 +255,7 @@ def _publish(arguments: argparse.Namespace) -> int:
     for file in files:
         print(f"wrote {file}")
     if arguments.push:
-        print(f"uploaded: {upload(arguments.repo_id, out, private=arguments.private)}")
+        print(f"uploaded: {upload(arguments.repo_id, files, private=arguments.private)}")
     else:
         print("nothing was uploaded; --push does")
     return 0

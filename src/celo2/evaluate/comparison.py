@@ -15,7 +15,7 @@ from celo2._utils.checks import check_count, check_devices, check_memory, check_
 from celo2.baselines import sets_own_rate
 from celo2.config import nearest_name
 from celo2.constants import FLOAT32_MAX
-from celo2.evaluate.analysis.standings import BASELINE
+from celo2.evaluate.analysis.standings import default_baseline
 from celo2.evaluate.suite.local import Machine
 from celo2.evaluate.suite.results import RankBy, RunResult
 from celo2.evaluate.suite.run import OnSuiteProgress, run_suite, train_in_memory
@@ -126,8 +126,8 @@ class CompareConfig:
 
     @property
     def baseline(self) -> str:
-        """The optimizer that times and scores are relative to: AdamW, or the first one without it."""
-        return BASELINE if BASELINE in self.optimizers else self.optimizers[0]
+        """The optimizer that times and scores are relative to (`default_baseline`)."""
+        return default_baseline(self.optimizers)
 
 
 def compare(

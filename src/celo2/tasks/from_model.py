@@ -83,7 +83,12 @@ def task_from_model(
     )
     check_task(name, task)
     if initial_loss is None:
-        task = dataclasses.replace(task, initial_loss=_measure_initial_loss(task))
+        measured = _measure_initial_loss(task)
+        if not np.isfinite(measured):
+            raise ValueError(
+                f"task {name!r}: the loss of an untrained network is {measured}; give initial_loss."
+            )
+        task = dataclasses.replace(task, initial_loss=measured)
     return task
 
 

@@ -69,7 +69,8 @@ class RunGrid:
         """
         finite = np.isfinite(self.train_loss)
         blew_up = np.where(finite.all(-1), -1, finite.argmin(-1))
-        worse = ~(self.final_train_loss <= DIVERGENCE_MARGIN * self.initial_loss)
+        limit = self.initial_loss + (DIVERGENCE_MARGIN - 1) * abs(self.initial_loss)  # which may be negative
+        worse = ~(self.final_train_loss <= limit)
         worse |= ~np.isfinite(self.final_valid_loss)
         return np.where((blew_up < 0) & worse, self.steps, blew_up)
 

@@ -56,6 +56,10 @@ class TimedStep:
         """The median of the times."""
         return statistics.median(self.times)
 
+    def finish(self) -> None:
+        """Gives parameters and state back to the device."""
+        self._carry = None
+
     def start(self, params: Any) -> None:
         """Makes the state; the parameters are donated to the first step."""
         self._carry = params, jax.jit(self._init)(params)
@@ -78,10 +82,14 @@ def time_steps(
         inputs: The inputs of every step.
         budget: The seconds for all of them together; at least `MIN_ROUNDS` rounds are run.
     """
-    for step in steps:
-        step.start(make_params())
-        step.run(inputs)
-    one_round = sum(step.run(inputs) for step in steps)
-    for _ in range(max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / one_round)))):
+    try:
         for step in steps:
-            step.times.append(step.run(inputs))
+            step.start(make_params())
+            step.run(inputs)
+        one_round = sum(step.run(inputs) for step in steps)
+        for _ in range(max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / one_round)))):
+            for step in steps:
+                step.times.append(step.run(inputs))
+    finally:
+        for step in steps:
+            step.finish()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from celo2._utils.files import write_atomic
 from celo2.weights.checkpoint import SHIPPED, AnyWeights, ZooWeights, save_weights
 from celo2.weights.sources import shipped_card
 
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 TAGS = ("optimizer", "learned-optimizer", "meta-learning", "celo2", "jax", "optax", "pytorch")
+LIBRARY = "library_name: celo2"  # in a card's front matter
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?://|#)[^)]*\)")  # of Markdown, to a file of this repository
 
 
@@ -33,10 +35,13 @@ def prepare_repository(
         The paths of the weights and of the card.
 
     Raises:
-        ValueError: The repository is not of the form `owner/name`.
+        ValueError: The repository is not of the form `owner/name`, or the folder has a README.md of its own.
     """
     if not REPOSITORY.fullmatch(repo_id):
         raise ValueError(f"expected a repository OWNER/NAME, got {repo_id!r}.")
+    readme = folder / "README.md"
+    if readme.exists() and LIBRARY not in readme.read_text(encoding="utf-8", errors="replace"):
+        raise ValueError(f"{readme} is no model card of celo2 and would be replaced; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{repo_id.rpartition('/')[2]}.safetensors", folder / "README.md"]
     save_weights(files[0], weights)
@@ -49,7 +54,7 @@ def make_card(weights: AnyWeights[Any], repo_id: str, *, source: str = "", licen
     front = [
         "---",
         f"license: {licence}",
-        "library_name: celo2",
+        LIBRARY,
         "tags:",
         *(f"- {tag}" for tag in TAGS),
         "---",
@@ -64,14 +69,14 @@ def make_card(weights: AnyWeights[Any], repo_id: str, *, source: str = "", licen
     return "\n\n".join(parts) + "\n"
 
 
-def upload(repo_id: str, folder: Path, *, private: bool = False) -> str:
-    """Makes the repository if needed, uploads the folder, and returns the address of the commit.
+def upload(repo_id: str, files: Sequence[Path], *, private: bool = False) -> str:
+    """Makes the repository if needed, uploads the files, and returns the address of the commit.
 
     The token is the hub's own: `HF_TOKEN`, or what `hf auth login` stored.
 
     Args:
         repo_id: The repository, `"owner/name"`.
-        folder: The folder of `prepare_repository`.
+        files: The files of `prepare_repository`; nothing else of their folder is uploaded.
         private: Whether a new repository is private.
 
     Raises:
@@ -84,11 +89,18 @@ def upload(repo_id: str, folder: Path, *, private: bool = False) -> str:
     api = hub.HfApi()
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Weights of celo2"))
+        return str(
+            api.upload_folder(
+                repo_id=repo_id,
+                folder_path=files[0].parent,
+                allow_patterns=[file.name for file in files],
+                commit_message="Weights of celo2",
+            )
+        )
     except Exception as error:  # the hub's HTTP library differs between versions, and so do its errors
         raise ConnectionError(
-            f"{repo_id} was not uploaded ({error}); the files are in {folder}. A token comes from HF_TOKEN "
-            "or hf auth login."
+            f"{repo_id} was not uploaded ({error}); the files are in {files[0].parent}. A token comes from "
+            "HF_TOKEN or hf auth login."
         ) from error
 
 

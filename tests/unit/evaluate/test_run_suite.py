@@ -109,6 +109,21 @@ def test_refinement_tries_two_rates_around_the_best_of_each(tmp_path: Path) -> N
     assert asked == []
 
 
+def test_refinement_takes_what_is_stored_where_a_group_is_trained_again(tmp_path: Path) -> None:
+    """More rates and seeds train the smallest rectangle of the missing runs, which has stored ones in it."""
+    few = dataclasses.replace(SUITE, tasks=("quadratic",), num_learning_rates=4, seeds=1)
+    many = dataclasses.replace(few, num_learning_rates=7, seeds=3, refine=True)
+
+    def engine(tasks, _, __):
+        for group in (group for groups in tasks for group in groups):
+            yield _train_bowl(group)
+
+    run_suite(few, RunStore(tmp_path), engine=engine)
+    assert run_suite(many, RunStore(tmp_path), engine=engine) == []
+    specs = [result.spec for result in RunStore(tmp_path).load().results]
+    assert len(specs) == len(set(specs)) == many.count_runs()
+
+
 def test_refinement_leaves_named_rates_and_what_diverged_everywhere_alone(tmp_path: Path) -> None:
     suite = dataclasses.replace(SUITE, tasks=("quadratic",), rates_of={"adamw": (0.1, 0.2)}, refine=True)
 

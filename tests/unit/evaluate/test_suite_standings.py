@@ -13,7 +13,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from celo2.evaluate.analysis.caveats import caveats, defeats, describe_divergence, verdict
-from celo2.evaluate.analysis.standings import arrange
+from celo2.evaluate.analysis.standings import arrange, default_baseline
 from celo2.evaluate.analysis.summary import rank_optimizers, rank_tasks
 from celo2.evaluate.suite.results import RunResult
 from helpers.suite_results import AGENT, IMAGES, VALID, make_run, make_suite
@@ -219,6 +219,14 @@ def test_lengths_and_data_sets_make_different_tasks():
         "conv@tiny, 500 steps, on images-sample",
         "conv@tiny, 500 steps, on images",
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "baseline"),
+    [(("muon", "celo2", "adamw"), "adamw"), (("sgd", "celo2", "muon"), "muon"), (("celo2",), "celo2")],
+)
+def test_default_baseline_is_adamw_or_another_hand_designed_one(names, baseline):
+    assert default_baseline(names) == baseline
 
 
 def test_no_runs_and_a_run_given_twice_are_refused():

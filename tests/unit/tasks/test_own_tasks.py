@@ -230,6 +230,13 @@ def test_a_name_that_is_taken_or_has_other_characters_is_refused(name: str) -> N
 
 
 @pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize("name", ["adamw", "velo", "all"])
+def test_an_optimizer_name_with_another_meaning_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"already|means something else"):
+        register_optimizer(name, optax.sgd)
+
+
+@pytest.mark.usefixtures("registries")
 def test_a_task_with_sizes_has_names_with_sizes() -> None:
     register_task("sized", lambda size="full": make_own(batch_size={"tiny": 2, "full": 8}[size]))
     assert (make_task("sized@tiny").batch_size, make_task("sized").batch_size) == (2, 8)

@@ -211,6 +211,12 @@ def test_a_run_that_ends_above_an_untrained_network_diverged(final, diverged):
     assert make_grid([[final]]).diverged.item() == diverged
 
 
+@pytest.mark.parametrize(("final", "diverged"), [(-2.05, False), (-1.95, False), (-1.8, True)])
+def test_a_negative_loss_diverges_upwards(final, diverged):
+    grid = dataclasses.replace(make_grid([[final]]), initial_loss=-2.0)
+    assert grid.diverged.item() == diverged
+
+
 def test_final_loss_is_the_mean_over_the_last_window():
     steps = 100
     falling = np.concatenate([np.linspace(2, 1, 80), np.full(20, 1.5)]).astype(np.float32)

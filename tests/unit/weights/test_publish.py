@@ -33,8 +33,10 @@ class Hub:
             raise RuntimeError(self.refusal)
         self.calls.append((repo_id, options))
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> str:
-        names = sorted(path.name for path in folder_path.iterdir())
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str
+    ) -> str:
+        names = sorted(path.name for path in folder_path.iterdir() if path.name in allow_patterns)
         self.calls.append((repo_id, {"files": names, "message": commit_message}))
         return f"https://hub/{repo_id}/commit/1"
 
@@ -93,6 +95,7 @@ def test_a_predecessors_card_names_its_kind(tmp_path: Path) -> None:
 
 
 def test_push_makes_the_repository_and_uploads_both_files(hub: Hub, tmp_path: Path, capsys) -> None:
+    (tmp_path / "secret.env").write_text("TOKEN=1")  # only what was prepared is uploaded
     words = ["publish", "celo2", "me/celo2", "--out", str(tmp_path), "--push", "--private"]
     assert main(words) == 0
     assert hub.calls == [
@@ -117,7 +120,17 @@ def test_a_refused_upload_keeps_the_files_and_says_what_to_do(hub: Hub, tmp_path
     assert (tmp_path / "celo2.safetensors").exists()
 
 
-def test_a_name_that_is_no_repository_is_refused_before_anything_is_written(tmp_path: Path, capsys) -> None:
-    assert main(["publish", "celo2", "celo2", "--out", str(tmp_path / "out")]) == 1
+def test_a_readme_of_something_else_is_kept(tmp_path: Path, capsys) -> None:
+    (tmp_path / "README.md").write_text("# My project\n")
+    assert main(["publish", "celo2", "me/celo2", "--out", str(tmp_path)]) == 1
+    assert "is no model card of celo2" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "# My project\n"
+
+
+@pytest.mark.parametrize("name", ["celo2", "me/..", "me/", "../me"])
+def test_a_name_that_is_no_repository_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path, capsys
+) -> None:
+    assert main(["publish", "celo2", name, "--out", str(tmp_path / "out")]) == 1
     assert "expected a repository OWNER/NAME" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

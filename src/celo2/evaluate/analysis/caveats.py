@@ -114,13 +114,15 @@ def _is_clear(losses: np.ndarray, others: np.ndarray) -> bool:
 
 
 def _describe_tuning(task: TaskRuns) -> str:
-    counts = {len(cell.settings) for name, cell in task.cells.items() if not sets_own_rate(name)}
+    tuned_cells = {name: cell for name, cell in task.cells.items() if not sets_own_rate(name)}
+    counts = {len({setting.learning_rate for setting in cell.complete}) for cell in tuned_cells.values()}
+    each = "Each optimizer" if len(tuned_cells) == len(task.cells) else "Each tuned optimizer"
     seeds = {cell.num_seeds for cell in task.cells.values()}
     tuned = f"the best of {max(counts)} learning rates" if len(counts) == 1 else "its best learning rate"
     if counts <= {1}:
         tuned = "one learning rate"
     runs = f", mean of {min(seeds)} seeds" if len(seeds) == 1 and min(seeds) > 1 else ""
-    return f"Each optimizer has {tuned}{runs}."
+    return f"{each} has {tuned}{runs}."
 
 
 def _percent(share: float) -> str:
@@ -209,7 +211,7 @@ def _settings(standings: Standings) -> Iterator[str]:
 
     def numbers(task: TaskRuns) -> tuple[tuple[str, int], ...]:
         tuned = {name: cell for name, cell in task.cells.items() if not sets_own_rate(name)}
-        return tuple((name, len(cell.settings)) for name, cell in tuned.items())
+        return tuple((name, len(cell.complete)) for name, cell in tuned.items())
 
     for counts, tasks in _group(standings.tasks, numbers):
         if len({count for _, count in counts}) > 1:

@@ -62,6 +62,11 @@ class Cell:
         return max(map(len, self.settings.values()))
 
     @cached_property
+    def complete(self) -> list[Setting]:
+        """The settings with as many seeds as any other."""
+        return [setting for setting, runs in self.settings.items() if len(runs) == self.num_seeds]
+
+    @cached_property
     def mean_losses(self) -> dict[Setting, float]:
         """The final loss of each setting, mean over the seeds; +inf where one diverged."""
         return {setting: float(self._finals(runs).mean()) for setting, runs in self.settings.items()}
@@ -69,8 +74,7 @@ class Cell:
     @cached_property
     def best(self) -> Setting | None:
         """The best setting; None if each has a diverged run."""
-        whole = [setting for setting, runs in self.settings.items() if len(runs) == self.num_seeds]
-        best = min(whole, key=self.mean_losses.__getitem__)
+        best = min(self.complete, key=self.mean_losses.__getitem__)
         return best if math.isfinite(self.mean_losses[best]) else None
 
     @property

@@ -142,6 +142,12 @@ def is_ours(optimizer: str) -> bool:
     return optimizer.partition(":")[0] in OURS
 
 
+def default_baseline(optimizers: Iterable[str]) -> str:
+    """Returns AdamW or, without it, the first by name that is not Celo2, or else the first."""
+    names = sorted(set(optimizers), key=lambda name: (name != BASELINE, is_ours(name), name))
+    return names[0]
+
+
 def arrange(
     results: Iterable[RunResult], baseline: str = BASELINE, rank_by: RankBy = "validation"
 ) -> Standings:

@@ -50,7 +50,8 @@ def ranked_band(task: TaskRuns, cell: Cell) -> Band:
 
 def upper_limit(task: TaskRuns) -> float | None:
     """Returns the highest displayed loss, so that a diverging curve does not squeeze the others."""
-    return None if task.returns or task.facts.initial_loss is None else 1.5 * task.facts.initial_loss
+    initial = task.facts.initial_loss
+    return None if task.returns or initial is None or initial <= 0 else 1.5 * initial
 
 
 def line_style(index: int) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,10 +223,9 @@ def _describe_schedules(runs: Sequence[RunResult]) -> str:
 def _describe(optimizer: str) -> str:
     if optimizer not in OPTIMIZERS and (optimizer.partition(":")[0] in LEARNED or sets_own_rate(optimizer)):
         return "weights from a file"
-    try:
+    if optimizer in OPTIMIZERS or optimizer.partition(":")[0] in sys.modules:  # a report imports nothing
         return OPTIMIZERS.find(optimizer).description
-    except ValueError:  # of a module that is not here
-        return "not of this package"
+    return "not of this package"
 
 
 def _count(things: Sequence[object], name: str) -> str:

@@ -137,11 +137,16 @@ def _compile_alone(task: Task, spec: OptimizerSpec, group: Group) -> TimedStep:
 
 
 def _time_alone(task: Task, steps: Sequence[TimedStep | None]) -> None:
-    """Times the steps that are to be timed alone, all together."""
+    """Times the steps that are to be timed alone, all together; if one fails, none has a time."""
     chosen = [step for step in steps if step is not None]
-    if chosen:
+    if not chosen:
+        return
+    try:
         _, batch = _timing_inputs(task)
         time_steps(chosen, lambda: _timing_inputs(task)[0], batch, TIMING_BUDGET)
+    except Exception:  # an optimizer that fails is told when it is trained; the others go on
+        for step in chosen:
+            step.times.clear()
 
 
 def _timing_inputs(task: Task) -> tuple[Params, Batch]:
@@ -168,7 +173,7 @@ def _train(
     steps, curves = grid.curve()
     environment, created = describe_environment(), datetime.datetime.now().astimezone()
     step, seconds_per_step, timing = prepared.step, grid.seconds_per_step, "alone"
-    if step is not None:
+    if step is not None and step.times:
         seconds_per_step = step.seconds
     else:
         runner = prepared.runner

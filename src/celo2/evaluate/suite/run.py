@@ -122,7 +122,7 @@ class _Training:
         machine, engine, on_progress: As of `run_suite`.
 
     Attributes:
-        results: All runs.
+        results: All runs; of one that was trained again, the stored one.
     """
 
     def __init__(
@@ -134,10 +134,14 @@ class _Training:
         engine: Engine,
         on_progress: OnSuiteProgress | None,
     ) -> None:
-        self.results = list(stored)
+        self._runs = {result.spec: result for result in stored}
         self._suite, self._keep, self._machine, self._engine = suite, keep, machine, engine
         self._on_progress = on_progress
         self._wanted: set[RunSpec] = set()
+
+    @property
+    def results(self) -> list[RunResult]:
+        return list(self._runs.values())
 
     def run(self, groups: Sequence[Sequence[Group]]) -> list[Failure]:
         """Trains the groups of each task, and returns those that could not be trained."""
@@ -159,7 +163,7 @@ class _Training:
                 continue
             runs = [self._with_known_time(run) for run in outcome]
             self._keep(runs)
-            self.results += runs
+            self._runs = {run.spec: run for run in runs} | self._runs
             self._report()
         return failures
 
@@ -168,13 +172,12 @@ class _Training:
         if not self._machine.time_alone or run.timing == "alone":
             return run
         for known in self.results:
-            same = (known.spec.task, known.spec.optimizer) == (run.spec.task, run.spec.optimizer)
-            if same and known.timing == "alone":
+            if known.timing == "alone" and _where(known) == _where(run):
                 return dataclasses.replace(run, timing="alone", seconds_per_step=known.seconds_per_step)
         return run
 
     def _done(self) -> set[RunSpec]:
-        return self._wanted & {result.spec for result in self.results}
+        return self._wanted & self._runs.keys()
 
     def _report(self, current: GroupProgress | None = None) -> None:
         if self._on_progress:
@@ -185,13 +188,18 @@ class _Training:
         """Returns the group around the best learning rate; None if there is none, or nothing to refine."""
         if not self._suite.count_refined(group):
             return None
-        specs = set(group.specs())
-        runs = [result for result in self.results if result.spec in specs]
-        if len(runs) < len(specs):
+        runs = [self._runs[spec] for spec in group.specs() if spec in self._runs]
+        if len(runs) < len(group.specs()):
             return None  # it failed, and is tried again the next time
         [task] = arrange(runs, rank_by=self._suite.rank_by).tasks
         best = task.cells[group.optimizer].best
         return group.around(best.learning_rate) if best else None
+
+
+def _where(run: RunResult) -> tuple[object, ...]:
+    """Returns what a step's time depends on: task, optimizer and machine."""
+    machine = (run.environment.get("processor"), run.environment.get("devices"))
+    return (run.spec.task, run.spec.optimizer, *machine)
 
 
 def _plan(suite: Suite, stored: Sequence[RunResult], folder: Path) -> list[list[Group]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 README = "README.md"
-EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("*.py"))
 PAGES = {  # file of the repository → page of the site
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
@@ -33,7 +33,8 @@ PAGES = {  # file of the repository → page of the site
     README: "index.md",
     "src/celo2/pretrained/celo2.md": "weights/celo2.md",
     "src/celo2/pretrained/celo2-base.md": "weights/celo2-base.md",
-    **{f"examples/{name}.py": f"examples/{name}.md" for name in EXAMPLES},
+    "examples/README.md": "examples/index.md",
+    **{name: name.removesuffix(".py") + ".md" for name in EXAMPLES},
 }
 FILES = {page: file for file, page in PAGES.items() if file != README}
 REGION = re.compile(r"<!-- region (\S+) -->\n(.*?)\n<!-- endregion -->", re.DOTALL)

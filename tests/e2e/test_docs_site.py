@@ -155,7 +155,7 @@ def test_home_has_the_judging_table_of_the_readme(site: Path) -> None:
         )
     )
     rows = [line for line in readme.splitlines() if line.startswith("| ") and "tasks |" in line]
-    assert len(rows) == 4
+    assert len(rows) >= 4
     assert all(row in home for row in rows)
 
 

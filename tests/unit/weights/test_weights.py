@@ -252,8 +252,13 @@ def test_theta_default_names_the_option_that_no_shipped_weights_have(shipped):
 
 
 def test_theta_of_another_type_is_refused():
-    with pytest.raises(TypeError, match="load a file with"):
-        resolve_theta("theta.state")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="a path or name of weights, a tree of arrays or None, got int"):
+        resolve_theta(7)  # pyright: ignore[reportArgumentType]
+
+
+def test_theta_by_a_path_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights at"):
+        resolve_theta(tmp_path / "theta.state")
 
 
 def test_shipped_weights_load_by_name(shipped):

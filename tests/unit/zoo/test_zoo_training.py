@@ -190,7 +190,7 @@ def test_predecessor_is_compared_with_a_tuned_optimizer(tmp_path: Path) -> None:
     zoo.save_weights(tmp_path / "w.state", zoo.ZooWeights(jax.device_get(theta), CeloAdam(lstm_size=3)))
     name = f"celo_adam:{tmp_path / 'w.state'}"
     config = CompareConfig(
-        task="quadratic", optimizers=(name, "adamw"), steps=20, seeds=1, num_learning_rates=2
+        task="quadratic", optimizers=(name, "adamw"), steps=20, seeds=1, num_learning_rates=2, refine=False
     )
     standings = arrange(compare(config))
     own, tuned = (standings.tasks[0].cells[one] for one in (name, "adamw"))

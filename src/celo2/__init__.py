@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from celo2._utils.lazy import import_name
 from celo2._version import __version__
 
 if TYPE_CHECKING:
@@ -71,9 +72,7 @@ _SUBMODULES = ("zoo",)
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"celo2.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module 'celo2' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = import_name(__name__, _HOME, name)
     globals()[name] = value
     return value
 

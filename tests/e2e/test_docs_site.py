@@ -175,7 +175,8 @@ def test_a_broken_link_ends_the_build(link: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", SCRIPTS)
-def test_code_of_a_page_runs(code: str, standard_promotion: None) -> None:
-    """As a reader's own program: with JAX's usual promotion of ranks and dtypes."""
+def test_code_of_a_page_runs(code: str, standard_promotion: None, capsys: pytest.CaptureFixture) -> None:
+    """As a reader's own program, with JAX's usual promotion of ranks and dtypes."""
     with jax.numpy_rank_promotion("allow"):
         exec(compile(code, "page", "exec"), {"__name__": "page"})
+    assert capsys.readouterr().err == ""

@@ -1,1 +1,1 @@
-"""General helpers: files, locks, signals, output streams, argument checks, optional dependencies."""
+"""General helpers: files, locks, signals, streams, checks, registries, optional and lazy imports."""

@@ -11,10 +11,10 @@ sorts runs by task and optimizer, `write_report` renders them.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from celo2._utils.extras import require
+from celo2._utils.lazy import import_name
 
 require("jax", "jax", "optax")
 
@@ -52,6 +52,4 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'celo2.evaluate' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return import_name(__name__, _HOME, name)

@@ -10,10 +10,10 @@ of a declared set with weights or with an optimizer, as `celo2 probe` does.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from celo2._utils.extras import require
+from celo2._utils.lazy import import_name
 
 require("meta", "jax", "optax", "orbax", "rich", "tyro")
 
@@ -34,6 +34,4 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'celo2.meta' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return import_name(__name__, _HOME, name)

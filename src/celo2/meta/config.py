@@ -7,15 +7,14 @@ import fnmatch
 import json
 import math
 import os
-from pathlib import Path
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, Self, get_args, get_type_hints
 
 from tyro.conf import Suppress as RecipeOnly  # an option without a flag
 
 from celo2._utils.checks import check_count, check_seeds
 from celo2.config import RuleConfig
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
-from celo2.meta.parsing import parse_fields, parse_rule_options, parse_shares, split_by_weight
+from celo2.meta.parsing import load_config, parse_fields, parse_rule_options, parse_shares, split_by_weight
 from celo2.tasks.base import Split
 from celo2.tasks.families import FAMILIES
 from celo2.tasks.families.augmentation import LEVELS, Level, parse_mixture
@@ -302,7 +301,7 @@ class MetaConfig:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> MetaConfig:
+    def from_json(cls, text: str) -> Self:
         """Parses the output of `to_json`; missing options take their defaults.
 
         Raises:
@@ -312,17 +311,9 @@ class MetaConfig:
         return cls(**parse_fields(cls, text, "a meta-training config"))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> MetaConfig:
-        """Reads the `config.json` of a run.
-
-        Raises:
-            OSError: The file cannot be read.
-            ValueError: See `from_json`; the message begins with the path.
-        """
-        try:
-            return cls.from_json(Path(path).read_text())
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads the `config.json` of a run; errors are those of `parsing.load_config`."""
+        return load_config(cls, path)
 
 
 RECIPE_ONLY = tuple(

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Container, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from celo2._utils.files import parse_object
 from celo2._utils.registry import REFERENCE, Registry
 from celo2.config import RuleConfig, nearest_name
+
+
+class _FromJson(Protocol):
+    """A config that is built from a JSON text."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Self: ...
+
+
+Config = TypeVar("Config", bound=_FromJson)
 
 _ONE = {str: "a string", int: "a whole number", float: "a number"}
 _MANY = {str: "a list of strings", float: "a list of numbers"}
@@ -33,6 +45,19 @@ def parse_fields(cls: type, text: str, what: str) -> dict[str, Any]:
             raise ValueError(f"unknown name {name!r} in {what}{near}.")
         check_kind(name, value, kinds[name])
     return values
+
+
+def load_config(cls: type[Config], path: str | os.PathLike[str]) -> Config:
+    """Reads the JSON file of a config that has `from_json`.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: As in `from_json`; the message begins with the path.
+    """
+    try:
+        return cls.from_json(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
 
 
 def check_kind(name: str, value: Any, kind: Any) -> None:

@@ -6,8 +6,9 @@ arrays. `celo2 compare --task package.module:make_task` trains it; `register_tas
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from celo2._utils.lazy import import_name
 
 if TYPE_CHECKING:
     from celo2.tasks.base import Dataset, Stream, Task
@@ -27,6 +28,4 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'celo2.tasks' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return import_name(__name__, _HOME, name)

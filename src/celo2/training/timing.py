@@ -16,6 +16,11 @@ CompilerOptions = dict[str, bool | str] | None  # what `celo2.compiler_options` 
 Step = Callable[[Any, Any], tuple[Any, Any]]  # ((params, state), inputs) → ((params, state), anything)
 
 
+def count_bytes(tree: Any) -> int:
+    """Returns the size of a tree of arrays, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 class TimedStep:
     """One optimizer's compiled step, in which parameters and state are donated, and its times.
 
@@ -43,7 +48,7 @@ class TimedStep:
     ) -> None:
         self._init = optimizer.init
         state = jax.eval_shape(optimizer.init, params)
-        self.state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        self.state_bytes = count_bytes(state)
         begin = time.perf_counter()
         self._step = jax.jit(step, donate_argnums=0).lower((params, state), inputs).compile(options)
         self.compile_seconds = time.perf_counter() - begin

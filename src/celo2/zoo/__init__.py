@@ -12,9 +12,9 @@ Weight files are read without JAX; `make` and `init_theta` import it on first us
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
+from celo2._utils.lazy import import_name
 from celo2.zoo.specs import PRESETS
 
 if TYPE_CHECKING:
@@ -35,6 +35,4 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'celo2.zoo' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return import_name(__name__, _HOME, name)

@@ -21,7 +21,7 @@ from celo2.tasks.registry import make_task
 from celo2.training.optimizer_step import make_step
 from celo2.training.runner import DEFAULT_MAX_MEMORY, GridRunner, Progress
 from celo2.training.task_step import SharedTask
-from celo2.training.timing import TimedStep, time_steps
+from celo2.training.timing import TimedStep, count_bytes, time_steps
 
 TIMING_BUDGET = 3.0  # seconds in which the steps of all optimizers of a task are timed
 
@@ -156,8 +156,7 @@ def _timing_inputs(task: Task) -> tuple[Params, Batch]:
 
 def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
     params = jax.eval_shape(task.init, jax.random.key(0))
-    state = jax.eval_shape(spec.make(group.learning_rates[0], group.weight_decay).init, params)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return count_bytes(jax.eval_shape(spec.make(group.learning_rates[0], group.weight_decay).init, params))
 
 
 def _train(

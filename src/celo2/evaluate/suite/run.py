@@ -68,7 +68,7 @@ def run_suite(
 
     Args:
         suite: The suite to run.
-        store: The folder; its file `spec.json` records the last requested suite.
+        store: The folder; its file `suite.json` records the last requested suite.
         machine: The resources of each group.
         engine: The engine that trains groups.
         on_progress: Called at the start, and as groups proceed.

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from cmaes import CMA
@@ -33,7 +33,7 @@ from celo2 import __version__
 from celo2._utils.files import read_lines, read_object, write_atomic
 from celo2._utils.locks import lock_folder
 from celo2.gradient_range import FIELD, QUANTILES, format_range
-from celo2.meta.parsing import parse_fields
+from celo2.meta.parsing import load_config, parse_fields
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import Objective, soft_maximum
 from celo2.meta.task_sets import load_task_set
@@ -93,7 +93,7 @@ class SearchConfig:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> SearchConfig:
+    def from_json(cls, text: str) -> Self:
         """Parses the output of `to_json`; missing settings take their defaults.
 
         Raises:
@@ -103,17 +103,9 @@ class SearchConfig:
         return cls(**parse_fields(cls, text, "the config of a search"))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SearchConfig:
-        """Reads the `config.json` of a search.
-
-        Raises:
-            OSError: The file cannot be read.
-            ValueError: See `from_json`; the message begins with the path.
-        """
-        try:
-            return cls.from_json(Path(path).read_text())
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads the `config.json` of a search; errors are those of `parsing.load_config`."""
+        return load_config(cls, path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""Simplification of networks: units and features that cannot change a step are left out.
+
+Weights that a search has found over few numbers, such as the shipped ones, are mostly zeros. A program that is
+compiled from the smaller network takes fewer operations, less memory traffic and less time to compile, and
+computes the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from celo2.config import FEATURES, RuleConfig
+
+_ACTIVATIONS = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh}
+
+
+def simplify(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, Any], RuleConfig]:
+    """Returns a network with fewer units and features that computes the same steps.
+
+    A hidden unit that no input reaches is a constant, which moves into the biases behind it. A unit that
+    nothing reads is left out, and so is a feature whose weights are all zero. Steps agree wherever the
+    features are finite: zero times infinity would be NaN.
+
+    Args:
+        arrays: The network's arrays by name, as `RuleConfig.weight_shapes` says.
+        config: The options. Options of the accumulators stay as they are, so that a state fits both networks.
+
+    Returns:
+        The arrays and the options. All hidden layers have the width of the widest; both are the arguments
+        themselves where an array is not NumPy's, since its values are not known yet, or nothing is idle.
+
+    Example:
+        >>> from celo2.weights import load_checkpoint
+        >>> weights = load_checkpoint("celo2")
+        >>> arrays, config = simplify(weights.arrays, weights.config)
+        >>> weights.config.ff_hidden_size, config.ff_hidden_size
+        (8, 2)
+    """
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        return dict(arrays), config
+    work = {name: array.astype(np.float64) for name, array in arrays.items()}
+    inputs = [name for name, _ in config.feature_groups(2)]
+    _fold_constants(work, inputs, config)
+    kept = _find_read_units(work, config)
+    width = max(max(map(len, kept)), 1)
+    kept = [_fill(units, width, config.ff_hidden_size) for units in kept]
+    options = {"ff_hidden_size": width, **_switch_off_unread(work, config)}
+    smaller = config.replace(**options)
+    if smaller == config:
+        return dict(arrays), config
+    return _take(work, arrays, config, smaller, kept), smaller
+
+
+def _fold_constants(work: dict[str, np.ndarray], inputs: list[str], config: RuleConfig) -> None:
+    """Moves the values of units that no input reaches into the biases of the next layer."""
+    activation = _ACTIVATIONS[config.mlp_activation]
+    reached = np.any(np.concatenate([work[name] for name in inputs]) != 0, axis=0)
+    for layer in range(config.ff_hidden_layers):
+        weight, bias = work[f"w{layer + 1}"], work[f"b{layer}"]
+        work[f"b{layer + 1}"] = work[f"b{layer + 1}"] + activation(bias[~reached]) @ weight[~reached]
+        weight[~reached] = 0
+        reached = np.any(weight != 0, axis=0)
+
+
+def _find_read_units(work: dict[str, np.ndarray], config: RuleConfig) -> list[np.ndarray]:
+    """Returns the indices of the units of each hidden layer that outputs in use depend on."""
+    num_outputs = 2 if config.exp_mult else 1
+    read, kept = np.arange(num_outputs), []
+    for layer in reversed(range(config.ff_hidden_layers)):
+        read = np.flatnonzero(np.any(work[f"w{layer + 1}"][:, read] != 0, axis=1))
+        kept.insert(0, read)
+    unread = np.setdiff1d(np.arange(config.ff_hidden_size), kept[0])
+    for name, _ in config.feature_groups(2):
+        work[name][:, unread] = 0
+    return kept
+
+
+def _fill(units: np.ndarray, width: int, size: int) -> np.ndarray:
+    """Adds units that nothing reads, since all layers have one width."""
+    return np.concatenate([units, np.setdiff1d(np.arange(size), units)[: width - len(units)]])
+
+
+def _switch_off_unread(work: dict[str, np.ndarray], config: RuleConfig) -> dict[str, bool]:
+    """Returns the switches of features that no unit reads; one that vectors have stays on."""
+    used = {feature.option for name, feature in config.feature_groups(2) if np.any(work[name])}
+    if not used & {feature.option for feature in FEATURES if feature.min_rank == 0}:
+        used.add(config.feature_groups(0)[0][1].option)
+    return {feature.option: False for feature in FEATURES if feature.option not in used}
+
+
+def _take(
+    work: dict[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
+    config: RuleConfig,
+    smaller: RuleConfig,
+    kept: list[np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Picks the arrays of the smaller network, in the arrays' own dtypes."""
+    names = {feature.name: name for name, feature in config.feature_groups(2)}
+    taken = {name: work[names[feature.name]][:, kept[0]] for name, feature in smaller.feature_groups(2)}
+    taken["b0"] = work["b0"][kept[0]]
+    for layer in range(1, config.ff_hidden_layers + 1):
+        outputs = kept[layer] if layer < config.ff_hidden_layers else np.arange(work[f"b{layer}"].size)
+        taken[f"w{layer}"] = work[f"w{layer}"][kept[layer - 1]][:, outputs]
+        taken[f"b{layer}"] = work[f"b{layer}"][outputs]
+    return {name: array.astype(arrays["b0"].dtype) for name, array in taken.items()}

@@ -1,0 +1,112 @@
+"""A simplified network computes the same steps as the network it was made from, and has nothing idle."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import rule
+
+from celo2.config import RuleConfig
+from celo2.weights import load_checkpoint
+from celo2.weights.simplify import simplify
+
+Arrays = dict[str, np.ndarray]
+
+
+def random_arrays(config: RuleConfig, seed: int) -> Arrays:
+    generator = np.random.default_rng(seed)
+    return {name: generator.normal(0, 0.5, shape) for name, shape in config.weight_shapes().items()}
+
+
+def oracle_steps(arrays: Arrays, config: RuleConfig, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """Three steps of the float64 oracle on random gradients of one seed."""
+    generator = np.random.default_rng(0)
+    options = rule.make_options(dataclasses.asdict(config))
+    state, param, steps = rule.init(shape, options), generator.normal(size=shape), []
+    for _ in range(3):
+        step, state = rule.update(arrays, state, generator.normal(0, 0.1, shape), param, options)
+        steps.append(step)
+        param = param - 0.01 * step
+    return steps
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (7,), ()])
+@pytest.mark.parametrize("exp_mult", [0.0, 0.1])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_steps_agree_with_the_oracle_on_the_whole_network(
+    shape: tuple[int, ...], exp_mult: float, activation: str, layers: int
+) -> None:
+    config = RuleConfig(exp_mult=exp_mult, mlp_activation=activation, ff_hidden_layers=layers)  # type: ignore[arg-type]
+    arrays = random_arrays(config, seed=layers)
+    for name in arrays:  # units 2 and 5 of the first layer are constants; unit 3 is never read
+        if name.startswith("w0"):
+            arrays[name][:, [2, 5]] = 0
+    arrays["w1"][3] = 0
+    arrays["w0__2"][:] = arrays["w0__9"][:] = arrays["w0__10"][:] = 0  # param; row and col
+    smaller, options = simplify(arrays, config)
+    assert not options.with_p and not options.with_fac_rms and options.with_fac_rsqrt
+    assert options.ff_hidden_size == (5 if layers == 1 else 8)  # the second layer has all its units
+    expected, found = oracle_steps(arrays, config, shape), oracle_steps(smaller, options, shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["celo2", "celo2-base"])
+@pytest.mark.parametrize("shape", [(6, 5), (7,)])
+def test_shipped_weights_agree_and_have_two_units(name: str, shape: tuple[int, ...]) -> None:
+    weights = load_checkpoint(name)
+    smaller, options = simplify(weights.arrays, weights.config)
+    assert options.ff_hidden_size == 2
+    assert [feature.name for _, feature in options.feature_groups(2)] == [
+        "grad", "clipped_grad", "momentum", "normalized_momentum", "factored_grad", "normalized_grad",
+        "factored_momentum",
+    ]  # fmt: skip
+    expected = oracle_steps(dict(weights.arrays), weights.config, shape)
+    np.testing.assert_allclose(oracle_steps(smaller, options, shape), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_network_that_reads_everything_stays_as_it_is() -> None:
+    config = RuleConfig()
+    arrays = random_arrays(config, seed=0)
+    smaller, options = simplify(arrays, config)
+    assert options is config
+    assert all(smaller[name] is arrays[name] for name in arrays)
+
+
+def test_weights_that_are_not_known_yet_stay_as_they_are() -> None:
+    config = RuleConfig()
+
+    def run(arrays: Arrays) -> jax.Array:
+        smaller, options = simplify(arrays, config)
+        assert options is config
+        return jnp.sum(smaller["b0"])
+
+    jax.jit(run)({name: jnp.zeros(shape) for name, shape in config.weight_shapes().items()})
+
+
+def test_a_network_of_zeros_keeps_one_unit_and_one_feature_of_vectors() -> None:
+    config = RuleConfig()
+    arrays = {name: np.zeros(shape) for name, shape in config.weight_shapes().items()}
+    arrays["b2"][0] = 0.25
+    smaller, options = simplify(arrays, config)
+    assert options.ff_hidden_size == 1
+    assert [feature.name for _, feature in options.feature_groups(0)] == ["grad"]
+    np.testing.assert_allclose(oracle_steps(smaller, options, (3,)), oracle_steps(arrays, config, (3,)))
+
+
+def test_constants_pass_through_both_layers() -> None:
+    config = RuleConfig()
+    arrays = random_arrays(config, seed=3)
+    for name in arrays:
+        if name.startswith("w0"):
+            arrays[name][:] = 0
+    arrays["w0__0"][0, 0] = 1.0  # the gradient reaches unit 0 alone
+    arrays["w1"][0, 1:] = 0  # and through it unit 0 of the second layer alone
+    smaller, options = simplify(arrays, config)
+    assert options.ff_hidden_size == 1
+    expected = oracle_steps(arrays, config, (6, 5))
+    np.testing.assert_allclose(oracle_steps(smaller, options, (6, 5)), expected, rtol=1e-9, atol=1e-12)

@@ -1,8 +1,8 @@
 """Simplification of networks: units and features that cannot change a step are left out.
 
-Weights that a search has found over few numbers, such as the shipped ones, are mostly zeros. A program that is
-compiled from the smaller network takes fewer operations, less memory traffic and less time to compile, and
-computes the same steps.
+Weights that a search has found over few numbers, such as the shipped ones, are mostly zeros. A program made
+of the smaller network takes fewer operations, less memory traffic and less time to compile, and computes the
+same steps.
 """
 
 from __future__ import annotations

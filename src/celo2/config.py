@@ -144,8 +144,8 @@ class RuleConfig(Schema):
     """All options of the rule; the defaults are the reference's (the Celo2 variant).
 
     Attributes:
-        ff_hidden_size: Width of the hidden layers, 1 to 1024.
-        ff_hidden_layers: Number of hidden layers, 1 to 16.
+        ff_hidden_size: Width of the hidden layers, 1 to 1024; `NUM_OUTPUTS` without hidden layers.
+        ff_hidden_layers: Number of hidden layers, 0 to 16. Without any, the network is linear.
         initial_momentum_decays: Decays β of the momentum accumulators `m ← β m + (1-β) g`, in [0, 1).
         initial_rms_decays: Decays of the second-moment accumulators `v ← β v + (1-β) g²`: one,
             or as many as there are momentum decays.
@@ -235,7 +235,7 @@ class RuleConfig(Schema):
     def _check_ranges(self) -> None:
         for name, least, most in (
             ("ff_hidden_size", 1, 1024),
-            ("ff_hidden_layers", 1, 16),
+            ("ff_hidden_layers", 0, 16),
             ("ns_iters", 0, 100),
         ):
             if not least <= getattr(self, name) <= most:
@@ -246,6 +246,11 @@ class RuleConfig(Schema):
                 raise ValueError(
                     f"{name} must be one or more decays in [0, 1), also as float32, got {decays}."
                 )
+        if self.ff_hidden_layers == 0 and self.ff_hidden_size != NUM_OUTPUTS:
+            raise ValueError(
+                f"ff_hidden_size must be {NUM_OUTPUTS}, the number of outputs, where ff_hidden_layers is 0, got "
+                f"{self.ff_hidden_size}."
+            )
         if len(self.initial_rms_decays) not in (1, len(self.initial_momentum_decays)):
             raise ValueError(
                 "initial_rms_decays must have one decay or as many as initial_momentum_decays "

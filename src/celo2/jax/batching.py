@@ -22,6 +22,7 @@ from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Layout
 from celo2.jax.rounding import round_all
 from celo2.jax.runtime import on_one_device
+from celo2.jax.stacking import stack, unstack
 from celo2.jax.step import Result
 
 ROUNDING_SEED = 0  # seed of the stochastic rounding of a bfloat16 state
@@ -58,12 +59,10 @@ def update_leaves(
         if len(indices) == 1 or same[0].grad.size > STACK_LIMIT or not on_one_device():
             results |= zip(indices, update(same, indices), strict=True)
             continue
-        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *same)
         (together,) = jax.vmap(lambda leaf, index, update=update: update([leaf], [index]))(
-            stacked, jnp.asarray(indices)
+            stack(same), jnp.asarray(indices)
         )
-        for place, index in enumerate(indices):
-            results[index] = jax.tree.map(lambda array, place=place: array[place], together)
+        results |= zip(indices, unstack(together, len(indices), count), strict=True)
     return [results[index] for index in range(len(leaves))]
 
 

@@ -119,12 +119,12 @@ def compute(
     by_shape = _by_shape(groups, scales, weights)
     full = by_shape.pop(max(by_shape, key=np.prod))
     vectors = (*vectors, *map(_vector_units, by_shape.values()))
-    hidden = [activation(unit) for unit in _first_layer(full, vectors, entries["b0"], add)]
-    for layer in range(1, config.ff_hidden_layers):
-        hidden = [activation(unit) for unit in _layer(hidden, entries, layer, config.ff_hidden_size, add)]
-    num_outputs = 2 if config.exp_mult else 1
-    direction, *magnitude = _layer(hidden, entries, config.ff_hidden_layers, num_outputs, add)
-    return direction, magnitude[0] if magnitude else None
+    num_layers, num_outputs = config.ff_hidden_layers, 2 if config.exp_mult else 1
+    widths = [config.ff_hidden_size] * num_layers + [num_outputs]
+    units = _first_layer(full, vectors, entries["b0"], widths[0], add)
+    for layer, width in enumerate(widths[1:], start=1):
+        units = _layer(list(map(activation, units)), entries, layer, width, add)
+    return units[0], units[1] if config.exp_mult else None
 
 
 def make_opaque(weights: Mapping[str, Any], config: RuleConfig) -> Mapping[str, Any]:
@@ -167,14 +167,15 @@ def _first_layer(
     channels: Sequence[_Channel],
     vectors: Sequence[Units],
     bias: Any,
+    width: int,
     add: Callable[[Array, Any, Any], Array],
 ) -> list[Array]:
+    inputs = [c.values if c.scale is None else c.values * c.scale for c in channels]
     units = []
-    for j in range(len(bias)):
+    for j in range(width):
         total: Array = sum((vector[j] for vector in vectors), start=bias[j])
-        for channel in channels:
-            weight = channel.row[j] if channel.scale is None else channel.row[j] * channel.scale
-            total = add(channel.values, weight, total)
+        for values, channel in zip(inputs, channels, strict=True):
+            total = add(values, channel.row[j], total)
         units.append(total)
     return units
 

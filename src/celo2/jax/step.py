@@ -128,8 +128,11 @@ def _update(
         accumulators = accumulators_lib.keep_idle(old, accumulators, busy, axes)
     seen = accumulators_lib.unbias(accumulators, count, config) if config.bias_correction else accumulators
     raw = accumulators if config.bias_correction else None
-    groups = features.compute(grad, param, seen, axes, config, raw=raw)
-    scales = mlp.input_scales(groups) if config.normalize_input else None
+    groups, scales = features.compute(grad, param, seen, axes, config, raw=raw), None
+    if config.normalize_input:
+        # The barrier separates these channels from the network's: computed twice, never stored.
+        grad, param, again, raw = jax.lax.optimization_barrier((grad, param, seen, raw))
+        scales = mlp.input_scales(features.compute(grad, param, again, axes, config, raw=raw))
     direction, magnitude = mlp.compute(groups, scales, weights, config)
     step = _scale_by_magnitude(direction, magnitude, config)
     if config.param_scale_mult:

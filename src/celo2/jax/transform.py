@@ -34,7 +34,7 @@ from celo2.jax.state import (
     state_to_leaves,
 )
 from celo2.weights.checkpoint import SHIPPED, Weights, load_checkpoint, resolve_theta
-from celo2.weights.simplify import simplify
+from celo2.weights.simplify import collapse, simplify
 
 Theta = Weights | Mapping[str, Any] | str | os.PathLike[str] | None
 
@@ -100,7 +100,7 @@ def scale_by_celo2(
         https://kellerjordan.github.io/posts/muon), section 3.4 of the former. Factored second moments:
         Adafactor, arXiv 1804.04235, eq. 4.
     """
-    arrays, rule = simplify(*resolve_theta(theta, **config))
+    arrays, rule = collapse(*simplify(*resolve_theta(theta, **config)))
     stored = check_state_dtype(state_dtype)
 
     def update_all(leaves: list[Leaf], count: jax.Array, layouts: tuple[Layout, ...]) -> list[Any]:

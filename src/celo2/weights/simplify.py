@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from celo2.config import FEATURES, RuleConfig
+from celo2.config import FEATURES, NUM_OUTPUTS, RuleConfig
 
 _ACTIVATIONS = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh}
 
@@ -52,6 +52,83 @@ def simplify(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, A
     if smaller == config:
         return dict(arrays), config
     return _take(work, arrays, config, smaller, kept), smaller
+
+
+def collapse(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, Any], RuleConfig]:
+    """Returns a network without the hidden layers that are linear, which computes the same steps.
+
+    A pair of units that see opposite inputs, and that the next layer reads with opposite weights, adds
+    w relu(x) - w relu(-x) = w x. A first hidden layer that is made of such pairs is one layer with the
+    second.
+
+    Args:
+        arrays: The network's arrays by name.
+        config: The options.
+
+    Returns:
+        The arrays and the options: `ff_hidden_layers` is smaller, and `ff_hidden_size` the number of outputs
+        where no hidden layer is left. Both are the arguments themselves where the layer is not linear, or an
+        array is not NumPy's.
+
+    Example:
+        >>> from celo2.weights import load_checkpoint
+        >>> weights = load_checkpoint("celo2")
+        >>> collapse(*simplify(weights.arrays, weights.config))[1].ff_hidden_layers
+        0
+    """
+    known = all(isinstance(array, np.ndarray) for array in arrays.values())
+    if not known or config.mlp_activation != "relu" or config.ff_hidden_layers == 0:
+        return dict(arrays), config
+    names = [*(name for name, _ in config.feature_groups(2)), "b0"]
+    first = np.concatenate([np.atleast_2d(arrays[name]) for name in names]).astype(np.float64)
+    second = _read_columns(arrays["w1"], config)
+    pairs = _find_pairs(first, second)
+    if pairs is None:
+        return dict(arrays), config
+    product = first[:, pairs] @ second[pairs]
+    product[-1] += arrays["b1"]
+    return collapse(*_shift(arrays, config, dict(zip(names, _split(product, arrays, names), strict=True))))
+
+
+def _read_columns(weight: np.ndarray, config: RuleConfig) -> np.ndarray:
+    """Returns the second layer's weights, zero for the outputs that are never read."""
+    weight = weight.astype(np.float64)
+    if config.ff_hidden_layers == 1:
+        weight[:, 2 if config.exp_mult else 1 :] = 0
+    return weight
+
+
+def _find_pairs(first: np.ndarray, second: np.ndarray) -> list[int] | None:
+    """Returns one unit of each pair that is linear, or None where a unit is in no such pair."""
+    ends = np.concatenate([first.T, second], axis=1)  # of each unit
+    left, pairs = list(range(len(ends))), []
+    while left:
+        unit = left.pop()
+        mirrored = [other for other in left if not np.any(ends[other] + ends[unit])]
+        if not mirrored:
+            return None
+        left.remove(mirrored[0])
+        pairs.append(unit)
+    return pairs
+
+
+def _split(product: np.ndarray, arrays: Mapping[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
+    """Splits the rows of the new first layer into its arrays; the last row is its bias."""
+    ends = np.cumsum([len(arrays[name]) for name in names[:-1]])
+    *groups, bias = np.split(product, ends)
+    return [array.astype(arrays["b0"].dtype) for array in (*groups, bias[0])]
+
+
+def _shift(
+    arrays: Mapping[str, np.ndarray], config: RuleConfig, first: dict[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], RuleConfig]:
+    """Puts the new first layer before the layers from the second on."""
+    num_layers = config.ff_hidden_layers - 1
+    later = {
+        f"{kind}{layer}": arrays[f"{kind}{layer + 1}"] for layer in range(1, num_layers + 1) for kind in "wb"
+    }
+    size = config.ff_hidden_size if num_layers else NUM_OUTPUTS
+    return first | later, config.replace(ff_hidden_layers=num_layers, ff_hidden_size=size)
 
 
 def _fold_constants(work: dict[str, np.ndarray], inputs: list[str], config: RuleConfig) -> None:

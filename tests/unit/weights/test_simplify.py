@@ -11,7 +11,7 @@ import pytest
 
 from celo2.config import RuleConfig
 from celo2.weights import load_checkpoint
-from celo2.weights.simplify import simplify
+from celo2.weights.simplify import collapse, simplify
 from oracle import rule
 
 Arrays = dict[str, np.ndarray]
@@ -110,3 +110,42 @@ def test_constants_pass_through_both_layers() -> None:
     assert options.ff_hidden_size == 1
     expected = oracle_steps(arrays, config, (6, 5))
     np.testing.assert_allclose(oracle_steps(smaller, options, (6, 5)), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["celo2", "celo2-base"])
+@pytest.mark.parametrize("shape", [(6, 5), (7,)])
+def test_shipped_weights_are_linear(name: str, shape: tuple[int, ...]) -> None:
+    weights = load_checkpoint(name)
+    smaller, options = collapse(*simplify(weights.arrays, weights.config))
+    assert (options.ff_hidden_layers, options.ff_hidden_size) == (0, 3)
+    assert {array: smaller[array].shape for array in smaller} == options.weight_shapes()
+    expected = oracle_steps(dict(weights.arrays), weights.config, shape)
+    np.testing.assert_allclose(oracle_steps(smaller, options, shape), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("exp_mult", [0.0, 0.1])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_linear_first_layers_are_one_layer_with_the_next(layers: int, exp_mult: float) -> None:
+    config = RuleConfig(ff_hidden_layers=layers, exp_mult=exp_mult)
+    arrays = random_arrays(config, seed=layers)
+    opposite = [7, 6, 5, 4, 3, 2, 1, 0]
+    for name in [*(name for name, _ in config.feature_groups(2)), "b0"]:
+        arrays[name][..., 4:] = -arrays[name][..., opposite][..., 4:]
+    arrays["w1"][4:] = -arrays["w1"][opposite][4:]
+    smaller, options = collapse(arrays, config)
+    assert options.ff_hidden_layers == layers - 1
+    expected, found = oracle_steps(arrays, config, (6, 5)), oracle_steps(smaller, options, (6, 5))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", ["input", "bias", "output", "activation"])
+def test_a_layer_that_is_not_linear_stays(change: str) -> None:
+    weights = load_checkpoint("celo2")
+    arrays, config = simplify(weights.arrays, weights.config)
+    if change == "activation":
+        config = config.replace(mlp_activation="tanh")
+    else:
+        name, place = {"input": ("w0__0", (0, 0)), "bias": ("b0", (1,)), "output": ("w1", (1, 0))}[change]
+        arrays[name] = arrays[name].copy()
+        arrays[name][place] += np.float32(1e-6)
+    assert collapse(arrays, config)[1] == config

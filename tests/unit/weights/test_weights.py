@@ -140,7 +140,7 @@ def test_weights_refuse_bad_fields(fields, error, message):
 
 def test_weights_bound_the_work_by_their_arrays():
     """A config that asks for 10⁹ layers is refused before their names are listed."""
-    with pytest.raises(ValueError, match="ff_hidden_layers must be from 1 to 16, got 1000000000"):
+    with pytest.raises(ValueError, match="ff_hidden_layers must be from 0 to 16, got 1000000000"):
         Weights(make_arrays(), RuleConfig(ff_hidden_layers=10**9))
 
 

@@ -159,7 +159,7 @@ HOSTILE_SAFETENSORS = {
     "a digest of many letters": (ours(sha256="a" * 9999), "expected a{64}, which it carries"),
     "many layers": (
         ours(config='{"ff_hidden_layers": 1000000000}'),
-        "ff_hidden_layers must be from 1 to 16, got 1000000000",
+        "ff_hidden_layers must be from 0 to 16, got 1000000000",
     ),
     "provenance list": (ours(provenance="[]"), "provenance must be a JSON object"),
     "provenance numbers": (ours(provenance='{"seed": 1}'), "text to text"),

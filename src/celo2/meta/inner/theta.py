@@ -117,10 +117,10 @@ def mixture_theta(theta: Theta, config: RuleConfig, mixture: Mapping[tuple[str, 
         feature.name: (name, config.num_channels(feature)) for name, feature in config.feature_groups(2)
     }
     missing = [channel for channel in mixture if channel[1] >= groups.get(channel[0], ("", 0))[1]]
-    if missing or config.ff_hidden_size < 2:
+    if missing or config.ff_hidden_size < 2 or config.ff_hidden_layers < 1:
         raise ValueError(
-            f"a mixture of {sorted(mixture)} needs these channels and at least two hidden units; the rule "
-            f"lacks {sorted(missing) or 'units'}. Start at random weights instead."
+            f"a mixture of {sorted(mixture)} needs these channels and a hidden layer of two units or more; "
+            f"the rule lacks {sorted(missing) or 'units'}. Start at random weights instead."
         )
     for name, _ in groups.values():
         theta[name] = theta[name].at[:, :2].set(0.0)

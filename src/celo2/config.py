@@ -248,8 +248,8 @@ class RuleConfig(Schema):
                 )
         if self.ff_hidden_layers == 0 and self.ff_hidden_size != NUM_OUTPUTS:
             raise ValueError(
-                f"ff_hidden_size must be {NUM_OUTPUTS}, the number of outputs, where ff_hidden_layers is 0, got "
-                f"{self.ff_hidden_size}."
+                f"ff_hidden_size must be {NUM_OUTPUTS}, the number of outputs, where ff_hidden_layers is 0, "
+                f"got {self.ff_hidden_size}."
             )
         if len(self.initial_rms_decays) not in (1, len(self.initial_momentum_decays)):
             raise ValueError(

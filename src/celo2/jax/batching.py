@@ -25,7 +25,6 @@ from celo2.jax.runtime import on_one_device
 from celo2.jax.stacking import stack, unstack
 from celo2.jax.step import Result
 
-ROUNDING_SEED = 0  # seed of the stochastic rounding of a bfloat16 state
 # Elements of the largest array that is worth a copy; the number of `celo2.torch.batching`, whose measurement
 # is there. Of XLA none is recorded: `celo2 bench` (`benchmarks/performance.py`) with another number measures
 # it.
@@ -113,8 +112,7 @@ def _view(accumulators: Accumulators, change: Callable[[Array], Array]) -> Accum
 
 
 def _round(accumulators: Accumulators, count: Array, index: int | Array) -> Accumulators:
-    """Rounds momentum and rms to bfloat16, with a key made of the step count and the leaf's index."""
+    """Rounds momentum and rms to bfloat16, with noise made of the step count and the leaf's index."""
     momentum, rms = accumulators[:2]
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(ROUNDING_SEED), count), index)
-    rounded = round_all(key, (*momentum, *rms))
+    rounded = round_all((*momentum, *rms), count, index)
     return accumulators._replace(momentum=rounded[: len(momentum)], rms=rounded[len(momentum) :])

@@ -4,33 +4,60 @@ A bfloat16 has eight bits of precision: an accumulator with decay 0.999 moves by
 distance to the gradient, which rounding to nearest would drop for ever. Rounding up with a
 probability equal to the fraction cut off makes the expectation exact (Gupta et al., arXiv 1502.02551,
 section 3).
+
+The noise is a hash of the step count and the indices of the parameter and the element, as in
+`celo2.torch.rounding`: it is computed where it is needed and never stored, and a run repeats exactly. The
+hash is MurmurHash3's finalizer (A. Appleby).
 """
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 _BITS_CUT = 16  # bits of a float32's significand that are cut off
+_LOWER = (1 << _BITS_CUT) - 1
+_WORDS = 64  # an upper bound of the random words that one element needs in one step
 
 
-def round_all(key: Array, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+def round_all(arrays: tuple[Array, ...], count: Array, number: ArrayLike) -> tuple[Array, ...]:
     """Rounds float32 arrays of one shape stochastically to bfloat16.
 
     A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest
     bfloat16, the upper neighbour is infinity.
 
     Args:
-        key: The random key. One random word serves two arrays, sixteen bits each.
         arrays: float32 arrays of one shape; float64 is rounded to float32 first.
+        count: The step count, a scalar.
+        number: The parameter's index. One hash serves two arrays, sixteen bits each.
     """
-    shape = arrays[0].shape
-    words = jax.random.bits(key, ((len(arrays) + 1) // 2, *shape), jnp.uint32)
-    halves = [half for word in words for half in (word >> _BITS_CUT, word & ((1 << _BITS_CUT) - 1))]
-    return tuple(
-        _round(array.astype(jnp.float32), noise) for array, noise in zip(arrays, halves, strict=False)
-    )
+    elements = _flat_indices(arrays[0].shape)
+    seed = _hash(count.astype(jnp.uint32)) + jnp.asarray(number, jnp.uint32) * jnp.uint32(_WORDS)
+    rounded = []
+    for pair in range(0, len(arrays), 2):
+        words = _hash(elements ^ _hash(seed + jnp.uint32(pair // 2)))
+        halves = (words >> _BITS_CUT, words & _LOWER)
+        rounded += [
+            _round(array.astype(jnp.float32), noise)
+            for array, noise in zip(arrays[pair : pair + 2], halves, strict=False)
+        ]
+    return tuple(rounded)
+
+
+def _flat_indices(shape: tuple[int, ...]) -> Array:
+    """Returns the index of each element in the flattened array, modulo 2³².
+
+    Arrays with more elements share noise between elements 2³² apart.
+    """
+    total = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = math.prod(shape[axis + 1 :]) % (1 << 32)
+        total += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
+    return total
 
 
 def _round(array: Array, noise: Array) -> Array:
@@ -39,3 +66,10 @@ def _round(array: Array, noise: Array) -> Array:
     upper = jax.lax.convert_element_type(bits >> _BITS_CUT, jnp.uint16)
     rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
     return jnp.where(jnp.isfinite(array), rounded, array.astype(jnp.bfloat16))
+
+
+def _hash(words: Array) -> Array:
+    """Mixes 32-bit words; products wrap."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        words = (words ^ (words >> shift)) * jnp.uint32(factor)
+    return words

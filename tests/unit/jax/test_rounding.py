@@ -21,8 +21,8 @@ BASE = make_weights(**quick.SMALL_RULE, orthogonalize=False)
 def test_rounding_is_unbiased_and_between_the_neighbours() -> None:
     rng = np.random.default_rng(0)
     values = jnp.asarray(rng.standard_normal(64) * 10.0 ** rng.integers(-12, 12, 64), jnp.float32)
-    keys = jax.random.split(jax.random.key(1), NUM_DRAWS)
-    drawn = jax.vmap(lambda key: round_all(key, (values, -values, values))[2])(keys)
+    counts = jnp.arange(1, NUM_DRAWS + 1)
+    drawn = jax.vmap(lambda count: round_all((values, -values, values), count, 3)[2])(counts)
     drawn = np.asarray(drawn, np.float64)
     exact = np.asarray(values, np.float64)
     gap = 2.0**-7 * np.abs(exact)  # at most, between neighbours
@@ -34,16 +34,38 @@ def test_rounding_is_unbiased_and_between_the_neighbours() -> None:
 
 def test_arrays_are_rounded_independently() -> None:
     values = jnp.full(NUM_DRAWS, 1.0 + 2.0**-8, jnp.float32)  # half way between two neighbours
-    rounded = np.asarray(round_all(jax.random.key(2), (values,) * 4), np.float64)
+    rounded = np.asarray(round_all((values,) * 4, jnp.int32(2), 0), np.float64)
     assert (np.abs(np.corrcoef(rounded) - np.eye(4)) < 5 / np.sqrt(NUM_DRAWS)).all()
 
 
 def test_exact_values_infinities_and_nan_are_kept() -> None:
     values = jnp.array([0.0, -0.0, 1.5, -(2.0**-120), np.inf, -np.inf, np.nan], jnp.float32)
-    for seed in range(8):
-        (rounded,) = round_all(jax.random.key(seed), (values,))
+    for count in range(1, 9):
+        (rounded,) = round_all((values,), jnp.int32(count), 0)
         np.testing.assert_array_equal(np.asarray(rounded, np.float32), values)
         assert np.signbit(rounded[1])
+
+
+def test_noise_of_elements_is_independent_of_the_shape() -> None:
+    values = jnp.full(24, 1.0 + 2.0**-8, jnp.float32)
+    flat = round_all((values,) * 4, jnp.int32(7), 5)
+    for shape in ((4, 6), (2, 3, 4)):
+        shaped = round_all((values.reshape(shape),) * 4, jnp.int32(7), 5)
+        for array, other in zip(shaped, flat, strict=True):
+            np.testing.assert_array_equal(array.ravel(), other)
+
+
+def test_noise_is_that_of_the_torch_backend() -> None:
+    torch = pytest.importorskip("torch")
+    from celo2.torch.rounding import round_all as round_in_torch
+
+    values = np.random.default_rng(0).standard_normal((4, 32, 9)).astype(np.float32)
+    outputs = [torch.empty(32, 9, dtype=torch.bfloat16) for _ in values]
+    round_in_torch(list(map(torch.from_numpy, values)), outputs, torch.tensor(11), 6)
+    for array, other in zip(
+        round_all(tuple(map(jnp.asarray, values)), jnp.int32(11), 6), outputs, strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(array, np.float32), other.float().numpy())
 
 
 def _run(steps: int, state_dtype: str | None) -> tuple[dict[str, jax.Array], Any]:

@@ -56,7 +56,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             ValueError: The name is taken or has other characters, or the thing is of the wrong kind.
         """
         if not NAME.fullmatch(name):
-            raise ValueError(f"a name of a {self.kind} has letters, digits and _ . + - only, got {name!r}.")
+            raise ValueError(f"{self.kind} names have letters, digits and _ . + - only, got {name!r}.")
         if name in self._entries or name in self._entry_points():
             raise ValueError(f"there is a {self.kind} {name!r} already; choose another name.")
         self._entries[name] = self._convert(name, thing)

@@ -160,7 +160,7 @@ def _try(network: Network, device: torch.device) -> bool:
         return False
     try:
         matrix = torch.ones(LEAST_SIDE, LEAST_SIDE, device=device)
-        row, col, units = matrix[:, :1], matrix[:1], matrix[:8]
+        row, col, units = matrix[:, :1], matrix[:1], matrix[: network.config.ff_hidden_size]
         state = Accumulators((matrix.clone(), matrix.clone(), matrix.clone()), (matrix.clone(),), (), ())
         inputs = Inputs(matrix, matrix, state, ((row, col),) * 3)
         passes = make_passes(network, KERNELS[device.type], factored=True)

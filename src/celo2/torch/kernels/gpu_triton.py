@@ -225,10 +225,11 @@ def _add(h, x, W: tl.constexpr, row: tl.constexpr, UNITS: tl.constexpr):
     at: tl.constexpr = row * UNITS
     if UNITS == 2:
         return h[0] + x * W[at], h[1] + x * W[at + 1]
-    return (
-        h[0] + x * W[at], h[1] + x * W[at + 1], h[2] + x * W[at + 2], h[3] + x * W[at + 3],
-        h[4] + x * W[at + 4], h[5] + x * W[at + 5], h[6] + x * W[at + 6], h[7] + x * W[at + 7],
-    )  # fmt: skip
+    else:
+        return (
+            h[0] + x * W[at], h[1] + x * W[at + 1], h[2] + x * W[at + 2], h[3] + x * W[at + 3],
+            h[4] + x * W[at + 4], h[5] + x * W[at + 5], h[6] + x * W[at + 6], h[7] + x * W[at + 7],
+        )  # fmt: skip
 
 
 @triton.jit
@@ -245,10 +246,11 @@ def _row(zero, W: tl.constexpr, row: tl.constexpr, UNITS: tl.constexpr):
     at: tl.constexpr = row * UNITS
     if UNITS == 2:
         return zero + W[at], zero + W[at + 1]
-    return (
-        zero + W[at], zero + W[at + 1], zero + W[at + 2], zero + W[at + 3],
-        zero + W[at + 4], zero + W[at + 5], zero + W[at + 6], zero + W[at + 7],
-    )  # fmt: skip
+    else:
+        return (
+            zero + W[at], zero + W[at + 1], zero + W[at + 2], zero + W[at + 3],
+            zero + W[at + 4], zero + W[at + 5], zero + W[at + 6], zero + W[at + 7],
+        )  # fmt: skip
 
 
 @triton.jit
@@ -259,17 +261,17 @@ def _unit(row_units, col_units, index: tl.constexpr, i, j, rows, cols, UNITS: tl
 
 
 @triton.jit
-def _units(row_units, col_units, i, j, rows, cols, UNITS: tl.constexpr):
-    """Returns what the vectors add to each unit."""
-    h = _unit(row_units, col_units, 0, i, j, rows, cols, UNITS), _unit(row_units, col_units, 1, i, j, rows, cols, UNITS)
-    if UNITS == 2:
-        return h
-    return (
-        h[0], h[1],
-        _unit(row_units, col_units, 2, i, j, rows, cols, UNITS), _unit(row_units, col_units, 3, i, j, rows, cols, UNITS),
-        _unit(row_units, col_units, 4, i, j, rows, cols, UNITS), _unit(row_units, col_units, 5, i, j, rows, cols, UNITS),
-        _unit(row_units, col_units, 6, i, j, rows, cols, UNITS), _unit(row_units, col_units, 7, i, j, rows, cols, UNITS),
-    )  # fmt: skip
+def _units(r, c, i, j, rows, cols, U: tl.constexpr):
+    """Returns what the vectors along rows and columns add to each unit."""
+    if U == 2:
+        return _unit(r, c, 0, i, j, rows, cols, U), _unit(r, c, 1, i, j, rows, cols, U)
+    else:
+        return (
+            _unit(r, c, 0, i, j, rows, cols, U), _unit(r, c, 1, i, j, rows, cols, U),
+            _unit(r, c, 2, i, j, rows, cols, U), _unit(r, c, 3, i, j, rows, cols, U),
+            _unit(r, c, 4, i, j, rows, cols, U), _unit(r, c, 5, i, j, rows, cols, U),
+            _unit(r, c, 6, i, j, rows, cols, U), _unit(r, c, 7, i, j, rows, cols, U),
+        )  # fmt: skip
 
 
 @triton.jit

@@ -190,10 +190,20 @@ def _take_rows(rows, first, length):
 
 
 @njit(**_OPTIONS)
+def _scale(w, x):
+    """Multiplies weights by a number."""
+    if len(w) == 2:
+        return x * w[0], x * w[1]
+    return x * w[0], x * w[1], x * w[2], x * w[3], x * w[4], x * w[5], x * w[6], x * w[7]
+
+
+@njit(**_OPTIONS)
 def _add(h, x, w):
-    """Adds an input times its weight for each unit; nothing where it has no weights."""
+    """Adds an input times its weights to as many numbers; no weights change nothing, no numbers are zeros."""
     if len(w) == 0:
         return h
+    if len(h) == 0:
+        return _scale(w, x)
     if len(h) == 2:
         return h[0] + x * w[0], h[1] + x * w[1]
     return (
@@ -359,24 +369,12 @@ def _direct_kernel(
             f0, f1, f2 = row_0 * col[0, j], row_1 * col[1, j], row_2 * col[2, j]
             s = one / np.sqrt(v + eps)
             h = _add_vectors(u, c, j, on.vectors)
-            h = _add(h, g, w_grad)
-            h = _add(h, _clamp(g, small_clip), w_clipped)
-            h = _add(h, p, w_param)
-            h = _add(h, m0, w_m0)
-            h = _add(h, m1, w_m1)
-            h = _add(h, m2, w_m2)
-            h = _add(h, v, w_rms)
-            h = _add(h, m0 * s, w_m0s)
-            h = _add(h, m1 * s, w_m1s)
-            h = _add(h, m2 * s, w_m2s)
-            h = _add(h, s, w_s)
-            h = _add(h, g * f0, w_gf0)
-            h = _add(h, g * f1, w_gf1)
-            h = _add(h, g * f2, w_gf2)
-            h = _add(h, g * s, w_gs)
-            h = _add(h, m0 * f0, w_m0f0)
-            h = _add(h, m1 * f1, w_m1f1)
-            h = _add(h, m2 * f2, w_m2f2)
+            w_g = _add(_add(_add(_add(w_grad, s, w_gs), f0, w_gf0), f1, w_gf1), f2, w_gf2)
+            h = _add(_add(h, g, w_g), _clamp(g, small_clip), w_clipped)
+            h = _add(h, m0, _add(_add(w_m0, s, w_m0s), f0, w_m0f0))
+            h = _add(h, m1, _add(_add(w_m1, s, w_m1s), f1, w_m1f1))
+            h = _add(h, m2, _add(_add(w_m2, s, w_m2s), f2, w_m2f2))
+            h = _add(_add(_add(h, p, w_param), v, w_rms), s, w_s)
             out[i, j] = _add_output(last_bias, _add_layer(bias, h, layer), last)
         total = np.float32(0.0)
         for j in range(

@@ -173,10 +173,13 @@ def _update_factored(
 
 def sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
     """Returns for each decay the factors along the rows, `(..., rows, 1)`, and along the columns."""
-    factors = features.compute_factors(vectors.row, vectors.col, axes)
+    row, *col = (torch.stack(own) for own in (vectors.row, vectors.col) if own)  # all decays in one operation
+    [sides] = features.compute_factors((row,), tuple(col), axes)
     if axes is None:
-        return tuple((torch.ones_like(own[..., :1]), own) for (own,) in factors)
-    return factors if axes.large == -1 else tuple(pair[::-1] for pair in factors)
+        sides = (torch.ones_like(row[..., :1]), *sides)
+    elif axes.large != -1:
+        sides = sides[::-1]
+    return tuple(zip(*(side.unbind() for side in sides), strict=True))
 
 
 def _make_inputs(matrix: Matrix, factors: features.Factors, index: int) -> Inputs:

@@ -7,8 +7,8 @@ number of threads. Numba comes with `celo2[cpu]`; nothing else imports this modu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         batch, rows, cols = shape = interface.batch_shape(inputs.grad)
         numbers = np.repeat(packed[None], batch, axis=0)
         numbers[:, places] *= scales.numpy().reshape(len(places), batch).T[..., None]
-        sides = [interface.pack_units(unit, config).numpy() for unit in units]
+        sides = [interface.pack_units(unit, config).numpy() for unit in units] if lengths[1] else [numbers] * 2
         direction = inputs.grad.new_empty(inputs.grad.shape)
         sums = np.zeros((batch, _pieces(shape)))
         arrays = (*_arrays(inputs), *sides, numbers, lengths, constants, _array(direction), sums)
@@ -73,46 +73,35 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     return Passes(square_means, accumulate, direct)
 
 
-class _Lengths(NamedTuple):
-    """Tuples whose lengths are constants to Numba, so that kernels are compiled for a network's features.
+def _make_lengths(config: RuleConfig, *, factored: bool) -> tuple[tuple[bool, ...], ...]:
+    """Makes tuples whose lengths are constants to Numba, for which kernels are compiled.
 
-    Attributes:
-        units: As long as there are units.
-        vectors: The same where features are rows or columns, else empty.
-        grad: This and all that follow are features: empty where they are off, else as `units`.
+    The first is as long as there are units, the others too where a network has something, else empty: vectors,
+    then each feature of `interface.CHANNELS`. They are not a class: Numba reads those from its cache even where
+    that is older than this file, and fails if they are gone.
     """
-
-    units: tuple[bool, ...]
-    vectors: tuple[bool, ...]
-    grad: tuple[bool, ...]
-    clipped_grad: tuple[bool, ...]
-    param: tuple[bool, ...]
-    momentum: tuple[bool, ...]
-    rms: tuple[bool, ...]
-    normalized_momentum: tuple[bool, ...]
-    rsqrt_rms: tuple[bool, ...]
-    factored_grad: tuple[bool, ...]
-    normalized_grad: tuple[bool, ...]
-    factored_momentum: tuple[bool, ...]
-
-
-def _make_lengths(config: RuleConfig, *, factored: bool) -> _Lengths:
     units = (True,) * interface.count_units(config)
     names = {feature.name for _, feature in config.feature_groups(1 + factored)}
-    vectors = units if features.vector_names(config, factored=factored) else ()
-    return _Lengths(units, vectors, *(units if name in names else () for name in _Lengths._fields[2:]))
+    enabled = [bool(names.intersection(features.VECTORS)), *(name in names for name, _ in interface.CHANNELS)]
+    return units, *(units if on else () for on in enabled)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
     """Returns a tensor as `(batch, rows, cols)`; a view if contiguous, as outputs must be."""
-    return tensor.detach().contiguous().view(-1, *tensor.shape[-2:]).numpy()
+    return tensor.detach().contiguous().numpy().reshape(-1, *tensor.shape[-2:])
 
 
 def _arrays(inputs: Inputs) -> list[np.ndarray]:
     """Returns the arrays of the inputs in the kernels' order."""
-    sides = [interface.pack_vectors(torch.stack(side)) for side in zip(*inputs.factors, strict=True)]
+    sides = [_pack_vectors(side) for side in zip(*inputs.factors, strict=True)]
     full = (inputs.grad, inputs.param, *inputs.accumulators.momentum, *inputs.accumulators.rms)
-    return [*map(_array, full), *(side.numpy() for side in sides)]
+    return [*map(_array, full), *sides]
+
+
+def _pack_vectors(vectors: Sequence[Tensor]) -> np.ndarray:
+    """Stacks vectors, `(..., rows or 1, cols or 1)`, to `(batch, number, size)`."""
+    size = vectors[0].shape[-2] * vectors[0].shape[-1]
+    return np.stack([vector.numpy().reshape(-1, size) for vector in vectors], axis=1)
 
 
 def _rows(shape: tuple[int, int, int]) -> int:
@@ -274,7 +263,7 @@ def _square_sums_kernel(grads, constants, over_cols, over_rows, piece, matrix, s
 
 @_compile
 def _accumulate_kernel(
-    grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, busy, on, constants, sums,
+    grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, busy, lengths, constants, sums,
     piece, matrix, start, stop,
 ):  # fmt: skip
     """Updates momenta and rms in place, and sums squares of the channels that are on over these rows.
@@ -283,6 +272,7 @@ def _accumulate_kernel(
     channel, the epsilon below the root, and the weight of a new value in each momentum and in rms, 1 - β, which
     is multiplied by `busy`, `(batch,)`.
     """
+    _, _, grad_on, clipped_on, param_on, m_on, rms_on, ms_on, s_on, gf_on, gs_on, mf_on = lengths
     clip, small_clip, eps, own_busy = constants[0], constants[1], constants[2], busy[matrix]
     weight_0, weight_1 = constants[3] * own_busy, constants[4] * own_busy
     weight_2, weight_rms = constants[5] * own_busy, constants[6] * own_busy
@@ -303,24 +293,24 @@ def _accumulate_kernel(
             small, inverse = _clamp(g, small_clip), one / (v + eps)
             m0, m1, m2 = m0 * m0, m1 * m1, m2 * m2
             f0, f1, f2 = col[0, j] * col[0, j], col[1, j] * col[1, j], col[2, j] * col[2, j]
-            a0 = _add_if(a0, gg, on.grad)
-            a1 = _add_if(a1, small * small, on.clipped_grad)
-            a2 = _add_if(a2, p * p, on.param)
-            a3 = _add_if(a3, m0, on.momentum)
-            a4 = _add_if(a4, m1, on.momentum)
-            a5 = _add_if(a5, m2, on.momentum)
-            a6 = _add_if(a6, v * v, on.rms)
-            a7 = _add_if(a7, m0 * inverse, on.normalized_momentum)
-            a8 = _add_if(a8, m1 * inverse, on.normalized_momentum)
-            a9 = _add_if(a9, m2 * inverse, on.normalized_momentum)
-            a10 = _add_if(a10, inverse, on.rsqrt_rms)
-            a11 = _add_if(a11, gg * f0, on.factored_grad)
-            a12 = _add_if(a12, gg * f1, on.factored_grad)
-            a13 = _add_if(a13, gg * f2, on.factored_grad)
-            a14 = _add_if(a14, gg * inverse, on.normalized_grad)
-            a15 = _add_if(a15, m0 * f0, on.factored_momentum)
-            a16 = _add_if(a16, m1 * f1, on.factored_momentum)
-            a17 = _add_if(a17, m2 * f2, on.factored_momentum)
+            a0 = _add_if(a0, gg, grad_on)
+            a1 = _add_if(a1, small * small, clipped_on)
+            a2 = _add_if(a2, p * p, param_on)
+            a3 = _add_if(a3, m0, m_on)
+            a4 = _add_if(a4, m1, m_on)
+            a5 = _add_if(a5, m2, m_on)
+            a6 = _add_if(a6, v * v, rms_on)
+            a7 = _add_if(a7, m0 * inverse, ms_on)
+            a8 = _add_if(a8, m1 * inverse, ms_on)
+            a9 = _add_if(a9, m2 * inverse, ms_on)
+            a10 = _add_if(a10, inverse, s_on)
+            a11 = _add_if(a11, gg * f0, gf_on)
+            a12 = _add_if(a12, gg * f1, gf_on)
+            a13 = _add_if(a13, gg * f2, gf_on)
+            a14 = _add_if(a14, gg * inverse, gs_on)
+            a15 = _add_if(a15, m0 * f0, mf_on)
+            a16 = _add_if(a16, m1 * f1, mf_on)
+            a17 = _add_if(a17, m2 * f2, mf_on)
         r0, r1, r2 = row[0, i] * row[0, i], row[1, i] * row[1, i], row[2, i] * row[2, i]
         totals = (
             a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10,
@@ -333,7 +323,7 @@ def _accumulate_kernel(
 @_compile
 def _direct_kernel(
     grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, row_units, col_units,
-    weights, on, constants, directions, sums, piece, matrix, start, stop,
+    weights, lengths, constants, directions, sums, piece, matrix, start, stop,
 ):  # fmt: skip
     """Computes the direction of these rows, and the sum of its squares, `(batch, pieces)`.
 
@@ -341,18 +331,16 @@ def _direct_kernel(
     layer. `row_units` and `col_units` are `interface.pack_units`, which include the first layer's bias; None
     where there are only the biases.
     """
+    units, vectors, grad_on, clipped_on, param_on, m_on, rms_on, ms_on, s_on, gf_on, gs_on, mf_on = lengths
     clip, small_clip, eps, one = constants[0], constants[1], constants[2], np.float32(1.0)
     w = weights[matrix]
-    w_grad, w_clipped, w_param = _take(w, 0, on.grad), _take(w, 1, on.clipped_grad), _take(w, 2, on.param)
-    w_m0, w_m1, w_m2 = _take(w, 3, on.momentum), _take(w, 4, on.momentum), _take(w, 5, on.momentum)
-    w_rms, w_s, w_gs = _take(w, 6, on.rms), _take(w, 10, on.rsqrt_rms), _take(w, 14, on.normalized_grad)
-    own = on.normalized_momentum
-    w_m0s, w_m1s, w_m2s = _take(w, 7, own), _take(w, 8, own), _take(w, 9, own)
-    own = on.factored_grad
-    w_gf0, w_gf1, w_gf2 = _take(w, 11, own), _take(w, 12, own), _take(w, 13, own)
-    own = on.factored_momentum
-    w_m0f0, w_m1f1, w_m2f2 = _take(w, 15, own), _take(w, 16, own), _take(w, 17, own)
-    units, place = on.units, 18 + len(on.units)
+    w_grad, w_clipped, w_param = _take(w, 0, grad_on), _take(w, 1, clipped_on), _take(w, 2, param_on)
+    w_m0, w_m1, w_m2 = _take(w, 3, m_on), _take(w, 4, m_on), _take(w, 5, m_on)
+    w_rms, w_s, w_gs = _take(w, 6, rms_on), _take(w, 10, s_on), _take(w, 14, gs_on)
+    w_m0s, w_m1s, w_m2s = _take(w, 7, ms_on), _take(w, 8, ms_on), _take(w, 9, ms_on)
+    w_gf0, w_gf1, w_gf2 = _take(w, 11, gf_on), _take(w, 12, gf_on), _take(w, 13, gf_on)
+    w_m0f0, w_m1f1, w_m2f2 = _take(w, 15, mf_on), _take(w, 16, mf_on), _take(w, 17, mf_on)
+    place = 18 + len(units)
     layer, last = _take_rows(w, 18, units), _take(w, place + 2, units)
     first_bias, bias = _take(w, place, units), _take(w, place + 1, units)
     last_bias = w[place + 3, 0]
@@ -362,13 +350,13 @@ def _direct_kernel(
     r, c = row_units[matrix], col_units[matrix]
     for i in range(start, stop):
         row_0, row_1, row_2 = row[0, i], row[1, i], row[2, i]
-        u = _add_vectors(first_bias, r, i, on.vectors)
+        u = _add_vectors(first_bias, r, i, vectors)
         for j in range(grad.shape[1]):
             g, p, v = _clamp(grad[i, j], clip), param[i, j], rms[i, j]
             m0, m1, m2 = momentum_0[i, j], momentum_1[i, j], momentum_2[i, j]
             f0, f1, f2 = row_0 * col[0, j], row_1 * col[1, j], row_2 * col[2, j]
             s = one / np.sqrt(v + eps)
-            h = _add_vectors(u, c, j, on.vectors)
+            h = _add_vectors(u, c, j, vectors)
             w_g = _add(_add(_add(_add(w_grad, s, w_gs), f0, w_gf0), f1, w_gf1), f2, w_gf2)
             h = _add(_add(h, g, w_g), _clamp(g, small_clip), w_clipped)
             h = _add(h, m0, _add(_add(w_m0, s, w_m0s), f0, w_m0f0))

@@ -23,8 +23,8 @@ from celo2.torch.kernels import interface, threads
 from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
-# Elements of a piece of several rows: most of a millisecond in the last pass. No other size has been
-# recorded; `benchmarks/torch_step.py --programs blocks numba --size 3m` measures a change.
+# Elements of a piece of several rows: 0.1 ms in the last pass for two units, 0.4 ms for eight. On one thread,
+# `benchmarks/torch_step.py --programs blocks numba --size 3m` takes as long with sizes from 2¹⁵ to 2¹⁸.
 PIECE_SIZE = 1 << 16
 
 
@@ -41,6 +41,7 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     weights = [1.0 - decay for decay in (*config.initial_momentum_decays, *config.initial_rms_decays)]
     constants = np.array([GRAD_CLIP, CLIPPED_GRAD, RSQRT_EPS, *weights], np.float32)
     packed = interface.pack_weights(network, factored=factored)
+    has_vectors = bool(features.vector_names(config, factored=factored))
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = interface.batch_shape(grad)
@@ -62,7 +63,9 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         batch, rows, cols = shape = interface.batch_shape(inputs.grad)
         numbers = np.repeat(packed[None], batch, axis=0)
         numbers[:, places] *= scales.numpy().reshape(len(places), batch).T[..., None]
-        sides = [interface.pack_units(unit, config).numpy() for unit in units] if lengths[1] else [numbers] * 2
+        sides = [numbers, numbers]  # not read
+        if has_vectors:
+            sides = [interface.pack_units(unit, config).numpy() for unit in units]
         direction = inputs.grad.new_empty(inputs.grad.shape)
         sums = np.zeros((batch, _pieces(shape)))
         arrays = (*_arrays(inputs), *sides, numbers, lengths, constants, _array(direction), sums)
@@ -74,15 +77,15 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
 
 
 def _make_lengths(config: RuleConfig, *, factored: bool) -> tuple[tuple[bool, ...], ...]:
-    """Makes tuples whose lengths are constants to Numba, for which kernels are compiled.
+    """Makes tuples whose lengths are constants to Numba, which compiles the kernels for them.
 
-    The first is as long as there are units, the others too where a network has something, else empty: vectors,
-    then each feature of `interface.CHANNELS`. They are not a class: Numba reads those from its cache even where
-    that is older than this file, and fails if they are gone.
+    The first is as long as there are units, the others as well where something is on, else empty: vectors,
+    then each feature of `interface.CHANNELS`. What is off is not computed, nor read if nothing else needs it.
+    All are plain tuples, since Numba's cache keeps a class by its name and fails once that is gone.
     """
     units = (True,) * interface.count_units(config)
     names = {feature.name for _, feature in config.feature_groups(1 + factored)}
-    enabled = [bool(names.intersection(features.VECTORS)), *(name in names for name, _ in interface.CHANNELS)]
+    enabled = [not names.isdisjoint(features.VECTORS), *(name in names for name, _ in interface.CHANNELS)]
     return units, *(units if on else () for on in enabled)
 
 
@@ -249,8 +252,7 @@ def _add_if(total, x, length):
 
 @_compile
 def _square_sums_kernel(grads, constants, over_cols, over_rows, piece, matrix, start, stop):
-    """Sums clipped squares over the columns, `(batch, rows)`, and over these rows,
-    `(batch, pieces, cols)`."""
+    """Sums clipped squares over columns, `(batch, rows)`, and over these rows, `(batch, pieces, cols)`."""
     grad, clip = grads[matrix], constants[0]
     for i in range(start, stop):
         total = np.float32(0.0)
@@ -263,14 +265,14 @@ def _square_sums_kernel(grads, constants, over_cols, over_rows, piece, matrix, s
 
 @_compile
 def _accumulate_kernel(
-    grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, busy, lengths, constants, sums,
-    piece, matrix, start, stop,
+    grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, busy, lengths,
+    constants, sums, piece, matrix, start, stop,
 ):  # fmt: skip
     """Updates momenta and rms in place, and sums squares of the channels that are on over these rows.
 
     The sums are `(batch, pieces, channels)`. `constants` are the bounds of the gradient and of its clipped
-    channel, the epsilon below the root, and the weight of a new value in each momentum and in rms, 1 - β, which
-    is multiplied by `busy`, `(batch,)`.
+    channel, the epsilon below the root, and the weight of a new value in each momentum and in rms, 1 - β,
+    which is multiplied by `busy`, `(batch,)`. `lengths` are those of `_make_lengths`.
     """
     _, _, grad_on, clipped_on, param_on, m_on, rms_on, ms_on, s_on, gf_on, gs_on, mf_on = lengths
     clip, small_clip, eps, own_busy = constants[0], constants[1], constants[2], busy[matrix]
@@ -328,8 +330,7 @@ def _direct_kernel(
     """Computes the direction of these rows, and the sum of its squares, `(batch, pieces)`.
 
     `weights` are `interface.pack_weights` for each matrix, whose channels' scales multiply the first
-    layer. `row_units` and `col_units` are `interface.pack_units`, which include the first layer's bias; None
-    where there are only the biases.
+    layer. `row_units` and `col_units` are `interface.pack_units`, read where vectors are on.
     """
     units, vectors, grad_on, clipped_on, param_on, m_on, rms_on, ms_on, s_on, gf_on, gs_on, mf_on = lengths
     clip, small_clip, eps, one = constants[0], constants[1], constants[2], np.float32(1.0)
@@ -365,8 +366,7 @@ def _direct_kernel(
             h = _add(_add(_add(h, p, w_param), v, w_rms), s, w_s)
             out[i, j] = _add_output(last_bias, _add_layer(bias, h, layer), last)
         total = np.float32(0.0)
-        for j in range(
-            out.shape[1]
-        ):  # in the loop above, a sum would make LLVM unroll it beyond the registers
+        # In the loop above, a sum would make LLVM unroll it beyond the registers.
+        for j in range(out.shape[1]):
             total += out[i, j] * out[i, j]
         sums[matrix, piece] += total

@@ -41,7 +41,8 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     places = interface.find_places(config, factored=factored)
     on = tuple(channel in places for channel in range(interface.NUM_CHANNELS))
     numbers = tuple(interface.pack_weights(network, factored=factored).flatten().tolist())
-    constants = (numbers, interface.count_units(config), on, bool(features.vector_names(config, factored=factored)))
+    has_vectors = bool(features.vector_names(config, factored=factored))
+    constants = (numbers, interface.count_units(config), on, has_vectors)
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = interface.batch_shape(grad)
@@ -123,7 +124,11 @@ def _relu(x):
 
 @triton.jit
 def _place(rows, cols, R: tl.constexpr, C: tl.constexpr):
-    """Returns rows `(R, 1)`, columns `(1, C)`, offsets into the matrices and mask of the program's block."""
+    """Returns rows `(R, 1)`, columns `(1, C)`, offsets into the matrices and mask of the program's block.
+
+    A tensor may have 2³¹ elements and more, so offsets are products with an index of a matrix in int64. Rows
+    and columns are at most `dispatch.LARGEST_SIDE`; their products with a constant stay in int32.
+    """
     i = tl.program_id(1) * R + tl.arange(0, R)[:, None]
     j = tl.program_id(2) * C + tl.arange(0, C)[None, :]
     first = tl.program_id(0).to(tl.int64) * rows
@@ -132,7 +137,7 @@ def _place(rows, cols, R: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _number():
-    """Returns the index of this program among all."""
+    """Returns the index of this program among all, of which no memory holds 2³¹; int64 for its products."""
     block = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     return (block * tl.num_programs(2) + tl.program_id(2)).to(tl.int64)
 
@@ -282,15 +287,14 @@ def _direct_kernel(
 ):  # fmt: skip
     """Computes the direction, and the sum of its squares for each block.
 
-    `W` is `interface.pack_weights`. Without `VECTORS` the units' vectors are the bias of the first layer and
-    are not read; with them, that bias is in the row units. Nothing is computed for channels that are not `ON`.
+    `W` is `interface.pack_weights`. The units' vectors are read if there are `VECTORS`, else they are the
+    first layer's bias. Nothing is computed for channels that are not `ON`.
     """
     i, j, at, inside = _place(rows, cols, R, C)
     zero = tl.zeros((R, C), tl.float32)
+    h = _row(zero, W, 18 + UNITS, UNITS)
     if VECTORS:
         h = _units(row_units, col_units, i, j, rows, cols, UNITS)
-    else:
-        h = _row(zero, W, 18 + UNITS, UNITS)
     g = _clamp(tl.load(grad + at, mask=inside, other=0.0).to(tl.float32), GRAD_CLIP)
     p = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
     m0 = tl.load(momentum_0 + at, mask=inside, other=0.0)

@@ -40,10 +40,10 @@ def count_units(config: RuleConfig) -> int:
 def pack_weights(network: Network, *, factored: bool) -> np.ndarray:
     """Packs the weights that the kernels use as rows of one number for each unit, padded with zeros.
 
-    These are the rows of the first layer for all channels, `(18, units)`, zero for those that are off; the rows
-    of the second layer, `(units, units)`; the biases of both, that of the first zero where the units' vectors
-    (`three_pass.Units`) include it and are needed anyway; the direction's column of the third layer; and its
-    bias in each place of the last row.
+    The rows are those of the first layer for all channels, `(18, units)`, zero where they are off; those of
+    the second layer, `(units, units)`; the bias of the first, zero where there are vector features, since the
+    units' vectors (`three_pass.Units`) include it; the bias of the second; the direction's column of the
+    third; and its bias, repeated.
     """
     arrays, config = network.arrays, network.config
     size, units = config.ff_hidden_size, count_units(config)

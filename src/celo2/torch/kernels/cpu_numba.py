@@ -17,7 +17,6 @@ from torch import Tensor
 
 from celo2.config import RuleConfig
 from celo2.constants import CLIPPED_GRAD, GRAD_CLIP, RSQRT_EPS
-from celo2.torch import features
 from celo2.torch.features import Inputs
 from celo2.torch.kernels import interface, threads
 from celo2.torch.three_pass import Passes, Units
@@ -37,11 +36,10 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     """
     config = network.config
     places = interface.find_places(config, factored=factored)
-    lengths = _make_lengths(config, factored=factored)
+    lengths = _make_lengths(config)
     weights = [1.0 - decay for decay in (*config.initial_momentum_decays, *config.initial_rms_decays)]
     constants = np.array([GRAD_CLIP, CLIPPED_GRAD, RSQRT_EPS, *weights], np.float32)
     packed = interface.pack_weights(network, factored=factored)
-    has_vectors = bool(features.vector_names(config, factored=factored))
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = interface.batch_shape(grad)
@@ -64,7 +62,7 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         numbers = np.repeat(packed[None], batch, axis=0)
         numbers[:, places] *= scales.numpy().reshape(len(places), batch).T[..., None]
         sides = [numbers, numbers]  # not read
-        if has_vectors:
+        if interface.has_vectors(config):
             sides = [interface.pack_units(unit, config).numpy() for unit in units]
         direction = inputs.grad.new_empty(inputs.grad.shape)
         sums = np.zeros((batch, _pieces(shape)))
@@ -76,16 +74,17 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     return Passes(square_means, accumulate, direct)
 
 
-def _make_lengths(config: RuleConfig, *, factored: bool) -> tuple[tuple[bool, ...], ...]:
+def _make_lengths(config: RuleConfig) -> tuple[tuple[bool, ...], ...]:
     """Makes tuples whose lengths are constants to Numba, which compiles the kernels for them.
 
     The first is as long as there are units, the others as well where something is on, else empty: vectors,
     then each feature of `interface.CHANNELS`. What is off is not computed, nor read if nothing else needs it.
-    All are plain tuples, since Numba's cache keeps a class by its name and fails once that is gone.
+    What tensors of rank < 2 lack has weights of zero, so that one program serves all.
+    These are plain tuples, since Numba's cache keeps a class by its name and fails once that is gone.
     """
     units = (True,) * interface.count_units(config)
-    names = {feature.name for _, feature in config.feature_groups(1 + factored)}
-    enabled = [not names.isdisjoint(features.VECTORS), *(name in names for name, _ in interface.CHANNELS)]
+    names = {feature.name for _, feature in config.feature_groups(2)}
+    enabled = [interface.has_vectors(config), *(name in names for name, _ in interface.CHANNELS)]
     return units, *(units if on else () for on in enabled)
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from celo2.constants import CLIPPED_GRAD as _CLIPPED_GRAD
 from celo2.constants import GRAD_CLIP as _GRAD_CLIP
 from celo2.constants import RSQRT_EPS as _RSQRT_EPS
-from celo2.torch import features
 from celo2.torch.features import Inputs
 from celo2.torch.kernels import interface
 from celo2.torch.three_pass import Passes, Units
@@ -41,8 +40,7 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     places = interface.find_places(config, factored=factored)
     on = tuple(channel in places for channel in range(interface.NUM_CHANNELS))
     numbers = tuple(interface.pack_weights(network, factored=factored).flatten().tolist())
-    has_vectors = bool(features.vector_names(config, factored=factored))
-    constants = (numbers, interface.count_units(config), on, has_vectors)
+    constants = (numbers, interface.count_units(config), on, interface.has_vectors(config))
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = interface.batch_shape(grad)

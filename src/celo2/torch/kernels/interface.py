@@ -37,13 +37,17 @@ def count_units(config: RuleConfig) -> int:
     return next(units for units in UNITS if units >= config.ff_hidden_size)
 
 
+def has_vectors(config: RuleConfig) -> bool:
+    """Returns whether kernels read the units' vectors (`three_pass.Units`): some features are vectors."""
+    return bool(features.vector_names(config, factored=True))
+
+
 def pack_weights(network: Network, *, factored: bool) -> np.ndarray:
     """Packs the weights that the kernels use as rows of one number for each unit, padded with zeros.
 
     The rows are those of the first layer for all channels, `(18, units)`, zero where they are off; those of
-    the second layer, `(units, units)`; the bias of the first, zero where there are vector features, since the
-    units' vectors (`three_pass.Units`) include it; the bias of the second; the direction's column of the
-    third; and its bias, repeated.
+    the second layer, `(units, units)`; the bias of the first, zero where the units' vectors are read, which
+    include it; the bias of the second; the direction's column of the third; and its bias, repeated.
     """
     arrays, config = network.arrays, network.config
     size, units = config.ff_hidden_size, count_units(config)
@@ -51,7 +55,7 @@ def pack_weights(network: Network, *, factored: bool) -> np.ndarray:
     rows = [arrays[name] for name in features.full_names(config, factored=factored)]
     packed[find_places(config, factored=factored), :size] = np.concatenate(rows)
     packed[NUM_CHANNELS : NUM_CHANNELS + size, :size] = arrays["w1"]
-    if not features.vector_names(config, factored=factored):
+    if not has_vectors(config):
         packed[-4, :size] = arrays["b0"]
     packed[-3:-1, :size] = arrays["b1"], arrays["w2"][:, 0]
     packed[-1] = arrays["b2"][0]

@@ -1,4 +1,4 @@
-"""The network of the torch backend: what it computes is smaller than its weights, and nobody else sees that."""
+"""The network of the torch backend: it computes less than its weights have, and only it knows that."""
 
 from __future__ import annotations
 

@@ -46,16 +46,16 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         over_cols = np.empty((batch, rows), np.float32)
         over_rows = np.zeros((batch, _pieces(shape), cols), np.float32)
         _run(_square_sums_kernel, shape, _array(grad), constants, over_cols, over_rows)
-        means = torch.from_numpy(over_cols / cols), torch.from_numpy(over_rows.sum(1) / rows)
-        return means[0].view(*grad.shape[:-1], 1), means[1].view(*grad.shape[:-2], 1, cols)
+        sums = torch.from_numpy(over_cols), torch.from_numpy(over_rows.sum(1))
+        return (sums[0] / cols).view(*grad.shape[:-1], 1), (sums[1] / rows).view(*grad.shape[:-2], 1, cols)
 
     def accumulate(inputs: Inputs, busy: Tensor | None) -> Tensor:
         batch, rows, cols = shape = interface.batch_shape(inputs.grad)
         sums = np.zeros((batch, _pieces(shape), interface.NUM_CHANNELS))
         kept = np.ones(batch, np.float32) if busy is None else busy.flatten().numpy()
         _run(_accumulate_kernel, shape, *_arrays(inputs), kept, lengths, constants, sums)
-        squares = sums.sum(1)[:, places] / (rows * cols)
-        return torch.from_numpy(squares.T.astype(np.float32)).view(-1, *inputs.grad.shape[:-2], 1, 1)
+        squares = torch.from_numpy(sums.sum(1).T[places]) / (rows * cols)
+        return squares.float().view(-1, *inputs.grad.shape[:-2], 1, 1)
 
     def direct(inputs: Inputs, scales: Tensor, units: Units) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = interface.batch_shape(inputs.grad)
@@ -68,8 +68,8 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         sums = np.zeros((batch, _pieces(shape)))
         arrays = (*_arrays(inputs), *sides, numbers, lengths, constants, _array(direction), sums)
         _run(_direct_kernel, shape, *arrays)
-        mean_square = torch.from_numpy((sums.sum(1) / (rows * cols)).astype(np.float32))
-        return direction, mean_square.view(*direction.shape[:-2], 1, 1)
+        mean_square = torch.from_numpy(sums.sum(1)) / (rows * cols)
+        return direction, mean_square.float().view(*direction.shape[:-2], 1, 1)
 
     return Passes(square_means, accumulate, direct)
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from celo2.config import RuleConfig
+from celo2.config import FEATURES, RuleConfig
+from celo2.torch import weights as weights_lib
 from celo2.torch.batching import Leaf, iterate_leaves
 from celo2.torch.dimensions import make_layout
 from celo2.torch.kernels import dispatch
 from celo2.torch.optimizer.state import init_rule, rule_accumulators
 from celo2.torch.weights import Network
-from celo2.weights.checkpoint import Weights
+from celo2.weights.checkpoint import Weights, load_checkpoint
 from helpers.tolerances import relative_error
 
 BASE = RuleConfig(orthogonalize=False)
@@ -25,6 +27,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no vectors": {"with_fac_rms": False, "with_fac_rsqrt": False},
     "scaled": {"param_scale_mult": True, "precondition_output": True, "rmsmult": 0.5},
     "orthogonalized": {"orthogonalize": True, "ns_iters": 2},
+}
+_ALL_OFF = {feature.option: False for feature in FEATURES}
+SMALL_NETWORKS: dict[str, dict[str, Any]] = {
+    "one unit": {"ff_hidden_size": 1},
+    "two units": {"ff_hidden_size": 2},
+    "three units": {"ff_hidden_size": 3},
+    "derived features": {
+        "ff_hidden_size": 2,
+        **_ALL_OFF,
+        "with_rms_norm_g": True,
+        "with_fac_norm_g": True,
+        "with_fac_mom_mult": True,
+    },
+    "the gradient alone": {"ff_hidden_size": 2, **_ALL_OFF, "with_g": True},
 }
 OTHER_SIZES: dict[str, dict[str, Any]] = {
     "another network": {"ff_hidden_size": 3, "ff_hidden_layers": 3, "mlp_activation": "tanh"},
@@ -48,6 +64,16 @@ def make_network(*, skip_zero_gradients: bool = False, **options: Any) -> Networ
     rng = np.random.default_rng(0)
     arrays = {n: (0.3 * rng.standard_normal(s)).astype(np.float32) for n, s in config.weight_shapes().items()}
     return Network(Weights(arrays, config), config, skip_zero_gradients=skip_zero_gradients)
+
+
+def make_shipped_network(name: str, *, simplified: bool = True) -> Network:
+    """Shipped weights without Newton–Schulz, or all their units and features, as in the reference."""
+    weights = load_checkpoint(name)
+    config = weights.config.replace(orthogonalize=False)
+    if simplified:
+        return Network(weights, config)
+    with patch.object(weights_lib, "simplify", lambda arrays, config: (dict(arrays), config)):
+        return Network(weights, config)
 
 
 def make_leaf(
@@ -82,10 +108,11 @@ def update(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     state_dtype: torch.dtype | None = None,
+    network: Network | None = None,
     **options: Any,
 ) -> list[Tensor]:
     """The step of two equal leaves after two updates, and their accumulators."""
-    network = make_network(**options)
+    network = network or make_network(**options)
     leaves = [make_leaf(shape, network, dtype, device, seed, state_dtype) for seed in (1, 2)]
     with dispatch.use(name):
         update_leaves(network, leaves)

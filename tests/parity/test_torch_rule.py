@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from torch_replay import Replay, replay_torch
 
 from celo2.torch import DimensionNumbers
 from celo2.torch.kernels import cpu_blocked, dispatch
+from celo2.weights import load_checkpoint
+from celo2.weights.sources import SHIPPED
 from helpers.rule_runs import (
     GOLDEN,
     REFERENCE_RUNS,
@@ -81,6 +84,18 @@ def test_every_path_matches_golden(path: str, name: str) -> None:
     run = load_run(GOLDEN / f"{name}.npz")
     assert_agree(replay_torch(run, torch.float32), run.updates, "torch, golden")
     assert_agree(replay_torch(run, torch.float64), replay_oracle(run), "torch float64, oracle")
+
+
+@pytest.mark.parametrize("path", [*PATHS, "numba"], indirect=True)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_path_matches_the_oracle_on_shipped_weights(path: str, name: str) -> None:
+    """Most of them are zero; the oracle computes all units and features."""
+    weights = load_checkpoint(name)
+    run = make_run(dataclasses.asdict(weights.config), seed=0)
+    run = dataclasses.replace(run, theta=dict(weights.arrays))
+    expected = replay_oracle(run)
+    assert_agree(replay_torch(run, torch.float64), expected, "torch float64, oracle")
+    assert_agree(replay_torch(run, torch.float32), expected, "torch float32, oracle")
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, database=None)

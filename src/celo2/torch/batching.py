@@ -128,7 +128,9 @@ def hold_counts(leaves: Sequence[Leaf], busy: Tensor | None) -> None:
         leaves: The leaves after their update.
         busy: The result of `accumulators.find_busy`, `(leaves, ..., 1, 1)`; None: all were busy.
     """
-    if busy is not None and leaves[0].count.device == busy.device:
+    if busy is None or (busy.device.type == "cpu" and bool(busy.all())):  # waits for no device
+        return
+    if leaves[0].count.device == busy.device:
         idle = 1.0 - busy.flatten(1).amax(1).to(leaves[0].count.dtype)
         for leaf, own in zip(leaves, idle.unbind(), strict=True):
             leaf.count.sub_(own)

@@ -105,15 +105,14 @@ def compute(
     together = accumulators_lib.find_busy(over_cols) if network.skip_zero_gradients else None
     vectors = _update_factored(matrices, over_cols, over_rows, axes, network.config, together)
     factors = sort_factors(vectors, axes)
-    inputs = [_make_inputs(matrix, factors, index) for index, matrix in enumerate(matrices)]
-    busy = [None] * len(inputs) if together is None else together.unbind()
-    squares = torch.stack(list(map(passes.accumulate, inputs, busy)), dim=1)
-    scales = mlp.normalizer(squares)  # (channels, matrices, ..., 1, 1)
     units = vector_units(vectors, network, axes)
-    directions = [
-        Direction(*passes.direct(known, scales[:, index], (units[0][:, index], units[1][:, index])), own)
-        for index, (known, own) in enumerate(zip(inputs, busy, strict=True))
-    ]
+    busy = [None] * len(matrices) if together is None else together.unbind()
+    directions = []  # one matrix after the other, so that the third pass finds it in a cache
+    for index, (matrix, own) in enumerate(zip(matrices, busy, strict=True)):
+        inputs = _make_inputs(matrix, factors, index)
+        scales = mlp.normalizer(passes.accumulate(inputs, own))  # (channels, ..., 1, 1)
+        values, mean_square = passes.direct(inputs, scales, (units[0][:, index], units[1][:, index]))
+        directions.append(Direction(values, mean_square, own))
     return directions if axes else [own._replace(values=own.values.mT) for own in directions]
 
 
@@ -173,10 +172,13 @@ def _update_factored(
 
 def sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
     """Returns for each decay the factors along the rows, `(..., rows, 1)`, and along the columns."""
-    factors = features.compute_factors(vectors.row, vectors.col, axes)
+    row, *col = (torch.stack(own) for own in (vectors.row, vectors.col) if own)  # all decays in one operation
+    [sides] = features.compute_factors((row,), tuple(col), axes)
     if axes is None:
-        return tuple((torch.ones_like(own[..., :1]), own) for (own,) in factors)
-    return factors if axes.large == -1 else tuple(pair[::-1] for pair in factors)
+        sides = (torch.ones_like(row[..., :1]), *sides)
+    elif axes.large != -1:
+        sides = sides[::-1]
+    return tuple(zip(*(side.unbind() for side in sides), strict=True))
 
 
 def _make_inputs(matrix: Matrix, factors: features.Factors, index: int) -> Inputs:

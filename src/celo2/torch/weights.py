@@ -13,33 +13,38 @@ from torch import Tensor
 
 from celo2.config import RuleConfig
 from celo2.weights.checkpoint import Weights, load_checkpoint, weights_from_tree
+from celo2.weights.simplify import simplify
 
 
 class Network:
-    """Weights and options of the rule, read-only.
+    """Weights and options of the rule, read-only, and the smaller network that computes the same steps.
 
     Attributes:
         weights: The weights that it was made from.
-        config: The options in force.
+        options: The options in force, which go with these weights.
         skip_zero_gradients: Whether a matrix whose gradient is exactly zero is left alone; the reference
             moves it by the full learning rate.
-        numbers: The arrays by name, as nested lists.
+        config: The options of what is computed: `options` with the size and features of `simplify`. The
+            accumulators are the same.
+        arrays: The weights of what is computed, by name.
+        numbers: These as nested lists.
     """
 
     def __init__(self, weights: Weights, config: RuleConfig, *, skip_zero_gradients: bool = False):
         self.weights = weights
-        self.config = config
+        self.options = config
         self.skip_zero_gradients = skip_zero_gradients
-        self.numbers: Mapping[str, Any] = {name: a.tolist() for name, a in weights.arrays.items()}
+        self.arrays, self.config = simplify(weights.arrays, config)
+        self.numbers: Mapping[str, Any] = {name: a.tolist() for name, a in self.arrays.items()}
         self._tensors: dict[Any, Tensor] = {}
 
     def tensor(self, *names: str, like: Tensor) -> Tensor:
         """Returns the named arrays, concatenated along the first axis, with dtype and device of `like`."""
-        return self._cached(names, like, lambda: np.concatenate([self.weights.arrays[n] for n in names]))
+        return self._cached(names, like, lambda: np.concatenate([self.arrays[n] for n in names]))
 
     def layer(self, number: int, *, like: Tensor) -> Tensor:
         """Returns a later layer as one matrix, `(outputs, units + 1)`, its bias in the last column."""
-        weight, bias = (self.weights.arrays[f"{kind}{number}"] for kind in "wb")
+        weight, bias = (self.arrays[f"{kind}{number}"] for kind in "wb")
         return self._cached(("layer", str(number)), like, lambda: np.vstack([weight, bias]).T.copy())
 
     def _cached(self, names: tuple[str, ...], like: Tensor, make: Callable[[], np.ndarray]) -> Tensor:
@@ -52,7 +57,7 @@ class Network:
     def __reduce__(self) -> tuple[Any, ...]:
         """Reduces copies and pickles to the weights and the options."""
         make = functools.partial(type(self), skip_zero_gradients=self.skip_zero_gradients)
-        return make, (self.weights, self.config)
+        return make, (self.weights, self.options)
 
 
 def make_network(theta: Any, *, orthogonalize: bool, skip_zero_gradients: bool = False) -> Network:

@@ -5,23 +5,34 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from celo2.torch import Celo2Base
+from celo2.torch.dimensions import make_layout
 from celo2.torch.kernels import dispatch
+from celo2.weights.sources import SHIPPED
 from helpers.torch_examples import (
     OPTIONS,
     OTHER_SIZES,
+    SMALL_NETWORKS,
     largest_error,
     make_leaf,
     make_network,
+    make_shipped_network,
     update,
+    update_leaves,
 )
 
-pytest.importorskip("triton", reason="Triton is not installed; it is for Linux")
+triton = pytest.importorskip("triton", reason="Triton is not installed; it is for Linux")
+tl = pytest.importorskip("triton.language")
+gpu_triton = pytest.importorskip("celo2.torch.kernels.gpu_triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Sums in another order, in float32: 8.0e-7 in the interpreter; a bound, not measured, on a GPU.
 TOLERANCE = 2.4e-6 if DEVICE == "cpu" else 6e-6
@@ -34,10 +45,91 @@ def test_kernels_equal_the_plain_program(shape: tuple[int, ...]) -> None:
     assert largest_error(*results) <= TOLERANCE
 
 
-@pytest.mark.parametrize("options", ["features off", "no vectors"])
-def test_kernels_equal_the_plain_program_for_options(options: str) -> None:
-    results = (update(name, (9, 20), device=DEVICE, **OPTIONS[options]) for name in ("triton", "plain"))
-    assert largest_error(*results) <= TOLERANCE
+@pytest.mark.parametrize(
+    "options",
+    [*(OPTIONS[name] for name in ("features off", "no vectors")), *SMALL_NETWORKS.values()],
+    ids=["features off", "no vectors", *SMALL_NETWORKS],
+)
+def test_kernels_equal_the_plain_program_for_options(options: dict[str, Any]) -> None:
+    network = make_network(**options)
+    with dispatch.use("triton"):
+        assert dispatch.choose(network, torch.ones(9, 20), make_layout((9, 20))) == "triton"
+    for shape in (9, 20), (20,):
+        results = (update(name, shape, device=DEVICE, network=network) for name in ("triton", "plain"))
+        assert largest_error(*results) <= TOLERANCE
+
+
+@pytest.mark.parametrize("weights", SHIPPED)
+def test_shipped_weights_equal_the_whole_network(weights: str) -> None:
+    network, whole = (make_shipped_network(weights, simplified=own) for own in (True, False))
+    for shape in (9, 20), (20,):
+        actual = update("triton", shape, device=DEVICE, network=network)
+        assert largest_error(actual, update("plain", shape, device=DEVICE, network=whole)) <= TOLERANCE
+
+
+def test_a_parameter_that_is_no_feature_is_not_read() -> None:
+    network, steps = make_shipped_network(SHIPPED[0]), []
+    for value in (1.0, float("nan")):
+        leaf = make_leaf((9, 20), network, torch.float32, DEVICE)
+        with dispatch.use("triton"):
+            steps += update_leaves(network, [leaf._replace(param=torch.full_like(leaf.param, value))])
+    assert largest_error(steps[:1], steps[1:]) == 0
+
+
+@triton.jit
+def _store_offsets(out, rows, cols, R: tl.constexpr, C: tl.constexpr):  # pyright: ignore
+    i, j, at, _ = gpu_triton._place(rows, cols, R, C)
+    tl.store(out + i * C + j, at, mask=tl.program_id(0) == tl.num_programs(0) - 1)
+
+
+def test_offsets_of_more_elements_than_int32_counts_are_right() -> None:
+    side, matrices, block = 1 << 16, 3, (2, 4)
+    out = torch.zeros(block, dtype=torch.int64, device=DEVICE)
+    _store_offsets[(matrices, 1, 1)](out, side, side, *block)
+    expected = (torch.arange(2)[:, None] * side + torch.arange(4)) + (matrices - 1) * side**2
+    assert int(expected.min()) >= 2**33
+    assert torch.equal(out.cpu(), expected)
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from celo2.torch.kernels import gpu_triton, interface
+from helpers.torch_examples import make_network, make_shipped_network
+
+for network in (make_shipped_network("celo2"), make_network()):
+    places = interface.find_places(network.config, factored=True)
+    on = tuple(channel in places for channel in range(interface.NUM_CHANNELS))
+    constants = {
+        "W": tuple(interface.pack_weights(network, factored=True).flatten().tolist()), "ON": on,
+        "UNITS": interface.count_units(network.config), "VECTORS": interface.has_vectors(network.config),
+        "R": 16, "C": 64,
+    }
+    kinds = dict.fromkeys(constants, "constexpr") | {"rows": "i32", "cols": "i32"}
+    for kernel in (gpu_triton._square_sums_kernel, gpu_triton._accumulate_kernel, gpu_triton._direct_kernel):
+        names = kernel.arg_names
+        kinds |= {name: "fp32" for name in names if name.startswith("weight_")}
+        own = {(names.index(name),): value for name, value in constants.items() if name in names}
+        source = ASTSource(kernel, {name: kinds.get(name, "*fp32") for name in names}, constexprs=own)
+        ptx = compile(source, target=GPUTarget("cuda", 80, 32)).asm["ptx"]
+        uses = ptx.count(f"{kernel.__name__}_param_1]")
+        print(kernel.__name__, interface.count_units(network.config), uses)
+"""
+
+
+def test_kernels_compile_for_a_gpu_and_leave_the_parameter_out(tmp_path: Path) -> None:
+    """The interpreter takes more of Python than the compiler does; compiling needs no GPU."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    lines = [line.split() for line in result.stdout.splitlines()]
+    reads = {(name, int(units)): int(uses) for name, units, uses in lines}
+    kernels = ("_accumulate_kernel", "_direct_kernel")
+    assert [reads[name, 2] for name in kernels] == [0, 0]
+    assert all(reads[name, 8] for name in kernels)
 
 
 def test_bfloat16_is_read_as_it_is_and_a_state_of_it_is_rounded() -> None:

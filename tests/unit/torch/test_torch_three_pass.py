@@ -12,14 +12,18 @@ from torch import nn
 from celo2.torch import Celo2Base
 from celo2.torch.dimensions import make_layout
 from celo2.torch.kernels import cpu_blocked, dispatch, threads
+from celo2.weights.sources import SHIPPED
 from helpers.torch_examples import (
     OPTIONS,
     OTHER_SIZES,
+    SMALL_NETWORKS,
     UNCOVERED,
     largest_error,
     make_leaf,
     make_network,
+    make_shipped_network,
     update,
+    update_leaves,
 )
 
 TOLERANCE = 1.5e-6  # sums in another order, in float32 (4.7e-7)
@@ -53,6 +57,39 @@ def test_passes_equal_the_plain_program_for_options(name: str, options: dict[str
     for shape in (20, 31), (31,):
         results = (update(n, shape, dtype, **options) for n in (name, "plain"))
         assert largest_error(*results) <= tolerance
+
+
+@every_way
+@pytest.mark.parametrize("options", SMALL_NETWORKS.values(), ids=SMALL_NETWORKS)
+def test_passes_equal_the_plain_program_for_small_networks(name: str, options: dict[str, Any]) -> None:
+    with dispatch.use(name):  # type: ignore[arg-type]
+        assert dispatch.choose(make_network(**options), torch.ones(9, 7), make_layout((9, 7))) == name
+    for shape in (20, 31), (31,):
+        results = (update(n, shape, **options) for n in (name, "plain"))
+        assert largest_error(*results) <= TOLERANCE
+
+
+@every_way
+@pytest.mark.parametrize("weights", SHIPPED)
+def test_shipped_weights_equal_the_whole_network(name: str, weights: str) -> None:
+    network, whole = (make_shipped_network(weights, simplified=own) for own in (True, False))
+    assert (network.config.ff_hidden_size, whole.config.ff_hidden_size) == (2, 8)
+    for shape in (40, 24), (3, 9, 20), (31,):
+        for dtype, tolerance in (torch.float32, TOLERANCE), (torch.float64, EXACT):
+            expected = update("plain", shape, dtype, network=whole)
+            for program in ("plain", name):
+                assert largest_error(update(program, shape, dtype, network=network), expected) <= tolerance
+
+
+@needs_numba
+def test_kernels_do_not_read_a_parameter_that_is_no_feature() -> None:
+    network = make_shipped_network("celo2-base")
+    leaf = make_leaf((20, 12), network, torch.float32)
+    with dispatch.use("numba"):
+        [expected] = update_leaves(network, [leaf])
+        again = make_leaf((20, 12), network, torch.float32)
+        [step] = update_leaves(network, [again._replace(param=torch.full_like(leaf.param, torch.nan))])
+    assert largest_error([step], [expected]) == 0
 
 
 @pytest.mark.parametrize("options", UNCOVERED.values(), ids=UNCOVERED)

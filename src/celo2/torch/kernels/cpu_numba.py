@@ -7,7 +7,7 @@ number of threads. Numba comes with `celo2[cpu]`; nothing else imports this modu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,15 @@ import torch
 from numba import njit  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
+from celo2.config import RuleConfig
 from celo2.constants import CLIPPED_GRAD, GRAD_CLIP, RSQRT_EPS
 from celo2.torch.features import Inputs
 from celo2.torch.kernels import interface, threads
 from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
-# Elements of a piece of several rows: most of a millisecond in the last pass. No other size has been
-# recorded; `benchmarks/torch_step.py --programs blocks numba --size 3m` measures a change.
+# Elements of a piece of several rows: 0.1 ms in the last pass for two units, 0.4 ms for eight. On one thread,
+# `benchmarks/torch_step.py --programs blocks numba --size 3m` takes as long with sizes from 2¹⁵ to 2¹⁸.
 PIECE_SIZE = 1 << 16
 
 
@@ -35,54 +36,74 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     """
     config = network.config
     places = interface.find_places(config, factored=factored)
+    lengths = _make_lengths(config)
     weights = [1.0 - decay for decay in (*config.initial_momentum_decays, *config.initial_rms_decays)]
     constants = np.array([GRAD_CLIP, CLIPPED_GRAD, RSQRT_EPS, *weights], np.float32)
-    packed = torch.tensor(interface.pack_numbers(network, factored=factored), dtype=torch.float32)
-    first_layer = interface.NUM_CHANNELS * interface.UNITS
+    packed = interface.pack_weights(network, factored=factored)
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = interface.batch_shape(grad)
         over_cols = np.empty((batch, rows), np.float32)
-        over_rows = np.zeros((batch * _pieces(shape), cols), np.float32)
+        over_rows = np.zeros((batch, _pieces(shape), cols), np.float32)
         _run(_square_sums_kernel, shape, _array(grad), constants, over_cols, over_rows)
-        sums = torch.from_numpy(over_cols), torch.from_numpy(over_rows).view(batch, -1, cols).sum(1)
+        sums = torch.from_numpy(over_cols), torch.from_numpy(over_rows.sum(1))
         return (sums[0] / cols).view(*grad.shape[:-1], 1), (sums[1] / rows).view(*grad.shape[:-2], 1, cols)
 
     def accumulate(inputs: Inputs, busy: Tensor | None) -> Tensor:
         batch, rows, cols = shape = interface.batch_shape(inputs.grad)
-        sums = np.zeros((batch * _pieces(shape), interface.NUM_CHANNELS))
+        sums = np.zeros((batch, _pieces(shape), interface.NUM_CHANNELS))
         kept = np.ones(batch, np.float32) if busy is None else busy.flatten().numpy()
-        _run(_accumulate_kernel, shape, *_arrays(inputs), kept, constants, sums)
-        squares = torch.from_numpy(sums).view(batch, -1, interface.NUM_CHANNELS).sum(1) / (rows * cols)
-        return squares[:, places].float().T.reshape(-1, *inputs.grad.shape[:-2], 1, 1)
+        _run(_accumulate_kernel, shape, *_arrays(inputs), kept, lengths, constants, sums)
+        squares = torch.from_numpy(sums.sum(1).T[places]) / (rows * cols)
+        return squares.float().view(-1, *inputs.grad.shape[:-2], 1, 1)
 
     def direct(inputs: Inputs, scales: Tensor, units: Units) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = interface.batch_shape(inputs.grad)
-        every = scales.new_zeros(batch, interface.NUM_CHANNELS, 1)
-        every[:, places, 0] = scales.reshape(len(places), batch).T
-        numbers = packed.repeat(batch, 1)
-        numbers[:, :first_layer] *= every.expand(-1, -1, interface.UNITS).flatten(1)
-        sides = [interface.pack_vectors(unit).numpy() for unit in units]
+        numbers = np.repeat(packed[None], batch, axis=0)
+        numbers[:, places] *= scales.numpy().reshape(len(places), batch).T[..., None]
+        sides = [numbers, numbers]  # not read
+        if interface.has_vectors(config):
+            sides = [interface.pack_units(unit, config).numpy() for unit in units]
         direction = inputs.grad.new_empty(inputs.grad.shape)
-        sums = np.zeros(batch * _pieces(shape))
-        arrays = (*_arrays(inputs), *sides, constants, numbers.numpy(), _array(direction), sums)
+        sums = np.zeros((batch, _pieces(shape)))
+        arrays = (*_arrays(inputs), *sides, numbers, lengths, constants, _array(direction), sums)
         _run(_direct_kernel, shape, *arrays)
-        mean_square = torch.from_numpy(sums).view(batch, -1).sum(1) / (rows * cols)
+        mean_square = torch.from_numpy(sums.sum(1)) / (rows * cols)
         return direction, mean_square.float().view(*direction.shape[:-2], 1, 1)
 
     return Passes(square_means, accumulate, direct)
 
 
+def _make_lengths(config: RuleConfig) -> tuple[tuple[bool, ...], ...]:
+    """Makes tuples whose lengths are constants to Numba, which compiles the kernels for them.
+
+    The first is as long as there are units, the others as well where something is on, else empty: vectors,
+    then each feature of `interface.CHANNELS`. What is off is not computed, nor read if nothing else needs it.
+    What tensors of rank < 2 lack has weights of zero, so that one program serves all.
+    These are plain tuples, since Numba's cache keeps a class by its name and fails once that is gone.
+    """
+    units = (True,) * interface.count_units(config)
+    names = {feature.name for _, feature in config.feature_groups(2)}
+    enabled = [interface.has_vectors(config), *(name in names for name, _ in interface.CHANNELS)]
+    return units, *(units if on else () for on in enabled)
+
+
 def _array(tensor: Tensor) -> np.ndarray:
     """Returns a tensor as `(batch, rows, cols)`; a view if contiguous, as outputs must be."""
-    return tensor.detach().contiguous().view(-1, *tensor.shape[-2:]).numpy()
+    return tensor.detach().contiguous().numpy().reshape(-1, *tensor.shape[-2:])
 
 
 def _arrays(inputs: Inputs) -> list[np.ndarray]:
     """Returns the arrays of the inputs in the kernels' order."""
-    sides = [interface.pack_vectors(torch.stack(side)) for side in zip(*inputs.factors, strict=True)]
+    sides = [_pack_vectors(side) for side in zip(*inputs.factors, strict=True)]
     full = (inputs.grad, inputs.param, *inputs.accumulators.momentum, *inputs.accumulators.rms)
-    return [*map(_array, full), *(side.numpy() for side in sides)]
+    return [*map(_array, full), *sides]
+
+
+def _pack_vectors(vectors: Sequence[Tensor]) -> np.ndarray:
+    """Stacks vectors, `(..., rows or 1, cols or 1)`, to `(batch, number, size)`."""
+    size = vectors[0].shape[-2] * vectors[0].shape[-1]
+    return np.stack([vector.numpy().reshape(-1, size) for vector in vectors], axis=1)
 
 
 def _rows(shape: tuple[int, int, int]) -> int:
@@ -96,13 +117,13 @@ def _pieces(shape: tuple[int, int, int]) -> int:
 
 
 def _run(kernel: Callable[..., None], shape: tuple[int, int, int], *arguments: Any) -> None:
-    """Calls a kernel for every piece with its number, its matrix and its rows."""
+    """Calls a kernel for every piece with its number in its matrix, its matrix and its rows."""
     count, step = _pieces(shape), _rows(shape)
 
     def work(number: int) -> None:
-        matrix, place = divmod(number, count)
-        first = place * step
-        kernel(*arguments, number, matrix, first, min(first + step, shape[1]))
+        matrix, piece = divmod(number, count)
+        first = piece * step
+        kernel(*arguments, piece, matrix, first, min(first + step, shape[1]))
 
     threads.run(lambda: work, shape[0] * count)
 
@@ -136,50 +157,127 @@ def _relu(x):
 
 
 @njit(**_OPTIONS)
-def _eight(numbers, start):
+def _take(rows, first, length):
+    """Returns the numbers of a row as a tuple of this length: none, two or eight."""
+    row = rows[first]
+    if len(length) == 0:
+        return ()
+    if len(length) == 2:
+        return row[0], row[1]
+    return row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]
+
+
+@njit(**_OPTIONS)
+def _take_rows(rows, first, length):
+    """Returns as many rows, as tuples."""
+    if len(length) == 2:
+        return _take(rows, first, length), _take(rows, first + 1, length)
     return (
-        numbers[start], numbers[start + 1], numbers[start + 2], numbers[start + 3],
-        numbers[start + 4], numbers[start + 5], numbers[start + 6], numbers[start + 7],
+        _take(rows, first, length), _take(rows, first + 1, length),
+        _take(rows, first + 2, length), _take(rows, first + 3, length),
+        _take(rows, first + 4, length), _take(rows, first + 5, length),
+        _take(rows, first + 6, length), _take(rows, first + 7, length),
     )  # fmt: skip
 
 
 @njit(**_OPTIONS)
+def _scale(w, x):
+    """Multiplies weights by a number."""
+    if len(w) == 2:
+        return x * w[0], x * w[1]
+    return x * w[0], x * w[1], x * w[2], x * w[3], x * w[4], x * w[5], x * w[6], x * w[7]
+
+
+@njit(**_OPTIONS)
 def _add(h, x, w):
-    """Adds an input times its eight weights to the eight units."""
+    """Adds an input times its weights to as many numbers; no weights change nothing, no numbers are zeros."""
+    if len(w) == 0:
+        return h
+    if len(h) == 0:
+        return _scale(w, x)
+    if len(h) == 2:
+        return h[0] + x * w[0], h[1] + x * w[1]
     return (
         h[0] + x * w[0], h[1] + x * w[1], h[2] + x * w[2], h[3] + x * w[3],
         h[4] + x * w[4], h[5] + x * w[5], h[6] + x * w[6], h[7] + x * w[7],
     )  # fmt: skip
 
 
+@njit(**_OPTIONS)
+def _add_vectors(h, vectors, j, length):
+    """Adds an element of each unit's vector; nothing where the length is 0."""
+    if len(length) == 0:
+        return h
+    if len(h) == 2:
+        return h[0] + vectors[0, j], h[1] + vectors[1, j]
+    return (
+        h[0] + vectors[0, j], h[1] + vectors[1, j], h[2] + vectors[2, j], h[3] + vectors[3, j],
+        h[4] + vectors[4, j], h[5] + vectors[5, j], h[6] + vectors[6, j], h[7] + vectors[7, j],
+    )  # fmt: skip
+
+
+@njit(**_OPTIONS)
+def _add_layer(k, h, weights):
+    """Adds the activations of the first layer times their weights to the second layer."""
+    k = _add(k, _relu(h[0]), weights[0])
+    k = _add(k, _relu(h[1]), weights[1])
+    if len(h) == 2:
+        return k
+    k = _add(k, _relu(h[2]), weights[2])
+    k = _add(k, _relu(h[3]), weights[3])
+    k = _add(k, _relu(h[4]), weights[4])
+    k = _add(k, _relu(h[5]), weights[5])
+    k = _add(k, _relu(h[6]), weights[6])
+    return _add(k, _relu(h[7]), weights[7])
+
+
+@njit(**_OPTIONS)
+def _add_output(total, k, w):
+    """Adds the activations of the second layer times their weights to a number."""
+    total += _relu(k[0]) * w[0] + _relu(k[1]) * w[1]
+    if len(k) == 2:
+        return total
+    total += _relu(k[2]) * w[2] + _relu(k[3]) * w[3] + _relu(k[4]) * w[4]
+    return total + _relu(k[5]) * w[5] + _relu(k[6]) * w[6] + _relu(k[7]) * w[7]
+
+
+@njit(**_OPTIONS)
+def _add_if(total, x, length):
+    """Adds a number unless the length is 0."""
+    if len(length) == 0:
+        return total
+    return total + x
+
+
 @_compile
-def _square_sums_kernel(grads, constants, over_cols, over_rows, number, matrix, start, stop):
-    """Sums clipped squares over the columns, `(batch, rows)`, and over these rows, `(pieces, cols)`."""
+def _square_sums_kernel(grads, constants, over_cols, over_rows, piece, matrix, start, stop):
+    """Sums clipped squares over columns, `(batch, rows)`, and over these rows, `(batch, pieces, cols)`."""
     grad, clip = grads[matrix], constants[0]
     for i in range(start, stop):
         total = np.float32(0.0)
         for j in range(grad.shape[1]):
             g = _clamp(grad[i, j], clip)
             total += g * g
-            over_rows[number, j] += g * g
+            over_rows[matrix, piece, j] += g * g
         over_cols[matrix, i] = total
 
 
 @_compile
 def _accumulate_kernel(
-    grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, busy, constants, sums,
-    number, matrix, start, stop,
+    grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, busy, lengths,
+    constants, sums, piece, matrix, start, stop,
 ):  # fmt: skip
-    """Updates momenta and rms in place, and sums squares of all channels over these rows.
+    """Updates momenta and rms in place, and sums squares of the channels that are on over these rows.
 
-    The sums are `(pieces, channels)`. `constants` are the bounds of the gradient and of its clipped channel,
-    the epsilon below the root, and the weight of a new value in each momentum and in rms, 1 - β, which is
-    multiplied by `busy`, `(batch,)`.
+    The sums are `(batch, pieces, channels)`. `constants` are the bounds of the gradient and of its clipped
+    channel, the epsilon below the root, and the weight of a new value in each momentum and in rms, 1 - β,
+    which is multiplied by `busy`, `(batch,)`. `lengths` are those of `_make_lengths`.
     """
+    _, _, grad_on, clipped_on, param_on, m_on, rms_on, ms_on, s_on, gf_on, gs_on, mf_on = lengths
     clip, small_clip, eps, own_busy = constants[0], constants[1], constants[2], busy[matrix]
     weight_0, weight_1 = constants[3] * own_busy, constants[4] * own_busy
     weight_2, weight_rms = constants[5] * own_busy, constants[6] * own_busy
-    grad, param, rms, own = grads[matrix], params[matrix], seconds[matrix], sums[number]
+    grad, param, rms, own = grads[matrix], params[matrix], seconds[matrix], sums[matrix, piece]
     momentum_0, momentum_1, momentum_2 = momenta_0[matrix], momenta_1[matrix], momenta_2[matrix]
     row, col, one = row_factors[matrix], col_factors[matrix], np.float32(1.0)
     for i in range(start, stop):
@@ -196,24 +294,24 @@ def _accumulate_kernel(
             small, inverse = _clamp(g, small_clip), one / (v + eps)
             m0, m1, m2 = m0 * m0, m1 * m1, m2 * m2
             f0, f1, f2 = col[0, j] * col[0, j], col[1, j] * col[1, j], col[2, j] * col[2, j]
-            a0 += gg
-            a1 += small * small
-            a2 += p * p
-            a3 += m0
-            a4 += m1
-            a5 += m2
-            a6 += v * v
-            a7 += m0 * inverse
-            a8 += m1 * inverse
-            a9 += m2 * inverse
-            a10 += inverse
-            a11 += gg * f0
-            a12 += gg * f1
-            a13 += gg * f2
-            a14 += gg * inverse
-            a15 += m0 * f0
-            a16 += m1 * f1
-            a17 += m2 * f2
+            a0 = _add_if(a0, gg, grad_on)
+            a1 = _add_if(a1, small * small, clipped_on)
+            a2 = _add_if(a2, p * p, param_on)
+            a3 = _add_if(a3, m0, m_on)
+            a4 = _add_if(a4, m1, m_on)
+            a5 = _add_if(a5, m2, m_on)
+            a6 = _add_if(a6, v * v, rms_on)
+            a7 = _add_if(a7, m0 * inverse, ms_on)
+            a8 = _add_if(a8, m1 * inverse, ms_on)
+            a9 = _add_if(a9, m2 * inverse, ms_on)
+            a10 = _add_if(a10, inverse, s_on)
+            a11 = _add_if(a11, gg * f0, gf_on)
+            a12 = _add_if(a12, gg * f1, gf_on)
+            a13 = _add_if(a13, gg * f2, gf_on)
+            a14 = _add_if(a14, gg * inverse, gs_on)
+            a15 = _add_if(a15, m0 * f0, mf_on)
+            a16 = _add_if(a16, m1 * f1, mf_on)
+            a17 = _add_if(a17, m2 * f2, mf_on)
         r0, r1, r2 = row[0, i] * row[0, i], row[1, i] * row[1, i], row[2, i] * row[2, i]
         totals = (
             a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10,
@@ -226,71 +324,48 @@ def _accumulate_kernel(
 @_compile
 def _direct_kernel(
     grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, row_units, col_units,
-    constants, numbers, directions, sums, number, matrix, start, stop,
+    weights, lengths, constants, directions, sums, piece, matrix, start, stop,
 ):  # fmt: skip
-    """Computes the direction of these rows, and the sum of its squares, `(pieces,)`.
+    """Computes the direction of these rows, and the sum of its squares, `(batch, pieces)`.
 
-    `numbers` are `interface.pack_numbers` for each matrix, whose channels' scales multiply the first
-    layer; the first layer's bias is in the row units.
+    `weights` are `interface.pack_weights` for each matrix, whose channels' scales multiply the first
+    layer. `row_units` and `col_units` are `interface.pack_units`, read where vectors are on.
     """
+    units, vectors, grad_on, clipped_on, param_on, m_on, rms_on, ms_on, s_on, gf_on, gs_on, mf_on = lengths
     clip, small_clip, eps, one = constants[0], constants[1], constants[2], np.float32(1.0)
-    n = numbers[matrix]
-    w_grad, w_clipped, w_param = _eight(n, 0), _eight(n, 8), _eight(n, 16)
-    w_m0, w_m1, w_m2, w_rms = _eight(n, 24), _eight(n, 32), _eight(n, 40), _eight(n, 48)
-    w_m0s, w_m1s, w_m2s, w_s = _eight(n, 56), _eight(n, 64), _eight(n, 72), _eight(n, 80)
-    w_gf0, w_gf1, w_gf2, w_gs = _eight(n, 88), _eight(n, 96), _eight(n, 104), _eight(n, 112)
-    w_m0f0, w_m1f1, w_m2f2 = _eight(n, 120), _eight(n, 128), _eight(n, 136)
-    w0, w1, w2, w3 = _eight(n, 144), _eight(n, 152), _eight(n, 160), _eight(n, 168)
-    w4, w5, w6, w7 = _eight(n, 176), _eight(n, 184), _eight(n, 192), _eight(n, 200)
-    bias, last, last_bias = _eight(n, 208), _eight(n, 216), n[224]
+    w = weights[matrix]
+    w_grad, w_clipped, w_param = _take(w, 0, grad_on), _take(w, 1, clipped_on), _take(w, 2, param_on)
+    w_m0, w_m1, w_m2 = _take(w, 3, m_on), _take(w, 4, m_on), _take(w, 5, m_on)
+    w_rms, w_s, w_gs = _take(w, 6, rms_on), _take(w, 10, s_on), _take(w, 14, gs_on)
+    w_m0s, w_m1s, w_m2s = _take(w, 7, ms_on), _take(w, 8, ms_on), _take(w, 9, ms_on)
+    w_gf0, w_gf1, w_gf2 = _take(w, 11, gf_on), _take(w, 12, gf_on), _take(w, 13, gf_on)
+    w_m0f0, w_m1f1, w_m2f2 = _take(w, 15, mf_on), _take(w, 16, mf_on), _take(w, 17, mf_on)
+    place = 18 + len(units)
+    layer, last = _take_rows(w, 18, units), _take(w, place + 2, units)
+    first_bias, bias = _take(w, place, units), _take(w, place + 1, units)
+    last_bias = w[place + 3, 0]
     grad, param, rms, out = grads[matrix], params[matrix], seconds[matrix], directions[matrix]
     momentum_0, momentum_1, momentum_2 = momenta_0[matrix], momenta_1[matrix], momenta_2[matrix]
-    row, col, r, c = row_factors[matrix], col_factors[matrix], row_units[matrix], col_units[matrix]
+    row, col = row_factors[matrix], col_factors[matrix]
+    r, c = row_units[matrix], col_units[matrix]
     for i in range(start, stop):
         row_0, row_1, row_2 = row[0, i], row[1, i], row[2, i]
-        u = (r[0, i], r[1, i], r[2, i], r[3, i], r[4, i], r[5, i], r[6, i], r[7, i])
+        u = _add_vectors(first_bias, r, i, vectors)
         for j in range(grad.shape[1]):
             g, p, v = _clamp(grad[i, j], clip), param[i, j], rms[i, j]
             m0, m1, m2 = momentum_0[i, j], momentum_1[i, j], momentum_2[i, j]
             f0, f1, f2 = row_0 * col[0, j], row_1 * col[1, j], row_2 * col[2, j]
             s = one / np.sqrt(v + eps)
-            h = (
-                u[0] + c[0, j], u[1] + c[1, j], u[2] + c[2, j], u[3] + c[3, j],
-                u[4] + c[4, j], u[5] + c[5, j], u[6] + c[6, j], u[7] + c[7, j],
-            )  # fmt: skip
-            h = _add(h, g, w_grad)
-            h = _add(h, _clamp(g, small_clip), w_clipped)
-            h = _add(h, p, w_param)
-            h = _add(h, m0, w_m0)
-            h = _add(h, m1, w_m1)
-            h = _add(h, m2, w_m2)
-            h = _add(h, v, w_rms)
-            h = _add(h, m0 * s, w_m0s)
-            h = _add(h, m1 * s, w_m1s)
-            h = _add(h, m2 * s, w_m2s)
-            h = _add(h, s, w_s)
-            h = _add(h, g * f0, w_gf0)
-            h = _add(h, g * f1, w_gf1)
-            h = _add(h, g * f2, w_gf2)
-            h = _add(h, g * s, w_gs)
-            h = _add(h, m0 * f0, w_m0f0)
-            h = _add(h, m1 * f1, w_m1f1)
-            h = _add(h, m2 * f2, w_m2f2)
-            k = _add(bias, _relu(h[0]), w0)
-            k = _add(k, _relu(h[1]), w1)
-            k = _add(k, _relu(h[2]), w2)
-            k = _add(k, _relu(h[3]), w3)
-            k = _add(k, _relu(h[4]), w4)
-            k = _add(k, _relu(h[5]), w5)
-            k = _add(k, _relu(h[6]), w6)
-            k = _add(k, _relu(h[7]), w7)
-            value = last_bias + _relu(k[0]) * last[0] + _relu(k[1]) * last[1] + _relu(k[2]) * last[2]
-            value += _relu(k[3]) * last[3] + _relu(k[4]) * last[4] + _relu(k[5]) * last[5]
-            value += _relu(k[6]) * last[6] + _relu(k[7]) * last[7]
-            out[i, j] = value
+            h = _add_vectors(u, c, j, vectors)
+            w_g = _add(_add(_add(_add(w_grad, s, w_gs), f0, w_gf0), f1, w_gf1), f2, w_gf2)
+            h = _add(_add(h, g, w_g), _clamp(g, small_clip), w_clipped)
+            h = _add(h, m0, _add(_add(w_m0, s, w_m0s), f0, w_m0f0))
+            h = _add(h, m1, _add(_add(w_m1, s, w_m1s), f1, w_m1f1))
+            h = _add(h, m2, _add(_add(w_m2, s, w_m2s), f2, w_m2f2))
+            h = _add(_add(_add(h, p, w_param), v, w_rms), s, w_s)
+            out[i, j] = _add_output(last_bias, _add_layer(bias, h, layer), last)
         total = np.float32(0.0)
-        for j in range(
-            out.shape[1]
-        ):  # in the loop above, a sum would make LLVM unroll it beyond the registers
+        # In the loop above, a sum would make LLVM unroll it beyond the registers.
+        for j in range(out.shape[1]):
             total += out[i, j] * out[i, j]
-        sums[number] += total
+        sums[matrix, piece] += total

@@ -159,8 +159,8 @@ def _try(network: Network, device: torch.device) -> bool:
     if torch.version.hip is not None and device.type == "cuda":
         return False
     try:
-        matrix = torch.ones(LEAST_SIDE, LEAST_SIDE, device=device)
-        row, col, units = matrix[:, :1], matrix[:1], matrix[:8]
+        matrix = torch.ones(LEAST_SIDE, LEAST_SIDE, dtype=torch.float32, device=device)
+        row, col, units = matrix[:, :1], matrix[:1], matrix[: network.config.ff_hidden_size]
         state = Accumulators((matrix.clone(), matrix.clone(), matrix.clone()), (matrix.clone(),), (), ())
         inputs = Inputs(matrix, matrix, state, ((row, col),) * 3)
         passes = make_passes(network, KERNELS[device.type], factored=True)

@@ -36,8 +36,11 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
             holds.
         factored: As in `three_pass.make_passes`.
     """
-    places = interface.find_places(network.config, factored=factored)
-    numbers = interface.pack_numbers(network, factored=factored)
+    config = network.config
+    places = interface.find_places(config, factored=factored)
+    on = tuple(channel in places for channel in range(interface.NUM_CHANNELS))
+    numbers = tuple(interface.pack_weights(network, factored=factored).flatten().tolist())
+    constants = (numbers, interface.count_units(config), on, interface.has_vectors(config))
 
     def square_means(grad: Tensor) -> tuple[Tensor, Tensor]:
         batch, rows, cols = shape = interface.batch_shape(grad)
@@ -53,10 +56,9 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         batch, rows, cols = shape = interface.batch_shape(inputs.grad)
         grid = _grid(shape, BLOCK)
         sums = _new(inputs.grad, batch, math.prod(grid), interface.NUM_CHANNELS)
-        config = network.config
         weights = [1.0 - decay for decay in (*config.initial_momentum_decays, *config.initial_rms_decays)]
         kept = _new(inputs.grad, batch).fill_(1.0) if busy is None else busy.flatten()
-        arguments = (*_tensors(inputs), kept, sums, rows, cols, *weights, *BLOCK)
+        arguments = (*_tensors(inputs), kept, sums, rows, cols, *weights, on, *BLOCK)
         _launch(_accumulate_kernel, (batch, *grid), arguments, WARPS)
         squares = sums.sum(1)[:, places] / (rows * cols)
         return squares.T.reshape(-1, *inputs.grad.shape[:-2], 1, 1)
@@ -68,8 +70,9 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
         every[:, places] = scales.reshape(len(places), batch).T
         direction = _new(inputs.grad, *inputs.grad.shape)
         sums = _new(inputs.grad, batch, math.prod(grid))
-        tensors = (*_tensors(inputs), every, *map(interface.pack_vectors, units), direction, sums)
-        _launch(_direct_kernel, (batch, *grid), (*tensors, rows, cols, numbers, *BLOCK), WARPS)
+        sides = [interface.pack_units(unit, config) for unit in units]
+        tensors = (*_tensors(inputs), every, *sides, direction, sums)
+        _launch(_direct_kernel, (batch, *grid), (*tensors, rows, cols, *constants, *BLOCK), WARPS)
         mean_square = sums.sum(1) / (rows * cols)
         return direction, mean_square.view(*direction.shape[:-2], 1, 1)
 
@@ -119,7 +122,11 @@ def _relu(x):
 
 @triton.jit
 def _place(rows, cols, R: tl.constexpr, C: tl.constexpr):
-    """Returns rows `(R, 1)`, columns `(1, C)`, offsets into the matrices and mask of the program's block."""
+    """Returns rows `(R, 1)`, columns `(1, C)`, offsets into the matrices and mask of the program's block.
+
+    A tensor may have 2³¹ elements and more, so offsets are products with an index of a matrix in int64. Rows
+    and columns are at most `dispatch.LARGEST_SIDE`; their products with a constant stay in int32.
+    """
     i = tl.program_id(1) * R + tl.arange(0, R)[:, None]
     j = tl.program_id(2) * C + tl.arange(0, C)[None, :]
     first = tl.program_id(0).to(tl.int64) * rows
@@ -128,7 +135,7 @@ def _place(rows, cols, R: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _number():
-    """Returns the index of this program among all."""
+    """Returns the index of this program among all, of which no memory holds 2³¹; int64 for its products."""
     block = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     return (block * tl.num_programs(2) + tl.program_id(2)).to(tl.int64)
 
@@ -159,16 +166,19 @@ def _factor(row_factors, col_factors, index: tl.constexpr, i, j, rows, cols):
 
 
 @triton.jit
-def _store_sum(sums, channel: tl.constexpr, x, inside):
-    tl.store(sums + _number() * 18 + channel, tl.sum(tl.where(inside, x * x, 0.0)))
+def _store_sum(sums, channel: tl.constexpr, x, inside, ON: tl.constexpr):
+    if ON[channel]:
+        tl.store(sums + _number() * 18 + channel, tl.sum(tl.where(inside, x * x, 0.0)))
 
 
 @triton.jit
 def _accumulate_kernel(
     grad, param, momentum_0, momentum_1, momentum_2, rms, row_factors, col_factors, busy, sums, rows, cols,
-    weight_0, weight_1, weight_2, weight_rms, R: tl.constexpr, C: tl.constexpr,
+    weight_0, weight_1, weight_2, weight_rms, ON: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Updates momenta and rms in place, and sums squares of all channels of each block, `(blocks, channels)`.
+    """Updates momenta and rms in place, and sums squares of channels of each block, `(blocks, channels)`.
+
+    Sums of channels that are not `ON` are not written; nothing that only they need is read or computed.
 
     A new value has the weight 1 - β, multiplied by `busy`, `(batch,)`.
     """
@@ -192,64 +202,97 @@ def _accumulate_kernel(
     f0 = _factor(row_factors, col_factors, 0, i, j, rows, cols)
     f1 = _factor(row_factors, col_factors, 1, i, j, rows, cols)
     f2 = _factor(row_factors, col_factors, 2, i, j, rows, cols)
-    _store_sum(sums, 0, g, inside)
-    _store_sum(sums, 1, _clamp(g, CLIPPED_GRAD), inside)
-    _store_sum(sums, 2, p, inside)
-    _store_sum(sums, 3, m0, inside)
-    _store_sum(sums, 4, m1, inside)
-    _store_sum(sums, 5, m2, inside)
-    _store_sum(sums, 6, v, inside)
-    _store_sum(sums, 7, m0 * s, inside)
-    _store_sum(sums, 8, m1 * s, inside)
-    _store_sum(sums, 9, m2 * s, inside)
-    _store_sum(sums, 10, s, inside)
-    _store_sum(sums, 11, g * f0, inside)
-    _store_sum(sums, 12, g * f1, inside)
-    _store_sum(sums, 13, g * f2, inside)
-    _store_sum(sums, 14, g * s, inside)
-    _store_sum(sums, 15, m0 * f0, inside)
-    _store_sum(sums, 16, m1 * f1, inside)
-    _store_sum(sums, 17, m2 * f2, inside)
+    _store_sum(sums, 0, g, inside, ON)
+    _store_sum(sums, 1, _clamp(g, CLIPPED_GRAD), inside, ON)
+    _store_sum(sums, 2, p, inside, ON)
+    _store_sum(sums, 3, m0, inside, ON)
+    _store_sum(sums, 4, m1, inside, ON)
+    _store_sum(sums, 5, m2, inside, ON)
+    _store_sum(sums, 6, v, inside, ON)
+    _store_sum(sums, 7, m0 * s, inside, ON)
+    _store_sum(sums, 8, m1 * s, inside, ON)
+    _store_sum(sums, 9, m2 * s, inside, ON)
+    _store_sum(sums, 10, s, inside, ON)
+    _store_sum(sums, 11, g * f0, inside, ON)
+    _store_sum(sums, 12, g * f1, inside, ON)
+    _store_sum(sums, 13, g * f2, inside, ON)
+    _store_sum(sums, 14, g * s, inside, ON)
+    _store_sum(sums, 15, m0 * f0, inside, ON)
+    _store_sum(sums, 16, m1 * f1, inside, ON)
+    _store_sum(sums, 17, m2 * f2, inside, ON)
 
 
 @triton.jit
-def _add(h, x, W: tl.constexpr, start: tl.constexpr):
-    """Adds an input times its eight weights to the eight units."""
-    return (
-        h[0] + x * W[start], h[1] + x * W[start + 1], h[2] + x * W[start + 2], h[3] + x * W[start + 3],
-        h[4] + x * W[start + 4], h[5] + x * W[start + 5], h[6] + x * W[start + 6], h[7] + x * W[start + 7],
-    )  # fmt: skip
+def _add(h, x, W: tl.constexpr, row: tl.constexpr, UNITS: tl.constexpr):
+    """Adds an input times its row of weights to the units."""
+    at: tl.constexpr = row * UNITS
+    if UNITS == 2:
+        return h[0] + x * W[at], h[1] + x * W[at + 1]
+    else:
+        return (
+            h[0] + x * W[at], h[1] + x * W[at + 1], h[2] + x * W[at + 2], h[3] + x * W[at + 3],
+            h[4] + x * W[at + 4], h[5] + x * W[at + 5], h[6] + x * W[at + 6], h[7] + x * W[at + 7],
+        )  # fmt: skip
 
 
 @triton.jit
-def _channel(h, x, scales, W: tl.constexpr, channel: tl.constexpr):
-    scale = tl.load(scales + tl.program_id(0) * 18 + channel)
-    return _add(h, x * scale, W, channel * 8)
+def _channel(h, x, scales, channel: tl.constexpr, W: tl.constexpr, UNITS: tl.constexpr, ON: tl.constexpr):
+    if ON[channel]:
+        scale = tl.load(scales + tl.program_id(0).to(tl.int64) * 18 + channel)
+        h = _add(h, x * scale, W, channel, UNITS)
+    return h
 
 
 @triton.jit
-def _unit(row_units, col_units, index: tl.constexpr, i, j, rows, cols):
+def _row(zero, W: tl.constexpr, row: tl.constexpr, UNITS: tl.constexpr):
+    """Returns a row of weights as a block for each unit."""
+    at: tl.constexpr = row * UNITS
+    if UNITS == 2:
+        return zero + W[at], zero + W[at + 1]
+    else:
+        return (
+            zero + W[at], zero + W[at + 1], zero + W[at + 2], zero + W[at + 3],
+            zero + W[at + 4], zero + W[at + 5], zero + W[at + 6], zero + W[at + 7],
+        )  # fmt: skip
+
+
+@triton.jit
+def _unit(row_units, col_units, index: tl.constexpr, i, j, rows, cols, UNITS: tl.constexpr):
     batch = tl.program_id(0).to(tl.int64)
-    row = _side(row_units, index, batch * 8 * rows + i, rows, i < rows)
-    return row + _side(col_units, index, batch * 8 * cols + j, cols, j < cols)
+    row = _side(row_units, index, batch * UNITS * rows + i, rows, i < rows)
+    return row + _side(col_units, index, batch * UNITS * cols + j, cols, j < cols)
+
+
+@triton.jit
+def _units(r, c, i, j, rows, cols, U: tl.constexpr):
+    """Returns what the vectors along rows and columns add to each unit."""
+    if U == 2:
+        return _unit(r, c, 0, i, j, rows, cols, U), _unit(r, c, 1, i, j, rows, cols, U)
+    else:
+        return (
+            _unit(r, c, 0, i, j, rows, cols, U), _unit(r, c, 1, i, j, rows, cols, U),
+            _unit(r, c, 2, i, j, rows, cols, U), _unit(r, c, 3, i, j, rows, cols, U),
+            _unit(r, c, 4, i, j, rows, cols, U), _unit(r, c, 5, i, j, rows, cols, U),
+            _unit(r, c, 6, i, j, rows, cols, U), _unit(r, c, 7, i, j, rows, cols, U),
+        )  # fmt: skip
 
 
 @triton.jit
 def _direct_kernel(
     grad, param, momentum_0, momentum_1, momentum_2, rms, row_factors, col_factors, scales, row_units,
-    col_units, direction, sums, rows, cols, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+    col_units, direction, sums, rows, cols, W: tl.constexpr, UNITS: tl.constexpr, ON: tl.constexpr,
+    VECTORS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """Computes the direction, and the sum of its squares for each block.
 
-    `W` is `interface.pack_numbers`; the first layer's bias is in the row units.
+    `W` is `interface.pack_weights`. The units' vectors are read if there are `VECTORS`, else they are the
+    first layer's bias. Nothing is computed for channels that are not `ON`.
     """
     i, j, at, inside = _place(rows, cols, R, C)
-    h = (
-        _unit(row_units, col_units, 0, i, j, rows, cols), _unit(row_units, col_units, 1, i, j, rows, cols),
-        _unit(row_units, col_units, 2, i, j, rows, cols), _unit(row_units, col_units, 3, i, j, rows, cols),
-        _unit(row_units, col_units, 4, i, j, rows, cols), _unit(row_units, col_units, 5, i, j, rows, cols),
-        _unit(row_units, col_units, 6, i, j, rows, cols), _unit(row_units, col_units, 7, i, j, rows, cols),
-    )  # fmt: skip
+    zero = tl.zeros((R, C), tl.float32)
+    h = _row(zero, W, 18 + UNITS, UNITS)
+    if VECTORS:
+        h = _units(row_units, col_units, i, j, rows, cols, UNITS)
     g = _clamp(tl.load(grad + at, mask=inside, other=0.0).to(tl.float32), GRAD_CLIP)
     p = tl.load(param + at, mask=inside, other=0.0).to(tl.float32)
     m0 = tl.load(momentum_0 + at, mask=inside, other=0.0)
@@ -257,36 +300,32 @@ def _direct_kernel(
     m2 = tl.load(momentum_2 + at, mask=inside, other=0.0)
     v = tl.load(rms + at, mask=inside, other=0.0)
     s = tl.rsqrt(v + RSQRT_EPS)
-    h = _channel(h, g, scales, W, 0)
-    h = _channel(h, _clamp(g, CLIPPED_GRAD), scales, W, 1)
-    h = _channel(h, p, scales, W, 2)
-    h = _channel(h, m0, scales, W, 3)
-    h = _channel(h, m1, scales, W, 4)
-    h = _channel(h, m2, scales, W, 5)
-    h = _channel(h, v, scales, W, 6)
-    h = _channel(h, m0 * s, scales, W, 7)
-    h = _channel(h, m1 * s, scales, W, 8)
-    h = _channel(h, m2 * s, scales, W, 9)
-    h = _channel(h, s, scales, W, 10)
-    h = _channel(h, g * s, scales, W, 14)
+    h = _channel(h, g, scales, 0, W, UNITS, ON)
+    h = _channel(h, _clamp(g, CLIPPED_GRAD), scales, 1, W, UNITS, ON)
+    h = _channel(h, p, scales, 2, W, UNITS, ON)
+    h = _channel(h, m0, scales, 3, W, UNITS, ON)
+    h = _channel(h, m1, scales, 4, W, UNITS, ON)
+    h = _channel(h, m2, scales, 5, W, UNITS, ON)
+    h = _channel(h, v, scales, 6, W, UNITS, ON)
+    h = _channel(h, m0 * s, scales, 7, W, UNITS, ON)
+    h = _channel(h, m1 * s, scales, 8, W, UNITS, ON)
+    h = _channel(h, m2 * s, scales, 9, W, UNITS, ON)
+    h = _channel(h, s, scales, 10, W, UNITS, ON)
+    h = _channel(h, g * s, scales, 14, W, UNITS, ON)
     f = _factor(row_factors, col_factors, 0, i, j, rows, cols)
-    h = _channel(h, g * f, scales, W, 11)
-    h = _channel(h, m0 * f, scales, W, 15)
+    h = _channel(h, g * f, scales, 11, W, UNITS, ON)
+    h = _channel(h, m0 * f, scales, 15, W, UNITS, ON)
     f = _factor(row_factors, col_factors, 1, i, j, rows, cols)
-    h = _channel(h, g * f, scales, W, 12)
-    h = _channel(h, m1 * f, scales, W, 16)
+    h = _channel(h, g * f, scales, 12, W, UNITS, ON)
+    h = _channel(h, m1 * f, scales, 16, W, UNITS, ON)
     f = _factor(row_factors, col_factors, 2, i, j, rows, cols)
-    h = _channel(h, g * f, scales, W, 13)
-    h = _channel(h, m2 * f, scales, W, 17)
-    zero = tl.zeros_like(g)
-    k = (
-        zero + W[208], zero + W[209], zero + W[210], zero + W[211],
-        zero + W[212], zero + W[213], zero + W[214], zero + W[215],
-    )  # fmt: skip
-    out = zero + W[224]
-    for unit in tl.static_range(8):
-        k = _add(k, _relu(h[unit]), W, 144 + unit * 8)
-    for unit in tl.static_range(8):
-        out += _relu(k[unit]) * W[216 + unit]
+    h = _channel(h, g * f, scales, 13, W, UNITS, ON)
+    h = _channel(h, m2 * f, scales, 17, W, UNITS, ON)
+    k = _row(zero, W, 19 + UNITS, UNITS)
+    for unit in tl.static_range(UNITS):
+        k = _add(k, _relu(h[unit]), W, 18 + unit, UNITS)
+    out = zero + W[(21 + UNITS) * UNITS]
+    for unit in tl.static_range(UNITS):
+        out += _relu(k[unit]) * W[(20 + UNITS) * UNITS + unit]
     tl.store(direction + at, out, mask=inside)
     tl.store(sums + _number(), tl.sum(tl.where(inside, out * out, 0.0)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
@@ -16,13 +18,13 @@ CHANNELS = (
     ("rsqrt_rms", 1), ("factored_grad", 3), ("normalized_grad", 1), ("factored_momentum", 3),
 )  # fmt: skip  # the kernels' order: that of `features.full_channels` with every feature on
 NUM_CHANNELS = 18
-UNITS = 8
+UNITS = (2, 8)  # the sizes that kernels are compiled for; other networks are padded
 
 
 def fits(config: RuleConfig) -> bool:
     """Returns whether the kernels support a network and accumulators of these sizes."""
     return (
-        config.ff_hidden_size == UNITS
+        config.ff_hidden_size <= UNITS[-1]
         and config.ff_hidden_layers == 2
         and config.mlp_activation == "relu"
         and len(config.initial_momentum_decays) == len(config.initial_adafactor_decays) == 3
@@ -30,21 +32,34 @@ def fits(config: RuleConfig) -> bool:
     )
 
 
-def pack_numbers(network: Network, *, factored: bool) -> tuple[float, ...]:
-    """Packs the 225 weights of the network that the kernels use.
+def count_units(config: RuleConfig) -> int:
+    """Returns the number of units of the kernels for a network."""
+    return next(units for units in UNITS if units >= config.ff_hidden_size)
 
-    These are the first layer's full channels `(18, 8)`, the second layer `(8, 8)` and its bias, and the
-    direction's column of the third layer and its bias, one after the other. Weights of features that are
-    off, or that vectors do not have (`factored` False), are zero.
+
+def has_vectors(config: RuleConfig) -> bool:
+    """Returns whether kernels read the units' vectors (`three_pass.Units`): some features are vectors."""
+    return bool(features.vector_names(config, factored=True))
+
+
+def pack_weights(network: Network, *, factored: bool) -> np.ndarray:
+    """Packs the weights that the kernels use as rows of one number for each unit, padded with zeros.
+
+    The rows are those of the first layer for all channels, `(18, units)`, zero where they are off; those of
+    the second layer, `(units, units)`; the bias of the first, zero where the units' vectors are read, which
+    include it; the bias of the second; the direction's column of the third; and its bias, repeated.
     """
-    config, weights = network.config, network.numbers
-    names = {feature.name: name for name, feature in config.feature_groups(1 + factored)}
-    numbers: list[float] = []
-    for feature, count in CHANNELS:
-        rows = weights[names[feature]] if feature in names else [[0.0] * UNITS] * count
-        numbers += [number for row in rows for number in row]
-    numbers += [number for row in weights["w1"] for number in row] + weights["b1"]
-    return (*numbers, *(row[0] for row in weights["w2"]), weights["b2"][0])
+    arrays, config = network.arrays, network.config
+    size, units = config.ff_hidden_size, count_units(config)
+    packed = np.zeros((NUM_CHANNELS + units + 4, units), np.float32)
+    rows = [arrays[name] for name in features.full_names(config, factored=factored)]
+    packed[find_places(config, factored=factored), :size] = np.concatenate(rows)
+    packed[NUM_CHANNELS : NUM_CHANNELS + size, :size] = arrays["w1"]
+    if not has_vectors(config):
+        packed[-4, :size] = arrays["b0"]
+    packed[-3:-1, :size] = arrays["b1"], arrays["w2"][:, 0]
+    packed[-1] = arrays["b2"][0]
+    return packed
 
 
 @functools.cache
@@ -58,6 +73,12 @@ def pack_vectors(vectors: Tensor) -> Tensor:
     """Reshapes vectors `(number, ..., rows or 1, cols or 1)` to `(batch, number, size)`."""
     size = vectors.shape[-2] * vectors.shape[-1]
     return vectors.reshape(len(vectors), -1, size).transpose(0, 1).contiguous()
+
+
+def pack_units(vectors: Tensor, config: RuleConfig) -> Tensor:
+    """Packs what is added to the units of the first layer like `pack_vectors`, padded with zeros."""
+    padding = vectors.new_zeros(count_units(config) - len(vectors), *vectors.shape[1:])
+    return pack_vectors(torch.cat([vectors, padding]) if len(padding) else vectors)
 
 
 def batch_shape(tensor: Tensor) -> tuple[int, int, int]:

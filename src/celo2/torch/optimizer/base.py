@@ -237,7 +237,7 @@ class RuleOptimizer(Optimizer):
             layout, index = self._layout(param, route), offset + place
             signed = -grad if group["maximize"] else grad
             leaf = Leaf(signed, own, rule_accumulators(state), state["step"], layout, index)
-            orthogonalize = self._network.config.orthogonalize
+            orthogonalize = self._network.options.orthogonalize
             spec = self._sharding.find(param, layout, route.numbers, orthogonalize=orthogonalize)
             by_rule.append((leaf, spec))
         return by_rule, by_adamw
@@ -267,7 +267,7 @@ class RuleOptimizer(Optimizer):
             return init_adamw(param, on_device=bool(group["capturable"] or group["fused"]), fused=fused)
         layout, config, on_device = (
             self._layout(param, route),
-            self._network.config,
+            self._network.options,
             bool(group["capturable"]),
         )
         return init_rule(param, layout, config, self._state_dtype, on_device=on_device, fused=fused)

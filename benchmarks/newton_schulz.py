@@ -4,8 +4,8 @@
 
 Printed for each shape and backend: milliseconds of processor time of the plain form, that of the package's
 form divided by it (medians of interleaved calls in one process), both forms' errors in float32 (the spectral
-norm of the difference to float64), and for JAX the instructions of the compiled program and the processor time
-to compile it.
+norm of the difference to float64), and for JAX the instructions of the compiled program and the processor
+time to compile it.
 """
 
 from __future__ import annotations

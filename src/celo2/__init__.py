@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from celo2.jax.runtime import compiler_options
     from celo2.jax.transform import celo2, celo2_base, scale_by_celo2
+    from celo2.newton_schulz import polar_express
     from celo2.weights.checkpoint import Weights, load_checkpoint
 
 _HOME = {
@@ -41,6 +42,7 @@ _HOME = {
     "find_dimension_numbers": "celo2.jax.routing.labels",
     "label_table": "celo2.jax.routing.labels",
     "param_labels": "celo2.jax.routing.labels",
+    "polar_express": "celo2.newton_schulz",
     "celo2": "celo2.jax.transform",
     "celo2_base": "celo2.jax.transform",
     "scale_by_celo2": "celo2.jax.transform",
@@ -59,6 +61,7 @@ __all__ = [
     "load_checkpoint",
     "normalize_gradients",
     "param_labels",
+    "polar_express",
     "scale_by_celo2",
     "share_outside",
     "watch_gradients",

@@ -13,11 +13,12 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast
 
 import numpy as np
 
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
+from celo2.newton_schulz import Polynomial, has_each_iteration
 
 CONTRACT_VERSION = 1  # of the feature table and the network below; stored in every weight file
 NUM_OUTPUTS = 3  # direction, magnitude, and one that the rule never reads
@@ -174,7 +175,8 @@ class RuleConfig(Schema):
         mlp_activation: `"relu"` or `"tanh"`.
         orthogonalize: Newton–Schulz on the last two axes of tensors of rank ≥ 2: on for Celo2,
             off for Celo2-base.
-        ns_coeffs: The three coefficients of the Newton–Schulz polynomial.
+        ns_coeffs: The three coefficients of the Newton–Schulz polynomial, or three for each iteration, such
+            as `celo2.polar_express(ns_iters)`.
         ns_iters: Newton–Schulz iterations, 0 to 100.
         ns_eps: Added to the Frobenius norm before Newton–Schulz.
 
@@ -219,14 +221,16 @@ class RuleConfig(Schema):
     bias_correction: bool = False
     mlp_activation: Activation = "relu"
     orthogonalize: bool = True
-    ns_coeffs: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+    ns_coeffs: Polynomial | tuple[Polynomial, ...] = (3.4445, -4.7750, 2.0315)
     ns_iters: int = 5
     ns_eps: float = 1e-8
 
     def __post_init__(self) -> None:
         """Normalises sequences to tuples of floats and checks every range."""
         for field in dataclasses.fields(self):
-            if isinstance(field.default, tuple):
+            if field.name == "ns_coeffs":
+                object.__setattr__(self, field.name, _as_polynomials(self.ns_coeffs))
+            elif isinstance(field.default, tuple):
                 object.__setattr__(self, field.name, _as_floats(field.name, getattr(self, field.name)))
             else:
                 _check_type(field.name, getattr(self, field.name), field.default)
@@ -262,8 +266,11 @@ class RuleConfig(Schema):
                 f"initial_adafactor_decays has {len(self.initial_adafactor_decays)} decays, expected "
                 f"{len(self.initial_momentum_decays)}; give as many, or set with_fac_mom_mult=False."
             )
-        if len(self.ns_coeffs) != 3:
-            raise ValueError(f"ns_coeffs must have three coefficients, got {self.ns_coeffs}.")
+        if len(self.ns_polynomials) != self.ns_iters:
+            raise ValueError(
+                f"ns_coeffs has coefficients for {len(self.ns_coeffs)} iterations, expected ns_iters="
+                f"{self.ns_iters}; give ns_iters={len(self.ns_coeffs)} too, or one triple for all iterations."
+            )
         if self.mlp_activation not in ACTIVATIONS:
             raise ValueError(f"mlp_activation must be one of {ACTIVATIONS}, got {self.mlp_activation!r}.")
         for name in ("rmsmult", "ns_eps"):
@@ -279,6 +286,13 @@ class RuleConfig(Schema):
     def variant(self) -> str:
         """`"celo2"` when the rule orthogonalises, `"celo2-base"` when it does not."""
         return "celo2" if self.orthogonalize else "celo2-base"
+
+    @property
+    def ns_polynomials(self) -> tuple[Polynomial, ...]:
+        """The coefficients of each Newton–Schulz iteration."""
+        if has_each_iteration(self.ns_coeffs):
+            return cast("tuple[Polynomial, ...]", self.ns_coeffs)
+        return (cast("Polynomial", self.ns_coeffs),) * self.ns_iters
 
     def num_channels(self, feature: Feature) -> int:
         """Returns the number of input channels of a feature group under these decays."""
@@ -339,6 +353,19 @@ def _as_floats(name: str, value: Any) -> tuple[float, ...]:
     if not all(abs(number) <= FLOAT32_MAX for number in numbers):  # refuses nan and infinities too
         raise ValueError(f"{name} must be finite in float32, at most {FLOAT32_MAX:.3g}, got {numbers}.")
     return numbers
+
+
+def _as_polynomials(value: Any) -> tuple[Any, ...]:
+    """Returns three coefficients, or a tuple of three for each iteration."""
+    nested = has_each_iteration(value)
+    triples = tuple(_as_floats("ns_coeffs", triple) for triple in (value if nested else [value]))
+    wrong = [triple for triple in triples if len(triple) != 3]
+    if wrong:
+        raise ValueError(
+            "ns_coeffs must be three coefficients, or a tuple of three for each iteration, got "
+            f"{len(wrong[0])} coefficients {wrong[0]}."
+        )
+    return triples if nested else triples[0]
 
 
 def _check_type(name: str, value: Any, default: Any) -> None:

@@ -58,7 +58,7 @@ class Options:
     bias_correction: bool = False
     mlp_activation: str = "relu"
     orthogonalize: bool = True
-    ns_coeffs: tuple[float, float, float] = (3.4445, -4.7750, 2.0315)
+    ns_coeffs: tuple[Any, ...] = (3.4445, -4.7750, 2.0315)  # or three for each iteration
     ns_iters: int = 5
     ns_eps: float = 1e-8
 
@@ -209,11 +209,11 @@ def mlp(theta: Mapping[str, NDArray[np.floating]], groups: list[list[Array]], op
 
 def orthogonalize(x: Array, options: Options) -> Array:
     """Newton–Schulz on the last two axes."""
-    c0, c1, c2 = options.ns_coeffs
+    triples = np.broadcast_to(np.asarray(options.ns_coeffs, np.float64), (options.ns_iters, 3))
     x = x / (np.sqrt(np.sum(x * x, axis=(-2, -1), keepdims=True)) + options.ns_eps)
     tall = x.shape[-2] > x.shape[-1]
     x = np.swapaxes(x, -2, -1) if tall else x
-    for _ in range(options.ns_iters):
+    for c0, c1, c2 in triples:
         a = x @ np.swapaxes(x, -2, -1)
         x = c0 * x + (c1 * a + c2 * a @ a) @ x
     return np.swapaxes(x, -2, -1) if tall else x

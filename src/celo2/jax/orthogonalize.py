@@ -3,6 +3,7 @@
 Source: Muon (Jordan et al., 2024), used by Celo2 (arXiv 2602.19142, section 3.4). With
 `X = U S Vᵀ`, the polynomial `c₀ X + (c₁ A + c₂ A²) X`, `A = X Xᵀ`, moves every singular value
 towards 1 (between about 0.7 and 1.2 after five iterations), so the result is close to `U Vᵀ`.
+Wide matrices are multiplied by way of their Gram matrix (`celo2.newton_schulz`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from jax import Array
 
 from celo2.config import RuleConfig
 from celo2.jax.runtime import on_one_device
+from celo2.newton_schulz import Polynomial, plan_segments
 
 # Elements of a batch: enough work for a large device, 128 MiB a copy. Not measured on a GPU:
 # `benchmarks/gpu.py` does.
@@ -27,13 +29,15 @@ def compute(matrices: Array, config: RuleConfig) -> Array:
 
     The products of float32 matrices are taken in float32 on CPUs, in bfloat16 elsewhere, as in Muon:
     the polynomial lets singular values end anywhere near 1, so rounding does not matter, and a
-    GPU multiplies bfloat16 many times faster.
+    GPU multiplies bfloat16 many times faster. The Gram form needs float32, and is left out where matrices
+    may be sharded, whose products the compiler divides.
 
     Args:
         matrices: Shape `(..., m, n)`.
         config: The options `ns_coeffs`, `ns_iters`, `ns_eps`.
     """
-    exact = partial(iterate, config=config, dtype=matrices.dtype)
+    gram = matrices.dtype.itemsize >= 4 and on_one_device()
+    exact = partial(iterate, config=config, dtype=matrices.dtype, gram=gram)
     if jax.default_backend() == "cpu" or matrices.dtype != jnp.float32:
         return exact(matrices)
     fast = partial(iterate, config=config, dtype=jnp.dtype(jnp.bfloat16))
@@ -53,15 +57,43 @@ def compute_all(matrices: Sequence[Array], config: RuleConfig) -> list[Array]:
     return [matrix for batch in batches for matrix in compute(batch, config)]
 
 
-def iterate(matrices: Array, config: RuleConfig, dtype: jnp.dtype) -> Array:
-    """Runs Newton–Schulz with products in the given dtype; norm and result have the matrices' own dtype."""
+def iterate(matrices: Array, config: RuleConfig, dtype: jnp.dtype, *, gram: bool = False) -> Array:
+    """Runs Newton–Schulz with products in the given dtype; norm and result have the matrices' own dtype.
+
+    Args:
+        matrices: Shape `(..., m, n)`.
+        config: The options `ns_coeffs`, `ns_iters`, `ns_eps`.
+        dtype: The dtype of the products.
+        gram: Whether wide matrices may take the Gram form.
+    """
     norm = jnp.sqrt(jnp.sum(matrices * matrices, axis=(-2, -1), keepdims=True))
     x = (matrices / (norm + config.ns_eps)).astype(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = jnp.matrix_transpose(x)
-    c0, c1, c2 = config.ns_coeffs
-    for _ in range(config.ns_iters):
-        a = x @ jnp.matrix_transpose(x)
-        x = c0 * x + (c1 * a + c2 * (a @ a)) @ x
+    for segment in plan_segments(config.ns_polynomials, *x.shape[-2:], gram=gram):
+        x = _iterate_plain(x, *segment) if len(segment) == 1 else _iterate_gram(x, segment)
     return (jnp.matrix_transpose(x) if tall else x).astype(matrices.dtype)
+
+
+def _iterate_plain(x: Array, polynomial: Polynomial) -> Array:
+    c0, c1, c2 = polynomial
+    a = x @ jnp.matrix_transpose(x)
+    return c0 * x + (c1 * a + c2 * (a @ a)) @ x
+
+
+def _iterate_gram(x: Array, segment: Sequence[Polynomial]) -> Array:
+    """Runs several iterations as one product `Q x`, where `A ← B² A` and `Q ← B Q` for each."""
+    a = x @ jnp.matrix_transpose(x)
+    q = b = _make_factor(a, *segment[0])
+    for polynomial in segment[1:]:
+        a = b @ (b @ a)
+        b = _make_factor(a, *polynomial)
+        q = b @ q
+    return q @ x
+
+
+def _make_factor(a: Array, c0: float, c1: float, c2: float) -> Array:
+    """Returns `B = c₀ + c₁ A + c₂ A²`."""
+    identity = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
+    return c0 * identity + c1 * a + c2 * (a @ a)

@@ -7,7 +7,7 @@ optimizers with weight decay and learning rate, the twins of `celo2.torch.Celo2`
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from celo2.jax.state import (
     match_params,
     state_to_leaves,
 )
+from celo2.newton_schulz import Polynomial, coefficient_options
 from celo2.weights.checkpoint import SHIPPED, Weights, load_checkpoint, resolve_theta
 from celo2.weights.simplify import collapse, simplify
 
@@ -148,6 +149,7 @@ def celo2(
     state_dtype: Any = None,
     skip_zero_gradients: bool = True,
     skip_nonfinite_gradients: bool = False,
+    ns_coeffs: Polynomial | Sequence[Polynomial] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and all else by AdamW.
 
@@ -181,6 +183,8 @@ def celo2(
         skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it
             had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
+        ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
+            iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
 
     Returns:
         A transform whose updates `optax.apply_updates` adds to the parameters. Its state has about 16 bytes
@@ -206,7 +210,8 @@ def celo2(
     """
     scaled = _scale_learning_rate(learning_rate, adamw_lr_scale)
     adamw = optax.adamw(scaled, *adamw_betas, weight_decay=weight_decay, mask=mask)
-    loaded = _load(weights, orthogonalize=True, state_dtype=state_dtype)
+    coefficients = coefficient_options(ns_coeffs)
+    loaded = _load(weights, orthogonalize=True, state_dtype=state_dtype, **coefficients)
 
     def partition(labels: Any, params: optax.Params) -> optax.GradientTransformationExtraArgs:
         numbers = find_dimension_numbers(params, dimension_numbers)
@@ -216,6 +221,7 @@ def celo2(
             dimension_numbers=lambda _: numbers,
             state_dtype=state_dtype,
             skip_zero_gradients=skip_zero_gradients,
+            **coefficients,
         )
         rule = _complete(direction, learning_rate, weight_decay, mask)
         branches: dict[Hashable, optax.GradientTransformation] = {"celo2": rule, "adamw": adamw}
@@ -320,13 +326,13 @@ def celo2_base(
     return _guard(tx, skip_zero_gradients) if skip_nonfinite_gradients else tx
 
 
-def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any) -> Any:
+def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any, **coefficients: Any) -> Any:
     """Loads the weights and checks the options at construction."""
     if weights is None:
         weights = SHIPPED[0] if orthogonalize else SHIPPED[1]
     if isinstance(weights, str | os.PathLike):
         weights = load_checkpoint(weights, orthogonalize=orthogonalize)
-    scale_by_celo2(weights, orthogonalize=orthogonalize, state_dtype=state_dtype)
+    scale_by_celo2(weights, orthogonalize=orthogonalize, state_dtype=state_dtype, **coefficients)
     return weights
 
 

@@ -57,3 +57,26 @@ def test_dtype_of_the_products_is_the_platforms(monkeypatch: pytest.MonkeyPatch)
     with jax.enable_x64(True):
         matrices = matrices.astype(jnp.float64)
         assert "bf16" not in lowered("cuda")
+
+
+PLAIN, GRAM = 15, 18  # products: the plain form's are m x m x n but for one of three, four of the Gram form's
+
+
+def test_gram_form_is_for_cpus_and_whole_float32_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = make_matrices((128, 256))
+
+    def count_products(matrices: jax.Array, platform: str) -> int:
+        traced = jax.jit(lambda x: orthogonalize.compute(x, CONFIG)).trace(matrices)
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.dot_general")
+
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert count_products(matrices, "cpu") == GRAM
+    assert count_products(matrices.T, "cpu") == GRAM
+    assert count_products(matrices[:, :255], "cpu") == PLAIN
+    assert count_products(matrices.astype(jnp.bfloat16), "cpu") == PLAIN
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert count_products(matrices, "cpu") == PLAIN  # it may be sharded
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert count_products(matrices, "cuda") == PLAIN
+    assert count_products(matrices, "cpu") == GRAM

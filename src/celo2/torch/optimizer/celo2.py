@@ -6,12 +6,14 @@ options that `celo2.jax.transform.celo2` has too come first, in the same order, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.newton_schulz import Polynomial, coefficient_options
 from celo2.torch.optimizer.base import Params, RuleOptimizer, Theta
 from celo2.torch.optimizer.groups import rename_options
 from celo2.torch.routing.labels import Numbers, Overrides
@@ -57,6 +59,8 @@ class Celo2(RuleOptimizer):
         skip_nonfinite_gradients: Whether a parameter whose gradient has an infinity or NaN is left out, as if
             it had none, counted in `num_nonfinite`, and told once by a warning. Each step then waits for the
             device. False: one NaN makes its whole matrix and state NaN for good.
+        ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
+            iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
         foreach: True: PyTorch's own operations, small tensors of equal shape together; False: one
             tensor after the other. For both algorithms, as is `fused`.
         fused: True: compiled kernels, for the rule by Numba on a CPU and by Triton on a CUDA device; False:
@@ -107,6 +111,7 @@ class Celo2(RuleOptimizer):
         state_dtype: torch.dtype | None = None,
         skip_zero_gradients: bool = True,
         skip_nonfinite_gradients: bool = False,
+        ns_coeffs: Polynomial | Sequence[Polynomial] | None = None,
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
@@ -134,7 +139,10 @@ class Celo2(RuleOptimizer):
             "split_heads": split_heads,
         }
         skip = {"zero": skip_zero_gradients, "nonfinite": skip_nonfinite_gradients}
-        super().__init__(params, defaults, weights, module, state_dtype, process_group, skip, **routing)
+        coefficients = coefficient_options(ns_coeffs)
+        super().__init__(
+            params, defaults, weights, module, state_dtype, process_group, skip, coefficients, **routing
+        )
 
 
 class Celo2Base(Celo2):
@@ -152,7 +160,7 @@ class Celo2Base(Celo2):
         params: As in `Celo2`; a module's layers decide which axes are a parameter's matrix.
         lr: The root mean square of every tensor's change per step, as in `Celo2`.
         weights: As in `Celo2`; the default is the shipped `"celo2-base"`.
-        **options: As in `Celo2`, with the same defaults.
+        **options: As in `Celo2`, with the same defaults, but for `ns_coeffs`: there is no Newton–Schulz.
 
     Raises:
         RuntimeError: As in `Celo2`.

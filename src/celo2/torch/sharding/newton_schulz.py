@@ -223,6 +223,6 @@ def _flat(block: Tensor) -> Tensor:
 
 
 def _cost(spec: ShardingSpec) -> int:
-    """Returns the multiplications of Newton–Schulz on one of the spec's matrices, up to a factor."""
+    """Returns the multiplications of the plain form on one of the spec's matrices, up to a factor."""
     *_, rows, columns = spec.layout.shape
     return rows * columns * min(rows, columns)

@@ -45,6 +45,7 @@ SMALL_NETWORKS: dict[str, dict[str, Any]] = {
 OTHER_SIZES: dict[str, dict[str, Any]] = {
     "another network": {"ff_hidden_size": 3, "ff_hidden_layers": 3, "mlp_activation": "tanh"},
     "one layer": {"ff_hidden_layers": 1},
+    "no hidden layer": {"ff_hidden_layers": 0, "ff_hidden_size": 3},
     "second moments": {"initial_rms_decays": (0.9, 0.95, 0.99)},
     "two decays": {
         "initial_momentum_decays": (0.9, 0.99),

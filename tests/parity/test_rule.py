@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import celo2
+from celo2.config import NUM_OUTPUTS
 from helpers import quick
 from helpers.rule_runs import (
     GOLDEN,
@@ -123,11 +124,12 @@ def rule_options(draw: st.DrawFn) -> dict[str, Any]:
     count = draw(st.integers(1, 3))
     options: dict[str, Any] = {name: draw(st.booleans()) for name in (*SWITCHES, *MODES, "orthogonalize")}
     rms_count = draw(st.sampled_from((1, count)))
+    layers = draw(st.integers(0, 3))
     return options | {
         "with_g": True,
         "normalize_output": True,
-        "ff_hidden_size": draw(st.integers(1, 4)),
-        "ff_hidden_layers": draw(st.integers(1, 3)),
+        "ff_hidden_size": draw(st.integers(1, 4)) if layers else NUM_OUTPUTS,
+        "ff_hidden_layers": layers,
         "initial_momentum_decays": draw(st.lists(DECAYS, min_size=count, max_size=count)),
         "initial_rms_decays": draw(st.lists(DECAYS, min_size=rms_count, max_size=rms_count)),
         "initial_adafactor_decays": draw(st.lists(DECAYS, min_size=count, max_size=count)),

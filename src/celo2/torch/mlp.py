@@ -65,11 +65,11 @@ def compute(
         unused output is not computed.
     """
     activation = _ACTIVATIONS[config.mlp_activation]
-    hidden = [activation(unit) for unit in _first_layer(groups, scales, weights, vectors)]
-    for layer in range(1, config.ff_hidden_layers):
-        hidden = [activation(unit) for unit in _layer(hidden, weights, layer, config.ff_hidden_size)]
-    direction, *magnitude = _layer(hidden, weights, config.ff_hidden_layers, 2 if config.exp_mult else 1)
-    return direction, magnitude[0] if magnitude else None
+    units, num_outputs = _first_layer(groups, scales, weights, vectors), 2 if config.exp_mult else 1
+    widths = [config.ff_hidden_size] * (config.ff_hidden_layers - 1) + [num_outputs]
+    for layer, width in enumerate(widths[: config.ff_hidden_layers], start=1):
+        units = _layer(list(map(activation, units)), weights, layer, width)
+    return units[0], units[1] if config.exp_mult else None
 
 
 def _first_layer(

@@ -60,8 +60,16 @@ class Network:
         return make, (self.weights, self.options)
 
 
-def make_network(theta: Any, *, orthogonalize: bool, skip_zero_gradients: bool = False) -> Network:
+def make_network(
+    theta: Any, *, orthogonalize: bool, skip_zero_gradients: bool = False, **options: Any
+) -> Network:
     """Makes the network from weights given by name, by path or as arrays; see `Celo2`.
+
+    Args:
+        theta: The weights.
+        orthogonalize: Whether it is the network of Celo2 and not of Celo2-base.
+        skip_zero_gradients: As in `Network`.
+        **options: Options of `RuleConfig` that weights leave to their user, such as `ns_coeffs`.
 
     Raises:
         ValueError: The weights are of another variant.
@@ -77,5 +85,5 @@ def make_network(theta: Any, *, orthogonalize: bool, skip_zero_gradients: bool =
         raise TypeError(
             f"weights must be a name, a path, Weights or a tree of arrays, got {type(theta).__name__}."
         )
-    config = weights.resolve(orthogonalize=orthogonalize)
+    config = weights.resolve(orthogonalize=orthogonalize, **options)
     return Network(weights, config, skip_zero_gradients=skip_zero_gradients)

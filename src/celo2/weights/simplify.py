@@ -45,8 +45,8 @@ def simplify(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, A
     inputs = [name for name, _ in config.feature_groups(2)]
     _fold_constants(work, inputs, config)
     kept = _find_read_units(work, config)
-    width = max(max(map(len, kept)), 1)
-    kept = [_fill(units, width, config.ff_hidden_size) for units in kept]
+    width = max(max(map(len, kept)), 1) if kept else config.ff_hidden_size
+    kept = [_fill(units, width, config.ff_hidden_size) for units in kept] or [np.arange(width)]
     options = {"ff_hidden_size": width, **_switch_off_unread(work, config)}
     smaller = config.replace(**options)
     if smaller == config:
@@ -149,7 +149,7 @@ def _find_read_units(work: dict[str, np.ndarray], config: RuleConfig) -> list[np
     for layer in reversed(range(config.ff_hidden_layers)):
         read = np.flatnonzero(np.any(work[f"w{layer + 1}"][:, read] != 0, axis=1))
         kept.insert(0, read)
-    unread = np.setdiff1d(np.arange(config.ff_hidden_size), kept[0])
+    unread = np.setdiff1d(np.arange(config.ff_hidden_size), read)
     for name, _ in config.feature_groups(2):
         work[name][:, unread] = 0
     return kept

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 
+import celo2
 from celo2.config import RuleConfig
-from celo2.torch import orthogonalize
+from celo2.torch import Celo2, orthogonalize
 
 CONFIG = RuleConfig()
 
@@ -40,3 +44,11 @@ def test_matrices_are_left_alone(shape: tuple[int, ...]) -> None:
     before = matrices.clone()
     orthogonalize.compute(matrices, CONFIG)
     torch.testing.assert_close(matrices, before, rtol=0, atol=0)
+
+
+def test_copies_and_pickles_keep_the_coefficients() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    optimizer = Celo2(module, lr=1e-3, ns_coeffs=celo2.polar_express(4))
+    for network in (copy.deepcopy(optimizer._network), pickle.loads(pickle.dumps(optimizer._network))):
+        assert network.config.ns_iters == network.options.ns_iters == 4
+        assert network.config.ns_coeffs == network.options.ns_coeffs == celo2.polar_express(4)

@@ -199,12 +199,17 @@ def _direct(
         _fill(view, inputs, part, slots, config)
         torch.add(along_rows[:, part], along_cols, out=view.first)
         hidden, other = view.hidden
-        activate(hidden[:-1].addmm_(first, view.channels))
+        hidden[:-1].addmm_(first, view.channels)
         for layer in later[:-1]:
-            activate(torch.mm(layer, hidden, out=other[:-1]))
+            activate(hidden[:-1])
+            torch.mm(layer, hidden, out=other[:-1])
             hidden, other = other, hidden
         target = out[part].view(-1)
-        torch.mv(hidden.T, later[-1][0], out=target)
+        if later:
+            activate(hidden[:-1])
+            torch.mv(hidden.T, later[-1][0], out=target)
+        else:
+            target.copy_(hidden[0])
         torch.dot(target, target, out=squares[number])
 
     _run(out, config, work)

@@ -79,9 +79,9 @@ class RuleOptimizer(Optimizer):
     ):
         if self._base and coefficients:
             raise ValueError("ns_coeffs: Celo2Base has no Newton–Schulz; leave the option out, or use Celo2.")
-        network = make_network(weights, orthogonalize=not self._base, skip_zero_gradients=skip["zero"])
-        network.config = network.config.replace(**coefficients)
-        self._network = network
+        self._network = make_network(
+            weights, orthogonalize=not self._base, skip_zero_gradients=skip["zero"], **coefficients
+        )
         self._skip_nonfinite, self.num_nonfinite = skip["nonfinite"], 0
         self._state_dtype = check_state_dtype(state_dtype)
         self._routes: dict[Tensor, Route] = {}

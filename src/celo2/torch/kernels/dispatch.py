@@ -31,9 +31,10 @@ Implementation = Literal["auto", "plain", "passes", "blocks", "numba", "triton"]
 
 KERNELS: dict[str, Implementation] = {"cpu": "numba", "cuda": "triton"}  # by the device's type
 # Elements of a matrix that blocks serve; below, stacking equal tensors in the plain program costs less.
-# Measured by `benchmarks/torch_step.py --programs plain blocks --size 8x32x32 8x48x48 8x64x64 8x96x96` (one
-# thread, commit 9de0d61): blocks took 1.85, 1.03, 0.88 and 0.55 times as long as the plain program.
-LEAST_SIZE = 1 << 12
+# Measured by `benchmarks/torch_step.py --programs plain blocks --size 8x32x32 8x48x48 8x64x64 8x96x96
+# 8x128x128 8x192x192 8x384x384` (one thread, commit 29a05c1, shipped weights): blocks took 3.0, 2.8, 2.5,
+# 0.96, 0.76, 1.5 and 0.70 times as long as the plain program.
+LEAST_SIZE = 1 << 13
 # On a GPU the kernels serve matrices with both sides at least LEAST_SIDE, since narrower ones leave most of
 # each block empty, and those of at most SMALL_SIZE elements, for which launches cost more than empty blocks.
 # Not measured on a GPU: `benchmarks/torch_step.py --programs plain triton --size 8x16x4096 8x16x8192

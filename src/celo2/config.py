@@ -357,6 +357,8 @@ def _as_floats(name: str, value: Any) -> tuple[float, ...]:
 
 def _as_polynomials(value: Any) -> tuple[Any, ...]:
     """Returns three coefficients, or a tuple of three for each iteration."""
+    if hasattr(value, "tolist"):  # an array
+        value = value.tolist()
     nested = has_each_iteration(value)
     triples = tuple(_as_floats("ns_coeffs", triple) for triple in (value if nested else [value]))
     wrong = [triple for triple in triples if len(triple) != 3]

@@ -2,9 +2,9 @@
 
 Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, element by element.
 
-Each channel `x` enters divided by its root mean square over the last two axes. Instead of dividing
-the arrays, `rsqrt(mean(x²) + 1e-9)` multiplies the channel's row of the first layer, so that the
-network is one pass over the array. Channels that are vectors go through the first layer as vectors.
+Each channel `x` enters divided by its root mean square over the last two axes. It is multiplied by
+`rsqrt(mean(x²) + 1e-9)` where it enters the first layer, so that the network is one pass over the array.
+Channels that are vectors go through the first layer as vectors.
 """
 
 from __future__ import annotations

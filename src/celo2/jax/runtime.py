@@ -51,7 +51,8 @@ def compiler_options(platform: str | None = None) -> dict[str, bool | str] | Non
 @functools.cache
 def _find_depth_first() -> dict[str, bool | str]:
     """Returns the option of the installed XLA that makes it run a program depth-first, tried on a number."""
-    identity = jax.jit(lambda x: x).lower(0.0)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        identity = jax.jit(lambda x: x).lower(0.0)
     for option in _DEPTH_FIRST:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # an unknown option
             identity.compile(option)

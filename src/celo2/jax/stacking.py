@@ -31,10 +31,17 @@ def unstack(tree: Any, number: int, count: Array) -> list[Any]:
         count: The number of the step, a traced integer ≥ 0.
     """
     if number == 1 or jax.default_backend() != "cpu":
-        return [jax.tree.map(lambda array, place=place: array[place], tree) for place in range(number)]
-    take = custom_vmap(partial(_take_hidden, number))
-    take.def_vmap(partial(_take_known, number))
+        return _slice(tree, number)
+    hidden = custom_vmap(partial(_take_hidden, number))
+    hidden.def_vmap(partial(_take_known, number))
+    # A loop has no transpose, so derivatives take the parts at known places.
+    take = jax.custom_jvp(hidden)
+    take.defjvp(lambda primals, tangents: (take(*primals), _slice(tangents[0], number)))
     return take(tree, count)
+
+
+def _slice(tree: Any, number: int) -> list[Any]:
+    return [jax.tree.map(lambda array, place=place: array[place], tree) for place in range(number)]
 
 
 def _take_hidden(number: int, tree: Any, count: Array) -> list[Any]:

@@ -33,6 +33,7 @@ from celo2.jax import features, mlp
 from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Axes
 from celo2.jax.features import Inputs
+from celo2.jax.stacking import stack
 
 
 class Direction(NamedTuple):
@@ -105,9 +106,9 @@ def compute(
         config: Options for which `covers` holds.
         skip_zero: Whether a matrix whose gradient is exactly zero keeps its accumulators.
     """
-    over_cols, over_rows = _stack([passes.square_means(matrix.grad) for matrix in matrices])
+    over_cols, over_rows = stack([passes.square_means(matrix.grad) for matrix in matrices])
     means = (over_cols, over_rows) if axes.large > axes.small else (over_rows, over_cols)
-    olds = _stack([matrix.accumulators._replace(momentum=(), rms=()) for matrix in matrices])
+    olds = stack([matrix.accumulators._replace(momentum=(), rms=()) for matrix in matrices])
     vectors = jax.vmap(partial(accumulators_lib.update_factored, config=config))(olds, *means)
     busy: Sequence[Array | None] = [None] * len(matrices)
     if skip_zero:
@@ -180,10 +181,6 @@ def _vector_units(vectors: Accumulators, *, weights: Mapping[str, Any], config: 
     """Computes what the row and column channels add to the first layer."""
     groups = features.compute_vectors(vectors.row, vectors.col, config)
     return mlp.vector_units(groups, mlp.input_scales(groups), weights)
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
 
 
 def _pick(tree: Any, index: int) -> Any:

@@ -70,7 +70,7 @@ def scale_by_celo2(
             makes one from the parameters. None: the reference's conventions, factored over the two
             largest axes, normalised and orthogonalised over the last two.
         state_dtype: None, or "bfloat16": momenta and rms in 8 bytes a parameter instead of 16,
-            rounded stochastically by a key made of the step count, so that a run repeats exactly.
+            rounded stochastically by a hash of the step's number, so that a run repeats exactly.
         skip_zero_gradients: Whether a matrix (each one of a stack; a vector as a whole) is left as if it had
             no gradient where that is exactly zero, as of an idle expert: the step 0, no change of its
             accumulators. False: such a matrix gets a whole step, as in the reference. The rule sees

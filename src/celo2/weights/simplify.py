@@ -90,6 +90,11 @@ def collapse(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, A
     return collapse(*_shift(arrays, config, dict(zip(names, _split(product, arrays, names), strict=True))))
 
 
+def _result_dtype(arrays: Mapping[str, np.ndarray]) -> np.dtype:
+    """Returns the dtype of sums and products of the arrays: float32 at least."""
+    return np.promote_types(np.result_type(*arrays.values()), np.float32)
+
+
 def _read_columns(weight: np.ndarray, config: RuleConfig) -> np.ndarray:
     """Returns the second layer's weights, zero for the outputs that are never read."""
     weight = weight.astype(np.float64)
@@ -116,7 +121,7 @@ def _split(product: np.ndarray, arrays: Mapping[str, np.ndarray], names: list[st
     """Splits the rows of the new first layer into its arrays; the last row is its bias."""
     ends = np.cumsum([len(arrays[name]) for name in names[:-1]])
     *groups, bias = np.split(product, ends)
-    return [array.astype(arrays["b0"].dtype) for array in (*groups, bias[0])]
+    return [array.astype(_result_dtype(arrays)) for array in (*groups, bias[0])]
 
 
 def _shift(
@@ -175,7 +180,7 @@ def _take(
     smaller: RuleConfig,
     kept: list[np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Picks the arrays of the smaller network, in the arrays' own dtypes."""
+    """Picks the arrays of the smaller network, in float32 or better."""
     names = {feature.name: name for name, feature in config.feature_groups(2)}
     taken = {name: work[names[feature.name]][:, kept[0]] for name, feature in smaller.feature_groups(2)}
     taken["b0"] = work["b0"][kept[0]]
@@ -183,4 +188,4 @@ def _take(
         outputs = kept[layer] if layer < config.ff_hidden_layers else np.arange(work[f"b{layer}"].size)
         taken[f"w{layer}"] = work[f"w{layer}"][kept[layer - 1]][:, outputs]
         taken[f"b{layer}"] = work[f"b{layer}"][outputs]
-    return {name: array.astype(arrays["b0"].dtype) for name, array in taken.items()}
+    return {name: array.astype(_result_dtype(arrays)) for name, array in taken.items()}

@@ -27,6 +27,12 @@ def test_a_copy_is_returned():
     assert celo2.compiler_options("cpu")
 
 
+def test_programs_run_depth_first():
+    """The one of the two options that the installed XLA knows."""
+    options = celo2.compiler_options("cpu") or {}
+    assert "xla_cpu_scheduler_type" in options or "xla_cpu_enable_concurrency_optimized_scheduler" in options
+
+
 def test_updates_differ_by_rounding_only():
     params = {"kernel": jax.random.normal(jax.random.key(0), (48, 33))}
     grads = {"kernel": 1e-3 * jax.random.normal(jax.random.key(1), (48, 33))}

@@ -217,9 +217,12 @@ def test_automatic_choice_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_kernels_of_the_default_network_lower_to_cuda(dtype: str) -> None:
+@pytest.mark.parametrize("shipped", [True, False])
+def test_kernels_of_the_default_network_lower_to_cuda(shipped: bool, dtype: str) -> None:
+    """The shipped weights, which are fewer units and features, and a network that uses all."""
     params = {"w": jnp.ones((2, 100, 70), dtype), "bias": jnp.ones(70, dtype)}
-    rule = celo2.scale_by_celo2(orthogonalize=False)
+    weights = None if shipped else make_weights(RuleConfig(orthogonalize=False))
+    rule = celo2.scale_by_celo2(weights, orthogonalize=False)
     with dispatch.use("pallas"):
         text = lowered(rule.update, params, rule.init(params), params)
     assert text.count(KERNEL) == NUM_KERNELS

@@ -57,6 +57,7 @@ def test_places_stay_known_under_vmap() -> None:
 
 
 def test_derivatives_pass_through() -> None:
+    @jax.jit
     def total(array: jax.Array) -> jax.Array:
         return sum(
             (index + 1.0) * jnp.sum(part) for index, part in enumerate(unstack(array, NUMBER, jnp.int32(1)))
@@ -65,6 +66,26 @@ def test_derivatives_pass_through() -> None:
     array = jnp.ones((NUMBER, 3))
     _, tangent = jax.jvp(total, (array,), (array,))
     assert float(tangent) == 3 * sum(range(1, NUMBER + 1))
+    expected = np.arange(1.0, NUMBER + 1)[:, None] * np.ones(3)
+    np.testing.assert_array_equal(jax.grad(total)(array), expected)
+    np.testing.assert_array_equal(jax.vmap(jax.grad(total))(jnp.stack([array, array]))[1], expected)
+
+
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16"])
+def test_a_step_has_derivatives(state_dtype: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of equal vectors are those of each alone."""
+    tx = celo2.scale_by_celo2(orthogonalize=False, state_dtype=state_dtype)
+
+    def total(grads: dict[str, jax.Array]) -> jax.Array:
+        updates, _ = tx.update(grads, tx.init(grads), grads)
+        return sum(jnp.sum(jnp.sin(update)) for update in jax.tree.leaves(updates))  # type: ignore[return-value]
+
+    grads = {"a": jnp.linspace(-1.0, 2.0, 4), "b": jnp.linspace(0.1, 3.0, 4)}
+    alone = jax.jit(jax.grad(total))(grads)
+    monkeypatch.setattr(batching, "on_one_device", lambda: True)
+    together = jax.jit(jax.grad(total))(grads)
+    for name in grads:
+        np.testing.assert_allclose(together[name], alone[name], rtol=1e-5, atol=1e-6)
 
 
 def count_kernels(depth: int) -> int:

@@ -139,6 +139,14 @@ def test_outputs_that_nothing_reads_are_not_perturbed(options: tuple[str, ...], 
     assert sum(kept.values()) == 347 - 9 * (3 - read)
 
 
+def test_unread_outputs_of_a_linear_network_are_not_perturbed() -> None:
+    config = dataclasses.replace(CONFIG, rule_options=("ff_hidden_layers=0", "ff_hidden_size=3"))
+    ones = {name: jnp.ones((2, *shape)) for name, shape in config.weight_shapes().items()}
+    for array in estimators.mask_unread(ones, config).values():
+        np.testing.assert_array_equal(array[..., 0], 1.0)
+        np.testing.assert_array_equal(array[..., 1:], 0.0)
+
+
 @pytest.mark.parametrize("fault", ["gradient", "update"])
 def test_what_is_not_finite_is_skipped_and_counted(fault: str) -> None:
     if fault == "gradient":

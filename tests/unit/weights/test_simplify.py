@@ -149,3 +149,22 @@ def test_a_layer_that_is_not_linear_stays(change: str) -> None:
         arrays[name] = arrays[name].copy()
         arrays[name][place] += np.float32(1e-6)
     assert collapse(arrays, config)[1] == config
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bfloat16"])
+def test_sums_and_products_of_other_dtypes_are_not_rounded(dtype: str) -> None:
+    config = RuleConfig(mlp_activation="tanh" if dtype == "int32" else "relu")
+    if dtype == "int32":  # unit 0 is the constant tanh(1)
+        arrays = {name: np.round(3 * array).astype(dtype) for name, array in random_arrays(config, 0).items()}
+        for name in arrays:
+            if name.startswith("w0"):
+                arrays[name][:, 0] = 0
+        arrays["b0"][0] = 1
+    else:
+        arrays = {name: array.astype(jnp.bfloat16) for name, array in load_checkpoint("celo2").arrays.items()}
+    smaller, options = collapse(*simplify(arrays, config))
+    assert options != config or dtype == "int32"
+    exact = {name: array.astype(np.float64) for name, array in arrays.items()}
+    found = {name: array.astype(np.float64) for name, array in smaller.items()}
+    expected = oracle_steps(exact, config, (6, 5))
+    np.testing.assert_allclose(oracle_steps(found, options, (6, 5)), expected, rtol=1e-5, atol=1e-6)

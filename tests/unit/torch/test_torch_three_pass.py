@@ -104,8 +104,9 @@ def test_other_options_take_the_plain_program(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("shape", "kernels", "blocks"),
     [
-        ((64, 64), "numba", "blocks"),
+        ((96, 96), "numba", "blocks"),
         ((2, 64, 64), "numba", "blocks"),
+        ((64, 64), "numba", "plain"),
         ((8, 8), "numba", "plain"),
         ((5000,), "numba", "plain"),
         ((64, 64, 3), "plain", "plain"),

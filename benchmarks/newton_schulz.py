@@ -6,6 +6,11 @@ Printed for each shape and backend: milliseconds of processor time of the plain 
 form divided by it (medians of interleaved calls in one process), both forms' errors in float32 (the spectral
 norm of the difference to float64), and for JAX the instructions of the compiled program and the processor
 time to compile it.
+
+What coefficients do to losses, paired by seeds on tasks that may choose:
+
+    PYTHONPATH=benchmarks celo2 probe celo2 newton_schulz:polar_express_5 newton_schulz:polar_express_4 \\
+        --set choosing --tasks patches-perceptron stdlib-transformer
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 
 import celo2
@@ -37,6 +43,14 @@ COEFFICIENTS = {
 }
 SECONDS = 10.0  # of calls for each shape and backend
 WHOLE = mock.patch.object(in_torch, "HALVED_SIDE", 1 << 30)  # symmetric products without halves
+
+
+def polar_express_5(learning_rate: Any, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    return celo2.celo2(learning_rate, weight_decay=weight_decay, ns_coeffs=celo2.polar_express(5))
+
+
+def polar_express_4(learning_rate: Any, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    return celo2.celo2(learning_rate, weight_decay=weight_decay, ns_coeffs=celo2.polar_express(4))
 
 
 def main() -> None:

@@ -202,10 +202,15 @@ def _make_table(
         table.add_row(cell(task), loss, *(comparison.rows[number].format() for comparison in others))
     table.add_section()
     table.add_row("mean (seeds and tasks)", "0", *(row.mean.format() for row in others))
-    table.add_row("error from seeds alone", "", *(f"{100 * row.seeds_error:.1f} %" for row in others))
-    table.add_row("could have seen", "", *(f"{100 * row.mean.seen:.1f} %" for row in others))
+    table.add_row("error from seeds alone", "", *(_percent(row.seeds_error) for row in others))
+    table.add_row("could have seen", "", *(_percent(row.mean.seen) for row in others))
     table.add_row("better on", "", *(f"{row.wins} of {len(row.rows)}" for row in others))
     return table
+
+
+def _percent(value: float) -> str:
+    """Formats a share, or a dash where too few seeds or tasks say nothing."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
 def _make_markdown(rows: Mapping[str, Comparison], title: str) -> str:

@@ -81,6 +81,7 @@ def test_every_checkpoint_of_a_run_is_scored_against_the_first(
     assert plot.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr()
     assert "2 seed(s): too few for a claim" in printed.out
+    assert "nan" not in printed.out  # what one task cannot say is a dash
     assert "celo2-000010.safetensors, bowl: 0.2500" in printed.err
     assert "| celo2-000010 | -138.6 % | -138.6 ±0.0 | 1 of 1 |" in table.read_text()
 

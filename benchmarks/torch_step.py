@@ -200,6 +200,19 @@ def describe(count: int, device: torch.device, rounds: int) -> str:
     return f"{count:,} parameters, float32, PyTorch {version}, {where}, {rounds} rounds, commit {commit}."
 
 
+def print_first_steps(device: torch.device) -> None:
+    """Prints the seconds of Celo2Base's first step, which compiles or loads kernels, and of its second."""
+    layer = torch.nn.Linear(512, 512, device=device)
+    layer(torch.ones(4, 512, device=device)).sum().backward()
+    optimizer = Celo2Base(layer, lr=1e-3)
+    for name in ("first", "second"):
+        begin = time.perf_counter()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        print(f"{name} step: {time.perf_counter() - begin:.3f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -211,7 +224,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--programs", nargs="*", choices=PROGRAMS, help="compare these, not optimizers")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
+    parser.add_argument("--first-step", action="store_true", help="time the first two steps of a process")
     options = parser.parse_args()
+    if options.first_step:
+        print_first_steps(device)
+        return
     for size in options.size:
         if size not in SIZES and not (options.programs and re.fullmatch(r"\d+x\d+x\d+", size)):
             parser.error(f"--size {size}: choose from {', '.join(SIZES)}; COUNTxROWSxCOLS needs --programs.")

@@ -14,12 +14,19 @@ from celo2._version import __version__
 if TYPE_CHECKING:
     from celo2 import zoo
     from celo2.config import RuleConfig
+    from celo2.harness import Harness
     from celo2.jax.dimensions import DimensionNumbers
     from celo2.jax.gradient_scale import (
         normalize_gradients,
         share_outside,
         watch_gradients,
     )
+    from celo2.jax.harness.averages import average_params, averaged_params
+    from celo2.jax.harness.decay import add_cautious_weight_decay
+    from celo2.jax.harness.eigenbasis import in_eigenbasis
+    from celo2.jax.harness.norms import floor_update_ratio, preserve_norms
+    from celo2.jax.harness.orthogonalizers import orthogonalize_by
+    from celo2.jax.harness.rows import normalize_rows
     from celo2.jax.routing.labels import (
         find_dimension_numbers,
         label_table,
@@ -31,10 +38,19 @@ if TYPE_CHECKING:
     from celo2.weights.checkpoint import Weights, load_checkpoint
 
 _HOME = {
+    "Harness": "celo2.harness",
     "RuleConfig": "celo2.config",
     "Weights": "celo2.weights.checkpoint",
     "load_checkpoint": "celo2.weights.checkpoint",
+    "add_cautious_weight_decay": "celo2.jax.harness.decay",
+    "average_params": "celo2.jax.harness.averages",
+    "averaged_params": "celo2.jax.harness.averages",
     "compiler_options": "celo2.jax.runtime",
+    "floor_update_ratio": "celo2.jax.harness.norms",
+    "in_eigenbasis": "celo2.jax.harness.eigenbasis",
+    "normalize_rows": "celo2.jax.harness.rows",
+    "orthogonalize_by": "celo2.jax.harness.orthogonalizers",
+    "preserve_norms": "celo2.jax.harness.norms",
     "DimensionNumbers": "celo2.jax.dimensions",
     "normalize_gradients": "celo2.jax.gradient_scale",
     "share_outside": "celo2.jax.gradient_scale",
@@ -50,18 +66,27 @@ _HOME = {
 
 __all__ = [
     "DimensionNumbers",
+    "Harness",
     "RuleConfig",
     "Weights",
     "__version__",
+    "add_cautious_weight_decay",
+    "average_params",
+    "averaged_params",
     "celo2",
     "celo2_base",
     "compiler_options",
     "find_dimension_numbers",
+    "floor_update_ratio",
+    "in_eigenbasis",
     "label_table",
     "load_checkpoint",
     "normalize_gradients",
+    "normalize_rows",
+    "orthogonalize_by",
     "param_labels",
     "polar_express",
+    "preserve_norms",
     "scale_by_celo2",
     "share_outside",
     "watch_gradients",

@@ -7,7 +7,8 @@ optimizers with weight decay and learning rate, the twins of `celo2.torch.Celo2`
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,8 +20,14 @@ from optax._src.base import (
 )
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.harness import Harness, match_scales
 from celo2.jax.batching import Leaf, update_leaves
-from celo2.jax.dimensions import Layout
+from celo2.jax.dimensions import DimensionNumbers, Layout
+from celo2.jax.harness.decay import add_cautious_weight_decay
+from celo2.jax.harness.eigenbasis import EigenbasisState, in_eigenbasis
+from celo2.jax.harness.norms import floor_update_ratio, preserve_norms
+from celo2.jax.harness.orthogonalizers import orthogonalize_by
+from celo2.jax.harness.rows import normalize_rows
 from celo2.jax.nonfinite import Keep, choose_finite, skip_nonfinite
 from celo2.jax.routing.labels import find_dimension_numbers, param_labels
 from celo2.jax.runtime import leave_shardings_to_compiler
@@ -33,8 +40,14 @@ from celo2.jax.state import (
     match_params,
     state_to_leaves,
 )
-from celo2.newton_schulz import Polynomial, coefficient_options
-from celo2.weights.checkpoint import SHIPPED, Weights, load_checkpoint, resolve_theta
+from celo2.newton_schulz import Polynomial
+from celo2.weights.checkpoint import (
+    SHIPPED,
+    Weights,
+    load_checkpoint,
+    resolve_theta,
+    without_newton_schulz,
+)
 from celo2.weights.simplify import collapse, simplify
 
 Theta = Weights | Mapping[str, Any] | str | os.PathLike[str] | None
@@ -142,7 +155,7 @@ def celo2(
     weights: Theta = None,
     weight_decay: float = 0.0,
     mask: Any = None,
-    adamw_lr_scale: float = ADAMW_LR_SCALE,
+    adamw_lr_scale: float | None = None,
     adamw_betas: tuple[float, float] = ADAMW_BETAS,
     overrides: Any = None,
     dimension_numbers: Any = None,
@@ -150,6 +163,8 @@ def celo2(
     skip_zero_gradients: bool = True,
     skip_nonfinite_gradients: bool = False,
     ns_coeffs: Polynomial | Sequence[Polynomial] | None = None,
+    harness: Harness = Harness(),  # noqa: B008  # frozen
+    match: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and all else by AdamW.
 
@@ -169,7 +184,8 @@ def celo2(
             `scale_by_celo2`; None: the shipped "celo2".
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each branch's learning rate. Default 0.
         mask: The parameters that decay, as in `optax.adamw`; None: all.
-        adamw_lr_scale: The learning rate of the AdamW branch, divided by `learning_rate`, ≥ 0. Default 20.
+        adamw_lr_scale: The learning rate of the AdamW branch, divided by `learning_rate`, ≥ 0. Default 20,
+            and 1 with `match`.
         adamw_betas: The decays of the AdamW branch, in [0, 1). Default 0.9 and 0.95.
         overrides: Corrections of the routing, as in `param_labels`.
         dimension_numbers: The matrix axes of parameters, where names and shapes do not say them right
@@ -185,6 +201,11 @@ def celo2(
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
+        harness: What is done to matrices beyond the learned direction, as `Harness(min_update_ratio=10)`; by
+            default nothing that the texts do not.
+        match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
+            The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
+            itself.
 
     Returns:
         A transform whose updates `optax.apply_updates` adds to the parameters. Its state has about 16 bytes
@@ -206,24 +227,38 @@ def celo2(
 
     References:
         Celo2: arXiv 2602.19142, section 3; Newton–Schulz and the AdamW branch, section 3.4. Muon (Jordan et
-        al., 2024, https://kellerjordan.github.io/posts/muon). AdamW: arXiv 1711.05101.
+        al., 2024, https://kellerjordan.github.io/posts/muon). AdamW: arXiv 1711.05101. `match`: Moonlight,
+        arXiv 2502.16982, section 2.2. The harness: `Harness`.
     """
-    scaled = _scale_learning_rate(learning_rate, adamw_lr_scale)
-    adamw = optax.adamw(scaled, *adamw_betas, weight_decay=weight_decay, mask=mask)
-    coefficients = coefficient_options(ns_coeffs)
+    rms, adamw_share = match_scales(match, adamw_lr_scale, ADAMW_LR_SCALE)
+    scaled = _scale_learning_rate(learning_rate, adamw_share)
+    decay = add_cautious_weight_decay if harness.cautious_decay else optax.add_decayed_weights
+    adamw = optax.chain(
+        optax.scale_by_adam(*adamw_betas), decay(weight_decay, mask), optax.scale_by_learning_rate(scaled)
+    )
+    coefficients = harness.ns_options(ns_coeffs)
     loaded = _load(weights, orthogonalize=True, state_dtype=state_dtype, **coefficients)
+    loaded = loaded if harness.has_newton_schulz else without_newton_schulz(loaded)
 
     def partition(labels: Any, params: optax.Params) -> optax.GradientTransformationExtraArgs:
         numbers = find_dimension_numbers(params, dimension_numbers)
-        direction = scale_by_celo2(
+        make_direction = partial(
+            scale_by_celo2,
             loaded,
-            orthogonalize=True,
-            dimension_numbers=lambda _: numbers,
+            orthogonalize=harness.has_newton_schulz,
             state_dtype=state_dtype,
             skip_zero_gradients=skip_zero_gradients,
             **coefficients,
         )
-        rule = _complete(direction, learning_rate, weight_decay, mask)
+        before, after = _harness_parts(harness, make_direction, lambda _: numbers)
+        scale = [] if rms == 1 else [optax.scale(rms)]
+        rule = optax.chain(
+            *before,
+            *scale,
+            decay(weight_decay, mask),
+            optax.scale_by_learning_rate(learning_rate),
+            *after,
+        )
         branches: dict[Hashable, optax.GradientTransformation] = {"celo2": rule, "adamw": adamw}
         return optax.partition(branches, lambda _: labels)
 
@@ -309,7 +344,11 @@ def celo2_base(
             state_dtype=state_dtype,
             skip_zero_gradients=skip_zero_gradients,
         )
-        return _complete(direction, learning_rate, weight_decay, mask)
+        return optax.chain(
+            direction,
+            optax.add_decayed_weights(weight_decay, mask),
+            optax.scale_by_learning_rate(learning_rate),
+        )
 
     def init(params: optax.Params) -> optax.OptState:
         return complete(params).init(params)
@@ -359,17 +398,27 @@ def _keep_moments(finite: Any, new: Any, old: Any) -> Any:
     return new._replace(inner_states={**new.inner_states, "adamw": branch})
 
 
-def _complete(
-    direction: optax.GradientTransformation,
-    learning_rate: optax.ScalarOrSchedule,
-    weight_decay: float,
-    mask: Any,
-) -> optax.GradientTransformationExtraArgs:
-    return optax.chain(
-        direction,
-        optax.add_decayed_weights(weight_decay, mask),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+def _harness_parts(
+    harness: Harness, make_direction: Callable[..., optax.GradientTransformation], numbers: Any
+) -> tuple[list[optax.GradientTransformation], list[optax.GradientTransformation]]:
+    """Returns the transforms before weight decay and learning rate, the direction first, and those after."""
+    before: list[optax.GradientTransformation] = [make_direction(dimension_numbers=numbers)]
+    if harness.eigenbasis_every is not None:
+        inner = make_direction(dimension_numbers=_number_stacks)
+        before = [in_eigenbasis(inner, every=harness.eigenbasis_every, dimension_numbers=numbers)]
+    if callable(harness.orthogonalizer):
+        before.append(orthogonalize_by(harness.orthogonalizer, dimension_numbers=numbers))
+    if harness.row_decay is not None:
+        before.append(normalize_rows(harness.row_decay, dimension_numbers=numbers))
+    if harness.min_update_ratio:
+        before.append(floor_update_ratio(harness.min_update_ratio, dimension_numbers=numbers))
+    after = [preserve_norms(dimension_numbers=numbers)] if harness.preserve_norms else []
+    return before, after
+
+
+def _number_stacks(params: optax.Params) -> Any:
+    """Returns the dimension numbers inside of `in_eigenbasis`, where matrices have one batch axis."""
+    return jax.tree.map(lambda param: DimensionNumbers(1, 2) if param.ndim == 3 else None, params)
 
 
 def _labels_of_state(params: optax.Params, state: Any) -> Any:
@@ -377,7 +426,10 @@ def _labels_of_state(params: optax.Params, state: Any) -> Any:
 
     They cannot be found again: arrays shared by two leaves are distinct in gradients and tracers.
     """
-    momentum = state.inner_states["celo2"].inner_state[0].momentum[0]
+    direction: Any = state.inner_states["celo2"].inner_state[0]
+    if isinstance(direction, EigenbasisState):
+        direction = direction.inner_state
+    momentum = direction.momentum[0]
 
     def label(_: Any, leaf: Any) -> str:
         return "adamw" if isinstance(leaf, optax.MaskedNode) else "celo2"

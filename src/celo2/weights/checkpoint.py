@@ -296,6 +296,13 @@ def resolve_theta(
     )
 
 
+def without_newton_schulz(theta: Any) -> Any:
+    """Returns Celo2's weights as they run in front of another orthogonaliser; trees of arrays as they are."""
+    if not isinstance(theta, Weights):
+        return theta
+    return dataclasses.replace(theta, config=theta.config.replace(orthogonalize=False))
+
+
 def save_weights(path: str | os.PathLike[str], weights: AnyWeights[Any]) -> None:
     """Writes a weight file atomically.
 

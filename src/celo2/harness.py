@@ -1,0 +1,133 @@
+"""Options of what stands around the learned direction, for both backends.
+
+The learned rule sees every coordinate by itself, so it cannot learn what a whole matrix has to do with its
+step. Each option is a published idea; `docs/harness.md` says which of them help, and by how much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from celo2.config import nearest_name
+from celo2.newton_schulz import coefficient_options, polar_express
+
+ORTHOGONALIZERS = ("newton-schulz", "polar-express", "none")
+MATCHES = {"adamw": (0.2, 1.0)}
+"""By the optimizer whose learning rate is kept: a matrix step's root mean square, and AdamW's share."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Harness:
+    """Chooses what is done to a matrix's step and weights beyond the learned direction; hashable.
+
+    The defaults are those of the Celo2 texts: Newton–Schulz, a step of root mean square 1, decoupled decay.
+    The parts act in the order in which they stand here, and only on the matrices that the rule updates, but
+    for `cautious_decay`, which concerns AdamW's parameters too.
+
+    Attributes:
+        eigenbasis_every: Computes the direction in the eigenbasis of Shampoo's two factors of the gradient,
+            as SOAP does with Adam (arXiv 2409.11321, algorithm 3), and takes a power iteration for the basis
+            every so many steps, ≥ 1. Each side needs two square matrices. None: not at all.
+        orthogonalizer: `"newton-schulz"`; `"polar-express"`, the same with the best polynomial for each
+            iteration (arXiv 2505.16932); `"none"`; or a function from matrices `(..., m, n)`, of root mean
+            square 1, to matrices of that shape, whose scale does not matter.
+        row_decay: Divides the step of every output neuron by the root of a running mean of its squares, of
+            this decay in [0, 1), and restores the matrix's norm (NorMuon, arXiv 2510.05491, algorithm 1:
+            0.95). One float for each neuron. None: not at all.
+        min_update_ratio: Lengthens a step whose norm is below so many times the norm of the weights, ≥ 0.
+            Steps have root mean square 1, so weights whose root mean square is above `1 / min_update_ratio`
+            move by that share of it, and the others by the learning rate (Skylight, modded-nanogpt track
+            3). 0: never.
+        cautious_decay: Decays weights only where step and weight have the same sign (arXiv 2510.12402,
+            equation 1).
+        preserve_norms: Brings each matrix back to its initial norm after the step (Hyperball,
+            arXiv 2606.16899); with it weight decay has no effect on matrices.
+
+    Raises:
+        TypeError: An option has another type.
+        ValueError: An option is out of its range.
+
+    Example:
+        >>> Harness(min_update_ratio=10.0).changed()
+        {'min_update_ratio': 10.0}
+    """
+
+    eigenbasis_every: int | None = None
+    orthogonalizer: str | Callable[[Any], Any] = "newton-schulz"
+    row_decay: float | None = None
+    min_update_ratio: float = 0.0
+    cautious_decay: bool = False
+    preserve_norms: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the options."""
+        if self.eigenbasis_every is not None and not _is_number(self.eigenbasis_every, int, 1):
+            raise ValueError(
+                "eigenbasis_every must be a whole number of steps from 1, or None, got "
+                f"{self.eigenbasis_every!r}."
+            )
+        if not callable(self.orthogonalizer) and self.orthogonalizer not in ORTHOGONALIZERS:
+            raise ValueError(
+                f"unknown orthogonalizer {self.orthogonalizer!r}"
+                f"{nearest_name(str(self.orthogonalizer), ORTHOGONALIZERS)} There are "
+                f"{', '.join(ORTHOGONALIZERS)}, and your own as a function of matrices."
+            )
+        if self.row_decay is not None and not (_is_number(self.row_decay, float, 0) and self.row_decay < 1):
+            raise ValueError(f"row_decay must be in [0, 1), or None, got {self.row_decay!r}.")
+        if not _is_number(self.min_update_ratio, float, 0):
+            raise ValueError(
+                f"min_update_ratio must be finite and not negative, got {self.min_update_ratio!r}."
+            )
+        for name in ("cautious_decay", "preserve_norms"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+
+    def changed(self) -> dict[str, Any]:
+        """Returns the options that differ from the defaults."""
+        fields = dataclasses.fields(self)
+        return {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
+
+    @property
+    def has_newton_schulz(self) -> bool:
+        """Whether the rule's own Newton–Schulz iterations run."""
+        return self.orthogonalizer in ("newton-schulz", "polar-express")
+
+    def ns_options(self, ns_coeffs: Any = None) -> dict[str, Any]:
+        """Returns the options of the rule for the orthogonaliser and an optimizer's `ns_coeffs`.
+
+        Raises:
+            ValueError: Both are given.
+        """
+        if ns_coeffs is not None and self.orthogonalizer != "newton-schulz":
+            raise ValueError(
+                "ns_coeffs are the coefficients of Newton–Schulz, and the harness's orthogonalizer is "
+                f"{self.orthogonalizer!r}; leave one of them out."
+            )
+        return coefficient_options(polar_express() if self.orthogonalizer == "polar-express" else ns_coeffs)
+
+
+def _is_number(value: Any, kind: type, least: float) -> bool:
+    kinds = (int,) if kind is int else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
+
+
+def match_scales(match: str | None, adamw_lr_scale: float | None, default: float) -> tuple[float, float]:
+    """Returns the root mean square of a matrix's step at a learning rate of 1, and AdamW's share of the rate.
+
+    Args:
+        match: The optimizer whose learning rate is kept: None or "adamw".
+        adamw_lr_scale: AdamW's share, if given.
+        default: AdamW's share without `match`.
+
+    Raises:
+        ValueError: There is no such match.
+
+    References:
+        Moonlight, arXiv 2502.16982, section 2.2: AdamW's steps have a root mean square of about 0.2 to 0.4.
+    """
+    if match is not None and match not in MATCHES:
+        raise ValueError(f"match must be None or one of {', '.join(map(repr, MATCHES))}, got {match!r}.")
+    rms, share = (1.0, default) if match is None else MATCHES[match]
+    return rms, share if adamw_lr_scale is None else adamw_lr_scale

@@ -1,0 +1,74 @@
+"""The arrays of a tree as matrices `(..., reduction, output)`, for transforms that act on whole matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from optax._src.base import (
+    NO_PARAMS_MSG,  # Optax has no public name for its own message
+)
+
+from celo2.jax.dimensions import Layout
+from celo2.jax.state import make_layouts
+
+TINY = 1e-30  # added to norms in denominators
+
+
+class MatrixTree(NamedTuple):
+    """How the arrays of a tree are viewed as matrices.
+
+    Attributes:
+        treedef: The tree's structure.
+        layouts: The layout of each array.
+        dtypes: The dtype of each array.
+    """
+
+    treedef: Any
+    layouts: tuple[Layout, ...]
+    dtypes: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, tree: Any, dimension_numbers: Any) -> MatrixTree:
+        """Reads the shapes of a tree; `dimension_numbers` are as in `celo2.scale_by_celo2`."""
+        leaves, treedef = jax.tree.flatten(tree)
+        layouts = treedef.flatten_up_to(make_layouts(tree, dimension_numbers))
+        return cls(treedef, tuple(layouts), tuple(leaf.dtype for leaf in leaves))
+
+    def enter(self, tree: Any) -> list[Array]:
+        """Returns the arrays in at least float32, from rank 2 on as matrices `(..., reduction, output)`."""
+        arrays = self.treedef.flatten_up_to(tree)
+        return [
+            layout.enter(array.astype(working_dtype(array)))
+            for array, layout in zip(arrays, self.layouts, strict=True)
+        ]
+
+    def leave(self, arrays: Sequence[Array]) -> Any:
+        """Inverts `enter`."""
+        parts = zip(arrays, self.layouts, self.dtypes, strict=True)
+        return self.treedef.unflatten([layout.leave(array).astype(dtype) for array, layout, dtype in parts])
+
+    def map(self, function: Callable[..., Array], *trees: Any) -> Any:
+        """Applies a function to the arrays of equally shaped trees, and returns a tree like the first."""
+        return self.leave([function(*arrays) for arrays in zip(*map(self.enter, trees), strict=True)])
+
+
+def working_dtype(array: Any) -> np.dtype:
+    """Returns float64 for float64 arrays, float32 for narrower ones."""
+    return np.promote_types(array.dtype, np.float32)  # jnp.promote_types obeys strict promotion
+
+
+def norms(matrices: Array) -> Array:
+    """Returns the Frobenius norm of each matrix, `(..., 1, 1)`; of an array of rank < 2 as a whole."""
+    axes = (-2, -1) if matrices.ndim >= 2 else None
+    return jnp.sqrt(jnp.sum(jnp.square(matrices), axes, keepdims=True))
+
+
+def check_params(params: Any) -> None:
+    """Raises Optax's own error where `update` got no parameters."""
+    if params is None:
+        raise ValueError(NO_PARAMS_MSG)

@@ -17,13 +17,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from pages import replace_table
 from scipy import stats
 
 from celo2._utils.files import write_atomic
@@ -171,9 +171,7 @@ def _write(out: Path, outer_steps: int, probe: ProbeConfig) -> None:
         f"{'; '.join(sorted(machines))}.\n"
     )
     print(table + note)
-    page = PAGE.read_text(encoding="utf-8")
-    pattern = re.compile(r"(<!-- ablations -->\n).*?(<!-- end -->)", re.DOTALL)
-    PAGE.write_text(pattern.sub(lambda match: f"{match[1]}{table}\n{note}{match[2]}", page), encoding="utf-8")
+    replace_table(PAGE, "ablations", f"{table}\n{note}")
     RECORDS.write_text(json.dumps(records, separators=(",", ":")) + "\n", encoding="utf-8")
 
 

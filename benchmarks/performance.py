@@ -9,13 +9,12 @@ some of them.
 from __future__ import annotations
 
 import argparse
-import re
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from pages import DOCS, format_machine, format_table, replace_table
 
 import celo2
 from celo2.baselines import register_optimizer
@@ -24,7 +23,7 @@ from celo2.evaluate.bench_trees import TREES
 from celo2.evaluate.environment import describe_environment
 from celo2.jax.runtime import compiler_options
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
+PAGE = DOCS / "performance.md"
 OPTIMIZERS = ("adamw", "muon", "celo2-base", "celo2")
 EVERY_UNIT, SMALL_STATE = "8-units", "bfloat16-state"  # appended to an optimizer's name
 
@@ -73,9 +72,10 @@ def main() -> None:
     machine = describe_environment()
     for name in options.only:
         print(f"{name}:")
-        table = _markdown(_measure(TABLES[name], options.seconds)) + _footnote(machine)
+        rows = [row.cells() for row in _measure(TABLES[name], options.seconds)]
+        table = format_table(COLUMNS, rows) + format_machine(machine)
         print(table)
-        _replace(name, table)
+        replace_table(PAGE, name, table)
 
 
 def _register_variants() -> None:
@@ -100,25 +100,6 @@ def _measure(table: Table, seconds: float) -> list[BenchRow]:
     return bench_tree(
         tree, table.optimizers, timed=spec.timed, budget=seconds, options=options, on_progress=print
     )
-
-
-def _markdown(rows: list[BenchRow]) -> str:
-    lines = ["| " + " | ".join(COLUMNS) + " |\n", "|---|" + "---:|" * (len(COLUMNS) - 1) + "\n"]
-    lines += ["| " + " | ".join(row.cells()) + " |\n" for row in rows]
-    return "".join(lines)
-
-
-def _footnote(machine: dict[str, str]) -> str:
-    shown = ("commit", "jax", "optax", "processor", "cores", "devices")
-    return "\n" + ", ".join(f"{key} {machine[key]}" for key in shown) + ".\n"
-
-
-def _replace(name: str, table: str) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(page):
-        raise SystemExit(f"{PAGE} has no place for {name!r}: it needs <!-- {name} --> and <!-- end -->.")
-    PAGE.write_text(pattern.sub(lambda match: match[1] + table + match[2], page), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
         check_devices(command.devices)
         use_cpu_devices(command.devices or num_cores())
         candidates = load_candidates(command.candidates, command.variant)
-        store = _Store(command.out, config)
+        store = RecordStore(command.out, config)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -239,7 +239,7 @@ def _short(name: str) -> str:
     return shorten(Path(name).name.removesuffix(".safetensors") if "/" in name else name)
 
 
-class _Store:
+class RecordStore:
     """Folder with the records of finished tasks, one file per candidate.
 
     Args:

@@ -1,0 +1,203 @@
+"""Measures what each part of the harness gives, and writes the tables of docs/harness.md.
+
+    celo2 probe celo2 muon … --set judging --out results/judging    what is there already is not trained again
+    PYTHONPATH=benchmarks python benchmarks/harness.py --out results/judging
+
+Every row trains the tasks of a declared set with the same seeds, starts and batches, each at its own best
+learning rate, and its losses are divided by Muon's. Step times are ratios to celo2's, of interleaved steps in
+one process. With `--train` the rows that are missing are trained first, about 20 minutes each on one core;
+`--rate` does the table of learning rates that carry over from AdamW.
+
+A part alone can be named anywhere that an optimizer can, as `harness:rows`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+from pages import DOCS, format_machine, format_table, replace_table
+
+import celo2
+from celo2 import Harness
+from celo2.baselines import OptimizerSpec, register_optimizer
+from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE
+from celo2.commands.probe import RecordStore, load_candidates, measure
+from celo2.evaluate.bench import bench_tree
+from celo2.evaluate.bench_trees import TREES
+from celo2.evaluate.environment import describe_environment
+from celo2.jax.runtime import compiler_options, num_cores, use_cpu_devices
+from celo2.meta.probe.measure import ProbeConfig, TaskRecord
+from celo2.meta.probe.paired import Comparison, compare
+from celo2.report.kit import markdown_cell
+
+PAGE = DOCS / "harness.md"
+REFERENCE = "muon"
+OTHERS = ("celo2", "normuon", "soap", "adamw", "schedule-free-adamw")
+AVERAGE_DECAY = 0.99
+
+Records = Mapping[str, TaskRecord]  # by task
+
+
+def _spec(name: str, description: str, **options: Any) -> OptimizerSpec:
+    def make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+        return celo2.celo2(learning_rate, weight_decay=weight_decay, **options)
+
+    return OptimizerSpec(name, description, make, UNIT_STEP_RANGE)
+
+
+def _part(name: str, description: str, **harness: Any) -> OptimizerSpec:
+    return _spec(name, description, harness=Harness(**harness))
+
+
+def _averaged(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    trained = celo2.celo2(learning_rate, weight_decay=weight_decay)
+    return optax.chain(trained, celo2.average_params(AVERAGE_DECAY))
+
+
+eigenbasis = _part("celo2+eigenbasis", "in SOAP's eigenbasis, renewed every 10 steps", eigenbasis_every=10)
+polar_express = _part("celo2+polar-express", "Polar Express", orthogonalizer="polar-express")
+rows = _part("celo2+rows", "NorMuon's rows", row_decay=0.95)
+floor = _part("celo2+floor", "steps of at least 10 times the weights' norm", min_update_ratio=10.0)
+cautious = _part("celo2+cautious", "cautious weight decay", cautious_decay=True)
+norms = _part("celo2+norms", "constant norms, and the floor", preserve_norms=True, min_update_ratio=10.0)
+average = OptimizerSpec(
+    "celo2+average",
+    f"validated at an average of the weights, decay {AVERAGE_DECAY}",
+    _averaged,
+    UNIT_STEP_RANGE,
+    eval_params=lambda state, params: celo2.averaged_params(state),  # noqa: ARG005
+)
+matched = _spec("celo2+match", 'match="adamw"', match="adamw")
+PARTS = (rows, floor, cautious, norms, polar_express, eigenbasis, average)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--set", default="judging", help="the set of tasks")
+    parser.add_argument("--tasks", nargs="*", default=(), help="some of its tasks")
+    parser.add_argument("--out", type=Path, required=True, help="the folder that keeps finished tasks")
+    parser.add_argument("--train", nargs="*", help="the rows to train if missing; without names: all")
+    parser.add_argument("--rate", action="store_true", help="the table of learning rates instead")
+    parser.add_argument("--dry", action="store_true", help="print the tables, and leave the page alone")
+    parser.add_argument("--seconds", type=float, default=60.0, help="timing of steps")
+    options = parser.parse_args()
+    use_cpu_devices(num_cores())
+    specs = {spec.name: spec for spec in (*PARTS, matched)}
+    for spec in specs.values():
+        register_optimizer(spec.name, spec)
+    config = ProbeConfig(task_set=options.set, tasks=tuple(options.tasks))
+    names = ["adamw", matched.name] if options.rate else [REFERENCE, *OTHERS, *(s.name for s in PARTS)]
+    wanted = [] if options.train is None else options.train or names
+    records = collect(names, config, RecordStore(options.out, config), wanted)
+    tables = {"rates": rate_table(records)} if options.rate else loss_tables(records, options.seconds)
+    for name, table in tables.items():
+        text = table + format_machine(describe_environment())
+        print(f"{name}:\n{text}")
+        if not options.dry:
+            replace_table(PAGE, name, text)
+
+
+def collect(
+    names: list[str], config: ProbeConfig, store: RecordStore, wanted: list[str]
+) -> dict[str, Records]:
+    """Returns the records of the rows that are complete, after training those that are wanted."""
+    tasks, found = [entry.name for entry in config.load().tasks], {}
+    for name, weights in load_candidates(names).items():
+        if name in wanted:
+            for _, task, record in measure({name: weights}, config, store.load, store.save):
+                print(f"{name}, {task}: {record['seconds']:.0f} s", file=sys.stderr, flush=True)
+        known = store.load(name, weights)
+        if all(task in known for task in tasks):
+            found[name] = {task: known[task] for task in tasks}
+        else:
+            print(f"{name} lacks {', '.join(t for t in tasks if t not in known)}", file=sys.stderr)
+    return found
+
+
+def loss_tables(records: Mapping[str, Records], seconds: float) -> dict[str, str]:
+    """Makes the table of means, with the cost of a step, and the table of tasks."""
+    reference, costs = records[REFERENCE], measure_costs(list(records), seconds)
+    means, tasks = [], []
+    for name, record in records.items():
+        train, valid = (compare(record, reference, kind) for kind in ("train", "valid"))
+        worst = max((*train.rows, *valid.rows), key=lambda row: row.mean)
+        better = f"{train.wins}, {valid.wins} of {len(train.rows)}"
+        shown = (
+            ["0", "0", "–", "–"]
+            if name == REFERENCE
+            else [
+                train.mean.format(),
+                valid.mean.format(),
+                f"{100 * worst.mean:+.1f} % ({worst.name})",
+                better,
+            ]
+        )
+        means.append([markdown_cell(name), *shown, *costs[name]])
+        tasks.append([markdown_cell(name), *(_both(train, valid, index) for index in range(len(train.rows)))])
+    head = [
+        "",
+        "training loss",
+        "validation loss",
+        "worst task",
+        "lower on",
+        "step × celo2's",
+        "state, B/param",
+    ]
+    return {"parts": format_table(head, means), "tasks": format_table(["", *reference], tasks)}
+
+
+def _both(train: Comparison, valid: Comparison, index: int) -> str:
+    return ", ".join(f"{100 * found.rows[index].mean:+.1f}" for found in (train, valid))
+
+
+def measure_costs(names: list[str], seconds: float) -> dict[str, list[str]]:
+    """Returns the time of a step, divided by celo2's, and the bytes of state, of each row on gpt2-15m."""
+    tree = TREES["gpt2-15m"].make()
+    timed = bench_tree(tree, names, budget=seconds, options=compiler_options(), on_progress=_say)
+    own = next(row for row in timed if row.optimizer == "celo2")
+    return {
+        row.optimizer: [f"{row.seconds / own.seconds:.2f}", f"{row.state_bytes / row.num_parameters:.2f}"]
+        for row in timed
+        if row.seconds and own.seconds
+    }
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def rate_table(records: Mapping[str, Records]) -> str:
+    """Makes the table of best rates of AdamW and of celo2 matched to it, and what AdamW's costs celo2."""
+    rows = []
+    for task, theirs in records["adamw"].items():
+        own, rate = records[matched.name][task], theirs["valid_rate"]
+        kept = math.log(_loss_at(own, rate) / own["valid_loss"])
+        gain = math.log(_loss_at(own, rate) / theirs["valid_loss"])
+        shown = [f"{rate:.2g}", f"{own['valid_rate']:.2g}", f"{own['valid_rate'] / rate:.2g}"]
+        rows.append([task, *shown, f"{100 * kept:+.1f} %", f"{100 * gain:+.1f} %"])
+    head = ["", "AdamW's rate", "celo2's", "ratio", "celo2 at AdamW's, to its best", "to AdamW's best"]
+    return format_table(head, rows)
+
+
+def _loss_at(record: TaskRecord, rate: float) -> float:
+    """Returns the mean validation loss at a rate, interpolated between the logarithms of those tried."""
+    pairs = [
+        (math.log(tried), sum(losses) / len(losses))
+        for tried, losses in zip(record["rates"], record["valid_losses"], strict=True)
+        if None not in losses
+    ]
+    xs, ys = zip(*sorted(pairs), strict=True)
+    return float(np.interp(math.log(rate), xs, ys))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,12 @@
 """Measures what each part of the harness gives, and writes the tables of docs/harness.md.
 
-    celo2 probe celo2 muon … --set judging --out results/judging    what is there already is not trained again
-    PYTHONPATH=benchmarks python benchmarks/harness.py --out results/judging
+    python benchmarks/harness.py --out results/judging --train      what is there is not trained again
+    python benchmarks/harness.py --out results/judging
 
 Every row trains the tasks of a declared set with the same seeds, starts and batches, each at its own best
 learning rate, and its losses are divided by Muon's. Step times are ratios to celo2's, of interleaved steps in
-one process. With `--train` the rows that are missing are trained first, about 20 minutes each on one core;
-`--rate` does the table of learning rates that carry over from AdamW.
+one process. `--train` only trains what is missing, about 20 minutes a row on one core; `--rates` makes the
+table of learning rates that carry over from AdamW.
 
 A part alone can be named anywhere that an optimizer can, as `harness:rows`.
 """
@@ -26,9 +26,11 @@ from pages import DOCS, format_machine, format_table, replace_table
 
 import celo2
 from celo2 import Harness
-from celo2.baselines import OptimizerSpec, register_optimizer
-from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE
+from celo2.baselines import OptimizerSpec, muon, register_optimizer
+from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE, on_matrices
+from celo2.baselines.spec import decoupled
 from celo2.commands.probe import RecordStore, load_candidates, measure
+from celo2.constants import ADAMW_LR_SCALE
 from celo2.evaluate.bench import bench_tree
 from celo2.evaluate.bench_trees import TREES
 from celo2.evaluate.environment import describe_environment
@@ -78,6 +80,21 @@ matched = _spec("celo2+match", 'match="adamw"', match="adamw")
 PARTS = (rows, floor, cautious, norms, polar_express, eigenbasis, average)
 
 
+def _floored(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    axes = muon.axes_of_all
+    direction = optax.chain(
+        optax.contrib.muon(1.0, beta=muon.BETA, muon_weight_dimension_numbers=axes, consistent_rms=1.0),
+        optax.scale(-1.0),
+        celo2.floor_update_ratio(10.0, dimension_numbers=axes),
+    )
+    matrices = decoupled(direction, learning_rate, weight_decay)
+    return on_matrices(matrices, learning_rate, weight_decay, adamw_lr_scale=ADAMW_LR_SCALE)
+
+
+floored_muon = OptimizerSpec("muon+floor", "Muon with the same floor", _floored, UNIT_STEP_RANGE)
+ROWS = [REFERENCE, *OTHERS, floored_muon.name, *(spec.name for spec in PARTS)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -85,20 +102,22 @@ def main() -> None:
     parser.add_argument("--set", default="judging", help="the set of tasks")
     parser.add_argument("--tasks", nargs="*", default=(), help="some of its tasks")
     parser.add_argument("--out", type=Path, required=True, help="the folder that keeps finished tasks")
-    parser.add_argument("--train", nargs="*", help="the rows to train if missing; without names: all")
-    parser.add_argument("--rate", action="store_true", help="the table of learning rates instead")
+    parser.add_argument("--train", nargs="*", help="only train these rows; without names: all")
+    parser.add_argument("--rates", action="store_true", help="the table of learning rates instead")
     parser.add_argument("--dry", action="store_true", help="print the tables, and leave the page alone")
     parser.add_argument("--seconds", type=float, default=60.0, help="timing of steps")
     options = parser.parse_args()
     use_cpu_devices(num_cores())
-    specs = {spec.name: spec for spec in (*PARTS, matched)}
-    for spec in specs.values():
+    for spec in (*PARTS, floored_muon, matched):
         register_optimizer(spec.name, spec)
     config = ProbeConfig(task_set=options.set, tasks=tuple(options.tasks))
-    names = ["adamw", matched.name] if options.rate else [REFERENCE, *OTHERS, *(s.name for s in PARTS)]
-    wanted = [] if options.train is None else options.train or names
-    records = collect(names, config, RecordStore(options.out, config), wanted)
-    tables = {"rates": rate_table(records)} if options.rate else loss_tables(records, options.seconds)
+    store = RecordStore(options.out, config)
+    names = ["adamw", matched.name] if options.rates else ROWS
+    if options.train is not None:
+        train(options.train or names, config, store)
+        return
+    records = load_complete(names, config, store)
+    tables = {"rates": rate_table(records)} if options.rates else loss_tables(records, options.seconds)
     for name, table in tables.items():
         text = table + format_machine(describe_environment())
         print(f"{name}:\n{text}")
@@ -106,20 +125,22 @@ def main() -> None:
             replace_table(PAGE, name, text)
 
 
-def collect(
-    names: list[str], config: ProbeConfig, store: RecordStore, wanted: list[str]
-) -> dict[str, Records]:
-    """Returns the records of the rows that are complete, after training those that are wanted."""
+def train(names: list[str], config: ProbeConfig, store: RecordStore) -> None:
+    """Trains the tasks of rows that the store lacks."""
+    for name, task, record in measure(load_candidates(names), config, store.load, store.save):
+        _say(f"{name}, {task}: {record['seconds']:.0f} s")
+
+
+def load_complete(names: list[str], config: ProbeConfig, store: RecordStore) -> dict[str, Records]:
+    """Returns the records of the rows that have every task, and tells what the others lack."""
     tasks, found = [entry.name for entry in config.load().tasks], {}
     for name, weights in load_candidates(names).items():
-        if name in wanted:
-            for _, task, record in measure({name: weights}, config, store.load, store.save):
-                print(f"{name}, {task}: {record['seconds']:.0f} s", file=sys.stderr, flush=True)
         known = store.load(name, weights)
-        if all(task in known for task in tasks):
-            found[name] = {task: known[task] for task in tasks}
+        missing = [task for task in tasks if task not in known]
+        if missing:
+            _say(f"{name} is left out: it lacks {', '.join(missing)}.")
         else:
-            print(f"{name} lacks {', '.join(t for t in tasks if t not in known)}", file=sys.stderr)
+            found[name] = {task: known[task] for task in tasks}
     return found
 
 

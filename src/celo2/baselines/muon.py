@@ -24,13 +24,14 @@ def _make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.G
         beta=BETA,
         nesterov=True,
         weight_decay=weight_decay,
-        muon_weight_dimension_numbers=_axes_of_all,
+        muon_weight_dimension_numbers=axes_of_all,
         consistent_rms=1.0,
     )
     return on_matrices(muon, learning_rate, weight_decay, adamw_lr_scale=ADAMW_LR_SCALE)
 
 
-def _axes_of_all(params: optax.Params) -> Any:
+def axes_of_all(params: optax.Params) -> Any:
+    """Returns the matrix axes of every parameter, all of rank ≥ 2, as Optax's Muon takes them."""
     return jax.tree.map(lambda param: matrix_axes(param.ndim), params)
 
 

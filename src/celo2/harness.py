@@ -18,6 +18,11 @@ MATCHES = {"adamw": (0.2, 1.0)}
 """By the optimizer whose learning rate is kept: a matrix step's root mean square, and AdamW's share."""
 
 
+def _is_number(value: Any, kind: type, least: float) -> bool:
+    kinds = (int,) if kind is int else (int, float)
+    return isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Harness:
     """Chooses what is done to a matrix's step and weights beyond the learned direction; hashable.
@@ -108,9 +113,29 @@ class Harness:
         return coefficient_options(polar_express() if self.orthogonalizer == "polar-express" else ns_coeffs)
 
 
-def _is_number(value: Any, kind: type, least: float) -> bool:
-    kinds = (int,) if kind is int else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
+PRESETS = {"texts": Harness(), "plus": Harness(min_update_ratio=10.0)}
+"""Harnesses by name: the Celo2 texts', and what has earned its place (`docs/harness.md`)."""
+
+
+def resolve_harness(harness: Harness | str) -> Harness:
+    """Returns a harness, given itself or the name of a preset.
+
+    Raises:
+        TypeError: The argument is neither.
+        ValueError: There is no such preset.
+
+    Example:
+        >>> resolve_harness("plus").changed()
+        {'min_update_ratio': 10.0}
+    """
+    if isinstance(harness, Harness):
+        return harness
+    if not isinstance(harness, str):
+        raise TypeError(f"harness must be a Harness or the name of a preset, got {harness!r}.")
+    if harness not in PRESETS:
+        names = ", ".join(map(repr, PRESETS))
+        raise ValueError(f"unknown harness {harness!r}{nearest_name(harness, PRESETS)} There are {names}.")
+    return PRESETS[harness]
 
 
 def match_scales(match: str | None, adamw_lr_scale: float | None, default: float) -> tuple[float, float]:

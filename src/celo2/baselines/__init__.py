@@ -2,17 +2,18 @@
 
 Every entry is an Optax transform in its well-known form: the hand-designed ones are Optax's own
 (`from_optax.py`) or have one file each, at strong settings, since a comparison is only as good as its weakest
-baseline. The learned rule is named `celo2` or `celo2-base` (the shipped weights), or `celo2:PATH` for other
-weights; earlier learned optimizers, whose weights are not shipped, are `celo:PATH`, `velo_s:PATH` and so on
-(`celo2.zoo`). An optimizer of your own has the name under which it was registered (`register_optimizer`, or
-the entry points `celo2.optimizers` of a package), or is named by the function that makes it,
-`package.module:make`.
+baseline. The learned rule is named `celo2`, `celo2-plus` (with a harness beyond the texts') or `celo2-base`
+(the shipped weights), or `celo2:PATH` for other weights; earlier learned optimizers, whose weights are not
+shipped, are `celo:PATH`, `velo_s:PATH` and so on (`celo2.zoo`). An optimizer of your own has the name under
+which it was registered (`register_optimizer`, or the entry points `celo2.optimizers` of a package), or is
+named by the function that makes it, `package.module:make`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+from functools import partial
 from typing import Any
 
 import optax
@@ -23,7 +24,7 @@ from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE
 from celo2.baselines.spec import EvalParams, MakeOptimizer, OptimizerSpec
 from celo2.config import nearest_name
 from celo2.jax.transform import celo2, celo2_base
-from celo2.weights.checkpoint import compute_checksum, load_checkpoint
+from celo2.weights.checkpoint import SHIPPED, compute_checksum, load_checkpoint
 from celo2.zoo.registry import make as make_predecessor
 from celo2.zoo.specs import PRESETS, sets_own_rate
 from celo2.zoo.weights import load_weights
@@ -41,11 +42,11 @@ __all__ = [
     "sets_own_rate",
 ]
 
-LEARNED = {"celo2": celo2, "celo2-base": celo2_base}
+LEARNED = {"celo2": celo2, "celo2-plus": partial(celo2, harness="plus"), "celo2-base": celo2_base}
 
 
-def _learned(variant: str, weights: Any = None) -> MakeOptimizer:
-    transform = LEARNED[variant]
+def _learned(name: str, weights: Any = None) -> MakeOptimizer:
+    transform = LEARNED[name]
     return lambda learning_rate, weight_decay: transform(
         learning_rate, weights=weights, weight_decay=weight_decay
     )
@@ -60,6 +61,14 @@ _LEARNED_SPECS = (
         UNIT_STEP_RANGE,
         reference=_CELO2_PAPER,
         origin="celo2.celo2",
+    ),
+    OptimizerSpec(
+        "celo2-plus",
+        'Celo2 with the harness that earned its place: celo2.celo2(…, harness="plus")',
+        _learned("celo2-plus"),
+        UNIT_STEP_RANGE,
+        reference=_CELO2_PAPER,
+        origin='celo2.celo2(…, harness="plus")',
     ),
     OptimizerSpec(
         "celo2-base",
@@ -170,9 +179,9 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
     """Finds an optimizer by name.
 
     Args:
-        name: A key of `OPTIMIZERS`, `package.module:make`, or `celo2:SOURCE` / `celo2-base:SOURCE`, where the
-            source is anything that `celo2.load_checkpoint` takes, such as a path; or `PRESET:SOURCE` with a
-            preset of `celo2.zoo` and a source that `celo2.zoo.load_weights` takes.
+        name: A key of `OPTIMIZERS`, `package.module:make`, or `celo2:SOURCE` and the like, where the source
+            is anything that `celo2.load_checkpoint` takes, such as a path; or `PRESET:SOURCE` with a preset
+            of `celo2.zoo` and a source that `celo2.zoo.load_weights` takes.
         num_steps: The length of the runs, required by some presets of `celo2.zoo`.
 
     Raises:
@@ -184,12 +193,13 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
         (0.0003, 0.00548, 0.1)
     """
     check_optimizer_name(name)
-    variant, _, source = name.partition(":")
+    learned, _, source = name.partition(":")
     if sets_own_rate(name):
         return _predecessor(name, num_steps)
-    if variant not in LEARNED:
+    if learned not in LEARNED:
         return OPTIMIZERS.find(name)
-    shipped = OPTIMIZERS[variant]
+    shipped = OPTIMIZERS[learned]
+    variant = SHIPPED[learned == "celo2-base"]
     weights = load_checkpoint(source or variant, orthogonalize=variant == "celo2")
     checksum = compute_checksum(weights.arrays, weights.config)
     if not source:
@@ -198,7 +208,7 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
         shipped,
         name=name,
         description=f"{shipped.description}; weights from {source}",
-        make=_learned(variant, weights),
+        make=_learned(learned, weights),
         weights=checksum,
     )
 

@@ -282,9 +282,10 @@ class RecordStore:
 
 def _is_optimizer(name: str) -> bool:
     """Returns whether a candidate is an optimizer other than Celo2, not weights or a start."""
-    if name in (*SHIPPED, *BUILT_IN) or name.partition(":")[0] in (*LEARNED, START.rstrip(":")):
+    kind = name.partition(":")[0]
+    if name in BUILT_IN or kind in (*SHIPPED, START.rstrip(":")):
         return False
-    return name in OPTIMIZERS or (REFERENCE.fullmatch(name) is not None and not Path(name).exists())
+    return kind in OPTIMIZERS or (REFERENCE.fullmatch(name) is not None and not Path(name).exists())
 
 
 def load_candidates(names: Sequence[str], variant: Variant = "celo2") -> dict[str, Weights | None]:
@@ -310,9 +311,9 @@ def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights
             if not isinstance(start, Weights):
                 raise ValueError(f"a probe tunes a learning rate, and {variant!r} has none.")
             yield name, start
-        elif name.partition(":")[0] in LEARNED and ":" in name:
-            learned, _, source = name.partition(":")
-            yield name, load_checkpoint(source, orthogonalize=learned == "celo2")
+        elif name.partition(":")[0] in SHIPPED and ":" in name:
+            shipped, _, source = name.partition(":")
+            yield name, load_checkpoint(source, orthogonalize=shipped == "celo2")
         elif (Path(name) / "weights").is_dir():
             paths = sorted((Path(name) / "weights").glob("*.safetensors"))
             if not paths:

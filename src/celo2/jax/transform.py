@@ -20,7 +20,7 @@ from optax._src.base import (
 )
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
-from celo2.harness import Harness, match_scales
+from celo2.harness import Harness, match_scales, resolve_harness
 from celo2.jax.batching import Leaf, update_leaves
 from celo2.jax.dimensions import DimensionNumbers, Layout
 from celo2.jax.harness.decay import add_cautious_weight_decay
@@ -163,7 +163,7 @@ def celo2(
     skip_zero_gradients: bool = True,
     skip_nonfinite_gradients: bool = False,
     ns_coeffs: Polynomial | Sequence[Polynomial] | None = None,
-    harness: Harness = Harness(),  # noqa: B008  # frozen
+    harness: Harness | str = "texts",
     match: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and all else by AdamW.
@@ -201,8 +201,8 @@ def celo2(
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
-        harness: What is done to matrices beyond the learned direction, as `Harness(min_update_ratio=10)`; by
-            default nothing that the texts do not.
+        harness: What is done to matrices beyond the learned direction: "texts", nothing that the Celo2
+            texts do not; "plus", what has earned its place; or a `Harness` of your own.
         match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
             The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
             itself.
@@ -230,6 +230,7 @@ def celo2(
         al., 2024, https://kellerjordan.github.io/posts/muon). AdamW: arXiv 1711.05101. `match`: Moonlight,
         arXiv 2502.16982, section 2.2. The harness: `Harness`.
     """
+    harness = resolve_harness(harness)
     rms, adamw_share = match_scales(match, adamw_lr_scale, ADAMW_LR_SCALE)
     scaled = _scale_learning_rate(learning_rate, adamw_share)
     decay = add_cautious_weight_decay if harness.cautious_decay else optax.add_decayed_weights

@@ -18,7 +18,7 @@ from celo2.evaluate.analysis.cells import Cell, Setting
 from celo2.evaluate.suite.results import RankBy, RunResult, TaskFacts
 
 BASELINE = "adamw"
-OURS = ("celo2", "celo2-base")
+OURS = ("celo2", "celo2-plus", "celo2-base")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

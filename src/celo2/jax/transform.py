@@ -241,6 +241,7 @@ def celo2(
     loaded = _load(weights, orthogonalize=True, state_dtype=state_dtype, **coefficients)
     loaded = loaded if harness.has_newton_schulz else without_newton_schulz(loaded)
 
+    @_remember
     def partition(labels: Any, params: optax.Params) -> optax.GradientTransformationExtraArgs:
         numbers = find_dimension_numbers(params, dimension_numbers)
         make_direction = partial(
@@ -336,6 +337,7 @@ def celo2_base(
     """
     loaded = _load(weights, orthogonalize=False, state_dtype=state_dtype)
 
+    @_remember
     def complete(params: optax.Params) -> optax.GradientTransformationExtraArgs:
         numbers = find_dimension_numbers(params, dimension_numbers, base=True)
         direction = scale_by_celo2(
@@ -374,6 +376,27 @@ def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any, **coefficien
         weights = load_checkpoint(weights, orthogonalize=orthogonalize)
     scale_by_celo2(weights, orthogonalize=orthogonalize, state_dtype=state_dtype, **coefficients)
     return weights
+
+
+def _remember(
+    make: Callable[..., optax.GradientTransformationExtraArgs],
+) -> Callable[..., optax.GradientTransformationExtraArgs]:
+    """Keeps the transform made for a structure of trees: outside of `jit` a new one compiles at each step."""
+    made: dict[Hashable, optax.GradientTransformationExtraArgs] = {}
+
+    def find(*trees: Any) -> optax.GradientTransformationExtraArgs:
+        leaves, treedef = jax.tree.flatten(trees)
+        facts = ((leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf for leaf in leaves)
+        key = treedef, *facts
+        try:
+            hash(key)
+        except TypeError:  # a module with fields that have no hash
+            return make(*trees)
+        if key not in made:
+            made[key] = make(*trees)
+        return made[key]
+
+    return find
 
 
 def _guard(

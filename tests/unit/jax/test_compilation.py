@@ -72,6 +72,27 @@ def test_steps_outside_jit_are_compiled_once(caplog: pytest.LogCaptureFixture) -
     assert "Compiling" not in caplog.text
 
 
+EVERY_PART = celo2.Harness(
+    eigenbasis_every=1, row_decay=0.9, min_update_ratio=1.0, cautious_decay=True, preserve_norms=True
+)
+
+
+@pytest.mark.usefixtures("standard_promotion")  # Optax needs it
+@pytest.mark.parametrize("harness", ["texts", EVERY_PART], ids=["texts", "every-part"])
+def test_steps_of_a_complete_optimizer_outside_jit_are_compiled_once(
+    harness: str | celo2.Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its transform was made anew at each step, and so compiled anew."""
+    params = {"fc": {"kernel": jnp.full((4, 3), 0.1), "bias": jnp.ones(3)}}
+    optimizer = celo2.celo2(1e-3, weights=make_weights(**quick.SMALL_RULE), harness=harness)
+    state = optimizer.init(params)
+    for _ in range(2):  # the first step of an eigenbasis only initialises it
+        _, state = optimizer.update(params, state, params)
+    with jax.log_compiles():
+        optimizer.update(params, state, params)
+    assert "Compiling" not in caplog.text
+
+
 LARGE_NETWORK = """
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # what went wrong took all memory there is

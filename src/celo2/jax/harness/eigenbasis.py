@@ -145,7 +145,7 @@ def in_eigenbasis(
         factors = [_accumulate(*pair, decay) for pair in zip(factors, grads, strict=True)]
         due = jnp.where(count == 0, 0, jnp.where(count % every == 0, 1, 2))
         bases, inner_state = jax.lax.switch(
-            due, [_first_bases, _next_bases, lambda _, *kept: kept], factors, bases, inner_state
+            due, [_first_bases, _next_bases, _keep_bases], factors, bases, inner_state
         )
         unstacked = [x.reshape(matrix.shape) for x, matrix in zip(back, entered, strict=True)]
         next_count = jnp.asarray(optax.safe_increment(state.count))
@@ -220,6 +220,11 @@ def _next_bases(factors: list[Basis], bases: list[Basis], inner_state: Any) -> t
         news.append((pairs[0][0], pairs[1][0]))
         orders.append((pairs[0][1], pairs[1][1]))
     return news, _follow(inner_state, bases, news, orders)
+
+
+def _keep_bases(factors: list[Basis], bases: list[Basis], inner_state: Any) -> tuple[list[Basis], Any]:
+    del factors
+    return bases, inner_state
 
 
 def _power_iteration(factor: Any, basis: Array) -> tuple[Array, Array]:

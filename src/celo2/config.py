@@ -288,6 +288,11 @@ class RuleConfig(Schema):
         return "celo2" if self.orthogonalize else "celo2-base"
 
     @property
+    def num_outputs_read(self) -> int:
+        """How many of the network's outputs are read: the direction, and with `exp_mult` a magnitude."""
+        return 2 if self.exp_mult else 1
+
+    @property
     def ns_polynomials(self) -> tuple[Polynomial, ...]:
         """The coefficients of each Newton–Schulz iteration."""
         if has_each_iteration(self.ns_coeffs):

@@ -119,7 +119,7 @@ def compute(
     by_shape = _by_shape(groups, scales, weights)
     full = by_shape.pop(max(by_shape, key=np.prod))
     vectors = (*vectors, *map(_vector_units, by_shape.values()))
-    num_layers, num_outputs = config.ff_hidden_layers, 2 if config.exp_mult else 1
+    num_layers, num_outputs = config.ff_hidden_layers, config.num_outputs_read
     widths = [config.ff_hidden_size] * num_layers + [num_outputs]
     units = _first_layer(full, vectors, entries["b0"], widths[0], add)
     for layer, width in enumerate(widths[1:], start=1):

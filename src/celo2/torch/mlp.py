@@ -65,7 +65,7 @@ def compute(
         unused output is not computed.
     """
     activation = _ACTIVATIONS[config.mlp_activation]
-    units, num_outputs = _first_layer(groups, scales, weights, vectors), 2 if config.exp_mult else 1
+    units, num_outputs = _first_layer(groups, scales, weights, vectors), config.num_outputs_read
     widths = [config.ff_hidden_size] * (config.ff_hidden_layers - 1) + [num_outputs]
     for layer, width in enumerate(widths[: config.ff_hidden_layers], start=1):
         units = _layer(list(map(activation, units)), weights, layer, width)

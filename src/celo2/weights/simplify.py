@@ -99,7 +99,7 @@ def _read_columns(weight: np.ndarray, config: RuleConfig) -> np.ndarray:
     """Returns the second layer's weights, zero for the outputs that are never read."""
     weight = weight.astype(np.float64)
     if config.ff_hidden_layers == 1:
-        weight[:, 2 if config.exp_mult else 1 :] = 0
+        weight[:, config.num_outputs_read :] = 0
     return weight
 
 
@@ -149,7 +149,7 @@ def _fold_constants(work: dict[str, np.ndarray], inputs: list[str], config: Rule
 
 def _find_read_units(work: dict[str, np.ndarray], config: RuleConfig) -> list[np.ndarray]:
     """Returns the indices of the units of each hidden layer that outputs in use depend on."""
-    num_outputs = 2 if config.exp_mult else 1
+    num_outputs = config.num_outputs_read
     read, kept = np.arange(num_outputs), []
     for layer in reversed(range(config.ff_hidden_layers)):
         read = np.flatnonzero(np.any(work[f"w{layer + 1}"][:, read] != 0, axis=1))

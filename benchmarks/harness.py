@@ -77,7 +77,8 @@ average = OptimizerSpec(
     eval_params=lambda state, params: celo2.averaged_params(state),  # noqa: ARG005
 )
 matched = _spec("celo2+match", 'match="adamw"', match="adamw")
-PARTS = (rows, floor, cautious, norms, polar_express, eigenbasis, average)
+small_state = _spec("celo2+int8", "momenta in one byte each", state_dtype="int8")
+PARTS = (rows, floor, cautious, norms, polar_express, eigenbasis, average, small_state)
 
 
 def _floored(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:

@@ -20,7 +20,8 @@ from celo2.config import RuleConfig
 from celo2.jax import step as step_lib
 from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Layout
-from celo2.jax.rounding import round_all
+from celo2.jax.quantization import Quantized, decode, encode
+from celo2.jax.rounding import make_noise, round_to_bfloat16
 from celo2.jax.runtime import on_one_device
 from celo2.jax.stacking import stack, unstack
 from celo2.jax.step import Result
@@ -88,7 +89,7 @@ def _update_equal(
     results = step_lib.update_all(
         {name: array.astype(dtype) for name, array in weights.items()},
         [
-            Leaf(layout.enter(grad), layout.enter(param), _view(accumulators, layout.enter))
+            Leaf(layout.enter(grad), layout.enter(param), _view(_decode(accumulators, dtype), layout.enter))
             for grad, param, accumulators in leaves
         ],
         count,
@@ -99,8 +100,7 @@ def _update_equal(
     finished = []
     for leaf, index, (step, new) in zip(leaves, indices, results, strict=True):
         new = _view(new, layout.leave)
-        if leaf.accumulators.momentum[0].dtype != dtype:
-            new = _round(new, count, index)
+        new = _encode(new, leaf.accumulators, count, index)
         finished.append((layout.leave(step).astype(leaf.grad.dtype), new))
     return finished
 
@@ -111,8 +111,25 @@ def _view(accumulators: Accumulators, change: Callable[[Array], Array]) -> Accum
     return accumulators._replace(momentum=momentum, rms=rms)
 
 
-def _round(accumulators: Accumulators, count: Array, index: int | Array) -> Accumulators:
-    """Rounds momentum and rms to bfloat16, with noise made of the step count and the leaf's index."""
-    momentum, rms = accumulators[:2]
-    rounded = round_all((*momentum, *rms), count, index)
-    return accumulators._replace(momentum=rounded[: len(momentum)], rms=rounded[len(momentum) :])
+def _decode(accumulators: Accumulators, dtype: Any) -> Accumulators:
+    """Decodes momenta of one byte; what is bfloat16 is converted where it is read."""
+    momentum = accumulators.momentum
+    if not any(isinstance(stored, Quantized) for stored in momentum):
+        return accumulators
+    return accumulators._replace(momentum=tuple(decode(stored, dtype) for stored in momentum))
+
+
+def _encode(new: Accumulators, old: Accumulators, count: Array, index: int | Array) -> Accumulators:
+    """Rounds momentum and rms as they were stored, with noise made of the step count and the leaf's index."""
+    fulls, stored = (*new.momentum, *new.rms), (*old.momentum, *old.rms)
+    if all(
+        not isinstance(own, Quantized) and own.dtype == full.dtype
+        for own, full in zip(stored, fulls, strict=True)
+    ):
+        return new
+    noises = make_noise(fulls[0].shape, len(fulls), count, index)
+    rounded = [
+        encode(full, noise) if isinstance(own, Quantized) else round_to_bfloat16(full, noise)
+        for full, own, noise in zip(fulls, stored, noises, strict=True)
+    ]
+    return new._replace(momentum=tuple(rounded[: len(new.momentum)]), rms=tuple(rounded[len(new.momentum) :]))

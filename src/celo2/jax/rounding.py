@@ -24,28 +24,40 @@ _LOWER = (1 << _BITS_CUT) - 1
 _WORDS = 64  # an upper bound of the random words that one element needs in one step
 
 
-def round_all(arrays: tuple[Array, ...], count: Array, number: ArrayLike) -> tuple[Array, ...]:
-    """Rounds float32 arrays of one shape stochastically to bfloat16.
+def round_to_bfloat16(array: Array, noise: Array) -> Array:
+    """Rounds an array in float32 stochastically to bfloat16.
 
-    A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest
-    bfloat16, the upper neighbour is infinity.
+    A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest bfloat16,
+    the upper neighbour is infinity. float64 is rounded to float32 first.
 
     Args:
-        arrays: float32 arrays of one shape; float64 is rounded to float32 first.
+        array: Any array of floating-point numbers.
+        noise: Uniform integers from 0 to 65535, uint32, of the array's shape: they are added to the bits,
+            whose lower sixteen are cut.
+    """
+    array = array.astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(array, jnp.uint32) + noise
+    upper = jax.lax.convert_element_type(bits >> _BITS_CUT, jnp.uint16)
+    rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
+    return jnp.where(jnp.isfinite(array), rounded, array.astype(jnp.bfloat16))
+
+
+def make_noise(shape: tuple[int, ...], num_arrays: int, count: Array, number: ArrayLike) -> list[Array]:
+    """Returns uniform integers from 0 to 65535, uint32, for each of several arrays of one shape.
+
+    Args:
+        shape: The shape of the arrays.
+        num_arrays: The number of arrays.
         count: The step count, a scalar.
         number: The parameter's index. One hash serves two arrays, sixteen bits each.
     """
-    elements = _flat_indices(arrays[0].shape)
+    elements = _flat_indices(shape)
     seed = _hash(count.astype(jnp.uint32)) + jnp.asarray(number, jnp.uint32) * jnp.uint32(_WORDS)
-    rounded = []
-    for pair in range(0, len(arrays), 2):
-        words = _hash(elements ^ _hash(seed + jnp.uint32(pair // 2)))
-        halves = (words >> _BITS_CUT, words & _LOWER)
-        rounded += [
-            _round(array.astype(jnp.float32), noise)
-            for array, noise in zip(arrays[pair : pair + 2], halves, strict=False)
-        ]
-    return tuple(rounded)
+    noises: list[Array] = []
+    for pair in range((num_arrays + 1) // 2):
+        words = _hash(elements ^ _hash(seed + jnp.uint32(pair)))
+        noises += [words >> _BITS_CUT, words & _LOWER]
+    return noises[:num_arrays]
 
 
 def _flat_indices(shape: tuple[int, ...]) -> Array:
@@ -58,14 +70,6 @@ def _flat_indices(shape: tuple[int, ...]) -> Array:
         stride = math.prod(shape[axis + 1 :]) % (1 << 32)
         total += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
     return total
-
-
-def _round(array: Array, noise: Array) -> Array:
-    """Adds noise in [0, 2¹⁶) to the bits and cuts the lower sixteen."""
-    bits = jax.lax.bitcast_convert_type(array, jnp.uint32) + noise
-    upper = jax.lax.convert_element_type(bits >> _BITS_CUT, jnp.uint16)
-    rounded = jax.lax.bitcast_convert_type(upper, jnp.bfloat16)
-    return jnp.where(jnp.isfinite(array), rounded, array.astype(jnp.bfloat16))
 
 
 def _hash(words: Array) -> Array:

@@ -12,6 +12,7 @@ import optax
 from jax import Array
 
 from celo2.jax import accumulators as accumulators_lib
+from celo2.jax import quantization
 from celo2.jax.accumulators import Accumulators, Decays
 from celo2.jax.dimensions import Layout, make_layout
 
@@ -34,30 +35,40 @@ class ScaleByCelo2State(NamedTuple):
     col: tuple[optax.Params, ...]
 
 
+STATE_DTYPES = {None: None, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
+
+
 def check_state_dtype(dtype: Any) -> jnp.dtype | None:
-    """Returns the dtype of momentum and rms: None (the computation's own) or bfloat16."""
-    if dtype is None:
-        return None
-    if dtype not in ("bfloat16", jnp.bfloat16, np.dtype(jnp.bfloat16)):
-        raise ValueError(f'state_dtype must be None (float32) or "bfloat16", got {dtype!r}.')
-    return np.dtype(jnp.bfloat16)
+    """Returns the dtype of the momenta: None (the computation's own), bfloat16 or int8."""
+    for name, known in STATE_DTYPES.items():
+        if known is not None and dtype in (name, known, np.dtype(known)):
+            return np.dtype(known)
+    if dtype is not None:
+        raise ValueError(f'state_dtype must be None (float32), "bfloat16" or "int8", got {dtype!r}.')
+    return None
 
 
 def init_state(
     params: optax.Params, layouts: Any, rule: Decays, dtype: jnp.dtype | None = None
 ) -> ScaleByCelo2State:
-    """Makes every accumulator of every parameter, at zero; `dtype` is that of momentum and rms."""
+    """Makes every accumulator of every parameter, at zero; `dtype` is a result of `check_state_dtype`."""
 
     def trees(make: Callable[[Array, Layout], Array], decays: Sequence[float]) -> tuple[Any, ...]:
         return tuple(jax.tree.map(make, params, layouts) for _ in decays)
 
-    def init_full(param: Array, layout: Layout) -> Array:  # noqa: ARG001
-        return jnp.zeros_like(param, dtype=dtype or _accumulator_dtype(param))
+    narrow = dtype == np.int8
+
+    def init_momentum(param: Array, layout: Layout) -> Any:
+        return quantization.zeros(param.shape) if narrow else init_rms(param, layout)
+
+    def init_rms(param: Array, layout: Layout) -> Array:  # noqa: ARG001
+        stored = np.dtype(jnp.bfloat16) if narrow else dtype
+        return jnp.zeros_like(param, dtype=stored or _accumulator_dtype(param))
 
     return ScaleByCelo2State(
         jnp.zeros((), jnp.int32),
-        trees(init_full, rule.initial_momentum_decays),
-        trees(init_full, rule.initial_rms_decays),
+        trees(init_momentum, rule.initial_momentum_decays),
+        trees(init_rms, rule.initial_rms_decays),
         trees(_init_row, rule.initial_adafactor_decays),
         trees(_init_col, rule.initial_adafactor_decays),
     )

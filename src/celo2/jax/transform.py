@@ -82,8 +82,9 @@ def scale_by_celo2(
             `DimensionNumbers` (or Optax's `MuonDimensionNumbers`, or None), or a callable that
             makes one from the parameters. None: the reference's conventions, factored over the two
             largest axes, normalised and orthogonalised over the last two.
-        state_dtype: None, or "bfloat16": momenta and rms in 8 bytes a parameter instead of 16,
-            rounded stochastically by a hash of the step's number, so that a run repeats exactly.
+        state_dtype: None, "bfloat16" or "int8": momenta and rms in 8 or 5 bytes a parameter instead of 16,
+            rounded stochastically by a hash of the step's number, so that a run repeats exactly. "int8" keeps
+            momenta as codes with a scale for each row (`celo2.jax.quantization`), and rms as bfloat16.
         skip_zero_gradients: Whether a matrix (each one of a stack; a vector as a whole) is left as if it had
             no gradient where that is exactly zero, as of an idle expert: the step 0, no change of its
             accumulators. False: such a matrix gets a whole step, as in the reference. The rule sees
@@ -92,7 +93,7 @@ def scale_by_celo2(
 
     Returns:
         A transform whose updates have the parameters' shapes and are to be multiplied by -learning_rate. Its
-        state has about 16 bytes for each float32 parameter, 8 with `state_dtype="bfloat16"`.
+        state has about 16 bytes for each float32 parameter, 8 or 5 with `state_dtype`.
 
     Raises:
         TypeError: An option is unknown, or a parameter is not a real floating-point array.

@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 
 import celo2
-from celo2.jax.rounding import round_all
+from celo2.jax.rounding import make_noise, round_to_bfloat16
 from helpers import quick
 from helpers.weights_examples import make_weights
 
 NUM_DRAWS = 4096
 BASE = make_weights(**quick.SMALL_RULE, orthogonalize=False)
+
+
+def round_all(arrays: tuple[jax.Array, ...], count: Any, number: int) -> tuple[jax.Array, ...]:
+    """Rounds as a step does."""
+    noises = make_noise(arrays[0].shape, len(arrays), count, number)
+    return tuple(round_to_bfloat16(*pair) for pair in zip(arrays, noises, strict=True))
 
 
 def test_rounding_is_unbiased_and_between_the_neighbours() -> None:

@@ -15,6 +15,9 @@ LAYOUTS = {  # of the script's table
     "base": ("rows", "columns", "replicas", "rows, columns", "rows twice"),
     "odd": ("rows", "columns, rows"),
     "raw": ("replicated rows",),
+    "parts": ("rows", "columns", "replicas", "rows, columns", "rows twice"),
+    "basis": ("rows", "columns, rows", "replicas"),
+    "own orthogonalizer": ("columns", "replicated rows"),
 }
 WAYS = ("ddp", "fsdp", "hsdp", "fsdp and tensor parallel")
 VARIANTS = ("celo2", "base", "bfloat16")
@@ -65,6 +68,19 @@ def test_the_base_rule_sums_vectors_and_nothing_else(layouts, layout: str) -> No
     size, count = collectives["allreduce"]
     assert size <= VECTORS
     assert count <= 3 * 2 * 2  # parameters cut along other axes of the mesh sum apart
+
+
+@pytest.mark.parametrize("layout", LAYOUTS["parts"])
+def test_parts_of_the_harness_sum_vectors_and_nothing_else(layouts, layout: str) -> None:
+    """Rows, the floor and the projection add one sum each to the rule's three."""
+    collectives = layouts["layouts:4"][f"parts | {layout}"]["collectives"]
+    if layout == "replicas":
+        assert collectives == {}
+        return
+    assert set(collectives) == {"allreduce"}
+    size, count = collectives["allreduce"]
+    assert size <= VECTORS
+    assert count <= 6 * 2 * 2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS["celo2"])

@@ -83,8 +83,8 @@ class RuleOptimizer(Optimizer):
     ):
         if self._base and parts != Parts():
             raise ValueError(
-                "harness and match: Celo2Base takes the network's steps as they are, of every parameter; leave the "
-                "options out, or use Celo2."
+                "harness and match: Celo2Base takes the network's steps as they are; leave them out, or use "
+                "Celo2."
             )
         if self._base and coefficients:
             raise ValueError("ns_coeffs: Celo2Base has no Newton–Schulz; leave the option out, or use Celo2.")

@@ -42,8 +42,9 @@ TOLERANCES = {
     ),
     "torch, jax after 50 steps": (1e-3, "the project promises it of the parameters; here of their changes"),
     "torch harness, jax": (
-        6e-14,
-        "float64 rounding on both sides, of changes that are smallest after one step (1.9e-14, match)",
+        7e-13,
+        "float64 rounding on both sides, of steps down to nothing but decay (2.2e-13, the eigenbasis's first "
+        "step, with all parts; else 9.1e-14, polar express)",
     ),
     "baselines float64, oracle": (
         4e-14,

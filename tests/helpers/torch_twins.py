@@ -1,4 +1,4 @@
-"""The same small network and the same gradients, drawn at random, for `celo2.celo2` and `celo2.torch.Celo2`."""
+"""One small network on the same gradients, drawn at random, for `celo2.celo2` and `celo2.torch.Celo2`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ STEPS = 12
 LR, WEIGHT_DECAY = 0.01, 0.1
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
 MATRICES = ("convolution.weight", "square.weight", "wide.weight")
+HIDDEN = {  # routing takes layers that nothing reads for heads
+    r"(convolution|square|wide).(weight|kernel)": "celo2",
+    r"square.bias": "celo2",  # a vector under the rule
+}
 IDLE = {"square.weight": (4, 5)}  # steps at which the gradient is zero
 
 Arrays = dict[str, np.ndarray]
@@ -94,8 +98,10 @@ class Twins:
     def __init__(self, options: dict[str, Any], *, torch_options: dict[str, Any] | None = None):
         self.model = make_network()
         self.start = arrays_of(self.model)
-        both = {"weight_decay": WEIGHT_DECAY}
-        self.optimizer = Celo2(self.model, LR, **both, **(options if torch_options is None else torch_options))
+        both = {"weight_decay": WEIGHT_DECAY, "overrides": HIDDEN}
+        self.optimizer = Celo2(
+            self.model, LR, **both, **(options if torch_options is None else torch_options)
+        )
         tx = celo2.celo2(LR, **both, **options, dimension_numbers=make_numbers)
         self.params: Any = to_jax(self.start)
         self.state: Any = tx.init(self.params)

@@ -20,7 +20,7 @@ LAYOUTS = {  # of the script's table
     "own orthogonalizer": ("columns", "replicated rows"),
 }
 WAYS = ("ddp", "fsdp", "hsdp", "fsdp and tensor parallel")
-VARIANTS = ("celo2", "base", "bfloat16")
+VARIANTS = ("celo2", "base", "bfloat16", "parts")
 TOLERANCE = 1e-5  # relative to the largest change: sums are taken in another order (1.9e-6)
 TOLERANCE_FLOAT64 = (
     1e-8  # (3.6e-14; modules 5e-10, where the gradient of a key's bias is nothing but rounding)
@@ -115,7 +115,7 @@ def test_modules_train_as_in_one_process(modules, variant: str, way: str) -> Non
     assert ("torch.bfloat16" in found["dtypes"]) == (variant == "bfloat16")
 
 
-@pytest.mark.parametrize("flat", ["flat: False", "flat: True"])
+@pytest.mark.parametrize("flat", ["flat: False", "flat: True", "with parts"])
 @pytest.mark.parametrize("processes", ["load:2", "load:1"])
 def test_a_distributed_checkpoint_of_four_continues_on_fewer(modules, processes: str, flat: str) -> None:
     found = modules[processes][flat]

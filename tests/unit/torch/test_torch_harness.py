@@ -154,15 +154,18 @@ def test_a_pickle_of_an_older_release_has_no_harness() -> None:
     other.step()
 
 
-@pytest.mark.parametrize("option", ["row_decay", "min_update_ratio", "preserve_norms"])
-def test_idle_matrices_move_only_by_decay_and_keep_their_state(option: str) -> None:
-    options = {"harness": Harness(**{option: True if option == "preserve_norms" else 0.9})}
-    model, optimizer = train_network(options, 1)
+@pytest.mark.parametrize(
+    "harness",
+    [Harness(row_decay=0.9), Harness(min_update_ratio=0.9), Harness(preserve_norms=True)],
+    ids=["rows", "floor", "norms"],
+)
+def test_idle_matrices_move_only_by_decay_and_keep_their_state(harness: Harness) -> None:
+    model, optimizer = train_network({"harness": harness}, 1)
     before, state = model.wide.weight.detach().clone(), dict(optimizer.state[model.wide.weight])
     state = {key: value.clone() for key, value in state.items()}
     model.wide.weight.grad = torch.zeros_like(model.wide.weight)
     optimizer.step()
-    decay = 1.0 if option == "preserve_norms" else 1.0 - 0.01 * 0.1
+    decay = 1.0 if harness.preserve_norms else 1.0 - 0.01 * 0.1
     torch.testing.assert_close(model.wide.weight.detach(), before * decay, rtol=1e-12, atol=0)
     for key, value in optimizer.state[model.wide.weight].items():
         assert torch.equal(value, state[key]), key

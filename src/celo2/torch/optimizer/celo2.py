@@ -74,7 +74,7 @@ class Celo2(RuleOptimizer):
             tensor after the other. For both algorithms, as is `fused`.
         fused: True: compiled kernels, for the rule by Numba on a CPU and by Triton on a CUDA device; False:
             none. By default, with `foreach` None too, the fastest that is installed.
-        capturable: Keeps the step's number on the device, for CUDA graphs.
+        capturable: Keeps the step's number on the device, for CUDA graphs; not with `eigenbasis_every`.
         maximize: Maximizes the objective instead of minimizing it.
         algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also of a group.
         module: The module that the parameters or groups belong to, for its routing.
@@ -89,13 +89,19 @@ class Celo2(RuleOptimizer):
         RuntimeError: `fused=True` where kernels are not installed or not available.
         TypeError: A parameter is not a dense tensor of floating-point numbers, or is complex and given to
             the rule.
-        ValueError: An option is out of its range, or the weights are of another variant.
+        ValueError: An option is out of its range, two contradict each other, or the weights are of another
+            variant.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> optimizer = Celo2(model, lr=1e-3, weight_decay=0.1)
         >>> model(torch.ones(1, 4)).sum().backward()
         >>> optimizer.step()
+
+        At a learning rate of AdamW's, with normalised rows:
+
+        >>> Celo2(model, 3e-4, harness=Harness(row_decay=0.95), match="adamw").defaults["adamw_lr_scale"]
+        1.0
 
     References:
         Celo2: arXiv 2602.19142, section 3; Newton–Schulz and the AdamW branch, section 3.4. Muon (Jordan et

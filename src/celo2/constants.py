@@ -19,4 +19,10 @@ ADAMW_BETAS = (0.9, 0.95)  # of that branch
 FLOAT32_MAX = 3.4028234663852886e38  # the rule computes in float32; larger options are refused
 FLOAT32_TINY = 1.1754943508222875e-38  # the least normal number
 
+# Of the harness; sources in `celo2.jax.harness`.
+TINY = 1e-30  # added to norms in denominators
+ROW_EPS = 1e-10  # added to the root mean squares of rows in denominators: NorMuon's code
+BASIS_DECAY = 0.95  # of the factors whose eigenbasis the direction is computed in: SOAP's code
+MAX_BASIS_SIDE = 1024  # of a longer side, the factor would be larger than the matrix itself
+
 GRADIENT_DECAY = 0.99  # decay of the running mean that normalises gradients; not in the paper

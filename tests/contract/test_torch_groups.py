@@ -137,7 +137,8 @@ def test_a_tensor_learning_rate_with_foreach_is_refused_at_once(row: Row) -> Non
     optimizer = row.make(make_model(), 1e-3, **options)
     with pytest.raises(ValueError, match="lr as a Tensor"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "lr": torch.tensor(1e-3)})
-    row.make(make_model(), torch.tensor(1e-3), foreach=True, capturable=True)
+    if row.name != "celo2_eigenbasis":  # which refuses capturable=True
+        row.make(make_model(), torch.tensor(1e-3), foreach=True, capturable=True)
 
 
 @every_optimizer

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from celo2.torch import Celo2, Celo2Base
+from celo2.torch import Celo2, Celo2Base, Harness
 
 torch.set_num_threads(1)  # of a process that is one of several: two threads would wait for each other
 
@@ -26,11 +26,16 @@ class Row:
         return self.factory(params, lr, **{**self.options, **options})
 
 
+PARTS = Harness(
+    orthogonalizer="none", row_decay=0.9, min_update_ratio=1.0, cautious_decay=True, preserve_norms=True
+)
 ROWS = (
     Row("celo2", Celo2, {"weight_decay": 0.1}),
     Row("celo2_base", Celo2Base, {"weight_decay": 0.1}),
     Row("celo2_bfloat16", Celo2, {"state_dtype": torch.bfloat16}),
     Row("celo2_one_by_one", Celo2, {"maximize": True, "capturable": True, "foreach": False}),
+    Row("celo2_harness", Celo2, {"weight_decay": 0.1, "harness": PARTS}),
+    Row("celo2_eigenbasis", Celo2, {"weight_decay": 0.1, "harness": Harness(eigenbasis_every=2)}),
 )
 
 

@@ -15,9 +15,12 @@ LAYOUTS = {  # of the script's table
     "base": ("rows", "columns", "replicas", "rows, columns", "rows twice"),
     "odd": ("rows", "columns, rows"),
     "raw": ("replicated rows",),
+    "parts": ("rows", "columns", "replicas", "rows, columns", "rows twice"),
+    "basis": ("rows", "columns, rows", "replicas"),
+    "own orthogonalizer": ("columns", "replicated rows"),
 }
 WAYS = ("ddp", "fsdp", "hsdp", "fsdp and tensor parallel")
-VARIANTS = ("celo2", "base", "bfloat16")
+VARIANTS = ("celo2", "base", "bfloat16", "parts")
 TOLERANCE = 1e-5  # relative to the largest change: sums are taken in another order (1.9e-6)
 TOLERANCE_FLOAT64 = (
     1e-8  # (3.6e-14; modules 5e-10, where the gradient of a key's bias is nothing but rounding)
@@ -67,6 +70,19 @@ def test_the_base_rule_sums_vectors_and_nothing_else(layouts, layout: str) -> No
     assert count <= 3 * 2 * 2  # parameters cut along other axes of the mesh sum apart
 
 
+@pytest.mark.parametrize("layout", LAYOUTS["parts"])
+def test_parts_of_the_harness_sum_vectors_and_nothing_else(layouts, layout: str) -> None:
+    """Rows, the floor and the projection add one sum each to the rule's three."""
+    collectives = layouts["layouts:4"][f"parts | {layout}"]["collectives"]
+    if layout == "replicas":
+        assert collectives == {}
+        return
+    assert set(collectives) == {"allreduce"}
+    size, count = collectives["allreduce"]
+    assert size <= VECTORS
+    assert count <= 6 * 2 * 2
+
+
 @pytest.mark.parametrize("layout", LAYOUTS["celo2"])
 def test_newton_schulz_goes_there_and_back_once(layouts, layout: str) -> None:
     """Small matrices travel together; what is replicated travels only back."""
@@ -99,7 +115,7 @@ def test_modules_train_as_in_one_process(modules, variant: str, way: str) -> Non
     assert ("torch.bfloat16" in found["dtypes"]) == (variant == "bfloat16")
 
 
-@pytest.mark.parametrize("flat", ["flat: False", "flat: True"])
+@pytest.mark.parametrize("flat", ["flat: False", "flat: True", "with parts"])
 @pytest.mark.parametrize("processes", ["load:2", "load:1"])
 def test_a_distributed_checkpoint_of_four_continues_on_fewer(modules, processes: str, flat: str) -> None:
     found = modules[processes][flat]

@@ -22,7 +22,7 @@ def local_pair(ours: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
 def difference(ours: Tensor, expected: Tensor, size: Tensor) -> float:
     """Largest difference over the largest entry of `size`; infinite if it is not a number."""
     mine, theirs = local_pair(ours.detach(), expected.detach())
-    if not mine.numel():
+    if torch.equal(mine, theirs):  # both may be zero, as is state that no gradient has reached
         return 0.0
     error = ((mine.double() - theirs.double()).abs().max() / size.abs().max()).item()
     return error if np.isfinite(error) else float("inf")
@@ -50,13 +50,13 @@ def state_error(optimizer: Celo2, twin: Celo2) -> float:
 
 
 def misplaced(optimizer: Celo2) -> list[str]:
-    """State that is not placed as its parameter; row and column means are everywhere whole."""
+    """State that is not placed as its parameter; means, norms and bases of matrices are everywhere whole."""
     wrong = []
     for param, state in optimizer.state.items():
         for key, value in state.items():
             if key == "step" or not isinstance(param, DTensor):
                 continue
-            whole = param.ndim > 1 and key.startswith(("row", "col"))
+            whole = param.ndim > 1 and key.startswith(("row", "col", "radius", "left", "right"))
             wanted = (Replicate(),) * param.device_mesh.ndim if whole else param.placements
             if not isinstance(value, DTensor) or value.placements != tuple(wanted):
                 wrong.append(key)

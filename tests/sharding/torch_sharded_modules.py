@@ -23,10 +23,29 @@ from torch.distributed.tensor.parallel import (
 )
 from torch_sharded_errors import misplaced, param_errors, state_error
 
-from celo2.torch import Celo2, Celo2Base
+from celo2.torch import Celo2, Celo2Base, Harness
 
 STEPS = 2
 LR = 0.01
+
+
+def polar_factor(matrices: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    return left @ right
+
+
+PARTS = Harness(
+    orthogonalizer=polar_factor,
+    row_decay=0.9,
+    min_update_ratio=1.0,
+    cautious_decay=True,
+    preserve_norms=True,
+)
+SAVED: dict[str, tuple[bool, dict[str, Any]]] = {  # whether flat, options of the optimizer
+    "flat: False": (False, {}),
+    "flat: True": (True, {}),
+    "with parts": (True, {"harness": PARTS}),
+}
 
 
 class Model(nn.Module):
@@ -116,6 +135,7 @@ def run_modules() -> dict[str, Any]:
         "celo2": (Celo2, {}),
         "base": (Celo2Base, {}),
         "bfloat16": (Celo2, {"state_dtype": torch.bfloat16, "split_heads": True}),
+        "parts": (Celo2, {"harness": PARTS}),
     }.items():
         twin, expected = train_alone(optimizer_class, STEPS, **options)
         for kind in ("ddp", "fsdp", "hsdp", "fsdp and tensor parallel"):
@@ -137,27 +157,27 @@ def checkpoint(model: nn.Module, optimizer: Celo2, *, flatten: bool) -> dict[str
 
 
 def run_save(folder: str) -> dict[str, Any]:
-    for flatten in (False, True):
-        model, optimizer = train_shared("fsdp", Celo2, STEPS)
-        save(checkpoint(model, optimizer, flatten=flatten), checkpoint_id=f"{folder}/saved_{flatten}")
+    for number, (flatten, own) in enumerate(SAVED.values()):
+        model, optimizer = train_shared("fsdp", Celo2, STEPS, **own)
+        save(checkpoint(model, optimizer, flatten=flatten), checkpoint_id=f"{folder}/saved_{number}")
     return {}
 
 
 def run_load(folder: str) -> dict[str, Any]:
     """Continues on this number of processes what `run_save` began on another."""
-    twin, expected = train_alone(Celo2, 2 * STEPS)
     found = {}
-    for flatten in (False, True):
+    for number, (name, (flatten, own)) in enumerate(SAVED.items()):
+        twin, expected = train_alone(Celo2, 2 * STEPS, **own)
         size = dist.get_world_size()
         model = make_model() if size == 1 else share(make_model(), "fsdp")
-        optimizer = Celo2(model, 7.0)
+        optimizer = Celo2(model, 7.0, **own)
         saved = checkpoint(model, optimizer, flatten=flatten)
-        load(saved, checkpoint_id=f"{folder}/saved_{flatten}")
+        load(saved, checkpoint_id=f"{folder}/saved_{number}")
         options = StateDictOptions(flatten_optimizer_state_dict=flatten)
         parts = {"model_state_dict": saved["model"], "optim_state_dict": saved["optimizer"]}
         set_state_dict(model, optimizer, **parts, options=options)
         train(model, optimizer, STEPS, dist.get_rank(), size)
-        found[f"flat: {flatten}"] = {
+        found[name] = {
             "errors": param_errors(model, twin, start()),
             "state_error": state_error(optimizer, expected),
             "misplaced": misplaced(optimizer),

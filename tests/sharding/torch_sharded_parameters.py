@@ -18,7 +18,7 @@ from torch_sharded_errors import misplaced, param_errors, state_error
 
 from celo2 import Weights
 from celo2.config import RuleConfig
-from celo2.torch import Celo2, Celo2Base, DimensionNumbers
+from celo2.torch import Celo2, Celo2Base, DimensionNumbers, Harness
 
 STEPS = 2
 LR = 0.01
@@ -62,6 +62,17 @@ RAW = RuleConfig(
 )
 
 
+PARTS = Harness(
+    orthogonalizer="none", row_decay=0.9, min_update_ratio=1.0, cautious_decay=True, preserve_norms=True
+)
+BASIS = Harness(eigenbasis_every=1, row_decay=0.9)
+
+
+def polar_factor(matrices: Tensor) -> Tensor:
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    return left @ right
+
+
 class Largest(TorchDispatchMode):
     """Elements of the largest tensor that each kind of collective had, and how often it ran."""
 
@@ -89,6 +100,11 @@ OPTIMIZERS = {
     "base": lambda params, **options: Celo2Base(params, LR, weight_decay=0.1, **options),
     "odd": lambda params, **options: Celo2(params, LR, weights=make_weights(ODD), maximize=True, **options),
     "raw": lambda params, **options: Celo2Base(params, LR, weights=make_weights(RAW), **options),
+    "parts": lambda params, **options: Celo2(params, LR, weight_decay=0.1, harness=PARTS, **options),
+    "basis": lambda params, **options: Celo2(params, LR, weight_decay=0.1, harness=BASIS, **options),
+    "own orthogonalizer": lambda params, **options: Celo2(
+        params, LR, harness=Harness(orthogonalizer=polar_factor), match="adamw", **options
+    ),
 }
 
 CASES = {
@@ -96,6 +112,9 @@ CASES = {
     "base": (torch.float32, ("rows", "columns", "replicas", "rows, columns", "rows twice")),
     "odd": (torch.float64, ("rows", "columns, rows")),
     "raw": (torch.float64, ("replicated rows",)),
+    "parts": (torch.float64, ("rows", "columns", "replicas", "rows, columns", "rows twice")),
+    "basis": (torch.float64, ("rows", "columns, rows", "replicas")),
+    "own orthogonalizer": (torch.float64, ("columns", "replicated rows")),
 }
 
 
@@ -142,7 +161,7 @@ def train_bare(
             grads[name][entries] = 0.0
         for param, grad in zip(module.parameters(), grads.values(), strict=True):
             param.grad = place(grad, mesh, placements)
-        watched = step == STEPS - 1 and variant in ("celo2", "base")  # it slows everything down
+        watched = step == STEPS - 1 and variant in ("celo2", "base", "parts")  # it slows everything down
         with watch if watched else contextlib.nullcontext():
             optimizer.step()
     return module, optimizer, watch

@@ -4,6 +4,7 @@ from celo2._utils.extras import require
 
 require("torch", "torch")
 
+from celo2.harness import Harness  # noqa: E402
 from celo2.torch.dimensions import DimensionNumbers  # noqa: E402
 from celo2.torch.gradient_scale import GradientNormalizer, share_outside  # noqa: E402
 from celo2.torch.optimizer import Celo2, Celo2Base  # noqa: E402
@@ -14,6 +15,7 @@ __all__ = [
     "Celo2Base",
     "DimensionNumbers",
     "GradientNormalizer",
+    "Harness",
     "Route",
     "RoutingWarning",
     "find_routes",

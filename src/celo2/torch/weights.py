@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from celo2.config import RuleConfig
-from celo2.weights.checkpoint import Weights, load_checkpoint, weights_from_tree
+from celo2.weights.checkpoint import Weights, load_checkpoint, weights_from_tree, without_newton_schulz
 from celo2.weights.simplify import simplify
 
 
@@ -61,13 +61,19 @@ class Network:
 
 
 def make_network(
-    theta: Any, *, orthogonalize: bool, skip_zero_gradients: bool = False, **options: Any
+    theta: Any,
+    *,
+    orthogonalize: bool,
+    newton_schulz: bool = True,
+    skip_zero_gradients: bool = False,
+    **options: Any,
 ) -> Network:
     """Makes the network from weights given by name, by path or as arrays; see `Celo2`.
 
     Args:
         theta: The weights.
         orthogonalize: Whether it is the network of Celo2 and not of Celo2-base.
+        newton_schulz: Whether Celo2's network runs with its Newton–Schulz.
         skip_zero_gradients: As in `Network`.
         **options: Options of `RuleConfig` that weights leave to their user, such as `ns_coeffs`.
 
@@ -86,4 +92,7 @@ def make_network(
             f"weights must be a name, a path, Weights or a tree of arrays, got {type(theta).__name__}."
         )
     config = weights.resolve(orthogonalize=orthogonalize, **options)
+    if not newton_schulz:
+        weights = without_newton_schulz(weights)
+        config = weights.resolve(orthogonalize=False, **options)
     return Network(weights, config, skip_zero_gradients=skip_zero_gradients)

@@ -22,9 +22,9 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from celo2.constants import BASIS_DECAY, MAX_BASIS_SIDE
 from celo2.jax.harness.matrices import MatrixTree, check_params
 
-DEFAULT_MAX_SIDE = 1024  # of a longer side, the factor would be larger than the matrix itself
 ROTATED = frozenset({"mu", "momentum", "trace"})  # state that is linear in the gradients, by its field's name
 PERMUTED = frozenset({"nu", "rms", "row", "col"})  # state of squares
 
@@ -56,8 +56,8 @@ def in_eigenbasis(
     inner: optax.GradientTransformation,
     *,
     every: int = 10,
-    decay: float = 0.95,
-    max_side: int = DEFAULT_MAX_SIDE,
+    decay: float = BASIS_DECAY,
+    max_side: int = MAX_BASIS_SIDE,
     dimension_numbers: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Runs an optimizer of directions on matrices in the eigenbasis of their gradients' factors.

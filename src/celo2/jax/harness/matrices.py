@@ -16,8 +16,6 @@ from optax._src.base import (
 from celo2.jax.dimensions import Layout
 from celo2.jax.state import make_layouts
 
-TINY = 1e-30  # added to norms in denominators
-
 
 class MatrixTree(NamedTuple):
     """How the arrays of a tree are viewed as matrices.

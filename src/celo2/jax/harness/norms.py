@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from celo2.jax.harness.matrices import TINY, MatrixTree, check_params, norms
+from celo2.constants import TINY
+from celo2.jax.harness.matrices import MatrixTree, check_params, norms
 
 
 def floor_update_ratio(min_ratio: float, *, dimension_numbers: Any = None) -> optax.GradientTransformation:

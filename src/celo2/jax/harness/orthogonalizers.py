@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from celo2.jax.harness.matrices import TINY, MatrixTree, norms
+from celo2.constants import TINY
+from celo2.jax.harness.matrices import MatrixTree, norms
 
 
 def orthogonalize_by(

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from celo2.jax.harness.matrices import TINY, MatrixTree, norms
-
-EPS = 1e-10
+from celo2.constants import ROW_EPS, TINY
+from celo2.jax.harness.matrices import MatrixTree, norms
 
 
 class NormalizeRowsState(NamedTuple):
@@ -79,7 +78,7 @@ def _update(step: Array, mean: Array, decay: float) -> tuple[Array, Array]:
         return step, mean
     norm = norms(step)
     mean = jnp.where(norm > 0, decay * mean + (1 - decay) * _mean_square(step), mean)
-    normalized = step / (jnp.sqrt(mean) + EPS)
+    normalized = step / (jnp.sqrt(mean) + ROW_EPS)
     return normalized * (norm / (norms(normalized) + TINY)), mean
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from celo2.torch.harness import agreeing
+
 ADAMW_EPS = 1e-8
 
 
@@ -34,13 +36,14 @@ class AdamWLeaf(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # tuple.count is not meant
 
 
-def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
+def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any], *, cautious: bool = False) -> None:
     """Updates parameters by AdamW at `adamw_lr_scale` times the group's learning rate.
 
     Args:
         leaves: The parameters to update.
         group: A parameter group: lr, adamw_lr_scale, betas, weight_decay, maximize, foreach,
             fused, capturable.
+        cautious: Whether weights decay only where the step does not pull them away from zero.
     """
     fused = group["fused"]
     if group["foreach"] is None and fused is None and all(leaf.param.device.type == "cpu" for leaf in leaves):
@@ -49,7 +52,7 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any]) -> None:
     others = [leaf for leaf in leaves if not (fused and _fits_fused(leaf))]
     for own, kernels in ((fitting, True), (others, False if fused else fused)):
         if own:
-            _update(own, group, kernels)
+            _update(own, group, kernels, cautious=cautious)
 
 
 def _fits_fused(leaf: AdamWLeaf) -> bool:
@@ -59,9 +62,15 @@ def _fits_fused(leaf: AdamWLeaf) -> bool:
     return device != "meta" and (device != "cpu" or all(tensor.is_contiguous() for tensor in tensors))
 
 
-def _update(leaves: Sequence[AdamWLeaf], group: dict[str, Any], fused: bool | None) -> None:
+def _update(
+    leaves: Sequence[AdamWLeaf], group: dict[str, Any], fused: bool | None, *, cautious: bool
+) -> None:
     params = [leaf.param.to(leaf.exp_avg.dtype) for leaf in leaves]
     beta1, beta2 = group["betas"]
+    lr, decay = group["lr"] * group["adamw_lr_scale"], group["weight_decay"]
+    if cautious and decay:
+        for leaf, param in zip(leaves, params, strict=True):
+            _decay_agreeing(leaf, _real(param), lr * decay, beta1, maximize=group["maximize"])
     adamw(
         [_real(param) for param in params],
         [_real(leaf.grad.to(leaf.exp_avg.dtype)) for leaf in leaves],
@@ -75,14 +84,25 @@ def _update(leaves: Sequence[AdamWLeaf], group: dict[str, Any], fused: bool | No
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
-        lr=group["lr"] * group["adamw_lr_scale"],
-        weight_decay=group["weight_decay"],
+        lr=lr,
+        weight_decay=0.0 if cautious else decay,
         eps=ADAMW_EPS,
         maximize=group["maximize"],
     )
     for leaf, param in zip(leaves, params, strict=True):
         if param is not leaf.param:
             leaf.param.copy_(param)
+
+
+def _decay_agreeing(leaf: AdamWLeaf, param: Tensor, share: Any, beta1: float, *, maximize: bool) -> None:
+    """Takes a share off the weights that the step to come does not pull away from zero, in place.
+
+    The step has the sign of the running mean of the gradient, and does not depend on the weights.
+    """
+    grad = _real(leaf.grad.to(leaf.exp_avg.dtype))
+    mean = _real(leaf.exp_avg).lerp(-grad if maximize else grad, 1.0 - beta1)
+    share = share.reshape(()) if isinstance(share, Tensor) else share
+    param.sub_(share * agreeing(param, mean.sign()))
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -15,8 +15,11 @@ from torch.optim import Optimizer
 
 from celo2.routing import Route
 from celo2.torch.batching import Leaf, iterate_leaves
-from celo2.torch.dimensions import Layout, make_layout
+from celo2.torch.dimensions import DimensionNumbers, Layout, make_layout
+from celo2.torch.eigenbasis import matrix_numbers
+from celo2.torch.harness import Parts, init_state, update_all
 from celo2.torch.kernels.dispatch import check_kernels
+from celo2.torch.matrices import Target
 from celo2.torch.optimizer import adamw
 from celo2.torch.optimizer.adamw import AdamWLeaf
 from celo2.torch.optimizer.groups import (
@@ -38,6 +41,7 @@ from celo2.torch.optimizer.state import (
     rule_accumulators,
 )
 from celo2.torch.routing.labels import find_routes, fit_route, format_routes
+from celo2.torch.sharding import step as sharded_step
 from celo2.torch.sharding.dtensor import (
     ShardingSpecs,
     check_wrappers,
@@ -45,8 +49,7 @@ from celo2.torch.sharding.dtensor import (
     local,
     local_grad,
 )
-from celo2.torch.sharding.runtime import update_shards
-from celo2.torch.sharding.spec import ShardingSpec
+from celo2.torch.sharding.runtime import run_alone, run_tasks
 from celo2.torch.weights import make_network
 from celo2.weights.checkpoint import Weights
 
@@ -75,13 +78,24 @@ class RuleOptimizer(Optimizer):
         process_group: Any,
         skip: Mapping[str, bool],
         coefficients: Mapping[str, Any],
+        parts: Parts,
         **routing: Any,
     ):
+        if self._base and parts != Parts():
+            raise ValueError(
+                "harness and match: Celo2Base takes the network's steps as they are; leave them out, or use "
+                "Celo2."
+            )
         if self._base and coefficients:
             raise ValueError("ns_coeffs: Celo2Base has no Newton–Schulz; leave the option out, or use Celo2.")
         self._network = make_network(
-            weights, orthogonalize=not self._base, skip_zero_gradients=skip["zero"], **coefficients
+            weights,
+            orthogonalize=not self._base,
+            newton_schulz=parts.harness.has_newton_schulz,
+            skip_zero_gradients=skip["zero"],
+            **coefficients,
         )
+        self._parts = parts
         self._skip_nonfinite, self.num_nonfinite = skip["nonfinite"], 0
         self._state_dtype = check_state_dtype(state_dtype)
         self._routes: dict[Tensor, Route] = {}
@@ -119,6 +133,11 @@ class RuleOptimizer(Optimizer):
                     "skip_nonfinite_gradients waits for the device, so it does not go with capturable=True; "
                     "use torch.amp.GradScaler, or leave one of them out."
                 )
+            if group["capturable"] and self._parts.harness.eigenbasis_every is not None:
+                raise ValueError(
+                    "eigenbasis_every changes bases at certain steps, whose number a graph does not know, so "
+                    "it does not go with capturable=True; leave one of them out."
+                )
             routes = self._find_routes(group)
             for index, param in enumerate(group["params"]):
                 name = group.get("param_names", {index: f"parameter {index}"})[index]
@@ -153,13 +172,22 @@ class RuleOptimizer(Optimizer):
         self.defaults.pop("differentiable", None)  # added by PyTorch, not supported by Celo2
         self.__dict__.setdefault("_sharding", ShardingSpecs())
         self.__dict__.setdefault("_find_module", lambda: None)
+        self.__dict__.setdefault("_parts", Parts())
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state for copies and pickles; unlike a state dict it has routing and weights."""
-        names = ("_network", "_state_dtype", "_routes", "_places", "_skip_nonfinite", "num_nonfinite")
+        names = (
+            "_network",
+            "_state_dtype",
+            "_routes",
+            "_places",
+            "_skip_nonfinite",
+            "num_nonfinite",
+            "_parts",
+        )
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     @_uncompiled
@@ -184,17 +212,24 @@ class RuleOptimizer(Optimizer):
         offset, left_out = 0, self._find_nonfinite() if self._skip_nonfinite else ()
         for group in self.param_groups:
             by_rule, by_adamw = self._collect(group, offset, left_out)
-            alone = [leaf for leaf, spec in by_rule if spec is None]
-            shared = [(leaf, spec) for leaf, spec in by_rule if spec is not None]
-            path = choose_path(group)
-            self._apply(group, iterate_leaves(self._network, alone, **path))
-            leaves, specs = [leaf for leaf, _ in shared], [spec for _, spec in shared]
-            buckets, kernels = self._sharding.buckets, path["kernels"]
-            steps = update_shards(self._network, leaves, specs, buckets, kernels=kernels)
-            self._apply(group, zip(leaves, steps, strict=True))
-            adamw.update(by_adamw, group)
+            self._update_by_rule(by_rule, group)
+            adamw.update(by_adamw, group, cautious=self._parts.harness.cautious_decay)
             offset += len(group["params"])
         return loss
+
+    def _update_by_rule(self, targets: list[Target], group: dict[str, Any]) -> None:
+        path, buckets = choose_path(group), self._sharding.buckets
+        if self._parts.act:
+            update_all(self._network, self._parts, targets, group, buckets, **path)
+            return
+        alone = [target.leaf for target in targets if target.spec is None]
+        self._apply(group, iterate_leaves(self._network, alone, **path))
+        shared = [(target.leaf, target.spec) for target in targets if target.spec is not None]
+        kernels = path["kernels"]
+        tasks = [sharded_step.update(self._network, *pair, kernels=kernels) for pair in shared]
+        leaves, specs = [leaf for leaf, _ in shared], [spec for _, spec in shared]
+        steps = run_tasks(self._network, tasks, leaves, specs, buckets)
+        self._apply(group, zip(leaves, steps, strict=True))
 
     def _check_capture(self) -> None:
         """Refuses graph capture without `capturable`; PyTorch's check has had two names."""
@@ -217,9 +252,9 @@ class RuleOptimizer(Optimizer):
 
     def _collect(
         self, group: dict[str, Any], offset: int, left_out: Collection[Tensor]
-    ) -> tuple[list[tuple[Leaf, ShardingSpec | None]], list[AdamWLeaf]]:
+    ) -> tuple[list[Target], list[AdamWLeaf]]:
         """Collects the leaves of a group by algorithm; state is made at the first gradient."""
-        by_rule: list[tuple[Leaf, ShardingSpec | None]] = []
+        by_rule: list[Target] = []
         by_adamw: list[AdamWLeaf] = []
         for place, param in enumerate(group["params"]):
             grad, route = param.grad, self._route(param, group)
@@ -239,23 +274,29 @@ class RuleOptimizer(Optimizer):
                 by_adamw.append(AdamWLeaf(grad, own, *moments, state["step"]))
                 continue
             state["step"] += 1
-            layout, index = self._layout(param, route), offset + place
             signed = -grad if group["maximize"] else grad
-            leaf = Leaf(signed, own, rule_accumulators(state), state["step"], layout, index)
-            orthogonalize = self._network.options.orthogonalize
-            spec = self._sharding.find(param, layout, route.numbers, orthogonalize=orthogonalize)
-            by_rule.append((leaf, spec))
+            by_rule.append(self._target(param, route, signed, own, state, offset + place))
         return by_rule, by_adamw
 
+    def _target(
+        self, param: Tensor, route: Route, grad: Tensor, own: Tensor, state: dict[str, Tensor], number: int
+    ) -> Target:
+        layout, numbers = self._layout(param, route), self._numbers(param, route)
+        leaf = Leaf(grad, own, rule_accumulators(state), state["step"], layout, number)
+        orthogonalize = self._network.options.orthogonalize
+        spec = self._sharding.find(param, layout, numbers, orthogonalize=orthogonalize)
+        return Target(leaf, spec, state, param)
+
     def _apply(self, group: dict[str, Any], steps: Iterable[tuple[Leaf, Tensor]]) -> None:
-        """Applies `p ← p - lr (step + weight_decay · p)`; the steps are overwritten."""
+        """Applies `p ← p - lr (rms · step + weight_decay · p)`; the steps are overwritten."""
         lr, decay = group["lr"], group["weight_decay"]
         lr = lr.reshape(()) if isinstance(lr, Tensor) else lr
+        rate: Any = lr if self._parts.rms == 1.0 else lr * self._parts.rms
         for leaf, step in steps:
             param = leaf.param.to(step.dtype)
             if decay:
                 param = param.mul_(1.0 - lr * decay)
-            param = param.sub_(step.mul_(lr)) if isinstance(lr, Tensor) else param.sub_(step, alpha=lr)
+            param = param.sub_(step.mul_(rate)) if isinstance(lr, Tensor) else param.sub_(step, alpha=rate)
             if param is not leaf.param:
                 leaf.param.copy_(param)
 
@@ -275,7 +316,16 @@ class RuleOptimizer(Optimizer):
             self._network.options,
             bool(group["capturable"]),
         )
-        return init_rule(param, layout, config, self._state_dtype, on_device=on_device, fused=fused)
+        state = init_rule(param, layout, config, self._state_dtype, on_device=on_device, fused=fused)
+        if self._parts.act:
+            own = local(param)
+            target = self._target(param, route, own, own, state, 0)
+            task = init_state(self._parts, target)
+            if target.spec is None:
+                return state | run_alone(task)
+            [added] = run_tasks(self._network, [task], [target.leaf], [target.spec], self._sharding.buckets)
+            state |= added
+        return state
 
     def _route(self, param: Tensor, group: Mapping[str, Any]) -> Route:
         if param not in self._routes:
@@ -294,7 +344,11 @@ class RuleOptimizer(Optimizer):
         self._routes = dict(pairs)
 
     def _layout(self, param: Tensor, route: Route) -> Layout:
-        return make_layout(tuple(param.shape), route.numbers)
+        return make_layout(tuple(param.shape), self._numbers(param, route))
+
+    def _numbers(self, param: Tensor, route: Route) -> DimensionNumbers | None:
+        whole = self._parts.harness.eigenbasis_every is not None
+        return matrix_numbers(tuple(param.shape), route.numbers) if whole else route.numbers
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Loads what `state_dict` returned, and continues bit for bit.

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
-from celo2.newton_schulz import Polynomial, coefficient_options
+from celo2.harness import Harness, match_scales
+from celo2.newton_schulz import Polynomial
+from celo2.torch.harness import Parts
 from celo2.torch.optimizer.base import Params, RuleOptimizer, Theta
 from celo2.torch.optimizer.groups import rename_options
 from celo2.torch.routing.labels import Numbers, Overrides
@@ -44,7 +46,8 @@ class Celo2(RuleOptimizer):
         weights: The network's weights: `"celo2"`, a path or a hub repository as in
             `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays. Default: the shipped `"celo2"`.
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each algorithm's learning rate. Default 0.
-        adamw_lr_scale: The learning rate of AdamW, divided by `lr`, ≥ 0. Default 20.
+        adamw_lr_scale: The learning rate of AdamW, divided by `lr`, ≥ 0. Default 20, and 1 with
+            `match`.
         adamw_betas: The decays of AdamW, in [0, 1); the rule has its own. Default 0.9 and 0.95.
         betas: An alias of `adamw_betas`, the name that `torch.optim.AdamW` and groups have; a scheduler that
             cycles momentum changes the first.
@@ -61,11 +64,17 @@ class Celo2(RuleOptimizer):
             device. False: one NaN makes its whole matrix and state NaN for good.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
+        harness: What is done to matrices beyond the learned direction, as `Harness(min_update_ratio=10)`; by
+            default nothing that the texts do not. A function as `orthogonalizer` takes tensors `(..., m, n)`,
+            of a linear layer `(..., out, in)`; each process calls it on whole matrices.
+        match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
+            The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
+            itself.
         foreach: True: PyTorch's own operations, small tensors of equal shape together; False: one
             tensor after the other. For both algorithms, as is `fused`.
         fused: True: compiled kernels, for the rule by Numba on a CPU and by Triton on a CUDA device; False:
             none. By default, with `foreach` None too, the fastest that is installed.
-        capturable: Keeps the step's number on the device, for CUDA graphs.
+        capturable: Keeps the step's number on the device, for CUDA graphs; not with `eigenbasis_every`.
         maximize: Maximizes the objective instead of minimizing it.
         algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also of a group.
         module: The module that the parameters or groups belong to, for its routing.
@@ -80,7 +89,8 @@ class Celo2(RuleOptimizer):
         RuntimeError: `fused=True` where kernels are not installed or not available.
         TypeError: A parameter is not a dense tensor of floating-point numbers, or is complex and given to
             the rule.
-        ValueError: An option is out of its range, or the weights are of another variant.
+        ValueError: An option is out of its range, two contradict each other, or the weights are of another
+            variant.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -88,9 +98,15 @@ class Celo2(RuleOptimizer):
         >>> model(torch.ones(1, 4)).sum().backward()
         >>> optimizer.step()
 
+        At a learning rate of AdamW's, with normalised rows:
+
+        >>> Celo2(model, 3e-4, harness=Harness(row_decay=0.95), match="adamw").defaults["adamw_lr_scale"]
+        1.0
+
     References:
         Celo2: arXiv 2602.19142, section 3; Newton–Schulz and the AdamW branch, section 3.4. Muon (Jordan et
-        al., 2024, https://kellerjordan.github.io/posts/muon). AdamW: arXiv 1711.05101.
+        al., 2024, https://kellerjordan.github.io/posts/muon). AdamW: arXiv 1711.05101. `match`: Moonlight,
+        arXiv 2502.16982, section 2.2. The harness: `Harness`.
     """
 
     _base = False
@@ -102,7 +118,7 @@ class Celo2(RuleOptimizer):
         *,
         weights: Theta = "celo2",
         weight_decay: float = 0.0,
-        adamw_lr_scale: float = ADAMW_LR_SCALE,
+        adamw_lr_scale: float | None = None,
         adamw_betas: tuple[float, float] | None = None,
         betas: tuple[float, float] | None = None,
         overrides: Overrides = None,
@@ -112,6 +128,8 @@ class Celo2(RuleOptimizer):
         skip_zero_gradients: bool = True,
         skip_nonfinite_gradients: bool = False,
         ns_coeffs: Polynomial | Sequence[Polynomial] | None = None,
+        harness: Harness = Harness(),  # noqa: B008  # frozen
+        match: str | None = None,
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
@@ -120,12 +138,13 @@ class Celo2(RuleOptimizer):
         module: nn.Module | None = None,
         process_group: ProcessGroup | None = None,
     ):
+        rms, adamw_share = match_scales(match, adamw_lr_scale, ADAMW_LR_SCALE)
         given = {"betas": betas, "adamw_betas": adamw_betas}
         decays = rename_options({name: value for name, value in given.items() if value is not None})
         defaults = {
             "lr": lr,
             "weight_decay": weight_decay,
-            "adamw_lr_scale": adamw_lr_scale,
+            "adamw_lr_scale": adamw_share,
             "betas": decays.get("betas", ADAMW_BETAS),
             "foreach": foreach,
             "fused": fused,
@@ -139,9 +158,17 @@ class Celo2(RuleOptimizer):
             "split_heads": split_heads,
         }
         skip = {"zero": skip_zero_gradients, "nonfinite": skip_nonfinite_gradients}
-        coefficients = coefficient_options(ns_coeffs)
         super().__init__(
-            params, defaults, weights, module, state_dtype, process_group, skip, coefficients, **routing
+            params,
+            defaults,
+            weights,
+            module,
+            state_dtype,
+            process_group,
+            skip,
+            harness.ns_options(ns_coeffs),
+            Parts(harness, rms),
+            **routing,
         )
 
 
@@ -160,7 +187,8 @@ class Celo2Base(Celo2):
         params: As in `Celo2`; a module's layers decide which axes are a parameter's matrix.
         lr: The root mean square of every tensor's change per step, as in `Celo2`.
         weights: As in `Celo2`; the default is the shipped `"celo2-base"`.
-        **options: As in `Celo2`, with the same defaults, but for `ns_coeffs`: there is no Newton–Schulz.
+        **options: As in `Celo2`, with the same defaults, but for `ns_coeffs`, `harness` and `match`,
+            which are for the steps of Newton–Schulz.
 
     Raises:
         RuntimeError: As in `Celo2`.

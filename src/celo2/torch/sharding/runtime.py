@@ -16,7 +16,6 @@ from torch import Tensor
 
 from celo2.config import RuleConfig
 from celo2.torch.batching import Leaf, working_dtype
-from celo2.torch.sharding import step
 from celo2.torch.sharding.collectives import AllReduce, Orthogonalize, Request, UpdateTask, all_reduce
 from celo2.torch.sharding.newton_schulz import Buckets, orthogonalize_all
 from celo2.torch.sharding.spec import ShardingSpec
@@ -25,29 +24,40 @@ from celo2.torch.weights import Network
 BATCH_SIZE = 1 << 24  # local elements whose intermediate results are kept at the same time
 
 
-def update_shards(
+def run_tasks(
     network: Network,
+    tasks: Sequence[UpdateTask],
     leaves: Sequence[Leaf],
     specs: Sequence[ShardingSpec],
     buckets: Buckets,
-    *,
-    kernels: bool = True,
-) -> list[Tensor]:
-    """Returns the local, un-negated step of every leaf.
+) -> list[Any]:
+    """Runs updates such as `step.update`, and returns the result of each.
 
     Args:
         network: The weights and the options.
-        leaves: As `step.update` takes them; the same parameters in the same order in every process.
-        specs: The sharding spec of each leaf.
+        tasks: The updates, none of which has begun.
+        leaves: The leaf of each; the same parameters in the same order in every process.
+        specs: The sharding spec of each.
         buckets: The owner assignments of earlier steps; new ones are added.
-        kernels: Whether compiled kernels may be used.
     """
-    steps: list[Tensor] = []
+    results: list[Any] = []
     for batch in _batches(specs):
         pairs = [(leaves[i], specs[i]) for i in batch]
-        updates = [step.update(network, *pair, kernels=kernels) for pair in pairs]
-        steps += _run(network, updates, pairs, buckets)
-    return steps
+        results += _run(network, [tasks[i] for i in batch], pairs, buckets)
+    return results
+
+
+def run_alone(task: UpdateTask) -> Any:
+    """Runs an update of a parameter that this process holds in full: a sum over the shards is the summand."""
+    answer: Any = None
+    while True:
+        try:
+            request = task.send(answer)
+        except StopIteration as finished:
+            return finished.value
+        if not isinstance(request, AllReduce):
+            raise TypeError(f"only sums can be answered by one process, got {type(request).__name__}.")
+        answer = request.values
 
 
 def _batches(specs: Sequence[ShardingSpec]) -> Iterator[range]:
@@ -68,10 +78,10 @@ def _run(
     running: Sequence[UpdateTask],
     pairs: Sequence[tuple[Leaf, ShardingSpec]],
     buckets: Buckets,
-) -> list[Tensor]:
+) -> list[Any]:
     """Advances all updates from request to request and answers the requests of all of them together."""
     answers: dict[int, Any] = dict.fromkeys(range(len(running)))
-    results: dict[int, Tensor] = {}
+    results: dict[int, Any] = {}
     while answers:
         requests: dict[int, Request] = {}
         for index in sorted(answers):

@@ -13,6 +13,7 @@ the first step is zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -65,9 +66,9 @@ def in_eigenbasis(
 
     The inner optimizer sees every array of rank ≥ 2 as matrices `(batch, m, n)` of at least float32, so its
     `dimension_numbers`, if it has some, are `DimensionNumbers(1, 2)`. Its state is taken along when the bases
-    change: trees in fields named `mu`, `momentum` or `trace` are rotated, those in `nu`, `rms`, `row` and `col`
-    are reordered. Arrays of rank < 2 go through it as they are. A matrix whose gradient is exactly zero keeps
-    its factors.
+    change: trees in fields named `mu`, `momentum` or `trace` are rotated, those in `nu`, `rms`, `row` and
+    `col` are reordered. Arrays of rank < 2 go through it as they are. A matrix whose gradient is exactly zero
+    keeps its factors.
 
     `update` takes the optional extra argument `step`, the number of previous updates: it must equal the
     state's own count, which it replaces. Under `jax.vmap` the state's count is batched, so that work due
@@ -170,7 +171,7 @@ def _split(pairs: Sequence[Basis], treedef: Any) -> tuple[Any, Any]:
 
 def _stack(arrays: Sequence[Array]) -> list[Array]:
     """Gives every array of rank ≥ 2 exactly one batch axis."""
-    return [a.reshape(-1, *a.shape[-2:]) if a.ndim >= 2 else a for a in arrays]
+    return [a.reshape(math.prod(a.shape[:-2]), *a.shape[-2:]) if a.ndim >= 2 else a for a in arrays]
 
 
 def _zero_factors(matrices: Array, max_side: int) -> Basis:

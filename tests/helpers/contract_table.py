@@ -22,6 +22,7 @@ from celo2.baselines.matrix_optimizer import on_matrices
 from celo2.baselines.shampoo import scale_by_shampoo
 from celo2.baselines.spec import decoupled
 from celo2.jax.gradient_scale import normalize_gradients, watch_gradients
+from celo2.jax.harness import decay, eigenbasis, norms, orthogonalizers, rows
 
 # The contract does not depend on the network's size or features, but the time to compile it does.
 SMALL = celo2.RuleConfig(
@@ -70,6 +71,40 @@ def conditioned_shampoo(learning_rate: optax.ScalarOrSchedule) -> optax.Gradient
     """Shampoo with a ridge that keeps its inverse roots from amplifying float32's rounding."""
     matrices = decoupled(scale_by_shampoo(ridge=1e-2), learning_rate, 0.1)
     return on_matrices(matrices, learning_rate, 0.1, adamw_lr_scale=1.0)
+
+
+def polar(matrices: jax.Array) -> jax.Array:
+    """An orthogonaliser of a user's own."""
+    left, _, right = jnp.linalg.svd(matrices, full_matrices=False)
+    return left @ right
+
+
+def eigenbasis_adam(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Adam in the basis of its short sides: of longer ones, the first null space leaves a choice."""
+    direction = eigenbasis.in_eigenbasis(optax.scale_by_adam(0.9, 0.9), every=1, max_side=3)
+    return optax.chain(direction, optax.scale_by_learning_rate(learning_rate))
+
+
+def harnessed_sign_descent(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """All transforms of the harness that take a direction of the user's."""
+    return optax.chain(
+        optax.scale_by_sign(),
+        orthogonalizers.orthogonalize_by(polar),
+        rows.normalize_rows(),
+        norms.floor_update_ratio(HIGH_RATIO),
+        decay.add_cautious_weight_decay(0.1),
+        optax.scale_by_learning_rate(learning_rate),
+        norms.preserve_norms(),
+    )
+
+
+HIGH_RATIO = 100.0  # of a step to weights whose root mean square is 0.1: the floor acts
+
+
+def harness_row(name: str, *, harness: Mapping[str, Any] | None = None, **promises: Any) -> Row:
+    """The row of Celo2 with parts of the harness."""
+    parts = celo2.Harness(**harness or {})
+    return Row(name, celo2.celo2, {"weights": CELO2, "weight_decay": 0.1, "harness": parts}, **promises)
 
 
 ZOO_STEPS = 10
@@ -122,6 +157,7 @@ class Row:
         state_reads_params: Whether its state depends on the parameters' values.
         extra: What the optimizer takes as Optax's extra arguments, `value` say.
         silent_steps: First updates that leave matrices where they are.
+        multiplies_rate: Whether its updates are proportional to the learning rate.
         largest_gradient: The largest gradient that it promises a finite update for.
     """
 
@@ -134,6 +170,7 @@ class Row:
     state_reads_params: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     silent_steps: int = 0
+    multiplies_rate: bool = True
     largest_gradient: float = float(np.finfo(np.float32).max)
 
     def make(self, learning_rate: optax.ScalarOrSchedule = 0.01) -> optax.GradientTransformationExtraArgs:
@@ -145,6 +182,33 @@ ROWS = (
     Row("celo2_base", celo2.celo2_base, {"weights": CELO2_BASE, "weight_decay": 0.1}),
     Row("celo2_bfloat16", celo2.celo2, {"weights": CELO2, "state_dtype": "bfloat16"}),
     Row("celo2_finite", celo2.celo2, {"weights": CELO2, "skip_nonfinite_gradients": True}),
+    Row("celo2_match", celo2.celo2, {"weights": CELO2, "weight_decay": 0.1, "match": "adamw"}),
+    harness_row("celo2_eigenbasis", harness={"eigenbasis_every": 1}, silent_steps=1, largest_gradient=1e18),
+    harness_row("celo2_polar_express", harness={"orthogonalizer": "polar-express"}),
+    harness_row("celo2_own_orthogonalizer", harness={"orthogonalizer": polar}),
+    harness_row("celo2_rows", harness={"row_decay": 0.9}, state_reads_params=True),
+    harness_row("celo2_floor", harness={"min_update_ratio": HIGH_RATIO}),
+    harness_row("celo2_cautious", harness={"cautious_decay": True}),
+    harness_row(
+        "celo2_norms", harness={"preserve_norms": True}, multiplies_rate=False, state_reads_params=True
+    ),
+    harness_row(
+        "celo2_harness",
+        harness={
+            "eigenbasis_every": 1,
+            "orthogonalizer": polar,
+            "row_decay": 0.9,
+            "min_update_ratio": HIGH_RATIO,
+            "cautious_decay": True,
+            "preserve_norms": True,
+        },
+        state_reads_params=True,
+        silent_steps=1,
+        multiplies_rate=False,
+        largest_gradient=1e18,
+    ),
+    Row("eigenbasis_adam", eigenbasis_adam, needs_params=False, silent_steps=1, largest_gradient=1e18),
+    Row("harnessed_sign", harnessed_sign_descent, state_reads_params=True, multiplies_rate=False),
     Row("scale_by_celo2", direction, {"weights": CELO2}),
     Row("normalize_gradients", normalized_sgd, needs_params=False),
     Row("watch_gradients", watched_sgd, needs_params=False, accumulates=False),

@@ -51,6 +51,10 @@ TOLERANCES = {
         "float64 rounding, amplified by inverse roots (1.3e-14, shampoo-wide)",
     ),
     "baselines float32, oracle": (3e-5, "the same in float32 (1.0e-5, shampoo-wide; 2.9e-6 without roots)"),
+    "harness float64, oracle": (
+        7e-13,
+        "float64 rounding over 13 steps, amplified by bias correction and by bases (2.2e-13, all parts)",
+    ),
     "zoo float64, oracle": (5e-12, "float64 rounding over 200 steps (1.6e-12, velo)"),
     "minimal, jax": (1.2e-6, "float32 rounding on both sides (3.7e-7, celo2-base wide)"),
     "minimal, jax, orthogonalized": (7e-6, "the same, amplified by Newton–Schulz (2.4e-6, celo2 stack)"),

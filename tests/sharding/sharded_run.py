@@ -52,6 +52,7 @@ CONFIG = celo2.RuleConfig(  # every feature, of one decay: more repeat what is s
 )
 STEPS = 3
 IDLE = {"square": ..., "stack": 1, "scale": ...}  # in the last step the gradient is zero there
+EXPLICIT = {"whole": "explicit", "harness": "explicit-harness"}  # variants run on explicit axes too
 TINY = 1e-30  # in place of the largest entry of a state that is zero
 COLLECTIVE = re.compile(r"= (\S.*?) (all-gather|all-to-all|collective-permute|all-reduce|reduce-scatter)\(")
 SHAPE = re.compile(r"\w+\[([\d,]*)\]")
@@ -68,11 +69,20 @@ def make_optimizers() -> dict[str, tuple[optax.GradientTransformation, tuple[str
     matrices, base = make_weights(CONFIG), make_weights(CONFIG.replace(orthogonalize=False))
     rounded: dict[str, Any] = {"state_dtype": "bfloat16"}
     skip = {"skip_zero_gradients": True}
+    parts = celo2.Harness(
+        orthogonalizer="none",  # which would gather matrices
+        row_decay=0.9,
+        min_update_ratio=100.0,  # weights have a root mean square of 0.02, steps of 1: the floor acts
+        cautious_decay=True,
+        preserve_norms=True,
+    )
+    harnessed = celo2.celo2(1e-3, weights=matrices, weight_decay=0.1, harness=parts)
     return {
         "celo2": (celo2.scale_by_celo2(matrices, **skip), tuple(LAYOUTS)),
         "celo2-base": (celo2.scale_by_celo2(base, **skip), tuple(LAYOUTS)),
         "bfloat16": (celo2.scale_by_celo2(base, **skip, **rounded), ("fully-sharded",)),
         "whole": (celo2.celo2(1e-3, weights=matrices, weight_decay=0.1, **rounded), ("fully-sharded",)),
+        "harness": (harnessed, tuple(LAYOUTS)),
     }
 
 
@@ -83,8 +93,8 @@ def make_tree(seed: int, scale: float) -> dict[str, jax.Array]:
     }
 
 
-def run(rule, params, grads) -> tuple[list, object, str]:
-    state = jax.jit(rule.init)(params)
+def run(rule, params, grads, *, jit_init: bool = True) -> tuple[list, object, str]:
+    state = (jax.jit(rule.init) if jit_init else rule.init)(params)
     step = jax.jit(rule.update).lower(grads[0], state, params).compile()
     updates = []
     for grad in grads:
@@ -167,12 +177,13 @@ def main() -> None:
         for name in layouts:
             shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in LAYOUTS[name].items()}
             placed = [jax.device_put(tree, shardings) for tree in (params, *grads)]
-            updates, state, text = run(rule, placed[0], placed[1:])
+            # An init that reads parameters, jitted without output shardings, replicates all else.
+            updates, state, text = run(rule, placed[0], placed[1:], jit_init=variant != "harness")
             found[f"{variant} {name}"] = compare(
                 (updates, state, text), (expected, expected_state), shardings
             )
-        if variant == "whole":
-            found["explicit fully-sharded"] = run_on_explicit_axes(
+        if variant in EXPLICIT:
+            found[f"{EXPLICIT[variant]} fully-sharded"] = run_on_explicit_axes(
                 rule, params, grads, expected, expected_state
             )
     print(json.dumps(found))

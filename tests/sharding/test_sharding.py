@@ -13,7 +13,7 @@ import pytest
 from helpers import quick
 
 LAYOUTS = ("data", "tensor", "fully-sharded")
-VARIANTS = ("celo2", "celo2-base")
+VARIANTS = ("celo2", "celo2-base", "harness")
 TOLERANCE = 1e-5  # relative to the largest entry: sums are taken in another order
 ROUNDING = 2.0**-7  # one unit in the last place of bfloat16
 VECTOR_SUMS = 8 * 512  # elements: row, column and channel sums of the largest leaf, from each device
@@ -54,9 +54,18 @@ def test_a_rounded_state_is_sharded_too(found, variant: str) -> None:
     assert case["update_error"] < ROUNDING
 
 
+def test_the_harness_is_sharded_on_explicit_axes_too(found) -> None:
+    case = found["explicit-harness fully-sharded"]
+    assert case["state_inherits"]
+    assert case["updates_inherit"]
+    assert case["update_error"] < TOLERANCE
+    assert case["state_error"] < TOLERANCE
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_base_rule_gathers_no_matrix(found, layout: str) -> None:
-    collectives = found[f"celo2-base {layout}"]["collectives"]
+@pytest.mark.parametrize("variant", ["celo2-base", "harness"])
+def test_rule_and_harness_without_newton_schulz_gather_no_matrix(found, variant: str, layout: str) -> None:
+    collectives = found[f"{variant} {layout}"]["collectives"]
     assert max(collectives.values(), default=0) <= VECTOR_SUMS
     if layout != "data":
         assert collectives  # the sums do cross the devices

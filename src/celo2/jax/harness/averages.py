@@ -73,11 +73,12 @@ def average_params(decay: float = 0.999, *, start: int = 0) -> optax.GradientTra
         del extra
         check_params(params)
         count = jnp.asarray(optax.safe_increment(state.count))
-        share = jnp.maximum(1.0 - decay, 1.0 / jnp.maximum(count - start, 1))
+        number = jnp.maximum(count - start, 1)
 
         def average(old: Array, param: Array, step: Array) -> Array:
+            share = jnp.maximum(1.0 - decay, 1.0 / number.astype(old.dtype))
             moved = param.astype(old.dtype) + step.astype(old.dtype)
-            return old + share.astype(old.dtype) * (moved - old)
+            return old + share * (moved - old)
 
         return updates, AverageParamsState(count, jax.tree.map(average, state.average, params, updates))
 

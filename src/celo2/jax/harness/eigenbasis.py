@@ -13,6 +13,8 @@ the first step is zero.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from celo2.constants import BASIS_DECAY, MAX_BASIS_SIDE
-from celo2.jax.harness.matrices import MatrixTree, check_params
+from celo2.jax.harness.matrices import MatrixTree
 
 ROTATED = frozenset({"mu", "momentum", "trace"})  # state that is linear in the gradients, by its field's name
 PERMUTED = frozenset({"nu", "rms", "row", "col"})  # state of squares
@@ -65,8 +67,8 @@ def in_eigenbasis(
     The inner optimizer sees every array of rank ≥ 2 as matrices `(batch, m, n)` of at least float32, so its
     `dimension_numbers`, if it has some, are `DimensionNumbers(1, 2)`. Its state is taken along when the bases
     change: trees in fields named `mu`, `momentum` or `trace` are rotated, those in `nu`, `rms`, `row` and
-        `col`
-    are reordered. Arrays of rank < 2 go through it as they are.
+    `col` are reordered. Arrays of rank < 2 go through it as they are. A matrix whose gradient is exactly zero
+    keeps its factors.
 
     `update` takes the optional extra argument `step`, the number of previous updates: it must equal the
     state's own count, which it replaces. Under `jax.vmap` the state's count is batched, so that work due
@@ -84,7 +86,8 @@ def in_eigenbasis(
         each side that gets a factor.
 
     Raises:
-        ValueError: An argument is out of its range, or `update` got no parameters.
+        ValueError: An argument is out of its range, the inner optimizer needs parameters and `update` got
+            none, or its state has a tree in such a field that is not like the parameters.
 
     Example:
         SOAP is Adam in this basis:
@@ -122,7 +125,6 @@ def in_eigenbasis(
         step: ArrayLike | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, EigenbasisState]:
-        check_params(params)
         count = jnp.asarray(state.count if step is None else step)
         tree = MatrixTree.of(updates, dimension_numbers)
         entered = tree.enter(updates)
@@ -131,11 +133,12 @@ def in_eigenbasis(
             list(zip(*map(treedef.flatten_up_to, pair), strict=True))
             for pair in ((state.left_basis, state.right_basis), (state.left, state.right))
         )
-        seen, weights = (
-            treedef.unflatten([_rotate(*pair) for pair in zip(arrays, bases, strict=True)])
-            for arrays in (grads, _stack(tree.enter(params)))
-        )
-        steps, inner_state = inner.update(seen, state.inner_state, weights, **extra)
+
+        def see(arrays: Sequence[Array]) -> Any:
+            return treedef.unflatten([_rotate(*pair) for pair in zip(arrays, bases, strict=True)])
+
+        weights = None if params is None else see(_stack(tree.enter(params)))
+        steps, inner_state = inner.update(see(grads), state.inner_state, weights, **extra)
         ready = count > 0  # the first gradient only initialises the bases
         inner_state = _choose(ready, inner_state, state.inner_state)
         back = [
@@ -145,7 +148,7 @@ def in_eigenbasis(
         factors = [_accumulate(*pair, decay) for pair in zip(factors, grads, strict=True)]
         due = jnp.where(count == 0, 0, jnp.where(count % every == 0, 1, 2))
         bases, inner_state = jax.lax.switch(
-            due, [_first_bases, _next_bases, _keep_bases], factors, bases, inner_state
+            due, [_first_bases, _next_of(treedef), _keep_bases], factors, bases, inner_state
         )
         unstacked = [x.reshape(matrix.shape) for x, matrix in zip(back, entered, strict=True)]
         next_count = jnp.asarray(optax.safe_increment(state.count))
@@ -164,7 +167,7 @@ def _split(pairs: Sequence[Basis], treedef: Any) -> tuple[Any, Any]:
 
 def _stack(arrays: Sequence[Array]) -> list[Array]:
     """Gives every array of rank ≥ 2 exactly one batch axis."""
-    return [a.reshape(-1, *a.shape[-2:]) if a.ndim >= 2 else a for a in arrays]
+    return [a.reshape(math.prod(a.shape[:-2]), *a.shape[-2:]) if a.ndim >= 2 else a for a in arrays]
 
 
 def _zero_factors(matrices: Array, max_side: int) -> Basis:
@@ -212,14 +215,21 @@ def _first_bases(factors: list[Basis], bases: list[Basis], inner_state: Any) -> 
     return jax.tree.map(lambda factor: jnp.linalg.eigh(factor)[1][..., ::-1], factors), inner_state
 
 
-def _next_bases(factors: list[Basis], bases: list[Basis], inner_state: Any) -> tuple[list[Basis], Any]:
+@functools.cache  # `switch` compiles anew for another function
+def _next_of(treedef: Any) -> Callable[..., tuple[list[Basis], Any]]:
+    return functools.partial(_next_bases, treedef)
+
+
+def _next_bases(
+    treedef: Any, factors: list[Basis], bases: list[Basis], inner_state: Any
+) -> tuple[list[Basis], Any]:
     """Takes one power iteration for each basis, and the inner state along."""
     news, orders = [], []
     for own, old in zip(factors, bases, strict=True):
         pairs = [(None, None) if q is None else _power_iteration(f, q) for f, q in zip(own, old, strict=True)]
         news.append((pairs[0][0], pairs[1][0]))
         orders.append((pairs[0][1], pairs[1][1]))
-    return news, _follow(inner_state, bases, news, orders)
+    return news, _follow(inner_state, treedef, bases, news, orders)
 
 
 def _keep_bases(factors: list[Basis], bases: list[Basis], inner_state: Any) -> tuple[list[Basis], Any]:
@@ -234,7 +244,7 @@ def _power_iteration(factor: Any, basis: Array) -> tuple[Array, Array]:
     return jnp.linalg.qr(jnp.take_along_axis(product, order[:, None, :], axis=-1))[0], order
 
 
-def _follow(state: Any, olds: list[Basis], news: list[Basis], orders: list[Order]) -> Any:
+def _follow(state: Any, treedef: Any, olds: list[Basis], news: list[Basis], orders: list[Order]) -> Any:
     """Returns an optimizer's state in new bases; see `in_eigenbasis` for what is rotated or reordered."""
 
     def rotate(array: Array, index: int) -> Array:
@@ -243,21 +253,32 @@ def _follow(state: Any, olds: list[Basis], news: list[Basis], orders: list[Order
     def reorder(array: Array, index: int) -> Array:
         return _reorder(array, orders[index])
 
-    def change(field: Any, function: Callable[[Array, int], Array]) -> Any:
-        """Applies to a tree like the parameters, or to a tuple of such trees, one for each decay."""
-        leaves, treedef = jax.tree.flatten(field)
-        return treedef.unflatten([function(leaf, at % len(olds)) for at, leaf in enumerate(leaves)])
-
     changes = dict.fromkeys(ROTATED, rotate) | dict.fromkeys(PERMUTED, reorder)
 
-    def follow(node: Any) -> Any:
-        names = getattr(node, "_fields", None)
-        if names is not None:
-            named = zip(names, node, strict=True)
-            return type(node)(*(change(x, changes[n]) if n in changes else follow(x) for n, x in named))
-        return tuple(map(follow, node)) if isinstance(node, tuple) else node
+    def change(name: str, field: Any) -> Any:
+        """Applies to a tree like the parameters, or to a tuple of such trees, one for each decay."""
+        leaves, structure = jax.tree.flatten(field)
+        trees = field if isinstance(field, tuple) and structure != treedef else (field,)
+        if any(jax.tree.structure(tree) != treedef for tree in trees):
+            raise ValueError(
+                f"in_eigenbasis cannot take the inner optimizer's state {name!r} along: it is not like the "
+                f"parameters, but {structure}; put masks and partitions around in_eigenbasis."
+            )
+        return structure.unflatten([changes[name](leaf, at % len(olds)) for at, leaf in enumerate(leaves)])
 
-    return follow(state)
+    def is_known(node: Any) -> bool:
+        return not changes.keys().isdisjoint(getattr(node, "_fields", ()))
+
+    def follow(node: Any) -> Any:
+        if not is_known(node):
+            return node
+        named = zip(node._fields, node, strict=True)
+        return type(node)(*(change(name, x) if name in changes else follow_all(x) for name, x in named))
+
+    def follow_all(tree: Any) -> Any:
+        return jax.tree.map(follow, tree, is_leaf=is_known)
+
+    return follow_all(state)
 
 
 def _reorder(array: Array, order: Order) -> Array:

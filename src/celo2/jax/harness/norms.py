@@ -45,8 +45,9 @@ def floor_update_ratio(min_ratio: float, *, dimension_numbers: Any = None) -> op
         raise ValueError(f"min_ratio must be finite and not negative, got {min_ratio}.")
 
     def lengthen(step: Array, param: Array) -> Array:
-        norm = norms(step)
-        return step * jnp.maximum(1.0, min_ratio * norms(param) / (norm + TINY))
+        norm = norms(step)  # zero where the squares of a tiny step are
+        ratio = jnp.where(norm > 0, min_ratio * norms(param) / norm, 0.0)
+        return step * jnp.maximum(1.0, ratio)
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         check_params(params)

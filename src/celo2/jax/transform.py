@@ -19,12 +19,12 @@ from optax._src.base import (
     NO_PARAMS_MSG,  # Optax has no public name for its own message
 )
 
-from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE, GRAD_CLIP
 from celo2.harness import Harness, match_scales, resolve_harness
 from celo2.jax.batching import Leaf, update_leaves
 from celo2.jax.dimensions import DimensionNumbers, Layout
 from celo2.jax.harness.decay import add_cautious_weight_decay
-from celo2.jax.harness.eigenbasis import EigenbasisState, in_eigenbasis
+from celo2.jax.harness.eigenbasis import in_eigenbasis
 from celo2.jax.harness.norms import floor_update_ratio, preserve_norms
 from celo2.jax.harness.orthogonalizers import orthogonalize_by
 from celo2.jax.harness.rows import normalize_rows
@@ -430,7 +430,10 @@ def _harness_parts(
     before: list[optax.GradientTransformation] = [make_direction(dimension_numbers=numbers)]
     if harness.eigenbasis_every is not None:
         inner = make_direction(dimension_numbers=_number_stacks)
-        before = [in_eigenbasis(inner, every=harness.eigenbasis_every, dimension_numbers=numbers)]
+        rotated = in_eigenbasis(inner, every=harness.eigenbasis_every, dimension_numbers=numbers)
+        before = [
+            optax.chain(optax.clip(GRAD_CLIP), rotated)
+        ]  # as the rule does, but in the basis it would not
     if callable(harness.orthogonalizer):
         before.append(orthogonalize_by(harness.orthogonalizer, dimension_numbers=numbers))
     if harness.row_decay is not None:
@@ -451,15 +454,17 @@ def _labels_of_state(params: optax.Params, state: Any) -> Any:
 
     They cannot be found again: arrays shared by two leaves are distinct in gradients and tracers.
     """
-    direction: Any = state.inner_states["celo2"].inner_state[0]
-    if isinstance(direction, EigenbasisState):
-        direction = direction.inner_state
-    momentum = direction.momentum[0]
+    nodes = jax.tree.leaves(state.inner_states["celo2"], is_leaf=_is_rule_state)
+    momentum = next(node for node in nodes if _is_rule_state(node)).momentum[0]
 
     def label(_: Any, leaf: Any) -> str:
         return "adamw" if isinstance(leaf, optax.MaskedNode) else "celo2"
 
     return jax.tree.map(label, params, momentum)
+
+
+def _is_rule_state(node: Any) -> bool:
+    return isinstance(node, ScaleByCelo2State)
 
 
 def _scale_learning_rate(learning_rate: optax.ScalarOrSchedule, scale: float) -> optax.ScalarOrSchedule:

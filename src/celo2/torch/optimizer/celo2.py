@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
-from celo2.harness import Harness, match_scales
+from celo2.harness import Harness, match_scales, resolve_harness
 from celo2.newton_schulz import Polynomial
 from celo2.torch.harness import Parts
 from celo2.torch.optimizer.base import Params, RuleOptimizer, Theta
@@ -64,9 +64,8 @@ class Celo2(RuleOptimizer):
             device. False: one NaN makes its whole matrix and state NaN for good.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
-        harness: What is done to matrices beyond the learned direction, as `Harness(min_update_ratio=10)`; by
-            default nothing that the texts do not. A function as `orthogonalizer` takes tensors `(..., m, n)`,
-            of a linear layer `(..., out, in)`; each process calls it on whole matrices.
+        harness: What is done to matrices beyond the learned direction: "texts", nothing that the Celo2
+            texts do not; "plus", what has earned its place; or a `Harness` of your own.
         match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
             The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
             itself.
@@ -128,7 +127,7 @@ class Celo2(RuleOptimizer):
         skip_zero_gradients: bool = True,
         skip_nonfinite_gradients: bool = False,
         ns_coeffs: Polynomial | Sequence[Polynomial] | None = None,
-        harness: Harness = Harness(),  # noqa: B008  # frozen
+        harness: Harness | str = "texts",
         match: str | None = None,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -138,6 +137,7 @@ class Celo2(RuleOptimizer):
         module: nn.Module | None = None,
         process_group: ProcessGroup | None = None,
     ):
+        harness = resolve_harness(harness)
         rms, adamw_share = match_scales(match, adamw_lr_scale, ADAMW_LR_SCALE)
         given = {"betas": betas, "adamw_betas": adamw_betas}
         decays = rename_options({name: value for name, value in given.items() if value is not None})

@@ -27,7 +27,7 @@ from pages import DOCS, format_machine, format_table, replace_table
 import celo2
 from celo2 import Harness
 from celo2.baselines import OptimizerSpec, muon, register_optimizer
-from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE, on_matrices
+from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE, axes_of_all, on_matrices
 from celo2.baselines.spec import decoupled
 from celo2.commands.probe import RecordStore, load_candidates, measure
 from celo2.constants import ADAMW_LR_SCALE
@@ -82,11 +82,12 @@ PARTS = (rows, floor, cautious, norms, polar_express, eigenbasis, average, small
 
 
 def _floored(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
-    axes = muon.axes_of_all
     direction = optax.chain(
-        optax.contrib.muon(1.0, beta=muon.BETA, muon_weight_dimension_numbers=axes, consistent_rms=1.0),
+        optax.contrib.muon(
+            1.0, beta=muon.BETA, muon_weight_dimension_numbers=axes_of_all, consistent_rms=1.0
+        ),
         optax.scale(-1.0),
-        celo2.floor_update_ratio(10.0, dimension_numbers=axes),
+        celo2.floor_update_ratio(10.0, dimension_numbers=axes_of_all),
     )
     matrices = decoupled(direction, learning_rate, weight_decay)
     return on_matrices(matrices, learning_rate, weight_decay, adamw_lr_scale=ADAMW_LR_SCALE)

@@ -7,6 +7,7 @@ step. Each option is a published idea; `docs/harness.md` says which of them help
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,7 @@ MATCHES = {"adamw": (0.2, 1.0)}
 
 
 def _is_number(value: Any, kind: type, least: float) -> bool:
-    kinds = (int,) if kind is int else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and least <= value < float("inf")
+    return isinstance(value, kind) and not isinstance(value, bool) and least <= value < float("inf")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class Harness:
             arXiv 2606.16899); with it weight decay has no effect on matrices.
 
     Raises:
-        TypeError: An option has another type.
-        ValueError: An option is out of its range.
+        TypeError: `cautious_decay` or `preserve_norms` is not a bool.
+        ValueError: Another option is out of its range.
 
     Example:
         >>> Harness(min_update_ratio=10.0).changed()
@@ -68,7 +68,7 @@ class Harness:
 
     def __post_init__(self) -> None:
         """Checks the options."""
-        if self.eigenbasis_every is not None and not _is_number(self.eigenbasis_every, int, 1):
+        if self.eigenbasis_every is not None and not _is_number(self.eigenbasis_every, numbers.Integral, 1):
             raise ValueError(
                 "eigenbasis_every must be a whole number of steps from 1, or None, got "
                 f"{self.eigenbasis_every!r}."
@@ -79,9 +79,10 @@ class Harness:
                 f"{nearest_name(str(self.orthogonalizer), ORTHOGONALIZERS)} There are "
                 f"{', '.join(ORTHOGONALIZERS)}, and your own as a function of matrices."
             )
-        if self.row_decay is not None and not (_is_number(self.row_decay, float, 0) and self.row_decay < 1):
+        decay = self.row_decay
+        if decay is not None and not (_is_number(decay, numbers.Real, 0) and decay < 1):
             raise ValueError(f"row_decay must be in [0, 1), or None, got {self.row_decay!r}.")
-        if not _is_number(self.min_update_ratio, float, 0):
+        if not _is_number(self.min_update_ratio, numbers.Real, 0):
             raise ValueError(
                 f"min_update_ratio must be finite and not negative, got {self.min_update_ratio!r}."
             )

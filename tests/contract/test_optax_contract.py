@@ -288,7 +288,8 @@ def test_map_params_finds_the_accumulators(row: Row) -> None:
     marks = jax.tree.leaves(marked)
     for (path, leaf), mark in zip(jax.tree.leaves_with_path(state), marks, strict=True):
         is_other = any(getattr(key, "name", None) in row.other_state for key in path)
-        is_accumulator = row.accumulates and not is_other and jnp.issubdtype(leaf.dtype, jnp.floating)
+        is_array = jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == jnp.int8  # codes
+        is_accumulator = row.accumulates and not is_other and is_array
         assert mark == ("param" if is_accumulator else "other")
 
 

@@ -181,14 +181,13 @@ ROWS = (
     Row("celo2", celo2.celo2, {"weights": CELO2, "weight_decay": 0.1}),
     Row("celo2_base", celo2.celo2_base, {"weights": CELO2_BASE, "weight_decay": 0.1}),
     Row("celo2_bfloat16", celo2.celo2, {"weights": CELO2, "state_dtype": "bfloat16"}),
+    Row("celo2_int8", celo2.celo2, {"weights": CELO2, "state_dtype": "int8"}),
     Row("celo2_finite", celo2.celo2, {"weights": CELO2, "skip_nonfinite_gradients": True}),
-    Row("celo2_match", celo2.celo2, {"weights": CELO2, "weight_decay": 0.1, "match": "adamw"}),
     harness_row("celo2_eigenbasis", harness={"eigenbasis_every": 1}, silent_steps=1, largest_gradient=1e18),
     harness_row("celo2_polar_express", harness={"orthogonalizer": "polar-express"}),
     harness_row("celo2_own_orthogonalizer", harness={"orthogonalizer": polar}),
     harness_row("celo2_rows", harness={"row_decay": 0.9}, state_reads_params=True),
     harness_row("celo2_floor", harness={"min_update_ratio": HIGH_RATIO}),
-    harness_row("celo2_cautious", harness={"cautious_decay": True}),
     harness_row(
         "celo2_norms", harness={"preserve_norms": True}, multiplies_rate=False, state_reads_params=True
     ),

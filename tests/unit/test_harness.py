@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from optax._src.base import NO_PARAMS_MSG
 
 import celo2
@@ -382,3 +384,35 @@ def test_averaged_params_needs_one_average(count: int) -> None:
     state = optax.chain(optax.sgd(0.1), *[averages.average_params()] * count).init(make_params())
     with pytest.raises(KeyError, match=f"the state has {count} averages of parameters, expected one"):
         averages.averaged_params(state)
+
+
+MESH_PARTS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
+    "eigenbasis": lambda numbers: celo2.in_eigenbasis(optax.scale_by_adam(), dimension_numbers=numbers),
+    "rows": lambda numbers: celo2.normalize_rows(dimension_numbers=numbers),
+    "floor": lambda numbers: celo2.floor_update_ratio(1.0, dimension_numbers=numbers),
+    "norms": lambda numbers: celo2.preserve_norms(dimension_numbers=numbers),
+    "orthogonalizer": lambda numbers: celo2.orthogonalize_by(jnp.sign, dimension_numbers=numbers),
+}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("make", MESH_PARTS.values(), ids=MESH_PARTS.keys())
+def test_convolutions_are_seen_as_matrices_on_any_mesh(make: Any, kind: AxisType) -> None:
+    """Reshaping an array that is sharded over an explicit axis needs a stated sharding."""
+    numbers = {"kernel": celo2.DimensionNumbers((0, 1, 2), 3)}
+    params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 4, 8))}
+    tx = make(numbers)
+    state, update = tx.init(params), jax.jit(tx.update)
+    expected, _ = update(params, update(params, state, params)[1], params)
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(params, NamedSharding(mesh, PartitionSpec(None, None, "model")))
+        state = tx.init(sharded)
+        _, state = update(sharded, state, sharded)
+        updates, _ = update(sharded, state, sharded)
+    np.testing.assert_allclose(updates["kernel"], expected["kernel"], rtol=0, atol=2e-5)
+
+
+def test_state_of_one_byte_cannot_follow_a_basis() -> None:
+    with pytest.raises(ValueError, match='"int8" does not go with eigenbasis_every'):
+        celo2.celo2(1e-3, state_dtype="int8", harness=celo2.Harness(eigenbasis_every=2))

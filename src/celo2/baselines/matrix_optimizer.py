@@ -101,6 +101,11 @@ def matrix_axes(rank: int) -> MuonDimensionNumbers:
     return MuonDimensionNumbers(reduction_axis=(0, 1, 2) if rank == 4 else -2, output_axis=-1)
 
 
+def axes_of_all(params: optax.Params) -> Any:
+    """Returns the matrix axes of every parameter, all of rank ≥ 2, as Optax's Muon takes them."""
+    return jax.tree.map(lambda param: matrix_axes(param.ndim), params)
+
+
 def debiased(average: Array, decay: float, count: Array) -> Array:
     """Returns the bias-corrected exponential average after `count` + 1 updates from zero."""
     return average / (1 - decay ** (count + 1).astype(average.dtype))

@@ -6,12 +6,9 @@ References:
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import optax
 
-from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE, matrix_axes, on_matrices
+from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE, axes_of_all, on_matrices
 from celo2.baselines.spec import OptimizerSpec
 from celo2.constants import ADAMW_LR_SCALE
 
@@ -28,11 +25,6 @@ def _make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.G
         consistent_rms=1.0,
     )
     return on_matrices(muon, learning_rate, weight_decay, adamw_lr_scale=ADAMW_LR_SCALE)
-
-
-def axes_of_all(params: optax.Params) -> Any:
-    """Returns the matrix axes of every parameter, all of rank ≥ 2, as Optax's Muon takes them."""
-    return jax.tree.map(lambda param: matrix_axes(param.ndim), params)
 
 
 SPEC = OptimizerSpec(

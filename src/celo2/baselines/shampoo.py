@@ -23,14 +23,6 @@ import optax
 from jax import Array
 
 from celo2.baselines.from_optax import ADAM_RANGE
-from celo2.baselines.kronecker import (
-    DEFAULT_MAX_DIM,
-    EVERY,
-    Factors,
-    accumulate,
-    sandwich,
-    zero_factors,
-)
 from celo2.baselines.matrix_optimizer import (
     TINY,
     MatrixRule,
@@ -39,6 +31,44 @@ from celo2.baselines.matrix_optimizer import (
     scale_by_matrix_rule,
 )
 from celo2.baselines.spec import OptimizerSpec, decoupled
+from celo2.constants import MAX_BASIS_SIDE
+
+
+class Factors(NamedTuple):
+    """Pair of factors `(batch, m, m)` and `(batch, n, n)`; None for an axis without one."""
+
+    left: Array | None
+    right: Array | None
+
+    @property
+    def order(self) -> int:
+        """The number of factors."""
+        return sum(factor is not None for factor in self)
+
+
+def zero_factors(matrices: Array, max_dim: int) -> Factors:
+    """Returns zero factors for the axes of `(batch, m, n)` that are no longer than `max_dim`."""
+
+    def zeros(size: int) -> Array | None:
+        return jnp.zeros((len(matrices), size, size), matrices.dtype) if size <= max_dim else None
+
+    return Factors(zeros(matrices.shape[-2]), zeros(matrices.shape[-1]))
+
+
+def accumulate(factors: Factors, grad: Array, decay: float) -> Factors:
+    """Returns the factors updated with a gradient `(batch, m, n)`."""
+    left, right = factors
+    transposed = jnp.matrix_transpose(grad)
+    return Factors(
+        None if left is None else decay * left + (1 - decay) * (grad @ transposed),
+        None if right is None else decay * right + (1 - decay) * (transposed @ grad),
+    )
+
+
+def sandwich(left: Array | None, matrices: Array, right: Array | None) -> Array:
+    """Returns `left · matrices · right`, where None is the identity."""
+    product = matrices if left is None else left @ matrices
+    return product if right is None else product @ right
 
 
 class ShampooState(NamedTuple):
@@ -56,8 +86,8 @@ def scale_by_shampoo(
     *,
     eps: float = 1e-8,
     ridge: float = 1e-6,
-    every: int = EVERY,
-    max_dim: int = DEFAULT_MAX_DIM,
+    every: int = 10,
+    max_dim: int = MAX_BASIS_SIDE,
 ) -> optax.GradientTransformationExtraArgs:
     """Computes Shampoo's direction; every parameter must have rank ≥ 2.
 

@@ -6,15 +6,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import optax
 
 from celo2.baselines.from_optax import ADAM_RANGE
-from celo2.baselines.kronecker import DEFAULT_MAX_DIM, EVERY
-from celo2.baselines.matrix_optimizer import matrix_axes, on_matrices
+from celo2.baselines.matrix_optimizer import axes_of_all, on_matrices
 from celo2.baselines.spec import OptimizerSpec, decoupled
+from celo2.constants import MAX_BASIS_SIDE
 from celo2.jax.harness.eigenbasis import in_eigenbasis
 
 
@@ -23,8 +20,8 @@ def scale_by_soap(
     b2: float = 0.95,
     *,
     eps: float = 1e-8,
-    every: int = EVERY,
-    max_dim: int = DEFAULT_MAX_DIM,
+    every: int = 10,
+    max_dim: int = MAX_BASIS_SIDE,
 ) -> optax.GradientTransformationExtraArgs:
     """Computes SOAP's direction; every parameter must have rank ≥ 2. The first step is zero.
 
@@ -36,11 +33,7 @@ def scale_by_soap(
         max_dim: The longest axis that gets a factor.
     """
     adam = optax.scale_by_adam(b1, b2, eps)
-    return in_eigenbasis(adam, every=every, decay=b2, max_side=max_dim, dimension_numbers=_axes_of_all)
-
-
-def _axes_of_all(params: optax.Params) -> Any:
-    return jax.tree.map(lambda param: matrix_axes(param.ndim), params)
+    return in_eigenbasis(adam, every=every, decay=b2, max_side=max_dim, dimension_numbers=axes_of_all)
 
 
 def _make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:

@@ -232,6 +232,11 @@ def celo2(
         arXiv 2502.16982, section 2.2. The harness: `Harness`.
     """
     harness = resolve_harness(harness)
+    if harness.eigenbasis_every is not None and check_state_dtype(state_dtype) == jnp.int8:
+        raise ValueError(
+            'state_dtype="int8" does not go with eigenbasis_every, whose bases the codes cannot follow; use '
+            '"bfloat16".'
+        )
     rms, adamw_share = match_scales(match, adamw_lr_scale, ADAMW_LR_SCALE)
     scaled = _scale_learning_rate(learning_rate, adamw_share)
     decay = add_cautious_weight_decay if harness.cautious_decay else optax.add_decayed_weights

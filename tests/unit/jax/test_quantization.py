@@ -62,7 +62,7 @@ def test_zeros_stay_zero_and_nan_spoils_its_row_alone() -> None:
     result = np.asarray(round_trip(values))
     np.testing.assert_array_equal(result[0], 0)
     assert np.isnan(result[1]).all()
-    np.testing.assert_allclose(result[2], values[2], atol=gap(np.asarray(0.5)))
+    np.testing.assert_allclose(result[2], values[2], atol=float(gap(np.asarray(0.5))))
     for shape in ((), (0,), (3, 0), (2, 3)):
         np.testing.assert_array_equal(decode(zeros(shape), jnp.float32), np.zeros(shape))
         np.testing.assert_array_equal(round_trip(jnp.zeros(shape)), np.zeros(shape))
@@ -77,7 +77,8 @@ def test_an_optimizer_keeps_its_direction_in_a_third_of_the_state() -> None:
     steps, sizes = {}, {}
     for dtype in (None, "bfloat16", "int8"):
         optimizer = celo2.scale_by_celo2(BASE, orthogonalize=False, state_dtype=dtype)
-        state, update = optimizer.init(params), jax.jit(optimizer.update)
+        state: Any = optimizer.init(params)
+        update = jax.jit(optimizer.update)
         for grad in grads:
             steps[dtype], state = update(grad, state, params)
         sizes[dtype] = count_bytes((state.momentum, state.rms))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from celo2.jax.harness.eigenbasis import EigenbasisState
 from celo2.torch import Celo2, Harness, eigenbasis
 from celo2.torch.dimensions import DimensionNumbers, make_layout
 from helpers.tolerances import tolerance
@@ -39,12 +40,18 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def find_bases(twins: Twins) -> EigenbasisState:
+    """Returns JAX's state of the basis."""
+    direction = twins.state.inner_states["celo2"].inner_state[0]
+    return next(node for node in direction if isinstance(node, EigenbasisState))
+
+
 def take_over_bases(twins: Twins) -> None:
     """Gives PyTorch the first bases of JAX: signs and null spaces are an eigensolver's own.
 
     A linear layer's rows are JAX's columns.
     """
-    state = twins.state.inner_states["celo2"].inner_state[0]
+    state = find_bases(twins)
     for name in MATRICES:
         layer = name.split(".")[0]
         own = twins.optimizer.state[twins.model.get_parameter(name)]
@@ -68,7 +75,7 @@ def test_the_first_bases_are_jaxs_but_for_signs_and_null_spaces() -> None:
         twins = Twins(CASES["alone"])
         twins.step(next(draw_gradients(twins.start)))
     own = twins.optimizer.state[twins.model.square.weight]
-    theirs = twins.state.inner_states["celo2"].inner_state[0]
+    theirs = find_bases(twins)
     for basis, tree in ((own["left_basis"], theirs.right_basis), (own["right_basis"], theirs.left_basis)):
         cosines = basis[0].numpy().T @ np.asarray(tree["square"]["kernel"])[0]
         np.testing.assert_allclose(np.abs(cosines), np.eye(6), atol=1e-9)

@@ -25,7 +25,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from celo2.constants import BASIS_DECAY, MAX_BASIS_SIDE
-from celo2.jax.harness.matrices import MatrixTree
+from celo2.jax.harness.matrices import MatrixTree, init_on_any_mesh, on_any_mesh
 
 ROTATED = frozenset({"mu", "momentum", "trace"})  # state that is linear in the gradients, by its field's name
 PERMUTED = frozenset({"nu", "rms", "row", "col"})  # state of squares
@@ -157,7 +157,7 @@ def in_eigenbasis(
         new = EigenbasisState(next_count, left, right, left_basis, right_basis, inner_state)
         return tree.leave(unstacked), new
 
-    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformationExtraArgs(init_on_any_mesh(init), on_any_mesh(update))  # type: ignore[arg-type]
 
 
 def _split(pairs: Sequence[Basis], treedef: Any) -> tuple[Any, Any]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 from optax._src.base import (
     NO_PARAMS_MSG,  # Optax has no public name for its own message
 )
 
 from celo2.jax.dimensions import Layout
+from celo2.jax.runtime import find_explicit_mesh, leave_shardings_to_compiler
 from celo2.jax.state import make_layouts
 
 
@@ -64,6 +67,42 @@ def norms(matrices: Array) -> Array:
     """Returns the Frobenius norm of each matrix, `(..., 1, 1)`; of an array of rank < 2 as a whole."""
     axes = (-2, -1) if matrices.ndim >= 2 else None
     return jnp.sqrt(jnp.sum(jnp.square(matrices), axes, keepdims=True))
+
+
+def on_any_mesh(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    """Lets an `update` reshape arrays on explicit mesh axes; results are sharded as its arguments."""
+
+    @functools.wraps(update)
+    def update_anywhere(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        def run(updates: Any, state: Any, params: Any, extra: Any) -> tuple[Any, Any]:
+            return update(updates, state, params, **extra)
+
+        return leave_shardings_to_compiler(run, (updates, state), updates, state, params, extra)
+
+    return update_anywhere
+
+
+def init_on_any_mesh(init: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Lets an `init` reshape parameters on explicit mesh axes; there its state is replicated."""
+
+    @functools.wraps(init)
+    def init_anywhere(params: Any) -> Any:
+        if find_explicit_mesh(params) is None:
+            return init(params)
+        shapes = jax.tree.map(lambda param: jax.ShapeDtypeStruct(param.shape, param.dtype), params)
+        like = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(init, shapes))
+        return leave_shardings_to_compiler(init, like, params)
+
+    return init_anywhere
+
+
+def stateless(update: Callable[[Any, Any], Any]) -> optax.GradientTransformation:
+    """Makes a transform without state of a function of updates and parameters."""
+
+    def update_any(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return update(updates, params), state
+
+    return optax.GradientTransformation(optax.init_empty_state, on_any_mesh(update_any))
 
 
 def check_params(params: Any) -> None:

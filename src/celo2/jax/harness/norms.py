@@ -10,7 +10,14 @@ import optax
 from jax import Array
 
 from celo2.constants import TINY
-from celo2.jax.harness.matrices import MatrixTree, check_params, norms
+from celo2.jax.harness.matrices import (
+    MatrixTree,
+    check_params,
+    init_on_any_mesh,
+    norms,
+    on_any_mesh,
+    stateless,
+)
 
 
 def floor_update_ratio(min_ratio: float, *, dimension_numbers: Any = None) -> optax.GradientTransformation:
@@ -53,7 +60,7 @@ def floor_update_ratio(min_ratio: float, *, dimension_numbers: Any = None) -> op
         check_params(params)
         return MatrixTree.of(updates, dimension_numbers).map(lengthen, updates, params)
 
-    return optax.stateless(update)  # type: ignore[arg-type]
+    return stateless(update)
 
 
 class PreserveNormsState(NamedTuple):
@@ -112,4 +119,4 @@ def preserve_norms(*, dimension_numbers: Any = None) -> optax.GradientTransforma
         parts = zip(tree.enter(updates), tree.enter(params), radii, strict=True)
         return tree.leave([project(*part) for part in parts]), state
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init_on_any_mesh(init), on_any_mesh(update))  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import optax
 from jax import Array
 
 from celo2.constants import TINY
-from celo2.jax.harness.matrices import MatrixTree, norms
+from celo2.jax.harness.matrices import MatrixTree, norms, stateless
 
 
 def orthogonalize_by(
@@ -55,4 +55,4 @@ def orthogonalize_by(
         del params
         return MatrixTree.of(updates, dimension_numbers).map(replace, updates)
 
-    return optax.stateless(update)  # type: ignore[arg-type]
+    return stateless(update)

@@ -17,7 +17,7 @@ import optax
 from jax import Array
 
 from celo2.constants import ROW_EPS, TINY
-from celo2.jax.harness.matrices import MatrixTree, norms
+from celo2.jax.harness.matrices import MatrixTree, init_on_any_mesh, norms, on_any_mesh
 
 
 class NormalizeRowsState(NamedTuple):
@@ -70,7 +70,7 @@ def normalize_rows(decay: float = 0.95, *, dimension_numbers: Any = None) -> opt
         steps, means = zip(*pairs, strict=True) if pairs else ((), ())
         return tree.leave(steps), NormalizeRowsState(tree.treedef.unflatten(means))
 
-    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+    return optax.GradientTransformation(init_on_any_mesh(init), on_any_mesh(update))  # type: ignore[arg-type]
 
 
 def _update(step: Array, mean: Array, decay: float) -> tuple[Array, Array]:

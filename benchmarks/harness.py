@@ -8,7 +8,7 @@ learning rate, and its losses are divided by Muon's. Step times are ratios to ce
 one process. `--train` only trains what is missing, about 20 minutes a row on one core; `--rates` makes the
 table of learning rates that carry over from AdamW.
 
-A part alone can be named anywhere that an optimizer can, as `harness:rows`.
+With `PYTHONPATH=benchmarks`, a part alone can be named wherever an optimizer can, as `harness:rows`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pages import DOCS, format_machine, format_table, replace_table
 
 import celo2
 from celo2 import Harness
-from celo2.baselines import OptimizerSpec, muon, register_optimizer
+from celo2.baselines import OptimizerSpec, find_optimizer, muon, register_optimizer
 from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE, axes_of_all, on_matrices
 from celo2.baselines.spec import decoupled
 from celo2.commands.probe import RecordStore, load_candidates, measure
@@ -43,6 +43,7 @@ PAGE = DOCS / "harness.md"
 REFERENCE = "muon"
 OTHERS = ("celo2", "normuon", "soap", "adamw", "schedule-free-adamw")
 AVERAGE_DECAY = 0.99
+WEIGHTS = find_optimizer("celo2").weights  # records belong to these
 
 Records = Mapping[str, TaskRecord]  # by task
 
@@ -51,7 +52,7 @@ def _spec(name: str, description: str, **options: Any) -> OptimizerSpec:
     def make(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
         return celo2.celo2(learning_rate, weight_decay=weight_decay, **options)
 
-    return OptimizerSpec(name, description, make, UNIT_STEP_RANGE)
+    return OptimizerSpec(name, description, make, UNIT_STEP_RANGE, weights=WEIGHTS)
 
 
 def _part(name: str, description: str, **harness: Any) -> OptimizerSpec:
@@ -75,6 +76,7 @@ average = OptimizerSpec(
     _averaged,
     UNIT_STEP_RANGE,
     eval_params=lambda state, params: celo2.averaged_params(state),  # noqa: ARG005
+    weights=WEIGHTS,
 )
 matched = _spec("celo2+match", 'match="adamw"', match="adamw")
 small_state = _spec("celo2+int8", "momenta in one byte each", state_dtype="int8")
@@ -164,28 +166,25 @@ def loss_tables(records: Mapping[str, Records], seconds: float) -> dict[str, str
         train, valid = (compare(record, reference, kind) for kind in ("train", "valid"))
         worst = max((*train.rows, *valid.rows), key=lambda row: row.mean)
         better = f"{train.wins}, {valid.wins} of {len(train.rows)}"
-        shown = (
-            ["0", "0", "–", "–"]
-            if name == REFERENCE
-            else [
-                train.mean.format(),
-                valid.mean.format(),
-                f"{100 * worst.mean:+.1f} % ({worst.name})",
-                better,
-            ]
-        )
+        shown = [*(found.mean.format() for found in (train, valid)), _percent(worst.mean), worst.name, better]
+        shown = ["0", "0", "–", "–", "–"] if name == REFERENCE else shown
         means.append([markdown_cell(name), *shown, *costs[name]])
         tasks.append([markdown_cell(name), *(_both(train, valid, index) for index in range(len(train.rows)))])
     head = [
         "",
         "training loss",
         "validation loss",
-        "worst task",
+        "worst",
+        "on",
         "lower on",
         "step × celo2's",
         "state, B/param",
     ]
     return {"parts": format_table(head, means), "tasks": format_table(["", *reference], tasks)}
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:+.1f} %"
 
 
 def _both(train: Comparison, valid: Comparison, index: int) -> str:
@@ -213,23 +212,26 @@ def rate_table(records: Mapping[str, Records]) -> str:
     rows = []
     for task, theirs in records["adamw"].items():
         own, rate = records[matched.name][task], theirs["valid_rate"]
-        kept = math.log(_loss_at(own, rate) / own["valid_loss"])
-        gain = math.log(_loss_at(own, rate) / theirs["valid_loss"])
+        kept = _loss_at(own, rate)
+        losses = [
+            "–" if kept is None else _percent(math.log(kept / one["valid_loss"])) for one in (own, theirs)
+        ]
         shown = [f"{rate:.2g}", f"{own['valid_rate']:.2g}", f"{own['valid_rate'] / rate:.2g}"]
-        rows.append([task, *shown, f"{100 * kept:+.1f} %", f"{100 * gain:+.1f} %"])
+        rows.append([task, *shown, *losses])
     head = ["", "AdamW's rate", "celo2's", "ratio", "celo2 at AdamW's, to its best", "to AdamW's best"]
     return format_table(head, rows)
 
 
-def _loss_at(record: TaskRecord, rate: float) -> float:
-    """Returns the mean validation loss at a rate, interpolated between the logarithms of those tried."""
-    pairs = [
+def _loss_at(record: TaskRecord, rate: float) -> float | None:
+    """Returns the mean validation loss at a rate, interpolated between the logarithms of those tried, or None."""
+    pairs = sorted(
         (math.log(tried), sum(losses) / len(losses))
         for tried, losses in zip(record["rates"], record["valid_losses"], strict=True)
         if None not in losses
-    ]
-    xs, ys = zip(*sorted(pairs), strict=True)
-    return float(np.interp(math.log(rate), xs, ys))
+    )
+    rates, losses = zip(*pairs, strict=True)
+    inside = rates[0] <= math.log(rate) <= rates[-1]
+    return float(np.interp(math.log(rate), rates, losses)) if inside else None
 
 
 if __name__ == "__main__":

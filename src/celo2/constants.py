@@ -23,6 +23,6 @@ FLOAT32_TINY = 1.1754943508222875e-38  # the least normal number
 TINY = 1e-30  # added to norms in denominators
 ROW_EPS = 1e-10  # added to the root mean squares of rows in denominators: NorMuon's code
 BASIS_DECAY = 0.95  # of the factors whose eigenbasis the direction is computed in: SOAP's code
-MAX_BASIS_SIDE = 1024  # of a longer side, the factor would be larger than the matrix itself
+MAX_BASIS_SIDE = 1024  # the factor of a longer side would often be larger than the matrix itself
 
 GRADIENT_DECAY = 0.99  # decay of the running mean that normalises gradients; not in the paper

@@ -1,4 +1,4 @@
-"""Options of what stands around the learned direction, for both backends.
+"""Options of what an optimizer does around the learned direction, for both backends.
 
 The learned rule sees every coordinate by itself, so it cannot learn what a whole matrix has to do with its
 step. Each option is a published idea; `docs/harness.md` says which of them help, and by how much.
@@ -27,31 +27,32 @@ def _is_number(value: Any, kind: type, least: float) -> bool:
 class Harness:
     """Chooses what is done to a matrix's step and weights beyond the learned direction; hashable.
 
-    The defaults are those of the Celo2 texts: Newton–Schulz, a step of root mean square 1, decoupled decay.
-    The parts act in the order in which they stand here, and only on the matrices that the rule updates, but
-    for `cautious_decay`, which concerns AdamW's parameters too.
+    The defaults are those of the Celo2 paper: Newton–Schulz, a step of root mean square 1, decoupled decay.
+    The parts act in the order in which they stand here, on what the rule updates; `cautious_decay` also on
+    AdamW's parameters. Vectors that an override gives to the rule count as one matrix for `min_update_ratio`,
+    and are left alone by the other parts.
 
     Attributes:
-        eigenbasis_every: Computes the direction in the eigenbasis of Shampoo's two factors of the gradient,
-            as SOAP does with Adam (arXiv 2409.11321, algorithm 3), and takes a power iteration for the basis
-            every so many steps, ≥ 1. Each side needs two square matrices. None: not at all.
+        eigenbasis_every: The number of steps, ≥ 1, between updates of the eigenbasis of Shampoo's two
+            factors of the gradient, in which the direction is then computed, as SOAP computes Adam's (arXiv
+            2409.11321, algorithm 3). Each side of a matrix needs two square matrices of state. None: no
+            basis.
         orthogonalizer: `"newton-schulz"`; `"polar-express"`, the same with the best polynomial for each
-            iteration (arXiv 2505.16932); `"none"`; or a function from matrices `(..., m, n)`, of root mean
-            square 1, to matrices of that shape, whose scale does not matter.
-        row_decay: Divides the step of every output neuron by the root of a running mean of its squares, of
-            this decay in [0, 1), and restores the matrix's norm (NorMuon, arXiv 2510.05491, algorithm 1:
-            0.95). One float for each neuron. None: not at all.
-        min_update_ratio: Lengthens a step whose norm is below so many times the norm of the weights, ≥ 0.
-            Steps have root mean square 1, so weights whose root mean square is above `1 / min_update_ratio`
-            move by that share of it, and the others by the learning rate (Skylight, modded-nanogpt track
-            3). 0: never.
-        cautious_decay: Decays weights only where step and weight have the same sign (arXiv 2510.12402,
+            iteration (arXiv 2505.16932); `"none"`; or a function from matrices `(..., reduction, output)`, of
+            root mean square 1, to matrices of that shape, whose scale does not matter.
+        row_decay: The decay, in [0, 1), of a running mean square of each output neuron's steps, by whose root
+            they are divided; the norm of the matrix is restored (NorMuon, arXiv 2510.05491, algorithm 1, has
+            0.95). One float for each neuron. None: no division.
+        min_update_ratio: The least ratio of a step's norm to its weights' norm, before the learning rate, ≥
+            0; shorter steps are scaled up to it. Steps have root mean square 1, so at 10 this concerns
+            matrices whose root mean square is above 0.1 (Skylight, modded-nanogpt track 3). 0: no bound.
+        cautious_decay: Whether weights decay only where step and weight have the same sign (arXiv 2510.12402,
             equation 1).
-        preserve_norms: Brings each matrix back to its initial norm after the step (Hyperball,
-            arXiv 2606.16899); with it weight decay has no effect on matrices.
+        preserve_norms: Whether each matrix is brought back to its initial norm after the step (Hyperball,
+            arXiv 2606.16899); weight decay then has no effect on matrices.
 
     Raises:
-        TypeError: `cautious_decay` or `preserve_norms` is not a bool.
+        TypeError: `cautious_decay` or `preserve_norms` is not a bool, or a function has no hash.
         ValueError: Another option is out of its range.
 
     Example:
@@ -79,6 +80,7 @@ class Harness:
                 f"{nearest_name(str(self.orthogonalizer), ORTHOGONALIZERS)} There are "
                 f"{', '.join(ORTHOGONALIZERS)}, and your own as a function of matrices."
             )
+        hash(self.orthogonalizer)  # the function may be an option of a jitted one
         decay = self.row_decay
         if decay is not None and not (_is_number(decay, numbers.Real, 0) and decay < 1):
             raise ValueError(f"row_decay must be in [0, 1), or None, got {self.row_decay!r}.")
@@ -114,8 +116,8 @@ class Harness:
         return coefficient_options(polar_express() if self.orthogonalizer == "polar-express" else ns_coeffs)
 
 
-PRESETS = {"texts": Harness(), "plus": Harness(min_update_ratio=10.0)}
-"""Harnesses by name: the Celo2 texts', and what has earned its place (`docs/harness.md`)."""
+PRESETS = {"paper": Harness(), "plus": Harness(min_update_ratio=10.0)}
+"""Harnesses by name: the Celo2 paper's, and the one that did best in our comparisons (`docs/harness.md`)."""
 
 
 def resolve_harness(harness: Harness | str) -> Harness:

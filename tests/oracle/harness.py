@@ -50,7 +50,7 @@ def floor_ratio(u: Array, w: Array, ratio: float) -> Array:
 def project(w: Array, u: Array, radius: float) -> Array:
     """arXiv 2606.16899: the update that u becomes when the weights stay on the sphere of this radius."""
     moved = w + u
-    return radius * moved / np.linalg.norm(moved) - w if radius > 0 else u
+    return radius * moved / np.linalg.norm(moved) - w if radius > 0 and u.any() else u
 
 
 def polar_factor(u: Array) -> Array:

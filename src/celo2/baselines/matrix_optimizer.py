@@ -17,12 +17,11 @@ from jax.typing import ArrayLike
 from optax.contrib import MuonDimensionNumbers
 
 from celo2.baselines.spec import scaled
-from celo2.constants import ADAMW_BETAS
+from celo2.constants import ADAMW_BETAS, TINY
 from celo2.jax.dimensions import MatrixView, make_view
 from celo2.jax.routing.labels import param_labels
 
 UNIT_STEP_RANGE = (1e-4, 3e-2)  # for optimizers whose step on a matrix has root mean square 1
-TINY = 1e-30  # added to norms in denominators
 
 
 class MatrixRule(NamedTuple):

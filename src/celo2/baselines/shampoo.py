@@ -24,14 +24,13 @@ from jax import Array
 
 from celo2.baselines.from_optax import ADAM_RANGE
 from celo2.baselines.matrix_optimizer import (
-    TINY,
     MatrixRule,
     debiased,
     on_matrices,
     scale_by_matrix_rule,
 )
 from celo2.baselines.spec import OptimizerSpec, decoupled
-from celo2.constants import MAX_BASIS_SIDE
+from celo2.constants import MAX_BASIS_SIDE, TINY
 
 
 class Factors(NamedTuple):

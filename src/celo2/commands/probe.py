@@ -275,9 +275,13 @@ class RecordStore:
     def _path(self, name: str, weights: Weights | None) -> Path | None:
         if self._folder is None:
             return None
-        digest = compute_checksum(weights.arrays, weights.config)[:12] if weights else "optimizer"
+        if weights:
+            checksum = compute_checksum(weights.arrays, weights.config)
+        else:  # a hand-designed optimizer has none
+            checksum = find_optimizer(name).weights
         stem = _short(name).removeprefix(START)  # a start's records have one name, however it is written
-        return self._folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', stem)[:60]}-{digest}.json"
+        stem = re.sub(r"[^A-Za-z0-9_.-]", "_", stem)[:60]
+        return self._folder / f"{stem}-{checksum[:12] or 'optimizer'}.json"
 
 
 def _is_optimizer(name: str) -> bool:

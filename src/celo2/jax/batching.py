@@ -113,10 +113,8 @@ def _view(accumulators: Accumulators, change: Callable[[Array], Array]) -> Accum
 
 def _decode(accumulators: Accumulators, dtype: Any) -> Accumulators:
     """Decodes momenta of one byte; what is bfloat16 is converted where it is read."""
-    momentum = accumulators.momentum
-    if not any(isinstance(stored, Quantized) for stored in momentum):
-        return accumulators
-    return accumulators._replace(momentum=tuple(decode(stored, dtype) for stored in momentum))
+    decoded = (decode(own, dtype) if isinstance(own, Quantized) else own for own in accumulators.momentum)
+    return accumulators._replace(momentum=tuple(decoded))
 
 
 def _encode(new: Accumulators, old: Accumulators, count: Array, index: int | Array) -> Accumulators:

@@ -84,21 +84,21 @@ def _iterate_plain(x: Array, polynomial: Polynomial) -> Array:
 
 def _iterate_gram(x: Array, segment: Sequence[Polynomial]) -> Array:
     """Runs several iterations as one product `Q x`, where `A ← B² A` and `Q ← B Q` for each."""
-    a = _multiply(x, jnp.matrix_transpose(x))
+    a = multiply(x, jnp.matrix_transpose(x))
     q = b = _make_factor(a, *segment[0])
     for polynomial in segment[1:]:
-        a = _multiply(b, _multiply(b, a))
+        a = multiply(b, multiply(b, a))
         b = _make_factor(a, *polynomial)
-        q = _multiply(b, q)
-    return _multiply(q, x)
+        q = multiply(b, q)
+    return multiply(q, x)
 
 
 def _make_factor(a: Array, c0: float, c1: float, c2: float) -> Array:
     """Returns `B = c₀ + c₁ A + c₂ A²`."""
     identity = jnp.broadcast_to(jnp.eye(a.shape[-1], dtype=a.dtype), a.shape)
-    return c0 * identity + c1 * a + c2 * _multiply(a, a)
+    return c0 * identity + c1 * a + c2 * multiply(a, a)
 
 
-def _multiply(left: Array, right: Array) -> Array:
+def multiply(left: Array, right: Array) -> Array:
     """Multiplies matrices in their own precision, which a GPU's default may not be."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)

@@ -35,9 +35,10 @@ class Quantized(NamedTuple):
     scale: Array
 
 
-def zeros(shape: tuple[int, ...]) -> Quantized:
-    """Returns zeros of a shape."""
-    return Quantized(jnp.zeros(shape, jnp.int8), jnp.zeros(_row_shape(shape), jnp.float32))
+def zeros_like(param: Array) -> Quantized:
+    """Returns zeros of a parameter's shape and sharding."""
+    codes = jnp.zeros_like(param, dtype=jnp.int8)
+    return Quantized(codes, jnp.zeros_like(codes[..., :1] if codes.ndim else codes, dtype=jnp.float32))
 
 
 def encode(array: Array, noise: Array) -> Quantized:
@@ -58,13 +59,7 @@ def encode(array: Array, noise: Array) -> Quantized:
     return Quantized((jnp.sign(array) * codes).astype(jnp.int8), scale)
 
 
-def decode(stored: Any, dtype: Any) -> Array:
-    """Returns the array of some codes, and any other array as it is, in a dtype."""
-    if not isinstance(stored, Quantized):
-        return stored.astype(dtype)
+def decode(stored: Quantized, dtype: Any) -> Array:
+    """Returns the array of some codes in a dtype."""
     codes, scale = stored.codes.astype(dtype), stored.scale.astype(dtype)
     return jnp.sign(codes) * jnp.square(codes / LEVELS) * scale
-
-
-def _row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:-1], 1) if shape else ()

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from optax._src.base import (
+    NO_PARAMS_MSG,  # Optax has no public name for its own message
+)
 
 from celo2.jax import accumulators as accumulators_lib
 from celo2.jax import quantization
@@ -35,13 +38,13 @@ class ScaleByCelo2State(NamedTuple):
     col: tuple[optax.Params, ...]
 
 
-STATE_DTYPES = {None: None, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
+STATE_DTYPES = {"bfloat16": jnp.bfloat16, "int8": jnp.int8}
 
 
 def check_state_dtype(dtype: Any) -> jnp.dtype | None:
     """Returns the dtype of the momenta: None (the computation's own), bfloat16 or int8."""
     for name, known in STATE_DTYPES.items():
-        if known is not None and dtype in (name, known, np.dtype(known)):
+        if dtype in (name, known, np.dtype(known)):
             return np.dtype(known)
     if dtype is not None:
         raise ValueError(f'state_dtype must be None (float32), "bfloat16" or "int8", got {dtype!r}.')
@@ -59,11 +62,11 @@ def init_state(
     narrow = dtype == np.int8
 
     def init_momentum(param: Array, layout: Layout) -> Any:
-        return quantization.zeros(param.shape) if narrow else init_rms(param, layout)
+        return quantization.zeros_like(param) if narrow else init_rms(param, layout)
 
     def init_rms(param: Array, layout: Layout) -> Array:  # noqa: ARG001
         stored = np.dtype(jnp.bfloat16) if narrow else dtype
-        return jnp.zeros_like(param, dtype=stored or _accumulator_dtype(param))
+        return jnp.zeros_like(param, dtype=stored or working_dtype(param))
 
     return ScaleByCelo2State(
         jnp.zeros((), jnp.int32),
@@ -74,11 +77,21 @@ def init_state(
     )
 
 
-def match_params(updates: optax.Updates, params: optax.Params) -> optax.Params:
+def check_params(params: Any) -> None:
+    """Raises Optax's own error where `update` got no parameters."""
+    if params is None:
+        raise ValueError(NO_PARAMS_MSG)
+
+
+def match_params(updates: optax.Updates, params: optax.Params | None) -> optax.Params:
     """Returns the parameters that have an update; whatever is in the place of a None is left out.
 
     So a whole model may be passed, such as an Equinox module with its functions, as in Optax.
+
+    Raises:
+        ValueError: There are no parameters.
     """
+    check_params(params)
     found, treedef = jax.tree.flatten(updates, is_leaf=lambda node: node is None)
     pairs = zip(found, treedef.flatten_up_to(params), strict=True)
     return jax.tree.unflatten(jax.tree.structure(updates), [p for update, p in pairs if update is not None])
@@ -133,13 +146,14 @@ def _layout_of(param: Array, numbers: Any = None) -> Layout:
     return make_layout(param.shape, numbers)
 
 
-def _accumulator_dtype(param: Array) -> jnp.dtype:
+def working_dtype(param: Any) -> np.dtype:
+    """Returns the dtype that the rule computes in: float64 for float64 arrays, float32 for narrower ones."""
     return np.promote_types(param.dtype, np.float32)  # jnp.promote_types obeys strict promotion
 
 
 def _init_row(param: Array, layout: Layout) -> Array:
-    return accumulators_lib.init_row(layout.shape, layout.axes, _accumulator_dtype(param))
+    return accumulators_lib.init_row(layout.shape, layout.axes, working_dtype(param))
 
 
 def _init_col(param: Array, layout: Layout) -> Array:
-    return accumulators_lib.init_col(layout.shape, layout.axes, _accumulator_dtype(param))
+    return accumulators_lib.init_col(layout.shape, layout.axes, working_dtype(param))

@@ -15,9 +15,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from optax._src.base import (
-    NO_PARAMS_MSG,  # Optax has no public name for its own message
-)
 
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE, GRAD_CLIP
 from celo2.harness import Harness, match_scales, resolve_harness
@@ -134,8 +131,6 @@ def scale_by_celo2(
     def update(
         updates: optax.Updates, state: ScaleByCelo2State, params: optax.Params | None = None
     ) -> tuple[optax.Updates, ScaleByCelo2State]:
-        if params is None:
-            raise ValueError(NO_PARAMS_MSG)
         count = jnp.asarray(optax.safe_increment(state.count))
         params = match_params(updates, params)
         grads, treedef = jax.tree.flatten(updates)
@@ -164,7 +159,7 @@ def celo2(
     skip_zero_gradients: bool = True,
     skip_nonfinite_gradients: bool = False,
     ns_coeffs: Polynomial | Sequence[Polynomial] | None = None,
-    harness: Harness | str = "texts",
+    harness: Harness | str = "paper",
     match: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and all else by AdamW.
@@ -179,8 +174,8 @@ def celo2(
     routers and everything of rank ≤ 1 get AdamW.
 
     Args:
-        learning_rate: The root mean square of a matrix's change per step: a float ≥ 0, or a schedule from
-            the step's number to one.
+        learning_rate: The root mean square of a matrix's change per step, unless `harness` or `match` change
+            that: a float ≥ 0, or a schedule from the step's number to one.
         weights: The network's weights: a path, a name or a hub repository as in `load_checkpoint`, or as in
             `scale_by_celo2`; None: the shipped "celo2".
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each branch's learning rate. Default 0.
@@ -202,7 +197,7 @@ def celo2(
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
-        harness: What is done to matrices beyond the learned direction: "texts", nothing that the Celo2
+        harness: What is done to matrices beyond the learned direction: "paper", nothing that the Celo2
             texts do not; "plus", what has earned its place; or a `Harness` of your own.
         match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
             The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
@@ -247,7 +242,7 @@ def celo2(
     loaded = _load(weights, orthogonalize=True, state_dtype=state_dtype, **coefficients)
     loaded = loaded if harness.has_newton_schulz else without_newton_schulz(loaded)
 
-    @_remember
+    @_cache_by_structure
     def partition(labels: Any, params: optax.Params) -> optax.GradientTransformationExtraArgs:
         numbers = find_dimension_numbers(params, dimension_numbers)
         make_direction = partial(
@@ -277,8 +272,6 @@ def celo2(
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, optax.OptState]:
-        if params is None:
-            raise ValueError(NO_PARAMS_MSG)
         params = match_params(updates, params)
         labels = _labels_of_state(params, state)
         return partition(labels, params).update(updates, state, params, **extra)
@@ -343,7 +336,7 @@ def celo2_base(
     """
     loaded = _load(weights, orthogonalize=False, state_dtype=state_dtype)
 
-    @_remember
+    @_cache_by_structure
     def complete(params: optax.Params) -> optax.GradientTransformationExtraArgs:
         numbers = find_dimension_numbers(params, dimension_numbers, base=True)
         direction = scale_by_celo2(
@@ -365,8 +358,6 @@ def celo2_base(
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, optax.OptState]:
-        if params is None:
-            raise ValueError(NO_PARAMS_MSG)
         params = match_params(updates, params)
         return complete(params).update(updates, state, params, **extra)
 
@@ -384,7 +375,7 @@ def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any, **coefficien
     return weights
 
 
-def _remember(
+def _cache_by_structure(
     make: Callable[..., optax.GradientTransformationExtraArgs],
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
     """Keeps the transform made for a structure of trees: outside of `jit` a new one compiles at each step."""
@@ -434,7 +425,7 @@ def _harness_parts(
     """Returns the transforms before weight decay and learning rate, the direction first, and those after."""
     before: list[optax.GradientTransformation] = [make_direction(dimension_numbers=numbers)]
     if harness.eigenbasis_every is not None:
-        inner = make_direction(dimension_numbers=_number_stacks)
+        inner = make_direction(dimension_numbers=_stack_dimension_numbers)
         rotated = in_eigenbasis(inner, every=harness.eigenbasis_every, dimension_numbers=numbers)
         before = [
             optax.chain(optax.clip(GRAD_CLIP), rotated)
@@ -449,7 +440,7 @@ def _harness_parts(
     return before, after
 
 
-def _number_stacks(params: optax.Params) -> Any:
+def _stack_dimension_numbers(params: optax.Params) -> Any:
     """Returns the dimension numbers inside of `in_eigenbasis`, where matrices have one batch axis."""
     return jax.tree.map(lambda param: DimensionNumbers(1, 2) if param.ndim == 3 else None, params)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from celo2.constants import ROW_EPS, TINY
 from celo2.harness import Harness
 from celo2.torch import eigenbasis
-from celo2.torch.batching import iterate_leaves
+from celo2.torch.batching import TOGETHER_LIMIT, iterate_leaves
 from celo2.torch.matrices import Target, output_axis, reduced
 from celo2.torch.sharding import step as sharded_step
 from celo2.torch.sharding.collectives import UpdateTask
@@ -49,12 +49,10 @@ class Parts(NamedTuple):
     rms: float = 1.0
 
     @property
-    def act(self) -> bool:
+    def change_matrices(self) -> bool:
         """Whether there is anything to do to steps and weights but to scale and to decay them."""
-        harness = self.harness
-        rest = harness.row_decay is not None or bool(harness.min_update_ratio) or harness.preserve_norms
-        basis = harness.eigenbasis_every is not None
-        return rest or basis or harness.cautious_decay or callable(harness.orthogonalizer)
+        changed = self.harness.changed()
+        return callable(changed.pop("orthogonalizer", None)) or bool(changed)
 
 
 def init_state(parts: Parts, target: Target) -> UpdateTask:
@@ -131,16 +129,31 @@ def update_all(
         yield from conclude(target, step)
 
     alone = {target.leaf.number: target for target in targets if target.spec is None}
-    entered = {number: enter(target) for number, target in alone.items()}
-    for number, leaf in entered.items():
-        if leaf is None:
-            run_alone(conclude(alone[number], None))
-    leaves = [leaf for leaf in entered.values() if leaf is not None]
-    for leaf, step in iterate_leaves(network, leaves, stack=stack, kernels=kernels):
-        run_alone(conclude(alone[leaf.number], step))
+    for numbers in _divide(alone) if every is not None else [list(alone)]:
+        entered = {number: enter(alone[number]) for number in numbers}
+        for number, leaf in entered.items():
+            if leaf is None:
+                run_alone(conclude(alone[number], None))
+        leaves = [leaf for leaf in entered.values() if leaf is not None]
+        for leaf, step in iterate_leaves(network, leaves, stack=stack, kernels=kernels):
+            run_alone(conclude(alone[leaf.number], step))
     shared = [(target, target.spec) for target in targets if target.spec is not None]
     tasks = [update(target) for target, _ in shared]
     run_tasks(network, tasks, [target.leaf for target, _ in shared], [spec for _, spec in shared], buckets)
+
+
+def _divide(targets: Mapping[int, Target]) -> list[list[int]]:
+    """Divides parameters into groups of a bounded size, since all of a group have rotated copies at once."""
+    groups: list[list[int]] = []
+    size = 0
+    for number, target in targets.items():
+        param = target.leaf.param
+        size += param.numel()
+        if not groups or size > TOGETHER_LIMIT["cpu" if param.device.type == "cpu" else "gpu"]:
+            groups.append([])
+            size = param.numel()
+        groups[-1].append(number)
+    return groups
 
 
 def _apply(parts: Parts, target: Target, step: Tensor, group: Mapping[str, Any]) -> UpdateTask:
@@ -160,15 +173,17 @@ def _apply(parts: Parts, target: Target, step: Tensor, group: Mapping[str, Any])
     move = partial(_move, lr=lr, decay=decay, cautious=harness.cautious_decay)
     moved = [move(*pair) for pair in zip(params, steps, strict=True)]
     if "radius" in state:
-        moved = yield from _preserve_norms(target, moved, local(state["radius"]), moving=lr != 0)
+        moved = yield from _preserve_norms(target, moved, params, local(state["radius"]))
     if moved:
         leaf.param.copy_(target.leave(moved))
 
 
 def _orthogonalize_by(function: Callable[[Tensor], Tensor], target: Target, step: Tensor) -> Tensor:
     """Replaces each matrix of a step by what a function makes of it, at the norm that it had."""
-    whole = target.gather(step)
-    matrices = target.layout.enter(whole)
+    whole, layout = target.gather(step), target.layout
+    turned = output_axis(layout) == -2  # a function sees (..., reduction, output), as in JAX
+    matrices = layout.enter(whole)
+    matrices = matrices.mT if turned else matrices
     made = function(matrices)
     if made.shape != matrices.shape:
         raise ValueError(
@@ -177,11 +192,11 @@ def _orthogonalize_by(function: Callable[[Tensor], Tensor], target: Target, step
         )
     norm, new = (torch.linalg.matrix_norm(x, keepdim=True) for x in (matrices, made.to(step.dtype)))
     made = torch.where(norm > 0, made.to(step.dtype) * (norm / (new + TINY)), 0.0)
-    return target.share(target.layout.leave(made, whole.shape))
+    return target.share(layout.leave(made.mT if turned else made, whole.shape))
 
 
 def _normalize_rows(target: Target, steps: Blocks, mean: Tensor, decay: float) -> UpdateTask:
-    """Divides the steps of every output neuron by the root of their running mean square, in place."""
+    """Divides the steps of every output neuron by the root of their running mean square, which it updates."""
     layout, output = target.layout, output_axis(target.layout)
     inputs = -3 - output
     [squares] = yield from target.sum_squares((steps, (inputs,)))
@@ -201,11 +216,12 @@ def _floor_update_ratio(target: Target, steps: Blocks, params: Blocks, ratio: fl
     return target.scale(steps, torch.where(step_norm > 0, factor, 1.0))
 
 
-def _preserve_norms(target: Target, moved: Blocks, radius: Tensor, *, moving: Any) -> UpdateTask:
-    """Brings moved matrices back to their first norms; those that were zero are free."""
-    [total] = yield from target.sum_squares((moved, MATRIX))
-    free = ~((radius > 0) & moving)  # at a learning rate of zero, nothing moves, not by rounding either
-    return target.scale(moved, torch.where(free, 1.0, radius / (total.sqrt() + TINY)))
+def _preserve_norms(target: Target, moved: Blocks, params: Blocks, radius: Tensor) -> UpdateTask:
+    """Brings moved matrices back to their first norms; those that were zero, or have not moved, are free."""
+    changes = [new - old for new, old in zip(moved, params, strict=True)]
+    total, change = yield from target.sum_squares((moved, MATRIX), (changes, MATRIX))
+    bound = (radius > 0) & (change > 0)
+    return target.scale(moved, torch.where(bound, radius / (total.sqrt() + TINY), 1.0))
 
 
 def _move(param: Tensor, step: Tensor, *, lr: Any, decay: float, cautious: bool) -> Tensor:

@@ -78,7 +78,7 @@ EVERY_PART = celo2.Harness(
 
 
 @pytest.mark.usefixtures("standard_promotion")  # Optax needs it
-@pytest.mark.parametrize("harness", ["texts", EVERY_PART], ids=["texts", "every-part"])
+@pytest.mark.parametrize("harness", ["paper", EVERY_PART], ids=["paper", "every-part"])
 def test_steps_of_a_complete_optimizer_outside_jit_are_compiled_once(
     harness: str | celo2.Harness, caplog: pytest.LogCaptureFixture
 ) -> None:

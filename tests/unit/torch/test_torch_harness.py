@@ -152,6 +152,7 @@ def test_a_pickle_of_an_older_release_has_no_harness() -> None:
     del other._parts
     other.__setstate__(state)
     other.step()
+    assert not other._parts.change_matrices
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from celo2.jax.harness.matrices import check_params, working_dtype
+from celo2.jax.state import check_params, working_dtype
 
 
 class AverageParamsState(NamedTuple):
@@ -33,8 +33,9 @@ class AverageParamsState(NamedTuple):
 def average_params(decay: float = 0.999, *, start: int = 0) -> optax.GradientTransformationExtraArgs:
     """Keeps an average of the parameters in the optimizer's state, and passes updates through.
 
-    It belongs at the end of the outermost `optax.chain`, so that it sees the parameters as they will be. Read
-    the average with `averaged_params`. Its state has 4 bytes for each float32 parameter.
+    It belongs at the end of the outermost `optax.chain`, so that it sees the whole update. Sums are not
+    rounded to the parameters' dtype before they are averaged. Read the average with `averaged_params`. Its
+    state has 4 bytes for each float32 parameter.
 
     Args:
         decay: The decay β of the average, in [0, 1]; 1 is the mean of all parameters since `start`.

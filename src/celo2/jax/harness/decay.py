@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from celo2.jax.harness.matrices import check_params
+from celo2.jax.state import check_params
 
 
 def add_cautious_weight_decay(weight_decay: Any, mask: Any = None) -> optax.GradientTransformation:
@@ -39,6 +39,7 @@ def add_cautious_weight_decay(weight_decay: Any, mask: Any = None) -> optax.Grad
     """
 
     def decay(step: Array, param: Array) -> Array:
+        param = param.astype(step.dtype)
         return step + jnp.where(step * param >= 0, weight_decay * param, 0).astype(step.dtype)
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:

@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 
 from celo2.constants import BASIS_DECAY, MAX_BASIS_SIDE
 from celo2.jax.harness.matrices import MatrixTree, init_on_any_mesh, on_any_mesh
+from celo2.jax.orthogonalize import multiply
 
 ROTATED = frozenset({"mu", "momentum", "trace"})  # state that is linear in the gradients, by its field's name
 PERMUTED = frozenset({"nu", "rms", "row", "col"})  # state of squares
@@ -134,11 +135,11 @@ def in_eigenbasis(
             for pair in ((state.left_basis, state.right_basis), (state.left, state.right))
         )
 
-        def see(arrays: Sequence[Array]) -> Any:
+        def rotate_all(arrays: Sequence[Array]) -> Any:
             return treedef.unflatten([_rotate(*pair) for pair in zip(arrays, bases, strict=True)])
 
-        weights = None if params is None else see(_stack(tree.enter(params)))
-        steps, inner_state = inner.update(see(grads), state.inner_state, weights, **extra)
+        weights = None if params is None else rotate_all(_stack(tree.enter(params)))
+        steps, inner_state = inner.update(rotate_all(grads), state.inner_state, weights, **extra)
         ready = count > 0  # the first gradient only initialises the bases
         inner_state = _choose(ready, inner_state, state.inner_state)
         back = [
@@ -189,20 +190,20 @@ def _accumulate(factors: Basis, grad: Array, decay: float) -> Basis:
     def update(old: Array | None, product: Callable[[], Array]) -> Array | None:
         return None if old is None else jnp.where(busy, decay * old + (1 - decay) * product(), old)
 
-    return update(left, lambda: grad @ transposed), update(right, lambda: transposed @ grad)
+    return update(left, lambda: multiply(grad, transposed)), update(right, lambda: multiply(transposed, grad))
 
 
 def _rotate(matrices: Array, basis: Basis) -> Array:
     """Returns `Q_Lᵀ · matrices · Q_R`."""
     left, right = basis
-    matrices = matrices if left is None else jnp.matrix_transpose(left) @ matrices
-    return matrices if right is None else matrices @ right
+    matrices = matrices if left is None else multiply(jnp.matrix_transpose(left), matrices)
+    return matrices if right is None else multiply(matrices, right)
 
 
 def _rotate_back(matrices: Array, basis: Basis) -> Array:
     left, right = basis
-    matrices = matrices if left is None else left @ matrices
-    return matrices if right is None else matrices @ jnp.matrix_transpose(right)
+    matrices = matrices if left is None else multiply(left, matrices)
+    return matrices if right is None else multiply(matrices, jnp.matrix_transpose(right))
 
 
 def _choose(condition: Array, new: Any, old: Any) -> Any:
@@ -239,7 +240,7 @@ def _keep_bases(factors: list[Basis], bases: list[Basis], inner_state: Any) -> t
 
 def _power_iteration(factor: Any, basis: Array) -> tuple[Array, Array]:
     """Returns the new basis `(batch, m, m)`, and the old index of each of its columns, `(batch, m)`."""
-    product = factor @ basis
+    product = multiply(factor, basis)
     order = jnp.argsort(-jnp.sum(basis * product, axis=-2), axis=-1)
     return jnp.linalg.qr(jnp.take_along_axis(product, order[:, None, :], axis=-1))[0], order
 

@@ -8,16 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
-from optax._src.base import (
-    NO_PARAMS_MSG,  # Optax has no public name for its own message
-)
 
 from celo2.jax.dimensions import Layout
 from celo2.jax.runtime import find_explicit_mesh, leave_shardings_to_compiler
-from celo2.jax.state import make_layouts
+from celo2.jax.state import make_layouts, working_dtype
 
 
 class MatrixTree(NamedTuple):
@@ -56,11 +52,6 @@ class MatrixTree(NamedTuple):
     def map(self, function: Callable[..., Array], *trees: Any) -> Any:
         """Applies a function to the arrays of equally shaped trees, and returns a tree like the first."""
         return self.leave([function(*arrays) for arrays in zip(*map(self.enter, trees), strict=True)])
-
-
-def working_dtype(array: Any) -> np.dtype:
-    """Returns float64 for float64 arrays, float32 for narrower ones."""
-    return np.promote_types(array.dtype, np.float32)  # jnp.promote_types obeys strict promotion
 
 
 def norms(matrices: Array) -> Array:
@@ -103,9 +94,3 @@ def stateless(update: Callable[[Any, Any], Any]) -> optax.GradientTransformation
         return update(updates, params), state
 
     return optax.GradientTransformation(optax.init_empty_state, on_any_mesh(update_any))
-
-
-def check_params(params: Any) -> None:
-    """Raises Optax's own error where `update` got no parameters."""
-    if params is None:
-        raise ValueError(NO_PARAMS_MSG)

@@ -10,14 +10,8 @@ import optax
 from jax import Array
 
 from celo2.constants import TINY
-from celo2.jax.harness.matrices import (
-    MatrixTree,
-    check_params,
-    init_on_any_mesh,
-    norms,
-    on_any_mesh,
-    stateless,
-)
+from celo2.jax.harness.matrices import MatrixTree, init_on_any_mesh, norms, on_any_mesh, stateless
+from celo2.jax.state import check_params
 
 
 def floor_update_ratio(min_ratio: float, *, dimension_numbers: Any = None) -> optax.GradientTransformation:
@@ -78,7 +72,8 @@ def preserve_norms(*, dimension_numbers: Any = None) -> optax.GradientTransforma
 
         w + u ← R · (w + u) / ‖w + u‖
 
-    It belongs at the very end of a chain, behind the learning rate and its sign. Matrices that are zero at
+    It belongs at the very end of a chain, behind the learning rate and its sign. Matrices whose update is
+    zero stay where they are, and matrices that are zero at
     `init` are left free, as are arrays of rank < 2.
 
     Args:
@@ -108,7 +103,8 @@ def preserve_norms(*, dimension_numbers: Any = None) -> optax.GradientTransforma
         if step.ndim < 2:
             return step
         moved = param + step
-        return jnp.where(radius > 0, moved * (radius / (norms(moved) + TINY)) - param, step)
+        moves = (radius > 0) & (norms(step) > 0)
+        return jnp.where(moves, moved * (radius / (norms(moved) + TINY)) - param, step)
 
     def update(
         updates: optax.Updates, state: PreserveNormsState, params: optax.Params | None = None

@@ -219,7 +219,7 @@ class RuleOptimizer(Optimizer):
 
     def _update_by_rule(self, targets: list[Target], group: dict[str, Any]) -> None:
         path, buckets = choose_path(group), self._sharding.buckets
-        if self._parts.act:
+        if self._parts.change_matrices:
             update_all(self._network, self._parts, targets, group, buckets, **path)
             return
         alone = [target.leaf for target in targets if target.spec is None]
@@ -317,7 +317,7 @@ class RuleOptimizer(Optimizer):
             bool(group["capturable"]),
         )
         state = init_rule(param, layout, config, self._state_dtype, on_device=on_device, fused=fused)
-        if self._parts.act:
+        if self._parts.change_matrices:
             own = local(param)
             target = self._target(param, route, own, own, state, 0)
             task = init_state(self._parts, target)

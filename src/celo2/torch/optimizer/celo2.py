@@ -42,7 +42,8 @@ class Celo2(RuleOptimizer):
         params: A module, whose layers decide the routing (`celo2.torch.find_routes`), or what every
             torch optimizer takes: parameters, named parameters, groups. Parameters without a module
             are taken as stored, the reference's convention, and rank ≥ 2 gets the rule.
-        lr: The root mean square of a matrix's change per step: a float or a scalar tensor, ≥ 0. Default 1e-3.
+        lr: The root mean square of a matrix's change per step, unless `harness` or `match` change that: a
+            float or a scalar tensor, ≥ 0. Default 1e-3.
         weights: The network's weights: `"celo2"`, a path or a hub repository as in
             `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays. Default: the shipped `"celo2"`.
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each algorithm's learning rate. Default 0.
@@ -64,7 +65,7 @@ class Celo2(RuleOptimizer):
             device. False: one NaN makes its whole matrix and state NaN for good.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
-        harness: What is done to matrices beyond the learned direction: "texts", nothing that the Celo2
+        harness: What is done to matrices beyond the learned direction: "paper", nothing that the Celo2
             texts do not; "plus", what has earned its place; or a `Harness` of your own.
         match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
             The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
@@ -127,7 +128,7 @@ class Celo2(RuleOptimizer):
         skip_zero_gradients: bool = True,
         skip_nonfinite_gradients: bool = False,
         ns_coeffs: Polynomial | Sequence[Polynomial] | None = None,
-        harness: Harness | str = "texts",
+        harness: Harness | str = "paper",
         match: str | None = None,
         foreach: bool | None = None,
         fused: bool | None = None,

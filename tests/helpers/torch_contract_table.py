@@ -33,6 +33,7 @@ ROWS = (
     Row("celo2", Celo2, {"weight_decay": 0.1}),
     Row("celo2_base", Celo2Base, {"weight_decay": 0.1}),
     Row("celo2_bfloat16", Celo2, {"state_dtype": torch.bfloat16}),
+    Row("celo2_int8", Celo2, {"state_dtype": torch.int8}),
     Row("celo2_one_by_one", Celo2, {"maximize": True, "capturable": True, "foreach": False}),
     Row("celo2_harness", Celo2, {"weight_decay": 0.1, "harness": PARTS}),
     Row("celo2_eigenbasis", Celo2, {"weight_decay": 0.1, "harness": Harness(eigenbasis_every=2)}),

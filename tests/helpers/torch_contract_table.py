@@ -25,6 +25,11 @@ class Row:
     def make(self, params: Any, lr: Any = 0.01, **options: Any) -> Celo2:
         return self.factory(params, lr, **{**self.options, **options})
 
+    def stored(self, working: torch.dtype) -> set[torch.dtype]:
+        """The dtypes of momenta and second moments."""
+        dtype = self.options.get("state_dtype", working)
+        return {dtype, torch.bfloat16} if dtype == torch.int8 else {dtype}
+
 
 PARTS = Harness(
     orthogonalizer="none", row_decay=0.9, min_update_ratio=1.0, cautious_decay=True, preserve_norms=True

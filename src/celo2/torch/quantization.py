@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 127
+_STEP = 1 / LEVELS  # of the roots; multiplied, as XLA divides by a constant, which differs in the last place
 NOISE = 1 << 16  # number of values that a noise has
 
 
@@ -55,7 +56,7 @@ def encode(tensor: Tensor, noise: Tensor) -> Quantized:
     scale = _largest(magnitudes)
     share = torch.where((scale > 0) & torch.isfinite(scale), magnitudes / scale, 0.0)
     low = torch.floor(LEVELS * torch.sqrt(share))
-    below, above = (torch.square((low + step) / LEVELS) for step in (0, 1))
+    below, above = (torch.square((low + step) * _STEP) for step in (0, 1))
     up = (share - below) / (above - below) * NOISE > noise.to(torch.float32) + 0.5
     codes = (low + up.to(torch.float32)).clamp_(max=LEVELS)
     return Quantized(codes.copysign_(tensor).to(torch.int8), scale)
@@ -69,7 +70,7 @@ def decode(stored: Tensor | Quantized, dtype: torch.dtype) -> Tensor:
     if not isinstance(stored, Quantized):
         return stored
     codes = stored.codes.to(torch.float32)
-    return (torch.sign(codes) * torch.square(codes / LEVELS) * stored.scale).to(dtype)
+    return (torch.sign(codes) * torch.square(codes * _STEP) * stored.scale).to(dtype)
 
 
 def _largest(magnitudes: Tensor) -> Tensor:

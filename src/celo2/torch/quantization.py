@@ -54,11 +54,11 @@ def encode(tensor: Tensor, noise: Tensor) -> Quantized:
     tensor = tensor.to(torch.float32)
     magnitudes = tensor.abs()
     scale = _largest(magnitudes)
-    share = torch.where((scale > 0) & torch.isfinite(scale), magnitudes / scale, 0.0)
-    low = torch.floor(LEVELS * torch.sqrt(share))
-    below, above = (torch.square((low + step) * _STEP) for step in (0, 1))
-    up = (share - below) / (above - below) * NOISE > noise.to(torch.float32) + 0.5
-    codes = (low + up.to(torch.float32)).clamp_(max=LEVELS)
+    share = (magnitudes / scale).masked_fill_(~((scale > 0) & torch.isfinite(scale)), 0.0)
+    low = share.sqrt().mul_(LEVELS).floor_()
+    below, above = ((low + step).mul_(_STEP).square_() for step in (0, 1))
+    chance = share.sub_(below).div_(above.sub_(below)).mul_(NOISE)
+    codes = low.add_(chance > noise.to(torch.float32) + 0.5).clamp_(max=LEVELS)
     return Quantized(codes.copysign_(tensor).to(torch.int8), scale)
 
 

@@ -60,7 +60,7 @@ def test_dtypes_of_parameters_are_kept(row: Row, dtype: torch.dtype) -> None:
     assert {param.dtype for param in model.parameters()} == {dtype}
     assert all(torch.isfinite(param).all() for param in model.parameters())
     working = torch.float64 if dtype == torch.float64 else torch.float32
-    allowed = {working, torch.float32, row.options.get("state_dtype", working)}
+    allowed = {working, torch.float32} | row.stored(working)
     kinds = {value.dtype for state in optimizer.state.values() for value in state.values()}
     assert kinds <= allowed
 

@@ -25,6 +25,11 @@ class Row:
     def make(self, params: Any, lr: Any = 0.01, **options: Any) -> Celo2:
         return self.factory(params, lr, **{**self.options, **options})
 
+    def stored(self, working: torch.dtype) -> set[torch.dtype]:
+        """The dtypes of momenta and second moments."""
+        dtype = self.options.get("state_dtype", working)
+        return {dtype, torch.bfloat16} if dtype == torch.int8 else {dtype}
+
 
 PARTS = Harness(
     orthogonalizer="none", row_decay=0.9, min_update_ratio=1.0, cautious_decay=True, preserve_norms=True
@@ -33,6 +38,7 @@ ROWS = (
     Row("celo2", Celo2, {"weight_decay": 0.1}),
     Row("celo2_base", Celo2Base, {"weight_decay": 0.1}),
     Row("celo2_bfloat16", Celo2, {"state_dtype": torch.bfloat16}),
+    Row("celo2_int8", Celo2, {"state_dtype": torch.int8}),
     Row("celo2_one_by_one", Celo2, {"maximize": True, "capturable": True, "foreach": False}),
     Row("celo2_harness", Celo2, {"weight_decay": 0.1, "harness": PARTS}),
     Row("celo2_eigenbasis", Celo2, {"weight_decay": 0.1, "harness": Harness(eigenbasis_every=2)}),

@@ -17,10 +17,14 @@ LAYOUTS = {  # of the script's table
     "raw": ("replicated rows",),
     "parts": ("rows", "columns", "replicas", "rows, columns", "rows twice"),
     "basis": ("rows", "columns, rows", "replicas"),
+    "int8": ("rows", "replicas", "replicated rows", "rows twice"),
     "own orthogonalizer": ("columns", "replicated rows"),
 }
 WAYS = ("ddp", "fsdp", "hsdp", "fsdp and tensor parallel")
-VARIANTS = ("celo2", "base", "bfloat16", "parts")
+MODULES = [
+    *(f"{variant} | {way}" for variant in ("celo2", "base", "bfloat16", "parts") for way in WAYS),
+    *(f"int8 | {way}" for way in WAYS[:3]),  # tensor parallelism divides rows
+]
 TOLERANCE = 1e-5  # relative to the largest change: sums are taken in another order (1.9e-6)
 TOLERANCE_FLOAT64 = (
     1e-8  # (3.6e-14; modules 5e-10, where the gradient of a key's bias is nothing but rounding)
@@ -40,7 +44,7 @@ def run(folder: Path, *tasks: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def layouts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(tmp_path_factory.mktemp("layouts"), "layouts:4", "uneven:2")
+    return run(tmp_path_factory.mktemp("layouts"), "layouts:4", "uneven:2", "rows:2")
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +109,25 @@ def test_parameters_without_a_gradient_have_the_keys_of_others(layouts) -> None:
         assert "exp_avg" in found["keys"][2]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_modules_train_as_in_one_process(modules, variant: str, way: str) -> None:
-    found = modules["modules:4"][f"{variant} | {way}"]
+def test_momenta_of_one_byte_refuse_rows_that_processes_share(layouts) -> None:
+    said = layouts["rows:2"]["said"]
+    assert set(said) == {"(6, 4) along 1", "(2, 4, 6) along 2", "(8,) along 0"}
+    for message in said.values():
+        assert message.startswith("state_dtype=torch.int8 needs whole rows in one process")
+        assert "use torch.bfloat16" in message
+
+
+@pytest.mark.parametrize("case", MODULES)
+def test_modules_train_as_in_one_process(modules, case: str) -> None:
+    found, variant = modules["modules:4"][case], case.split(" | ")[0]
     assert max(found["errors"].values()) < (ROUNDING if variant == "bfloat16" else TOLERANCE_FLOAT64)
     assert found["state_error"] < (ROUNDING if variant == "bfloat16" else TOLERANCE_FLOAT64)
     assert found["misplaced"] == []
-    assert ("torch.bfloat16" in found["dtypes"]) == (variant == "bfloat16")
+    assert ("torch.bfloat16" in found["dtypes"]) == (variant in ("bfloat16", "int8"))
+    assert ("torch.int8" in found["dtypes"]) == (variant == "int8")
 
 
-@pytest.mark.parametrize("flat", ["flat: False", "flat: True", "with parts"])
+@pytest.mark.parametrize("flat", ["flat: False", "flat: True", "with parts", "int8"])
 @pytest.mark.parametrize("processes", ["load:2", "load:1"])
 def test_a_distributed_checkpoint_of_four_continues_on_fewer(modules, processes: str, flat: str) -> None:
     found = modules[processes][flat]

@@ -45,6 +45,7 @@ SAVED: dict[str, tuple[bool, dict[str, Any]]] = {  # whether flat, options of th
     "flat: False": (False, {}),
     "flat: True": (True, {}),
     "with parts": (True, {"harness": PARTS}),
+    "int8": (True, {"state_dtype": torch.int8}),
 }
 
 
@@ -135,10 +136,12 @@ def run_modules() -> dict[str, Any]:
         "celo2": (Celo2, {}),
         "base": (Celo2Base, {}),
         "bfloat16": (Celo2, {"state_dtype": torch.bfloat16, "split_heads": True}),
+        "int8": (Celo2, {"state_dtype": torch.int8}),
         "parts": (Celo2, {"harness": PARTS}),
     }.items():
         twin, expected = train_alone(optimizer_class, STEPS, **options)
-        for kind in ("ddp", "fsdp", "hsdp", "fsdp and tensor parallel"):
+        whole_rows = ("ddp", "fsdp", "hsdp")
+        for kind in whole_rows if name == "int8" else (*whole_rows, "fsdp and tensor parallel"):
             model, optimizer = train_shared(kind, optimizer_class, STEPS, **options)
             found[f"{name} | {kind}"] = {
                 "errors": param_errors(model, twin, start()),

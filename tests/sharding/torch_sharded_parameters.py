@@ -102,6 +102,7 @@ OPTIMIZERS = {
     "raw": lambda params, **options: Celo2Base(params, LR, weights=make_weights(RAW), **options),
     "parts": lambda params, **options: Celo2(params, LR, weight_decay=0.1, harness=PARTS, **options),
     "basis": lambda params, **options: Celo2(params, LR, weight_decay=0.1, harness=BASIS, **options),
+    "int8": lambda params, **options: Celo2(params, LR, state_dtype=torch.int8, **options),
     "own orthogonalizer": lambda params, **options: Celo2(
         params, LR, harness=Harness(orthogonalizer=polar_factor), match="adamw", **options
     ),
@@ -114,6 +115,7 @@ CASES = {
     "raw": (torch.float64, ("replicated rows",)),
     "parts": (torch.float64, ("rows", "columns", "replicas", "rows, columns", "rows twice")),
     "basis": (torch.float64, ("rows", "columns, rows", "replicas")),
+    "int8": (torch.float64, ("rows", "replicas", "replicated rows", "rows twice")),
     "own orthogonalizer": (torch.float64, ("columns", "replicated rows")),
 }
 
@@ -193,6 +195,20 @@ def run_uneven_gradients() -> dict[str, Any]:
     every: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(every, {"moved": moved, "counted": optimizer.num_nonfinite, "keys": keys})
     return {"every": every}
+
+
+def run_shared_rows() -> dict[str, Any]:
+    """What an optimizer with momenta of one byte says of each way to share a parameter."""
+    mesh, said = init_device_mesh("cpu", (dist.get_world_size(),)), {}
+    for shape in ((6, 4), (2, 4, 6), (8,)):
+        for axis in range(len(shape)):
+            param = nn.Parameter(place(torch.ones(shape), mesh, (Shard(axis),)))
+            param.grad = torch.ones_like(param)
+            try:
+                Celo2Base([param], LR, state_dtype=torch.int8).step()
+            except ValueError as error:
+                said[f"{shape} along {axis}"] = str(error)
+    return {"said": said}
 
 
 def run_layouts() -> dict[str, Any]:

@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch_sharded_modules import run_load, run_modules, run_save
-from torch_sharded_parameters import run_layouts, run_uneven_gradients, train_bare
+from torch_sharded_parameters import run_layouts, run_shared_rows, run_uneven_gradients, train_bare
 
 SCENARIOS = {
     "layouts": lambda _: run_layouts(),
     "uneven": lambda _: run_uneven_gradients(),
+    "rows": lambda _: run_shared_rows(),
     "modules": lambda _: run_modules(),
     "save": run_save,
     "load": run_load,

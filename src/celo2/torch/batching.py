@@ -17,6 +17,7 @@ from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Layout
 from celo2.torch.kernels import dispatch
 from celo2.torch.kernels.dispatch import KERNELS, Implementation
+from celo2.torch.quantization import decode
 from celo2.torch.rounding import round_all
 from celo2.torch.three_pass import Matrix
 from celo2.torch.weights import Network
@@ -38,7 +39,8 @@ class Leaf(NamedTuple):
         grad: The gradient, not negated.
         param: The parameter, of the same shape and device.
         accumulators: In the parameter's shape (momentum, rms) and the layout's (row, col); updated
-            in place. Momentum and rms may be bfloat16; everything else has the working dtype.
+            in place. Momentum and rms may be bfloat16, and momentum `Quantized`; everything else has the
+            working dtype.
         count: The step count including this update, from 1, a scalar tensor.
         layout: The parameter's layout.
         number: The parameter's index in the optimizer, which seeds the stochastic rounding.
@@ -144,7 +146,7 @@ def _enter(leaves: Sequence[Leaf], *, convert: bool) -> Matrix:
         return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
 
     def enter(tensors: Sequence[Tensor], convert: bool = True) -> Tensor:
-        entered = [layout.enter(tensor) for tensor in tensors]
+        entered = [layout.enter(decode(tensor, dtype)) for tensor in tensors]
         return stack([tensor.to(dtype) for tensor in entered] if convert else entered)
 
     momentum, rms, row, col = zip(*(leaf.accumulators for leaf in leaves), strict=True)

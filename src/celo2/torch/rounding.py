@@ -11,10 +11,12 @@ used, a run repeats exactly, and a graph can be captured. The hash is MurmurHash
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from celo2.torch.quantization import Quantized, encode
 
 _BITS_CUT = 16  # bits of a float32's significand that are cut off
 _LOWER = (1 << _BITS_CUT) - 1
@@ -23,40 +25,66 @@ _WORDS = 64  # an upper bound of the random words that one element needs in one 
 
 def round_all(
     tensors: Sequence[Tensor],
-    outputs: Sequence[Tensor],
+    outputs: Sequence[Tensor | Quantized],
     count: Tensor,
     number: int,
     *,
     elements: Tensor | None = None,
 ) -> None:
-    """Rounds float32 tensors of one shape stochastically into bfloat16 tensors.
-
-    A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest
-    bfloat16, the upper neighbour is infinity.
+    """Rounds float32 tensors of one shape stochastically to what stores them.
 
     Args:
         tensors: float32 tensors of one shape; float64 is rounded to float32 first.
-        outputs: The bfloat16 tensors to write to, as many, of the same shape.
+        outputs: The bfloat16 tensors, or codes with their scales, to write to, as many, of the same shape.
         count: The step count, a scalar.
-        number: The parameter's index. One hash serves two tensors, sixteen bits each.
+        number: The parameter's index.
         elements: The flat index of each element in its parameter, int32; None: the tensors are whole.
     """
-    if elements is None:
-        elements = torch.arange(tensors[0].numel(), dtype=torch.int32, device=tensors[0].device)
-    seed = _hash(count.to(elements.device, torch.int32)) + _signed(number * _WORDS)
-    for pair in range(0, len(tensors), 2):
-        words = _hash(elements ^ _hash(seed + pair // 2)).view(tensors[0].shape)
-        halves = ((words >> _BITS_CUT) & _LOWER, words & _LOWER)
-        for tensor, output, noise in zip(
-            tensors[pair : pair + 2], outputs[pair : pair + 2], halves, strict=False
-        ):
-            output.copy_(_round(tensor.to(torch.float32), noise))
+    noises = make_noise(tensors[0], len(tensors), count, number, elements=elements)
+    for tensor, output, noise in zip(tensors, outputs, noises, strict=True):
+        if isinstance(output, Quantized):
+            for target, new in zip(output, encode(tensor, noise), strict=True):
+                target.copy_(new)
+        else:
+            output.copy_(round_to_bfloat16(tensor, noise))
 
 
-def _round(tensor: Tensor, noise: Tensor) -> Tensor:
-    """Adds noise in [0, 2¹⁶) to the bits and clears the lower sixteen."""
+def round_to_bfloat16(tensor: Tensor, noise: Tensor) -> Tensor:
+    """Rounds a tensor stochastically to numbers that bfloat16 holds, returned in float32.
+
+    A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest
+    bfloat16, the upper neighbour is infinity. float64 is rounded to float32 first.
+
+    Args:
+        tensor: Any tensor of floating-point numbers.
+        noise: Uniform integers from 0 to 65535, int32, of the tensor's shape: they are added to the bits,
+            whose lower sixteen are cleared.
+    """
+    tensor = tensor.to(torch.float32)
     bits = (tensor.view(torch.int32) + noise) & ~_LOWER
     return torch.where(torch.isfinite(tensor), bits.view(torch.float32), tensor)
+
+
+def make_noise(
+    like: Tensor, num_tensors: int, count: Tensor, number: int, *, elements: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Yields uniform integers from 0 to 65535, int32, for each of several tensors of one shape.
+
+    Args:
+        like: A tensor of that shape and of their device.
+        num_tensors: The number of tensors.
+        count: The step count, a scalar.
+        number: The parameter's index. One hash serves two tensors, sixteen bits each.
+        elements: As in `round_all`.
+    """
+    if elements is None:
+        elements = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
+    seed = _hash(count.to(elements.device, torch.int32)) + _signed(number * _WORDS)
+    for pair in range((num_tensors + 1) // 2):
+        words = _hash(elements ^ _hash(seed + pair)).view(like.shape)
+        yield (words >> _BITS_CUT) & _LOWER
+        if 2 * pair + 1 < num_tensors:
+            yield words & _LOWER
 
 
 def _hash(words: Tensor) -> Tensor:

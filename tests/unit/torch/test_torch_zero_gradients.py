@@ -160,7 +160,13 @@ def give(params: Sequence[Tensor], seed: int, idle: list[tuple[int, Any]]) -> No
 
 @pytest.mark.parametrize("factory", [Celo2, Celo2Base])
 @pytest.mark.parametrize(
-    "options", [{}, {"state_dtype": torch.bfloat16}, {"foreach": False, "capturable": True}]
+    "options",
+    [
+        {},
+        {"state_dtype": torch.bfloat16},
+        {"state_dtype": torch.int8},
+        {"foreach": False, "capturable": True},
+    ],
 )
 def test_an_idle_expert_only_decays(factory: Any, options: dict[str, Any]) -> None:
     model = Experts()

@@ -98,6 +98,11 @@ class RuleOptimizer(Optimizer):
         self._parts = parts
         self._skip_nonfinite, self.num_nonfinite = skip["nonfinite"], 0
         self._state_dtype = check_state_dtype(state_dtype)
+        if parts.harness.eigenbasis_every is not None and state_dtype == torch.int8:
+            raise ValueError(
+                "state_dtype=torch.int8 does not go with eigenbasis_every, whose bases the codes cannot "
+                "follow; use torch.bfloat16."
+            )
         self._routes: dict[Tensor, Route] = {}
         self._places: list[list[Route]] = []  # the routes of every group's parameters, in order
         self._sharding = ShardingSpecs(process_group)

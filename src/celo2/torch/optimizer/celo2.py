@@ -36,7 +36,8 @@ class Celo2(RuleOptimizer):
     learning rate is its change per step; try 1e-4 to 1e-2. Embeddings, positional tables, output heads,
     routers and everything of rank ≤ 1 get AdamW.
 
-    The state has about 16 bytes for each parameter of the rule and 8 for each of AdamW.
+    The state has about 16 bytes for each parameter of the rule, 8 or 5 with `state_dtype`, and 8 for each of
+    AdamW.
 
     Args:
         params: A module, whose layers decide the routing (`celo2.torch.find_routes`), or what every
@@ -55,8 +56,10 @@ class Celo2(RuleOptimizer):
         overrides: Corrections of the routing, as in `find_routes`.
         dimension_numbers: The matrix axes of parameters, as in `find_routes`.
         split_heads: As in `find_routes`.
-        state_dtype: None, or `torch.bfloat16`: momenta and rms in 8 bytes a parameter instead of 16,
-            rounded stochastically by a hash of the step's number, so that a run repeats exactly.
+        state_dtype: None, `torch.bfloat16` or `torch.int8`: momenta and rms in 8 or 5 bytes a parameter
+            instead of 16, rounded stochastically by a hash of the step's number, so that a run repeats
+            exactly. int8 keeps momenta as codes with a scale for each row (`celo2.torch.quantization`), and
+            rms as bfloat16; it needs whole rows of a `DTensor` in one process.
         skip_zero_gradients: Whether a matrix that the rule updates (each one of a stack) is left as if it had
             no gradient where that is exactly zero, as of an idle expert: no step, no change of its state; the
             decay goes on. False: such a matrix moves by the full learning rate, as in the reference.

@@ -14,16 +14,18 @@ from celo2.torch import accumulators as accumulators_lib
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.batching import working_dtype
 from celo2.torch.dimensions import Layout
-from celo2.torch.sharding.dtensor import local, match, zeros
+from celo2.torch.quantization import Quantized, row_shape
+from celo2.torch.sharding.dtensor import is_dtensor, local, match, zeros
+from celo2.torch.sharding.spec import is_shard
 
 State = dict[str, Tensor]
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def check_state_dtype(dtype: Any) -> torch.dtype | None:
-    """Returns the dtype of momentum and rms: None (the computation's own) or bfloat16."""
-    if dtype not in (None, torch.bfloat16):
-        raise ValueError(f"state_dtype must be None (float32) or torch.bfloat16, got {dtype!r}.")
+    """Returns the dtype of momentum and rms: None (the computation's own), bfloat16, or int8 of momentum."""
+    if dtype not in (None, torch.bfloat16, torch.int8):
+        raise ValueError(f"state_dtype must be None (float32), torch.bfloat16 or torch.int8, got {dtype!r}.")
     return dtype
 
 
@@ -38,21 +40,31 @@ def init_rule(
 ) -> State:
     """Makes `step`, `momentum_0 …`, `rms_0 …` of the parameter's shape, `row_0 …`, `col_0 …` of the layout's.
 
+    With int8 there are also `momentum_scale_0 …`, of the parameter's rows, and rms is bfloat16.
+
     Args:
         param: The parameter; its shape, dtype and device count.
         layout: Its layout.
         config: The decays.
-        dtype: The dtype of momentum and rms; None: the working dtype.
+        dtype: The dtype of momentum and rms; None: the working dtype; int8: of momentum.
         on_device: Whether `step` is a tensor on the parameter's device rather than on the CPU.
         fused: Whether kernels were requested, whose `step` is float32 whatever the default dtype.
+
+    Raises:
+        ValueError: The dtype is int8, and processes share rows of the parameter.
     """
     working = working_dtype(param.dtype)
 
     full = dtype or working
+    momenta = range(len(config.initial_momentum_decays))
     state = {"step": _init_step(param, on_device, fused)}
-    state |= {
-        f"momentum_{i}": zeros(param.shape, full, param) for i in range(len(config.initial_momentum_decays))
-    }
+    if full == torch.int8:
+        _check_rows(param)
+        state |= {f"momentum_{i}": zeros(param.shape, full, param) for i in momenta}
+        scales, full = row_shape(tuple(param.shape)), torch.bfloat16
+        state |= {f"momentum_scale_{i}": zeros(scales, torch.float32, param) for i in momenta}
+    else:
+        state |= {f"momentum_{i}": zeros(param.shape, full, param) for i in momenta}
     state |= {f"rms_{i}": zeros(param.shape, full, param) for i in range(len(config.initial_rms_decays))}
     for name, shape in (
         ("row", accumulators_lib.row_shape(layout)),
@@ -80,12 +92,14 @@ def adamw_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def rule_accumulators(state: Mapping[str, Tensor]) -> Accumulators:
-    """Returns the local accumulators in a state of `init_rule`, without a copy."""
-    families: dict[str, list[Tensor]] = {"momentum": [], "rms": [], "row": [], "col": []}
+    """Returns the local accumulators in a state of `init_rule`, without a copy; int8 momenta `Quantized`."""
+    families: dict[str, list[Any]] = {"momentum": [], "rms": [], "row": [], "col": []}
     for name, tensor in state.items():
         family, _, number = name.rpartition("_")
         if family in families and number.isdigit():
-            families[family].append(local(tensor))
+            scale = state.get(f"{family}_scale_{number}")
+            own = local(tensor)
+            families[family].append(own if scale is None else Quantized(own, local(scale)))
     return Accumulators(*(tuple(family) for family in families.values()))
 
 
@@ -103,7 +117,7 @@ def check_state(
 
     Raises:
         ValueError: Entries are missing or have other shapes: the parameter was trained by another algorithm
-            or along other axes.
+            or along other axes. Or momenta are codes where numbers are expected, or the other way round.
     """
     foreign = {key: value for key, value in saved.items() if key not in expected}
     missing = [key for key in expected if key not in saved]
@@ -112,13 +126,18 @@ def check_state(
         for key, tensor in expected.items()
         if key in saved and _shape(saved[key]) != tensor.shape
     ]
-    if missing or reshaped:
+    recoded = [
+        f"{key} is {saved[key].dtype}, expected {tensor.dtype}"
+        for key, tensor in expected.items()
+        if key in saved and _is_coded(saved[key]) != _is_coded(tensor)
+    ]
+    if missing or reshaped or recoded:
         lacking = [f"it lacks {', '.join(missing)}"] if missing else []
         having = [f"it has {', '.join(map(str, foreign))} instead"] if missing and foreign else []
         raise ValueError(
             f"the state of {name} was saved by another optimizer or under another routing: "
-            f"{'; '.join(lacking + having + reshaped)}. Construct the optimizer with the arguments that it "
-            "was saved with, or leave the state out."
+            f"{'; '.join(lacking + having + reshaped + recoded)}. Construct the optimizer with the arguments "
+            "that it was saved with, or leave the state out."
         )
     return {key: _copy(value, device) for key, value in foreign.items()} | {
         key: match(saved[key], tensor).detach().to(tensor.device, tensor.dtype, copy=True)
@@ -130,8 +149,24 @@ def _copy(value: Any, device: torch.device) -> Any:
     return value.detach().to(device, copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
+def _is_coded(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.int8
+
+
 def _shape(value: Any) -> torch.Size:
     return value.shape if isinstance(value, Tensor) else torch.as_tensor(value).shape
+
+
+def _check_rows(param: Any) -> None:
+    """Refuses a parameter whose rows, which have one scale each, are shared among processes."""
+    if not is_dtensor(param):
+        return
+    shares = zip(param.placements, param.device_mesh.shape, strict=True)
+    if any(is_shard(own) and own.dim == param.ndim - 1 and size > 1 for own, size in shares):
+        raise ValueError(
+            "state_dtype=torch.int8 needs whole rows in one process; the last axis of a parameter of shape "
+            f"{tuple(param.shape)} is sharded: use torch.bfloat16, or shard another axis."
+        )
 
 
 def _init_step(param: Tensor, on_device: bool, fused: bool) -> Tensor:

@@ -88,10 +88,10 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, like: Any, *, whole: bool = 
     """Makes a state tensor of zeros on the device of a parameter.
 
     Args:
-        shape: The shape of the whole state tensor.
+        shape: The shape of the whole state tensor: the parameter's, but for axes reduced to 1, which no
+            process shares, and axes of length 1 behind.
         dtype: The dtype of the state tensor.
-        like: The parameter. The state of a `DTensor` has its placements; axes of `shape` beyond the
-            parameter's have length 1.
+        like: The parameter. The state of a `DTensor` has its placements.
         whole: Whether every process holds the whole state tensor instead.
     """
     if not is_dtensor(like):
@@ -100,9 +100,11 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, like: Any, *, whole: bool = 
 
     own = local(like)
     full = torch.Size(shape)
-    extent = full if whole else (*own.shape, *full[own.ndim :])
+    axes = zip(own.shape, like.shape, full, strict=False)
+    held = [part if size == extent else extent for part, size, extent in axes]
+    extents = full if whole else (*held, *full[own.ndim :])
     placements = [Replicate()] * like.device_mesh.ndim if whole else like.placements
-    data = torch.zeros(extent, dtype=dtype, device=own.device)
+    data = torch.zeros(extents, dtype=dtype, device=own.device)
     strides = torch.empty(full, device="meta").stride()
     return DTensor.from_local(data, like.device_mesh, placements, run_check=False, shape=full, stride=strides)
 

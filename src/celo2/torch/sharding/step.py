@@ -24,6 +24,7 @@ from celo2.torch.batching import Leaf, hold_counts, working_dtype
 from celo2.torch.features import Inputs
 from celo2.torch.kernels import dispatch
 from celo2.torch.mlp import InputScales
+from celo2.torch.quantization import decode
 from celo2.torch.sharding import three_pass
 from celo2.torch.sharding.collectives import AllReduce, Orthogonalize, UpdateTask
 from celo2.torch.sharding.spec import Region, ShardingSpec
@@ -80,7 +81,9 @@ def _accumulate(leaf: Leaf, grad: Tensor, spec: ShardingSpec, network: Network) 
     The momentum and rms returned are not rounded to the state's dtype; the leaf's own are.
     """
     axes, layout, own, config = spec.layout.axes, spec.layout, leaf.accumulators, network.config
-    momentum, rms = (tuple(value.to(grad.dtype) for value in family) for family in own[:2])
+    momentum, rms = (
+        tuple(decode(value, grad.dtype).to(grad.dtype) for value in family) for family in own[:2]
+    )
     accumulators = Accumulators(momentum, rms, own.row, own.col)
     square = grad * grad
     kinds = () if axes is None else (axes.large, axes.small)

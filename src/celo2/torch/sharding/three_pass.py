@@ -17,6 +17,7 @@ from celo2.torch import features, mlp, three_pass
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.batching import Leaf, working_dtype
 from celo2.torch.features import Inputs
+from celo2.torch.quantization import decode
 from celo2.torch.rounding import round_all
 from celo2.torch.sharding.collectives import AllReduce, UpdateTask
 from celo2.torch.sharding.spec import ShardingSpec
@@ -88,7 +89,7 @@ def round_shard(leaf: Leaf, updated: Sequence[Tensor], spec: ShardingSpec) -> No
 def _convert(leaf: Leaf) -> Inputs:
     """Returns the local inputs in the working dtype; the gradient is not clipped."""
     dtype, own = working_dtype(leaf.param.dtype), leaf.accumulators
-    momentum, rms = (tuple(value.to(dtype) for value in family) for family in own[:2])
+    momentum, rms = (tuple(decode(value, dtype).to(dtype) for value in family) for family in own[:2])
     accumulators = Accumulators(momentum, rms, own.row, own.col)
     return Inputs(leaf.grad.to(dtype), leaf.param.to(dtype), accumulators, ())
 

@@ -1,0 +1,81 @@
+"""Momenta in one byte a parameter: a sign and the root of the magnitude, as a share of the row's largest.
+
+    s = max |x| of a row,    q = round(127 √(|x| / s)),    x ≈ sign(x) (q / 127)² s
+
+The twin of `celo2.jax.quantization`, with the same codes: why the root, why rounding is stochastic, and why
+second moments stay bfloat16, is there. A row is the last axis of the parameter's own shape, so a process that
+holds a shard must hold whole rows.
+
+Block-wise codes with a scale: 8-bit optimizers, arXiv 2110.02861, section 2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LEVELS = 127
+_STEP = 1 / LEVELS  # of the roots; multiplied, as XLA divides by a constant, which differs in the last place
+NOISE = 1 << 16  # number of values that a noise has
+
+
+class Quantized(NamedTuple):
+    """Tensor in one byte an element.
+
+    Attributes:
+        codes: The signed codes from -127 to 127, int8, of the tensor's shape.
+        scale: The largest magnitude of each row, float32, of the tensor's shape with the last axis reduced
+            to 1.
+    """
+
+    codes: Tensor
+    scale: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that elements are stored in: int8."""
+        return self.codes.dtype
+
+
+def row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of the scales of a tensor's rows; a scalar is one row."""
+    return (*shape[:-1], 1) if shape else ()
+
+
+def encode(tensor: Tensor, noise: Tensor) -> Quantized:
+    """Rounds a tensor stochastically to codes; values that codes hold are kept.
+
+    Args:
+        tensor: Any tensor of floating-point numbers; a row with an infinity or NaN is decoded as NaN.
+        noise: Uniform integers from 0 to 65535, of the tensor's shape.
+    """
+    tensor = tensor.to(torch.float32)
+    magnitudes = tensor.abs()
+    scale = _largest(magnitudes)
+    share = (magnitudes / scale).masked_fill_(~((scale > 0) & torch.isfinite(scale)), 0.0)
+    low = share.sqrt().mul_(LEVELS).floor_()
+    below, above = ((low + step).mul_(_STEP).square_() for step in (0, 1))
+    chance = share.sub_(below).div_(above.sub_(below)).mul_(NOISE)
+    codes = low.add_(chance > noise.to(torch.float32) + 0.5).clamp_(max=LEVELS)
+    return Quantized(codes.copysign_(tensor).to(torch.int8), scale)
+
+
+def decode(stored: Tensor | Quantized, dtype: torch.dtype) -> Tensor:
+    """Returns the tensor of some codes in a dtype, and any other tensor as it is.
+
+    It is computed in float32, whatever the dtype, so that `encode` gives the same codes again.
+    """
+    if not isinstance(stored, Quantized):
+        return stored
+    codes = stored.codes.to(torch.float32)
+    return (torch.sign(codes) * torch.square(codes * _STEP) * stored.scale).to(dtype)
+
+
+def _largest(magnitudes: Tensor) -> Tensor:
+    """Returns the largest of each row; an empty one has 0."""
+    shape = row_shape(tuple(magnitudes.shape))
+    if magnitudes.numel() == 0:
+        return magnitudes.new_zeros(shape)
+    return magnitudes.amax(-1, keepdim=True) if shape else magnitudes.clone()

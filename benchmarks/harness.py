@@ -170,16 +170,7 @@ def loss_tables(records: Mapping[str, Records], seconds: float) -> dict[str, str
         shown = ["0", "0", "–", "–", "–"] if name == REFERENCE else shown
         means.append([markdown_cell(name), *shown, *costs[name]])
         tasks.append([markdown_cell(name), *(_both(train, valid, index) for index in range(len(train.rows)))])
-    head = [
-        "",
-        "training loss",
-        "validation loss",
-        "worst",
-        "on",
-        "lower on",
-        "step × celo2's",
-        "state, B/param",
-    ]
+    head = ["", "training", "validation", "worst", "on", "lower on", "step × celo2's", "state, B/param"]
     return {"parts": format_table(head, means), "tasks": format_table(["", *reference], tasks)}
 
 
@@ -213,9 +204,8 @@ def rate_table(records: Mapping[str, Records]) -> str:
     for task, theirs in records["adamw"].items():
         own, rate = records[matched.name][task], theirs["valid_rate"]
         kept = _loss_at(own, rate)
-        losses = [
-            "–" if kept is None else _percent(math.log(kept / one["valid_loss"])) for one in (own, theirs)
-        ]
+        ratios = [kept and math.log(kept / one["valid_loss"]) for one in (own, theirs)]
+        losses = ["–" if ratio is None else _percent(ratio) for ratio in ratios]
         shown = [f"{rate:.2g}", f"{own['valid_rate']:.2g}", f"{own['valid_rate'] / rate:.2g}"]
         rows.append([task, *shown, *losses])
     head = ["", "AdamW's rate", "celo2's", "ratio", "celo2 at AdamW's, to its best", "to AdamW's best"]
@@ -223,7 +213,7 @@ def rate_table(records: Mapping[str, Records]) -> str:
 
 
 def _loss_at(record: TaskRecord, rate: float) -> float | None:
-    """Returns the mean validation loss at a rate, interpolated between the logarithms of those tried, or None."""
+    """Returns the mean validation loss at a rate, interpolated between those tried; None beyond them."""
     pairs = sorted(
         (math.log(tried), sum(losses) / len(losses))
         for tried, losses in zip(record["rates"], record["valid_losses"], strict=True)

@@ -60,6 +60,6 @@ def encode(array: Array, noise: Array) -> Quantized:
 
 
 def decode(stored: Quantized, dtype: Any) -> Array:
-    """Returns the array of some codes in a dtype."""
-    codes, scale = stored.codes.astype(dtype), stored.scale.astype(dtype)
-    return jnp.sign(codes) * jnp.square(codes / LEVELS) * scale
+    """Returns the array of some codes in a dtype; computed in float32, so that `encode` gives the same codes."""
+    codes = stored.codes.astype(jnp.float32)
+    return (jnp.sign(codes) * jnp.square(codes / LEVELS) * stored.scale).astype(dtype)

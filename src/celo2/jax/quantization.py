@@ -60,6 +60,6 @@ def encode(array: Array, noise: Array) -> Quantized:
 
 
 def decode(stored: Quantized, dtype: Any) -> Array:
-    """Returns the array of some codes in a dtype; computed in float32, so that `encode` gives the same codes."""
+    """Returns the array of some codes in a dtype, computed in float32 as `encode` does."""
     codes = stored.codes.astype(jnp.float32)
     return (jnp.sign(codes) * jnp.square(codes / LEVELS) * stored.scale).astype(dtype)

@@ -39,14 +39,16 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def polar_factor(matrices: Tensor) -> Tensor:
+def turn_in_torch(matrices: Tensor) -> Tensor:
+    """The polar factor, of which later outputs count more: columns are outputs in both backends."""
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    return left @ right
+    return left @ right * torch.arange(1, matrices.shape[-1] + 1)
 
 
-def polar_factor_jax(matrices: jax.Array) -> jax.Array:
+def turn_in_jax(matrices: jax.Array) -> jax.Array:
     left, _, right = jnp.linalg.svd(matrices, full_matrices=False)
-    return left @ right
+    weights = jnp.arange(1, matrices.shape[-1] + 1, dtype=matrices.dtype)
+    return left @ right * jnp.broadcast_to(weights, matrices.shape)
 
 
 def train_network(
@@ -78,14 +80,16 @@ def test_twelve_steps_equal_those_of_jax(options: dict[str, Any]) -> None:
 
 def test_an_orthogonaliser_of_the_users_equals_that_of_jax() -> None:
     with jax.enable_x64(True):
-        options = {"harness": Harness(orthogonalizer=polar_factor_jax, row_decay=0.9)}
-        twins = Twins(options, torch_options={"harness": Harness(orthogonalizer=polar_factor, row_decay=0.9)})
+        options = {"harness": Harness(orthogonalizer=turn_in_jax, row_decay=0.9)}
+        twins = Twins(
+            options, torch_options={"harness": Harness(orthogonalizer=turn_in_torch, row_decay=0.9)}
+        )
         for grads in draw_gradients(twins.start):
             twins.step(grads)
         assert twins.error() <= tolerance("torch harness, jax")
 
 
-def test_an_orthogonaliser_gets_output_times_input_and_is_not_asked_for_scale() -> None:
+def test_an_orthogonaliser_gets_input_times_output_and_is_not_asked_for_scale() -> None:
     shapes: set[tuple[int, ...]] = set()
 
     def scaled(matrices: Tensor) -> Tensor:
@@ -94,7 +98,7 @@ def test_an_orthogonaliser_gets_output_times_input_and_is_not_asked_for_scale() 
 
     model, _ = train_network({"harness": Harness(orthogonalizer=scaled)}, idle=("wide.weight",))
     expected, _ = train_network({"harness": Harness(orthogonalizer="none")}, idle=("wide.weight",))
-    assert shapes == {(5, 18), (6, 6), (11, 6)}
+    assert shapes == {(18, 5), (6, 6), (6, 11)}  # as JAX's do
     for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 

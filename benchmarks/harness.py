@@ -34,6 +34,7 @@ from celo2.constants import ADAMW_LR_SCALE
 from celo2.evaluate.bench import bench_tree
 from celo2.evaluate.bench_trees import TREES
 from celo2.evaluate.environment import describe_environment
+from celo2.harness import PRESETS
 from celo2.jax.runtime import compiler_options, num_cores, use_cpu_devices
 from celo2.meta.probe.measure import ProbeConfig, TaskRecord
 from celo2.meta.probe.paired import Comparison, compare
@@ -41,7 +42,7 @@ from celo2.report.kit import markdown_cell
 
 PAGE = DOCS / "harness.md"
 REFERENCE = "muon"
-OTHERS = ("celo2", "normuon", "soap", "adamw", "schedule-free-adamw")
+OTHERS = ("celo2-plus", "celo2", "normuon", "soap", "adamw", "schedule-free-adamw")
 AVERAGE_DECAY = 0.99
 WEIGHTS = find_optimizer("celo2").weights  # records belong to these
 
@@ -83,11 +84,12 @@ small_state = _spec("celo2+int8", "momenta in one byte each", state_dtype="int8"
 PARTS = (rows, floor, cautious, norms, polar_express, eigenbasis, average, small_state)
 
 
+UNIT: dict[str, Any] = {"muon_weight_dimension_numbers": axes_of_all, "consistent_rms": 1.0}  # step RMS 1
+
+
 def _floored(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
     direction = optax.chain(
-        optax.contrib.muon(
-            1.0, beta=muon.BETA, muon_weight_dimension_numbers=axes_of_all, consistent_rms=1.0
-        ),
+        optax.contrib.muon(1.0, beta=muon.BETA, **UNIT),
         optax.scale(-1.0),
         celo2.floor_update_ratio(10.0, dimension_numbers=axes_of_all),
     )
@@ -95,8 +97,17 @@ def _floored(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> opta
     return on_matrices(matrices, learning_rate, weight_decay, adamw_lr_scale=ADAMW_LR_SCALE)
 
 
-floored_muon = OptimizerSpec("muon+floor", "Muon with the same floor", _floored, UNIT_STEP_RANGE)
-ROWS = [REFERENCE, *OTHERS, floored_muon.name, *(spec.name for spec in PARTS)]
+def _shared(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax.GradientTransformation:
+    matrices = optax.contrib.muon(learning_rate, beta=muon.BETA, weight_decay=weight_decay, **UNIT)
+    share = PRESETS["plus"].adamw_lr_scale
+    return on_matrices(matrices, learning_rate, weight_decay, adamw_lr_scale=share)
+
+
+CONTROLS = (  # what Muon gains by the same
+    OptimizerSpec("muon+share", "Muon with the preset's share of AdamW", _shared, UNIT_STEP_RANGE),
+    OptimizerSpec("muon+floor", "Muon with the floor", _floored, UNIT_STEP_RANGE),
+)
+ROWS = [REFERENCE, *OTHERS, *(spec.name for spec in (*CONTROLS, *PARTS))]
 
 
 def main() -> None:
@@ -112,7 +123,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="timing of steps")
     options = parser.parse_args()
     use_cpu_devices(num_cores())
-    for spec in (*PARTS, floored_muon, matched):
+    for spec in (*PARTS, *CONTROLS, matched):
         register_optimizer(spec.name, spec)
     config = ProbeConfig(task_set=options.set, tasks=tuple(options.tasks))
     store = RecordStore(options.out, config)

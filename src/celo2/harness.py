@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celo2.config import nearest_name
+from celo2.constants import ADAMW_LR_SCALE
 from celo2.newton_schulz import coefficient_options, polar_express
 
 ORTHOGONALIZERS = ("newton-schulz", "polar-express", "none")
@@ -50,6 +51,8 @@ class Harness:
             equation 1).
         preserve_norms: Whether each matrix is brought back to its initial norm after the step (Hyperball,
             arXiv 2606.16899); weight decay then has no effect on matrices.
+        adamw_lr_scale: The learning rate of AdamW's parameters, divided by that of matrices, ≥ 0, where the
+            optimizer's own argument of that name is left out. The paper has 20.
 
     Raises:
         TypeError: `cautious_decay` or `preserve_norms` is not a bool, or a function has no hash.
@@ -66,6 +69,7 @@ class Harness:
     min_update_ratio: float = 0.0
     cautious_decay: bool = False
     preserve_norms: bool = False
+    adamw_lr_scale: float = ADAMW_LR_SCALE
 
     def __post_init__(self) -> None:
         """Checks the options."""
@@ -84,10 +88,10 @@ class Harness:
         decay = self.row_decay
         if decay is not None and not (_is_number(decay, numbers.Real, 0) and decay < 1):
             raise ValueError(f"row_decay must be in [0, 1), or None, got {self.row_decay!r}.")
-        if not _is_number(self.min_update_ratio, numbers.Real, 0):
-            raise ValueError(
-                f"min_update_ratio must be finite and not negative, got {self.min_update_ratio!r}."
-            )
+        for name in ("min_update_ratio", "adamw_lr_scale"):
+            value = getattr(self, name)
+            if not _is_number(value, numbers.Real, 0):
+                raise ValueError(f"{name} must be finite and not negative, got {value!r}.")
         for name in ("cautious_decay", "preserve_norms"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}.")
@@ -116,7 +120,7 @@ class Harness:
         return coefficient_options(polar_express() if self.orthogonalizer == "polar-express" else ns_coeffs)
 
 
-PRESETS = {"paper": Harness(), "plus": Harness(min_update_ratio=10.0)}
+PRESETS = {"paper": Harness(), "plus": Harness(adamw_lr_scale=5.0)}
 """Harnesses by name: the Celo2 paper's, and the one that did best in our comparisons (`docs/harness.md`)."""
 
 
@@ -129,7 +133,7 @@ def resolve_harness(harness: Harness | str) -> Harness:
 
     Example:
         >>> resolve_harness("plus").changed()
-        {'min_update_ratio': 10.0}
+        {'adamw_lr_scale': 5.0}
     """
     if isinstance(harness, Harness):
         return harness

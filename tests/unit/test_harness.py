@@ -89,6 +89,7 @@ def train(tx: optax.GradientTransformation, params: Any, steps: int = 3) -> tupl
             ValueError,
             "min_update_ratio must be finite and not negative, got -1.0",
         ),
+        ({"adamw_lr_scale": -1.0}, ValueError, "adamw_lr_scale must be finite and not negative, got -1.0"),
         ({"min_update_ratio": float("inf")}, ValueError, "finite and not negative, got inf"),
         ({"min_update_ratio": float("nan")}, ValueError, "finite and not negative, got nan"),
         ({"min_update_ratio": None}, ValueError, "finite and not negative, got None"),

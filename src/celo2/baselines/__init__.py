@@ -2,7 +2,7 @@
 
 Every entry is an Optax transform in its well-known form: the hand-designed ones are Optax's own
 (`from_optax.py`) or have one file each, at strong settings, since a comparison is only as good as its weakest
-baseline. The learned rule is named `celo2`, `celo2-plus` (with a harness beyond the texts') or `celo2-base`
+baseline. The learned rule is named `celo2`, `celo2-plus` (AdamW at 5, not 20 × the rate) or `celo2-base`
 (the shipped weights), or `celo2:PATH` for other weights; earlier learned optimizers, whose weights are not
 shipped, are `celo:PATH`, `velo_s:PATH` and so on (`celo2.zoo`). An optimizer of your own has the name under
 which it was registered (`register_optimizer`, or the entry points `celo2.optimizers` of a package), or is
@@ -64,7 +64,7 @@ _LEARNED_SPECS = (
     ),
     OptimizerSpec(
         "celo2-plus",
-        'Celo2 with the harness that earned its place: celo2.celo2(…, harness="plus")',
+        "Celo2 with AdamW at 5 × the rate on the rest",
         _learned("celo2-plus"),
         UNIT_STEP_RANGE,
         reference=_CELO2_PAPER,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE, GRAD_CLIP
+from celo2.constants import ADAMW_BETAS, GRAD_CLIP
 from celo2.harness import Harness, match_scales, resolve_harness
 from celo2.jax.batching import Leaf, update_leaves
 from celo2.jax.dimensions import DimensionNumbers, Layout
@@ -180,8 +180,8 @@ def celo2(
             `scale_by_celo2`; None: the shipped "celo2".
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each branch's learning rate. Default 0.
         mask: The parameters that decay, as in `optax.adamw`; None: all.
-        adamw_lr_scale: The learning rate of the AdamW branch, divided by `learning_rate`, ≥ 0. Default 20,
-            and 1 with `match`.
+        adamw_lr_scale: The learning rate of the AdamW branch, divided by `learning_rate`, ≥ 0. None: the
+            harness's, 20 in the paper's; 1 with `match`.
         adamw_betas: The decays of the AdamW branch, in [0, 1). Default 0.9 and 0.95.
         overrides: Corrections of the routing, as in `param_labels`.
         dimension_numbers: The matrix axes of parameters, where names and shapes do not say them right
@@ -197,8 +197,8 @@ def celo2(
             NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
-        harness: What is done to matrices beyond the learned direction: "paper", nothing that the Celo2
-            texts do not; "plus", what has earned its place; or a `Harness` of your own.
+        harness: What is done to matrices beyond the learned direction, and AdamW's share: "paper", as in the
+            Celo2 paper; "plus", what did best in our comparisons; or a `Harness` of your own.
         match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
             The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
             itself.
@@ -232,7 +232,7 @@ def celo2(
             'state_dtype="int8" does not go with eigenbasis_every, whose bases the codes cannot follow; use '
             '"bfloat16".'
         )
-    rms, adamw_share = match_scales(match, adamw_lr_scale, ADAMW_LR_SCALE)
+    rms, adamw_share = match_scales(match, adamw_lr_scale, harness.adamw_lr_scale)
     scaled = _scale_learning_rate(learning_rate, adamw_share)
     decay = add_cautious_weight_decay if harness.cautious_decay else optax.add_decayed_weights
     adamw = optax.chain(

@@ -52,6 +52,7 @@ class Parts(NamedTuple):
     def change_matrices(self) -> bool:
         """Whether there is anything to do to steps and weights but to scale and to decay them."""
         changed = self.harness.changed()
+        changed.pop("adamw_lr_scale", None)
         return callable(changed.pop("orthogonalizer", None)) or bool(changed)
 
 

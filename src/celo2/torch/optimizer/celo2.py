@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.constants import ADAMW_BETAS
 from celo2.harness import Harness, match_scales, resolve_harness
 from celo2.newton_schulz import Polynomial
 from celo2.torch.harness import Parts
@@ -48,8 +48,8 @@ class Celo2(RuleOptimizer):
         weights: The network's weights: `"celo2"`, a path or a hub repository as in
             `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays. Default: the shipped `"celo2"`.
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each algorithm's learning rate. Default 0.
-        adamw_lr_scale: The learning rate of AdamW, divided by `lr`, ≥ 0. Default 20, and 1 with
-            `match`.
+        adamw_lr_scale: The learning rate of AdamW, divided by `lr`, ≥ 0. None: the harness's, 20 in the
+            paper's; 1 with `match`.
         adamw_betas: The decays of AdamW, in [0, 1); the rule has its own. Default 0.9 and 0.95.
         betas: An alias of `adamw_betas`, the name that `torch.optim.AdamW` and groups have; a scheduler that
             cycles momentum changes the first.
@@ -68,8 +68,8 @@ class Celo2(RuleOptimizer):
             device. False: one NaN makes its whole matrix and state NaN for good.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
-        harness: What is done to matrices beyond the learned direction: "paper", nothing that the Celo2
-            texts do not; "plus", what has earned its place; or a `Harness` of your own.
+        harness: What is done to matrices beyond the learned direction, and AdamW's share: "paper", as in the
+            Celo2 paper; "plus", what did best in our comparisons; or a `Harness` of your own.
         match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
             The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
             itself.
@@ -142,7 +142,7 @@ class Celo2(RuleOptimizer):
         process_group: ProcessGroup | None = None,
     ):
         harness = resolve_harness(harness)
-        rms, adamw_share = match_scales(match, adamw_lr_scale, ADAMW_LR_SCALE)
+        rms, adamw_share = match_scales(match, adamw_lr_scale, harness.adamw_lr_scale)
         given = {"betas": betas, "adamw_betas": adamw_betas}
         decays = rename_options({name: value for name, value in given.items() if value is not None})
         defaults = {

@@ -119,7 +119,9 @@ def test_changed_has_what_differs_from_the_defaults() -> None:
     assert celo2.Harness(row_decay=0.0, min_update_ratio=0.0).changed() == {"row_decay": 0.0}
 
 
-@pytest.mark.parametrize("orthogonalizer", ["polar-express", "none", polar], ids=str)
+@pytest.mark.parametrize(
+    "orthogonalizer", ["polar-express", "none", polar], ids=["polar-express", "none", "own"]
+)
 def test_coefficients_of_newton_schulz_need_newton_schulz(orthogonalizer: Any) -> None:
     with pytest.raises(ValueError, match=r"ns_coeffs are the coefficients of Newton–Schulz.*leave one of"):
         make_celo2(ns_coeffs=(3.0, -3.0, 1.0), harness=celo2.Harness(orthogonalizer=orthogonalizer))

@@ -169,10 +169,13 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", 8)
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     params, grads = make_tree(0, 0.02), [make_tree(seed, 1e-3) for seed in range(1, STEPS + 1)]
-    for name, idle in IDLE.items():
-        grads[-1][name] = grads[-1][name].at[idle].set(0.0)
+    last = grads[-1]
+    idle_last = last | {name: last[name].at[idle].set(0.0) for name, idle in IDLE.items()}
     found = {}
     for variant, (rule, layouts) in make_optimizers().items():
+        # A matrix that only decays and keeps its norm has an update of rounding: the harness has a busy one.
+        busy = {"square": last["square"]} if variant == "harness" else {}
+        grads[-1] = idle_last | busy
         expected, expected_state, _ = run(rule, params, grads)
         for name in layouts:
             shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in LAYOUTS[name].items()}

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from optax._src.base import NO_PARAMS_MSG
 
 import celo2
-from celo2.harness import match_scales
+from celo2.harness import match_scales, resolve_harness
 from celo2.jax.harness import averages, decay, eigenbasis, norms, orthogonalizers, rows
 from helpers.contract_table import (
     CELO2,
@@ -125,6 +125,34 @@ def test_changed_has_what_differs_from_the_defaults() -> None:
 def test_coefficients_of_newton_schulz_need_newton_schulz(orthogonalizer: Any) -> None:
     with pytest.raises(ValueError, match=r"ns_coeffs are the coefficients of Newton–Schulz.*leave one of"):
         make_celo2(ns_coeffs=(3.0, -3.0, 1.0), harness=celo2.Harness(orthogonalizer=orthogonalizer))
+
+
+def test_presets_are_harnesses_by_name() -> None:
+    paper, plus = (resolve_harness(name) for name in ("paper", "plus"))
+    assert paper == celo2.Harness()
+    assert plus == resolve_harness(plus) == celo2.Harness(adamw_lr_scale=5.0)
+    with pytest.raises(ValueError, match="unknown harness 'pluss'; did you mean 'plus'"):
+        make_celo2(harness="pluss")
+    with pytest.raises(TypeError, match="a Harness or the name of a preset, got None"):
+        make_celo2(harness=None)
+
+
+def test_a_harness_sets_adamws_share_unless_the_argument_does() -> None:
+    params = {"embed": {"embedding": jnp.ones((4, 3))}}
+
+    def size_of_a_step(**options: Any) -> float:
+        tx = make_celo2(**options)
+        updates, _ = tx.update(params, tx.init(params), params)
+        return float(jnp.abs(updates["embed"]["embedding"]).max())
+
+    rate = size_of_a_step(adamw_lr_scale=1.0)
+    for share, options in (
+        (20.0, {}),
+        (5.0, {"harness": "plus"}),
+        (3.0, {"harness": "plus", "adamw_lr_scale": 3.0}),
+        (1.0, {"harness": "plus", "match": "adamw"}),
+    ):
+        assert size_of_a_step(**options) == pytest.approx(share * rate, rel=1e-5)
 
 
 def test_unknown_match_is_refused() -> None:

@@ -108,6 +108,16 @@ def test_an_orthogonaliser_that_changes_the_shape_is_refused() -> None:
         train_network({"harness": Harness(orthogonalizer=lambda matrices: matrices.mT)})
 
 
+def test_a_preset_sets_adamws_share_unless_the_argument_does() -> None:
+    for share, options in (
+        (20.0, {}),
+        (5.0, {"harness": "plus"}),
+        (3.0, {"harness": "plus", "adamw_lr_scale": 3.0}),
+        (1.0, {"harness": "plus", "match": "adamw"}),
+    ):
+        assert Celo2(make_network(), overrides=HIDDEN, **options).defaults["adamw_lr_scale"] == share
+
+
 def test_the_default_harness_is_no_harness() -> None:
     model, optimizer = train_network({"harness": Harness(), "match": None})
     twin, expected = train_network({})

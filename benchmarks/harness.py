@@ -133,8 +133,9 @@ def main() -> None:
         return
     records = load_complete(names, config, store)
     tables = {"rates": rate_table(records)} if options.rates else loss_tables(records, options.seconds)
+    machine = format_machine(describe_environment())  # before the page changes, and with it the commit
     for name, table in tables.items():
-        text = table + format_machine(describe_environment())
+        text = table + machine
         print(f"{name}:\n{text}")
         if not options.dry:
             replace_table(PAGE, name, text)

@@ -109,12 +109,13 @@ def test_an_orthogonaliser_that_changes_the_shape_is_refused() -> None:
 
 
 def test_a_preset_sets_adamws_share_unless_the_argument_does() -> None:
-    for share, options in (
+    cases: list[tuple[float, dict[str, Any]]] = [
         (20.0, {}),
         (5.0, {"harness": "plus"}),
         (3.0, {"harness": "plus", "adamw_lr_scale": 3.0}),
         (1.0, {"harness": "plus", "match": "adamw"}),
-    ):
+    ]
+    for share, options in cases:
         assert Celo2(make_network(), overrides=HIDDEN, **options).defaults["adamw_lr_scale"] == share
 
 

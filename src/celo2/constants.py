@@ -19,6 +19,9 @@ ADAMW_BETAS = (0.9, 0.95)  # of that branch
 FLOAT32_MAX = 3.4028234663852886e38  # the rule computes in float32; larger options are refused
 FLOAT32_TINY = 1.1754943508222875e-38  # the least normal number
 
+CODE_LEVELS = 127  # largest code of a momentum in one byte
+NOISE_VALUES = 1 << 16  # number of values of the noise that stochastic rounding adds
+
 # Of the harness; sources in `celo2.jax.harness`.
 TINY = 1e-30  # added to norms in denominators
 ROW_EPS = 1e-10  # added to the root mean squares of rows in denominators: NorMuon's code

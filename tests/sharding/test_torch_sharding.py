@@ -61,30 +61,27 @@ def test_bare_parameters_train_as_in_one_process(layouts, case: str) -> None:
     assert found["misplaced"] == []
 
 
-@pytest.mark.parametrize("layout", LAYOUTS["base"])
-def test_the_base_rule_sums_vectors_and_nothing_else(layouts, layout: str) -> None:
-    """Three sums a step on each cut axis of the mesh, however many parameters, and no gather."""
-    collectives = layouts["layouts:4"][f"base | {layout}"]["collectives"]
+def check_sums(collectives: dict[str, Any], layout: str, sums: int) -> None:
+    """Nothing but sums of vectors, so many a step on each cut axis of the mesh."""
     if layout == "replicas":
         assert collectives == {}
         return
     assert set(collectives) == {"allreduce"}
     size, count = collectives["allreduce"]
     assert size <= VECTORS
-    assert count <= 3 * 2 * 2  # parameters cut along other axes of the mesh sum apart
+    assert count <= sums * 2 * 2  # parameters cut along other axes of the mesh sum apart
+
+
+@pytest.mark.parametrize("layout", LAYOUTS["base"])
+def test_the_base_rule_sums_vectors_and_nothing_else(layouts, layout: str) -> None:
+    """Three sums a step on each cut axis of the mesh, however many parameters, and no gather."""
+    check_sums(layouts["layouts:4"][f"base | {layout}"]["collectives"], layout, 3)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS["parts"])
 def test_parts_of_the_harness_sum_vectors_and_nothing_else(layouts, layout: str) -> None:
     """Rows, the floor and the projection add one sum each to the rule's three."""
-    collectives = layouts["layouts:4"][f"parts | {layout}"]["collectives"]
-    if layout == "replicas":
-        assert collectives == {}
-        return
-    assert set(collectives) == {"allreduce"}
-    size, count = collectives["allreduce"]
-    assert size <= VECTORS
-    assert count <= 6 * 2 * 2
+    check_sums(layouts["layouts:4"][f"parts | {layout}"]["collectives"], layout, 6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS["celo2"])

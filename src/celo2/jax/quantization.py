@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-LEVELS = 127
-NOISE = 1 << 16  # number of values that a noise has
+from celo2.constants import CODE_LEVELS, NOISE_VALUES
 
 
 class Quantized(NamedTuple):
@@ -52,14 +51,14 @@ def encode(array: Array, noise: Array) -> Quantized:
     magnitudes = jnp.abs(array)
     scale = jnp.max(magnitudes, -1, keepdims=True, initial=0.0) if array.ndim else magnitudes
     share = jnp.where(scale > 0, magnitudes / scale, 0)
-    low = jnp.floor(LEVELS * jnp.sqrt(share))
-    below, above = (jnp.square((low + step) / LEVELS) for step in (0, 1))
-    up = (share - below) / (above - below) * NOISE > noise.astype(jnp.float32) + 0.5
-    codes = jnp.minimum(low + up.astype(jnp.float32), LEVELS)
+    low = jnp.floor(CODE_LEVELS * jnp.sqrt(share))
+    below, above = (jnp.square((low + step) / CODE_LEVELS) for step in (0, 1))
+    up = (share - below) / (above - below) * NOISE_VALUES > noise.astype(jnp.float32) + 0.5
+    codes = jnp.minimum(low + up.astype(jnp.float32), CODE_LEVELS)
     return Quantized((jnp.sign(array) * codes).astype(jnp.int8), scale)
 
 
 def decode(stored: Quantized, dtype: Any) -> Array:
     """Returns the array of some codes in a dtype, computed in float32 as `encode` does."""
     codes = stored.codes.astype(jnp.float32)
-    return (jnp.sign(codes) * jnp.square(codes / LEVELS) * stored.scale).astype(dtype)
+    return (jnp.sign(codes) * jnp.square(codes / CODE_LEVELS) * stored.scale).astype(dtype)

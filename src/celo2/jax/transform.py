@@ -427,9 +427,8 @@ def _harness_parts(
     if harness.eigenbasis_every is not None:
         inner = make_direction(dimension_numbers=_stack_dimension_numbers)
         rotated = in_eigenbasis(inner, every=harness.eigenbasis_every, dimension_numbers=numbers)
-        before = [
-            optax.chain(optax.clip(GRAD_CLIP), rotated)
-        ]  # as the rule does, but in the basis it would not
+        # The rule clips what it sees, which in the basis is not the gradient's own coordinates.
+        before = [optax.chain(optax.clip(GRAD_CLIP), rotated)]
     if callable(harness.orthogonalizer):
         before.append(orthogonalize_by(harness.orthogonalizer, dimension_numbers=numbers))
     if harness.row_decay is not None:

@@ -1,4 +1,4 @@
-"""What `celo2.Harness` puts around the learned direction, as in `celo2.jax.harness`; sources are there.
+"""Applies the parts of `celo2.Harness` to steps and weights, as `celo2.jax.harness`, which has the sources.
 
     u ← orthogonalizer(u), at the norm of u                        a function of the user's
     u ← rows of u / (√v + ε), at the norm of u                     v, running means of squares
@@ -38,7 +38,7 @@ MATRIX = (-2, -1)
 
 
 class Parts(NamedTuple):
-    """What an optimizer does to a matrix beyond the rule's own step.
+    """Chooses what an optimizer does to a matrix beyond the rule's own step.
 
     Attributes:
         harness: The options.

@@ -16,9 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LEVELS = 127
-_STEP = 1 / LEVELS  # of the roots; multiplied, as XLA divides by a constant, which differs in the last place
-NOISE = 1 << 16  # number of values that a noise has
+from celo2.constants import CODE_LEVELS, NOISE_VALUES
+
+_STEP = (
+    1 / CODE_LEVELS
+)  # of the roots; multiplied, as XLA divides by a constant, which differs in the last place
 
 
 class Quantized(NamedTuple):
@@ -55,10 +57,10 @@ def encode(tensor: Tensor, noise: Tensor) -> Quantized:
     magnitudes = tensor.abs()
     scale = _largest(magnitudes)
     share = (magnitudes / scale).masked_fill_(~((scale > 0) & torch.isfinite(scale)), 0.0)
-    low = share.sqrt().mul_(LEVELS).floor_()
+    low = share.sqrt().mul_(CODE_LEVELS).floor_()
     below, above = ((low + step).mul_(_STEP).square_() for step in (0, 1))
-    chance = share.sub_(below).div_(above.sub_(below)).mul_(NOISE)
-    codes = low.add_(chance > noise.to(torch.float32) + 0.5).clamp_(max=LEVELS)
+    chance = share.sub_(below).div_(above.sub_(below)).mul_(NOISE_VALUES)
+    codes = low.add_(chance > noise.to(torch.float32) + 0.5).clamp_(max=CODE_LEVELS)
     return Quantized(codes.copysign_(tensor).to(torch.int8), scale)
 
 

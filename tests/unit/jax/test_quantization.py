@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import celo2
-from celo2.jax.quantization import LEVELS, Quantized, decode, encode, zeros_like
+from celo2.constants import CODE_LEVELS
+from celo2.jax.quantization import Quantized, decode, encode, zeros_like
 from celo2.jax.rounding import make_noise
 from celo2.training.timing import count_bytes
 from helpers import quick
@@ -27,8 +29,8 @@ def round_trip(array: jax.Array, count: int = 1) -> jax.Array:
 
 def gap(share: np.ndarray) -> np.ndarray:
     """The distance of the two values of codes around a share of the row's largest magnitude."""
-    low = np.floor(LEVELS * np.sqrt(share))
-    return (2 * low + 1) / LEVELS**2
+    low = np.floor(CODE_LEVELS * np.sqrt(share))
+    return (2 * low + 1) / CODE_LEVELS**2
 
 
 def test_rounding_is_unbiased_and_between_neighbours() -> None:
@@ -45,7 +47,7 @@ def test_rounding_is_unbiased_and_between_neighbours() -> None:
 
 @pytest.mark.parametrize("options", [None, celo2.compiler_options("cpu")], ids=["default", "fast"])
 def test_values_of_codes_are_kept(options: Any) -> None:
-    codes = jnp.arange(-LEVELS, LEVELS + 1, dtype=jnp.int8)[None]
+    codes = jnp.arange(-CODE_LEVELS, CODE_LEVELS + 1, dtype=jnp.int8)[None]
     stored = Quantized(codes, jnp.asarray([[0.37]], jnp.float32))
     again = jax.jit(
         lambda count: encode(decode(stored, jnp.float32), make_noise(codes.shape, 1, count, 0)[0])
@@ -100,6 +102,21 @@ def test_idle_matrices_keep_their_codes() -> None:
     _, idle = update(jax.tree.map(jnp.zeros_like, params), state, params)
     for old, new in zip(jax.tree.leaves(state[1:]), jax.tree.leaves(idle[1:]), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_codes_are_sharded_as_their_parameter(kind: AxisType) -> None:
+    optimizer = celo2.scale_by_celo2(BASE, orthogonalize=False, state_dtype="int8")
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, PartitionSpec("model", None))
+        params = {"kernel": jax.device_put(jnp.ones((8, 4)), rows)}
+        state: Any = optimizer.init(params)
+        for _ in range(2):
+            stored = state.momentum[0]["kernel"]
+            assert stored.codes.sharding.is_equivalent_to(rows, 2)
+            assert stored.scale.sharding.is_equivalent_to(rows, 2)
+            _, state = jax.jit(optimizer.update)(params, state, params)
 
 
 def test_another_dtype_is_refused() -> None:

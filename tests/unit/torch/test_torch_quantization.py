@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import celo2
+from celo2.constants import CODE_LEVELS
 from celo2.jax import quantization as jax_quantization
 from celo2.torch import Celo2, Celo2Base, Harness
 from celo2.torch.kernels import dispatch
-from celo2.torch.quantization import LEVELS, Quantized, decode, encode, row_shape
+from celo2.torch.quantization import Quantized, decode, encode, row_shape
 from celo2.torch.rounding import make_noise
 
 pytestmark = pytest.mark.filterwarnings(
@@ -44,8 +45,8 @@ def round_trip(tensor: Tensor, count: int = 1) -> Tensor:
 
 def gap(share: np.ndarray) -> np.ndarray:
     """The distance of the two values of codes around a share of the row's largest magnitude."""
-    low = np.floor(LEVELS * np.sqrt(share))
-    return (2 * low + 1) / LEVELS**2
+    low = np.floor(CODE_LEVELS * np.sqrt(share))
+    return (2 * low + 1) / CODE_LEVELS**2
 
 
 def cosine(actual: Tensor, expected: Tensor) -> float:
@@ -98,7 +99,7 @@ def test_rounding_is_unbiased_and_between_neighbours() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("noise", [0, 1, 1 << 15, (1 << 16) - 2, (1 << 16) - 1])
 def test_values_of_codes_are_kept_whatever_the_noise(noise: int, dtype: torch.dtype) -> None:
-    codes = torch.arange(-LEVELS, LEVELS + 1).to(torch.int8).expand(512, -1)
+    codes = torch.arange(-CODE_LEVELS, CODE_LEVELS + 1).to(torch.int8).expand(512, -1)
     exponents = torch.linspace(-60, 60, 512)[:, None]
     stored = Quantized(codes, (1.0 + draw((512, 1)).abs()) * 2.0**exponents)
     again = encode(decode(stored, dtype), torch.full(codes.shape, noise, dtype=torch.int32))

@@ -17,7 +17,7 @@ from celo2.jax.state import make_layouts, working_dtype
 
 
 class MatrixTree(NamedTuple):
-    """How the arrays of a tree are viewed as matrices.
+    """Views the arrays of a tree as matrices, and puts them back.
 
     Attributes:
         treedef: The tree's structure.

@@ -73,8 +73,7 @@ def preserve_norms(*, dimension_numbers: Any = None) -> optax.GradientTransforma
         w + u ← R · (w + u) / ‖w + u‖
 
     It belongs at the very end of a chain, behind the learning rate and its sign. Matrices whose update is
-    zero stay where they are, and matrices that are zero at
-    `init` are left free, as are arrays of rank < 2.
+    zero stay where they are. Matrices that are zero at `init` are left free, as are arrays of rank < 2.
 
     Args:
         dimension_numbers: The matrix axes, as in `celo2.scale_by_celo2`.

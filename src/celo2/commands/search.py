@@ -18,13 +18,14 @@ from celo2.meta.search.run import Generation, SearchConfig, search
 
 _DESCRIPTION = """\
 Searches for a rule among those whose direction is a weighted sum of input channels: 15 weights and 7
-decays, by CMA-ES. A candidate's value is the loss at the end of short runs against the start's, at each
-one's best learning rate, on the tasks of a set. Interrupted, the same command goes on where it was, to the
-same result.
+decays, by CMA-ES; with --bends, two more numbers bend the sum where it is large. A candidate's value is
+the loss at the end of short runs against the start's, at each one's best learning rate, on the tasks of a
+set. Interrupted, the same command goes on where it was, to the same result.
 
 examples:
   celo2 search --out runs/search
   celo2 search --variant celo2-base --generations 150 --out runs/search-base
+  celo2 search --bends --adamw-lr-scale 5 --gradient-scales 0.01 10 --out runs/search-plus
   celo2 search --config runs/search/config.json --seed 1 --out runs/again
   celo2 search --config recipes/search/celo2.json --generations 56 --out runs/shipped
   celo2 probe start:adam runs/search/weights/celo2-000100.safetensors --set choosing

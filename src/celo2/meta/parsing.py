@@ -23,7 +23,7 @@ class _FromJson(Protocol):
 
 Config = TypeVar("Config", bound=_FromJson)
 
-_ONE = {str: "a string", int: "a whole number", float: "a number"}
+_ONE = {str: "a string", int: "a whole number", float: "a number", bool: "true or false"}
 _MANY = {str: "a list of strings", float: "a list of numbers"}
 
 
@@ -82,7 +82,7 @@ def _plain(kind: Any) -> type:
 
 def _is_a(kind: type, value: Any) -> bool:
     accepted = (int, float) if kind is float else kind
-    return isinstance(value, accepted) and not isinstance(value, bool)
+    return isinstance(value, accepted) and isinstance(value, bool) == (kind is bool)  # True is an int
 
 
 def parse_shares(entries: Sequence[str], known: Sequence[str] | Registry[Any]) -> dict[str, float]:

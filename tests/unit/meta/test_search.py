@@ -12,7 +12,7 @@ from celo2 import Weights, load_checkpoint
 from celo2.gradient_range import gradient_range
 from celo2.jax.transform import celo2, celo2_base
 from celo2.meta.search import mixture
-from celo2.meta.search.objective import best_of_rates, soft_maximum
+from celo2.meta.search.objective import Objective, best_of_rates, soft_maximum
 from celo2.meta.search.run import SearchConfig, search
 from celo2.meta.task_sets import TASK_SETS, load_task_set
 from celo2.training.protocol import cosine_schedule
@@ -37,9 +37,11 @@ def _params(key):
     }
 
 
+@pytest.mark.parametrize("bend", [(), (-0.3, -0.3), (0.2, -0.4)], ids=["sum", "clips", "favours"])
 @pytest.mark.parametrize("variant", ["celo2", "celo2-base"])
-def test_mixture_trains_as_the_public_optimizer_with_its_weights(variant):
+def test_mixture_trains_as_the_public_optimizer_with_its_weights(variant, bend):
     vector = mixture.to_vector() + 0.1 * np.random.default_rng(0).normal(size=22)
+    vector = np.append(vector, bend)
     schedule = cosine_schedule(1e-2, 20)
     public = {"celo2": celo2, "celo2-base": celo2_base}[variant]
     weights = mixture.make_weights(vector, variant, {})
@@ -76,6 +78,30 @@ def test_the_shipped_weights_are_read_as_the_mixtures_that_they_are(name):
     again = mixture.make_weights(vector, name, {})
     for array, expected in zip(again.arrays.values(), weights.arrays.values(), strict=True):
         np.testing.assert_allclose(array, expected, atol=1e-6)
+
+
+def test_a_bent_mixture_is_read_as_it_was_made():
+    vector = np.append(mixture.to_vector(), [-0.2, -0.25])
+    weights = mixture.make_weights(vector, "celo2", {})
+    gamma, tau = mixture.read_mixture(weights).bend or (0, 0)
+    assert (gamma, tau) == (pytest.approx(-0.8), pytest.approx(np.exp(-1)))
+    assert "γ -0.80, τ 0.37" in mixture.describe(vector)
+
+
+def test_a_bend_changes_the_direction_only_beyond_its_threshold():
+    schedule, params = cosine_schedule(1e-2, 20), {"hidden": {"kernel": jnp.zeros((2, 3))}}
+    grads = {"hidden": {"kernel": jnp.asarray([[0.1, -0.1, 0.1], [0.1, 5.0, -5.0]])}}
+
+    def step(*bend):
+        made = mixture.to_mixture(jnp.asarray(np.append(mixture.to_vector(), bend)))
+        optimizer = mixture.make_optimizer(made, "celo2-base", schedule)
+        (update,) = jax.tree.leaves(optimizer.update(grads, optimizer.init(params), params)[0])
+        return np.abs(update)
+
+    plain, clipped, far = step(), step(-0.25, -0.05), step(-0.25, 1.0)
+    np.testing.assert_allclose(plain, far)
+    assert clipped[1, 1] / clipped[0, 0] < plain[1, 1] / plain[0, 0]
+    assert clipped[0, 1] / clipped[0, 0] == pytest.approx(plain[0, 1] / plain[0, 0])
 
 
 def test_other_networks_are_refused_as_mixtures():
@@ -170,6 +196,52 @@ def test_search_resumes_to_the_same_record(tmp_path, tiny_set):
     assert first.config != second.config  # decays are searched, and averaged
     low, high = gradient_range(first)
     assert 0 < low < high < 10
+
+
+def test_gradients_factor_is_drawn_within_its_range_and_the_same_for_all(tiny_set):
+    task_set = load_task_set(tiny_set)
+    vectors = np.stack([mixture.to_vector()] * 2)
+    plain, scaled, wide = (
+        Objective(task_set, "celo2", gradient_scales=scales) for scales in [(1, 1), (4, 4), (1e-4, 1e-3)]
+    )
+    ratio = scaled.sample_gradient_rms(vectors[0], 0)[:1] / plain.sample_gradient_rms(vectors[0], 0)[:1]
+    np.testing.assert_allclose(ratio, 4, rtol=1e-5)  # before the first step the networks are the same
+    name = task_set.tasks[1].name
+    first, second = wide.measure(name, vectors, [0])
+    assert first == second
+    assert first != plain.measure(name, vectors, [0])[0]  # small gradients feel the rule's epsilons
+
+
+def test_adamw_share_changes_the_losses(tiny_set):
+    task_set = load_task_set(tiny_set)
+    vectors = mixture.to_vector()[None]
+    small, usual = (Objective(task_set, "celo2", adamw_lr_scale=scale) for scale in (5, 20))
+    name = task_set.tasks[0].name
+    assert small.measure(name, vectors, [0]) != usual.measure(name, vectors, [0])
+
+
+def test_bent_search_begins_at_the_adam_like_start(tmp_path, tiny_set):
+    lines = []
+    config = SearchConfig(task_set=tiny_set, population=4, bends=True, gradient_scales=(0.1, 10))
+    found = search(config, tmp_path, generations=1, on_generation=lines.append)
+    assert found.shape == (24,)
+    np.testing.assert_array_equal(lines[0].vector, mixture.to_vector(bends=True))
+    assert SearchConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gradient_scales": (2, 1)}, "0 < low ≤ high"),
+        ({"gradient_scales": (0, 1)}, "0 < low ≤ high"),
+        ({"adamw_lr_scale": 0}, "must be positive"),
+        ({"bends": True, "start": (0.0,) * 22}, "24 finite numbers"),
+    ],
+    ids=["order", "zero", "share", "start"],
+)
+def test_search_config_refuses(options, message):
+    with pytest.raises(ValueError, match=message):
+        SearchConfig(**options)
 
 
 def test_search_refuses_a_folder_with_other_settings(tmp_path, tiny_set):

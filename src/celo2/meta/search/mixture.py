@@ -1,10 +1,13 @@
-"""Rules whose direction is a weighted sum of the odd channels: two hidden units and 22 parameters.
+"""Rules whose direction is a weighted sum of the odd channels, bent or not: 22 or 24 parameters.
 
 The network of the rule (arXiv 2602.19142, section 3) has 30 input channels, of which fifteen change their
 sign with the gradient. Any weighted sum of these passes through two hidden units exactly,
 `relu(s) - relu(-s) = s`, so it is a rule that the package can run; Adam's direction with Nesterov momentum is
 one of them. Together with the decays of the accumulators a rule is then a vector of 22 numbers, which is few
 enough for evolution strategies that learn a covariance, and its steps cost a fraction of the network's.
+
+Two more numbers, γ and τ, bend the sum s where it is large, by two more units of the second hidden layer:
+`s + γ (relu(s - τ) - relu(-s - τ))`, which clips for γ = -1 and favours large elements for γ > 0.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ _DECAYS = tuple(
     for index in range(len(getattr(_DEFAULTS, name)))
 )
 DECAY_UNIT = 4.0  # change of log(1 - β) for a change of 1 of its coordinate
+BEND_UNIT = 4.0  # change of γ, and of log τ, for a change of 1 of their coordinates
 _NO_MIXTURE = (
     "these weights are no mixture: their direction is not a weighted sum of the odd channels. Mixtures are "
     "what `celo2 search` and `make_weights` make."
@@ -60,38 +64,47 @@ class Mixture(NamedTuple):
         initial_momentum_decays: The three decays of the momenta.
         initial_rms_decays: The decay of the second moment.
         initial_adafactor_decays: The three decays of the factored second moments.
+        bend: γ and τ, τ as a multiple of the magnitudes' sum of `shares`; None for a weighted sum alone.
     """
 
     shares: Any
     initial_momentum_decays: tuple[Any, ...]
     initial_rms_decays: tuple[Any, ...]
     initial_adafactor_decays: tuple[Any, ...]
+    bend: tuple[Any, Any] | None = None
 
 
-def to_vector() -> np.ndarray:
-    """Returns the vector of the Adam-like start, `(22,)`: its channel weights, and 0 for every decay."""
+def to_vector(bends: bool = False) -> np.ndarray:
+    """Returns the vector of the Adam-like start: its channel weights, and 0 for every other number.
+
+    Args:
+        bends: Whether the rules are bent: `(24,)` in place of `(22,)`.
+    """
     shares = [ADAM_MIXTURE.get(channel, 0.0) for channel in CHANNELS]
-    return np.asarray([*shares, *np.zeros(len(_DECAYS))])
+    return np.asarray([*shares, *np.zeros(len(_DECAYS) + 2 * bends)])
 
 
 def to_mixture(vector: Any) -> Mixture:
-    """Decodes a vector `(22,)`, which may be traced: channel weights, then decays around their defaults.
+    """Decodes a vector, `(22,)` or `(24,)`, which may be traced: channel weights, decays, the bend.
 
-    A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, kept within [1e-4, 1].
+    A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, kept within [1e-4, 1]. The last two
+    coordinates, where there are 24, are γ / 4 and log(τ) / 4.
     """
     shares, coordinates = vector[: len(CHANNELS)], vector[len(CHANNELS) :]
     decays: dict[str, list[Any]] = {}
     for position, (name, index) in enumerate(_DECAYS):
         complement = (1.0 - getattr(_DEFAULTS, name)[index]) * jnp.exp(DECAY_UNIT * coordinates[position])
         decays.setdefault(name, []).append(1.0 - jnp.clip(complement, LONGEST, SHORTEST))
-    return Mixture(shares, **{name: tuple(values) for name, values in decays.items()})
+    last = coordinates[len(_DECAYS) :]
+    bend = (BEND_UNIT * last[0], jnp.exp(BEND_UNIT * last[1])) if len(last) else None
+    return Mixture(shares, bend=bend, **{name: tuple(values) for name, values in decays.items()})
 
 
 def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]) -> Weights:
     """Makes finished weights of a vector's rule, channel weights scaled to magnitudes that sum to 1.
 
     Args:
-        vector: The rule, `(22,)`.
+        vector: The rule, `(22,)` or `(24,)`.
         variant: "celo2" or "celo2-base".
         provenance: Provenance stated in the weight file.
     """
@@ -101,8 +114,23 @@ def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]
     shares = np.asarray(mixture.shares, np.float64)
     shares = shares / np.abs(shares).sum()
     theta = {name: jnp.zeros(shape, jnp.float32) for name, shape in config.weight_shapes().items()}
-    mixed = mixture_theta(theta, config, dict(zip(CHANNELS, shares.tolist(), strict=True)))
+    mixed = _mix(theta, config, mixture._replace(shares=shares))
     return Weights({name: np.asarray(array) for name, array in mixed.items()}, config, provenance)
+
+
+def _mix(theta: Mapping[str, Any], config: RuleConfig, mixture: Mixture) -> dict[str, Array]:
+    """Sets the first output of a network to a mixture's direction, exactly."""
+    mixed = mixture_theta(dict(theta), config, dict(zip(CHANNELS, mixture.shares.tolist(), strict=True)))
+    if mixture.bend is None:
+        return mixed
+    if config.ff_hidden_layers != 2 or config.ff_hidden_size < 4:
+        raise ValueError("a bent mixture needs two hidden layers of at least four units.")
+    gamma, tau = (float(number) for number in mixture.bend)
+    for unit, sign in ((0, 1.0), (1, -1.0)):  # unit 0 is relu(s), unit 1 is relu(-s)
+        mixed["w1"] = mixed["w1"].at[:, unit + 2].set(0.0).at[unit, unit + 2].set(1.0)
+        mixed["b1"] = mixed["b1"].at[unit + 2].set(-tau)
+        mixed["w2"] = mixed["w2"].at[unit + 2, 0].set(sign * gamma)
+    return mixed
 
 
 def read_mixture(weights: Weights) -> Mixture:
@@ -115,14 +143,17 @@ def read_mixture(weights: Weights) -> Mixture:
     try:
         shares = [float(weights.arrays[names[feature]][index, 0]) for feature, index in CHANNELS]
         zeros = {name: jnp.zeros_like(array) for name, array in weights.arrays.items()}
-        mixed = mixture_theta(zeros, weights.config, dict(zip(CHANNELS, shares, strict=True)))
+        decays = {name: getattr(weights.config, name) for name, _ in _DECAYS}
+        tau = -float(weights.arrays["b1"][2])
+        bend = (float(weights.arrays["w2"][2, 0]), tau) if tau > 0 else None
+        found = Mixture(np.asarray(shares), bend=bend, **decays)
+        mixed = _mix(zeros, weights.config, found)
     except (KeyError, IndexError, ValueError) as error:  # other channels, or a single hidden unit
         raise ValueError(_NO_MIXTURE) from error
     same = all(np.array_equal(mixed[name], array) for name, array in weights.arrays.items())
     if not same or weights.config.mlp_activation != "relu":
         raise ValueError(_NO_MIXTURE)
-    decays = {name: getattr(weights.config, name) for name, _ in _DECAYS}
-    return Mixture(np.asarray(shares), **decays)
+    return found
 
 
 class _MixtureState(NamedTuple):
@@ -166,13 +197,20 @@ def _compute_step(
         if feature in names:
             channel = groups[names[feature]][index]
             direction += mixture.shares[position] * mlp.normalizer(mlp.mean_square(channel)) * channel
+    if mixture.bend is not None:
+        gamma, tau = mixture.bend[0], mixture.bend[1] * jnp.sum(jnp.abs(mixture.shares))
+        direction += gamma * (jax.nn.relu(direction - tau) - jax.nn.relu(-direction - tau))
     if orthogonalizes and grad.ndim >= 2:
         direction = orthogonalize.compute(direction, _DEFAULTS)
     return direction * mlp.normalizer(mlp.mean_square(direction)), memory
 
 
 def make_optimizer(
-    mixture: Mixture, variant: str, schedule: optax.Schedule, weight_decay: float = 0.0
+    mixture: Mixture,
+    variant: str,
+    schedule: optax.Schedule,
+    weight_decay: float = 0.0,
+    adamw_lr_scale: float = ADAMW_LR_SCALE,
 ) -> optax.GradientTransformation:
     """Makes the complete optimizer of a mixture, as `celo2.celo2` or `celo2.celo2_base` do for weights.
 
@@ -181,6 +219,7 @@ def make_optimizer(
         variant: "celo2" or "celo2-base".
         schedule: Learning-rate schedule.
         weight_decay: Decoupled weight decay.
+        adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
     """
     rule = optax.chain(
         with_longer_axis_last(_scale_by_mixture(mixture, variant == "celo2")),
@@ -190,7 +229,7 @@ def make_optimizer(
     if variant == "celo2-base":
         return rule
     adamw = optax.adamw(
-        lambda count: ADAMW_LR_SCALE * schedule(count), *ADAMW_BETAS, weight_decay=weight_decay
+        lambda count: adamw_lr_scale * schedule(count), *ADAMW_BETAS, weight_decay=weight_decay
     )
 
     def label(params: Any) -> Any:
@@ -211,10 +250,12 @@ def describe(vector: np.ndarray) -> str:
     shares = np.asarray(vector[: len(CHANNELS)]) / np.abs(vector[: len(CHANNELS)]).sum()
     largest = np.argsort(-np.abs(shares))[:8]
     parts = [f"{CHANNELS[i][0]}[{CHANNELS[i][1]}] {shares[i]:+.2f}" for i in largest if abs(shares[i]) > 0.01]
-    decays = [" ".join(f"{1 - float(b):.2g}" for b in getattr(mixture, name)) for name in mixture._fields[1:]]
-    return f"{', '.join(parts)}; 1 - β: {' | '.join(decays)}"
+    names = list(dict.fromkeys(name for name, _ in _DECAYS))
+    decays = [" ".join(f"{1 - float(b):.2g}" for b in getattr(mixture, name)) for name in names]
+    bend = "; γ {:+.2f}, τ {:.2f}".format(*map(float, mixture.bend)) if mixture.bend else ""
+    return f"{', '.join(parts)}; 1 - β: {' | '.join(decays)}{bend}"
 
 
-def is_vector(vector: np.ndarray) -> bool:
-    """Returns whether a vector has the right length and finite numbers."""
-    return vector.shape == (len(CHANNELS) + len(_DECAYS),) and bool(np.isfinite(vector).all())
+def is_vector(vector: np.ndarray, bends: bool = False) -> bool:
+    """Returns whether a vector has the length of `to_vector` and finite numbers."""
+    return vector.shape == to_vector(bends).shape and bool(np.isfinite(vector).all())

@@ -11,6 +11,9 @@ the same batches, on a cosine schedule. A candidate's value is the weighted soft
 
 so that a gain on one kind of task cannot offset a loss on another: with κ = 25 a task that is 8 % worse
 counts as much as e² unchanged tasks.
+
+Gradients may be multiplied by a factor that is drawn for each task and seed, the same one for all candidates
+and the start, so that a rule which depends on their scale is not preferred.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from celo2.constants import ADAMW_LR_SCALE
 from celo2.jax.runtime import compiler_options
 from celo2.meta.search.mixture import find_updated, make_optimizer, to_mixture
 from celo2.meta.task_sets import END_SHARE, TaskEntry, TaskSet
@@ -34,6 +38,7 @@ from celo2.training.protocol import DIVERGENCE_MARGIN, cosine_schedule, seed_key
 RATE_FACTORS = (0.6, 1.0, 1.67)  # times the task's own rate
 LARGEST_CORRECTION = 0.02  # limit of how far the parabola may lower the log loss
 SHARPNESS = 25.0  # κ
+_SCALE_KEY = 0x5CA1E  # of the gradients' factor, folded into the key of a run's initial parameters
 
 
 def soft_maximum(ratios: np.ndarray, weights: Sequence[float], sharpness: float = SHARPNESS) -> np.ndarray:
@@ -86,14 +91,25 @@ class Objective:
     Args:
         task_set: The tasks that candidates are trained on.
         variant: "celo2" or "celo2-base".
+        adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
+        gradient_scales: Smallest and largest factor of the gradients, drawn uniformly in its logarithm.
 
     Attributes:
         task_set: The tasks that candidates are trained on.
     """
 
-    def __init__(self, task_set: TaskSet, variant: str) -> None:
+    def __init__(
+        self,
+        task_set: TaskSet,
+        variant: str,
+        *,
+        adamw_lr_scale: float = ADAMW_LR_SCALE,
+        gradient_scales: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
         self.task_set = task_set
         self._variant = variant
+        self._adamw_lr_scale = adamw_lr_scale
+        self._gradient_scales = gradient_scales
         self._programs: dict[tuple[str, int], Any] = {}
         self._tasks = {entry.name: entry.make() for entry in task_set.tasks}
 
@@ -102,7 +118,7 @@ class Objective:
 
         Args:
             name: Name of the task.
-            vectors: Candidates, `(candidates, 22)`; another number of them is compiled anew.
+            vectors: Candidates, `(candidates, 22 or 24)`; another number of them is compiled anew.
             seeds: Seeds of the runs; the same for all candidates.
 
         Returns:
@@ -137,7 +153,7 @@ class Objective:
         """Samples root mean squares of a rule's gradients on the tasks, each at the task's own rate.
 
         Args:
-            vector: The rule, `(22,)`.
+            vector: The rule, `(22,)` or `(24,)`.
             seed: Seed of the runs, one for each task.
 
         Returns:
@@ -165,9 +181,14 @@ class Objective:
 
         def train(vector: Array, rate: Array, seed: Array, data: Any, with_rms: bool = False) -> Any:
             optimizer = make_optimizer(
-                to_mixture(vector), variant, cosine_schedule(rate, entry.steps), entry.weight_decay
+                to_mixture(vector),
+                variant,
+                cosine_schedule(rate, entry.steps),
+                entry.weight_decay,
+                self._adamw_lr_scale,
             )
             init_key, batch_key = seed_keys(seed)
+            scale = _draw_scale(init_key, *self._gradient_scales)
             params = task.init(init_key)
             updated = jax.tree.leaves(find_updated(params, variant))
 
@@ -175,6 +196,7 @@ class Objective:
                 params, opt_state, total = carry
                 batch = task.sample_batch(jax.random.fold_in(batch_key, count), data)
                 loss, grads = jax.value_and_grad(task.loss)(params, batch)
+                grads = grads if scale is None else jax.tree.map(lambda grad: scale * grad, grads)
                 updates, opt_state = optimizer.update(grads, opt_state, params)
                 total += jnp.where(count >= first_counted, loss, 0.0)
                 watched = zip(jax.tree.leaves(grads), updated, strict=True) if with_rms else ()
@@ -187,3 +209,11 @@ class Objective:
             return (end, rms) if with_rms else end
 
         return train
+
+
+def _draw_scale(init_key: Array, low: float, high: float) -> Array | None:
+    """Draws the factor of a run's gradients, by the key of its initial parameters; None for a factor of 1."""
+    if low == high == 1.0:
+        return None
+    key = jax.random.fold_in(init_key, _SCALE_KEY)
+    return jnp.exp(jax.random.uniform(key, minval=math.log(low), maxval=math.log(high)))

@@ -32,6 +32,7 @@ from cmaes import CMA
 from celo2 import __version__
 from celo2._utils.files import read_lines, read_object, write_atomic
 from celo2._utils.locks import lock_folder
+from celo2.constants import ADAMW_LR_SCALE
 from celo2.gradient_range import FIELD, QUANTILES, format_range
 from celo2.meta.parsing import load_config, parse_fields
 from celo2.meta.search import mixture
@@ -54,6 +55,10 @@ class SearchConfig:
         population: Candidates of a generation, at least 4.
         spread: Standard deviation of the first candidates; the weights of the start's channels are a half.
         seeds: Runs of each task, rate and candidate.
+        bends: Whether two more numbers bend the weighted sum where it is large.
+        adamw_lr_scale: Learning rate of AdamW's share over that of the rule; 5 is that of the "plus" preset.
+        gradient_scales: Smallest and largest factor that gradients are multiplied by, drawn for each task and
+            seed, so that the rule does not depend on their scale.
         start: Numbers to begin at, such as the vector of an earlier record's last line; none: the Adam-like
             start.
         seed: Seed of the candidates, the tasks' order and the runs.
@@ -68,12 +73,16 @@ class SearchConfig:
     population: int = 12
     spread: float = 0.08
     seeds: int = 1
+    bends: bool = False
+    adamw_lr_scale: float = ADAMW_LR_SCALE
+    gradient_scales: tuple[float, float] = (1.0, 1.0)
     start: tuple[float, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
         object.__setattr__(self, "start", tuple(map(float, self.start)))
+        object.__setattr__(self, "gradient_scales", tuple(map(float, self.gradient_scales)))
         if self.variant not in get_args(SearchVariant):
             raise ValueError(
                 f"variant must be one of {get_args(SearchVariant)}, got {self.variant!r}; predecessors are "
@@ -84,8 +93,14 @@ class SearchConfig:
                 "expected population ≥ 4, seeds ≥ 1, tasks_per_generation ≥ 0 and spread > 0, got "
                 f"{self.population}, {self.seeds}, {self.tasks_per_generation}, {self.spread}."
             )
-        if self.start and not mixture.is_vector(np.asarray(self.start)):
-            wanted = len(mixture.to_vector())
+        if len(self.gradient_scales) != 2 or not 0 < self.gradient_scales[0] <= self.gradient_scales[1]:
+            raise ValueError(
+                f"gradient_scales must be two numbers 0 < low ≤ high, got {self.gradient_scales}."
+            )
+        if not self.adamw_lr_scale > 0:
+            raise ValueError(f"adamw_lr_scale must be positive, got {self.adamw_lr_scale}.")
+        if self.start and not mixture.is_vector(np.asarray(self.start), self.bends):
+            wanted = len(mixture.to_vector(self.bends))
             raise ValueError(f"start must be {wanted} finite numbers, got {len(self.start)}: {self.start}.")
 
     def to_json(self) -> str:
@@ -149,13 +164,18 @@ def search(
         on_generation: Called with each new line of the record.
 
     Returns:
-        The mean of the distributions of the last third of the generations, `(22,)`.
+        The mean of the distributions of the last third of the generations, `(22,)` or `(24,)`.
 
     Raises:
         ValueError: The folder's search has other settings.
         OSError: The folder cannot be written, or another process uses it.
     """
-    objective = Objective(load_task_set(config.task_set), config.variant)
+    objective = Objective(
+        load_task_set(config.task_set),
+        config.variant,
+        adamw_lr_scale=config.adamw_lr_scale,
+        gradient_scales=config.gradient_scales,
+    )
     (out / "weights").mkdir(parents=True, exist_ok=True)
     with lock_folder(out, "celo2 search"):
         return _search(config, out, objective, generations, save_every, on_generation)
@@ -172,7 +192,7 @@ def _search(
     """Runs `search` in a folder that no other process writes into."""
     records = _open(config, out)
     strategy = CMA(
-        mean=np.asarray(config.start) if config.start else mixture.to_vector(),
+        mean=np.asarray(config.start) if config.start else mixture.to_vector(config.bends),
         sigma=config.spread,
         population_size=config.population,
         seed=config.seed,
@@ -206,7 +226,8 @@ def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
     if path.exists():
         known = read_object(path)
         wanted = json.loads(config.to_json())
-        differing = [name for name, value in wanted.items() if known.get(name) != value]
+        defaults = json.loads(SearchConfig().to_json())  # for settings newer than the folder
+        differing = [name for name, value in wanted.items() if known.get(name, defaults[name]) != value]
         if differing:
             raise ValueError(
                 f"{out} holds a search with other settings ({', '.join(differing)}); name another folder, or "
@@ -248,7 +269,7 @@ def _measure(
     task_set = objective.task_set
     names = _tasks_of(config, tuple(entry.name for entry in task_set.tasks), number)
     chosen = task_set.select(names)
-    vectors = np.stack([mixture.to_vector(), strategy.mean, *candidates])
+    vectors = np.stack([mixture.to_vector(config.bends), strategy.mean, *candidates])
     first = task_set.first_seed + config.seeds * (number + 100_000 * config.seed)
     seeds = range(first, first + config.seeds)
     losses = np.stack([objective.measure(name, vectors, seeds) for name in names], axis=-1)

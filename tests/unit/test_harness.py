@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +17,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from optax._src.base import NO_PARAMS_MSG
 
 import celo2
+from celo2.baselines import shampoo
 from celo2.harness import match_scales, resolve_harness
 from celo2.jax.harness import averages, decay, eigenbasis, norms, orthogonalizers, rows
+from celo2.jax.harness.matrices import factorize_each
 from helpers.contract_table import (
     CELO2,
     CELO2_BASE,
@@ -447,3 +451,29 @@ def test_convolutions_are_seen_as_matrices_on_any_mesh(make: Any, kind: AxisType
 def test_state_of_one_byte_cannot_follow_a_basis() -> None:
     with pytest.raises(ValueError, match='"int8" does not go with eigenbasis_every'):
         celo2.celo2(1e-3, state_dtype="int8", harness=celo2.Harness(eigenbasis_every=2))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(lambda: eigenbasis.in_eigenbasis(optax.scale_by_adam(), every=2), id="eigenbasis"),
+        pytest.param(shampoo.scale_by_shampoo, id="shampoo"),
+    ],
+)
+def test_factorizations_on_cpus_take_one_matrix_at_a_time(
+    optimizer: Callable[[], optax.GradientTransformation],
+) -> None:
+    # Batches would wait for each other for ever: see `factorize_each`.
+    tx, params = optimizer(), {"stack": jnp.ones((3, 4, 5, 6)), "matrix": jnp.ones((3, 7, 8))}
+    state = jax.vmap(tx.init)(params)
+    program = jax.jit(jax.vmap(tx.update)).lower(params, state, params).compile().as_text()
+    calls = re.findall(r"= \(?f32\[([\d,]+)\].*custom_call_target=.lapack_", program)
+    assert {len(shape.split(",")) for shape in calls} == {2}
+    assert {shape.split(",")[0] for shape in calls} == {"5", "6", "7", "8"}
+
+
+def test_a_factorization_of_each_matrix_is_that_of_the_batch() -> None:
+    matrices = jax.random.normal(jax.random.key(0), (2, 3, 5, 5))
+    factorize = functools.partial(factorize_each, jnp.linalg.qr)
+    ours, batched = jax.vmap(factorize)(matrices), jnp.linalg.qr(matrices)
+    assert_trees_close(ours, batched, 1e-6)

@@ -31,6 +31,7 @@ from celo2.baselines.matrix_optimizer import (
 )
 from celo2.baselines.spec import OptimizerSpec, decoupled
 from celo2.constants import MAX_BASIS_SIDE, TINY
+from celo2.jax.harness.matrices import factorize_each
 
 
 class Factors(NamedTuple):
@@ -124,7 +125,7 @@ def scale_by_shampoo(
 
 def _inverse_root(factor: Array, order: int, ridge: float) -> Array:
     """Returns `factor^(-1 / (2 · order))` of symmetric matrices `(batch, m, m)`."""
-    values, vectors = jnp.linalg.eigh(factor)
+    values, vectors = factorize_each(jnp.linalg.eigh, factor)
     largest = jnp.maximum(values[..., -1:], TINY)
     powers = (jnp.maximum(values, 0.0) + ridge * largest) ** (-1 / (2 * order))
     return (vectors * powers[..., None, :]) @ jnp.matrix_transpose(vectors)

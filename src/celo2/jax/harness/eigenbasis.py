@@ -25,7 +25,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from celo2.constants import BASIS_DECAY, MAX_BASIS_SIDE
-from celo2.jax.harness.matrices import MatrixTree, init_on_any_mesh, on_any_mesh
+from celo2.jax.harness.matrices import MatrixTree, factorize_each, init_on_any_mesh, on_any_mesh
 from celo2.jax.orthogonalize import multiply
 
 ROTATED = frozenset({"mu", "momentum", "trace"})  # state that is linear in the gradients, by its field's name
@@ -213,7 +213,11 @@ def _choose(condition: Array, new: Any, old: Any) -> Any:
 def _first_bases(factors: list[Basis], bases: list[Basis], inner_state: Any) -> tuple[list[Basis], Any]:
     """Returns eigenvectors as bases, those of the largest eigenvalue first."""
     del bases
-    return jax.tree.map(lambda factor: jnp.linalg.eigh(factor)[1][..., ::-1], factors), inner_state
+    return jax.tree.map(functools.partial(factorize_each, _eigenvectors), factors), inner_state
+
+
+def _eigenvectors(factor: Array) -> Array:
+    return jnp.linalg.eigh(factor)[1][..., ::-1]
 
 
 @functools.cache  # `switch` compiles anew for another function
@@ -242,7 +246,12 @@ def _power_iteration(factor: Any, basis: Array) -> tuple[Array, Array]:
     """Returns the new basis `(batch, m, m)`, and the old index of each of its columns, `(batch, m)`."""
     product = multiply(factor, basis)
     order = jnp.argsort(-jnp.sum(basis * product, axis=-2), axis=-1)
-    return jnp.linalg.qr(jnp.take_along_axis(product, order[:, None, :], axis=-1))[0], order
+    sorted_product = jnp.take_along_axis(product, order[:, None, :], axis=-1)
+    return factorize_each(_orthonormal_columns, sorted_product), order
+
+
+def _orthonormal_columns(matrix: Array) -> Array:
+    return jnp.linalg.qr(matrix)[0]
 
 
 def _follow(state: Any, treedef: Any, olds: list[Basis], news: list[Basis], orders: list[Order]) -> Any:

@@ -60,6 +60,25 @@ def norms(matrices: Array) -> Array:
     return jnp.sqrt(jnp.sum(jnp.square(matrices), axes, keepdims=True))
 
 
+def factorize_each(factorize: Callable[[Array], Any], matrices: Array) -> Any:
+    """Applies a factorization to every matrix of an array, on CPUs one after the other, also under `vmap`.
+
+    Two large batches at once can wait for each other for ever on a CPU. The call runs on a thread of XLA's
+    pool, gives the parts of its batch to the same pool, and waits (`ParallelBatchMap` in jaxlib's
+    `lapack_kernels.cc`); no thread is left when there are as many calls as threads. A single matrix has no
+    parts.
+
+    Args:
+        factorize: A function of arrays `(..., m, n)`, such as `jnp.linalg.qr`.
+        matrices: `(batch, m, n)`.
+
+    Returns:
+        `factorize(matrices)`.
+    """
+    one = jax.custom_batching.sequential_vmap(lambda matrix: factorize(matrix))  # without options to trace
+    return jax.lax.platform_dependent(matrices, cpu=functools.partial(jax.lax.map, one), default=factorize)
+
+
 def on_any_mesh(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
     """Lets an `update` reshape arrays on explicit mesh axes; results are sharded as its arguments."""
 

@@ -16,6 +16,8 @@ from celo2.weights.theta_state import THETA_FILE
 
 SHIPPED = ("celo2", "celo2-base")
 OURS, UPSTREAM = ".safetensors", ".state"  # suffixes of the two formats
+RELEASED = {"amoudgl/celo2": "celo2", "amoudgl/celo2-base": "celo2-base"}
+"""The variants of the hub repositories of Celo2's authors, whose files do not say theirs."""
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

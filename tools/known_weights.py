@@ -28,7 +28,10 @@ def main() -> None:
     parser.add_argument("files", nargs="+", help="weight files, or names of shipped weights")
     parser.add_argument("--as", dest="what", required=True, help="what they are, in a few words")
     parser.add_argument(
-        "--variant", default="", choices=SHIPPED, help="of files that do not say it, with the published options"
+        "--variant",
+        default="",
+        choices=SHIPPED,
+        help="of files that do not say it, with the published options",
     )
     options = parser.parse_args()
     add_known({read_digest(file): Known(options.what, options.variant) for file in options.files})
@@ -39,7 +42,7 @@ def read_digest(file: str) -> str:
 
 
 def add_known(added: Mapping[str, Known]) -> None:
-    known = known_digests() | added
+    known = {**known_digests(), **added}
     fields = {
         digest: {name: value for name, value in one._asdict().items() if value}
         for digest, one in known.items()

@@ -362,9 +362,9 @@ def _decode(file: WeightFile, wanted: type[WeightsT], options: Mapping[str, Any]
 
 
 def _decode_upstream(file: WeightFile, wanted: type[WeightsT], options: Mapping[str, Any]) -> WeightsT:
-    """Decodes an upstream file, whose options are the published ones if the file or its repository is known."""
+    """Decodes an upstream file; if it or its repository is known, its options are the published ones."""
     tree = decode_theta(file.data)
-    known = read_integrity(file).known
+    known = check_digest(flatten(tree), {}).known
     variant = (known and known.variant) or RELEASED.get(file.hub or "")
     if not variant or wanted is ZooWeights:
         return _from_tree(tree, wanted, options).with_provenance(**_origin(file))

@@ -40,6 +40,18 @@ class WeightFile(NamedTuple):
     shipped: bool = False
 
 
+def looks_like_source(text: str) -> bool:
+    """Returns whether a text is the path of a weight file or of a folder, or has the form of a hub repository.
+
+    A path with a colon in it, which could be something else, must exist.
+    """
+    path = Path(text)
+    if ":" in text and not path.exists():
+        return False
+    is_file = path.suffix in (OURS, UPSTREAM) or (path / THETA_FILE).is_file()
+    return is_file or _REPO_ID.fullmatch(text) is not None
+
+
 def find_file(source: str | os.PathLike[str], max_bytes: int) -> WeightFile:
     """Finds the file of a source: a shipped name, a path, a folder, or a hub repository, in this order.
 

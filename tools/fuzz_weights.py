@@ -5,7 +5,8 @@
 Each mutant is one of our safetensors files (Celo2, or a predecessor's), an upstream `theta.state`, or a file
 of the public PyTorch port, with one kind of damage. It may be refused, with a ValueError that names the file;
 or load as what was written (the damage was in a field that nothing depends on); or load as something else,
-which no file of ours may. Anything but a ValueError ends the script. The printed table is in docs/reliability.md.
+which no file of ours may. Anything but a ValueError ends the script. The printed table is in
+docs/reliability.md.
 """
 
 from __future__ import annotations

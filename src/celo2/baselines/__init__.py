@@ -24,6 +24,7 @@ from celo2.baselines import adamuon, from_optax, muon, normuon, shampoo, soap
 from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE
 from celo2.baselines.spec import EvalParams, MakeOptimizer, OptimizerSpec
 from celo2.config import nearest_name
+from celo2.constants import RULE_OPTIMIZERS
 from celo2.jax.transform import celo2, celo2_base
 from celo2.weights.checkpoint import (
     SHIPPED,
@@ -52,7 +53,7 @@ __all__ = [
     "sets_own_rate",
 ]
 
-LEARNED = {"celo2": celo2, "celo2-plus": partial(celo2, harness="plus"), "celo2-base": celo2_base}
+LEARNED = dict(zip(RULE_OPTIMIZERS, (celo2, partial(celo2, harness="plus"), celo2_base), strict=True))
 
 
 def _learned(name: str, weights: Any = None) -> MakeOptimizer:

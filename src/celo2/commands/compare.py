@@ -96,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
         console,
         machine=options.machine,
         baseline=options.baseline,
+        command="celo2 compare",
     )
 
 

@@ -164,7 +164,9 @@ def compare(
         results, failures = train_in_memory(suite, machine=config.machine, on_progress=on_progress)
     else:
         store = RunStore(folder)
-        failures = run_suite(suite, store, machine=config.machine, on_progress=on_progress)
+        failures = run_suite(
+            suite, store, machine=config.machine, on_progress=on_progress, command="celo2 compare"
+        )
         results = store.load().results
     if failures:
         raise RuntimeError("; ".join(f"{failure.group.optimizer}: {failure.reason}" for failure in failures))

@@ -1,8 +1,8 @@
 """Reads the weight files of the public PyTorch port, in which Celo2 and ELO-Celo2 were released.
 
 They are safetensors with the state of the port's network under its own names: `w0.0` … `w0.13`, `b0`,
-`dense_w.0`, `dense_b.0` and so on, of the shapes and the orientation of this package's arrays. They do not say
-whose weights they are, nor under which options; what the port released has those of `PORT_CONFIG`.
+`dense_w.0`, `dense_b.0` and so on, of the shapes and the orientation of this package's arrays. They do not
+say whose weights they are, nor their options; what the port released has those of `PORT_CONFIG`.
 """
 
 from __future__ import annotations

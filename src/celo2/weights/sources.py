@@ -41,7 +41,7 @@ class WeightFile(NamedTuple):
 
 
 def looks_like_source(text: str) -> bool:
-    """Returns whether a text is the path of a weight file or of a folder, or has the form of a hub repository.
+    """Returns whether a text is the path of a weight file or its folder, or like a hub repository.
 
     A path with a colon in it, which could be something else, must exist.
     """

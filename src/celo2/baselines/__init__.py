@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -53,7 +54,9 @@ __all__ = [
     "sets_own_rate",
 ]
 
-LEARNED = dict(zip(RULE_OPTIMIZERS, (celo2, partial(celo2, harness="plus"), celo2_base), strict=True))
+LEARNED: dict[str, Callable[..., Any]] = dict(
+    zip(RULE_OPTIMIZERS, (celo2, partial(celo2, harness="plus"), celo2_base), strict=True)
+)
 
 
 def _learned(name: str, weights: Any = None) -> MakeOptimizer:

@@ -134,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
 def _make_table(rows: Sequence[BenchRow], what: str) -> Table:
     table = Table(title=escape(what), box=box.SIMPLE_HEAD)
     for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(cell, row.cells()))
     return table

@@ -47,6 +47,7 @@ from celo2.meta.probe.paired import LEAST_SEEDS
 from celo2.meta.task_sets import TASK_SETS
 from celo2.report.kit import cell, markdown_cell, shorten
 from celo2.weights.checkpoint import SHIPPED, Weights, compute_checksum, load_checkpoint
+from celo2.weights.sources import OURS, UPSTREAM
 
 TITLES = {"train": "training loss", "valid": "validation loss"}
 PLAIN_WIDTH = 200  # columns, where the output is no terminal
@@ -244,8 +245,10 @@ def _label(names: Sequence[str]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """Returns the last part of a path, shortened for tables."""
-    return shorten(Path(name).name.removesuffix(".safetensors") if "/" in name else name)
+    """Returns the last part of a weight file's path, shortened for tables; other names whole."""
+    path = Path(name)
+    is_file = "/" in name and path.suffix in (OURS, UPSTREAM)
+    return shorten(path.name.removesuffix(OURS) if is_file else name)
 
 
 class RecordStore:

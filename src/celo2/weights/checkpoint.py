@@ -1,9 +1,10 @@
 """Weights of the rule and of the zoo: NumPy arrays with their training options and provenance.
 
-Two formats are read, neither by pickle, from disk or from the Hugging Face hub: safetensors of this package,
-which carry everything, and the public implementations' `theta.state`, which carries the arrays alone, so that
-the optimizer is identified by their names and shapes. Only float32 is accepted: other dtypes are refused, not
-converted. Files of this package carry the digest of their content, and are refused if it does not match.
+Three formats are read, none by pickle, from disk or from the Hugging Face hub: safetensors of this package,
+which carry everything; the public implementations' `theta.state`, which carries the arrays alone, so that the
+optimizer is identified by their names and shapes; and the public PyTorch port's safetensors, arrays alone
+too. Only float32 is accepted: other dtypes are refused, not converted. Files of this package carry the digest
+of their content, and are refused if it does not match.
 """
 
 from __future__ import annotations
@@ -191,11 +192,12 @@ def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:
     """Loads weights of the rule, by name, from a file, or from the Hugging Face hub.
 
     Args:
-        source: `"celo2"` or `"celo2-base"` (shipped); a path to safetensors of this package, to an
-            upstream `theta.state`, or to a folder that holds one; otherwise a hub repository
-            `"owner/name"` (needs the `hub` extra). Local files take precedence.
+        source: `"celo2"` or `"celo2-base"` (shipped); a path to safetensors of this package or of the public
+            PyTorch port, to an upstream `theta.state`, or to a folder that holds one; otherwise a hub
+            repository `"owner/name"` (needs the `hub` extra). Local files take precedence.
         **config: Options of the rule that the file does not carry. Sizes are read from the arrays
-            and checked, as are options that the file does carry.
+            and checked, as are options that the file does carry. Upstream files that are known by their
+            content or repository, and all of the port, have the published options.
 
     Returns:
         The weights, for `scale_by_celo2`.

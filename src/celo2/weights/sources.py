@@ -45,10 +45,9 @@ def looks_like_source(text: str) -> bool:
 
     A path with a colon in it, which could be something else, must exist.
     """
-    path = Path(text)
-    if ":" in text and not path.exists():
+    if ":" in text and not os.path.exists(text):  # unlike Path's, False for what can be no path
         return False
-    is_file = path.suffix in (OURS, UPSTREAM) or (path / THETA_FILE).is_file()
+    is_file = text.endswith((OURS, UPSTREAM)) or os.path.isfile(os.path.join(text, THETA_FILE))
     return is_file or _REPO_ID.fullmatch(text) is not None
 
 

@@ -31,18 +31,21 @@ def save_zoo(name: str, config: MemberConfig, *stated: str) -> None:
     save_weights(name, ZooWeights(arrays, config, stated=frozenset(stated)))
 
 
-AS_THEY_ARE = [
-    "adamw",
-    "celo2",
-    "celo2:mine.safetensors",
-    "velo_s:owner/name",
-    "module:make",
-    "muom",
-    "a/b/c",
-]
+AS_THEY_ARE = {
+    "registered": "adamw",
+    "shipped": "celo2",
+    "rule": "celo2:mine.safetensors",
+    "predecessor": "velo_s:owner/name",
+    "module": "module:make",
+    "module of a file's name": "module:a.safetensors",
+    "unknown": "muom",
+    "three parts": "a/b/c",
+    "too long for a path": "a" * 5000,
+    "no path": "\0",
+}
 
 
-@pytest.mark.parametrize("name", AS_THEY_ARE)
+@pytest.mark.parametrize("name", AS_THEY_ARE.values(), ids=AS_THEY_ARE)
 def test_another_name_stays_as_it_is_and_nothing_is_read(name):
     assert qualified_name(name) == name
 

@@ -2,10 +2,11 @@
 
     python tools/fuzz_weights.py --mutants 20000
 
-Each mutant is one of our safetensors files (Celo2, or a predecessor's), or an upstream `theta.state`, with
-one kind of damage. It may be refused, with a ValueError that names the file; or load as what was written (the
-damage was in a field that nothing depends on); or load as something else, which no file of ours may. Anything
-but a ValueError ends the script. The printed table is in docs/reliability.md.
+Each mutant is one of our safetensors files (Celo2, or a predecessor's), an upstream `theta.state`, or a file
+of the public PyTorch port, with one kind of damage. It may be refused, with a ValueError that names the file;
+or load as what was written (the damage was in a field that nothing depends on); or load as something else,
+which no file of ours may. Anything but a ValueError ends the script. The printed table is in
+docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
 from celo2.config import RuleConfig
 from celo2.weights.checkpoint import AnyWeights, load_weights, make_weights, save_weights
+from celo2.weights.port_format import port_name
 from celo2.zoo.specs import PRESETS
 
 OUTCOMES = ("refused", "loaded as written", "loaded as something else")
@@ -136,6 +139,9 @@ def make_files(folder: Path) -> dict[str, Path]:
         save_weights(path, celo2)
     paths["AdaFac-MLP, safetensors"] = folder / "zoo.safetensors"
     save_weights(paths["AdaFac-MLP, safetensors"], make_weights(arrays(member), member, {"seed": "0"}))
+    paths["the port's safetensors"] = folder / "port.safetensors"
+    port = {port_name(name): array for name, array in celo2.arrays.items()}
+    safetensors.numpy.save_file(port, paths["the port's safetensors"], {"format": "pt"})
     return paths
 
 

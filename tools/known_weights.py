@@ -1,8 +1,9 @@
 """Adds weight files to those whose digests the package knows, src/celo2/pretrained/known.json.
 
-    python tools/known_weights.py theta.state --as "Celo2 as its authors released it (arXiv 2602.19142)"
+    python tools/known_weights.py theta.state --variant celo2 --as "Celo2 as its authors released it"
 
-Once a file is in the list, `celo2 weights verify` says what it is, though the file carries no digest.
+Once a file is in the list, `celo2 weights verify` says what it is, though the file carries no digest, and the
+variant of an upstream file need not be named any more when it is loaded.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from celo2._utils.files import write_atomic
 from celo2.weights.checkpoint import AnyWeights, read_integrity
-from celo2.weights.digests import KNOWN_FILE, known_digests
-from celo2.weights.sources import find_file
+from celo2.weights.digests import KNOWN_FILE, Known, known_digests
+from celo2.weights.sources import SHIPPED, find_file
 
 KNOWN = Path(__file__).resolve().parents[1] / "src" / "celo2" / "pretrained" / KNOWN_FILE
 
@@ -26,16 +27,27 @@ def main() -> None:
     )
     parser.add_argument("files", nargs="+", help="weight files, or names of shipped weights")
     parser.add_argument("--as", dest="what", required=True, help="what they are, in a few words")
+    parser.add_argument(
+        "--variant",
+        default="",
+        choices=SHIPPED,
+        help="of files that do not say it, with the published options",
+    )
     options = parser.parse_args()
-    add_known({read_digest(file): options.what for file in options.files})
+    add_known({read_digest(file): Known(options.what, options.variant) for file in options.files})
 
 
 def read_digest(file: str) -> str:
     return read_integrity(find_file(file, AnyWeights.max_bytes)).digest
 
 
-def add_known(added: Mapping[str, str]) -> None:
-    text = json.dumps(known_digests() | added, indent=1, ensure_ascii=False)
+def add_known(added: Mapping[str, Known]) -> None:
+    known = {**known_digests(), **added}
+    fields = {
+        digest: {name: value for name, value in one._asdict().items() if value}
+        for digest, one in known.items()
+    }
+    text = json.dumps(fields, indent=1, ensure_ascii=False)
     write_atomic(KNOWN, f"{text}\n".encode())
 
 

@@ -21,6 +21,7 @@ from known_weights import add_known, read_digest
 from celo2 import load_checkpoint
 from celo2._utils.files import read_lines
 from celo2.weights.checkpoint import save_weights
+from celo2.weights.digests import Known
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,7 +39,7 @@ def main() -> None:
     save_weights(
         shipped, dataclasses.replace(found, provenance={**found.provenance, "commit": options.commit})
     )
-    add_known({read_digest(str(shipped)): f"{variant}, shipped with {found.provenance['made_by']}"})
+    add_known({read_digest(str(shipped)): Known(f"{variant}, shipped with {found.provenance['made_by']}")})
     store_search(options.search, ROOT / "recipes" / "search" / variant)
     print(f"{shipped}: sha256 {hashlib.sha256(shipped.read_bytes()).hexdigest()}")
     print(found.provenance["mixture"])

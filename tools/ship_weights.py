@@ -29,6 +29,7 @@ from celo2 import load_checkpoint
 from celo2.gradient_range import FIELD
 from celo2.meta.run.metrics import read_metrics
 from celo2.weights.checkpoint import save_weights
+from celo2.weights.digests import Known
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOOTHING = 100  # iterations of the running mean that is drawn and printed
@@ -50,7 +51,7 @@ def main() -> None:
     weights = with_gradient_range(weights)
     provenance = {**weights.provenance, "commit": options.commit}
     save_weights(shipped, dataclasses.replace(weights, provenance=provenance))
-    add_known({read_digest(str(shipped)): f"{variant}, shipped with {provenance['made_by']}"})
+    add_known({read_digest(str(shipped)): Known(f"{variant}, shipped with {provenance['made_by']}")})
     _draw(records, variant, ROOT / "docs" / "assets" / f"{variant}-meta-training.png")
     store_run(options.run, records, ROOT / "recipes" / variant)
     print(_facts(records, provenance, hashlib.sha256(shipped.read_bytes()).hexdigest()))

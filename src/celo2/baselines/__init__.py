@@ -4,7 +4,8 @@ Every entry is an Optax transform in its well-known form: the hand-designed ones
 (`from_optax.py`) or have one file each, at strong settings, since a comparison is only as good as its weakest
 baseline. The learned rule is named `celo2`, `celo2-plus` (AdamW at 5, not 20 × the rate) or `celo2-base`
 (the shipped weights), or `celo2:PATH` for other weights; earlier learned optimizers, whose weights are not
-shipped, are `celo:PATH`, `velo_s:PATH` and so on (`celo2.zoo`). An optimizer of your own has the name under
+shipped, are `celo:PATH`, `velo_s:PATH` and so on (`celo2.zoo`). The path or the hub repository of weights may
+stand alone: `qualified_name` reads whose they are. An optimizer of your own has the name under
 which it was registered (`register_optimizer`, or the entry points `celo2.optimizers` of a package), or is
 named by the function that makes it, `package.module:make`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,11 +25,20 @@ from celo2.baselines import adamuon, from_optax, muon, normuon, shampoo, soap
 from celo2.baselines.matrix_optimizer import UNIT_STEP_RANGE
 from celo2.baselines.spec import EvalParams, MakeOptimizer, OptimizerSpec
 from celo2.config import nearest_name
+from celo2.constants import RULE_OPTIMIZERS
 from celo2.jax.transform import celo2, celo2_base
-from celo2.weights.checkpoint import SHIPPED, compute_checksum, load_checkpoint
+from celo2.weights.checkpoint import (
+    SHIPPED,
+    AnyWeights,
+    ZooWeights,
+    compute_checksum,
+    load_checkpoint,
+)
+from celo2.weights.checkpoint import load_weights as load_any_weights
+from celo2.weights.sources import looks_like_source
 from celo2.zoo.registry import make as make_predecessor
 from celo2.zoo.specs import PRESETS, sets_own_rate
-from celo2.zoo.weights import load_weights
+from celo2.zoo.weights import best_preset, load_weights
 
 __all__ = [
     "OPTIMIZERS",
@@ -38,11 +49,14 @@ __all__ = [
     "describe_optimizers",
     "find_optimizer",
     "make_optimizer",
+    "qualified_name",
     "register_optimizer",
     "sets_own_rate",
 ]
 
-LEARNED = {"celo2": celo2, "celo2-plus": partial(celo2, harness="plus"), "celo2-base": celo2_base}
+LEARNED: dict[str, Callable[..., Any]] = dict(
+    zip(RULE_OPTIMIZERS, (celo2, partial(celo2, harness="plus"), celo2_base), strict=True)
+)
 
 
 def _learned(name: str, weights: Any = None) -> MakeOptimizer:
@@ -148,6 +162,37 @@ def register_optimizer(name: str, make: MakeOptimizer | OptimizerSpec) -> None:
     OPTIMIZERS.register(name, make)
 
 
+def qualified_name(name: str) -> str:
+    """Returns an optimizer's name; of weights that stand alone, with the optimizer that they belong to.
+
+    The file is read only if the name is the path or the hub repository of weights by itself. A name of any
+    other kind is returned as it is, known or not.
+
+    Raises:
+        ValueError: It is no weight file, or one that does not say which optimizer's it is.
+        OSError, ImportError: The weights cannot be read, as `celo2.load_checkpoint`.
+
+    Example:
+        >>> qualified_name("adamw"), qualified_name("celo2:mine.safetensors")
+        ('adamw', 'celo2:mine.safetensors')
+    """
+    prefix = name.partition(":")[0]
+    if name in OPTIMIZERS or prefix in (*LEARNED, *PRESETS) or not looks_like_source(name):
+        return name
+    weights = load_any_weights(name, AnyWeights)
+    if isinstance(weights, ZooWeights):
+        try:
+            return f"{best_preset(weights)}:{name}"
+        except ValueError as error:
+            raise ValueError(f"{name}: {error} Name it with a preset: {weights.kind}:{name}, say.") from error
+    if "orthogonalize" not in weights.stated:
+        raise ValueError(
+            f"{name} does not say which variant of Celo2 its arrays are; name it as celo2:{name} (with "
+            f"Newton–Schulz on hidden matrices) or as celo2-base:{name}."
+        )
+    return f"{weights.config.variant}:{name}"
+
+
 def check_optimizer_name(name: str) -> None:
     """Raises a ValueError that suggests the nearest name for a name unknown to `find_optimizer`."""
     variant, colon, source = name.partition(":")
@@ -163,8 +208,9 @@ def check_optimizer_name(name: str) -> None:
         )
     raise ValueError(
         f"unknown optimizer {name!r}{nearest_name(name, [*OPTIMIZERS, *PRESETS])} "
-        f"There are {', '.join(OPTIMIZERS)}, celo2:PATH, celo2-base:PATH, each with :PATH "
-        f"{', '.join(PRESETS)}, and your own as package.module:make."
+        f"There are {', '.join(OPTIMIZERS)}, weight files by their paths and hub repositories as OWNER/NAME, "
+        f"also as celo2:PATH or celo2-base:PATH, each with :PATH {', '.join(PRESETS)}, and your own as "
+        "package.module:make."
     )
 
 
@@ -181,7 +227,8 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
     Args:
         name: A key of `OPTIMIZERS`, `package.module:make`, or `celo2:SOURCE` and the like, where the source
             is anything that `celo2.load_checkpoint` takes, such as a path; or `PRESET:SOURCE` with a preset
-            of `celo2.zoo` and a source that `celo2.zoo.load_weights` takes.
+            of `celo2.zoo` and a source that `celo2.zoo.load_weights` takes; or a source alone
+            (`qualified_name`).
         num_steps: The length of the runs, required by some presets of `celo2.zoo`.
 
     Raises:
@@ -192,6 +239,7 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
         >>> find_optimizer("adamw").learning_rates(3)
         (0.0003, 0.00548, 0.1)
     """
+    name = qualified_name(name)
     check_optimizer_name(name)
     learned, _, source = name.partition(":")
     if sets_own_rate(name):
@@ -200,7 +248,10 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
         return OPTIMIZERS.find(name)
     shipped = OPTIMIZERS[learned]
     variant = SHIPPED[learned == "celo2-base"]
-    weights = load_checkpoint(source or variant, orthogonalize=variant == "celo2")
+    try:
+        weights = load_checkpoint(source or variant, orthogonalize=variant == "celo2")
+    except ValueError as error:
+        raise ValueError(f"{error}{_suggest_name(source, name)}") from error
     checksum = compute_checksum(weights.arrays, weights.config)
     if not source:
         return dataclasses.replace(shipped, weights=checksum)
@@ -211,6 +262,15 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
         make=_learned(learned, weights),
         weights=checksum,
     )
+
+
+def _suggest_name(source: str, name: str) -> str:
+    """Returns a sentence with the right name of weights that were named as another optimizer's, or ""."""
+    try:
+        other = qualified_name(source)
+    except (OSError, ImportError, ValueError):
+        return ""
+    return f" As an optimizer, name them {other}." if other not in (source, name) else ""
 
 
 def _predecessor(name: str, num_steps: int | None) -> OptimizerSpec:

@@ -29,7 +29,7 @@ MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def is_suite(place: Path) -> bool:
-    """Returns whether a path is a folder of `celo2 evaluate`, or a file of packed runs."""
+    """Returns whether a path is a folder of `celo2 evaluate` or `compare`, or a file of packed runs."""
     return (place / "runs").is_dir() or (place.is_file() and place.suffix == ".npz")
 
 
@@ -44,7 +44,7 @@ def load_suites(places: Sequence[Path]) -> list[RunResult]:
         loaded = load_results(place)
         results += loaded.results
         for reason in loaded.damaged.values():
-            print(f"left out: {reason} The same celo2 evaluate repeats it.", file=sys.stderr)
+            print(f"left out: {reason} The command of the folder repeats it.", file=sys.stderr)
     if not results:
         raise ValueError(f"no run in {', '.join(map(str, places))} is finished.")
     return results
@@ -58,6 +58,7 @@ def run_and_report(
     machine: Machine,
     engine: Engine = run_locally,
     baseline: str = BASELINE,
+    command: str = "celo2 evaluate",
 ) -> int:
     """Trains what the folder lacks of a suite, with progress, and reports what there is.
 
@@ -68,6 +69,7 @@ def run_and_report(
         machine: The resources of each group.
         engine: The engine that trains groups.
         baseline: The optimizer that scores are relative to.
+        command: What another process is told that has the folder.
 
     Returns:
         The exit status: 0; 1 if a run could not be trained or the report not be written; 2 for settings that
@@ -76,7 +78,9 @@ def run_and_report(
     console.print(describe_suite(suite), highlight=False, markup=False)
     try:
         with ProgressDisplay(console) as display:
-            failures = run_suite(suite, RunStore(out), machine=machine, engine=engine, on_progress=display)
+            failures = run_suite(
+                suite, RunStore(out), machine=machine, engine=engine, on_progress=display, command=command
+            )
     except KeyboardInterrupt as stop:
         if len(suite.tasks) == 1:
             _report_partly(suite, out, console, baseline)

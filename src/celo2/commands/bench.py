@@ -43,12 +43,13 @@ celo2.compiler_options(), which you should give to jax.jit on a CPU too.
 examples:
   celo2 bench --tree gpt2-15m
   celo2 bench --tree gpt2-124m --optimizers adamw,celo2-base --json bench.json
+  celo2 bench --optimizers adamw,muon,celo2,mine.safetensors,amoudgl/celo
   celo2 bench --whole-step
 
 trees:
 {trees}
 
-optimizers:
+optimizers (and weights by their paths or hub repositories, as celo2 compare --help says):
 {optimizers}
 """
 
@@ -133,7 +134,7 @@ def main(argv: Sequence[str]) -> int:
 def _make_table(rows: Sequence[BenchRow], what: str) -> Table:
     table = Table(title=escape(what), box=box.SIMPLE_HEAD)
     for index, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(cell, row.cells()))
     return table

@@ -31,8 +31,9 @@ Ctrl-C keeps what is finished; the same command with the folder as --out goes on
 examples:
   celo2 compare --quick
   celo2 compare --task tiny-lm --optimizers celo2,adamw,muon --steps 1000 --seeds 3
-  celo2 compare --optimizers celo2:mine.safetensors,adamw --learning-rates 1e-3,3e-3,1e-2
-  celo2 compare --optimizers celo2,celo:theta.state,velo_s:owner/name,adamw
+  celo2 compare --optimizers celo2,mine.safetensors,adamw --learning-rates 1e-3,3e-3,1e-2
+  celo2 compare --optimizers celo2,amoudgl/celo2,DiamondXL/elo-celo2,amoudgl/celo,muon
+  celo2 compare --optimizers celo2,celo2-plus:mine.safetensors,velo_s:owner/name,adamw
   celo2 compare --learning-rates adamw=1e-3,1e-2 muon=1e-3,3e-3
   celo2 compare --task fashion-conv --rank-by training --out runs/conv
   celo2 compare --task mymodule:make_task --optimizers celo2,adamw,mymodule:make_optimizer
@@ -40,8 +41,10 @@ examples:
 tasks (those marked * also as NAME@tiny and NAME@small; your own as package.module:make_task):
 {tasks}
 
-optimizers (celo2:PATH, celo2-base:PATH for other weights of the rule; predecessors, which set their own
-step sizes, all as NAME:PATH or NAME:OWNER/REPOSITORY: {predecessors}):
+optimizers (and weights: a file by its path, a hub repository as OWNER/NAME. The name of what they are for
+comes before them with a colon, as in celo2:PATH, celo2-base:PATH, celo2-plus:PATH; you may leave it out
+where the file says it. Predecessors, which set their own step sizes, and need weights:
+{predecessors}):
 {optimizers}
 """
 
@@ -71,15 +74,15 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: The parser exits, for `--help` or wrong usage.
     """
     use_cpu_devices(peek_devices(argv) or num_cores())
-    options = tyro.cli(
-        CompareOptions,
-        prog="celo2 compare",
-        description=_describe() if asks_for_help(argv) else "",
-        args=list(argv),
-        registry=make_registry(),
-    )
-    out = options.out or _default_folder(options.task)
     try:
+        options = tyro.cli(
+            CompareOptions,
+            prog="celo2 compare",
+            description=_describe() if asks_for_help(argv) else "",
+            args=list(argv),
+            registry=make_registry(),
+        )
+        out = options.out or _default_folder(options.task)
         check_out_folder(out)
         for name in options.optimizers:
             find_optimizer(name, num_steps=options.steps)
@@ -93,6 +96,7 @@ def main(argv: Sequence[str]) -> int:
         console,
         machine=options.machine,
         baseline=options.baseline,
+        command="celo2 compare",
     )
 
 

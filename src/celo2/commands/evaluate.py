@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from celo2._utils.checks import check_devices, check_memory, check_out_folder
-from celo2.baselines import check_optimizer_name, describe_optimizers
+from celo2.baselines import check_optimizer_name, describe_optimizers, qualified_name
 from celo2.commands._arguments import asks_for_help, make_registry, peek_devices
 from celo2.commands._suite_report import run_and_report
 from celo2.evaluate.suite.local import Machine
@@ -31,7 +31,7 @@ At the end, and whenever you ask (celo2 report OUT), there are tables, a page, p
 
 examples:
   celo2 evaluate --suite tiny --out runs/tiny
-  celo2 evaluate --suite small --optimizers celo2,celo2:mine.safetensors,adamw,muon --out runs/mine
+  celo2 evaluate --suite small --optimizers celo2,mine.safetensors,adamw,muon --out runs/mine
   celo2 evaluate --suite small --learning-rates adamw=1e-3,3e-3,1e-2 --seeds 5 --out runs/more
   celo2 evaluate --suite full --tasks VIT_Cifar100_skinnydeep,vit-s16 --weight-decays 0 0.1 --out runs/vit
   celo2 evaluate --suite my-suite.toml --out runs/my-suite --ray auto
@@ -51,7 +51,8 @@ A suite of your own is a TOML file:
 tasks (those marked * also as NAME@tiny and NAME@small; your own as package.module:make_task):
 {tasks}
 
-optimizers (and celo2:PATH, celo2-base:PATH for other weights, package.module:make for your own):
+optimizers (and weights by their paths or hub repositories, as celo2 compare --help says; package.module:make
+for your own):
 {optimizers}
 """
 
@@ -117,7 +118,8 @@ def main(argv: Sequence[str]) -> int:
         _check_spelling(command)
         check_devices(command.devices)
         check_memory(command.max_memory)
-        check_optimizer_name(command.baseline)
+        baseline = qualified_name(command.baseline)
+        check_optimizer_name(baseline)
         check_out_folder(command.out)
         suite = _suite(command)
         engine = _ray_engine(command.ray) if command.ray else run_locally
@@ -131,7 +133,7 @@ def main(argv: Sequence[str]) -> int:
         console,
         machine=Machine(command.devices, command.max_memory * 2**30),
         engine=engine,
-        baseline=command.baseline,
+        baseline=baseline,
     )
 
 

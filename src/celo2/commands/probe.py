@@ -21,7 +21,14 @@ from celo2._utils.checks import check_devices, check_out_file
 from celo2._utils.files import read_object, write_atomic
 from celo2._utils.registry import REFERENCE
 from celo2._utils.signals import exit_status
-from celo2.baselines import LEARNED, OPTIMIZERS, check_optimizer_name, find_optimizer
+from celo2.baselines import (
+    LEARNED,
+    OPTIMIZERS,
+    check_optimizer_name,
+    find_optimizer,
+    qualified_name,
+    sets_own_rate,
+)
 from celo2.commands._arguments import make_registry, take_part
 from celo2.config import RuleConfig
 from celo2.jax.runtime import num_cores, use_cpu_devices
@@ -40,6 +47,7 @@ from celo2.meta.probe.paired import LEAST_SEEDS
 from celo2.meta.task_sets import TASK_SETS
 from celo2.report.kit import cell, markdown_cell, shorten
 from celo2.weights.checkpoint import SHIPPED, Weights, compute_checksum, load_checkpoint
+from celo2.weights.sources import OURS, UPSTREAM
 
 TITLES = {"train": "training loss", "valid": "validation loss"}
 PLAIN_WIDTH = 200  # columns, where the output is no terminal
@@ -52,10 +60,11 @@ table shows the log ratio of the losses at the end of the runs to the first cand
 interval over the seeds; the mean over the tasks has an interval that counts seeds and tasks. Below zero is
 better than the first.
 
-A candidate is a weight file; a run's folder, for all of its weights; celo2 or celo2-base, the shipped
-ones; {" or ".join(START + name for name in BUILT_IN)}, where meta-training can start ("{START}" may be left
-out); or any hand-designed optimizer that `celo2 compare --help` lists, tuned in the same way around the
-middle of its own range. Claims need at least {LEAST_SEEDS} seeds.
+A candidate is a weight file, or a hub repository of weights; a run's folder, for all of its weights;
+celo2 or celo2-base, the shipped ones; {" or ".join(START + name for name in BUILT_IN)},
+where meta-training can start ("{START}" may be left out); or any hand-designed optimizer that
+`celo2 compare --help` lists, tuned in the same way around the middle of its own range. Claims need at
+least {LEAST_SEEDS} seeds.
 
 The sets of the package are {", ".join(TASK_SETS)}. `choosing` may select weights and recipes;
 `judging` is only for weights that are about to be shipped, and never to choose among them.
@@ -63,6 +72,7 @@ The sets of the package are {", ".join(TASK_SETS)}. `choosing` may select weight
 examples:
   celo2 probe start:adam runs/search/weights/celo2-000100.safetensors --seeds 4
   celo2 probe start:adam celo2 muon adamw --set judging --out runs/judging
+  celo2 probe celo2 amoudgl/celo2 DiamondXL/elo-celo2 --set judging --out runs/judging
   celo2 probe start:random runs/base --variant celo2-base --tasks gpt stdlib-transformer --json probe.json
 """
 
@@ -235,8 +245,10 @@ def _label(names: Sequence[str]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """Returns the last part of a path, shortened for tables."""
-    return shorten(Path(name).name.removesuffix(".safetensors") if "/" in name else name)
+    """Returns the last part of a weight file's path, shortened for tables; other names whole."""
+    path = Path(name)
+    is_file = "/" in name and path.suffix in (OURS, UPSTREAM)
+    return shorten(path.name.removesuffix(OURS) if is_file else name)
 
 
 class RecordStore:
@@ -307,6 +319,7 @@ def load_candidates(names: Sequence[str], variant: Variant = "celo2") -> dict[st
 
 def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights | None]]:
     for name in names:
+        _refuse_own_rate(name)
         if _is_optimizer(name):
             check_optimizer_name(name)
             yield name, None
@@ -324,7 +337,17 @@ def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights
                 raise FileNotFoundError(f"{name} has no weights yet; the first come with a checkpoint.")
             yield from ((str(path), load_checkpoint(path)) for path in paths)
         else:
+            _refuse_own_rate(qualified_name(name))
             yield name, load_checkpoint(name)
+
+
+def _refuse_own_rate(name: str) -> None:
+    """Raises a ValueError for an optimizer, by its full name, that has no learning rate to be tuned."""
+    if sets_own_rate(name):
+        raise ValueError(
+            f"{name} sets its own step sizes, and a probe tunes a learning rate; compare it by celo2 compare "
+            "or celo2 evaluate."
+        )
 
 
 def measure(

@@ -18,7 +18,9 @@ from celo2.config import RuleConfig
 from celo2.weights.checkpoint import (
     SHIPPED,
     AnyWeights,
+    Weights,
     ZooWeights,
+    compute_checksum,
     decode_weights,
     load_checkpoint,
     read_integrity,
@@ -26,9 +28,11 @@ from celo2.weights.checkpoint import (
 )
 from celo2.weights.digests import Integrity
 from celo2.weights.publish import prepare_repository, upload
-from celo2.weights.sources import fetch_file, find_file, shipped_file
+from celo2.weights.sources import OURS, fetch_file, find_file, shipped_file
 from celo2.zoo.specs import MEMBERS
 from celo2.zoo.weights import fitting_presets
+
+VARIANT_OPTION = "orthogonalize"  # of the rule: on for Celo2, off for Celo2-base
 
 _EXAMPLES = """\
 examples:
@@ -37,14 +41,18 @@ examples:
   celo2 weights verify theta.state --set orthogonalize=false
   celo2 weights convert theta.state mine.safetensors --set orthogonalize=true
   celo2 weights convert celo2-base theta.state
-  celo2 weights fetch owner/name --out weights --set orthogonalize=true
+  celo2 weights fetch amoudgl/celo2
+  celo2 weights fetch DiamondXL/elo-celo2 --out weights
   celo2 weights fetch amoudgl/celo
+  celo2 weights fetch owner/name --set orthogonalize=true
   celo2 weights publish runs/celo2/best.safetensors me/my-celo2 --push
 
-SOURCE is celo2 or celo2-base (shipped), a *.safetensors file of this package, an upstream
-theta.state file or the folder that holds it, or a Hugging Face repository owner/name.
+SOURCE is celo2 or celo2-base (shipped), a *.safetensors file of this package or of the public
+PyTorch port of Celo2 and ELO-Celo2, an upstream theta.state file or the folder that holds it,
+or a Hugging Face repository owner/name.
 An upstream file carries no options of the rule: name those that it was trained with by --set.
-Files of the predecessors (celo2.zoo) are recognised by their arrays.
+Those of the files that Celo2's authors and the port released are known. Files of the predecessors
+(celo2.zoo) are recognised by their arrays.
 """
 
 
@@ -213,6 +221,9 @@ def _print_contents(weights: AnyWeights[Any], integrity: Integrity) -> None:
     for field, text in weights.provenance.items() or [("none", "")]:
         print(f"   {_printable(field):26}{_printable(text)}")
     print(f"\ndigest of the content\n   {integrity.digest}\n   {integrity}")
+    if isinstance(weights, ZooWeights) or VARIANT_OPTION in weights.stated:
+        checksum = compute_checksum(weights.arrays, weights.config)
+        print(f"\nchecksum of arrays and options, by which results name these weights\n   {checksum}")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -230,7 +241,7 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _convert(arguments: argparse.Namespace) -> int:
     weights, _ = _read(arguments.source, arguments.options)
-    _save(arguments.destination, weights)
+    _save(arguments.destination, weights, arguments.source)
     if arguments.destination.suffix != ".safetensors":
         flags = _set_flags(weights)
         if flags:
@@ -241,8 +252,10 @@ def _convert(arguments: argparse.Namespace) -> int:
 def _fetch(arguments: argparse.Namespace) -> int:
     file = fetch_file(arguments.repo_id, AnyWeights.max_bytes)
     weights = decode_weights(file, AnyWeights, **dict(arguments.options))
+    path = arguments.out / f"{arguments.repo_id.rpartition('/')[2]}{OURS}"
+    _check_variant(path, weights, file.name)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    _save(arguments.out / f"{arguments.repo_id.rpartition('/')[2]}.safetensors", weights)
+    _save(path, weights, file.name)
     return 0
 
 
@@ -267,7 +280,19 @@ def _read(source: str, options: Sequence[tuple[str, Any]]) -> tuple[AnyWeights[A
     return decode_weights(file, AnyWeights, **dict(options)), read_integrity(file)
 
 
-def _save(path: Path, weights: AnyWeights[Any]) -> None:
+def _check_variant(path: Path, weights: AnyWeights[Any], source: str) -> None:
+    """Raises a ValueError that says what to name if a file of the rule could not state its variant."""
+    if path.suffix == OURS and isinstance(weights, Weights) and VARIANT_OPTION not in weights.stated:
+        raise ValueError(
+            f"{source} does not say which variant of Celo2 its arrays are, and is not a file that this "
+            f"release knows: name it, --set {VARIANT_OPTION}=true (Celo2, with Newton–Schulz) or --set "
+            f"{VARIANT_OPTION}=false (Celo2-base); likewise any other option that is not the published one, "
+            "such as --set initial_rms_decays=[0.999]."
+        )
+
+
+def _save(path: Path, weights: AnyWeights[Any], source: str) -> None:
+    _check_variant(path, weights, source)
     save_weights(path, weights)
     print(f"wrote {path}: {_variant(weights)}")
     assumed = [name for name in weights.config.option_names() if name not in weights.stated]
@@ -280,7 +305,7 @@ def _variant(weights: AnyWeights[Any]) -> str:
     numbers = f"{weights.config.num_parameters} numbers"
     if isinstance(weights, ZooWeights):
         return f"{weights.kind}, a predecessor of Celo2, {numbers}"
-    known = weights.config.variant if "orthogonalize" in weights.stated else "celo2 or celo2-base"
+    known = weights.config.variant if VARIANT_OPTION in weights.stated else "celo2 or celo2-base"
     return f"{known}, {numbers}"
 
 
@@ -291,7 +316,7 @@ def _set_flags(weights: AnyWeights[Any]) -> str:
     named = [
         name
         for name, default in defaults.items()
-        if name == "orthogonalize" or (name not in told and getattr(config, name) != default)
+        if name == VARIANT_OPTION or (name not in told and getattr(config, name) != default)
     ]
     return " ".join(f"--set {shlex.quote(f'{name}={_text(getattr(config, name))}')}" for name in named)
 

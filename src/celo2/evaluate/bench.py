@@ -12,7 +12,7 @@ import jax
 import optax
 
 from celo2._utils.signals import Stopped
-from celo2.baselines import make_optimizer
+from celo2.baselines import OptimizerSpec, find_optimizer
 from celo2.evaluate.bench_trees import Tree, count_parameters
 from celo2.report.kit import shorten
 from celo2.tasks.language.tiny_lm import TransformerConfig, make_tiny_lm
@@ -51,6 +51,8 @@ class BenchRow(NamedTuple):
         state_bytes: The size of the optimizer's state.
         temp_bytes: The peak size of the temporaries according to the compiler; None if the backend does not
             report it.
+        weights: The checksum of a learned optimizer's weights, as in `OptimizerSpec`; "" for a hand-designed
+            one.
     """
 
     optimizer: str
@@ -60,6 +62,7 @@ class BenchRow(NamedTuple):
     compile_seconds: float
     state_bytes: int
     temp_bytes: int | None
+    weights: str = ""
 
     def cells(self) -> tuple[str, ...]:
         """Returns the texts of the row, one for each of `COLUMNS`; missing measurements are dashes."""
@@ -94,7 +97,7 @@ class BenchStopped(Stopped):
 class _Candidate(NamedTuple):
     """An optimizer with its compiled step."""
 
-    name: str
+    spec: OptimizerSpec
     step: TimedStep
 
 
@@ -207,9 +210,10 @@ def _compile(
     """Compiles the candidates and appends them, the reference first."""
     for name in dict.fromkeys([REFERENCE, *optimizers]):
         on_progress(f"compiling {name}")
-        optimizer = make_optimizer(name, LEARNING_RATE, num_steps=NUM_STEPS)
+        spec = find_optimizer(name, num_steps=NUM_STEPS)
+        optimizer = spec.make(LEARNING_RATE, 0.0)
         step = TimedStep(make_step(optimizer), optimizer, params, inputs, options)
-        candidates.append(_Candidate(name, step))
+        candidates.append(_Candidate(spec, step))
 
 
 def _rows(candidates: Sequence[_Candidate], num_parameters: int) -> list[BenchRow]:
@@ -221,13 +225,14 @@ def _row(candidate: _Candidate, reference: TimedStep, num_parameters: int) -> Be
     # An interrupted round has no times of some candidates.
     ratios = [own / other for own, other in zip(step.times, reference.times, strict=False)]
     return BenchRow(
-        candidate.name,
+        candidate.spec.name,
         num_parameters,
         step.seconds if ratios else None,
         statistics.median(ratios) if ratios else None,
         step.compile_seconds,
         step.state_bytes,
         step.temp_bytes,
+        candidate.spec.weights,
     )
 
 

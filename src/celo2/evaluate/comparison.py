@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from celo2._utils.checks import check_count, check_devices, check_memory, check_rates
-from celo2.baselines import sets_own_rate
+from celo2.baselines import qualified_name, sets_own_rate
 from celo2.config import nearest_name
 from celo2.constants import FLOAT32_MAX
 from celo2.evaluate.analysis.standings import default_baseline
 from celo2.evaluate.suite.local import Machine
 from celo2.evaluate.suite.results import RankBy, RunResult
 from celo2.evaluate.suite.run import OnSuiteProgress, run_suite, train_in_memory
-from celo2.evaluate.suite.spec import ALL, Suite
+from celo2.evaluate.suite.spec import ALL, Suite, qualify_keys
 from celo2.evaluate.suite.store import RunStore
 
 FULL = {"num_learning_rates": 7, "seeds": 3, "steps": 200}
@@ -32,8 +32,9 @@ class CompareConfig:
 
     Attributes:
         task: Name of the task (`celo2.tasks.registry.TASKS`), with `@tiny` or `@small` where it has sizes.
-        optimizers: Names (`celo2.baselines.OPTIMIZERS`), `celo2:PATH` for other weights of the rule,
-            or `celo:PATH` and so on for its predecessors (`celo2.zoo`).
+        optimizers: Names (`celo2.baselines.OPTIMIZERS`), `celo2:PATH` for other weights of the rule, or
+            `celo:PATH` and so on for its predecessors (`celo2.zoo`); also paths and hub repositories of
+            weights, which get such names, here and in `learning_rates`.
         learning_rates: Peak learning rates by optimizer, or for `"all"` of them; the others get
             their default grid.
         num_learning_rates: Values in each default grid; 0 means 7, or 4 when quick.
@@ -51,6 +52,7 @@ class CompareConfig:
 
     Raises:
         ValueError: A setting is out of its range, or a name is unknown or appears twice.
+        OSError, ImportError: Weights that stand alone cannot be read.
     """
 
     task: str = "fashion-mlp"
@@ -69,6 +71,8 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges and resolves the defaults that depend on `quick`."""
+        object.__setattr__(self, "optimizers", tuple(map(qualified_name, self.optimizers)))
+        object.__setattr__(self, "learning_rates", qualify_keys(self.learning_rates))
         for name in ("num_learning_rates", "seeds", "steps"):
             check_count(name, getattr(self, name))
         if not 0 <= self.weight_decay <= FLOAT32_MAX:
@@ -160,7 +164,9 @@ def compare(
         results, failures = train_in_memory(suite, machine=config.machine, on_progress=on_progress)
     else:
         store = RunStore(folder)
-        failures = run_suite(suite, store, machine=config.machine, on_progress=on_progress)
+        failures = run_suite(
+            suite, store, machine=config.machine, on_progress=on_progress, command="celo2 compare"
+        )
         results = store.load().results
     if failures:
         raise RuntimeError("; ".join(f"{failure.group.optimizer}: {failure.reason}" for failure in failures))

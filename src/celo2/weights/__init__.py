@@ -9,8 +9,9 @@ needs JAX or PyTorch, and no file is read by pickle.
 
 `checkpoint` has `Weights` (of Celo2's rule), `ZooWeights` (of the optimizers in `celo2.zoo`) and the
 functions on them; `safetensors_format` and `theta_state` (flax files of the public code) read and write the
-two formats; `schema` names the arrays and checks them against options; `sources` finds files in the package,
-on disk and on the hub; `digests` checks their content and recognises released files.
+two formats; `port_format` reads the files of the public PyTorch port; `schema` names the arrays and checks
+them against options; `sources` finds files in the package, on disk and on the hub; `digests` checks their
+content and recognises released files.
 """
 
 from celo2.weights.checkpoint import Weights, load_checkpoint, save_weights

@@ -1,9 +1,10 @@
 """Weights of the rule and of the zoo: NumPy arrays with their training options and provenance.
 
-Two formats are read, neither by pickle, from disk or from the Hugging Face hub: safetensors of this package,
-which carry everything, and the public implementations' `theta.state`, which carries the arrays alone, so that
-the optimizer is identified by their names and shapes. Only float32 is accepted: other dtypes are refused, not
-converted. Files of this package carry the digest of their content, and are refused if it does not match.
+Three formats are read, none by pickle, from disk or from the Hugging Face hub: safetensors of this package,
+which carry everything; the public implementations' `theta.state`, which carries the arrays alone, so that the
+optimizer is identified by their names and shapes; and the public PyTorch port's safetensors, arrays alone
+too. Only float32 is accepted: other dtypes are refused, not converted. Files of this package carry the digest
+of their content, and are refused if it does not match.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from celo2._utils.files import write_atomic
 from celo2.config import CONTRACT_VERSION, RuleConfig, Schema
 from celo2.weights.digests import Integrity, check_digest
+from celo2.weights.port_format import PORT_CONFIG, PORT_FORM, from_port, is_port_form
 from celo2.weights.safetensors_format import (
     Contents,
     check_version,
@@ -37,7 +39,7 @@ from celo2.weights.schema import (
     identify,
     read_shapes,
 )
-from celo2.weights.sources import OURS, SHIPPED, UPSTREAM, WeightFile, find_file
+from celo2.weights.sources import OURS, RELEASED, SHIPPED, UPSTREAM, WeightFile, find_file
 from celo2.weights.theta_state import decode_theta, encode_theta
 from celo2.zoo.specs import MEMBERS, MemberConfig
 
@@ -190,11 +192,12 @@ def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:
     """Loads weights of the rule, by name, from a file, or from the Hugging Face hub.
 
     Args:
-        source: `"celo2"` or `"celo2-base"` (shipped); a path to safetensors of this package, to an
-            upstream `theta.state`, or to a folder that holds one; otherwise a hub repository
-            `"owner/name"` (needs the `hub` extra). Local files take precedence.
+        source: `"celo2"` or `"celo2-base"` (shipped); a path to safetensors of this package or of the public
+            PyTorch port, to an upstream `theta.state`, or to a folder that holds one; otherwise a hub
+            repository `"owner/name"` (needs the `hub` extra). Local files take precedence.
         **config: Options of the rule that the file does not carry. Sizes are read from the arrays
-            and checked, as are options that the file does carry.
+            and checked, as are options that the file does carry. Upstream files that are known by their
+            content or repository, and all of the port, have the published options.
 
     Returns:
         The weights, for `scale_by_celo2`.
@@ -349,29 +352,70 @@ def decode_weights(file: WeightFile, wanted: type[WeightsT], **options: Any) -> 
 
 
 def _decode(file: WeightFile, wanted: type[WeightsT], options: Mapping[str, Any]) -> WeightsT:
-    """Decodes the content of a weight file, in the format that the suffix of its name indicates."""
+    """Decodes the content of a weight file, in the format that its name and its arrays indicate."""
     if not file.name.endswith(OURS):
-        weights = _from_tree(decode_theta(file.data), wanted, options)
-        digest = hashlib.sha256(file.data).hexdigest()
-        return weights.with_provenance(source=Path(file.name).name, source_sha256=digest)
+        return _decode_upstream(file, wanted, options)
+    arrays, _ = parse_arrays(file.data)
+    if is_port_form(arrays):
+        return _decode_port(file, arrays, wanted, options)
     contents = decode_safetensors(file.data)
-    found = _class_of(contents.config.kind)
+    weights = _require(wanted, contents.config.kind)(*contents)
+    return weights.with_options(**options) if options else weights  # pyright: ignore[reportReturnType]
+
+
+def _decode_upstream(file: WeightFile, wanted: type[WeightsT], options: Mapping[str, Any]) -> WeightsT:
+    """Decodes an upstream file; if it or its repository is known, its options are the published ones."""
+    tree = decode_theta(file.data)
+    known = check_digest(flatten(tree), {}).known
+    variant = (known and known.variant) or RELEASED.get(file.hub or "")
+    if not variant or wanted is ZooWeights:
+        return _from_tree(tree, wanted, options).with_provenance(**_origin(file))
+    config = RuleConfig(orthogonalize=variant == SHIPPED[0])
+    note = f"not in the file; those of {variant} as published, since the file is known"
+    weights = Weights(flat_arrays(tree, RuleConfig), config, {**_origin(file), "options": note})
+    return weights.with_options(**options)  # pyright: ignore[reportReturnType]
+
+
+def _decode_port(
+    file: WeightFile, arrays: Mapping[str, np.ndarray], wanted: type[WeightsT], options: Mapping[str, Any]
+) -> WeightsT:
+    """Decodes a file of the public PyTorch port (`celo2.weights.port_format`)."""
+    for name, array in arrays.items():
+        _check_array(name, array)  # here, so that a message has the file's name of the array
+    found = from_port(arrays)
+    note = f"not in the file, whose form is {PORT_FORM}; those of {PORT_CONFIG.variant} as published"
+    weights = _require(wanted, PORT_CONFIG.kind)(found, PORT_CONFIG, {**_origin(file), "options": note})
+    return weights.with_options(**options)  # pyright: ignore[reportReturnType]
+
+
+def _require(wanted: type[AnyWeights[Any]], kind: str) -> type[AnyWeights[Any]]:
+    """Returns the class of an optimizer's weights; raises a ValueError unless it is a wanted one."""
+    found = _class_of(kind)
     if not issubclass(found, wanted):
         expected = "Celo2" if wanted is Weights else ", ".join(MEMBERS)
-        raise ValueError(f"not weights of {expected}: {belongs_to(contents.config.kind)}.")
-    weights = found(*contents)
-    return weights.with_options(**options) if options else weights
+        raise ValueError(f"not weights of {expected}: {belongs_to(kind)}.")
+    return found
+
+
+def _origin(file: WeightFile) -> dict[str, str]:
+    """Returns the provenance of weights in a format that carries none: the file's name and checksum."""
+    return {"source": Path(file.name).name, "source_sha256": hashlib.sha256(file.data).hexdigest()}
 
 
 def read_integrity(file: WeightFile) -> Integrity:
     """Checks the digest of a weight file; see `celo2.weights.digests`.
 
+    Files without metadata have the digest of their arrays as upstream names them, whatever their form.
+
     Raises:
         ValueError: It is not a weight file, or its content does not match the digest it carries.
     """
-    if file.name.endswith(OURS):
-        return check_digest(*parse_arrays(file.data))
-    return check_digest(flatten(decode_theta(file.data)), {})
+    if not file.name.endswith(OURS):
+        return check_digest(flatten(decode_theta(file.data)), {})
+    arrays, metadata = parse_arrays(file.data)
+    if is_port_form(arrays):
+        return check_digest(flatten(as_tree(from_port(arrays), RuleConfig)), {})
+    return check_digest(arrays, metadata)
 
 
 def _check_array(name: str, value: Any) -> np.ndarray:

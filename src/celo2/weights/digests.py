@@ -16,7 +16,20 @@ from typing import NamedTuple
 import numpy as np
 
 DIGEST = "sha256"  # the metadata field of the digest
-KNOWN_FILE = "known.json"  # in celo2/pretrained: {digest: description}
+KNOWN_FILE = "known.json"  # in celo2/pretrained: {digest: fields of `Known`}
+
+
+class Known(NamedTuple):
+    """What the package knows of a released file.
+
+    Attributes:
+        what: The description.
+        variant: The variant of the rule, "celo2" or "celo2-base", of a file that does not say it itself; its
+            other options are the published ones. "": the file says what there is to say.
+    """
+
+    what: str
+    variant: str = ""
 
 
 class Integrity(NamedTuple):
@@ -25,21 +38,21 @@ class Integrity(NamedTuple):
     Attributes:
         digest: The digest of the content that was read, in hexadecimal.
         stored: Whether the file carries the same digest.
-        known_as: The description of the released file with this digest, "" if there is none.
+        known: The released file with this digest, None if there is none.
     """
 
     digest: str
     stored: bool
-    known_as: str
+    known: Known | None
 
     @property
     def verified(self) -> bool:
         """Whether the content is known to be unchanged since it was written."""
-        return self.stored or bool(self.known_as)
+        return self.stored or self.known is not None
 
     def __str__(self) -> str:
         """Describes the result in a clause for users, without the digest."""
-        known = f"known: {self.known_as}" if self.known_as else ""
+        known = f"known: {self.known.what}" if self.known else ""
         if self.stored:
             return f"as it was written{f' ({known})' if known else ''}"
         return known or "not verifiable, the file carries no digest"
@@ -73,10 +86,10 @@ def check_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) 
             f"the file is damaged: its content has the digest {digest}, expected {stored:.64}, which it "
             "carries; take an undamaged copy."
         )
-    return Integrity(digest, stored is not None, known_digests().get(digest, ""))
+    return Integrity(digest, stored is not None, known_digests().get(digest))
 
 
-def known_digests() -> dict[str, str]:
-    """Reads the descriptions of shipped and publicly released weights, by digest."""
+def known_digests() -> dict[str, Known]:
+    """Reads what is known of shipped and publicly released weights, by digest."""
     text = (resources.files("celo2") / "pretrained" / KNOWN_FILE).read_text(encoding="utf-8")
-    return json.loads(text)
+    return {digest: Known(**fields) for digest, fields in json.loads(text).items()}

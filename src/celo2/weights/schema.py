@@ -156,19 +156,27 @@ def check_fit(shapes: Shapes, config: Schema) -> None:
             raise ValueError(f"the arrays have {option}={found}, expected {getattr(config, option)}.")
     if isinstance(config, RuleConfig):
         _check_groups(shapes, config)
-    expected = config.weight_shapes()
+    check_shapes(shapes, config.weight_shapes(), f"weights of {config.kind}")
+
+
+def check_shapes(shapes: Shapes, expected: Shapes, whose: str) -> None:
+    """Raises a ValueError that names the arrays that are missing, unexpected or misshapen.
+
+    Args:
+        shapes: The shapes found, by name.
+        expected: Those that there should be.
+        whose: The subject of the message, "weights of celo2".
+    """
     missing, extra = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
     if missing or extra:
         raise ValueError(
-            f"weights of {config.kind} have {len(expected)} arrays: missing "
+            f"{whose} have {len(expected)} arrays: missing "
             f"{_listed(sorted(missing)) or 'none'}, unexpected {_listed(sorted(extra)) or 'none'}."
         )
     wrong = [name for name, shape in expected.items() if shapes[name] != shape]
     if wrong:
         first, more = wrong[0], f", and {len(wrong) - 1} more are wrong" if len(wrong) > 1 else ""
-        raise ValueError(
-            f"weights of {config.kind}: {first} has shape {shapes[first]}, expected {expected[first]}{more}."
-        )
+        raise ValueError(f"{whose}: {first} has shape {shapes[first]}, expected {expected[first]}{more}.")
 
 
 def _check_groups(shapes: Shapes, config: RuleConfig) -> None:

@@ -16,6 +16,8 @@ from celo2.weights.theta_state import THETA_FILE
 
 SHIPPED = ("celo2", "celo2-base")
 OURS, UPSTREAM = ".safetensors", ".state"  # suffixes of the two formats
+RELEASED = {"amoudgl/celo2": "celo2", "amoudgl/celo2-base": "celo2-base"}
+"""The variants of the hub repositories of Celo2's authors, whose files do not say theirs."""
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -36,6 +38,17 @@ class WeightFile(NamedTuple):
     name: str
     hub: str | None = None
     shipped: bool = False
+
+
+def looks_like_source(text: str) -> bool:
+    """Returns whether a text is the path of a weight file or its folder, or like a hub repository.
+
+    A path with a colon in it, which could be something else, must exist.
+    """
+    if ":" in text and not os.path.exists(text):  # unlike Path's, False for what can be no path
+        return False
+    is_file = text.endswith((OURS, UPSTREAM)) or os.path.isfile(os.path.join(text, THETA_FILE))
+    return is_file or _REPO_ID.fullmatch(text) is not None
 
 
 def find_file(source: str | os.PathLike[str], max_bytes: int) -> WeightFile:

@@ -80,6 +80,22 @@ def fitting_presets(weights: ZooWeights) -> list[str]:
     return [name for name in PRESETS if _fits(name, weights)]
 
 
+def best_preset(weights: ZooWeights) -> str:
+    """Returns the name under which `make` takes these weights without further options.
+
+    Raises:
+        ValueError: No preset fits, or several that differ in an option which the weights do not state.
+    """
+    names, kind = fitting_presets(weights), weights.kind
+    free = {option: getattr(weights.config, option) for option in weights.config.deployment_options}
+    meanings = {sized_preset(name, weights.arrays, **free) for name in names}
+    if len(meanings) > 1:
+        raise ValueError(f"these {kind} weights do not say which of {', '.join(names)} they were trained as.")
+    if not names:
+        raise ValueError(f"these {kind} weights have options that no preset has: {weights.config}.")
+    return kind if kind in names else names[0]
+
+
 def _fits(name: str, weights: ZooWeights) -> bool:
     try:
         check_stated(name, sized_preset(name, weights.arrays), weights)

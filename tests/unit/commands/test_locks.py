@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from celo2._utils.locks import HOLDER_FILE, FolderInUseError, lock_folder
+from celo2.commands import compare, evaluate
 
 HOLD = """
 import sys
@@ -75,3 +76,20 @@ def test_an_odd_note_of_the_holder_changes_nothing(holder, tmp_path: Path, text:
     (tmp_path / HOLDER_FILE).write_text(text)
     with pytest.raises(FolderInUseError, match="is in use by"), lock_folder(tmp_path, "another"):
         pytest.fail("both hold it")
+
+
+@pytest.mark.parametrize("command", [compare, evaluate], ids=["celo2 compare", "celo2 evaluate"])
+def test_a_command_holds_its_folder_under_its_own_name(
+    command, instant_training, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request
+) -> None:
+    class SeenError(Exception):
+        pass
+
+    def see(_: Path, name: str) -> None:
+        assert name in request.node.name
+        raise SeenError
+
+    monkeypatch.setattr("celo2.evaluate.suite.run.lock_folder", see)
+    words = ["--optimizers", "adamw", "--out", str(tmp_path / "out"), "--devices", "1"]
+    with pytest.raises(SeenError):
+        command.main(words)

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from celo2 import Weights, load_checkpoint
+from celo2.baselines import find_optimizer
 from celo2.commands import probe as command
 from celo2.config import RuleConfig
 from celo2.meta.config import MetaConfig
 from celo2.meta.inner.theta import make_start
 from celo2.meta.probe import measure
-from celo2.weights.checkpoint import save_weights
+from celo2.weights.checkpoint import ZooWeights, save_weights
+from celo2.zoo.specs import Celo
 from helpers.probe_records import TINY_SET
 from helpers.run_results import make_fake_grid
+from helpers.weights_examples import save_port
 
 
 class Runner:
@@ -160,6 +163,41 @@ def test_built_in_start_is_that_of_a_run(variant: str, name: str) -> None:
 def test_unusable_words_are_refused(words: list[str], message: str, capsys) -> None:
     assert command.main(words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["celo:theta.state", "theta.state", "celo:a/theta.state", "velo_s:owner/name"]
+)
+def test_predecessors_are_refused_since_they_set_their_own_rates(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Celo(lstm_size=3)
+    arrays = {array: np.zeros(shape, np.float32) for array, shape in config.weight_shapes().items()}
+    save_weights("theta.state", ZooWeights(arrays, config))
+    assert command.main([name]) == 2
+    assert (
+        "sets its own step sizes, and a probe tunes a learning rate; compare it by" in capsys.readouterr().err
+    )
+
+
+def test_upstream_file_of_an_unknown_variant_is_refused(tmp_path: Path, capsys) -> None:
+    save_weights(tmp_path / "theta.state", load_checkpoint("celo2"))
+    assert command.main([str(tmp_path / "theta.state")]) == 2
+    assert f"name it as celo2:{tmp_path}" in capsys.readouterr().err
+
+
+def test_hub_repository_is_a_candidate_under_its_whole_name(
+    made, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, table = tmp_path / "model.safetensors", tmp_path / "table.md"
+    save_port(path, load_checkpoint("celo2").arrays)
+    monkeypatch.setattr("celo2.weights.sources.download", lambda *_: path)
+    out = ["--out", str(tmp_path / "kept"), "--markdown", str(table)]
+    assert command.main(["owner/celo2", *words, *out]) == 0
+    assert "| owner/celo2 |" in table.read_text()
+    checksum = find_optimizer("celo2:owner/celo2").weights
+    assert (tmp_path / "kept" / f"owner_celo2-{checksum[:12]}.json").exists()
 
 
 def test_run_without_weights_is_refused(tmp_path: Path, capsys) -> None:

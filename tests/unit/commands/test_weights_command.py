@@ -124,7 +124,7 @@ def test_convert_goes_both_ways(capsys):
 def test_convert_needs_the_variant_of_an_upstream_file(capsys, here):
     save_weights("theta.state", make_weights())
     assert command.main(["convert", "theta.state", "w.safetensors"]) == 1
-    assert "orthogonalize=True" in capsys.readouterr().err
+    assert "theta.state does not say which variant" in capsys.readouterr().err
     assert not (here / "w.safetensors").exists()
 
 

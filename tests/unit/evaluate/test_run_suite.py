@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from celo2._utils.locks import FolderInUseError
 from celo2.baselines import find_optimizer
 from celo2.evaluate.suite import local as module
 from celo2.evaluate.suite.local import Failure, GroupProgress, train_groups
@@ -133,6 +134,27 @@ def test_refinement_leaves_named_rates_and_what_diverged_everywhere_alone(tmp_pa
 
     run_suite(suite, RunStore(tmp_path), engine=engine)
     assert len(RunStore(tmp_path).load().results) == 2 * (2 + 2)
+
+
+def test_a_refused_suite_leaves_the_folder_as_it_is(tmp_path: Path) -> None:
+    missing = Suite(**{**vars(SUITE), "optimizers": ("celo2:nothing.safetensors",)})
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(FileNotFoundError):
+            run_suite(missing, RunStore(folder), engine=FakeEngine())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["celo2 evaluate", "celo2 compare"])
+def test_a_second_process_is_told_the_command_that_has_the_folder(tmp_path: Path, command: str) -> None:
+    def engine(*_):
+        with pytest.raises(FolderInUseError, match=rf"is in use by {command}, process"):
+            run_suite(SUITE, RunStore(tmp_path), engine=FakeEngine())
+        refused.append(True)
+        yield from ()
+
+    refused: list[bool] = []
+    run_suite(SUITE, RunStore(tmp_path), engine=engine, command=command)
+    assert refused
 
 
 def test_runs_of_another_length_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from celo2.config import CONTRACT_VERSION, RuleConfig
 from celo2.weights.checkpoint import Weights, load_checkpoint, save_weights
-from helpers.weights_examples import make_arrays, make_weights
+from helpers.weights_examples import make_arrays, make_weights, save_port
 
 FUZZ = settings(derandomize=True, max_examples=60, deadline=None)
 
@@ -206,11 +206,14 @@ def test_unknown_option_is_refused_before_reading(tmp_path):
         load_checkpoint(tmp_path / "nothing.safetensors", orthogonalise=True)
 
 
-@pytest.fixture(scope="module", params=["w.safetensors", "theta.state"])
+@pytest.fixture(scope="module", params=["w.safetensors", "theta.state", "port.safetensors"])
 def valid_file(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fuzz")
     path = folder / request.param
-    save_weights(path, make_weights())
+    if path.stem == "port":
+        save_port(path, make_arrays())
+    else:
+        save_weights(path, make_weights())
     yield path, path.read_bytes()
     shutil.rmtree(folder)
 

@@ -8,14 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from celo2.commands import weights as command
+from celo2.config import RuleConfig
 from celo2.weights.checkpoint import (
     Weights,
     decode_weights,
     load_checkpoint,
     save_weights,
 )
-from celo2.weights.sources import fetch_file
-from helpers.weights_examples import make_weights
+from celo2.weights.sources import RELEASED, fetch_file
+from helpers.weights_examples import make_arrays, make_weights, save_port
 
 
 class RepositoryNotFoundError(OSError):
@@ -29,13 +31,14 @@ class Hub:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.online, self.cached, self.size = folder, True, False, 100
+        self.repositories = {"owner/name"}
         self.__spec__ = SimpleNamespace(name="huggingface_hub")
 
     def model_info(self, repo_id: str, *, files_metadata: bool):
         assert files_metadata
         if not self.online:
             raise RuntimeError("offline")
-        if repo_id != "owner/name":
+        if repo_id not in self.repositories:
             raise RepositoryNotFoundError(repo_id)
         names = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*.*")]
         return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=self.size) for name in names])
@@ -119,3 +122,43 @@ def test_hub_without_its_extra_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"'owner/name' is no file here.*celo2\[hub\]"):
         load_checkpoint("owner/name")
+
+
+@pytest.mark.parametrize(("repository", "variant"), RELEASED.items(), ids=list(RELEASED.values()))
+def test_released_repository_needs_no_options(hub, repository, variant):
+    hub.repositories.add(repository)
+    save_weights(hub.folder / "theta.state", make_weights())
+    assert command.main(["fetch", repository, "--out", "fetched"]) == 0
+    weights = load_checkpoint(f"fetched/{variant}.safetensors")
+    assert weights.config == RuleConfig(orthogonalize=variant == "celo2")
+    assert weights.stated == set(RuleConfig.option_names())
+    assert weights.provenance["hub"] == repository
+    assert weights.provenance["options"] == (
+        f"not in the file; those of {variant} as published, since the file is known"
+    )
+
+
+def test_released_repository_is_of_its_variant(hub):
+    hub.repositories.add("amoudgl/celo2-base")
+    save_weights(hub.folder / "theta.state", make_weights())
+    with pytest.raises(ValueError, match="these celo2-base weights have orthogonalize=False"):
+        load_checkpoint("amoudgl/celo2-base", orthogonalize=True)
+
+
+def test_unknown_repository_is_told_what_to_name(hub, capsys):
+    save_weights(hub.folder / "theta.state", make_weights())
+    assert command.main(["fetch", "owner/name", "--out", "fetched"]) == 1
+    message = capsys.readouterr().err
+    assert "owner/name/theta.state does not say which variant" in message
+    assert "--set orthogonalize=true (Celo2, with Newton–Schulz) or --set orthogonalize=false" in message
+    assert not Path("fetched").exists()
+
+
+def test_repository_of_the_port_is_fetched_without_options(hub):
+    save_port(hub.folder / "model.safetensors", make_arrays())
+    (hub.folder / "config.json").write_text("{}")
+    assert command.main(["fetch", "owner/name"]) == 0
+    weights = load_checkpoint("name.safetensors")
+    assert weights.config == RuleConfig()
+    assert (weights.provenance["hub"], weights.provenance["source"]) == ("owner/name", "model.safetensors")
+    assert "the public PyTorch port's" in weights.provenance["options"]

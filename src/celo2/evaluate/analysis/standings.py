@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from celo2.constants import RULE_OPTIMIZERS
 from celo2.evaluate.analysis import stats
 from celo2.evaluate.analysis.cells import Cell, Setting
 from celo2.evaluate.suite.results import RankBy, RunResult, TaskFacts
 
 BASELINE = "adamw"
-OURS = ("celo2", "celo2-plus", "celo2-base")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -138,8 +138,8 @@ class Standings(NamedTuple):
 
 
 def is_ours(optimizer: str) -> bool:
-    """Returns whether an optimizer is Celo2 or Celo2-base, with any weights."""
-    return optimizer.partition(":")[0] in OURS
+    """Returns whether an optimizer is Celo2, Celo2-plus or Celo2-base, with any weights."""
+    return optimizer.partition(":")[0] in RULE_OPTIMIZERS
 
 
 def default_baseline(optimizers: Iterable[str]) -> str:

@@ -75,6 +75,7 @@ def _run_record(run: RunResult) -> dict[str, Any]:
         "seconds_per_step": run.seconds_per_step,
         "timing": run.timing,
         "state_bytes": run.state_bytes,
+        "weights": run.weights,
         "created": run.created,
         "commit": run.environment.get("commit"),
         "processor": run.environment.get("processor"),

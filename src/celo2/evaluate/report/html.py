@@ -190,7 +190,9 @@ def _settings(standings: Standings) -> dict[str, str]:
         "seeds": join(map(str, sorted({run.spec.seed for run in runs})), most=30),
         "weight decay": join((f"{wd:g}" for wd in sorted({run.spec.weight_decay for run in runs})), most=30),
         "schedule": _describe_schedules(runs),
-        "optimizers": "; ".join(f"{name}: {_describe(name)}" for name in standings.optimizers),
+        "optimizers": "; ".join(
+            f"{name}: {_describe(name)}{_describe_weights(name, runs)}" for name in standings.optimizers
+        ),
         "pairing": "runs of one seed share initial parameters and batches, whatever the optimizer",
         "best setting": f"lowest final {describe_ranking(standings)}, mean over the seeds, over learning "
         "rates and weight decays, of the runs that are reported; one with a diverged seed cannot be the best",
@@ -226,6 +228,12 @@ def _describe(optimizer: str) -> str:
     if optimizer in OPTIMIZERS or optimizer.partition(":")[0] in sys.modules:  # a report imports nothing
         return OPTIMIZERS.find(optimizer).description
     return "not of this package"
+
+
+def _describe_weights(optimizer: str, runs: Sequence[RunResult]) -> str:
+    """Describes a learned optimizer's weights by their checksum, as `celo2 weights inspect` prints it."""
+    found = sorted({run.weights[:16] for run in runs if run.spec.optimizer == optimizer and run.weights})
+    return f" (weights {', '.join(found)}…)" if found else ""
 
 
 def _count(things: Sequence[object], name: str) -> str:

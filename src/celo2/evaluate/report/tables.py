@@ -9,6 +9,7 @@ from celo2.evaluate.analysis.stats import Interval
 from celo2.evaluate.analysis.summary import OptimizerRow, TaskRow
 from celo2.report.kit import shorten
 from celo2.report.table import DIVERGED, NONE, Datum, Table, mean_datum, number_datum
+from celo2.zoo.specs import sets_own_rate
 
 
 def summary_table(rows: Sequence[OptimizerRow], baseline: str) -> Table:
@@ -122,6 +123,8 @@ def _lowest(rows: Sequence[TaskRow]) -> float:
 def _setting(row: TaskRow) -> Datum:
     if row.learning_rate is None:
         return Datum(DIVERGED, None)
+    if sets_own_rate(row.optimizer):
+        return Datum("its own", None)
     decay = f", wd {row.weight_decay:g}" if row.weight_decay else ""
     edge = f" ({row.edge} tried)" if row.edge else ""
     return Datum(f"{row.learning_rate:g}{decay}{edge}", row.learning_rate)

@@ -61,6 +61,7 @@ def run_suite(
     machine: Machine = ONE_MACHINE,
     engine: Engine = run_locally,
     on_progress: OnSuiteProgress | None = None,
+    command: str = "celo2 evaluate",
 ) -> list[Failure]:
     """Trains every run of the suite that the folder lacks, and writes each group when it is finished.
 
@@ -72,6 +73,7 @@ def run_suite(
         machine: The resources of each group.
         engine: The engine that trains groups.
         on_progress: Called at the start, and as groups proceed.
+        command: What another process is told that has the folder.
 
     Returns:
         The groups that could not be trained, with reasons; the next call retries them.
@@ -81,10 +83,9 @@ def run_suite(
         ValueError: The folder's runs of a task have another length, or those of an optimizer other weights.
         KeyboardInterrupt: Ctrl-C was pressed; all groups finished by then are in the folder.
     """
-    if not store.folder.exists():
-        _plan(suite, [], store.folder)  # raises before anything is created
-        store.folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(store.folder, "celo2 evaluate"):
+    _plan(suite, store.load().results, store.folder)  # raises before anything is written
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(store.folder, command):
         store.prepare()
         stored = store.load().results
         groups = _plan(suite, stored, store.folder)

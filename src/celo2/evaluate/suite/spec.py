@@ -15,6 +15,7 @@ from celo2.baselines import (
     OptimizerSpec,
     check_optimizer_name,
     find_optimizer,
+    qualified_name,
     sets_own_rate,
 )
 from celo2.config import nearest_name
@@ -34,7 +35,8 @@ class Suite:
     Attributes:
         name: The name in the report.
         tasks: The names of tasks (`celo2.tasks.registry`), most of them with a size: `NAME@tiny`.
-        optimizers: The names of optimizers (`celo2.baselines`).
+        optimizers: The names of optimizers (`celo2.baselines`). Weights that stand alone, such as
+            "mine.safetensors", get their full names, here and in `rates_of`.
         num_learning_rates: The number of values in each optimizer's default grid; one that sets its own step
             sizes has a single run instead.
         rates_of: Learning rates by optimizer, in place of its default grid, for example those of a published
@@ -53,6 +55,7 @@ class Suite:
 
     Raises:
         ValueError: A name is unknown or appears twice, or a number is out of its range.
+        OSError, ImportError: Weights that stand alone cannot be read.
     """
 
     name: str
@@ -71,6 +74,8 @@ class Suite:
 
     def __post_init__(self) -> None:
         """Checks names and ranges."""
+        object.__setattr__(self, "optimizers", tuple(map(qualified_name, self.optimizers)))
+        object.__setattr__(self, "rates_of", qualify_keys(self.rates_of))
         for field in ("tasks", "optimizers", "weight_decays"):
             values = getattr(self, field)
             if not values or len(set(values)) != len(values):
@@ -125,7 +130,7 @@ class Suite:
         Args:
             rates: The rates by optimizer; those of `"all"` are every tuned optimizer's that is not named.
         """
-        named = {name: values for name, values in rates.items() if name != ALL}
+        named = {name: values for name, values in qualify_keys(rates).items() if name != ALL}
         tuned = [name for name in self.optimizers if not sets_own_rate(name)] if ALL in rates else []
         given = {**dict.fromkeys(tuned, rates.get(ALL, ())), **named}
         rates_of = {**self.rates_of, **{name: tuple(sorted(values)) for name, values in given.items()}}
@@ -206,6 +211,11 @@ class Group(NamedTuple):
         )
 
 
+def qualify_keys(rates: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """Returns learning rates by the full names of their optimizers (`celo2.baselines.qualified_name`)."""
+    return {qualified_name(name): values for name, values in rates.items()}
+
+
 def _check_rates(optimizer: str, rates: Sequence[float], optimizers: Sequence[str]) -> None:
     if optimizer not in optimizers:
         raise ValueError(f"rates_of has rates for {optimizer!r}, which must be one of the optimizers.")
@@ -252,10 +262,11 @@ def load_suite(name_or_path: str, **changes: Any) -> Suite:
         for task, steps in content.get("steps_of", {}).items()
         if task in tasks or "tasks" not in changes
     }
+    optimizers = set(map(qualified_name, content.get("optimizers", ())))
     content["rates_of"] = {
         name: tuple(rates)
         for name, rates in content.get("rates_of", {}).items()
-        if name in content.get("optimizers", ()) or "optimizers" not in changes
+        if "optimizers" not in changes or qualified_name(name) in optimizers
     }
     lists = {name: tuple(value) for name, value in content.items() if isinstance(value, list)}
     try:

@@ -141,7 +141,9 @@ def load_results(place: Path) -> Loaded:
     if place.is_file():
         return Loaded(unpack(place), {})
     if not (place / "runs").is_dir():
-        raise FileNotFoundError(f"{place} has no runs: expected the --out folder of celo2 evaluate.")
+        raise FileNotFoundError(
+            f"{place} has no runs: expected the --out folder of celo2 evaluate or compare."
+        )
     return RunStore(place).load()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from celo2.config import nearest_name
 from celo2.tasks.base import Dataset
-from celo2.tasks.vision.formats import read_cifar10_binary, read_idx, read_svhn_mat
+from celo2.tasks.vision.formats import read_cifar10_binary, read_cifar100_binary, read_idx, read_svhn_mat
 from celo2.tasks.vision.transforms import photograph_crops, resize_bilinear, to_grey
 
 Prefer = Literal["auto", "full", "sample"]
@@ -124,6 +124,21 @@ def load_cifar10() -> Dataset:
 def load_cifar10_8x8() -> Dataset:
     """Loads CIFAR-10, grey, 8 × 8 (50,000 / 10,000); raises the errors of `load_cifar10`."""
     return map_images(load_cifar10(), "grey-8x8", lambda array: resize_bilinear(to_grey(array), 8))
+
+
+def load_cifar100() -> Dataset:
+    """Loads CIFAR-100 with fine labels, 32 × 32 × 3 (50,000 / 10,000), from a local binary copy.
+
+    Raises:
+        FileNotFoundError: There is no folder `cifar-100-binary`, or it lacks a file.
+        ValueError: A file is damaged.
+    """
+    folder = need_folder("cifar-100-binary", "the unpacked cifar-100-binary.tar.gz")
+    splits = [
+        read_cifar100_binary(folder / f"{n}.bin", count) for n, count in (("train", 50_000), ("test", 10_000))
+    ]
+    train, valid = (_split(*split) for split in splits)
+    return Dataset(name="cifar100", train=train, valid=valid, origin=f"CIFAR-100, fine labels, from {folder}")
 
 
 def load_svhn_8x8() -> Dataset:

@@ -25,12 +25,11 @@ from celo2.tasks.base import Dataset
 from celo2.tasks.vision.datasets import (
     find_folder,
     load_cifar10,
+    load_cifar100,
     load_fashion_mnist,
     load_mnist,
     map_images,
-    need_folder,
 )
-from celo2.tasks.vision.formats import read_cifar100_binary
 from celo2.tasks.vision.transforms import colour_crops, resize_bilinear
 
 Portion = Literal["80pct", "1pct"]  # of the training file
@@ -77,21 +76,6 @@ def load_evaluation_set(name: str, side: int, portion: Portion = "80pct") -> Dat
             f"unknown image set {name!r}{nearest_name(name, _SOURCES)}; there are {', '.join(_SOURCES)}."
         )
     return _prepare(name, side, portion, find_folder(_SOURCES[name].folder))
-
-
-def load_cifar100() -> Dataset:
-    """Loads CIFAR-100 with fine labels, 32 × 32 × 3 (50,000 / 10,000), from a local binary copy.
-
-    Raises:
-        FileNotFoundError: There is no folder `cifar-100-binary`, or it lacks a file.
-        ValueError: A file is damaged.
-    """
-    folder = need_folder("cifar-100-binary", "the unpacked cifar-100-binary.tar.gz")
-    splits = [
-        read_cifar100_binary(folder / f"{n}.bin", count) for n, count in (("train", 50_000), ("test", 10_000))
-    ]
-    train, valid = ({"image": image, "label": label} for image, label in splits)
-    return Dataset(name="cifar100", train=train, valid=valid, origin=f"CIFAR-100, fine labels, from {folder}")
 
 
 def load_patches(

@@ -1,4 +1,4 @@
-"""`examples/celo2_minimal_torch.py`, the PyTorch twin of the rule in one file, takes the steps of the package."""
+"""`examples/celo2_minimal_torch.py`, the rule in one file of plain PyTorch, takes the package's steps."""
 
 from __future__ import annotations
 

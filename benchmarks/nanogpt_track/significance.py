@@ -71,7 +71,7 @@ def is_better(new: Entry, old: Entry) -> bool:
 
 
 def chance(statistic: float) -> float:
-    """The probability of at least this statistic by chance: one-sided, of a normal distribution of `SIGMA`."""
+    """The probability of at least this statistic by chance, if losses are normal with `SIGMA`."""
     return 0.5 * math.erfc(statistic / SIGMA / math.sqrt(2))
 
 
@@ -125,22 +125,20 @@ def describe(entry: Entry) -> str:
 
 def judge(entry: Entry) -> str:
     """One line: whether an entry reaches the target."""
-    verdict = "reached" if reaches_target(entry.losses) else "not reached"
+    verdict = f"target {TARGET}: {'reached' if reaches_target(entry.losses) else 'not reached'}"
     if len(entry.losses) == 1:
-        return (
-            f"target {TARGET}: {verdict} (one run: {entry.losses[0]:.5f}, at most {ONE_RUN_TARGET} is needed)"
-        )
-    value = target_statistic(entry.losses)
-    return f"target {TARGET}: {verdict} ({value:.5f}, at least {MARGIN} is needed; by chance {chance(value):.2g})"
+        return f"{verdict} ({entry.losses[0]:.5f}; one run needs {ONE_RUN_TARGET})"
+    return f"{verdict} ({_explain(target_statistic(entry.losses))})"
 
 
 def compare(new: Entry, old: Entry) -> str:
     """One line: whether an entry is better than another."""
-    value, verdict = (
-        difference_statistic(new, old),
-        "better" if is_better(new, old) else "not shown to be better",
-    )
-    return f"the first is {verdict} ({value:.5f}, at least {MARGIN} is needed; by chance {chance(value):.2g})"
+    verdict = "better" if is_better(new, old) else "not shown to be better"
+    return f"the first is {verdict} ({_explain(difference_statistic(new, old))})"
+
+
+def _explain(statistic: float) -> str:
+    return f"{statistic:.5f}, at least {MARGIN} is needed; by chance with probability {chance(statistic):.2g}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -98,7 +98,7 @@ TINY: dict[str, Any] = {
     "vocabulary": 256,
     "context": 64,
     "batch_sequences": 32,
-    "val_tokens": 1 << 16,
+    "val_tokens": 1 << 15,
     "val_every": 50,
     "steps": 300,
     "dtype": "float32",
@@ -828,7 +828,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
     own.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=None, help="on GPUs by default"
     )
-    own.add_argument("--logs", type=Path, default=Path("logs"), help="folder of logs and checkpoints")
+    own.add_argument("--folder", type=Path, default=Path("logs"), help="of logs and checkpoints")
     own.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     own.add_argument(
         "--pause-after", type=int, default=None, help="step to write a checkpoint after, and end"
@@ -862,7 +862,7 @@ def main(arguments: Sequence[str] | None = None) -> Progress:
             log.write(f"resumed after step {progress.step}")
         else:
             name = f"{settings.optimizer}-seed{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-            log = Log(given["logs"] / f"{name}.txt", world)
+            log = Log(given["folder"] / f"{name}.txt", world)
             log.begin(settings, world)
         return run(trainer, progress, log, given["pause_after"], given["save_every"])
 

@@ -68,6 +68,16 @@ def test_the_loss_falls(train, optimizer: str) -> None:
     assert losses[24] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_real_dtype_and_the_roles_of_the_rest_train(
+    train, track: ModuleType, monkeypatch, optimizer
+) -> None:
+    """The embedding's AdamW in bfloat16, as on GPUs."""
+    monkeypatch.setitem(track.TINY, "dtype", "bfloat16")
+    losses = train("--optimizer", optimizer, "--rest", "roles", "--steps", 16).losses
+    assert losses[16] < 0.9 * losses[0]
+
+
 def test_the_log_has_code_versions_settings_and_results(train, track: ModuleType, tmp_path: Path) -> None:
     losses = train("--seed", 3, "--lr", 2e-3).losses
     path = only(tmp_path, "celo2-seed3-*.txt")

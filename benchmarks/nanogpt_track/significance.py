@@ -158,7 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if new.settings["tiny"]:
-        print("Logs of the tiny mode: its losses have another scale, so this shows the procedure alone.")
+        print(
+            "Logs of the tiny mode, for which the track's target and standard deviation do not hold: this shows"
+            " the procedure alone."
+        )
     print(describe(new))
     if old is None:
         print(judge(new))

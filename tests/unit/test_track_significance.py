@@ -128,7 +128,7 @@ def test_the_tiny_mode_is_not_compared_with_the_real_one(tmp_path: Path, capsys)
     assert TRACK.main([str(tiny), "--against", str(real)]) == 2
     assert "like with like" in capsys.readouterr().err
     TRACK.main([str(tiny)])
-    assert "shows the procedure alone" in capsys.readouterr().out
+    assert "the procedure alone" in capsys.readouterr().out
 
 
 def test_other_files_are_refused(tmp_path: Path, capsys) -> None:

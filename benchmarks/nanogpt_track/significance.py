@@ -159,8 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if new.settings["tiny"]:
         print(
-            "Logs of the tiny mode, for which the track's target and standard deviation do not hold: this shows"
-            " the procedure alone."
+            "Logs of the tiny mode, for which the track's target and standard deviation do not hold: this"
+            " shows the procedure alone."
         )
     print(describe(new))
     if old is None:

@@ -82,8 +82,8 @@ class Task:
         stream: Source of the batches, if it is not the data set.
         objective: `(loss, batch) → ()`: recorded and judged in place of the loss; lower is better.
         tokens_per_batch: Tokens of a training batch of a language model; None elsewhere.
-        mean_over_examples: Whether loss and accuracy of a batch are the means of those of its examples, so that
-            it can be computed in parts (`celo2.tasks.micro_batches`).
+        mean_over_examples: Whether loss and accuracy of a batch are the means of those of its examples, so
+            that it can be computed in parts (`celo2.tasks.micro_batches`).
     """
 
     name: str

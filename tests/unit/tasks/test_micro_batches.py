@@ -87,7 +87,9 @@ def test_memory_of_activations_is_that_of_a_micro_batch() -> None:
 
     def temporary_bytes(rows: int) -> int:
         step = jax.jit(jax.value_and_grad(split_batches(task, rows).loss))
-        return step.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+        memory = step.lower(params, batch).compile().memory_analysis()
+        assert memory is not None
+        return memory.temp_size_in_bytes
 
     assert temporary_bytes(16) < temporary_bytes(512) / 4
 

@@ -60,8 +60,12 @@ def split_batches(task: Task, rows: int) -> Task:
             "independent examples (Task.mean_over_examples). Leave the number of rows at once out."
         )
     check_rows(task.batch_size, rows)
-    accuracy = None if task.accuracy is None else in_micro_batches(task.accuracy, rows)
-    return dataclasses.replace(task, loss=in_micro_batches(task.loss, rows), accuracy=accuracy)
+    return dataclasses.replace(
+        task,
+        loss=in_micro_batches(task.loss, rows),
+        accuracy=None if task.accuracy is None else in_micro_batches(task.accuracy, rows),
+        rows_at_once=min(rows, task.rows_at_once or rows),  # parts of parts stay
+    )
 
 
 def check_rows(batch_size: int, rows: int) -> None:

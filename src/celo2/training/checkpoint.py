@@ -1,8 +1,8 @@
 """Checkpoints within long runs: a stopped run goes on from one of its validations, to the same numbers.
 
 A checkpoint has everything that the remaining steps depend on (parameters, optimizer state, the source of the
-batches) and the losses so far. Batches are a function of the seed and the step. It is written at a validation,
-if the last one is some minutes ago, so that short runs write none.
+batches) and the losses so far; batches are a function of the seed and the step. It is written at a
+validation, if the last one is some minutes ago, so that short runs write none.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Every figure but the numbers of parameters, runs and steps is an estimate, and i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -128,8 +129,8 @@ def _describe_runs(suites: Sequence[Suite], seconds: float, devices: Sequence[An
     hours = total * steps * seconds / 3600
     lines.append(f"  {'together':26} {total:15} {hours:24,.1f}")
     lines.append(
-        f"  of {steps:,} steps each. {len(devices)} × {devices[0].device_kind} here, each trains a run of its "
-        f"own: {hours / len(devices):,.1f} hours or a little more; a run {steps * seconds / 3600:.2f} hours."
+        f"  of {steps:,} steps each. {len(devices)} × {devices[0].device_kind} here, each trains a run of "
+        f"its own: {hours / len(devices):,.1f} hours or a little more; one run {steps * seconds / 3600:.2f}."
     )
     return lines
 
@@ -189,13 +190,19 @@ def _state_bytes(suite: Suite, params: Any) -> int:
     return count_bytes(jax.eval_shape(spec.make(1e-3, suite.weight_decays[-1]).init, params))
 
 
+def seconds_of_step(run: RunResult) -> float:
+    """Returns the seconds that a step took, of runs that had a device each: their share times their number."""
+    share = re.match(r"share of (\d+) runs", run.timing)
+    return run.seconds_per_step * (int(share[1]) if share else 1)
+
+
 def _step_seconds(
     arguments: Arguments, task: Task, params: Any, rows: int, finished: Sequence[RunResult]
 ) -> tuple[float, str]:
     """Returns the seconds of a step, and in words where they are from."""
     if arguments.step_seconds:
         return arguments.step_seconds, "as given with --step-seconds"
-    known = [run.seconds_per_step for run in finished if math.isfinite(run.seconds_per_step)]
+    known = [seconds for run in finished if math.isfinite(seconds := seconds_of_step(run))]
     if known:
         return float(np.median(known)), f"measured: median of {len(known)} finished runs in {arguments.out}"
     operations = count_operations(task, params, rows)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, NamedTuple
+
+from plan import seconds_of_step
 
 from celo2.evaluate.analysis.standings import TaskRuns
 from celo2.evaluate.suite.results import RunResult
@@ -40,8 +43,7 @@ class Ours(NamedTuple):
         loss: Validation loss of the final runs; None without any.
         accuracy: Their share of right answers.
         seeds: Their number.
-        step_seconds: Seconds of a step, with as many runs side by side as there were devices; None without
-            runs.
+        step_seconds: Seconds of a step, each run on a device of its own, median; None without runs.
         grid: Where the grid is from.
     """
 
@@ -78,7 +80,7 @@ class Ours(NamedTuple):
             found.measure(lambda run: run.final_valid_loss) if found else None,
             found.measure(_final_accuracy) if found and accurate else None,
             len(runs),
-            shown.seconds_per_step if shown else None,
+            statistics.median(map(seconds_of_step, shown.runs)) if shown else None,
             grid,
         )
 

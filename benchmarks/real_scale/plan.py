@@ -191,7 +191,7 @@ def _state_bytes(suite: Suite, params: Any) -> int:
 
 
 def seconds_of_step(run: RunResult) -> float:
-    """Returns the seconds that a step took, of runs that had a device each: their share times their number."""
+    """Returns the seconds of a step of runs that had a device each: their share, times their number."""
     share = re.match(r"share of (\d+) runs", run.timing)
     return run.seconds_per_step * (int(share[1]) if share else 1)
 

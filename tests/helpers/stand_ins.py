@@ -32,7 +32,7 @@ class InstantRunner:
             initial_loss=task.task.initial_loss,
         )
 
-    def train(self, on_progress: OnProgress | None = None) -> RunGrid:
+    def train(self, on_progress: OnProgress | None = None, **_: Any) -> RunGrid:
         if on_progress:
             steps = self.grid.steps
             on_progress(Progress(0.5, steps // 2, steps, 0.7))

@@ -82,6 +82,9 @@ class Task:
         stream: Source of the batches, if it is not the data set.
         objective: `(loss, batch) → ()`: recorded and judged in place of the loss; lower is better.
         tokens_per_batch: Tokens of a training batch of a language model; None elsewhere.
+        mean_over_examples: Whether loss and accuracy of a batch are the means of those of its examples, so
+            that it can be computed in parts (`celo2.tasks.micro_batches`).
+        rows_at_once: Examples of a batch that are computed together; None: all.
     """
 
     name: str
@@ -95,6 +98,8 @@ class Task:
     stream: Stream | None = None
     objective: Callable[[Array, Batch], Array] | None = None
     tokens_per_batch: int | None = None
+    mean_over_examples: bool = False
+    rows_at_once: int | None = None
 
     def sample_batch(self, key: Array, arrays: Mapping[str, Array]) -> Batch:
         """Draws `batch_size` examples with replacement from the arrays of one split."""

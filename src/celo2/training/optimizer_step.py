@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 
 from celo2.baselines import EvalParams
 from celo2.tasks.base import Batch, Params, Task
+from celo2.training.checkpoint import RunCheckpoint
 from celo2.training.protocol import NUM_EVALS, SCHEDULES
 from celo2.training.task_step import (
     EVERYWHERE,
@@ -135,17 +136,27 @@ class Program:
                 return width
             width = math.ceil(width / 2 / devices) * devices
 
-    def train(self, runs: Runs, inputs: Sequence[Any]) -> Iterator[Piece]:
-        """Trains runs, as many as `fit` returned, to the end, piece by piece; each ends with a validation."""
+    def train(
+        self, runs: Runs, inputs: Sequence[Any], checkpoint: RunCheckpoint | None = None
+    ) -> Iterator[Piece]:
+        """Trains runs, as many as `fit` returned, to the end, piece by piece; each ends with a validation.
+
+        With a checkpoint, the pieces that it has come first, as they were, and the steps go on behind them.
+        """
         mesh = self.placed.mesh
         spread = jax.device_put(_as_arrays(runs), NamedSharding(mesh, RUNS))
-        given, count = jax.device_put((tuple(inputs), np.int32(0)), NamedSharding(mesh, EVERYWHERE))
+        given = jax.device_put(tuple(inputs), NamedSharding(mesh, EVERYWHERE))
         params = self.placed.make_params(np.asarray(runs.seed).tolist())
         feed: Feed = self._task.start(params, spread.seed)
         train_state = params, self._init(params, spread, given)
+        pieces: list[Piece] = []
+        if checkpoint is not None and (found := checkpoint.load((feed, train_state))) is not None:
+            pieces, (feed, train_state) = _split_history(found[0], self.bounds), found[1]
+        yield from pieces
+        count = jax.device_put(np.int32(pieces[-1].stop if pieces else 0), NamedSharding(mesh, EVERYWHERE))
         waiting: deque[Array] = deque()
         jax.block_until_ready((feed, train_state))
-        for start, stop in self.bounds:
+        for start, stop in self.bounds[len(pieces) :]:
             begin = time.perf_counter()
             for _ in range(start, stop):
                 feed, loss, grads = self._task.differentiate(
@@ -160,7 +171,10 @@ class Program:
             judged = self._task.validate(self._evaluated(train_state), self.placed.valid)
             train_loss = np.asarray(feed.losses)[:, : stop - start]
             record = Record(train_loss, *(np.asarray(values)[:, None] for values in judged))
-            yield Piece(stop, record, seconds)
+            pieces.append(Piece(stop, record, seconds))
+            if checkpoint is not None and checkpoint.is_due():
+                checkpoint.save(_join_history(pieces), (feed, train_state))
+            yield pieces[-1]
 
     def _compile(self, width: int) -> float:
         """Compiles for a number of runs; returns the bytes that they take, all devices counted."""
@@ -203,6 +217,28 @@ class Program:
 
     def _optimizer(self, run: Runs, inputs: Sequence[Any]) -> optax.GradientTransformation:
         return self.make_optimizer(self.make_schedule(run.learning_rate, self.steps), *inputs)
+
+
+def _join_history(pieces: Sequence[Piece]) -> dict[str, np.ndarray]:
+    """Returns the results of pieces as arrays by name: those of `Record`, and the seconds of each piece."""
+    records = [piece.record for piece in pieces]
+    history = {
+        name: np.concatenate([getattr(record, name) for record in records], axis=1) for name in Record._fields
+    }
+    return {**history, "seconds": np.asarray([piece.seconds for piece in pieces])}
+
+
+def _split_history(history: Mapping[str, np.ndarray], bounds: Sequence[tuple[int, int]]) -> list[Piece]:
+    """Returns the pieces that `_join_history` joined."""
+    losses, *judged = (history[name] for name in Record._fields)
+    return [
+        Piece(
+            stop,
+            Record(losses[:, start:stop], *(values[:, at : at + 1] for values in judged)),
+            float(history["seconds"][at]),
+        )
+        for at, (start, stop) in enumerate(bounds[: len(history["seconds"])])
+    ]
 
 
 def _as_arrays(runs: Runs) -> Runs:

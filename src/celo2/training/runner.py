@@ -16,6 +16,7 @@ import numpy as np
 from celo2._utils.checks import check_rates, check_seeds
 from celo2.baselines import EvalParams
 from celo2.tasks.base import Task
+from celo2.training.checkpoint import Checkpoints
 from celo2.training.grid import RunGrid
 from celo2.training.optimizer_step import MakeFromSchedule, Program, Record, Runs
 from celo2.training.protocol import NUM_EVALS
@@ -104,6 +105,7 @@ class GridRunner:
         *,
         inputs: Sequence[Any] | None = None,
         learning_rates: Sequence[float] | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> RunGrid:
         """Trains every run.
 
@@ -111,6 +113,7 @@ class GridRunner:
             on_progress: Called after each piece.
             inputs: Replacement of the constructor's `inputs`, of the same shapes.
             learning_rates: Replacement of the constructor's learning rates, of the same number.
+            checkpoints: Where long runs leave checkpoints, and go on from those that are there.
 
         Raises:
             ValueError: The number of rates differs, or one is out of range.
@@ -121,7 +124,9 @@ class GridRunner:
         if len(rates) != len(self._learning_rates):
             raise ValueError(f"expected {len(self._learning_rates)} learning rates, got {list(rates)}.")
         pairs = np.asarray([(rate, seed) for rate in rates for seed in self._seeds])
-        record, seconds_per_step = _train_in_chunks(self._program, pairs, self.width, given, on_progress)
+        record, seconds_per_step = _train_in_chunks(
+            self._program, pairs, self.width, given, on_progress, checkpoints
+        )
         shape = (len(rates), len(self._seeds), -1)
         task = self._program.placed.task
         return RunGrid(
@@ -154,6 +159,7 @@ def _train_in_chunks(
     width: int,
     inputs: Sequence[Any],
     on_progress: OnProgress | None,
+    checkpoints: Checkpoints | None,
 ) -> tuple[Record, float]:
     """Trains `(learning rate, seed)` pairs, `width` at a time; a last, shorter chunk repeats its last run.
 
@@ -164,7 +170,8 @@ def _train_in_chunks(
     records, seconds = [], []
     for number, chunk in enumerate(chunks):
         pieces = []
-        for piece in program.train(Runs(chunk[:, 0], chunk[:, 1]), inputs):
+        checkpoint = None if checkpoints is None else checkpoints.of(chunk)
+        for piece in program.train(Runs(chunk[:, 0], chunk[:, 1]), inputs, checkpoint):
             losses = piece.record.train_loss
             pieces.append(piece.record)
             seconds.append(piece.seconds / losses.size)

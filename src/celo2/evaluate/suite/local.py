@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -17,7 +21,9 @@ from celo2.evaluate.suite.results import RunResult, TaskFacts
 from celo2.evaluate.suite.spec import Group
 from celo2.jax.runtime import compiler_options
 from celo2.tasks.base import Batch, Params, Task
+from celo2.tasks.micro_batches import split_batches
 from celo2.tasks.registry import make_task
+from celo2.training.checkpoint import MIN_SECONDS, Checkpoints
 from celo2.training.optimizer_step import make_step
 from celo2.training.runner import DEFAULT_MAX_MEMORY, GridRunner, Progress
 from celo2.training.task_step import SharedTask
@@ -34,11 +40,18 @@ class Machine(NamedTuple):
         max_memory: The bytes that the runs trained together may take.
         time_alone: Whether to time each optimizer's step of one run alone, in rounds interleaved with the
             others'; otherwise a step's time is its share of the runs trained side by side.
+        rows_at_once: The examples of a batch that are computed together (`celo2.tasks.micro_batches`); 0: as
+            the task has it.
+        checkpoints: The folder for checkpoints within runs; None: there are none.
+        checkpoint_seconds: The least seconds between two checkpoints of a run.
     """
 
     devices: int = 0
     max_memory: float = DEFAULT_MAX_MEMORY
     time_alone: bool = False
+    rows_at_once: int = 0
+    checkpoints: Path | None = None
+    checkpoint_seconds: float = MIN_SECONDS
 
 
 ONE_MACHINE = Machine()
@@ -86,7 +99,8 @@ def train_groups(
     if on_progress:
         on_progress(GroupProgress(groups[0], None))
     try:
-        shared = SharedTask(make_task(groups[0].task))
+        task = make_task(groups[0].task)
+        shared = SharedTask(split_batches(task, machine.rows_at_once) if machine.rows_at_once else task)
         facts = describe_task(shared.task)
     except Exception as error:  # one failing task must not lose the others' results
         yield from (Failure(group, f"{type(error).__name__}: {error}") for group in groups)
@@ -104,7 +118,11 @@ def train_groups(
             future.exception()  # waits
     _time_alone(shared.task, [one.result().step for one in prepared if one.exception() is None])
     for group, future in zip(groups, prepared, strict=True):
-        yield _train(group, facts, future, on_progress)
+        checkpoints = _place_checkpoints(group, facts, machine)
+        outcome = _train(group, facts, future, on_progress, checkpoints)
+        yield outcome
+        if checkpoints is not None and not isinstance(outcome, Failure):  # the caller has kept the runs
+            shutil.rmtree(checkpoints.folder, ignore_errors=True)
     jax.clear_caches()  # programs that no other task uses
 
 
@@ -159,13 +177,27 @@ def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
     return count_bytes(jax.eval_shape(spec.make(group.learning_rates[0], group.weight_decay).init, params))
 
 
+def _place_checkpoints(group: Group, facts: TaskFacts, machine: Machine) -> Checkpoints | None:
+    """Returns a folder for the checkpoints of a group, named after all that its runs depend on."""
+    if machine.checkpoints is None:
+        return None
+    settings = json.dumps([*group._replace(dataset=facts.dataset), machine.rows_at_once])
+    name = hashlib.sha256(settings.encode()).hexdigest()[:16]
+    return Checkpoints(machine.checkpoints / name, machine.checkpoint_seconds)
+
+
 def _train(
-    group: Group, facts: TaskFacts, future: Future[_Prepared], on_progress: OnGroupProgress | None
+    group: Group,
+    facts: TaskFacts,
+    future: Future[_Prepared],
+    on_progress: OnGroupProgress | None,
+    checkpoints: Checkpoints | None,
 ) -> list[RunResult] | Failure:
     try:
         prepared = future.result()
         grid = prepared.runner.train(
-            on_progress and (lambda progress: on_progress(GroupProgress(group, progress)))
+            on_progress and (lambda progress: on_progress(GroupProgress(group, progress))),
+            checkpoints=checkpoints,
         )
     except Exception as error:  # one failing optimizer must not lose the others' results
         return Failure(group, f"{type(error).__name__}: {error}")

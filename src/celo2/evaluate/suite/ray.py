@@ -57,7 +57,7 @@ def make_ray_engine(address: str, *, num_cpus: float | None = None, num_gpus: fl
 def _train_one(group: Group, machine: Machine) -> list[RunResult] | Failure:
     """Trains one group on a worker."""
     use_cpu_devices(machine.devices or num_cores())
-    [outcome] = train_groups([group], machine)
+    [outcome] = train_groups([group], machine._replace(checkpoints=None))  # its disk may be of that machine
     return outcome
 
 

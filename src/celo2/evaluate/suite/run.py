@@ -23,6 +23,7 @@ from celo2.evaluate.suite.spec import Group, Suite
 from celo2.evaluate.suite.store import RunStore
 
 SUITE_FILE = "suite.json"
+CHECKPOINTS = "checkpoints"  # folder beside the runs; empty when all are finished
 
 
 class SuiteProgress(NamedTuple):
@@ -89,6 +90,7 @@ def run_suite(
         store.prepare()
         stored = store.load().results
         groups = _plan(suite, stored, store.folder)
+        machine = machine._replace(checkpoints=machine.checkpoints or store.folder / CHECKPOINTS)
         settings = json.dumps(dataclasses.asdict(suite), indent=1)
         write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())
         training = _Training(suite, stored, store.add, machine, engine, on_progress)

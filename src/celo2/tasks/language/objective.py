@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -12,6 +11,7 @@ from jax import Array
 
 from celo2.tasks.base import Batch, Dataset, Params, Task
 from celo2.tasks.language.stdlib_text import PAD
+from celo2.tasks.micro_batches import split_batches
 from celo2.tasks.nn import cross_entropies, cross_entropy
 
 
@@ -105,28 +105,18 @@ def make_contiguous_task(
         dataset: `tokens` `(N, T)` in each split.
         batch_size: Rows of a training batch.
         initial_loss: Approximate loss of an untrained network.
-        rows_at_once: Rows whose activations are in memory together, if fewer than the batch's; activations
-        are then computed twice, for the loss and for the gradient.
+        rows_at_once: Rows whose activations are in memory together, if fewer than the batch's.
 
     Raises:
         ValueError: `rows_at_once` does not divide the batch size.
     """
-    if rows_at_once is not None and batch_size > rows_at_once and batch_size % rows_at_once:
-        raise ValueError(f"batch_size must be a multiple of {rows_at_once} rows, got {batch_size}.")
-
-    def loss_of_rows(params: Params, tokens: Array) -> Array:
-        tokens = tokens.astype(jnp.int32)
-        return contiguous_loss(network.apply({"params": params}, tokens), tokens)
 
     def loss(params: Params, batch: Batch) -> Array:
-        tokens = batch["tokens"]
-        if rows_at_once is None or len(tokens) <= rows_at_once:
-            return loss_of_rows(params, tokens)
-        parts = tokens.reshape(-1, rows_at_once, tokens.shape[-1])
-        return jax.lax.map(jax.checkpoint(partial(loss_of_rows, params)), parts).mean()
+        tokens = batch["tokens"].astype(jnp.int32)
+        return contiguous_loss(network.apply({"params": params}, tokens), tokens)
 
     context = dataset.train["tokens"].shape[1]
-    return Task(
+    task = Task(
         name=name,
         dataset=dataset,
         init=_make_init(network, context),
@@ -134,7 +124,9 @@ def make_contiguous_task(
         batch_size=batch_size,
         initial_loss=initial_loss,
         tokens_per_batch=batch_size * context,
+        mean_over_examples=True,
     )
+    return task if rows_at_once is None else split_batches(task, rows_at_once)
 
 
 def _make_init(network: Network, context: int) -> Callable[[Array], Params]:

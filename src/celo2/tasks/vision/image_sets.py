@@ -106,8 +106,8 @@ def load_imagenet() -> Dataset:
 
     The folder `imagenet` holds `train_image.npy` and `valid_image.npy`, uint8 `(N, 224, 224, 3)`, resized and
     cropped beforehand, and `train_label.npy` and `valid_label.npy`, integers `(N,)` from 0 to 999. Images
-    are mapped into memory; since a run holds its data set on the device, 150,528 bytes an image, they may
-    be as many as fit there.
+    are mapped into memory, 150,528 bytes each; a task places them on the device, or leaves them on the host
+    where they are too many (`celo2.tasks.vision.host_images`).
 
     Returns:
         `image` uint8 and `label` integers in each split; name `imagenet`, or `patches100-rgb-224x224`, which

@@ -16,7 +16,9 @@ from jax import Array
 
 from celo2._utils.extras import require
 from celo2.tasks.base import Dataset, Params, Size, Task
+from celo2.tasks.micro_batches import split_batches
 from celo2.tasks.vision.classifier import make_classifier
+from celo2.tasks.vision.host_images import MAX_DEVICE_BYTES, keep_on_host
 from celo2.tasks.vision.image_sets import (
     IMAGENET_SIDE,
     IMAGENET_TITLE,
@@ -41,6 +43,7 @@ class ViTSize:
         depth: Number of blocks.
         batch_size: Images in a training batch.
         num_classes: Number of classes.
+        rows_at_once: Images whose activations are in memory together; None: the whole batch.
     """
 
     side: int
@@ -50,6 +53,7 @@ class ViTSize:
     depth: int
     batch_size: int
     num_classes: int = 100
+    rows_at_once: int | None = None
 
 
 WIDE_SHALLOW: Mapping[Size, ViTSize] = {
@@ -64,7 +68,14 @@ SKINNY_DEEP: Mapping[Size, ViTSize] = {
 }
 VIT_S16: Mapping[Size, ViTSize] = {
     "full": ViTSize(
-        IMAGENET_SIDE, patch=16, width=384, num_heads=6, depth=12, batch_size=1_024, num_classes=1_000
+        IMAGENET_SIDE,
+        patch=16,
+        width=384,
+        num_heads=6,
+        depth=12,
+        batch_size=1_024,
+        num_classes=1_000,
+        rows_at_once=128,
     ),
     "small": ViTSize(side=32, patch=8, width=96, num_heads=3, depth=4, batch_size=64),
     "tiny": ViTSize(side=8, patch=4, width=16, num_heads=2, depth=2, batch_size=16),
@@ -102,7 +113,8 @@ def make_cifar100_vit(
 def make_vit_s16(*, size: Size = "full", batch_size: int | None = None) -> Task:
     """Makes ViT-S/16 on ImageNet-1k, 224 × 224, pixels in [-1, 1]; smaller sizes train on CIFAR-100.
 
-    Fixed positions, the mean of all tokens, no augmentation; 22,122,472 parameters.
+    Fixed positions, the mean of all tokens, no augmentation; 22,122,472 parameters. More than 8 GiB of
+    training images stay on the host.
 
     Args:
         size: One of `VIT_S16`.
@@ -120,7 +132,11 @@ def make_vit_s16(*, size: Size = "full", batch_size: int | None = None) -> Task:
     else:
         small = load_evaluation_set("cifar100", chosen.side)
         dataset = dataclasses.replace(small, stands_in_for=IMAGENET_TITLE)
-    return _make_task("vit-s16", dataset, network, batch_size or chosen.batch_size, centre=True)
+    task = _make_task("vit-s16", dataset, network, batch_size or chosen.batch_size, centre=True)
+    if chosen.rows_at_once is not None:
+        task = split_batches(task, chosen.rows_at_once)
+    too_large = dataset.train["image"].nbytes > MAX_DEVICE_BYTES
+    return keep_on_host(task) if too_large else task
 
 
 def _make_task(
@@ -139,7 +155,8 @@ def _make_task(
         return compute(params, 2.0 * images - 1.0 if centre else images)
 
     classes = network.num_classes
-    return make_classifier(name, dataset, init, compute_logits, batch_size=batch_size, num_classes=classes)
+    task = make_classifier(name, dataset, init, compute_logits, batch_size=batch_size, num_classes=classes)
+    return dataclasses.replace(task, mean_over_examples=True)
 
 
 _PORTIONS: Mapping[str, tuple[Portion, str]] = {

@@ -1,0 +1,96 @@
+"""Computes a batch's loss and gradient part by part, for batches whose activations do not fit into memory.
+
+The loss of a batch is the mean of the losses of its examples, so the gradient is the mean of the gradients of
+equal parts (micro-batches). They are computed one after the other and added up: in memory at once are the
+activations of one part, and two trees of gradients.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.tasks.base import Batch, Params, Task
+
+Loss = Callable[[Params, Batch], Array]
+
+
+def in_micro_batches(function: Loss, rows: int) -> Loss:
+    """Returns a function that averages a mean over examples part by part; its gradient likewise.
+
+    Reverse mode only. What has no more than `rows` examples is computed as a whole.
+
+    Args:
+        function: `(params, batch) → ()`, the mean over the examples of a batch.
+        rows: Examples that are computed together, ≥ 1.
+
+    Raises:
+        ValueError: When called: `rows` does not divide the number of examples.
+    """
+    averaged = _average(function)
+
+    def compute(params: Params, batch: Batch) -> Array:
+        count = len(jax.tree.leaves(batch)[0])
+        if count <= rows:
+            return function(params, batch)
+        check_rows(count, rows)
+        parts = jax.tree.map(lambda array: array.reshape(-1, rows, *array.shape[1:]), batch)
+        return averaged(params, parts)
+
+    return compute
+
+
+def split_batches(task: Task, rows: int) -> Task:
+    """Returns the task with loss and accuracy computed for so many examples at once.
+
+    Raises:
+        ValueError: The batch cannot be divided into equal parts, or the task does not declare
+            (`mean_over_examples`) that its loss is a mean over examples. Batch norm makes examples depend on
+            each other, and a mean over the tokens that are no padding weighs parts differently.
+    """
+    if not task.mean_over_examples:
+        raise ValueError(
+            f"{task.name} cannot be trained in micro-batches: its loss is not declared to be a mean over "
+            "independent examples (Task.mean_over_examples). Leave the number of rows at once out."
+        )
+    check_rows(task.batch_size, rows)
+    return dataclasses.replace(
+        task,
+        loss=in_micro_batches(task.loss, rows),
+        accuracy=None if task.accuracy is None else in_micro_batches(task.accuracy, rows),
+        rows_at_once=min(rows, task.rows_at_once or rows),  # parts of parts stay
+    )
+
+
+def check_rows(batch_size: int, rows: int) -> None:
+    """Raises a ValueError unless a batch can be divided into parts of so many examples, or is one."""
+    if rows < 1 or (batch_size > rows and batch_size % rows):
+        raise ValueError(f"batch_size must be a multiple of {rows} rows, got {batch_size}.")
+
+
+def _average(function: Loss) -> Loss:
+    """Makes `(params, parts) → ()`, the mean over the parts on the leading axis, with its gradient."""
+
+    @jax.custom_vjp
+    def averaged(params: Params, parts: Batch) -> Array:
+        return jax.lax.map(partial(function, params), parts).mean()
+
+    def forward(params: Params, parts: Batch) -> tuple[Array, Params]:
+        def add(total: Params, part: Batch) -> tuple[Params, Array]:
+            value, grads = jax.value_and_grad(function)(params, part)
+            return jax.tree.map(jnp.add, total, grads), value
+
+        total, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+        return values.mean(), jax.tree.map(lambda leaf: leaf / len(values), total)
+
+    def backward(mean: Params, cotangent: Array) -> tuple[Params, Any]:
+        return jax.tree.map(lambda leaf: leaf * cotangent.astype(leaf.dtype), mean), None
+
+    averaged.defvjp(forward, backward)
+    return averaged

@@ -1,0 +1,75 @@
+"""Keeps images in the host's memory or on its disk, where they are more than a device holds.
+
+The data set on the device has the images' numbers instead, so that batches are drawn as ever; loss and
+accuracy ask the host for the images of a batch. The device waits meanwhile: reading 1,024 images of
+224 × 224 × 3 means 154 MB for each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+from jax import Array
+
+from celo2.tasks.base import Batch, Params, Task
+
+MAX_DEVICE_BYTES = 8 * 2**30  # of training images that are placed on the device
+READERS = 16  # threads: reads of a mapped file wait for the disk
+
+
+def keep_on_host(task: Task) -> Task:
+    """Returns the task with its images, the arrays `image`, left where they are; nothing else changes.
+
+    A batch's `image` has numbers of images, int32: those of the training split, then those of the other.
+
+    Args:
+        task: A task on images `(N, H, W, C)` in each split, arrays or mapped files.
+    """
+    splits = tuple(getattr(task.dataset, split)["image"] for split in ("train", "valid"))
+    counts = [len(images) for images in splits]
+    numbers = np.split(np.arange(sum(counts), dtype=np.int32), counts[:1])
+    train, valid = (
+        {**arrays, "image": own}
+        for arrays, own in zip((task.dataset.train, task.dataset.valid), numbers, strict=True)
+    )
+    shape, dtype = splits[0].shape[1:], splits[0].dtype
+
+    def read(wanted: Array) -> np.ndarray:
+        return _read(splits, np.asarray(wanted))
+
+    def with_images(function: Callable[[Params, Batch], Array]) -> Callable[[Params, Batch], Array]:
+        def compute(params: Params, batch: Batch) -> Array:
+            wanted = batch["image"]
+            kind = jax.ShapeDtypeStruct((*wanted.shape, *shape), dtype)
+            images = jax.pure_callback(read, kind, wanted, vmap_method="expand_dims")
+            return function(params, {**batch, "image": images})
+
+        return compute
+
+    return dataclasses.replace(
+        task,
+        dataset=dataclasses.replace(task.dataset, train=train, valid=valid),
+        loss=with_images(task.loss),
+        accuracy=None if task.accuracy is None else with_images(task.accuracy),
+    )
+
+
+def _read(splits: tuple[np.ndarray, ...], wanted: np.ndarray) -> np.ndarray:
+    """Reads images by their numbers over both splits: `(...)` int32 → `(..., H, W, C)`."""
+    first = splits[0]
+    images = np.empty((wanted.size, *first.shape[1:]), first.dtype)
+    flat = wanted.ravel()
+
+    def fill(part: np.ndarray) -> None:
+        held_out = flat[part] >= len(first)
+        for split, start, mine in ((first, 0, ~held_out), (splits[1], len(first), held_out)):
+            chosen = part[mine]
+            images[chosen] = np.take(split, flat[chosen] - start, axis=0)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(fill, np.array_split(np.arange(wanted.size), min(READERS, wanted.size))))
+    return images.reshape(*wanted.shape, *first.shape[1:])

@@ -1,0 +1,104 @@
+"""Checkpoints within long runs: a stopped run goes on from one of its validations, to the same numbers.
+
+A checkpoint has everything that the remaining steps depend on (parameters, optimizer state, the source of the
+batches) and the losses so far; batches are a function of the seed and the step. It is written at a
+validation, if the last one is some minutes ago, so that short runs write none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+MIN_SECONDS = 600.0  # between two checkpoints of a run
+
+
+class Checkpoints(NamedTuple):
+    """Folder for the checkpoints of one group of runs.
+
+    Attributes:
+        folder: The folder, made when the first is written; only for runs of the same settings.
+        min_seconds: Least seconds between two checkpoints of runs that are trained together.
+    """
+
+    folder: Path
+    min_seconds: float = MIN_SECONDS
+
+    def of(self, pairs: np.ndarray) -> RunCheckpoint:
+        """Returns the checkpoint of the runs with these pairs of learning rate and seed, `(R, 2)` float64."""
+        name = hashlib.sha256(np.ascontiguousarray(pairs).tobytes()).hexdigest()[:16]
+        return RunCheckpoint(self.folder / f"{name}.npz", self.min_seconds)
+
+
+class RunCheckpoint:
+    """Checkpoint of runs that are trained together: one file, replaced as a whole.
+
+    Args:
+        path: The file.
+        min_seconds: Least seconds between two of them.
+    """
+
+    def __init__(self, path: Path, min_seconds: float) -> None:
+        self._path, self._min_seconds = path, min_seconds
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Returns whether the last one, or the start, is long enough ago."""
+        return time.monotonic() - self._last >= self._min_seconds
+
+    def save(self, history: Mapping[str, np.ndarray], carry: Any) -> None:
+        """Writes what was recorded, and the tree that the remaining steps start from."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        leaves = {f"carry_{at}": np.asarray(leaf) for at, leaf in enumerate(jax.tree.leaves(carry))}
+        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **history, **leaves)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, self._path)
+        finally:
+            partial.unlink(missing_ok=True)
+        self._last = time.monotonic()
+
+    def load(self, like: Any) -> tuple[dict[str, np.ndarray], Any] | None:
+        """Reads history and tree.
+
+        Args:
+            like: Tree of arrays with the structure, dtypes and placement of the one that was saved.
+
+        Returns:
+            What was recorded, and the tree; None if there is none, or, with a warning, if it is damaged or
+            of other shapes: the runs then start from the beginning.
+        """
+        try:
+            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            leaves, structure = jax.tree.flatten(like)
+            found = [_restore(arrays.pop(f"carry_{at}"), leaf) for at, leaf in enumerate(leaves)]
+        except FileNotFoundError:
+            return None
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            warnings.warn(
+                f"{self._path} cannot be used ({error}); its runs start from the beginning.", stacklevel=2
+            )
+            return None
+        return arrays, jax.tree.unflatten(structure, found)
+
+
+def _restore(array: np.ndarray, like: Any) -> Any:
+    """Places an array as another one; types that files do not know, such as bfloat16, come as bytes."""
+    if array.dtype != like.dtype and array.dtype.kind == "V":
+        array = array.view(like.dtype)
+    if (array.shape, array.dtype) != (like.shape, like.dtype):
+        raise ValueError(f"it has {array.dtype} {array.shape}, expected {like.dtype} {like.shape}")
+    return jax.device_put(array, like.sharding)

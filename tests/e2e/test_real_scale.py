@@ -1,0 +1,213 @@
+"""The scripts of benchmarks/real_scale: their plans at full size, and all they do at the tiny one."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from processes import kill_when, run
+
+from celo2.evaluate.suite.store import RunStore, load_results
+from celo2.tasks.registry import make_task
+from helpers.run_results import make_random_run
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "real_scale"
+SCRIPTS = {  # parameters, runs of the grids of celo2 and adamw, steps, batch, rows at once
+    "lm_30m": ("49,214,208", (21, 14), "18,258", "64", "16"),
+    "gpt2_124m": ("162,129,408", (21, 14), "4,712", "512", "16"),
+    "vit_s16": ("22,122,472", (21, 14), "50,000", "1,024", "128"),
+}
+TEXTS = {"lm_30m": "3.812", "gpt2_124m": "3.35588 or 3.36785", "vit_s16": "about 66 %"}
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@pytest.fixture(scope="module")
+def load():
+    """Imports a module of the folder, as a script there does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(FOLDER), *sys.path])
+        yield importlib.import_module
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CELO2_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+
+
+def call(load: Any, script: str, *arguments: str) -> int:
+    module: ModuleType = load(script)
+    return load("experiment").main(module.EXPERIMENT, arguments)
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_dry_run_plans_the_published_setting_without_data(script, load, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert call(load, script, "--dry-run", "--out", str(out), "--optimizers", "celo2,adamw") == 0
+    assert not out.exists()
+    text = capsys.readouterr().out
+    parameters, runs, steps, batch, rows = SCRIPTS[script]
+    assert f"{parameters} parameters" in text
+    assert f"{batch} examples, {rows} at once" in text
+    assert "MISSING" in text
+    assert load(script).EXPERIMENT.need.folder in text
+    for name, tuning in zip(("celo2", "adamw"), runs, strict=True):
+        assert re.search(rf"^  {name} +{tuning} +3 ", text, re.MULTILINE)
+    assert f"of {steps} steps each" in text
+    assert "s, an estimate" in text
+
+
+@pytest.mark.usefixtures("no_data")
+def test_dry_run_takes_a_step_time_and_settings_that_are_given(load, tmp_path, capsys) -> None:
+    arguments = ["--dry-run", "--optimizers", "adamw", "--out", str(tmp_path), "--step-seconds", "3.6"]
+    assert call(load, "lm_30m", *arguments, "--set", "adamw=3e-3", "--seeds", "2") == 0
+    text = capsys.readouterr().out
+    assert "3.6 s, as given with --step-seconds" in text
+    assert re.search(r"^  adamw +0 +2 +36\.5$", text, re.MULTILINE)  # 2 × 18,258 steps of 3.6 s
+
+
+@pytest.mark.usefixtures("no_data")
+def test_full_size_without_data_says_what_to_put_where(load, tmp_path, capsys) -> None:
+    assert call(load, "gpt2_124m", "--out", str(tmp_path / "out")) == 2
+    assert not (tmp_path / "out").exists()
+    message = capsys.readouterr().err
+    assert "DIR/fineweb10B-gpt2 of --data DIR holds" in message
+    assert "2,490,640,640 tokens" in message
+
+
+def write_shard(folder: Path, tokens: int) -> None:
+    folder.mkdir()
+    header = np.zeros(256, "<i4")
+    header[:3] = 20_240_520, 1, tokens
+    body = np.arange(tokens) % 50_257
+    (folder / "x_train_000001.bin").write_bytes(header.tobytes() + body.astype("<u2").tobytes())
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(("tokens", "complete"), [(1_500, True), (1_499, False)], ids=["enough", "too-few"])
+def test_shards_are_counted(tokens, complete, load, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CELO2_DATA", str(tmp_path))
+    shards = load("token_shards")
+    monkeypatch.setattr(shards, "VALID_TOKENS", 500)
+    write_shard(tmp_path / "tokens", tokens)
+    need = shards.need_tokens("tokens", 1_000)
+    if complete:
+        assert need.check() == tmp_path / "tokens"
+    else:
+        with pytest.raises(ValueError, match=r"has 1,499 tokens in \*_train_\*.bin; a run reads 1,500"):
+            need.check()
+
+
+@pytest.mark.parametrize(
+    ("timing", "seconds"), [("share of 4 runs side by side on 4 device(s)", 2.0), ("alone", 0.5)], ids=str
+)
+def test_time_of_a_step_is_that_of_one_device(timing, seconds, load) -> None:
+    run = dataclasses.replace(make_random_run(), timing=timing, seconds_per_step=0.5)
+    assert load("plan").seconds_of_step(run) == seconds
+
+
+def test_estimates_agree_with_the_network(load) -> None:
+    plan, task = load("plan"), make_task("gpt2-124m@small")
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    matrices = sum(leaf.size for leaf in jax.tree.leaves(params)) - 256 * 64  # without the input's table
+    tokens, depth, width, context = 16 * 64, 3, 64, 64
+    expected = 6 * matrices * tokens + 12 * depth * width * context * tokens
+    counted = plan.count_operations(task, params, 4)
+    # norms, softmax and rotations are a larger part of small networks than of large ones
+    assert expected < counted < 1.35 * expected
+    four, eight = (plan.count_activations(task, params, rows) for rows in (4, 8))
+    assert eight == pytest.approx(2 * four, rel=0.05)
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_tiny_size_runs_to_a_table_with_the_texts_figures(script, load, tmp_path, capsys) -> None:
+    name = "celo2" if script == "lm_30m" else "adamw"
+    arguments = ["--size", "tiny", "--out", str(tmp_path), "--optimizers", name]
+    assert call(load, script, *arguments) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    assert TEXTS[script] in table
+    assert "ours are not comparable with them" in table
+    assert "(full size) |" in table
+    tuned, final = (load_results(tmp_path / stage).results for stage in ("tuning", "final"))
+    [row] = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+    best = min(tuned, key=lambda run: run.final_valid_loss)
+    assert f"| {best.spec.learning_rate:g}, wd 0" in row
+    assert {run.spec.learning_rate for run in final} == {best.spec.learning_rate}
+    assert [run.spec.seed for run in final] == [1, 2]  # the tuning's is 0
+    assert f"{np.mean([run.final_valid_loss for run in final]):.4f} ±" in row
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/runs/*/*/*/status.json")}
+    assert call(load, script, *arguments) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/runs/*/*/*/status.json")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "30"], r"has runs with .*'steps': 20.*'steps': 30.*use another --out"),
+        (["--bfloat16"], r"has runs with .*'bfloat16': False.*'bfloat16': True"),
+        (["--optimizers", "sgd"], r"no grid for 'sgd': lm-30m tunes celo2, .*celo2:PATH"),
+        (["--optimizers", "adamw", "--set", "muon=1e-3"], r"--set names 'muon', which is not among adamw"),
+    ],
+    ids=["other-steps", "other-precision", "no-grid", "set-of-another"],
+)
+def test_what_does_not_fit_the_folder_or_the_script_is_refused(
+    arguments, message, load, tmp_path, capsys
+) -> None:
+    settings = '{"task": "lm-30m@tiny", "steps": 20, "bfloat16": false}'
+    (tmp_path / "settings.json").write_text(settings)
+    assert call(load, "lm_30m", "--size", "tiny", "--out", str(tmp_path), *arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert jax.config.values["jax_default_matmul_precision"] is None
+
+
+def test_help_teaches(load, capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        call(load, "vit_s16", "--help")
+    text = capsys.readouterr().out
+    assert "python benchmarks/real_scale/vit_s16.py --dry-run" in text
+    assert "train_image.npy" in text
+
+
+def test_groups_are_split_into_runs_for_each_device(load) -> None:
+    experiment = load("experiment")
+    suite = experiment.Suite(
+        name="one", tasks=("quadratic",), optimizers=("adamw",), num_learning_rates=5, seeds=1
+    )
+    [group] = suite.groups("quadratic")
+    parts = experiment.split_group(group, 2)
+    assert [len(part.specs()) for part in parts] == [2, 2, 1]
+    assert [spec for part in parts for spec in part.specs()] == group.specs()
+    several = group._replace(seeds=(1, 2, 3), learning_rates=group.learning_rates[:2])
+    parts = experiment.split_group(several, 2)
+    assert [spec for part in parts for spec in part.specs()] == several.specs()
+    assert max(len(part.specs()) for part in parts) == 2
+
+
+def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, environment) -> None:
+    def command(out: Path) -> list[str]:
+        options = (
+            "--size tiny --optimizers adamw --set adamw=0.01 --seeds 1 --steps 800 --checkpoint-minutes 0"
+        )
+        return [sys.executable, str(FOLDER / "lm_30m.py"), "--out", str(out), *options.split()]
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    kill_when(lambda: list(killed.glob("final/checkpoints/*/*.npz")), command(killed), environment)
+    assert RunStore(killed / "final").load().results == []
+    run(command(killed), environment)
+    run(command(whole), environment)
+    [found], [expected] = (load_results(out / "final").results for out in (killed, whole))
+    for name in ("train_loss", "valid_loss"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert not list(killed.glob("final/checkpoints/*"))

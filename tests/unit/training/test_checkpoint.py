@@ -1,0 +1,147 @@
+"""Checkpoints within runs: a stopped run ends with the numbers of one that nothing has disturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from celo2.evaluate.suite.local import Machine, train_groups
+from celo2.evaluate.suite.run import CHECKPOINTS, run_suite
+from celo2.evaluate.suite.spec import Suite
+from celo2.evaluate.suite.store import RunStore
+from celo2.tasks.base import Task
+from celo2.tasks.quadratic import make_quadratic
+from celo2.training.checkpoint import Checkpoints
+from celo2.training.grid import RunGrid
+from celo2.training.runner import GridRunner, Progress
+from celo2.training.task_step import SharedTask
+
+STEPS = 23  # not a multiple of the number of validations
+SUITE = Suite(
+    name="one", tasks=("quadratic",), optimizers=("sgdm",), num_learning_rates=2, seeds=1, steps=STEPS
+)
+
+
+def make_sgd(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """SGD whose momentum is of a type that NumPy's files do not know."""
+    return optax.sgd(schedule, momentum=0.9, accumulator_dtype=jnp.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def runner() -> GridRunner:
+    task: Task = make_quadratic()
+    return GridRunner(SharedTask(task), make_sgd, (0.01, 0.1), seeds=(0, 1), steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(standard_promotion, runner: GridRunner) -> RunGrid:
+    return runner.train()
+
+
+def stop_at(step: int) -> Callable[[Progress], None]:
+    def stop(progress: Progress) -> None:
+        if progress.step >= step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def assert_same(found: RunGrid, expected: RunGrid) -> None:
+    for name in ("train_loss", "valid_loss", "valid_steps"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.usefixtures("standard_promotion")
+class TestRuns:
+    """Of `GridRunner`."""
+
+    @pytest.mark.parametrize("step", [3, 12, STEPS], ids=["first-piece", "middle", "last-piece"])
+    def test_a_stopped_run_goes_on_to_the_same_numbers(self, step, runner, undisturbed, tmp_path) -> None:
+        checkpoints = Checkpoints(tmp_path / "here", min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(stop_at(step), checkpoints=checkpoints)
+        seen: list[Progress] = []
+        assert_same(runner.train(seen.append, checkpoints=checkpoints), undisturbed)
+        assert [progress.step for progress in seen] == undisturbed.valid_steps.tolist()
+
+    def test_steps_before_a_checkpoint_are_not_taken_again(self, runner, tmp_path, monkeypatch) -> None:
+        checkpoints = Checkpoints(tmp_path, min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(stop_at(12), checkpoints=checkpoints)
+        program = runner._program._task
+        taken: list[int] = []
+
+        def differentiate(feed, params, seeds, count, train):
+            taken.append(int(count))
+            return program.differentiate(feed, params, seeds, count, train)
+
+        monkeypatch.setattr(runner._program, "_task", program._replace(differentiate=differentiate))
+        runner.train(checkpoints=checkpoints)
+        assert taken == list(range(12, STEPS))
+
+    def test_short_runs_write_nothing(self, runner, tmp_path) -> None:
+        runner.train(checkpoints=Checkpoints(tmp_path / "here"))
+        assert not (tmp_path / "here").exists()
+
+    def test_other_learning_rates_have_checkpoints_of_their_own(self, runner, tmp_path) -> None:
+        checkpoints = Checkpoints(tmp_path, min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(stop_at(12), checkpoints=checkpoints)
+        rates = (0.02, 0.2)
+        found = runner.train(checkpoints=checkpoints, learning_rates=rates)
+        assert_same(found, runner.train(learning_rates=rates))
+
+    @pytest.mark.parametrize("keep", [0, 100, 0.5], ids=["empty", "short", "half"])
+    def test_a_damaged_checkpoint_is_told_and_not_used(self, keep, runner, undisturbed, tmp_path) -> None:
+        checkpoints = Checkpoints(tmp_path, min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(stop_at(12), checkpoints=checkpoints)
+        [path] = tmp_path.glob("*.npz")
+        content = path.read_bytes()
+        path.write_bytes(content[: keep if keep != 0.5 else len(content) // 2])
+        with pytest.warns(UserWarning, match="cannot be used .* start from the beginning"):
+            assert_same(runner.train(checkpoints=checkpoints), undisturbed)
+
+
+def stop_group(stop: bool) -> Callable:
+    """Ctrl-C when a group is more than half done."""
+
+    def on_progress(progress) -> None:
+        group = getattr(progress, "current", progress)
+        if stop and group is not None and group.progress and group.progress.done > 0.5:
+            raise KeyboardInterrupt
+
+    return on_progress
+
+
+@pytest.mark.usefixtures("standard_promotion")
+class TestSuites:
+    """Of `run_suite`."""
+
+    def test_a_stopped_suite_goes_on_within_its_group(self, tmp_path: Path) -> None:
+        machine = Machine(checkpoint_seconds=0)
+        store, expected = RunStore(tmp_path / "stopped"), RunStore(tmp_path / "whole")
+        with pytest.raises(KeyboardInterrupt):
+            run_suite(SUITE, store, machine=machine, on_progress=stop_group(True))
+        assert list((store.folder / CHECKPOINTS).glob("*/*.npz"))
+        assert store.load().results == []
+        run_suite(SUITE, store, machine=machine)
+        run_suite(SUITE, expected)
+        for found, whole in zip(store.load().results, expected.load().results, strict=True):
+            np.testing.assert_array_equal(found.train_loss, whole.train_loss)
+            np.testing.assert_array_equal(found.valid_loss, whole.valid_loss)
+        assert not list((store.folder / CHECKPOINTS).iterdir())
+        assert not (expected.folder / CHECKPOINTS).exists()
+
+    def test_checkpoints_stay_until_the_runs_are_kept(self, tmp_path: Path) -> None:
+        [group] = SUITE.groups("quadratic")
+        training = train_groups([group], Machine(checkpoints=tmp_path, checkpoint_seconds=0))
+        assert len(next(training)) == 2
+        assert list(tmp_path.glob("*/*.npz"))
+        assert list(training) == []
+        assert not list(tmp_path.iterdir())

@@ -58,6 +58,7 @@ TOLERANCES = {
     "zoo float64, oracle": (5e-12, "float64 rounding over 200 steps (1.6e-12, velo)"),
     "minimal, jax": (1.2e-6, "float32 rounding on both sides (3.7e-7, celo2-base wide)"),
     "minimal, jax, orthogonalized": (7e-6, "the same, amplified by Newton–Schulz (2.4e-6, celo2 stack)"),
+    "minimal, torch float64": (2e-14, "float64 rounding on both sides (6.4e-15, celo2 tall)"),
     "pes, reference": (1e-6, "float32 sums over K steps on both sides (2.3e-7, no_resets w)"),
     "pes oracle, reference": (1e-6, "float32 sums over K steps in the reference (2.3e-7)"),
 }

@@ -1,8 +1,8 @@
 """A small stand-in of AlgoPerf's API, written from its public description, to try submissions against.
 
 `install()` puts it where a submission imports it from: `algoperf.spec`, `algoperf.jax_sharding_utils` and
-`algoperf.pytorch_utils`. Nothing here loads a framework by itself, or anything of `celo2`: the JAX part also runs
-under the versions that AlgoPerf pins (`run_jax.py`).
+`algoperf.pytorch_utils`. Nothing here loads a framework by itself, or anything of `celo2`: the JAX part also
+runs under the versions that AlgoPerf pins (`run_jax.py`).
 
 The workloads keep the habits of the real ones that a submission can stumble over: a JAX tree of types has
 lower-case names, the same layer names occur at several depths, the output layer is named by its top-level

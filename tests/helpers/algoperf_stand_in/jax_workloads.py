@@ -56,7 +56,8 @@ class Transformer(JaxWorkload):
         size = width // heads
         norm = {"scale": (width,), "bias": (width,)}
         attention: Tree = {
-            name: {"kernel": (width, heads, size), "bias": (heads, size)} for name in ("query", "key", "value")
+            name: {"kernel": (width, heads, size), "bias": (heads, size)}
+            for name in ("query", "key", "value")
         }
         attention["out"] = {"kernel": (heads, size, width), "bias": (width,)}
         block = {
@@ -96,7 +97,7 @@ class Convolution(JaxWorkload):
     """Two convolutions with batch norm; it does not say which layer is the output, but how many classes."""
 
     queue = staticmethod(batches.make_images)
-    num_classes = batches.CLASSES
+    _num_classes = batches.CLASSES
 
     def shapes(self) -> Tree:
         first, second = batches.FILTERS
@@ -147,7 +148,7 @@ def _draw(shapes: Any, rng: np.random.Generator, name: str = "") -> Any:
     if isinstance(shapes, dict):
         return {key: _draw(shape, rng, key) for key, shape in shapes.items()}
     if name in ("bias", "scale"):
-        return jnp.full(shapes, float(name == "scale"))
+        return jnp.full(shapes, float(name == "scale"), jnp.float32)
     fan_in = 25 if name == "embedding" else int(np.prod(shapes[:-1]))
     return jnp.asarray(rng.standard_normal(shapes) * fan_in**-0.5, jnp.float32)
 
@@ -192,17 +193,8 @@ def _batch_norm(params: Tree, stats: Tree, x: Array, *, train: bool) -> tuple[Ar
     return x * params["scale"].reshape(1, 1, 1, -1) + params["bias"].reshape(1, 1, 1, -1), stats
 
 
-def train(submission: Any, workload: JaxWorkload, hyperparameters: Any, steps: int) -> list[float]:
-    """Trains as AlgoPerf's runner does, and returns the loss that the workload finds before each step."""
-    run = Run(submission, workload, hyperparameters)
-    return [run.step() for _ in range(steps)]
-
-
 class Run:
-    """A training run of a submission, one step at a time; `optimizer_state`, `params` and `model_state` are plain.
-
-    `losses` come from the workload's own evaluation of the batch before the step.
-    """
+    """A training run of a submission, one step at a time, as AlgoPerf's runner takes them."""
 
     def __init__(self, submission: Any, workload: JaxWorkload, hyperparameters: Any) -> None:
         self.submission, self.workload, self.hyperparameters = submission, workload, hyperparameters
@@ -221,31 +213,24 @@ class Run:
         return found["summed"] / found["n_valid_examples"]
 
     def step(self) -> float:
-        common = (self.params, self.model_state, self.hyperparameters, self.global_step, self.rng)
-        params, model_state, hyperparameters, global_step, rng = common
+        """Takes a step, and returns the batch's loss before it, as training sees it but without dropout."""
+        about = (self.hyperparameters, self.global_step, self.rng)
         batch = self.submission.data_selection(
-            self.workload,
-            self.batches,
-            self.optimizer_state,
-            params,
-            model_state,
-            hyperparameters,
-            global_step,
-            rng,
+            self.workload, self.batches, self.optimizer_state, self.params, self.model_state, *about
         )
-        loss = float(self._loss(params, model_state, batch))
+        loss = float(self._loss(self.params, self.model_state, batch))
         self.optimizer_state, self.params, self.model_state = self.submission.update_params(
             workload=self.workload,
-            current_param_container=params,
+            current_param_container=self.params,
             current_params_types=self.workload.model_params_types,
-            model_state=model_state,
-            hyperparameters=hyperparameters,
+            model_state=self.model_state,
+            hyperparameters=self.hyperparameters,
             batch=batch,
             loss_type=self.workload.loss_type,
             optimizer_state=self.optimizer_state,
             eval_results=[],
-            global_step=global_step,
-            rng=jax.random.fold_in(rng, global_step),
+            global_step=self.global_step,
+            rng=jax.random.fold_in(self.rng, self.global_step),
             train_state={"accumulated_submission_time": 0.0},
         )
         self.global_step += 1

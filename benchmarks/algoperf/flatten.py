@@ -45,6 +45,9 @@ class _Flattener:
         self.read = cache(self._read)
         self.found: dict[Key, ast.stmt] = {}  # in the order in which they are written
         self.open: list[Key] = []
+        self.qualified: set[Key] = (
+            set()
+        )  # written as attributes of their modules, so that locals may hide them
         self.imports = {"from typing import Any"}
 
     def run(self, program: str) -> str:
@@ -53,8 +56,8 @@ class _Flattener:
         for node in tree.body:
             self._visit(main, node)
         taken = {*main.own, *main.others} | {line.split()[-1].split(".")[0] for line in self.imports}
-        names = self._choose_names(taken)
-        known = {*taken, *names.values(), *dir(builtins)}
+        names = self._choose_names(tree, taken)
+        known = {*main.own, *names.values(), *dir(builtins), *(line.split()[-1] for line in self.imports)}
         body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
         documented = isinstance(body[0], ast.Expr)
         parts = [
@@ -121,10 +124,12 @@ class _Flattener:
             return
         for name, attribute in _names_in(node):
             key = (home, name) if home and name in module.own else self._find(module, name, attribute)
+            if key is not None and self._find(module, name, None) is None and key[1] != name:
+                self.qualified.add(key)
             if key is not None and key not in self.found and self.read(key[0]).own[key[1]] is not node:
                 self._add(key)
-            elif name in module.others:
-                self.imports.add(module.others[name])
+        used = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}  # in annotations too
+        self.imports |= {line for name, line in module.others.items() if name in used}
 
     def _add(self, key: Key) -> None:
         if key in self.open:
@@ -134,15 +139,17 @@ class _Flattener:
         self._visit(module, module.own[key[1]], key[0])
         self.found[self.open.pop()] = module.own[key[1]]
 
-    def _choose_names(self, taken: set[str]) -> dict[Key, str]:
+    def _choose_names(self, tree: ast.Module, own: set[str]) -> dict[Key, str]:
         names: dict[Key, str] = {}
         plain = [name for _, name in self.found]
+        taken = _local_names([*tree.body, *self.found.values()])
         for module, name in self.found:
             parts = module.split(".")
-            choices = [name] if plain.count(name) == 1 else []
-            choices += [f"{'_'.join(parts[-depth:])}_{name.strip('_')}" for depth in (1, 2)]
-            free = [choice for choice in choices if choice not in {*taken, *plain, *names.values()} - {name}]
-            free = [choice for choice in free if choice not in taken]
+            if plain.count(name) == 1 and (module, name) not in self.qualified and name not in own:
+                names[module, name] = name
+                continue
+            choices = [f"{'_'.join(parts[-depth:])}_{name.strip('_')}" for depth in (1, 2)]
+            free = [choice for choice in choices if choice not in {*own, *taken, *plain, *names.values()}]
             if not free:
                 raise ValueError(f"{module}.{name} has no name of its own among the others.")
             names[module, name] = free[0]
@@ -157,6 +164,19 @@ class _Flattener:
 
         copy = _Rename(resolve).visit(ast.parse(ast.unparse(node)).body[0])
         return ast.unparse(ast.fix_missing_locations(_Annotations(known).visit(copy)))
+
+
+def _local_names(nodes: list[ast.stmt]) -> set[str]:
+    """Returns the names of arguments, variables and functions, of whatever scope."""
+    found = set()
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
+        if isinstance(node, ast.arg):
+            found.add(node.arg)
+        elif isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
 
 
 def _names_in(node: ast.stmt) -> Iterator[tuple[str, str | None]]:

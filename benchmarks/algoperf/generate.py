@@ -4,9 +4,9 @@
     python benchmarks/algoperf/generate.py --check   # says what is not, and changes nothing
     python benchmarks/algoperf/generate.py celo --weights celo.theta.state --out DIR
 
-The first two are about celo2 and celo2-base, whose weights ship with the package. The third writes a submission
-of one of the optimizers before them (`celo`, `celo_adam`, `velo`) with weights of others, which do not belong
-into this repository.
+The first two are about celo2 and celo2-base, whose weights ship with the package. The third writes a
+submission of one of the optimizers before them (`celo`, `celo_adam`, `velo`) with weights of others, which do
+not belong into this repository.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
-from flatten import flatten
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TEMPLATES, SUBMISSIONS = HERE / "templates", HERE / "submissions"
 RULESETS = ("external", "self")
 VENDOR = SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "vendor_rule.py"), run_name="vendor_rule"))
+FLATTEN = SimpleNamespace(**runpy.run_path(str(HERE / "flatten.py"), run_name="flatten"))
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of our best learning rates: five trials
 # Of each trial. Weight decays are the two of our suites; the others are customary, not from our results.
 REGULARIZED = {"weight_decay": 0.1, "label_smoothing": 0.1, "dropout_rate": 0.1}
@@ -189,7 +189,7 @@ def write_predecessor(kind: str, weights: Path, out: Path, ruleset: str) -> None
     values = {"title": title, "about": about, "module": kind, "options": repr(options)}
     template = write_source("zoo_jax", {**values, "defaults": format_dict(DEFAULTS)})
     out.mkdir(parents=True, exist_ok=True)
-    (out / "submission.py").write_text(flatten(template, ROOT / "src"), "utf-8")
+    (out / "submission.py").write_text(FLATTEN.flatten(template, ROOT / "src"), "utf-8")
     (out / "submission_info.yml").write_text(format_info(out.name, title, ruleset, "jax", about), "utf-8")
     np.savez(out / "theta.npz", **loaded.arrays)
     if ruleset == "external":  # nothing to tune but the length and what is customary

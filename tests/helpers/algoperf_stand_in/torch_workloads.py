@@ -127,6 +127,7 @@ class Run:
             workload, self.params, self.model_state, hyperparameters, self.rng
         )
 
+    @torch.no_grad()
     def evaluate(self, batch: dict[str, Tensor]) -> float:
         logits = self.params(batch["inputs"])
         found = self.workload.loss_fn(batch["targets"], logits, batch.get("weights"))

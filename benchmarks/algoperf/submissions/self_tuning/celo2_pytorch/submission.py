@@ -286,7 +286,7 @@ def find_view(kind: Any, path: Sequence[str], shape: Sequence[int], *, outputs_f
         shape: Its shape.
         outputs_first: Whether layers store `(out, in, window…)`, as in PyTorch, or `(window…, in, out)`.
     """
-    if sum(size > 1 for size in shape) < 2:
+    if sum(size > 1 for size in shape) < 2 or kind.name.endswith(("BIAS", "SCALE")):
         return None
     rank, parent = len(shape), path[-2] if len(path) > 1 else ""
     if kind is spec.ParameterType.CONV_WEIGHT and rank > 2:

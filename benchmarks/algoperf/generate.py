@@ -191,7 +191,8 @@ def write_predecessor(kind: str, weights: Path, out: Path, ruleset: str) -> None
     out.mkdir(parents=True, exist_ok=True)
     (out / "submission.py").write_text(FLATTEN.flatten(template, ROOT / "src"), "utf-8")
     (out / "submission_info.yml").write_text(format_info(out.name, title, ruleset, "jax", about), "utf-8")
-    np.savez(out / "theta.npz", **loaded.arrays)
+    arrays: dict[str, Any] = dict(loaded.arrays)
+    np.savez(out / "theta.npz", **arrays)
     if ruleset == "external":  # nothing to tune but the length and what is customary
         settings = [(each, share) for each in (PLAIN, REGULARIZED) for share in (0.75, 1.0)]
         settings.append((PLAIN, 0.5))

@@ -64,7 +64,8 @@ def test_a_predecessors_submission_takes_the_packages_steps(kind: str, shared: P
     submission, weights = write(kind, shared, tmp_path)
     text = (tmp_path / kind / "submission.py").read_text("utf-8")
     assert not any(word in text for word in ("import celo2", "from celo2", "pallas", "optax", "numba"))
-    params, workload = draw(0), SimpleNamespace(step_hint=HORIZON)
+    params = jax.tree.map(lambda x: 0.01 * x, draw(0))  # small, so that their sums with changes round little
+    workload = SimpleNamespace(step_hint=HORIZON)
     tx = zoo.make(kind, weights=weights, num_steps=HORIZON)
     state, update = submission.make_optimizer(workload, params, None)
     expected_state, update, expected_update = tx.init(params), jax.jit(update), jax.jit(tx.update)
@@ -74,7 +75,6 @@ def test_a_predecessors_submission_takes_the_packages_steps(kind: str, shared: P
         updates, expected_state = expected_update(grads, expected_state, params, value=loss)
         for name in SHAPES:
             error = relative_error(new[name] - params[name], updates[name])
-            print("ERR", kind, error)
             assert error < tolerance("algoperf, zoo"), (name, count)
         params = new
 

@@ -16,6 +16,8 @@ Tree = dict[str, Any]
 
 
 class JaxWorkload(spec.Workload):
+    queue: Any
+
     def init_model_fn(self, rng: Array) -> tuple[Tree, Any]:
         params = _draw(self.shapes(), np.random.default_rng(int(rng[-1])))
         self.model_params_types = _find_types(params)

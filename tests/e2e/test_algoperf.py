@@ -1,0 +1,308 @@
+"""Submissions to AlgoPerf: their files, their routing, and that they train as the package does."""
+
+from __future__ import annotations
+
+import functools
+import json
+import runpy
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import celo2
+from celo2.torch import Celo2
+from helpers import algoperf_stand_in
+from helpers.algoperf_stand_in import jax_workloads, spec, torch_workloads
+from helpers.tolerances import relative_error, tolerance
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "algoperf"
+SUBMISSIONS = FOLDER / "submissions"
+EXTERNAL, SELF = SUBMISSIONS / "external_tuning", SUBMISSIONS / "self_tuning"
+GENERATE = SimpleNamespace(**runpy.run_path(str(FOLDER / "generate.py"), run_name="generate"))
+FILES = sorted(path.relative_to(SUBMISSIONS) for path in SUBMISSIONS.rglob("submission.py"))
+WORKLOADS = ("transformer", "convolution")
+STEPS, PERIOD = 12, 4  # batches repeat with this period
+SETTINGS = {
+    "learning_rate": 5e-3,
+    "weight_decay": 0.1,
+    "warmup_factor": 0.1,
+    "horizon": 1.0,
+    "dropout_rate": 0.0,
+    "label_smoothing": 0.0,
+}
+TRIAL = namedtuple("TRIAL", SETTINGS)(**SETTINGS)
+Tree = dict[str, Any]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def promotion_of_a_users_program() -> Iterator[None]:
+    """Submissions are written as one writes for JAX's defaults."""
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@functools.cache
+def load(folder: Path, framework: str) -> Any:
+    with algoperf_stand_in.install(framework):
+        return algoperf_stand_in.load_submission(folder)
+
+
+def start(name: str, workload: str) -> jax_workloads.Run:
+    run = jax_workloads.Run(load(EXTERNAL / name, "jax"), jax_workloads.WORKLOADS[workload](), TRIAL)
+    run.workload.attach_metrics_logger(spec.Logger())
+    return run
+
+
+# Files.
+
+
+def test_the_committed_files_are_those_of_the_package_now() -> None:
+    expected = {str(path): text for path, text in GENERATE.write_shipped()}
+    found = {
+        str(p.relative_to(SUBMISSIONS)): p for p in SUBMISSIONS.rglob("*.*") if "__pycache__" not in p.parts
+    }
+    assert found.keys() == expected.keys()
+    stale = [name for name, text in expected.items() if found[name].read_text("utf-8") != text]
+    assert not stale, "run python benchmarks/algoperf/generate.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_submission_describes_itself(path: Path) -> None:
+    folder = SUBMISSIONS / path.parent
+    info = yaml.safe_load((folder / "submission_info.yml").read_text("utf-8"))
+    assert all(info[field] for field in ("submission_name", "submission_folder", "authors", "description"))
+    assert info["submission_folder"] == f"submissions/{path.parent}"
+    assert info["ruleset"] == path.parts[0].replace("_", "-")
+    assert info["framework"].lower() == path.parts[1].rpartition("_")[2]
+    assert (folder / "tuning_search_space.json").exists() == (path.parts[0] == "external_tuning")
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_submission_is_one_plain_file(path: Path) -> None:
+    """Neither a kernel nor the package nor an optimizer library."""
+    text = (SUBMISSIONS / path).read_text("utf-8")
+    for word in ("pallas", "triton", "numba", "cuda", "custom_call", "import celo2", "from celo2", "optax"):
+        assert word not in text, word
+
+
+@pytest.mark.parametrize("path", sorted(EXTERNAL.glob("*/*.json")), ids=lambda path: path.parent.name)
+def test_five_trials_set_what_the_submission_reads(path: Path) -> None:
+    trials, framework = json.loads(path.read_text("utf-8")), path.parent.name.rpartition("_")[2]
+    assert len(trials) == 5
+    assert len({tuple(sorted(trial)) for trial in trials}) == 1
+    assert trials[0].keys() <= load(path.parent, framework).DEFAULTS.keys()
+    rates = [trial["learning_rate"] for trial in trials]
+    assert rates == sorted(set(rates))
+    assert 1e-4 < rates[0] < rates[-1] < 2e-2
+
+
+@pytest.mark.parametrize("name", ["celo2_jax", "celo2_pytorch"])
+def test_batch_sizes_of_variants_are_those_of_their_workload(name: str) -> None:
+    sizes = load(SELF / name, name.rpartition("_")[2]).get_batch_size
+    assert sizes("imagenet_resnet_gelu") == 512
+    assert sizes("librispeech_conformer_layernorm") == 256
+    with pytest.raises(ValueError, match=r"no batch size for workload 'chess'.*wmt"):
+        sizes("chess")
+
+
+# Routing, on shapes and names of AlgoPerf's workloads.
+
+JAX_PARAMS: dict[str, tuple[str, tuple[int, ...], Any]] = {  # path → type, shape, view (None: AdamW)
+    "encoder/attention/query/kernel": ("ATTENTION_Q", (16, 4, 8), ((0,), (1, 2), 1)),
+    "encoder/attention/out/kernel": ("ATTENTION_OUT", (4, 8, 16), ((0, 1), (2,), 1)),
+    "encoder/attention/value/bias": ("ATTENTION_BIAS", (4, 8), None),
+    "blocks_0/CausalAttn_0/key/kernel": ("WEIGHT", (16, 4, 8), ((0,), (1, 2), 1)),
+    "blocks_0/Mlp_0/Dense_0/kernel": ("WEIGHT", (16, 64), ((0,), (1,), 1)),
+    "ConvolutionBlock_0/Dense_0/kernel": ("CONV_WEIGHT", (16, 32), ((0,), (1,), 1)),
+    "ConvolutionBlock_0/Conv_0/kernel": ("CONV_WEIGHT", (5, 1, 16), None),
+    "Conv_0/kernel": ("CONV_WEIGHT", (3, 3, 8, 16), ((0, 1, 2), (3,), 1)),
+    "head/kernel": ("WEIGHT", (16, 1000), None),
+    "Dense_7/kernel": ("WEIGHT", (16, 8), None),
+    "embedding_table": ("EMBEDDING", (400, 16), None),
+    "CudnnLSTM_0/weights": ("WEIGHT", (4096,), None),
+    "MAPHead_0/probe": ("WEIGHT", (1, 1, 16), None),
+    "LayerNorm_0/scale": ("LAYER_NORM_SCALE", (16,), None),
+}
+TORCH_PARAMS: dict[str, tuple[str, tuple[int, ...], Any]] = {
+    "block/attention/in_proj_weight": ("ATTENTION_QKV", (48, 16), ((1,), (0,), 3)),
+    "block/attention/kv_proj/weight": ("ATTENTION_KV", (32, 16), ((1,), (0,), 2)),
+    "layers/0/attn/w_qkv/weight": ("WEIGHT", (48, 16), ((1,), (0,), 3)),
+    "lstm/weight_ih_l0": ("WEIGHT", (64, 16), ((1,), (0,), 4)),
+    "lstm/weight_hh_l0_reverse": ("WEIGHT", (1000, 16), ((1,), (0,), 4)),
+    "conv1/weight": ("CONV_WEIGHT", (16, 8, 3, 3), ((1, 2, 3), (0,), 1)),
+    "up_transpose_convs/0/layers/0/weight": ("CONV_WEIGHT", (16, 8, 2, 2), ((0, 2, 3), (1,), 1)),
+    "depthwise_conv/weight": ("CONV_WEIGHT", (16, 1, 5), None),
+    "fc/weight": ("WEIGHT", (1000, 16), None),
+    "embedding/weight": ("EMBEDDING", (400, 16), None),
+}
+
+
+class Asked(spec.Workload):
+    _num_classes = 1000
+
+    def is_output_params(self, param_key: str) -> bool:
+        return param_key == "Dense_7"
+
+
+@pytest.mark.parametrize(
+    ("framework", "path"),
+    [*(("jax", path) for path in JAX_PARAMS), *(("pytorch", path) for path in TORCH_PARAMS)],
+)
+def test_a_parameter_is_routed_by_its_type_and_shape(framework: str, path: str) -> None:
+    kind, shape, expected = (JAX_PARAMS if framework == "jax" else TORCH_PARAMS)[path]
+    submission = load(SELF / f"celo2_{framework}", framework)
+    described = [(path.split("/"), spec.ParameterType[kind], shape)]
+    (entry,) = submission.make_entries(Asked(), described, outputs_first=framework == "pytorch")
+    assert entry.hidden == (expected is not None)
+    if expected is not None:
+        assert tuple(entry.view) == expected
+
+
+def test_a_table_that_is_too_large_for_the_rule_is_adamws_in_celo2_base() -> None:
+    submission = load(SELF / "celo2_base_jax", "jax")
+    kind = spec.ParameterType.EMBEDDING
+    tables = [(["small"], kind, (1 << 10, 128)), (["criteo"], kind, (1 << 22, 128))]
+    small, large = submission.make_entries(Asked(), tables, outputs_first=False)
+    assert (small.hidden, large.hidden) == (True, False)
+
+
+# Training with JAX.
+
+
+def make_package(run: jax_workloads.Run, tx: Any) -> Any:
+    """One step of the package's optimizer with the network and loss of a run: its updates, and its state."""
+
+    def mean_loss(params: Tree, model_state: Any, batch: Tree) -> Any:
+        mode = spec.ForwardPassMode.TRAIN
+        logits, _ = run.workload.model_fn(params, batch, model_state, mode, run.rng, True, 0.0)  # type: ignore[attr-defined]
+        found = run.workload.loss_fn(batch["targets"], logits, batch.get("weights"))
+        return found["summed"] / found["n_valid_examples"]
+
+    @jax.jit
+    def step(params: Tree, model_state: Any, state: Any, batch: Tree) -> Any:
+        return tx.update(jax.grad(mean_loss)(params, model_state, batch), state, params)
+
+    return step
+
+
+def largest_error(old: Tree, new: Tree, updates: Tree) -> float:
+    """The largest relative error of a parameter's change. The gradient of keys' biases is but rounding."""
+    leaves = jax.tree_util.tree_leaves_with_path((old, new, updates))
+    paths = [jax.tree_util.keystr(path) for path, _ in leaves[: len(leaves) // 3]]
+    trees = [[np.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (old, new, updates)]
+    rows = zip(paths, *trees, strict=True)
+    return max(relative_error(n - o, u) for path, o, n, u in rows if not path.endswith("['key']['bias']"))
+
+
+CASES = [("celo2_jax", "transformer"), ("celo2_jax", "convolution"), ("celo2_base_jax", "convolution")]
+
+
+@pytest.mark.parametrize(("name", "workload"), CASES)
+def test_a_jax_submission_takes_the_packages_steps_and_learns(name: str, workload: str) -> None:
+    run = start(name, workload)
+    submission = run.submission
+    entries = submission.make_plan(run.workload, run.params).entries
+    decayed = [entry.hidden and entry.view is not None for entry in entries]
+    mask = jax.tree.unflatten(jax.tree.structure(run.params), decayed)
+    rate = functools.partial(submission.learning_rate, TRIAL, submission.make_schedule(run.workload, TRIAL))
+    make = celo2.celo2_base if "base" in name else celo2.celo2
+    tx = make(rate, weight_decay=TRIAL.weight_decay, mask=mask)
+    step, state, batches = make_package(run, tx), tx.init(run.params), type(run.workload).queue()
+    losses, errors = [], []
+    for _ in range(STEPS):
+        old = jax.tree.map(np.array, run.params)
+        updates, state = step(old, run.model_state, state, next(batches))
+        losses.append(run.step())
+        errors.append(largest_error(old, run.params, updates))
+    assert max(errors) < tolerance("algoperf, jax"), errors
+    assert np.mean(losses[-PERIOD:]) < 0.9 * np.mean(losses[:PERIOD])
+    logged = run.workload.metrics_logger.metrics[0]
+    assert logged["loss"] == pytest.approx(losses[0], rel=1e-4)
+    assert logged["grad_norm"] > 0
+    check_resume(run)
+
+
+def check_resume(run: jax_workloads.Run) -> None:
+    """A run goes on to the same numbers from a state that was plain arrays, and compiles nothing new."""
+    run.prepare_for_eval()
+    state, update = run.optimizer_state
+    saved = jax.tree.map(np.array, (state, run.params, run.model_state))
+    compiled = run.submission.jit_train_step()._cache_size()
+    run.step()
+    expected = jax.tree.map(np.array, run.params)
+    (state, run.params, run.model_state), run.optimizer_state = saved, (saved[0], update)
+    run.global_step -= 1
+    run.batches = type(run.workload).queue()
+    for _ in range(run.global_step):
+        next(run.batches)
+    run.step()
+    jax.tree.map(np.testing.assert_array_equal, run.params, expected)
+    assert (
+        run.submission.jit_train_step()._cache_size() <= compiled + 1
+    )  # arrays of the host, not of a device
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_the_routing_by_type_is_the_packages_by_name(workload: str) -> None:
+    run = start("celo2_jax", workload)
+    plan = run.submission.make_plan(run.workload, run.params)
+    labels = jax.tree.leaves(celo2.param_labels(run.params))
+    assert [entry.hidden for entry in plan.entries] == [label == "celo2" for label in labels]
+
+
+# Training with PyTorch.
+
+
+def start_torch(folder: Path, workload: str, trial: Any = TRIAL) -> torch_workloads.Run:
+    return torch_workloads.Run(load(folder, "pytorch"), torch_workloads.WORKLOADS[workload](), trial)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_the_pytorch_submission_takes_the_packages_steps_and_learns(workload: str) -> None:
+    trial = TRIAL._replace(weight_decay=0.0)  # the package's routing by layers has one decay for all
+    run, twin = (start_torch(EXTERNAL / "celo2_pytorch", workload, trial) for _ in range(2))
+    optimizer, schedule = Celo2(twin.params, lr=1.0), run.submission.make_schedule(run.workload, trial)
+    losses, errors = [], []
+    for count in range(STEPS):
+        twin.params.load_state_dict(run.params.state_dict())
+        old = {name: param.detach().clone() for name, param in run.params.named_parameters()}
+        losses.append(run.step())
+        for param, theirs in zip(twin.params.parameters(), run.params.parameters(), strict=True):
+            param.grad = theirs.grad
+        for group in optimizer.param_groups:
+            group["lr"] = run.submission.learning_rate(trial.learning_rate, schedule, count)
+        optimizer.step()
+        for (name, param), expected in zip(
+            run.params.named_parameters(), twin.params.parameters(), strict=True
+        ):
+            changes = [end.detach() - old[name] for end in (param, expected)]
+            errors.append(relative_error(*changes))
+    assert max(errors) < tolerance("algoperf, torch")
+    assert np.mean(losses[-PERIOD:]) < 0.9 * np.mean(losses[:PERIOD])
+
+
+def test_a_pytorch_run_goes_on_from_its_state_dicts() -> None:
+    whole, parts = (start_torch(SELF / "celo2_pytorch", "transformer", None) for _ in range(2))
+    for run in (whole, parts):
+        for _ in range(4):
+            run.step()
+    resumed = start_torch(SELF / "celo2_pytorch", "transformer", None)
+    resumed.params.load_state_dict(parts.params.state_dict())
+    resumed.optimizer_state["optimizer"].load_state_dict(parts.optimizer_state["optimizer"].state_dict())
+    resumed.global_step, resumed.batches = parts.global_step, parts.batches
+    for run in (whole, resumed):
+        for _ in range(3):
+            run.step()
+    for name, param in whole.params.named_parameters():
+        assert torch.equal(param, dict(resumed.params.named_parameters())[name]), name

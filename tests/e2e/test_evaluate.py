@@ -152,6 +152,20 @@ def test_packed_runs_give_the_same_tables(finished: Path, tmp_path: Path) -> Non
     assert "| adamw |" in texts[0]
 
 
+def test_tables_replace_the_part_of_their_own_name(finished: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results other -->\nkept\n<!-- end -->\n<!-- results runs -->\nold\n<!-- end -->\n")
+    pack(load_results(finished).results, tmp_path / "runs.npz")
+    words = [str(tmp_path / "runs.npz"), "--markdown", str(page), "--out", str(tmp_path / "report")]
+    assert report(words) == 0
+    text = page.read_text()
+    assert text.startswith("<!-- results other -->\nkept\n<!-- end -->\n<!-- results runs -->\nScore")
+    assert "old" not in text
+    page.write_text("<!-- results other -->\nkept\n<!-- end -->\n")
+    assert report(words) == 2  # no mark of this name, and none without one
+    assert page.read_text() == "<!-- results other -->\nkept\n<!-- end -->\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -25,7 +25,7 @@ from celo2.evaluate.suite.store import RunStore, load_results, pack
 from celo2.report.kit import shorten
 from celo2.report.table import Table, as_rich_table
 
-MARKED = re.compile(r"(<!-- results -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = r"(<!-- results{} -->\n).*?(<!-- end -->)"
 
 
 def is_suite(place: Path) -> bool:
@@ -195,11 +195,19 @@ def _tables(
 def write_tables(
     results: Sequence[RunResult],
     page: Path,
+    name: str,
     *,
     baseline: str = BASELINE,
     rank_by: RankBy = "validation",
 ) -> None:
-    """Replaces the part of a Markdown page between `<!-- results -->` and `<!-- end -->` by the tables.
+    """Replaces the part of a Markdown page between `<!-- results NAME -->` and `<!-- end -->` by the tables.
+
+    Args:
+        results: The runs.
+        page: The page. Without a mark of this name, the part behind `<!-- results -->` is replaced.
+        name: Name of the results, for pages that have several.
+        baseline: Optimizer that scores are relative to.
+        rank_by: Loss that chooses and ranks.
 
     Raises:
         ValueError: The page lacks one of the marks.
@@ -207,10 +215,16 @@ def write_tables(
     from celo2.evaluate.report.html import as_markdown
 
     text = page.read_text(encoding="utf-8")
-    if not MARKED.search(text):
-        raise ValueError(f"{page} needs a line <!-- results --> and, after it, one <!-- end -->.")
+    marks = (MARKED.format(f" {re.escape(name)}"), MARKED.format(""))
+    pattern = next((mark for mark in marks if re.search(mark, text, re.DOTALL)), None)
+    if pattern is None:
+        raise ValueError(
+            f"{page} needs a line <!-- results {name} -->, or <!-- results -->, and after it <!-- end -->."
+        )
     tables = as_markdown(results, baseline=baseline, rank_by=rank_by)
-    text = MARKED.sub(lambda match: f"{match[1]}{tables.rstrip()}\n{match[2]}", text)
+    text = re.sub(
+        pattern, lambda match: f"{match[1]}{tables.rstrip()}\n{match[2]}", text, count=1, flags=re.DOTALL
+    )
     write_atomic(page, text.encode())
 
 

@@ -62,7 +62,8 @@ class ReportCommand:
     rank_by: Literal["stored", "validation", "training"] = "stored"
     """Of a suite: the loss that chooses each optimizer's setting and ranks them; "stored": as it was run."""
     markdown: Path | None = None
-    """Of a suite: a Markdown page, to replace what is between `<!-- results -->` and `<!-- end -->`."""
+    """Of a suite: a Markdown page, to replace what is between `<!-- results NAME -->`, the first folder's or
+    file's name, or `<!-- results -->`, and `<!-- end -->`."""
     pack: Path | None = None
     """Of a suite: a file, NAME.npz, for all its runs; celo2 report reads it like the folder."""
 
@@ -99,7 +100,7 @@ def _report_suites(command: ReportCommand, console: Console) -> None:
     if command.pack:
         write_pack(results, command.pack)
     if command.markdown:
-        write_tables(results, command.markdown, baseline=baseline, rank_by=rank_by)
+        write_tables(results, command.markdown, first.stem, baseline=baseline, rank_by=rank_by)
     out = command.out or (first if first.is_dir() else first.parent)
     report_suite(results, out, console, baseline=baseline, rank_by=rank_by)
 

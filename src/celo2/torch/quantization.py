@@ -18,9 +18,8 @@ from torch import Tensor
 
 from celo2.constants import CODE_LEVELS, NOISE_VALUES
 
-_STEP = (
-    1 / CODE_LEVELS
-)  # of the roots; multiplied, as XLA divides by a constant, which differs in the last place
+# The step of the roots. It multiplies, as XLA divides by a constant, which differs in the last place.
+_STEP = 1 / CODE_LEVELS
 
 
 class Quantized(NamedTuple):

@@ -234,10 +234,12 @@ def test_bent_search_begins_at_the_adam_like_start(tmp_path, tiny_set):
     [
         ({"gradient_scales": (2, 1)}, "0 < low ≤ high"),
         ({"gradient_scales": (0, 1)}, "0 < low ≤ high"),
-        ({"adamw_lr_scale": 0}, "must be positive"),
+        ({"gradient_scales": (1, float("inf"))}, "finite"),
+        ({"adamw_lr_scale": 0}, "finite and positive"),
+        ({"adamw_lr_scale": float("inf")}, "finite and positive"),
         ({"bends": True, "start": (0.0,) * 22}, "24 finite numbers"),
     ],
-    ids=["order", "zero", "share", "start"],
+    ids=["order", "zero", "infinite", "share", "infinite-share", "start"],
 )
 def test_search_config_refuses(options, message):
     with pytest.raises(ValueError, match=message):

@@ -93,12 +93,11 @@ class SearchConfig:
                 "expected population ≥ 4, seeds ≥ 1, tasks_per_generation ≥ 0 and spread > 0, got "
                 f"{self.population}, {self.seeds}, {self.tasks_per_generation}, {self.spread}."
             )
-        if len(self.gradient_scales) != 2 or not 0 < self.gradient_scales[0] <= self.gradient_scales[1]:
-            raise ValueError(
-                f"gradient_scales must be two numbers 0 < low ≤ high, got {self.gradient_scales}."
-            )
-        if not self.adamw_lr_scale > 0:
-            raise ValueError(f"adamw_lr_scale must be positive, got {self.adamw_lr_scale}.")
+        scales = self.gradient_scales
+        if len(scales) != 2 or not 0 < scales[0] <= scales[1] < math.inf:
+            raise ValueError(f"gradient_scales must be two finite numbers 0 < low ≤ high, got {scales}.")
+        if not 0 < self.adamw_lr_scale < math.inf:
+            raise ValueError(f"adamw_lr_scale must be finite and positive, got {self.adamw_lr_scale}.")
         if self.start and not mixture.is_vector(np.asarray(self.start), self.bends):
             wanted = len(mixture.to_vector(self.bends))
             raise ValueError(f"start must be {wanted} finite numbers, got {len(self.start)}: {self.start}.")

@@ -120,9 +120,10 @@ def read_entry(paths: Sequence[Path]) -> Entry:
 
 def describe(entry: Entry) -> str:
     count = len(entry.losses)
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
     spread = f", standard deviation {statistics.stdev(entry.losses):.5f}" if count > 1 else ""
     named = ", ".join(f"{name} {entry.settings[name]}" for name in NAMED)
-    return f"{named}: mean {entry.mean:.5f} at step {entry.step} over {count} seeds{spread}"
+    return f"{named}: mean {entry.mean:.5f} at step {entry.step} over {seeds}{spread}"
 
 
 def judge(entry: Entry) -> str:

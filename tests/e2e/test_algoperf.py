@@ -216,18 +216,6 @@ def largest_error(old: Tree, new: Tree, updates: Tree) -> float:
     return max(errors)
 
 
-def count_traces(run: jax_workloads.Run) -> list[None]:
-    """A list with one element for each time that the step of a run is traced, from now on."""
-    (state, update), traces = run.optimizer_state, []
-
-    def counted(*arguments: Any) -> Any:
-        traces.append(None)
-        return update(*arguments)
-
-    run.optimizer_state = (state, counted)
-    return traces
-
-
 CASES = [("celo2_jax", "transformer"), ("celo2_jax", "convolution"), ("celo2_base_jax", "convolution")]
 
 
@@ -242,7 +230,7 @@ def test_a_jax_submission_takes_the_packages_steps_and_learns(name: str, workloa
     make = celo2.celo2_base if "base" in name else celo2.celo2
     tx = make(rate, weight_decay=TRIAL.weight_decay, mask=mask)
     step, state, batches = make_package(run, tx), tx.init(run.params), type(run.workload).queue()
-    losses, errors, trained, traces = [], [], [], count_traces(run)
+    losses, errors, trained, traces = [], [], [], run.count_traces()
     for count in range(STEPS):
         old, rng = jax.tree.map(np.array, run.params), jax.random.fold_in(run.rng, count)
         loss, updates, state = step(old, jax.device_get(run.model_state), state, next(batches), rng)
@@ -347,7 +335,7 @@ def test_one_huge_gradient_of_a_hidden_matrix_leaves_the_pytorch_model_finite(el
     run = start_torch(SELF / "celo2_pytorch", "transformer", None)
     logger = spec.Logger()
     run.workload.attach_metrics_logger(logger)
-    matrix = run.params.block.linear1.weight
+    matrix = run.params.get_parameter("block.linear1.weight")
     before = matrix.detach().clone()
     matrix.register_hook(
         lambda grad: grad.index_put((torch.tensor(0), torch.tensor(0)), torch.tensor(element))

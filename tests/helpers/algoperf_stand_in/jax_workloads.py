@@ -244,6 +244,18 @@ class Run:
         self.global_step += 1
         return loss
 
+    def count_traces(self) -> list[None]:
+        """Returns a list that grows by one element each time that the step is traced, from now on."""
+        state, update = self.optimizer_state
+        traces: list[None] = []
+
+        def counted(*arguments: Any) -> Any:
+            traces.append(None)
+            return update(*arguments)
+
+        self.optimizer_state = (state, counted)
+        return traces
+
     def prepare_for_eval(self) -> None:
         self.optimizer_state, self.params, self.model_state = self.submission.prepare_for_eval(
             workload=self.workload,

@@ -2,14 +2,16 @@
 # make demo      train a network with learned and hand-designed optimizers, side by side
 # make test      lint, type-check, test
 # make docs      the documentation site, into site/
+# make algoperf  test the JAX submissions to AlgoPerf under the versions that it pins
 # make bench     what a step costs; rewrites the tables of docs/performance.md
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+ALGOPERF := .venv-algoperf
 ARGS ?=
 
-.PHONY: install demo docs bench test lint types unit wheel clean
+.PHONY: install demo docs bench test lint types unit algoperf wheel clean
 
 # PyTorch comes first and pinned: the tests need its build for CPUs alone, and a bare requirement may bring
 # gigabytes of CUDA libraries.
@@ -44,8 +46,16 @@ types: install
 unit: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
+algoperf: install $(ALGOPERF)/.installed
+	$(BIN)/pytest -n 0 tests/e2e/test_algoperf_pinned.py $(ARGS)
+
+$(ALGOPERF)/.installed: benchmarks/algoperf/requirements-pinned.txt
+	$(PYTHON) -m venv $(ALGOPERF)
+	$(ALGOPERF)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 wheel: install
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ALGOPERF) build dist site .pytest_cache .ruff_cache

@@ -155,7 +155,7 @@ def _format_rule(framework: str, weights: Weights) -> str:
         orthogonalize=config.orthogonalize,
     )
     if config != same or (len(momentum), len(rms), len(factored)) != (3, 1, 3):
-        raise ValueError(f"the minimal files have not the options of these weights: {config}.")
+        raise ValueError(f"the minimal files do not support these weights' options: {config}.")
     arrays = [
         line for name, array in weights.arrays.items() for line in _format_array(framework, name, array)
     ]
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         stale += 1
         if options.check:
-            print(f"{path} has not the rule of now; run python tools/vendor_rule.py {path}")
+            print(f"{path} is out of date; run python tools/vendor_rule.py {path}")
         else:
             write_atomic(path, filled.encode())
             print(f"{path} written")

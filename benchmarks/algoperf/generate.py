@@ -34,7 +34,7 @@ QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of our best learning rates: five trials
 REGULARIZED = {"weight_decay": 0.1, "label_smoothing": 0.1, "dropout_rate": 0.1}
 PLAIN = {"weight_decay": 0.0, "label_smoothing": 0.0, "dropout_rate": 0.0}
 SCHEDULE = {"warmup_factor": 0.05, "horizon": 0.75}
-DEFAULTS = {**PLAIN, **SCHEDULE, "horizon": 1.0, "grad_clip": None}  # self-tuning runs take 1.5 times as long
+DEFAULTS = {**PLAIN, **SCHEDULE, "horizon": 1.0}  # self-tuning runs take 1.5 times as long
 
 
 class Optimizer(NamedTuple):
@@ -87,7 +87,7 @@ def make_trials(optimizer: Optimizer) -> list[dict[str, float]]:
     return [{"learning_rate": rate, **kind, **SCHEDULE} for rate, kind in zip(rates, kinds, strict=True)]
 
 
-def make_defaults(optimizer: Optimizer) -> dict[str, float | None]:
+def make_defaults(optimizer: Optimizer) -> dict[str, float]:
     """Returns the settings of self-tuning: the middle one of the rates, regularized."""
     median = find_rates(optimizer)[len(QUANTILES) // 2]
     return {**DEFAULTS, **REGULARIZED, "learning_rate": median}

@@ -646,7 +646,7 @@ def describe_machine(world: World) -> str:
 @dataclasses.dataclass
 class Progress:
     step: int = 0
-    seconds: float = 0.0  # of training, without validation
+    seconds: float = 0.0  # of training, without validation and checkpoints
     losses: dict[int, float] = dataclasses.field(default_factory=dict)  # of validation, by step
 
 
@@ -746,7 +746,10 @@ class Trainer:
             others = [torch.empty_like(own) for _ in range(self.world.size)]
             dist.all_gather(others, own)
             if not all(torch.equal(own, other) for other in others):
-                raise RuntimeError("the processes' parameters differ: the GPUs compute differently; use one.")
+                raise RuntimeError(
+                    "the processes' parameters differ, since their GPUs do not compute the same results; run"
+                    " on a single GPU, or on GPUs of one kind."
+                )
 
     def synchronize(self) -> float:
         if self.world.device.type == "cuda":
@@ -793,11 +796,9 @@ def run(trainer: Trainer, progress: Progress, log: Log, pause_after: int | None,
             trainer.step(step)
             progress.step = step + 1
             if progress.step % save_every == 0:
-                progress.seconds, start = (
-                    progress.seconds + trainer.synchronize() - start,
-                    time.perf_counter(),
-                )
+                progress.seconds += trainer.synchronize() - start
                 write_checkpoint()
+                start = trainer.synchronize()
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -808,7 +809,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> dict[str, Any]:
     )
     parser.add_argument("--tiny", action="store_true", help="a small model on Python's own source text")
     parser.add_argument("--optimizer", choices=tuple(HIDDEN_DEFAULTS), help="of the hidden matrices")
-    parser.add_argument("--rest", choices=("share", "roles"), help="AdamW's learning rates for all else")
+    parser.add_argument(
+        "--rest",
+        choices=("share", "roles"),
+        help="AdamW's learning rates for all else. share: 20 × --lr; roles: the track's rates for embedding,"
+        " head and vectors",
+    )
     parser.add_argument("--lr", type=float, help="of the hidden matrices")
     parser.add_argument("--decay", type=float, help="of the hidden matrices, times the learning rate")
     parser.add_argument("--warmup", type=int, help="steps")

@@ -17,9 +17,8 @@ FOLDER = ROOT / "benchmarks" / "algoperf"
 RUNNER = ROOT / "tests" / "helpers" / "algoperf_stand_in" / "run_jax.py"
 PYTHON = Path(os.environ.get("CELO2_ALGOPERF_PYTHON", ROOT / ".venv-algoperf" / "bin" / "python"))
 HOW = (
-    "AlgoPerf's pinned versions are not installed; make them by `python -m venv .venv-algoperf && "
-    ".venv-algoperf/bin/pip install -r benchmarks/algoperf/requirements-pinned.txt`, or give the Python of "
-    "an environment that has them as CELO2_ALGOPERF_PYTHON"
+    "AlgoPerf's pinned versions are not installed; run `make algoperf`, or give the Python of an environment "
+    "that has them as CELO2_ALGOPERF_PYTHON"
 )
 
 

@@ -39,9 +39,12 @@ def find_weights(kind: str, shared: Path, folder: Path) -> Path:
     """The released weights; small random ones of VeLO, which has none here."""
     if kind != "velo":
         return shared / "checkpoints" / f"{kind}.theta.state"
-    theta = zoo.init_theta("velo", jax.random.key(0), lstm_size=8, num_mlps=2)
-    config = zoo.PRESETS["velo"].replace(lstm_size=8, num_mlps=2)
-    arrays = {name: np.asarray(array) for name, array in theta.items()}
+    config, rng = zoo.PRESETS["velo"].replace(lstm_size=8, num_mlps=2), np.random.default_rng(0)
+    like = jax.eval_shape(lambda: zoo.init_theta("velo", jax.random.key(0), lstm_size=8, num_mlps=2))
+    arrays = {
+        name: (max(leaf.size, 1) ** -0.25 * rng.standard_normal(leaf.shape)).astype(np.float32)
+        for name, leaf in like.items()
+    }
     zoo.save_weights(folder / "velo.safetensors", zoo.ZooWeights(arrays, config))
     return folder / "velo.safetensors"
 
@@ -82,7 +85,9 @@ def test_a_predecessors_submission_takes_the_packages_steps(kind: str, shared: P
 def test_a_predecessors_submission_trains_and_describes_itself(shared: Path, tmp_path: Path) -> None:
     submission, _ = write("celo_adam", shared, tmp_path, "external")
     run = jax_workloads.Run(submission, jax_workloads.Transformer(), None)
-    losses = [run.step() for _ in range(8)]
+    traces, losses = run.count_traces(), [run.step() for _ in range(8)]
+    assert len(traces) == 1
+    assert run.params["EncoderBlock_0"]["attn_scale"].dtype == jnp.bfloat16
     assert np.all(np.isfinite(losses))
     assert len(set(losses)) == 8
     info = yaml.safe_load((tmp_path / "celo_adam" / "submission_info.yml").read_text("utf-8"))

@@ -12,9 +12,10 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ SMALL = {"width": 32, "context": 32, "val_tokens": 1 << 12, "steps": 24, "val_ev
 @pytest.fixture(scope="module")
 def track() -> Iterator[ModuleType]:
     """The script as a module, with a smaller tiny mode."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of a process that is one of several: two threads would wait for each other
     spec = importlib.util.spec_from_file_location("nanogpt_track", FOLDER / "train.py")
     assert spec is not None
@@ -42,6 +44,7 @@ def track() -> Iterator[ModuleType]:
     module.TINY.update(SMALL)
     yield module
     del sys.modules[spec.name]
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -122,6 +125,27 @@ def test_an_interrupted_run_can_be_resumed(train, track: ModuleType, tmp_path: P
         assert train().step == 5
     assert signal.getsignal(signal.SIGINT) is handler
     assert train("--resume", only(tmp_path, "*.pt")).losses == whole
+
+
+def test_the_training_time_has_no_validation_and_no_checkpoints(
+    train, track: ModuleType, tmp_path: Path, monkeypatch
+) -> None:
+    """By a clock that stands still in all but one kind of work at a time."""
+    now, own = [0.0], {name: getattr(track.Trainer, name) for name in ("step", "validate")}
+    own["save"] = track.save
+    monkeypatch.setattr(track, "time", SimpleNamespace(perf_counter=lambda: now[0], strftime=time.strftime))
+
+    def measure(name: str) -> float:
+        def slow(*arguments: Any) -> Any:
+            now[0] += 1.0
+            return own[name](*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(track if name == "save" else track.Trainer, name, slow)
+            often = ("--val-every", 2, "--save-every", 3)
+            return train("--steps", 6, *often, "--folder", tmp_path / name).seconds
+
+    assert {name: measure(name) for name in own} == {"step": 6.0, "validate": 0.0, "save": 0.0}
 
 
 def test_checkpoints_of_another_code_are_refused(

@@ -20,11 +20,25 @@ def make_entry(step: int, *losses: float) -> Any:
 
 @pytest.mark.parametrize(
     ("losses", "expected"),
-    [((3.2760,), True), ((3.2761,), False), ((3.279, 3.277, 3.277, 3.278), True), ((3.279,) * 4, False)],
-    ids=["one at its target", "one above it", "four by enough", "four by too little"],
+    [
+        ((3.2760,), True),
+        ((3.2761,), False),
+        ((3.279, 3.277, 3.277, 3.278), True),
+        ((3.279,) * 4, False),
+        ((3.278,) * 4, True),
+        ((3.278, 3.278, 3.278, 3.27801), False),
+    ],
+    ids=[
+        "one at its target",
+        "one above it",
+        "four by enough",
+        "four by too little",
+        "four by just enough",
+        "four by a last digit too little",
+    ],
 )
 def test_the_target_is_reached_by_a_margin(losses: tuple[float, ...], expected: bool) -> None:
-    """Four runs: (3.28 − 3.27775) · 2 = 0.0045 is enough, and (3.28 − 3.279) · 2 = 0.002 is not."""
+    """Four runs: (3.28 − 3.27775) · 2 = 0.0045 and (3.28 − 3.278) · 2 = 0.004 are enough, 0.002 is not."""
     assert TRACK.reaches_target(losses) is expected
 
 
@@ -44,6 +58,15 @@ def test_steps_and_loss_count_together(runs: int, statistic: float, better: bool
     assert TRACK.difference_statistic(new, old) == pytest.approx(statistic, abs=1e-5)
     assert TRACK.is_better(new, old) is better
     assert TRACK.difference_statistic(old, new) == pytest.approx(-statistic, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "better"), [(3.278, True), (3.27801, False)], ids=["just enough", "a last digit too little"]
+)
+def test_an_entry_is_better_at_the_margin_itself(loss: float, better: bool) -> None:
+    """Eight runs each and equal steps: (3.280 − 3.278) / √(1/8 + 1/8) = 0.004."""
+    new, old = make_entry(3250, *[loss] * 8), make_entry(3250, *[3.280] * 8)
+    assert TRACK.is_better(new, old) is better
 
 
 def test_more_runs_of_one_entry_alone_help_less() -> None:
@@ -70,6 +93,8 @@ def write_log(
         "rest": "share",
         "warmup": 0,
         "cooldown": 0.7,
+        "steps": 100,
+        "grad_scale": 1.0,
         "stop_step": 100,
         "seed": 0,
         "tiny": False,
@@ -123,12 +148,34 @@ def test_logs_that_are_no_entry_are_refused(tmp_path: Path, capsys, changes, mes
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"grad_scale": 8.0},
+        {"steps": 200},
+        {"stop_step": 90},
+        {"optimizer": "muon"},
+        {"lr": 2e-3},
+        {"decay": 0.5},
+        {"rest": "roles"},
+        {"warmup": 10},
+        {"cooldown": 0.5},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_entries_that_differ_in_a_choice_are_described_differently(tmp_path: Path, changes) -> None:
+    paths = [write_log(tmp_path, "first", 3.27), write_log(tmp_path, "second", 3.27, **changes)]
+    first, second = (TRACK.describe(TRACK.read_entry([path])) for path in paths)
+    assert first != second
+    assert "over 1 seed" in first
+
+
 def test_the_tiny_mode_is_not_compared_with_the_real_one(tmp_path: Path, capsys) -> None:
     tiny, real = write_log(tmp_path, "tiny", 2.0, tiny=True), write_log(tmp_path, "real", 3.27)
     assert TRACK.main([str(tiny), "--against", str(real)]) == 2
     assert "like with like" in capsys.readouterr().err
     TRACK.main([str(tiny)])
-    assert "the procedure alone" in capsys.readouterr().out
+    assert "only shows how the tests work" in capsys.readouterr().out
 
 
 def test_other_files_are_refused(tmp_path: Path, capsys) -> None:

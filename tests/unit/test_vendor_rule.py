@@ -102,8 +102,8 @@ def test_names_can_be_left_out() -> None:
         ({"without": ["accumulate"]}, "rule_step needs accumulate"),
         ({"without": ["no_such"]}, "has no no_such; it has"),
         ({"without": ["Rule"]}, "Rule"),
-        ({"weights": make_weights(ns_iters=4)}, "have not the options"),
-        ({"weights": make_weights(initial_rms_decays=(0.9, 0.99, 0.999))}, "have not the options"),
+        ({"weights": make_weights(ns_iters=4)}, "do not support these weights' options"),
+        ({"weights": make_weights(initial_rms_decays=(0.9, 0.99, 0.999))}, "do not support"),
     ],
     ids=["needed", "unknown", "the numbers", "other polynomial", "more decays"],
 )
@@ -116,6 +116,7 @@ def test_a_file_is_filled_between_its_markers_only(tmp_path: Path, capsys) -> No
     file = tmp_path / "script.py"
     file.write_text("before\n# <rule jax celo2-base without init update>\nstale\n# </rule>\nafter\n")
     assert TOOL.main(["--check", str(file)]) == 1
+    assert f"{file} is out of date; run python tools/vendor_rule.py {file}" in capsys.readouterr().out
     assert "stale" in file.read_text()
     assert TOOL.main([str(file)]) == 0
     text = file.read_text()

@@ -1,4 +1,7 @@
-"""Fake batches with something to learn, as NumPy arrays: token sequences and small images."""
+"""Fake batches with something to learn, as NumPy arrays: token sequences and small images.
+
+Sizes coincide, so that a network has matrices of few shapes: each shape is compiled by itself.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-VOCABULARY, LENGTH, WIDTH, HEADS, HIDDEN = 24, 8, 16, 2, 40
-CLASSES, CHANNELS, SIDE, FILTERS = 10, 3, 6, (8, 12)
+VOCABULARY, LENGTH, WIDTH, HEADS, HIDDEN = 24, 8, 16, 2, 16
+CLASSES, CHANNELS, SIDE, FILTERS = 10, 8, 6, (8, 8)
 COUNT, BATCH_SIZE = 4, 8
 
 
@@ -30,7 +33,7 @@ def make_tokens(seed: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def make_images(seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Noisy images of ten patterns, channels last, without a mask."""
+    """Noisy images of one pattern for each class, channels last, without a mask."""
     rng = np.random.default_rng(seed)
     patterns = rng.standard_normal((CLASSES, SIDE, SIDE, CHANNELS))
     batches = []

@@ -46,7 +46,9 @@ class JaxWorkload(spec.Workload):
 
 
 class Transformer(JaxWorkload):
-    """One block on tokens; `Dense_0` is the output layer at the top, and a hidden one in the block."""
+    """One block on tokens, with a scalar in bfloat16; `Dense_0` is the output layer at the top, and a hidden
+    one in the block.
+    """
 
     queue = staticmethod(batches.make_tokens)
 
@@ -65,6 +67,7 @@ class Transformer(JaxWorkload):
         block = {
             "LayerNorm_0": norm,
             "MultiHeadDotProductAttention_0": attention,
+            "attn_scale": (),
             "LayerNorm_1": norm,
             "Dense_0": {"kernel": (width, hidden), "bias": (hidden,)},
             "Dense_1": {"kernel": (hidden, width), "bias": (width,)},
@@ -90,7 +93,8 @@ class Transformer(JaxWorkload):
         if mode == spec.ForwardPassMode.TRAIN:
             x = x * jax.random.bernoulli(rng, 1 - dropout_rate, x.shape).astype(x.dtype) / (1 - dropout_rate)
         block = params["EncoderBlock_0"]
-        x = x + _attend(block["MultiHeadDotProductAttention_0"], _layer_norm(block["LayerNorm_0"], x))
+        attention, scale = block["MultiHeadDotProductAttention_0"], block["attn_scale"]
+        x = x + _attend(attention, scale, _layer_norm(block["LayerNorm_0"], x))
         hidden = jax.nn.gelu(_dense(block["Dense_0"], _layer_norm(block["LayerNorm_1"], x)))
         return _dense(params["Dense_0"], x + _dense(block["Dense_1"], hidden)), None
 
@@ -151,6 +155,8 @@ def _draw(shapes: Any, rng: np.random.Generator, name: str = "") -> Any:
         return {key: _draw(shape, rng, key) for key, shape in shapes.items()}
     if name in ("bias", "scale"):
         return jnp.full(shapes, float(name == "scale"), jnp.float32)
+    if name == "attn_scale":
+        return jnp.ones(shapes, jnp.bfloat16)
     fan_in = 25 if name == "embedding" else int(np.prod(shapes[:-1]))
     return jnp.asarray(rng.standard_normal(shapes) * fan_in**-0.5, jnp.float32)
 
@@ -174,12 +180,12 @@ def _layer_norm(params: Tree, x: Array) -> Array:
     return x * params["scale"].reshape(1, 1, -1) + params["bias"].reshape(1, 1, -1)
 
 
-def _attend(params: Tree, x: Array) -> Array:
+def _attend(params: Tree, scale: Array, x: Array) -> Array:
     query, key, value = (
         jnp.einsum("btd,dhk->bthk", x, params[name]["kernel"]) + params[name]["bias"][None, None]
         for name in ("query", "key", "value")
     )
-    scores = jnp.einsum("bthk,bshk->bhts", query, key) * query.shape[-1] ** -0.5
+    scores = jnp.einsum("bthk,bshk->bhts", query, key) * scale.astype(x.dtype) * query.shape[-1] ** -0.5
     causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
     shares = jax.nn.softmax(jnp.where(causal, scores, -1e9))
     mixed = jnp.einsum("bhts,bshk->bthk", shares, value)
@@ -220,7 +226,7 @@ class Run:
         batch = self.submission.data_selection(
             self.workload, self.batches, self.optimizer_state, self.params, self.model_state, *about
         )
-        loss = float(self._loss(self.params, self.model_state, batch))
+        loss = float(self._loss(*jax.device_get((self.params, self.model_state)), batch))
         self.optimizer_state, self.params, self.model_state = self.submission.update_params(
             workload=self.workload,
             current_param_container=self.params,
@@ -237,6 +243,18 @@ class Run:
         )
         self.global_step += 1
         return loss
+
+    def count_traces(self) -> list[None]:
+        """Returns a list that grows by one element each time that the step is traced, from now on."""
+        state, update = self.optimizer_state
+        traces: list[None] = []
+
+        def counted(*arguments: Any) -> Any:
+            traces.append(None)
+            return update(*arguments)
+
+        self.optimizer_state = (state, counted)
+        return traces
 
     def prepare_for_eval(self) -> None:
         self.optimizer_state, self.params, self.model_state = self.submission.prepare_for_eval(

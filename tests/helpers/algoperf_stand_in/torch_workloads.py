@@ -34,8 +34,9 @@ class TransformerModel(nn.Module):
         self.block = Block()
         self.linear1 = nn.Linear(batches.WIDTH, batches.VOCABULARY)  # the output; the block has another
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.linear1(self.block(self.embed_tokens(inputs.long())))
+    def forward(self, inputs: Tensor, dropout_rate: float = 0.0) -> Tensor:
+        x = nn.functional.dropout(self.embed_tokens(inputs.long()), dropout_rate, self.training)
+        return self.linear1(self.block(x))
 
 
 class ConvolutionModel(nn.Module):
@@ -48,7 +49,8 @@ class ConvolutionModel(nn.Module):
         self.batch_norm2 = nn.BatchNorm2d(sizes[2])
         self.fc = nn.Linear(sizes[2], batches.CLASSES)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, dropout_rate: float = 0.0) -> Tensor:
+        del dropout_rate
         x = torch.relu(self.batch_norm1(self.conv1(images.permute(0, 3, 1, 2))))
         x = torch.relu(self.batch_norm2(self.conv2(x)))
         return self.fc(x.mean((2, 3)))
@@ -74,9 +76,9 @@ class TorchWorkload(spec.Workload):
         update_batch_norm: bool,
         dropout_rate: float = 0.0,
     ) -> tuple[Tensor, None]:
-        del model_state, rng, update_batch_norm, dropout_rate
+        del model_state, rng, update_batch_norm
         params.train(mode == spec.ForwardPassMode.TRAIN)
-        return params(augmented_and_preprocessed_input_batch["inputs"]), None
+        return params(augmented_and_preprocessed_input_batch["inputs"], dropout_rate), None
 
     def loss_fn(
         self,

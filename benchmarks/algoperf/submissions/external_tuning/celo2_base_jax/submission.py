@@ -25,9 +25,8 @@ TOGETHER = 1 << 22  # elements that are computed at once; the rule needs memory 
 
 # What a trial sets. Under the self-tuning rules `hyperparameters` is None and all of these stand.
 
-DEFAULTS: dict[str, float | None] = {
+DEFAULTS: dict[str, float] = {
     "dropout_rate": 0.1,
-    "grad_clip": None,
     "horizon": 1.0,
     "label_smoothing": 0.1,
     "learning_rate": 0.0028,
@@ -447,27 +446,27 @@ def learning_rate(hyperparameters: Any, schedule: Schedule, count: Array) -> Arr
 
 def make_optimizer(workload: Any, params: Any, hyperparameters: Any) -> tuple[Any, Callable[..., Any]]:
     """The initial state, and `update(grads, state, params, loss) → params, state`."""
-    plan, (leaves, treedef) = make_plan(workload, params), jax.tree.flatten(params)
+    plan = make_plan(workload, params)
     schedule, decay = make_schedule(workload, hyperparameters), setting(hyperparameters, "weight_decay")
 
     def update(grads: Any, state: dict[str, Any], params: Any, loss: Array) -> tuple[Any, dict[str, Any]]:
         del loss
-        grads, params = jax.tree.leaves(grads), jax.tree.leaves(params)
+        grads, olds = as_float32(grads), as_float32(params)
         rate, count = learning_rate(hyperparameters, schedule, state["count"]), state["count"] + 1
-        new, rule, adamw = list(params), {}, {}
+        new, rule, adamw = list(olds), {}, {}
         for key, old in state["rule"].items():
-            steps, rule[key] = rule_steps(plan, key, grads, params, old)
+            steps, rule[key] = rule_steps(plan, key, grads, olds, old)
             for index, step in steps.items():
-                p = params[index]
+                p = olds[index]
                 new[index] = p - rate * (step + (decay if plan.entries[index].view else 0.0) * p)
         for index, entry in enumerate(plan.entries):
             if not entry.hidden:
                 old = state["adamw"][entry.name]
                 step, adamw[entry.name] = adamw_step(grads[index], old, count.astype(jnp.float32))
-                new[index] = params[index] - ADAMW_SCALE * rate * step
-        return treedef.unflatten(new), {"count": count, "rule": rule, "adamw": adamw}
+                new[index] = olds[index] - ADAMW_SCALE * rate * step
+        return like_params(new, params), {"count": count, "rule": rule, "adamw": adamw}
 
-    return jax.jit(functools.partial(init_state, plan))(leaves), update
+    return jax.jit(functools.partial(init_state, plan))(as_float32(params)), update
 
 
 # Training: one jitted step, with the batch divided among the devices and everything else on each of them.
@@ -478,7 +477,17 @@ class Training(NamedTuple):
 
     dropout_rate: float
     label_smoothing: float
-    grad_clip: float | None
+
+
+def as_float32(tree: Any) -> list[Array]:
+    """The leaves in the dtype of the optimizer; some workloads keep parameters in bfloat16."""
+    return [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree)]
+
+
+def like_params(leaves: Sequence[Array], params: Any) -> Any:
+    """New parameters in the structure and the dtypes of the old, so that nothing is compiled anew."""
+    olds, treedef = jax.tree.flatten(params)
+    return treedef.unflatten([new.astype(old.dtype) for new, old in zip(leaves, olds, strict=True)])
 
 
 def train_step(
@@ -505,10 +514,7 @@ def train_step(
         return found["summed"] / found["n_valid_examples"], new_model_state
 
     (loss, model_state), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-    if training.grad_clip is not None:
-        scale = jnp.minimum(1.0, training.grad_clip / (norm + 1e-6))
-        grads = jax.tree.map(lambda g: scale * g, grads)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in as_float32(grads)))
     params, state = update(grads, state, params, loss)
     return state, params, model_state, {"loss": loss, "grad_norm": norm}
 
@@ -524,6 +530,14 @@ def jit_train_step() -> Callable[..., Any]:
         in_shardings=(same, same, same, divided, same),
         out_shardings=same,
     )
+
+
+def replicate(tree: Any) -> Any:
+    """A tree with its arrays on each device; arrays that are elsewhere would be another program's."""
+    same = jax_sharding_utils.get_replicate_sharding()
+    if all(getattr(leaf, "sharding", None) == same for leaf in jax.tree.leaves(tree)):
+        return tree
+    return jax.device_put(tree, same)
 
 
 def init_optimizer_state(
@@ -552,9 +566,8 @@ def update_params(
     del current_params_types, loss_type, eval_results, train_state
     state, update = optimizer_state
     training = Training(*(setting(hyperparameters, name) for name in Training._fields))
-    state, params, model_state, metrics = jit_train_step()(
-        workload, update, training, state, current_param_container, model_state, batch, rng
-    )
+    trees = replicate((state, current_param_container, model_state))
+    state, params, model_state, metrics = jit_train_step()(workload, update, training, *trees, batch, rng)
     if workload.metrics_logger is not None and global_step % LOG_EVERY == 0:
         numbers = {name: float(value) for name, value in metrics.items()}
         workload.metrics_logger.append_scalar_metrics(numbers, global_step)

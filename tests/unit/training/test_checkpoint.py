@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -106,6 +109,62 @@ class TestRuns:
         path.write_bytes(content[: keep if keep != 0.5 else len(content) // 2])
         with pytest.warns(UserWarning, match="cannot be used .* start from the beginning"):
             assert_same(runner.train(checkpoints=checkpoints), undisturbed)
+
+    def test_random_keys_in_an_optimizers_state_go_on(self, tmp_path) -> None:
+        def make_noisy(schedule: optax.Schedule) -> optax.GradientTransformation:
+            return optax.noisy_sgd(schedule, key=jax.random.key(7, impl="rbg"))
+
+        noisy = GridRunner(SharedTask(make_quadratic()), make_noisy, (0.01, 0.1), steps=STEPS)
+        expected = noisy.train()
+        checkpoints = Checkpoints(tmp_path, min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            noisy.train(stop_at(12), checkpoints=checkpoints)
+        assert list(tmp_path.glob("*.npz"))
+        assert_same(noisy.train(checkpoints=checkpoints), expected)
+
+    def test_a_folder_that_cannot_be_made_costs_no_run(self, runner, undisturbed, tmp_path) -> None:
+        (tmp_path / "file").write_text("")
+        checkpoints = Checkpoints(tmp_path / "file" / "here", min_seconds=0)
+        with pytest.warns(UserWarning) as told:
+            assert_same(runner.train(checkpoints=checkpoints), undisturbed)
+        assert sum("cannot be written" in str(one.message) for one in told) == 1
+
+    def test_a_full_disk_costs_no_run_and_no_checkpoint(
+        self, runner, undisturbed, tmp_path, monkeypatch
+    ) -> None:
+        def fill(*_, **__) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        checkpoints = Checkpoints(tmp_path, min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(stop_at(12), checkpoints=checkpoints)
+        [path] = tmp_path.iterdir()
+        before = path.read_bytes()
+        monkeypatch.setattr(np, "savez", fill)
+        with pytest.warns(UserWarning, match="cannot be written .*No space left.* training goes on") as told:
+            assert_same(runner.train(checkpoints=checkpoints), undisturbed)
+        assert len(told) == 1
+        assert list(tmp_path.iterdir()) == [path]
+        assert path.read_bytes() == before
+
+    def test_a_resumed_run_holds_no_more_than_another(self, runner, tmp_path) -> None:
+        def held(checkpoints: Checkpoints) -> int:
+            """Bytes of all arrays before the last steps."""
+            seen: list[int] = []
+
+            def measure(progress: Progress) -> None:
+                if progress.step < STEPS:
+                    gc.collect()
+                    seen.append(sum(array.nbytes for array in jax.live_arrays()))
+
+            runner.train(measure, checkpoints=checkpoints)
+            return seen[-1]
+
+        checkpoints = Checkpoints(tmp_path, min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(stop_at(12), checkpoints=checkpoints)
+        usual = held(Checkpoints(tmp_path / "new", min_seconds=0))  # what the stopped run left is in both
+        assert held(checkpoints) == usual
 
 
 def stop_group(stop: bool) -> Callable:

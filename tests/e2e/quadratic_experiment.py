@@ -21,7 +21,8 @@ from celo2.training.checkpoint import RunCheckpoint
 
 KILL = "QUADRATIC_KILL"  # the variable that says before which checkpoint the process is killed
 NAME = "sized-quadratic"
-RUN = "--size tiny --optimizers adamw --set adamw=0.01 --seeds 1 --checkpoint-minutes 0".split()
+SETTING = {"--size": "tiny", "--optimizers": "adamw", "--set": "adamw=0.01", "--seeds": "1"}
+OPTIONS = [word for pair in {**SETTING, "--checkpoint-minutes": "0"}.items() for word in pair]
 
 
 def make(size: str = "full") -> Task:
@@ -63,4 +64,4 @@ if NAME not in TASKS:
 if __name__ == "__main__":
     if KILL in os.environ:
         kill_before(int(os.environ[KILL]))
-    sys.exit(max(main(EXPERIMENT, ["--out", out, *RUN]) for out in sys.argv[1:]))
+    sys.exit(max(main(EXPERIMENT, ["--out", out, *OPTIONS]) for out in sys.argv[1:]))

@@ -222,12 +222,15 @@ def quadratic_script() -> str:
 
 def test_the_table_has_the_runs_of_the_setting_that_it_names(load, tmp_path, capsys) -> None:
     """Of several that the folder has, whichever is better."""
-    arguments = "--size tiny --optimizers adamw --seeds 1".split()
+    arguments = ["--size", "tiny", "--optimizers", "adamw", "--seeds", "1"]
     shown = []
     for setting in ("0.01", "1e-5", "0.01,0.1"):
-        assert call(
-            load, "quadratic_experiment", "--out", str(tmp_path), *arguments, "--set", f"adamw={setting}"
-        ) == 0
+        assert (
+            call(
+                load, "quadratic_experiment", "--out", str(tmp_path), *arguments, "--set", f"adamw={setting}"
+            )
+            == 0
+        )
         [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| adamw |")]
         shown.append([cell.strip() for cell in row.split("|")[2:7]])
     losses = {run.spec: f"{run.final_valid_loss:.4f}" for run in load_results(tmp_path / "final").results}

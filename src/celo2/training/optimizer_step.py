@@ -174,7 +174,7 @@ class Program:
     def _start(
         self, runs: Runs, spread: Runs, given: Sequence[Any], checkpoint: RunCheckpoint | None
     ) -> tuple[list[Piece], Feed, TrainState]:
-        """Returns pieces, feed and state that the steps start from: a checkpoint's, or new ones; never both."""
+        """Returns pieces, feed and state to start from: those of the checkpoint, or else new ones."""
         carry = self._task.feed, self._train_state
         if checkpoint is not None and (found := checkpoint.load(carry)) is not None:
             return _split_history(found[0], self.bounds), *found[1]

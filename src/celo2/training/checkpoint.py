@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 MIN_SECONDS = 600.0  # between two checkpoints of a run
@@ -114,7 +115,7 @@ class RunCheckpoint:
 
 def _is_key(leaf: Any) -> bool:
     """Returns whether a leaf holds random keys of JAX's own type (`jax.random.key`)."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:
@@ -129,7 +130,7 @@ def _restore(array: np.ndarray, like: Any) -> Any:
         like_data = jax.eval_shape(
             lambda keys: kinds.append(jax.random.key_impl(keys)) or jax.random.key_data(keys), like
         )
-        keys = jax.random.wrap_key_data(_check(array, like_data), impl=kinds[0])
+        keys = jax.random.wrap_key_data(jnp.asarray(_check(array, like_data)), impl=kinds[0])
         return jax.device_put(keys, like.sharding)
     return jax.device_put(_check(array, like), like.sharding)
 

@@ -81,6 +81,31 @@ def test_dry_run_takes_a_step_time_and_settings_that_are_given(load, tmp_path, c
 
 
 @pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize("rows", ["4", "32", "64"])
+def test_dry_run_takes_other_rows_than_the_tasks(rows, load, tmp_path, capsys) -> None:
+    arguments = ["--optimizers", "adamw", "--out", str(tmp_path), "--step-seconds", "1", "--rows", rows]
+    assert call(load, "lm_30m", "--dry-run", *arguments) == 0
+    text = capsys.readouterr().out
+    assert f"64 examples, {rows} at once" in text
+    assert f"activations of {rows} examples" in text
+
+
+@pytest.mark.parametrize("count", ["0", "-2", "two"])
+def test_what_is_no_count_is_refused(count, load, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        call(load, "lm_30m", "--rows", count)
+    assert f"expected a whole number, at least 1, got '{count}'" in capsys.readouterr().err
+
+
+def test_all_experiments_have_the_shared_grids_and_differences(load) -> None:
+    shared = load("experiment")
+    for script in SCRIPTS:
+        declared = load(script).EXPERIMENT
+        assert declared.grids.items() >= shared.SHARED_GRIDS.items()
+        assert declared.differences[-2:] == shared.SHARED_DIFFERENCES
+
+
+@pytest.mark.usefixtures("no_data")
 def test_full_size_without_data_says_what_to_put_where(load, tmp_path, capsys) -> None:
     assert call(load, "gpt2_124m", "--out", str(tmp_path / "out")) == 2
     assert not (tmp_path / "out").exists()

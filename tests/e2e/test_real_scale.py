@@ -9,13 +9,13 @@ import re
 import signal
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from processes import run
+from quadratic_experiment import make_experiment
 
 from celo2.evaluate.analysis.standings import arrange
 from celo2.evaluate.suite.results import RunResult
@@ -49,8 +49,8 @@ def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def call(load: Any, script: str, *arguments: str) -> int:
-    module: ModuleType = load(script)
-    return load("experiment").main(module.EXPERIMENT, arguments)
+    experiment = make_experiment() if script == "a quadratic" else load(script).EXPERIMENT
+    return load("experiment").main(experiment, arguments)
 
 
 @pytest.mark.usefixtures("no_data")
@@ -250,12 +250,7 @@ def test_the_table_has_the_runs_of_the_setting_that_it_names(load, tmp_path, cap
     arguments = ["--size", "tiny", "--optimizers", "adamw", "--seeds", "1"]
     shown = []
     for setting in ("0.01", "1e-5", "0.01,0.1"):
-        assert (
-            call(
-                load, "quadratic_experiment", "--out", str(tmp_path), *arguments, "--set", f"adamw={setting}"
-            )
-            == 0
-        )
+        assert call(load, "a quadratic", "--out", str(tmp_path), *arguments, "--set", f"adamw={setting}") == 0
         [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| adamw |")]
         shown.append([cell.strip() for cell in row.split("|")[2:7]])
     losses = {run.spec: f"{run.final_valid_loss:.4f}" for run in load_results(tmp_path / "final").results}

@@ -240,14 +240,14 @@ class TestSuites:
         assert len(list((tmp_path / CHECKPOINTS).iterdir())) == 3
         run_suite(SUITE, store)
         assert [place.name for place in (tmp_path / CHECKPOINTS).iterdir()] == [
-            place_of(*other.groups("quadratic"), tmp_path).name
+            place_of(other.groups("quadratic")[0], tmp_path).name
         ]
 
     def test_what_fails_keeps_its_checkpoints(self, tmp_path: Path) -> None:
         left = place_of(SUITE.groups("quadratic")[0], tmp_path / CHECKPOINTS)
         left.mkdir(parents=True)
         failures = run_suite(
-            SUITE, RunStore(tmp_path), engine=lambda tasks, *_: [Failure(tasks[0][0], "it broke")]
+            SUITE, RunStore(tmp_path), engine=lambda tasks, *_: iter([Failure(tasks[0][0], "it broke")])
         )
         assert len(failures) == 1
         assert left.exists()

@@ -47,7 +47,7 @@ stopped: finished runs are kept, and a run that was stopped goes on from its las
 
 examples:
   python {script} --dry-run                                 what it needs, and how long it takes
-  python {script} --size tiny --out runs/tiny               the same in seconds on a CPU, on a stand-in
+  python {script} --size tiny --out runs/tiny               the same in minutes on a CPU, on a stand-in
   python {script} --data /data --out runs/real              the published setting
   python {script} --data /data --out runs/real --optimizers celo2,adamw
   python {script} --data /data --out runs/one --optimizers adamw --set adamw=0.003 --seeds 1
@@ -93,7 +93,12 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Arguments:
         default=0,
         help=f"length of a run; default {experiment.steps:,}, or the size's",
     )
-    add("--rows", type=_count, default=0, help="examples of a batch in memory at once; default: the task's")
+    add(
+        "--rows",
+        type=_count,
+        default=0,
+        help="examples of a batch in memory at once, a divisor of the batch; default: the task's",
+    )
     add("--bfloat16", action="store_true", help="round the operands of matrix products to bfloat16")
     add("--devices", type=_count, default=0, help="devices to use, each with a run of its own; default: all")
     add("--checkpoint-minutes", type=float, default=CHECKPOINT_MINUTES, help="least time between checkpoints")
@@ -113,8 +118,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _count(text: str) -> int:
-    if (count := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text}.")
+    count = int(text) if text.isdecimal() else 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, at least 1, got {text!r}.")
     return count
 
 

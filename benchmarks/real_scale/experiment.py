@@ -71,6 +71,20 @@ def log_uniform(low: float, high: float, count: int = 7) -> tuple[float, ...]:
     return tuple(float(f"{rate:.3g}") for rate in np.geomspace(low, high, count))
 
 
+_CELO2 = Grid(log_uniform(1e-5, 1e-3), (0.0, 0.1, 10.0), "arXiv 2602.19142: 7 rates, decays 0, 0.1 and 10")
+_MUON = Grid(_CELO2.rates, _CELO2.decays, "ours: that of celo2, as its steps have the same size")
+SHARED_GRIDS: Mapping[str, Grid] = {  # of all experiments
+    "celo2": _CELO2,
+    "celo2-plus": _CELO2,
+    "celo2-base": _CELO2,
+    "muon": _MUON,
+}
+SHARED_DIFFERENCES = (  # from the published runs
+    "Training examples are drawn with replacement, not permuted.",
+    "The weights of celo2 are this package's own; --optimizers celo2:PATH takes others.",
+)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One published setting.

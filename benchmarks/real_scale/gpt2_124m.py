@@ -5,12 +5,11 @@ python benchmarks/real_scale/gpt2_124m.py --help
 
 from __future__ import annotations
 
-from experiment import Experiment, Grid, log_uniform, run
+from experiment import SHARED_DIFFERENCES, SHARED_GRIDS, Experiment, Grid, log_uniform, run
 from table import Figure
 from token_shards import need_tokens
 
 TRAIN_TOKENS = 2_470_640_640  # 20 for each of 123.5 M parameters
-CELO2 = Grid(log_uniform(1e-5, 1e-3), (0.0, 0.1, 10.0), "arXiv 2602.19142: 7 rates, decays 0, 0.1 and 10")
 FIGURE_7 = "arXiv 2602.19142, figure 7, second-hand"
 ELO = (
     "arXiv 2607.06772, second-hand: best validation loss of another GPT-2 124M run on 2.5 billion tokens of "
@@ -22,10 +21,7 @@ EXPERIMENT = Experiment(
     title="GPT-2 124M on FineWeb",
     steps=4_712,
     grids={
-        "celo2": CELO2,
-        "celo2-plus": CELO2,
-        "celo2-base": CELO2,
-        "muon": Grid(CELO2.rates, CELO2.decays, "ours: that of celo2, as its steps have the same size"),
+        **SHARED_GRIDS,
         "adamw": Grid(
             log_uniform(1.5e-4, 2e-2),
             (0.0, 0.1),
@@ -45,9 +41,8 @@ EXPERIMENT = Experiment(
     differences=(
         "Batches of 512 rows are those of the public code's AdamW runs; the Celo2 runs' were not published.",
         "A batch is computed 16 rows at a time and gradients are averaged: the same numbers up to rounding.",
-        "Rows are drawn with replacement, not permuted.",
         "Validation is on 16 batches (8,388,608 tokens), the same in every run, not on 20 million tokens.",
-        "The weights of celo2 are this package's own; --optimizers celo2:PATH takes others.",
+        *SHARED_DIFFERENCES,
     ),
 )
 

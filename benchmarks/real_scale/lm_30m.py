@@ -6,14 +6,13 @@ python benchmarks/real_scale/lm_30m.py --help
 from __future__ import annotations
 
 import optax
-from experiment import Experiment, Grid, log_uniform, run
+from experiment import SHARED_DIFFERENCES, SHARED_GRIDS, Experiment, Grid, log_uniform, run
 from table import Figure
 from token_shards import need_tokens
 
 from celo2.baselines import OptimizerSpec
 
 TRAIN_TOKENS = 598_310_400  # 20 for each of 29.9 M parameters
-CELO2 = Grid(log_uniform(1e-5, 1e-3), (0.0, 0.1, 10.0), "arXiv 2602.19142: 7 rates, decays 0, 0.1 and 10")
 
 ADAMW = OptimizerSpec(
     "adamw-lm-30m",
@@ -29,10 +28,7 @@ EXPERIMENT = Experiment(
     title="LM-30M on FineWeb-Edu",
     steps=18_258,
     grids={
-        "celo2": CELO2,
-        "celo2-plus": CELO2,
-        "celo2-base": CELO2,
-        "muon": Grid(CELO2.rates, CELO2.decays, "ours: that of celo2, as its steps have the same size"),
+        **SHARED_GRIDS,
         ADAMW.name: Grid(
             log_uniform(3e-4, 3e-2), (0.0, 0.1), "ours: half-decades around the public code's 3e-3, decay 0"
         ),
@@ -50,9 +46,8 @@ EXPERIMENT = Experiment(
     differences=(
         "Batches of 64 rows and the betas are those of the public code's AdamW runs; the Celo2 runs' were "
         "not published.",
-        "Rows are drawn with replacement, not permuted.",
         "Validation is on 16 batches (524,288 tokens), the same in every run, not on 20 million tokens.",
-        "The weights of celo2 are this package's own; --optimizers celo2:PATH takes others.",
+        *SHARED_DIFFERENCES,
     ),
     own=(ADAMW,),
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from plan import seconds_of_step
 
 from celo2.evaluate.analysis.standings import TaskRuns
@@ -38,11 +40,12 @@ class Ours(NamedTuple):
     Attributes:
         optimizer: Its name.
         setting: Learning rate and weight decay of the final runs; None if no setting is finished.
-        edge: Whether the tuned setting lies at the edge of its grid: "", or which in words.
-        tuned: Loss of that setting in tuning; None if it was given, or is not finished.
-        loss: Validation loss of the final runs; None without any.
+        edge: Whether the setting lies at the edge of the grid that it was tuned over: "", or which in words.
+        tuned: Loss of that setting in tuning; None if it was not among those tuned, or is not finished.
+        loss: Validation loss of the final runs, whatever it is; None without any.
         accuracy: Their share of right answers.
         seeds: Their number.
+        diverged: How many of them diverged.
         step_seconds: Seconds of a step, each run on a device of its own, median; None without runs.
         grid: Where the grid is from.
     """
@@ -54,6 +57,7 @@ class Ours(NamedTuple):
     loss: MeanStd | None
     accuracy: MeanStd | None
     seeds: int
+    diverged: int
     step_seconds: float | None
     grid: str
 
@@ -66,21 +70,22 @@ class Ours(NamedTuple):
         setting: tuple[float, float] | None,
         grid: str,
     ) -> Ours:
-        """Takes an optimizer's figures from the two stages' runs."""
+        """Takes an optimizer's figures from the two stages' runs: those of this setting, and of no other."""
         tuned = tuning.cells.get(optimizer) if tuning else None
-        found = final.cells.get(optimizer) if final else None
-        runs = found.best_runs if found else ()
+        runs, before = (_runs_of(stage, optimizer, setting) for stage in (final, tuning))
+        chosen = tuned is not None and tuned.best is not None and setting == tuned.best[:2]
         accurate = bool(runs) and runs[0].valid_accuracy is not None
-        shown = found or tuned
+        timed = runs or (tuned.runs if tuned else ())
         return cls(
             optimizer,
             setting,
-            (tuned.edge or ("decay" if tuned.decay_at_edge else "")) if tuned else "",
-            tuned.measure(lambda run: run.final_valid_loss) if tuned else None,
-            found.measure(lambda run: run.final_valid_loss) if found else None,
-            found.measure(_final_accuracy) if found and accurate else None,
+            (tuned.edge or ("decay" if tuned.decay_at_edge else "")) if tuned and chosen else "",
+            _over(before, lambda run: run.final_valid_loss),
+            _over(runs, lambda run: run.final_valid_loss),
+            _over(runs, _final_accuracy) if accurate else None,
             len(runs),
-            statistics.median(map(seconds_of_step, shown.runs)) if shown else None,
+            sum(run.diverged for run in runs),
+            statistics.median(map(seconds_of_step, timed)) if timed else None,
             grid,
         )
 
@@ -119,7 +124,7 @@ def _table(experiment: Experiment, ours: list[Ours]) -> Table:
             _mean(one.tuned),
             _mean(one.loss),
             _mean(one.accuracy),
-            Datum(str(one.seeds), one.seeds),
+            Datum(f"{one.seeds}, {one.diverged} diverged" if one.diverged else str(one.seeds), one.seeds),
             Datum(NONE if one.step_seconds is None else f"{1e3 * one.step_seconds:.3g}", one.step_seconds),
             Datum("; ".join(theirs.pop(one.optimizer, [])) or NONE, None),
         ]
@@ -150,6 +155,21 @@ def _setting(one: Ours) -> str:
 
 def _mean(value: MeanStd | None) -> Datum:
     return Datum(NONE, None) if value is None else Datum(str(value), value.mean)
+
+
+def _runs_of(
+    stage: TaskRuns | None, optimizer: str, setting: tuple[float, float] | None
+) -> tuple[RunResult, ...]:
+    """Returns a stage's runs of an optimizer with this learning rate and weight decay."""
+    cell = stage.cells.get(optimizer) if stage else None
+    if cell is None:
+        return ()
+    return tuple(run for known, runs in cell.settings.items() if known[:2] == setting for run in runs)
+
+
+def _over(runs: Sequence[RunResult], of: Callable[[RunResult], float]) -> MeanStd | None:
+    with np.errstate(invalid="ignore"):  # deviations of losses that are not finite
+        return MeanStd.over(np.array([of(run) for run in runs]))
 
 
 def _final_accuracy(run: RunResult) -> float:

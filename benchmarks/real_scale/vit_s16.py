@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiment import Experiment, Grid, log_uniform, run
+from experiment import SHARED_DIFFERENCES, SHARED_GRIDS, Experiment, Grid, log_uniform, run
 from plan import Need
 from table import Figure
 
@@ -15,7 +15,6 @@ from celo2.tasks.vision.image_sets import IMAGENET_SIDE, load_imagenet
 
 COUNTS = {"train": 1_281_167, "valid": 50_000}  # images of the official splits
 IMAGE_BYTES = 3 * IMAGENET_SIDE**2
-CELO2 = Grid(log_uniform(1e-5, 1e-3), (0.0, 0.1, 10.0), "arXiv 2602.19142: 7 rates, decays 0, 0.1 and 10")
 ABOUT_66 = "arXiv 2602.19142, second-hand and rounded: all three end level"
 
 
@@ -34,10 +33,7 @@ EXPERIMENT = Experiment(
     title="ViT-S/16 on ImageNet-1k",
     steps=50_000,
     grids={
-        "celo2": CELO2,
-        "celo2-plus": CELO2,
-        "celo2-base": CELO2,
-        "muon": Grid(CELO2.rates, CELO2.decays, "ours: that of celo2, as its steps have the same size"),
+        **SHARED_GRIDS,
         "adamw": Grid(
             log_uniform(1e-4, 1e-2),
             (0.0, 0.1),
@@ -62,9 +58,8 @@ EXPERIMENT = Experiment(
         "The variant, the batch and the augmentation of the published run are not known. This is the plain "
         "variant of Beyer et al. with batches of 1,024 (40 epochs), no augmentation, mix-up or clipping, "
         "which overfits more: the accuracy is lower than with them whatever the optimizer.",
-        "Images are drawn with replacement, not permuted.",
         "Validation is on 16 batches (16,384 images), the same in every run, not on all 50,000.",
-        "The weights of celo2 are this package's own; --optimizers celo2:PATH takes others.",
+        *SHARED_DIFFERENCES,
     ),
 )
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import re
+import signal
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from processes import kill_when, run
+from processes import run
+from quadratic_experiment import make_experiment
 
+from celo2.evaluate.analysis.standings import arrange
+from celo2.evaluate.suite.results import RunResult
 from celo2.evaluate.suite.store import RunStore, load_results
 from celo2.tasks.registry import make_task
 from helpers.run_results import make_random_run
@@ -45,8 +49,8 @@ def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def call(load: Any, script: str, *arguments: str) -> int:
-    module: ModuleType = load(script)
-    return load("experiment").main(module.EXPERIMENT, arguments)
+    experiment = make_experiment() if script == "a quadratic" else load(script).EXPERIMENT
+    return load("experiment").main(experiment, arguments)
 
 
 @pytest.mark.usefixtures("no_data")
@@ -74,6 +78,31 @@ def test_dry_run_takes_a_step_time_and_settings_that_are_given(load, tmp_path, c
     text = capsys.readouterr().out
     assert "3.6 s, as given with --step-seconds" in text
     assert re.search(r"^  adamw +0 +2 +36\.5$", text, re.MULTILINE)  # 2 × 18,258 steps of 3.6 s
+
+
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize("rows", ["4", "32", "64"])
+def test_dry_run_takes_other_rows_than_the_tasks(rows, load, tmp_path, capsys) -> None:
+    arguments = ["--optimizers", "adamw", "--out", str(tmp_path), "--step-seconds", "1", "--rows", rows]
+    assert call(load, "lm_30m", "--dry-run", *arguments) == 0
+    text = capsys.readouterr().out
+    assert f"64 examples, {rows} at once" in text
+    assert f"activations of {rows} examples" in text
+
+
+@pytest.mark.parametrize("count", ["0", "-2", "two"])
+def test_what_is_no_count_is_refused(count, load, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        call(load, "lm_30m", "--rows", count)
+    assert f"expected a whole number, at least 1, got '{count}'" in capsys.readouterr().err
+
+
+def test_all_experiments_have_the_shared_grids_and_differences(load) -> None:
+    shared = load("experiment")
+    for script in SCRIPTS:
+        declared = load(script).EXPERIMENT
+        assert declared.grids.items() >= shared.SHARED_GRIDS.items()
+        assert declared.differences[-2:] == shared.SHARED_DIFFERENCES
 
 
 @pytest.mark.usefixtures("no_data")
@@ -196,18 +225,58 @@ def test_groups_are_split_into_runs_for_each_device(load) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path: Path, environment) -> None:
-    def command(out: Path) -> list[str]:
-        options = (
-            "--size tiny --optimizers adamw --set adamw=0.01 --seeds 1 --steps 800 --checkpoint-minutes 0"
-        )
-        return [sys.executable, str(FOLDER / "lm_30m.py"), "--out", str(out), *options.split()]
-
+    """Killed between its first two checkpoints, so that steps are lost and taken again."""
+    environment = environment | {
+        "PYTHONPATH": os.pathsep.join([str(FOLDER), environment.get("PYTHONPATH", "")])
+    }
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    kill_when(lambda: list(killed.glob("final/checkpoints/*/*.npz")), command(killed), environment)
+    command = [sys.executable, quadratic_script(), str(killed)]
+    run(command, {**environment, "QUADRATIC_KILL": "2"}, status=-signal.SIGKILL)
+    assert len(list(killed.glob("final/checkpoints/*/*.npz"))) == 1
     assert RunStore(killed / "final").load().results == []
-    run(command(killed), environment)
-    run(command(whole), environment)
+    run([*command, str(whole)], environment)
     [found], [expected] = (load_results(out / "final").results for out in (killed, whole))
     for name in ("train_loss", "valid_loss"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert not list(killed.glob("final/checkpoints/*"))
+
+
+def quadratic_script() -> str:
+    return str(Path(__file__).with_name("quadratic_experiment.py"))
+
+
+def test_the_table_has_the_runs_of_the_setting_that_it_names(load, tmp_path, capsys) -> None:
+    """Of several that the folder has, whichever is better."""
+    arguments = ["--size", "tiny", "--optimizers", "adamw", "--seeds", "1"]
+    shown = []
+    for setting in ("0.01", "1e-5", "0.01,0.1"):
+        assert call(load, "a quadratic", "--out", str(tmp_path), *arguments, "--set", f"adamw={setting}") == 0
+        [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| adamw |")]
+        shown.append([cell.strip() for cell in row.split("|")[2:7]])
+    losses = {run.spec: f"{run.final_valid_loss:.4f}" for run in load_results(tmp_path / "final").results}
+    by_setting = {(spec.learning_rate, spec.weight_decay): loss for spec, loss in losses.items()}
+    assert len(set(losses.values())) == 3
+    assert [(row[0], row[2], row[4]) for row in shown] == [
+        ("0.01, wd 0", by_setting[0.01, 0.0], "1"),
+        ("1e-05, wd 0", by_setting[1e-5, 0.0], "1, 1 diverged"),  # it ends where it began
+        ("0.01, wd 0.1", by_setting[0.01, 0.1], "1"),
+    ]
+
+
+def make_setting(rate: float, loss: float, **values: Any) -> RunResult:
+    """A run of AdamW with this rate and final loss."""
+    one = make_random_run(learning_rate=rate, seed=1)
+    return dataclasses.replace(one, valid_loss=np.array([9.0, loss], np.float32), **values)
+
+
+def test_figures_are_those_of_the_setting_and_of_no_better_one(load) -> None:
+    ours = load("table").Ours.of
+    tuning = arrange([make_setting(rate, loss) for rate, loss in ((1e-3, 3.0), (1e-2, 2.0))]).tasks[0]
+    final = arrange([make_setting(1e-3, 4.0, seconds_per_step=2.0), make_setting(1e-2, 1.0)]).tasks[0]
+    found = ours("adamw", tuning, final, (1e-3, 0.0), "a grid")
+    assert (found.tuned.mean, found.loss.mean, found.seeds, found.edge) == (3.0, 4.0, 1, "")
+    assert found.step_seconds == 2.0
+    best = ours("adamw", tuning, final, (1e-2, 0.0), "a grid")
+    assert (best.tuned.mean, best.loss.mean, best.edge) == (2.0, 1.0, "highest")
+    absent = ours("adamw", tuning, final, (5e-3, 0.0), "a grid")
+    assert (absent.tuned, absent.loss, absent.accuracy, absent.seeds) == (None, None, None, 0)

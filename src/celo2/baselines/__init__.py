@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 import optax
@@ -128,6 +128,7 @@ def _as_spec(name: str, thing: Any) -> OptimizerSpec:
             )
         return made
 
+    update_wrapper(make, thing, assigned=(), updated=())  # says where the code is
     return OptimizerSpec(name, first_line(thing) or f"made by {name}", make, OWN_RANGE, origin=name)
 
 

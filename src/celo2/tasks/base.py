@@ -85,6 +85,7 @@ class Task:
         mean_over_examples: Whether loss and accuracy of a batch are the means of those of its examples, so
             that it can be computed in parts (`celo2.tasks.micro_batches`).
         rows_at_once: Examples of a batch that are computed together; None: all.
+        undivided: Loss and accuracy of a batch as a whole, where `loss` and `accuracy` are computed in parts.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Task:
     tokens_per_batch: int | None = None
     mean_over_examples: bool = False
     rows_at_once: int | None = None
+    undivided: tuple[Callable[[Params, Batch], Array], Callable[[Params, Batch], Array] | None] | None = None
 
     def sample_batch(self, key: Array, arrays: Mapping[str, Array]) -> Batch:
         """Draws `batch_size` examples with replacement from the arrays of one split."""

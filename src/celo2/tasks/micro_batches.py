@@ -1,8 +1,8 @@
 """Computes a batch's loss and gradient part by part, for batches whose activations do not fit into memory.
 
 The loss of a batch is the mean of the losses of its examples, so the gradient is the mean of the gradients of
-equal parts (micro-batches). They are computed one after the other and added up: in memory at once are the
-activations of one part, and two trees of gradients.
+equal parts (micro-batches). They are computed one after the other and added up, in float32 where parameters
+are of a shorter type: in memory at once are the activations of one part, and two trees of gradients.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from celo2.tasks.base import Batch, Params, Task
@@ -24,7 +25,8 @@ Loss = Callable[[Params, Batch], Array]
 def in_micro_batches(function: Loss, rows: int) -> Loss:
     """Returns a function that averages a mean over examples part by part; its gradient likewise.
 
-    Reverse mode only. What has no more than `rows` examples is computed as a whole.
+    Reverse mode only, and by the parameters only: there is no gradient with respect to the batch (JAX takes
+    it to be zero). What has no more than `rows` examples is computed as a whole.
 
     Args:
         function: `(params, batch) → ()`, the mean over the examples of a batch.
@@ -49,6 +51,8 @@ def in_micro_batches(function: Loss, rows: int) -> Loss:
 def split_batches(task: Task, rows: int) -> Task:
     """Returns the task with loss and accuracy computed for so many examples at once.
 
+    Of a task that is computed in parts already, the new number replaces the old one.
+
     Raises:
         ValueError: The batch cannot be divided into equal parts, or the task does not declare
             (`mean_over_examples`) that its loss is a mean over examples. Batch norm makes examples depend on
@@ -60,11 +64,13 @@ def split_batches(task: Task, rows: int) -> Task:
             "independent examples (Task.mean_over_examples). Leave the number of rows at once out."
         )
     check_rows(task.batch_size, rows)
+    loss, accuracy = task.undivided or (task.loss, task.accuracy)
     return dataclasses.replace(
         task,
-        loss=in_micro_batches(task.loss, rows),
-        accuracy=None if task.accuracy is None else in_micro_batches(task.accuracy, rows),
-        rows_at_once=min(rows, task.rows_at_once or rows),  # parts of parts stay
+        loss=in_micro_batches(loss, rows),
+        accuracy=None if accuracy is None else in_micro_batches(accuracy, rows),
+        rows_at_once=rows,
+        undivided=(loss, accuracy),
     )
 
 
@@ -84,10 +90,12 @@ def _average(function: Loss) -> Loss:
     def forward(params: Params, parts: Batch) -> tuple[Array, Params]:
         def add(total: Params, part: Batch) -> tuple[Params, Array]:
             value, grads = jax.value_and_grad(function)(params, part)
-            return jax.tree.map(jnp.add, total, grads), value
+            return jax.tree.map(lambda sum_, leaf: sum_ + leaf.astype(sum_.dtype), total, grads), value
 
-        total, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
-        return values.mean(), jax.tree.map(lambda leaf: leaf / len(values), total)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, np.promote_types(x.dtype, np.float32)), params)
+        total, values = jax.lax.scan(add, zeros, parts)
+        mean = jax.tree.map(lambda sum_, x: (sum_ / len(values)).astype(x.dtype), total, params)
+        return values.mean(), mean
 
     def backward(mean: Params, cotangent: Array) -> tuple[Params, Any]:
         return jax.tree.map(lambda leaf: leaf * cotangent.astype(leaf.dtype), mean), None

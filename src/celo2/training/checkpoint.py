@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 MIN_SECONDS = 600.0  # between two checkpoints of a run
@@ -50,31 +51,48 @@ class RunCheckpoint:
     def __init__(self, path: Path, min_seconds: float) -> None:
         self._path, self._min_seconds = path, min_seconds
         self._last = time.monotonic()
+        self._warned = False
 
     def is_due(self) -> bool:
         """Returns whether the last one, or the start, is long enough ago."""
         return time.monotonic() - self._last >= self._min_seconds
 
     def save(self, history: Mapping[str, np.ndarray], carry: Any) -> None:
-        """Writes what was recorded, and the tree that the remaining steps start from."""
+        """Writes what was recorded, and the tree that the remaining steps start from.
+
+        A file that cannot be written, on a full disk say, costs the runs nothing but this: it is told once,
+        the checkpoint before stays, and the next one is tried when it is due.
+        """
+        leaves = {f"carry_{at}": _as_numpy(leaf) for at, leaf in enumerate(jax.tree.leaves(carry))}
+        try:
+            self._write({**history, **leaves})
+        except OSError as error:
+            if not self._warned:
+                warnings.warn(
+                    f"{self._path} cannot be written ({error}); training goes on without this checkpoint.",
+                    stacklevel=2,
+                )
+            self._warned = True
+        self._last = time.monotonic()
+
+    def _write(self, arrays: Mapping[str, np.ndarray]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        leaves = {f"carry_{at}": np.asarray(leaf) for at, leaf in enumerate(jax.tree.leaves(carry))}
         partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **history, **leaves)
+                np.savez(file, allow_pickle=False, **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, self._path)
         finally:
             partial.unlink(missing_ok=True)
-        self._last = time.monotonic()
 
     def load(self, like: Any) -> tuple[dict[str, np.ndarray], Any] | None:
         """Reads history and tree.
 
         Args:
-            like: Tree of arrays with the structure, dtypes and placement of the one that was saved.
+            like: Tree of arrays or `jax.ShapeDtypeStruct` with the structure, dtypes and shardings of the one
+                that was saved.
 
         Returns:
             What was recorded, and the tree; None if there is none, or, with a warning, if it is damaged or
@@ -95,10 +113,32 @@ class RunCheckpoint:
         return arrays, jax.tree.unflatten(structure, found)
 
 
+def _is_key(leaf: Any) -> bool:
+    """Returns whether a leaf holds random keys of JAX's own type (`jax.random.key`)."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _as_numpy(leaf: Any) -> np.ndarray:
+    """Returns an array's numbers; of random keys, those that they consist of."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
 def _restore(array: np.ndarray, like: Any) -> Any:
     """Places an array as another one; types that files do not know, such as bfloat16, come as bytes."""
+    if _is_key(like):
+        kinds: list[Any] = []  # tracing tells what shapes alone do not
+        like_data = jax.eval_shape(
+            lambda keys: kinds.append(jax.random.key_impl(keys)) or jax.random.key_data(keys), like
+        )
+        keys = jax.random.wrap_key_data(jnp.asarray(_check(array, like_data)), impl=kinds[0])
+        return jax.device_put(keys, like.sharding)
+    return jax.device_put(_check(array, like), like.sharding)
+
+
+def _check(array: np.ndarray, like: Any) -> np.ndarray:
+    """Returns an array of a file; raises a ValueError unless it has this shape and type."""
     if array.dtype != like.dtype and array.dtype.kind == "V":
         array = array.view(like.dtype)
     if (array.shape, array.dtype) != (like.shape, like.dtype):
         raise ValueError(f"it has {array.dtype} {array.shape}, expected {like.dtype} {like.shape}")
-    return jax.device_put(array, like.sharding)
+    return array

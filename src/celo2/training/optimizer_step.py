@@ -146,12 +146,7 @@ class Program:
         mesh = self.placed.mesh
         spread = jax.device_put(_as_arrays(runs), NamedSharding(mesh, RUNS))
         given = jax.device_put(tuple(inputs), NamedSharding(mesh, EVERYWHERE))
-        params = self.placed.make_params(np.asarray(runs.seed).tolist())
-        feed: Feed = self._task.start(params, spread.seed)
-        train_state = params, self._init(params, spread, given)
-        pieces: list[Piece] = []
-        if checkpoint is not None and (found := checkpoint.load((feed, train_state))) is not None:
-            pieces, (feed, train_state) = _split_history(found[0], self.bounds), found[1]
+        pieces, feed, train_state = self._start(runs, spread, given, checkpoint)
         yield from pieces
         count = jax.device_put(np.int32(pieces[-1].stop if pieces else 0), NamedSharding(mesh, EVERYWHERE))
         waiting: deque[Array] = deque()
@@ -175,6 +170,16 @@ class Program:
             if checkpoint is not None and checkpoint.is_due():
                 checkpoint.save(_join_history(pieces), (feed, train_state))
             yield pieces[-1]
+
+    def _start(
+        self, runs: Runs, spread: Runs, given: Sequence[Any], checkpoint: RunCheckpoint | None
+    ) -> tuple[list[Piece], Feed, TrainState]:
+        """Returns pieces, feed and state to start from: those of the checkpoint, or else new ones."""
+        carry = self._task.feed, self._train_state
+        if checkpoint is not None and (found := checkpoint.load(carry)) is not None:
+            return _split_history(found[0], self.bounds), *found[1]
+        params = self.placed.make_params(np.asarray(runs.seed).tolist())
+        return [], self._task.start(params, spread.seed), (params, self._init(params, spread, given))
 
     def _compile(self, width: int) -> float:
         """Compiles for a number of runs; returns the bytes that they take, all devices counted."""
@@ -200,6 +205,7 @@ class Program:
 
         init = jax.vmap(init_one, in_axes=(0, 0, None))
         train_state = params, placed.place_shapes(jax.eval_shape(init, params, runs, inputs), RUNS)
+        self._train_state = train_state
         self._init = placed.compile(init, (params, runs, inputs), RUNS)
         self._update = placed.compile(
             update_all,

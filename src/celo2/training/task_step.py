@@ -40,12 +40,14 @@ class TaskProgram(NamedTuple):
         differentiate: `(feed, params, seeds, count, train) → (feed, losses (R,), gradients)`; the given feed
             is donated, and the objective of step `count` is put into the new one.
         validate: `(params, valid) → (losses (R,), accuracies (R,))`, NaN if the task has none.
+        feed: Shapes and shardings of a feed.
         num_bytes: Bytes that `differentiate` or `validate` takes on all devices, the larger of the two.
     """
 
     start: Callable[..., Feed]
     differentiate: Callable[..., tuple[Feed, Array, Params]]
     validate: Callable[..., tuple[Array, Array]]
+    feed: Feed
     num_bytes: float
 
 
@@ -158,6 +160,7 @@ class PlacedTask:
             start=self.compile(start, (params, seeds), RUNS),
             differentiate=stepping,
             validate=validating,
+            feed=feed,
             num_bytes=max(map(bytes_needed, (stepping, validating))) * self.mesh.size,
         )
 

@@ -94,6 +94,44 @@ def test_memory_of_activations_is_that_of_a_micro_batch() -> None:
     assert temporary_bytes(16) < temporary_bytes(512) / 4
 
 
+def scans(function, *arguments) -> int:
+    """Loops over parts in a program, nested ones counted."""
+    return str(jax.make_jaxpr(function)(*arguments)).count("scan[")
+
+
+@pytest.mark.parametrize("on_host", [False, True], ids=["on-device", "on-host"])
+def test_another_number_of_rows_replaces_the_first(on_host: bool) -> None:
+    whole = dataclasses.replace(make_images(), batch_size=12)
+    few = split_batches(whole, 2)
+    few = keep_on_host(few) if on_host else few
+    params = whole.init(jax.random.key(0))
+    batch = {name: array[:12] for name, array in few.dataset.train.items()}
+    for rows in (1, 3, 4, 6):  # 3 is no multiple of 2
+        task = split_batches(few, rows)
+        assert task.rows_at_once == rows
+        assert f"length={12 // rows}" in str(jax.make_jaxpr(task.loss)(params, batch))
+        assert scans(jax.grad(task.loss), params, batch) == 1
+    for rows in (12, 100):
+        task = split_batches(few, rows)
+        assert scans(jax.grad(task.loss), params, batch) == 0
+        assert_allclose(task.loss(params, batch), few.loss(params, batch), rtol=1e-6)
+
+
+def test_gradients_of_bfloat16_parameters_are_added_in_float32() -> None:
+    """The sum of 256 equal gradients would stay at that of a few: bfloat16 has eight bits."""
+    params = jnp.asarray(1.0, jnp.bfloat16)
+    batch = jnp.full(512, 1.01171875, jnp.bfloat16)
+
+    def loss(params, batch):
+        return (params * batch).mean().astype(jnp.float32)
+
+    found = jax.grad(in_micro_batches(loss, 1))(params, batch)
+    assert found.dtype == jnp.bfloat16
+    assert found == batch[0]
+    halved = jax.grad(lambda params: 0.5 * in_micro_batches(loss, 1)(params, batch))(params)
+    assert halved == 0.5 * batch[0]
+
+
 @pytest.mark.parametrize(
     "name", ["Conv_Cifar10_32x64x64_batchnorm@tiny", "TransformerLM_LM1B_MultiRuntime_0@tiny"], ids=str
 )

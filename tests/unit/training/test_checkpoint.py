@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import errno
+import gc
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from celo2.evaluate.suite.local import Machine, train_groups
+from celo2.baselines import OPTIMIZERS, find_optimizer
+from celo2.evaluate.environment import describe_task
+from celo2.evaluate.suite import checkpoint_names
+from celo2.evaluate.suite.checkpoint_names import name_checkpoints
+from celo2.evaluate.suite.local import Failure, Machine, train_groups
 from celo2.evaluate.suite.run import CHECKPOINTS, run_suite
-from celo2.evaluate.suite.spec import Suite
+from celo2.evaluate.suite.spec import Group, Suite
 from celo2.evaluate.suite.store import RunStore
 from celo2.tasks.base import Task
 from celo2.tasks.quadratic import make_quadratic
@@ -107,6 +118,62 @@ class TestRuns:
         with pytest.warns(UserWarning, match="cannot be used .* start from the beginning"):
             assert_same(runner.train(checkpoints=checkpoints), undisturbed)
 
+    def test_random_keys_in_an_optimizers_state_go_on(self, tmp_path) -> None:
+        def make_noisy(schedule: optax.Schedule) -> optax.GradientTransformation:
+            return optax.noisy_sgd(schedule, key=jax.random.key(7, impl="rbg"))
+
+        noisy = GridRunner(SharedTask(make_quadratic()), make_noisy, (0.01, 0.1), steps=STEPS)
+        expected = noisy.train()
+        checkpoints = Checkpoints(tmp_path, min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            noisy.train(stop_at(12), checkpoints=checkpoints)
+        assert list(tmp_path.glob("*.npz"))
+        assert_same(noisy.train(checkpoints=checkpoints), expected)
+
+    def test_a_folder_that_cannot_be_made_costs_no_run(self, runner, undisturbed, tmp_path) -> None:
+        (tmp_path / "file").write_text("")
+        checkpoints = Checkpoints(tmp_path / "file" / "here", min_seconds=0)
+        with pytest.warns(UserWarning, match="cannot be (used|written)") as told:
+            assert_same(runner.train(checkpoints=checkpoints), undisturbed)
+        assert sum("cannot be written" in str(one.message) for one in told) == 1
+
+    def test_a_full_disk_costs_no_run_and_no_checkpoint(
+        self, runner, undisturbed, tmp_path, monkeypatch
+    ) -> None:
+        def fill(*_, **__) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        checkpoints = Checkpoints(tmp_path, min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(stop_at(12), checkpoints=checkpoints)
+        [path] = tmp_path.iterdir()
+        before = path.read_bytes()
+        monkeypatch.setattr(np, "savez", fill)
+        with pytest.warns(UserWarning, match="cannot be written .*No space left.* training goes on") as told:
+            assert_same(runner.train(checkpoints=checkpoints), undisturbed)
+        assert len(told) == 1
+        assert list(tmp_path.iterdir()) == [path]
+        assert path.read_bytes() == before
+
+    def test_a_resumed_run_holds_no_more_than_another(self, runner, tmp_path) -> None:
+        def held(checkpoints: Checkpoints) -> int:
+            """Bytes of all arrays before the last steps."""
+            seen: list[int] = []
+
+            def measure(progress: Progress) -> None:
+                if progress.step < STEPS:
+                    gc.collect()
+                    seen.append(sum(array.nbytes for array in jax.live_arrays()))
+
+            runner.train(measure, checkpoints=checkpoints)
+            return seen[-1]
+
+        checkpoints = Checkpoints(tmp_path, min_seconds=0)
+        with pytest.raises(KeyboardInterrupt):
+            runner.train(stop_at(12), checkpoints=checkpoints)
+        usual = held(Checkpoints(tmp_path / "new", min_seconds=0))  # what the stopped run left is in both
+        assert held(checkpoints) == usual
+
 
 def stop_group(stop: bool) -> Callable:
     """Ctrl-C when a group is more than half done."""
@@ -145,3 +212,96 @@ class TestSuites:
         assert list(tmp_path.glob("*/*.npz"))
         assert list(training) == []
         assert not list(tmp_path.iterdir())
+
+    def test_another_source_of_ones_own_optimizer_starts_from_the_beginning(self, tmp_path, own_sgd) -> None:
+        own_sgd("optax.sgd(rate)")
+        suite = dataclasses.replace(SUITE, optimizers=("own_sgd:make",))
+        machine = Machine(checkpoint_seconds=0)
+        store, expected = RunStore(tmp_path / "stopped"), RunStore(tmp_path / "whole")
+        with pytest.raises(KeyboardInterrupt):
+            run_suite(suite, store, machine=machine, on_progress=stop_group(True))
+        assert len(list((store.folder / CHECKPOINTS).iterdir())) == 1
+        own_sgd("optax.sgd(lambda count: 0.5 * rate(count))")
+        run_suite(suite, store, machine=machine)
+        run_suite(suite, expected)
+        for found, whole in zip(store.load().results, expected.load().results, strict=True):
+            np.testing.assert_array_equal(found.train_loss, whole.train_loss)
+        assert not list((store.folder / CHECKPOINTS).iterdir())
+
+    def test_a_finished_suite_removes_its_own_leftovers_only(self, tmp_path: Path) -> None:
+        [group] = SUITE.groups("quadratic")
+        store = RunStore(tmp_path)
+        other = dataclasses.replace(SUITE, optimizers=("lion",))
+        for suite in (SUITE, other):
+            with pytest.raises(KeyboardInterrupt):
+                run_suite(suite, store, machine=Machine(checkpoint_seconds=0), on_progress=stop_group(True))
+        changed = group._replace(steps=STEPS + 1)
+        place_of(changed, tmp_path / CHECKPOINTS).mkdir()
+        assert len(list((tmp_path / CHECKPOINTS).iterdir())) == 3
+        run_suite(SUITE, store)
+        assert [place.name for place in (tmp_path / CHECKPOINTS).iterdir()] == [
+            place_of(other.groups("quadratic")[0], tmp_path).name
+        ]
+
+    def test_what_fails_keeps_its_checkpoints(self, tmp_path: Path) -> None:
+        left = place_of(SUITE.groups("quadratic")[0], tmp_path / CHECKPOINTS)
+        left.mkdir(parents=True)
+        failures = run_suite(
+            SUITE, RunStore(tmp_path), engine=lambda tasks, *_: iter([Failure(tasks[0][0], "it broke")])
+        )
+        assert len(failures) == 1
+        assert left.exists()
+
+
+def place_of(group: Group, folder: Path) -> Path:
+    """Where the checkpoints of a group of built-in code are."""
+    task, spec = make_quadratic(), find_optimizer(group.optimizer)
+    return folder / name_checkpoints(group, describe_task(task), 0, (spec.make, task.init, task.loss))
+
+
+@pytest.fixture
+def own_sgd(tmp_path, monkeypatch) -> Iterator[Callable[[str], None]]:
+    """Writes the module `own_sgd` of somebody, whose `make` returns this."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(returned: str) -> None:
+        (tmp_path / "own_sgd.py").write_text(f"import optax\n\n\ndef make(rate):\n    return {returned}\n")
+        sys.modules.pop("own_sgd", None)
+        importlib.invalidate_caches()
+
+    yield write
+    sys.modules.pop("own_sgd", None)
+
+
+class TestNames:
+    """Of the folders of checkpoints."""
+
+    def name(self, functions=(), **changes) -> str:
+        facts = describe_task(make_quadratic())
+        [group] = SUITE.groups("quadratic")
+        return name_checkpoints(group, dataclasses.replace(facts, **changes), 0, functions)
+
+    def test_facts_versions_and_precision_are_in_the_name(self, monkeypatch) -> None:
+        names = [self.name(), self.name(batch_size=7), self.name(train_examples=3), self.name(dataset="x")]
+        with jax.default_matmul_precision("BF16_BF16_F32"):
+            names.append(self.name())
+        with jax.enable_x64(True):
+            names.append(self.name())
+        monkeypatch.setattr(checkpoint_names, "__version__", "9.9")
+        names.append(self.name())
+        monkeypatch.setattr(checkpoint_names, "version", lambda package: f"{package} 9")
+        names.append(self.name())
+        assert len(set(names)) == len(names) == 8
+        monkeypatch.undo()
+        assert self.name() == names[0]
+
+    def test_the_source_of_registered_code_is_in_the_name(self, own_sgd) -> None:
+        names = []
+        for returned in ("optax.sgd(rate)", "optax.adam(rate)", "optax.sgd(rate)"):
+            own_sgd(returned)
+            wrapped = OPTIMIZERS.find("own_sgd:make").make  # as of what is registered
+            names.append(self.name((partial(wrapped, 1.0),)))
+        assert names[0] == names[2] != names[1]
+        assert self.name((make_quadratic, optax.sgd)) != self.name()  # optax is not of this package
+        assert self.name((make_quadratic,)) == self.name()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -17,6 +15,7 @@ import numpy as np
 from celo2._utils.signals import interruptible_pool
 from celo2.baselines import OptimizerSpec, find_optimizer
 from celo2.evaluate.environment import describe_environment, describe_task
+from celo2.evaluate.suite.checkpoint_names import name_checkpoints
 from celo2.evaluate.suite.results import RunResult, TaskFacts
 from celo2.evaluate.suite.spec import Group
 from celo2.jax.runtime import compiler_options
@@ -79,6 +78,7 @@ class _Prepared(NamedTuple):
 
     group: Group
     runner: GridRunner
+    checkpoints: Checkpoints | None
     state_bytes: int
     step: TimedStep | None  # of one run alone
 
@@ -113,25 +113,25 @@ def train_groups(
         yield from (Failure(group, reason) for group in groups)
         return
     with interruptible_pool() as pool:
-        prepared = [pool.submit(_prepare, shared, group, machine) for group in groups]
+        prepared = [pool.submit(_prepare, shared, facts, group, machine) for group in groups]
         for future in prepared:
             future.exception()  # waits
     _time_alone(shared.task, [one.result().step for one in prepared if one.exception() is None])
     for group, future in zip(groups, prepared, strict=True):
-        checkpoints = _place_checkpoints(group, facts, machine)
-        outcome = _train(group, facts, future, on_progress, checkpoints)
+        outcome = _train(group, facts, future, on_progress)
         yield outcome
-        if checkpoints is not None and not isinstance(outcome, Failure):  # the caller has kept the runs
-            shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        if not isinstance(outcome, Failure) and (checkpoints := future.result().checkpoints) is not None:
+            shutil.rmtree(checkpoints.folder, ignore_errors=True)  # the caller has kept the runs
     jax.clear_caches()  # programs that no other task uses
 
 
-def _prepare(shared: SharedTask, group: Group, machine: Machine) -> _Prepared:
+def _prepare(shared: SharedTask, facts: TaskFacts, group: Group, machine: Machine) -> _Prepared:
     spec = find_optimizer(group.optimizer, num_steps=group.steps)
     if spec.weights != group.weights:
         raise ValueError(
             f"the weights of {group.optimizer} have changed since the suite began; start it again."
         )
+    checkpoints = _place_checkpoints(group, spec, shared.task, facts, machine)
     runner = GridRunner(
         shared,
         lambda schedule: spec.make(schedule, group.weight_decay),
@@ -144,7 +144,7 @@ def _prepare(shared: SharedTask, group: Group, machine: Machine) -> _Prepared:
         eval_params=spec.eval_params,
     )
     step = _compile_alone(shared.task, spec, group) if machine.time_alone else None
-    return _Prepared(group, runner, _state_bytes(shared.task, spec, group), step)
+    return _Prepared(group, runner, checkpoints, _state_bytes(shared.task, spec, group), step)
 
 
 def _compile_alone(task: Task, spec: OptimizerSpec, group: Group) -> TimedStep:
@@ -177,12 +177,14 @@ def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
     return count_bytes(jax.eval_shape(spec.make(group.learning_rates[0], group.weight_decay).init, params))
 
 
-def _place_checkpoints(group: Group, facts: TaskFacts, machine: Machine) -> Checkpoints | None:
-    """Returns a folder for the checkpoints of a group, named after all that its runs depend on."""
+def _place_checkpoints(
+    group: Group, spec: OptimizerSpec, task: Task, facts: TaskFacts, machine: Machine
+) -> Checkpoints | None:
+    """Returns the folder for a group's checkpoints; None if there are to be none."""
     if machine.checkpoints is None:
         return None
-    settings = json.dumps([*group._replace(dataset=facts.dataset), machine.rows_at_once])
-    name = hashlib.sha256(settings.encode()).hexdigest()[:16]
+    functions = (spec.make, task.init, task.loss)
+    name = name_checkpoints(group, facts, machine.rows_at_once, functions)
     return Checkpoints(machine.checkpoints / name, machine.checkpoint_seconds)
 
 
@@ -191,13 +193,12 @@ def _train(
     facts: TaskFacts,
     future: Future[_Prepared],
     on_progress: OnGroupProgress | None,
-    checkpoints: Checkpoints | None,
 ) -> list[RunResult] | Failure:
     try:
         prepared = future.result()
         grid = prepared.runner.train(
             on_progress and (lambda progress: on_progress(GroupProgress(group, progress))),
-            checkpoints=checkpoints,
+            checkpoints=prepared.checkpoints,
         )
     except Exception as error:  # one failing optimizer must not lose the others' results
         return Failure(group, f"{type(error).__name__}: {error}")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence, Set
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from celo2._utils.files import write_atomic
 from celo2._utils.locks import lock_folder
 from celo2.evaluate.analysis.standings import arrange
+from celo2.evaluate.suite.checkpoint_names import belongs_to
 from celo2.evaluate.suite.local import (
     ONE_MACHINE,
     Failure,
@@ -23,7 +26,7 @@ from celo2.evaluate.suite.spec import Group, Suite
 from celo2.evaluate.suite.store import RunStore
 
 SUITE_FILE = "suite.json"
-CHECKPOINTS = "checkpoints"  # folder beside the runs; empty when all are finished
+CHECKPOINTS = "checkpoints"  # folder beside the runs; has none of a suite that is finished
 
 
 class SuiteProgress(NamedTuple):
@@ -94,7 +97,10 @@ def run_suite(
         settings = json.dumps(dataclasses.asdict(suite), indent=1)
         write_atomic(store.folder / SUITE_FILE, f"{settings}\n".encode())
         training = _Training(suite, stored, store.add, machine, engine, on_progress)
-        return training.run(groups)
+        failures = training.run(groups)
+        if not failures:
+            _remove_checkpoints(suite, store.folder / CHECKPOINTS)
+        return failures
 
 
 def train_in_memory(
@@ -197,6 +203,16 @@ class _Training:
         [task] = arrange(runs, rank_by=self._suite.rank_by).tasks
         best = task.cells[group.optimizer].best
         return group.around(best.learning_rate) if best else None
+
+
+def _remove_checkpoints(suite: Suite, folder: Path) -> None:
+    """Removes what other settings or other code have left of a suite that is finished.
+
+    Checkpoints of optimizers and tasks that are not the suite's stay: another suite may go on from them.
+    """
+    for place in folder.glob("*"):
+        if any(belongs_to(place.name, *owner) for owner in product(suite.tasks, suite.optimizers)):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _where(run: RunResult) -> tuple[object, ...]:

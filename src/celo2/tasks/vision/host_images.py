@@ -18,6 +18,7 @@ from jax import Array
 from celo2.tasks.base import Batch, Params, Task
 
 MAX_DEVICE_BYTES = 8 * 2**30  # of training images that are placed on the device
+Objective = Callable[[Params, Batch], Array]  # loss or accuracy
 READERS = 16  # threads: reads of a mapped file wait for the disk
 
 
@@ -41,7 +42,7 @@ def keep_on_host(task: Task) -> Task:
     def read(wanted: Array) -> np.ndarray:
         return _read(splits, np.asarray(wanted))
 
-    def with_images(function: Callable[[Params, Batch], Array]) -> Callable[[Params, Batch], Array]:
+    def with_images(function: Objective) -> Objective:
         def compute(params: Params, batch: Batch) -> Array:
             wanted = batch["image"]
             kind = jax.ShapeDtypeStruct((*wanted.shape, *shape), dtype)
@@ -50,11 +51,16 @@ def keep_on_host(task: Task) -> Task:
 
         return compute
 
+    def with_both(loss: Objective, accuracy: Objective | None) -> tuple[Objective, Objective | None]:
+        return with_images(loss), None if accuracy is None else with_images(accuracy)
+
+    loss, accuracy = with_both(task.loss, task.accuracy)
     return dataclasses.replace(
         task,
         dataset=dataclasses.replace(task.dataset, train=train, valid=valid),
-        loss=with_images(task.loss),
-        accuracy=None if task.accuracy is None else with_images(task.accuracy),
+        loss=loss,
+        accuracy=accuracy,
+        undivided=None if task.undivided is None else with_both(*task.undivided),
     )
 
 

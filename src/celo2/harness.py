@@ -121,7 +121,7 @@ class Harness:
 
 
 PRESETS = {"paper": Harness(), "plus": Harness(adamw_lr_scale=5.0)}
-"""Harnesses by name: the Celo2 paper's, and the one that did best in our comparisons (`docs/harness.md`)."""
+"""Harnesses by name: the Celo2 paper's, and the best one at the same time and memory (`docs/harness.md`)."""
 
 
 def resolve_harness(harness: Harness | str) -> Harness:

@@ -187,6 +187,8 @@ ROWS = (
     harness_row("celo2_polar_express", harness={"orthogonalizer": "polar-express"}),
     harness_row("celo2_own_orthogonalizer", harness={"orthogonalizer": polar}),
     harness_row("celo2_rows", harness={"row_decay": 0.9}, state_reads_params=True),
+    harness_row("celo2_cautious", harness={"cautious_decay": True}),
+    Row("celo2_matched", celo2.celo2, {"weights": CELO2, "weight_decay": 0.1, "match": "adamw"}),
     harness_row("celo2_floor", harness={"min_update_ratio": HIGH_RATIO}),
     harness_row(
         "celo2_norms", harness={"preserve_norms": True}, multiplies_rate=False, state_reads_params=True

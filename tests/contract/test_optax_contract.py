@@ -306,6 +306,10 @@ def test_state_carries_neither_params_nor_learning_rate(row: Row) -> None:
             (row.make(0.5), params),
         )
     ]
+    if row.follows_params:
+        first, *_, last = (jax.tree.leaves(state) for state in states)
+        assert any(np.any(ours != theirs) for ours, theirs in zip(first, last, strict=True))
+        return
     for state in states[1:]:
         for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(states[0]), strict=True):
             np.testing.assert_array_equal(ours, theirs)

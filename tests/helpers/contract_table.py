@@ -22,7 +22,7 @@ from celo2.baselines.matrix_optimizer import on_matrices
 from celo2.baselines.shampoo import scale_by_shampoo
 from celo2.baselines.spec import decoupled
 from celo2.jax.gradient_scale import normalize_gradients, watch_gradients
-from celo2.jax.harness import decay, eigenbasis, norms, orthogonalizers, rows
+from celo2.jax.harness import averages, decay, eigenbasis, norms, orthogonalizers, rows
 
 # The contract does not depend on the network's size or features, but the time to compile it does.
 SMALL = celo2.RuleConfig(
@@ -98,6 +98,11 @@ def harnessed_sign_descent(learning_rate: optax.ScalarOrSchedule) -> optax.Gradi
     )
 
 
+def averaged_descent(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Gradient descent that keeps an average of the weights."""
+    return optax.chain(optax.sgd(learning_rate), averages.average_params(0.9))
+
+
 HIGH_RATIO = 100.0  # of a step to weights whose root mean square is 0.1: the floor acts
 
 
@@ -155,6 +160,7 @@ class Row:
         accumulates: Whether the floating-point arrays of its state belong to parameters.
         other_state: Fields of its state whose arrays do not, though `accumulates` says so.
         state_reads_params: Whether its state depends on the parameters' values.
+        follows_params: Whether its state holds the parameters as they are trained, an average of them, say.
         extra: What the optimizer takes as Optax's extra arguments, `value` say.
         silent_steps: First updates that leave matrices where they are.
         multiplies_rate: Whether its updates are proportional to the learning rate.
@@ -168,6 +174,7 @@ class Row:
     accumulates: bool = True
     other_state: tuple[str, ...] = ()
     state_reads_params: bool = False
+    follows_params: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
     silent_steps: int = 0
     multiplies_rate: bool = True
@@ -208,6 +215,7 @@ ROWS = (
         multiplies_rate=False,
     ),
     Row("eigenbasis_adam", eigenbasis_adam, needs_params=False, silent_steps=1, largest_gradient=1e18),
+    Row("averaged_descent", averaged_descent, state_reads_params=True, follows_params=True),
     Row("harnessed_sign", harnessed_sign_descent, state_reads_params=True, multiplies_rate=False),
     Row("scale_by_celo2", direction, {"weights": CELO2}),
     Row("normalize_gradients", normalized_sgd, needs_params=False),

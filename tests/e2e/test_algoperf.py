@@ -6,7 +6,6 @@ import functools
 import json
 import runpy
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +22,8 @@ from celo2.torch import Celo2
 from helpers import algoperf_stand_in
 from helpers.algoperf_stand_in import jax_workloads, spec, torch_workloads
 from helpers.tolerances import relative_error, tolerance
+
+pytestmark = pytest.mark.usefixtures("promotion_of_a_users_program")
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "algoperf"
 SUBMISSIONS = FOLDER / "submissions"
@@ -41,16 +42,6 @@ SETTINGS = {
 }
 TRIAL = namedtuple("TRIAL", SETTINGS)(**SETTINGS)
 Tree = dict[str, Any]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def promotion_of_a_users_program() -> Iterator[None]:
-    """Submissions are written as one writes for JAX's defaults."""
-    jax.config.update("jax_numpy_rank_promotion", "allow")
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
-    yield
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @functools.cache

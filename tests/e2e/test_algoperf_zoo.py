@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,20 +18,12 @@ from helpers import algoperf_stand_in
 from helpers.algoperf_stand_in import jax_workloads
 from helpers.tolerances import relative_error, tolerance
 
+pytestmark = pytest.mark.usefixtures("promotion_of_a_users_program")
+
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks" / "algoperf"
 GENERATE = SimpleNamespace(**runpy.run_path(str(FOLDER / "generate.py"), run_name="generate"))
 SHAPES = {"kernel": (6, 4), "bias": (4,)}
 HORIZON = jax_workloads.Transformer.step_hint
-
-
-@pytest.fixture(autouse=True, scope="module")
-def promotion_of_a_users_program() -> Iterator[None]:
-    """Submissions are written as one writes for JAX's defaults."""
-    jax.config.update("jax_numpy_rank_promotion", "allow")
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
-    yield
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def find_weights(kind: str, shared: Path, folder: Path) -> Path:

@@ -6,15 +6,15 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 from helpers import quick
+
+pytestmark = pytest.mark.usefixtures("promotion_of_a_users_program")
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "jax"
 HERE = {  # the numbers of steps that are enough to see the loss fall
@@ -28,16 +28,6 @@ HERE = {  # the numbers of steps that are enough to see the loss fall
     "bfloat16": 20,
 }
 LINE = re.compile(r"loss ([\d.]+) → ([\d.]+)")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def promotion_of_a_users_program() -> Iterator[None]:
-    """Examples are written as one writes for JAX's defaults."""
-    jax.config.update("jax_numpy_rank_promotion", "allow")
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
-    yield
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def run_main(example: str, **options: Any) -> Any:

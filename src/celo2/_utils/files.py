@@ -6,12 +6,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # the temporary files of `write_atomic`: .NAME.PROCESS.partial
+PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # the temporary files of `open_atomic`: .NAME.PROCESS.partial
 OLD = 3600.0  # seconds after which a partial file is abandoned, whatever host its process ran on
 
 
@@ -31,7 +31,14 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a temporary file, syncs and renames it, so that readers see the old file or the new one.
+    """Writes a file as a whole; see `open_atomic`."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file, syncs and renames it, so that readers see the old file or the new one.
 
     Raises:
         OSError: The file cannot be written; the error carries the path.
@@ -39,7 +46,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -8,7 +8,6 @@ validation, if the last one is some minutes ago, so that short runs write none.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import warnings
 import zipfile
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from celo2._utils.files import open_atomic
 
 MIN_SECONDS = 600.0  # between two checkpoints of a run
 
@@ -65,7 +66,9 @@ class RunCheckpoint:
         """
         leaves = {f"carry_{at}": _as_numpy(leaf) for at, leaf in enumerate(jax.tree.leaves(carry))}
         try:
-            self._write({**history, **leaves})
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open_atomic(self._path) as file:
+                np.savez(file, allow_pickle=False, **history, **leaves)
         except OSError as error:
             if not self._warned:
                 warnings.warn(
@@ -74,18 +77,6 @@ class RunCheckpoint:
                 )
             self._warned = True
         self._last = time.monotonic()
-
-    def _write(self, arrays: Mapping[str, np.ndarray]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self._path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def load(self, like: Any) -> tuple[dict[str, np.ndarray], Any] | None:
         """Reads history and tree.

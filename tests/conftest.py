@@ -58,6 +58,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+@pytest.fixture(autouse=True)
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it: a later one in this process may read a whole registry."""
+    from celo2.baselines import OPTIMIZERS
+    from celo2.tasks.families import FAMILIES
+    from celo2.tasks.registry import TASKS
+
+    for registry in (TASKS, OPTIMIZERS, FAMILIES):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+
 @pytest.fixture(scope="module")
 def standard_promotion() -> Iterator[None]:
     """Optax's own code (Adam takes powers of a float with an int count) does not obey strict promotion."""

@@ -20,7 +20,7 @@ from celo2.baselines import OPTIMIZERS, check_optimizer_name, find_optimizer, re
 from celo2.evaluate import CompareConfig, compare
 from celo2.meta import MetaConfig
 from celo2.tasks import Dataset, Task, make_task, register_task, task_from_model
-from celo2.tasks.families import FAMILIES, TaskFamily, register_family
+from celo2.tasks.families import TaskFamily, register_family
 from celo2.tasks.families.quadratic import QuadraticFamily
 from celo2.tasks.registry import TASKS, check_task, describe_tasks
 
@@ -202,14 +202,6 @@ def test_tasks_of_this_package_pass(name: str) -> None:
     check_task(name, make_task(name))
 
 
-@pytest.fixture
-def registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets a test register what is gone after it."""
-    for registry in (TASKS, OPTIMIZERS, FAMILIES):
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-
-
-@pytest.mark.usefixtures("registries")
 def test_registered_task_and_optimizer_are_compared() -> None:
     register_task("own", make_own)
     register_optimizer("plain-sgd", optax.sgd)
@@ -222,21 +214,18 @@ def test_registered_task_and_optimizer_are_compared() -> None:
     assert "own" in describe_tasks()
 
 
-@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("name", ["quadratic", "own@tiny", "a:b", "a b", ""])
 def test_a_name_that_is_taken_or_has_other_characters_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"already|have letters, digits"):
         register_task(name, make_own)
 
 
-@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("name", ["adamw", "velo", "all"])
 def test_an_optimizer_name_with_another_meaning_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"already|means something else"):
         register_optimizer(name, optax.sgd)
 
 
-@pytest.mark.usefixtures("registries")
 def test_a_task_with_sizes_has_names_with_sizes() -> None:
     register_task("sized", lambda size="full": make_own(batch_size={"tiny": 2, "full": 8}[size]))
     assert (make_task("sized@tiny").batch_size, make_task("sized").batch_size) == (2, 8)
@@ -312,7 +301,6 @@ def test_entry_points_of_installed_packages_are_found(module: str, monkeypatch: 
     monkeypatch.syspath_prepend(str(Path.cwd()))
     for registry in (TASKS, OPTIMIZERS):
         monkeypatch.setattr(registry, "_points", None)
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     assert make_task("theirs").dataset.name.endswith("condition-3")
     assert find_optimizer("theirs").description == "My descent"
     assert "My quadratic" in describe_tasks()
@@ -325,7 +313,6 @@ class OwnFamily(QuadraticFamily):
     """A family of a user."""
 
 
-@pytest.mark.usefixtures("registries")
 def test_a_family_of_ones_own_is_mixed_by_name_and_by_module() -> None:
     register_family("own", OwnFamily)
     own = f"{__name__}:OwnFamily"

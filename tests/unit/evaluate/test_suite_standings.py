@@ -78,6 +78,17 @@ def test_verdict_on_one_task_gives_the_distances():
     )
 
 
+def test_scores_over_fewer_tasks_come_after_those_over_all_and_are_told_apart():
+    """On its one task muon is far ahead, which says nothing about the two of the others."""
+    finals = {"celo2": 0.9, "adamw": 1.0}
+    runs = [make_run(final, optimizer=name, task=task) for name, final in finals.items() for task in "ab"]
+    standings = arrange([*runs, make_run(0.1, optimizer="muon", task="a")])
+    rows = rank_optimizers(standings)
+    assert [(row.optimizer, row.tasks) for row in rows] == [("celo2", 2), ("adamw", 2), ("muon", 1)]
+    text = verdict(standings, rows)
+    assert ": celo2 1.111, adamw 1.000. On 1 of these 2 tasks, so not comparable: muon " in text
+
+
 def test_verdict_says_where_the_seeds_differ_more_than_the_optimizers():
     """Paired by seed, celo2 is 0.1 below adamw with each; muon is above it with one, below with another."""
     finals = {"celo2": (0.8, 1.2, 1.0), "adamw": (0.9, 1.3, 1.1), "muon": (1.1, 1.0, 1.0)}

@@ -26,10 +26,17 @@ def verdict(standings: Standings, rows: Sequence[OptimizerRow]) -> str:
     """
     if len(standings.tasks) == 1:
         return _verdict_on(standings.tasks[0])
-    scored = [f"{row.optimizer} {row.score:.3f}" for row in rows if row.score is not None]
-    if not scored:
+    counts = sorted({row.tasks for row in rows if row.score is not None}, reverse=True)
+    if not counts:
         return f"No scores: {standings.baseline} has no usable run."
-    return f"Score, {standings.baseline} = 1, highest first: {', '.join(scored)}."
+
+    def tell(count: int) -> str:
+        return ", ".join(f"{row.optimizer} {row.score:.3f}" for row in rows if row.tasks == count)
+
+    text = f"Score, {standings.baseline} = 1, highest first: {tell(counts[0])}."
+    for count in counts[1:]:
+        text += f" On {count} of these {counts[0]} tasks, so not comparable: {tell(count)}."
+    return text
 
 
 def caveats(standings: Standings) -> list[str]:

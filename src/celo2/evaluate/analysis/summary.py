@@ -119,10 +119,17 @@ def rank_tasks(standings: Standings) -> list[TaskRow]:
 
 
 def rank_optimizers(standings: Standings) -> list[OptimizerRow]:
-    """Returns a row per optimizer, the highest score first, those without one last."""
+    """Returns a row per optimizer: those with scores on the most tasks first, among them the highest score.
+
+    Scores over fewer tasks are another quantity, so they follow, and those without a score come last.
+    """
     ranks = dict(zip(standings.optimizers, stats.mean_ranks(_loss_table(standings)), strict=True))
     rows = [_optimizer_row(standings, name, float(ranks[name])) for name in standings.optimizers]
-    return sorted(rows, key=lambda row: -math.inf if row.score is None else row.score, reverse=True)
+
+    def standing(row: OptimizerRow) -> tuple[int, float]:
+        return row.tasks, -math.inf if row.score is None else row.score
+
+    return sorted(rows, key=standing, reverse=True)
 
 
 def scored_tasks(standings: Standings, optimizer: str) -> list[TaskRuns]:

@@ -97,7 +97,7 @@ def _parse(argv: Sequence[str]) -> SearchCommand:
     """
     file = peek(argv).config
     settings = _SearchFlags(**vars(SearchConfig.load(file) if file else SearchConfig()))
-    return tyro.cli(
+    command = tyro.cli(
         SearchCommand,
         default=SearchCommand(out=tyro.MISSING, settings=settings),
         prog="celo2 search",
@@ -105,3 +105,7 @@ def _parse(argv: Sequence[str]) -> SearchCommand:
         args=list(argv),
         registry=make_registry(),
     )
+    if command.settings.task_set == settings.task_set:
+        return command
+    other_set = dataclasses.replace(command.settings, set_digest="")
+    return dataclasses.replace(command, settings=other_set)

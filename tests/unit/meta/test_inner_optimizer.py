@@ -1,4 +1,4 @@
-"""The inner optimizer keeps matrices with their longer axis last, and nobody can tell."""
+"""The inner optimizer sees the matrices of the public one, with their longer axis last."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from celo2 import DimensionNumbers, find_dimension_numbers
 from celo2.jax.transform import scale_by_celo2
 from celo2.meta.config import MetaConfig
 from celo2.meta.inner.optimizer import make_inner_optimizer
@@ -38,7 +39,10 @@ def test_turned_matrices_take_the_same_steps(variant) -> None:
         return {name: jax.random.normal(next(keys), shape) for name, shape in matrices.items()}
 
     params, grads = draw(), [draw() for _ in range(3)]
-    plain = optax.chain(scale_by_celo2(theta, orthogonalize=config.rule.orthogonalize), optax.scale(-1.0))
+    numbers = find_dimension_numbers(params, base=variant == "celo2-base")
+    assert numbers["kernel"] == DimensionNumbers((0, 1, 2), 3)
+    rule = scale_by_celo2(theta, orthogonalize=config.rule.orthogonalize, dimension_numbers=numbers)
+    plain = optax.chain(rule, optax.scale(-1.0))
     results = []
     for optimizer in (make_inner_optimizer(theta, config), plain):
         state, step, updates = optimizer.init(params), jax.jit(optimizer.update), None

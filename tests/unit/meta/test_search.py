@@ -1,5 +1,6 @@
 """The search over mixtures: the fast rule is the public one, values and resumption are right."""
 
+import dataclasses
 import json
 
 import jax
@@ -29,7 +30,15 @@ def tiny_set(tmp_path):
 
 
 def _params(key):
-    shapes = {"hidden": (6, 10), "wide": (9, 4), "square": (5, 5), "bias": (10,), "head": (10, 7)}
+    shapes = {
+        "hidden": (6, 10),
+        "wide": (9, 4),
+        "square": (5, 5),
+        "bias": (10,),
+        "conv": (3, 3, 2, 6),
+        "query": (6, 2, 3),
+        "head": (10, 7),
+    }
     keys = jax.random.split(key, len(shapes))
     return {
         name: {"kernel": jax.random.normal(k, shape)}
@@ -59,6 +68,11 @@ def test_mixture_trains_as_the_public_optimizer_with_its_weights(variant, bend):
 
     for mine, theirs in zip(jax.tree.leaves(train(one)), jax.tree.leaves(train(two)), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    old = mixture.make_optimizer(
+        mixture.to_mixture(jnp.asarray(vector)), variant, schedule, 0.1, stored_kernels=True
+    )
+    kernels = [train(optimizer)["conv"]["kernel"] for optimizer in (one, old)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
 
 
 def test_start_vector_is_the_adam_like_start():
@@ -264,3 +278,44 @@ def test_search_refuses_a_damaged_record(tmp_path, tiny_set, text, message):
     with pytest.raises(ValueError, match=message):
         search(SearchConfig(task_set=tiny_set, population=4), out, generations=1)
     assert (out / "generations.jsonl").read_text() == text
+
+
+def test_a_search_goes_on_with_its_own_task_set_only(tmp_path, tiny_set):
+    config = SearchConfig(task_set=tiny_set, tasks_per_generation=1, population=4)
+    out = tmp_path / "out"
+    search(config, out, generations=1)
+    begun = SearchConfig.load(out / "config.json")
+    (tmp_path / "tiny.toml").write_text(TINY_SET.replace("first_seed = ", "first_seed = 1"))
+    with pytest.raises(ValueError, match=r"other settings \(set_digest\)"):
+        search(config, out, generations=2)
+    with pytest.raises(ValueError, match="has changed since this search"):
+        search(begun, tmp_path / "again", generations=1)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_folder_from_before_kernels_were_matrices_is_not_continued_with_them(tmp_path, tiny_set):
+    config = SearchConfig(task_set=tiny_set, tasks_per_generation=1, population=4)
+    search(config, tmp_path, generations=1)
+    known = json.loads((tmp_path / "config.json").read_text())
+    del known["stored_kernels"], known["set_digest"]
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=r"other settings \(stored_kernels\)"):
+        search(config, tmp_path, generations=1)
+    search(dataclasses.replace(config, stored_kernels=True), tmp_path, generations=1)
+
+
+def test_weights_that_a_killed_run_did_not_save_are_saved_by_the_next(tmp_path, tiny_set):
+    config = SearchConfig(task_set=tiny_set, tasks_per_generation=1, population=4)
+    search(config, tmp_path, generations=2, save_every=1)
+    path = tmp_path / "weights" / "celo2-000001.safetensors"
+    whole = path.read_bytes()
+    path.unlink()
+    search(config, tmp_path, generations=2, save_every=1)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("seed", [-1, 50_000])
+def test_a_seed_whose_runs_have_none_is_refused_before_anything_is_written(tmp_path, tiny_set, seed):
+    with pytest.raises(ValueError, match="seeds must be whole numbers"):
+        search(SearchConfig(task_set=tiny_set, seed=seed), tmp_path / "out", generations=1)
+    assert not (tmp_path / "out").exists()

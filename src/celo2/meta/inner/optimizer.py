@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +13,13 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
+from celo2.jax.dimensions import Layout
+from celo2.jax.routing.labels import find_dimension_numbers
+from celo2.jax.state import make_layouts
 from celo2.jax.transform import ADAMW_BETAS, scale_by_celo2
 from celo2.meta.config import MetaConfig
 from celo2.meta.pes import Theta
+from celo2.routing.dimension_numbers import DimensionNumbers
 from celo2.zoo.transform import make_transform
 
 ADAMW_EPS = 1e-8  # under the root of the second moment in the meta-training's AdamW branch
@@ -42,44 +48,81 @@ def make_inner_optimizer(
 
 
 def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformation:
-    rule = with_longer_axis_last(scale_by_celo2(theta, **dataclasses.asdict(config.rule)))
-    rate = config.inner_learning_rate
-    if config.variant == "celo2-base":
-        return optax.chain(rule, optax.scale(-rate))
-    return optax.partition(
-        {
-            "celo2": optax.chain(rule, optax.scale(-rate)),
-            "adamw": optax.chain(_scale_by_uncorrected_adam(), optax.scale(-rate * config.adamw_lr_scale)),
-        },
-        lambda params: jax.tree.map(lambda leaf: "celo2" if leaf.ndim >= 2 else "adamw", params),
-    )
+    make_rule = partial(scale_by_celo2, theta, **dataclasses.asdict(config.rule))
+    rate, is_base = config.inner_learning_rate, config.variant == "celo2-base"
+    vectors = optax.chain(_scale_by_uncorrected_adam(), optax.scale(-rate * config.adamw_lr_scale))
+
+    def make(params: Any) -> optax.GradientTransformation:
+        numbers = find_dimension_numbers(params, base=is_base)
+        direction = on_matrices(lambda seen: make_rule(dimension_numbers=seen), numbers)
+        rule = optax.chain(direction, optax.scale(-rate))
+        if is_base:
+            return rule
+        labels = jax.tree.map(lambda leaf: "celo2" if leaf.ndim >= 2 else "adamw", params)
+        return optax.partition({"celo2": rule, "adamw": vectors}, labels)
+
+    return from_params(make)
 
 
-def with_longer_axis_last(rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Wraps a rule so that it sees tall matrices transposed, and keeps its state in that layout.
+def from_params(make: Callable[[Any], optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Returns the optimizer that a function makes of the parameters, their names and shapes."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return make(params).update(updates, state, params)
+
+    return optax.GradientTransformation(lambda params: make(params).init(params), update)
+
+
+def on_matrices(
+    make_rule: Callable[[Any], optax.GradientTransformation], numbers: Any
+) -> optax.GradientTransformation:
+    """Applies a rule to the matrices in each array, the longer axis last, and keeps its state so.
 
     The rule does not distinguish the two axes of a matrix unless they are equal, and a processor computes
     many short rows several times slower than a few long ones.
+
+    Args:
+        make_rule: `(dimension numbers) → rule`, the numbers being those of the stacks of matrices that the
+            rule sees; None where an array is taken as stored.
+        numbers: Dimension numbers of the arrays, as `find_dimension_numbers` returns them; None: all of them
+            are taken as stored.
     """
 
-    def turn(tree: Any) -> Any:
-        return jax.tree.map(_turn, tree)
+    def find(params: Any) -> tuple[Any, optax.GradientTransformation]:
+        layouts = make_layouts(params, numbers)
+        seen = jax.tree.map(lambda _, layout: STACK if layout.view else None, params, layouts)
+        return layouts, make_rule(seen)
+
+    def init(params: Any) -> Any:
+        layouts, rule = find(params)
+        return rule.init(jax.tree.map(_enter, params, layouts))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        layouts, rule = find(params)
+        entered = (jax.tree.map(_enter, tree, layouts) for tree in (updates, params))
         # The barriers keep the transposition out of the rule's loops, which would read with strides.
-        turned = jax.lax.optimization_barrier((turn(updates), turn(params)))
-        steps, state = rule.update(turned[0], state, turned[1])
-        return jax.tree.map(_turn_back, jax.lax.optimization_barrier(steps), updates), state
+        grads, values = jax.lax.optimization_barrier(tuple(entered))
+        steps, state = rule.update(grads, state, values)
+        return jax.tree.map(_leave, jax.lax.optimization_barrier(steps), layouts), state
 
-    return optax.GradientTransformation(lambda params: rule.init(turn(params)), update)
-
-
-def _turn(array: Array) -> Array:
-    return array.mT if array.ndim >= 2 and array.shape[-1] < array.shape[-2] else array
+    return optax.GradientTransformation(init, update)
 
 
-def _turn_back(array: Array, like: Array) -> Array:
-    return array if array.shape == like.shape else array.mT
+STACK = DimensionNumbers(1, 2)  # of a stack of matrices, `(batch, reduction, output)`
+
+
+def _enter(array: Array, layout: Layout) -> Array:
+    return _turn(layout.enter(array), layout)
+
+
+def _leave(step: Array, layout: Layout) -> Array:
+    return layout.leave(_turn(step, layout))
+
+
+def _turn(array: Array, layout: Layout) -> Array:
+    """Transposes matrices that are taller than wide in the layout; its own inverse."""
+    is_tall = len(layout.shape) >= 2 and layout.shape[-1] < layout.shape[-2]
+    return array.mT if is_tall else array
 
 
 class _AdamState(NamedTuple):

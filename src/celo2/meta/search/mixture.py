@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +26,10 @@ from jax import Array
 from celo2.config import RuleConfig
 from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
 from celo2.jax import accumulators, features, mlp, orthogonalize
-from celo2.jax.dimensions import make_axes
-from celo2.jax.routing.labels import param_labels
-from celo2.meta.inner.optimizer import with_longer_axis_last
+from celo2.jax.dimensions import Axes, Layout
+from celo2.jax.routing.labels import find_dimension_numbers, param_labels
+from celo2.jax.state import make_layouts
+from celo2.meta.inner.optimizer import from_params, on_matrices
 from celo2.meta.inner.theta import ADAM_MIXTURE, mixture_theta
 from celo2.weights.checkpoint import Weights
 
@@ -160,22 +162,30 @@ class _MixtureState(NamedTuple):
     accumulators: Any
 
 
-def _scale_by_mixture(mixture: Mixture, orthogonalizes: bool) -> optax.GradientTransformation:
-    """Makes `scale_by_celo2` with the weights of a mixture, computed without the network."""
+def _scale_by_mixture(
+    mixture: Mixture, orthogonalizes: bool, dimension_numbers: Any
+) -> optax.GradientTransformation:
+    """Makes `scale_by_celo2` with the weights of a mixture, computed without the network.
+
+    Args:
+        mixture: The rule.
+        orthogonalizes: Whether Newton–Schulz follows on matrices.
+        dimension_numbers: Dimension numbers of stacks of matrices, None for arrays taken as stored.
+    """
 
     def init(params: Any) -> _MixtureState:
-        def init_one(leaf: Array) -> accumulators.Accumulators:
-            return accumulators.init(leaf.shape, make_axes(leaf.shape), mixture, leaf.dtype)
+        def init_one(leaf: Array, layout: Layout) -> accumulators.Accumulators:
+            return accumulators.init(leaf.shape, layout.axes, mixture, leaf.dtype)
 
-        return _MixtureState(jax.tree.map(init_one, params))
+        return _MixtureState(jax.tree.map(init_one, params, make_layouts(params, dimension_numbers)))
 
     def update(updates: Any, state: _MixtureState, params: Any = None) -> tuple[Any, _MixtureState]:
         grads, treedef = jax.tree.flatten(updates)
+        layouts = make_layouts(params, dimension_numbers)
+        others = map(treedef.flatten_up_to, (params, state.accumulators, layouts))
         done = [
-            _compute_step(grad, param, memory, mixture, orthogonalizes)
-            for grad, param, memory in zip(
-                grads, treedef.flatten_up_to(params), treedef.flatten_up_to(state.accumulators), strict=True
-            )
+            _compute_step(grad, param, memory, layout.axes, mixture, orthogonalizes)
+            for grad, param, memory, layout in zip(grads, *others, strict=True)
         ]
         steps, memories = zip(*done, strict=True) if done else ((), ())
         return treedef.unflatten(steps), _MixtureState(treedef.unflatten(memories))
@@ -184,9 +194,13 @@ def _scale_by_mixture(mixture: Mixture, orthogonalizes: bool) -> optax.GradientT
 
 
 def _compute_step(
-    grad: Array, param: Array, memory: accumulators.Accumulators, mixture: Mixture, orthogonalizes: bool
+    grad: Array,
+    param: Array,
+    memory: accumulators.Accumulators,
+    axes: Axes | None,
+    mixture: Mixture,
+    orthogonalizes: bool,
 ) -> tuple[Array, accumulators.Accumulators]:
-    axes = make_axes(grad.shape)
     grad = accumulators.clip(grad)
     memory = accumulators.update(memory, grad, axes, mixture)
     factors = features.compute_factors(memory.row, memory.col, axes)
@@ -210,7 +224,9 @@ def make_optimizer(
     variant: str,
     schedule: optax.Schedule,
     weight_decay: float = 0.0,
+    *,
     adamw_lr_scale: float = ADAMW_LR_SCALE,
+    stored_kernels: bool = False,
 ) -> optax.GradientTransformation:
     """Makes the complete optimizer of a mixture, as `celo2.celo2` or `celo2.celo2_base` do for weights.
 
@@ -220,22 +236,27 @@ def make_optimizer(
         schedule: Learning-rate schedule.
         weight_decay: Decoupled weight decay.
         adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
+        stored_kernels: Whether kernels of convolutions are stacks of small matrices as they are stored, in
+            place of the one matrix that the public optimizers find in each.
     """
-    rule = optax.chain(
-        with_longer_axis_last(_scale_by_mixture(mixture, variant == "celo2")),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(schedule),
-    )
-    if variant == "celo2-base":
-        return rule
+    is_base = variant == "celo2-base"
     adamw = optax.adamw(
         lambda count: adamw_lr_scale * schedule(count), *ADAMW_BETAS, weight_decay=weight_decay
     )
 
-    def label(params: Any) -> Any:
-        return jax.tree.map(lambda own: "celo2" if own else "adamw", find_updated(params, variant))
+    def make(params: Any) -> optax.GradientTransformation:
+        numbers = None if stored_kernels else find_dimension_numbers(params, base=is_base)
+        rule = optax.chain(
+            on_matrices(partial(_scale_by_mixture, mixture, not is_base), numbers),
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_learning_rate(schedule),
+        )
+        if is_base:
+            return rule
+        labels = jax.tree.map(lambda own: "celo2" if own else "adamw", find_updated(params, variant))
+        return optax.partition({"celo2": rule, "adamw": adamw}, labels)
 
-    return optax.partition({"celo2": rule, "adamw": adamw}, label)
+    return from_params(make)
 
 
 def find_updated(params: Any, variant: str) -> Any:

@@ -93,6 +93,7 @@ class Objective:
         variant: "celo2" or "celo2-base".
         adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
         gradient_scales: Smallest and largest factor of the gradients, drawn uniformly in its logarithm.
+        stored_kernels: Whether kernels of convolutions are taken as stored, as in `mixture.make_optimizer`.
 
     Attributes:
         task_set: The tasks that candidates are trained on.
@@ -105,10 +106,11 @@ class Objective:
         *,
         adamw_lr_scale: float = ADAMW_LR_SCALE,
         gradient_scales: tuple[float, float] = (1.0, 1.0),
+        stored_kernels: bool = False,
     ) -> None:
         self.task_set = task_set
         self._variant = variant
-        self._adamw_lr_scale = adamw_lr_scale
+        self._options: dict[str, Any] = {"adamw_lr_scale": adamw_lr_scale, "stored_kernels": stored_kernels}
         self._gradient_scales = gradient_scales
         self._programs: dict[tuple[str, int], Any] = {}
         self._tasks = {entry.name: entry.make() for entry in task_set.tasks}
@@ -185,7 +187,7 @@ class Objective:
                 variant,
                 cosine_schedule(rate, entry.steps),
                 entry.weight_decay,
-                self._adamw_lr_scale,
+                **self._options,
             )
             init_key, batch_key = seed_keys(seed)
             scale = _draw_scale(init_key, *self._gradient_scales)

@@ -28,8 +28,10 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from cmaes import CMA
+from tyro.conf import Suppress as RecipeOnly  # an option without a flag
 
 from celo2 import __version__
+from celo2._utils.checks import check_seeds
 from celo2._utils.files import read_lines, read_object, write_atomic
 from celo2._utils.locks import lock_folder
 from celo2.constants import ADAMW_LR_SCALE
@@ -37,7 +39,7 @@ from celo2.gradient_range import FIELD, QUANTILES, format_range
 from celo2.meta.parsing import load_config, parse_fields
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import Objective, soft_maximum
-from celo2.meta.task_sets import load_task_set
+from celo2.meta.task_sets import TaskSet, load_task_set
 from celo2.weights.checkpoint import save_weights
 
 RECORD, CONFIG = "generations.jsonl", "config.json"
@@ -59,9 +61,12 @@ class SearchConfig:
         adamw_lr_scale: Learning rate of AdamW's share over that of the rule; 5 is that of the "plus" preset.
         gradient_scales: Smallest and largest factor that gradients are multiplied by, drawn for each task and
             seed, so that the rule does not depend on their scale.
+        stored_kernels: Whether kernels of convolutions are taken as stored, and not as the one matrix that
+            the public optimizers find in each. The shipped weights were searched so.
         start: Numbers to begin at, such as the vector of an earlier record's last line; none: the Adam-like
             start.
         seed: Seed of the candidates, the tasks' order and the runs.
+        set_digest: `TaskSet.digest` that the task set must have; empty, as before a search: any.
 
     Raises:
         ValueError: A number is out of its range.
@@ -76,8 +81,10 @@ class SearchConfig:
     bends: bool = False
     adamw_lr_scale: float = ADAMW_LR_SCALE
     gradient_scales: tuple[float, float] = (1.0, 1.0)
+    stored_kernels: RecipeOnly[bool] = False
     start: tuple[float, ...] = ()
     seed: int = 0
+    set_digest: RecipeOnly[str] = ""
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
@@ -93,6 +100,7 @@ class SearchConfig:
                 "expected population ≥ 4, seeds ≥ 1, tasks_per_generation ≥ 0 and spread > 0, got "
                 f"{self.population}, {self.seeds}, {self.tasks_per_generation}, {self.spread}."
             )
+        check_seeds(self.seed)
         scales = self.gradient_scales
         if len(scales) != 2 or not 0 < scales[0] <= scales[1] < math.inf:
             raise ValueError(f"gradient_scales must be two finite numbers 0 < low ≤ high, got {scales}.")
@@ -166,14 +174,24 @@ def search(
         The mean of the distributions of the last third of the generations, `(22,)` or `(24,)`.
 
     Raises:
-        ValueError: The folder's search has other settings.
+        ValueError: The folder's search has other settings, the task set has another digest than
+            `config.set_digest`, or a run's seed would be out of range.
         OSError: The folder cannot be written, or another process uses it.
     """
+    task_set = load_task_set(config.task_set)
+    if config.set_digest not in ("", task_set.digest):
+        raise ValueError(
+            f"the task set {config.task_set!r} has changed since this search: expected the digest "
+            f"{config.set_digest}, got {task_set.digest}. Put the set back, or begin another search."
+        )
+    config = dataclasses.replace(config, set_digest=task_set.digest)
+    check_seeds(_first_seed(config, task_set, 0), config.seeds * max(1, generations))
     objective = Objective(
-        load_task_set(config.task_set),
+        task_set,
         config.variant,
         adamw_lr_scale=config.adamw_lr_scale,
         gradient_scales=config.gradient_scales,
+        stored_kernels=config.stored_kernels,
     )
     (out / "weights").mkdir(parents=True, exist_ok=True)
     with lock_folder(out, "celo2 search"):
@@ -210,8 +228,9 @@ def _search(
                 on_generation(done)
         strategy.tell(list(zip(candidates, values, strict=True)))
         means.append(strategy.mean.copy())  # a copy: the strategy changes it in place
-        if number >= len(records) and (number + 1) % save_every == 0:
-            _save(strategy.mean, config, out, f"{number + 1:06d}")
+        label = f"{number + 1:06d}"
+        if (number + 1) % save_every == 0 and not _weights_path(config, out, label).exists():
+            _save(strategy.mean, config, out, label)
     average = np.mean(means[-math.ceil(generations / 3) :], axis=0)
     _save(strategy.mean, config, out, f"{generations:06d}")
     met = np.quantile(objective.sample_gradient_rms(average, objective.task_set.first_seed), QUANTILES)
@@ -223,10 +242,10 @@ def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
     """Checks the folder; returns the record without a torn last line."""
     path = out / CONFIG
     if path.exists():
-        known = read_object(path)
         wanted = json.loads(config.to_json())
-        defaults = json.loads(SearchConfig().to_json())  # for settings newer than the folder
-        differing = [name for name, value in wanted.items() if known.get(name, defaults[name]) != value]
+        before = {"stored_kernels": True, "set_digest": config.set_digest}  # what older folders do not say
+        known = {**json.loads(SearchConfig().to_json()), **before, **read_object(path)}
+        differing = [name for name, value in wanted.items() if known[name] != value]
         if differing:
             raise ValueError(
                 f"{out} holds a search with other settings ({', '.join(differing)}); name another folder, or "
@@ -261,6 +280,11 @@ def _tasks_of(config: SearchConfig, names: tuple[str, ...], number: int) -> tupl
     return tuple(names[i] for i in sorted(order[place * size : (place + 1) * size]))
 
 
+def _first_seed(config: SearchConfig, task_set: TaskSet, number: int) -> int:
+    """Returns the first seed of a generation's runs."""
+    return task_set.first_seed + config.seeds * (number + 100_000 * config.seed)
+
+
 def _measure(
     objective: Objective, config: SearchConfig, number: int, candidates: list[np.ndarray], strategy: CMA
 ) -> Generation:
@@ -269,7 +293,7 @@ def _measure(
     names = _tasks_of(config, tuple(entry.name for entry in task_set.tasks), number)
     chosen = task_set.select(names)
     vectors = np.stack([mixture.to_vector(config.bends), strategy.mean, *candidates])
-    first = task_set.first_seed + config.seeds * (number + 100_000 * config.seed)
+    first = _first_seed(config, task_set, number)
     seeds = range(first, first + config.seeds)
     losses = np.stack([objective.measure(name, vectors, seeds) for name in names], axis=-1)
     ratios = losses - losses[0]
@@ -302,4 +326,8 @@ def _save(
         **facts,
     }
     weights = mixture.make_weights(vector, config.variant, provenance)
-    save_weights(out / "weights" / f"{config.variant}-{label}.safetensors", weights)
+    save_weights(_weights_path(config, out, label), weights)
+
+
+def _weights_path(config: SearchConfig, out: Path, label: str) -> Path:
+    return out / "weights" / f"{config.variant}-{label}.safetensors"

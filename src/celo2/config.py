@@ -64,9 +64,9 @@ FEATURES: tuple[Feature, ...] = (
 
 
 def nearest_name(name: str, valid: Iterable[str]) -> str:
-    """Returns `"; did you mean 'x'?"` for the closest valid name, or an empty string."""
+    """Returns the end of a sentence about a wrong name: `"; did you mean 'x'?"`, or a full stop."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class Schema:
         for name in names:
             if name not in valid:
                 raise TypeError(
-                    f"{cls.kind} has no option {name!r}{nearest_name(name, valid) or '.'} "
+                    f"{cls.kind} has no option {name!r}{nearest_name(name, valid)} "
                     f"It has {', '.join(valid) or 'none'}."
                 )
 

@@ -41,8 +41,8 @@ def parse_fields(cls: type, text: str, what: str) -> dict[str, Any]:
     values, kinds = parse_object(text), get_type_hints(cls)
     for name, value in values.items():
         if name not in kinds:
-            near = nearest_name(name, kinds) or f"; there are {', '.join(kinds)}"
-            raise ValueError(f"unknown name {name!r} in {what}{near}.")
+            near = nearest_name(name, kinds)
+            raise ValueError(f"unknown name {name!r} in {what}{near} There are {', '.join(kinds)}.")
         check_kind(name, value, kinds[name])
     return values
 
@@ -108,7 +108,7 @@ def parse_shares(entries: Sequence[str], known: Sequence[str] | Registry[Any]) -
             known.find(name)
         elif name not in known:
             raise ValueError(
-                f"unknown name {name!r}{nearest_name(name, known)} (there are {', '.join(known)})."
+                f"unknown name {name!r}{nearest_name(name, known)} There are {', '.join(known)}."
             )
         if name in weights:
             raise ValueError(f"{name!r} occurs twice; add its weights: {name}:WEIGHT.")
@@ -189,7 +189,10 @@ def parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
         if name in options:
             raise ValueError(f"{name} is given twice.")
         if name not in RuleConfig.option_names():
-            raise ValueError(f"unknown option {name!r}{nearest_name(name, RuleConfig.option_names())}")
+            known = RuleConfig.option_names()
+            raise ValueError(
+                f"unknown option {name!r}{nearest_name(name, known)} There are {', '.join(known)}."
+            )
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:

@@ -14,9 +14,9 @@ ALGORITHMS = ("celo2", "adamw")
 def check_algorithm(value: Any, source: str, what: str = "algorithm") -> str:
     """Returns a valid algorithm; a ValueError names the valid ones for any other."""
     if not isinstance(value, str) or value not in ALGORITHMS:
-        hint = nearest_name(value, ALGORITHMS) if isinstance(value, str) else ""
+        hint = nearest_name(value, ALGORITHMS) if isinstance(value, str) else "."
         raise ValueError(
-            f"unknown {what} {value!r} for {source}{hint}; valid {what}s are 'celo2' and 'adamw'."
+            f"unknown {what} {value!r} for {source}{hint} Valid {what}s are 'celo2' and 'adamw'."
         )
     return value
 
@@ -63,5 +63,5 @@ def refuse(argument: str, entry: str, what: str, paths: Sequence[str]) -> None:
     """Raises a ValueError that shows the nearest path, and the first few."""
     shown = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
     raise ValueError(
-        f"{argument}: {entry!r} {what}{nearest_name(entry, paths)}. The paths: {shown or 'none'}."
+        f"{argument}: {entry!r} {what}{nearest_name(entry, paths)} The paths: {shown or 'none'}."
     )

@@ -87,7 +87,7 @@ def test_shipped_recipes_are_taken_as_they_are(asked: list, path: Path, tmp_path
         pytest.param(None, "No such file", id="no-file"),
         pytest.param("[1]", "object", id="no-object"),
         pytest.param('{"populaton": 12}', "did you mean 'population'", id="unknown"),
-        pytest.param('{"zzz": 12}', "there are variant, task_set", id="unlike-any"),
+        pytest.param('{"zzz": 12}', "There are variant, task_set", id="unlike-any"),
         pytest.param('{"population": "12"}', 'population must be a whole number, got "12"', id="text"),
         pytest.param('{"population": true}', "population must be a whole number, got true", id="truth"),
         pytest.param('{"start": ["a"]}', "start must be a list of numbers", id="list"),

@@ -327,7 +327,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(
             f"no suite {name_or_path!r}{nearest_name(name_or_path, SUITES)} Expected {', '.join(SUITES)}, "
-            "or the path of a TOML or JSON file."
+            "or the path of a TOML or JSON file, and there is no such file."
         )
     try:
         text = path.read_text(encoding="utf-8")

@@ -191,9 +191,8 @@ def load_image_sets(names: Sequence[str] | None = None) -> dict[str, Dataset]:
     names = DEFAULT_IMAGE_SETS if names is None else names
     for name in names:
         if name not in IMAGE_SETS:
-            raise ValueError(
-                f"unknown image set {name!r}{nearest_name(name, IMAGE_SETS)} (sets: {', '.join(IMAGE_SETS)})."
-            )
+            hint = nearest_name(name, IMAGE_SETS)
+            raise ValueError(f"unknown image set {name!r}{hint} There are {', '.join(IMAGE_SETS)}.")
     return {name: IMAGE_SETS[name]() for name in names}
 
 

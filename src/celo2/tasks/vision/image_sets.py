@@ -73,7 +73,7 @@ def load_evaluation_set(name: str, side: int, portion: Portion = "80pct") -> Dat
     """
     if name not in _SOURCES:
         raise ValueError(
-            f"unknown image set {name!r}{nearest_name(name, _SOURCES)}; there are {', '.join(_SOURCES)}."
+            f"unknown image set {name!r}{nearest_name(name, _SOURCES)} There are {', '.join(_SOURCES)}."
         )
     return _prepare(name, side, portion, find_folder(_SOURCES[name].folder))
 

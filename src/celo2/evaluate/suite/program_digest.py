@@ -26,7 +26,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from celo2.evaluate.environment import PACKAGES
 
@@ -159,7 +161,7 @@ class _Walk:
                 continue
 
     def _visit_object(self, thing: Any) -> None:
-        """Digests an object's class and its attributes; of a dataclass the fields, as the rest may be caches."""
+        """Digests an object's class and attributes; of a dataclass its fields, as others may be caches."""
         self._visit_class(type(thing))
         held: Mapping[str, Any] = getattr(thing, "__dict__", {})
         if dataclasses.is_dataclass(thing):
@@ -175,9 +177,9 @@ def _describe_array(array: Any) -> tuple[str, str, str]:
     """Returns shape, type and checksum of an array; of a large one the checksum of a sample."""
     shape, dtype, checksum = str(array.shape), str(array.dtype), 0
     if isinstance(array, jax.Array):
-        if isinstance(array, jax.core.Tracer) or array.is_deleted():  # an object has kept it for nothing
+        if isinstance(array, Tracer) or array.is_deleted():  # an object has kept it for nothing
             return shape, dtype, ""
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
     if array.dtype.hasobject:
         return shape, dtype, ""

@@ -7,7 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -117,16 +117,17 @@ def name_of(instant_training, monkeypatch) -> Callable[..., str]:
     return find
 
 
-def register_model(name: str = "mine", **changes: Any) -> None:
+def register_model(rows: Mapping[str, np.ndarray] = ROWS) -> None:
     """Registers a task as the documentation says; the modules are looked up when it is made."""
 
     def make() -> Task:
         model, loss = sys.modules["own_model"], sys.modules["own_loss"]
-        options = {"accuracy": sys.modules["own_accuracy"].compute, "batch_size": 4, **changes}
-        rows = options.pop("rows", ROWS)
-        return task_from_model(name, (model.init, model.apply), loss.compute, rows, rows, **options)
+        pair = (lambda key: model.init(key), model.apply)
+        accuracy = sys.modules["own_accuracy"].compute
+        options = {"accuracy": accuracy, "batch_size": 4, "initial_loss": 1.0}
+        return task_from_model("mine", pair, loss.compute, rows, rows, **options)
 
-    register_task(name, make)
+    register_task("mine", make)
 
 
 @pytest.fixture
@@ -239,23 +240,22 @@ class TestImported:
     """What counts is what was imported, not what is in the file later."""
 
     @pytest.mark.parametrize("by", ["an_earlier_task", "the_suite"])
-    @pytest.mark.usefixtures("own_model")
     def test_a_file_that_is_edited_while_others_train(self, name_of, tmp_path, write, by: str) -> None:
-        register_model()
+        write("own_sgd", OPTIMIZER)
 
         def edit() -> None:
-            (tmp_path / "own_loss.py").write_text(LOSS.replace("1.0", "2.0"))
+            (tmp_path / "own_sgd.py").write_text(OPTIMIZER.replace("1.0", "2.0"))
 
         if by == "the_suite":
             run_suite(make_suite(), RunStore(tmp_path / "runs"), engine=lambda *_: iter(edit() or ()))
         else:
             name_of("quadratic")
             edit()
-        first = name_of()
-        write("own_loss", LOSS.replace("1.0", "2.0"))
-        changed = name_of()
-        write("own_loss", LOSS)
-        assert name_of() == first != changed
+        first = name_of("quadratic", "own_sgd:make")
+        write("own_sgd", OPTIMIZER.replace("1.0", "2.0"))
+        changed = name_of("quadratic", "own_sgd:make")
+        write("own_sgd", OPTIMIZER)
+        assert name_of("quadratic", "own_sgd:make") == first != changed
 
     def test_a_module_that_is_reloaded(self, write) -> None:
         module = write("own_loss", LOSS)
@@ -272,7 +272,7 @@ class TestData:
     @pytest.mark.usefixtures("own_model")
     def test_another_number_in_the_data(self, name_of) -> None:
         rows = {name: array.copy() for name, array in ROWS.items()}
-        register_model(rows=rows, initial_loss=1.0)
+        register_model(rows=rows)
         first = name_of()
         rows["x"][5, 1] = 2.0
         changed = name_of()

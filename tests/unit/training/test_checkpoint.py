@@ -8,7 +8,6 @@ import gc
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,10 +16,9 @@ import numpy as np
 import optax
 import pytest
 
-from celo2.baselines import OPTIMIZERS, find_optimizer
+from celo2.baselines import find_optimizer
 from celo2.evaluate.environment import describe_task
-from celo2.evaluate.suite import checkpoint_names
-from celo2.evaluate.suite.checkpoint_names import name_checkpoints
+from celo2.evaluate.suite.checkpoint_names import digest_optimizer, digest_task, name_checkpoints
 from celo2.evaluate.suite.local import Failure, Machine, train_groups
 from celo2.evaluate.suite.run import CHECKPOINTS, run_suite
 from celo2.evaluate.suite.spec import Group, Suite
@@ -256,7 +254,8 @@ class TestSuites:
 def place_of(group: Group, folder: Path) -> Path:
     """Where the checkpoints of a group of built-in code are."""
     task, spec = make_quadratic(), find_optimizer(group.optimizer)
-    return folder / name_checkpoints(group, describe_task(task), 0, (spec.make, task.init, task.loss))
+    digests = digest_task(group.task, task), digest_optimizer(group.optimizer, spec)
+    return folder / name_checkpoints(group, describe_task(task), 0, digests)
 
 
 @pytest.fixture
@@ -272,36 +271,3 @@ def own_sgd(tmp_path, monkeypatch) -> Iterator[Callable[[str], None]]:
 
     yield write
     sys.modules.pop("own_sgd", None)
-
-
-class TestNames:
-    """Of the folders of checkpoints."""
-
-    def name(self, functions=(), **changes) -> str:
-        facts = describe_task(make_quadratic())
-        [group] = SUITE.groups("quadratic")
-        return name_checkpoints(group, dataclasses.replace(facts, **changes), 0, functions)
-
-    def test_facts_versions_and_precision_are_in_the_name(self, monkeypatch) -> None:
-        names = [self.name(), self.name(batch_size=7), self.name(train_examples=3), self.name(dataset="x")]
-        with jax.default_matmul_precision("BF16_BF16_F32"):
-            names.append(self.name())
-        with jax.enable_x64(True):
-            names.append(self.name())
-        monkeypatch.setattr(checkpoint_names, "__version__", "9.9")
-        names.append(self.name())
-        monkeypatch.setattr(checkpoint_names, "version", lambda package: f"{package} 9")
-        names.append(self.name())
-        assert len(set(names)) == len(names) == 8
-        monkeypatch.undo()
-        assert self.name() == names[0]
-
-    def test_the_source_of_registered_code_is_in_the_name(self, own_sgd) -> None:
-        names = []
-        for returned in ("optax.sgd(rate)", "optax.adam(rate)", "optax.sgd(rate)"):
-            own_sgd(returned)
-            wrapped = OPTIMIZERS.find("own_sgd:make").make  # as of what is registered
-            names.append(self.name((partial(wrapped, 1.0),)))
-        assert names[0] == names[2] != names[1]
-        assert self.name((make_quadratic, optax.sgd)) != self.name()  # optax is not of this package
-        assert self.name((make_quadratic,)) == self.name()

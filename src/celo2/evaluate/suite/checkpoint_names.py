@@ -1,32 +1,33 @@
 """Names the checkpoint folders of groups after all that their numbers depend on.
 
 A checkpoint is continued by the same program only. In the name are the settings of the runs, the task's
-facts, the versions of this package, JAX, Optax and NumPy, JAX's options that change numbers, and the source
-of code that is not this package's: the file of the module that defines the task or the optimizer; what that
-module imports is not seen. Another name means another folder, and the runs start from the beginning.
+facts, the versions of JAX, Optax and NumPy, JAX's options that change numbers, all of this package's files,
+and what the task and the optimizer are made of (`celo2.evaluate.suite.program_digest`): the files where their
+functions and classes are written, their arrays and settings. Another name means another folder, and the runs
+start from the beginning.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import jax
 
 from celo2._utils.registry import REFERENCE
 from celo2._version import __version__
+from celo2.baselines.spec import OptimizerSpec
 from celo2.evaluate.environment import PACKAGES
+from celo2.evaluate.suite.program_digest import digest_package, digest_program
 from celo2.evaluate.suite.results import TaskFacts
 from celo2.evaluate.suite.spec import Group
+from celo2.tasks.base import Task
+from celo2.tasks.registry import TASKS
 
 OPTIONS = (  # of JAX, that change numbers
     "jax_default_matmul_precision",
@@ -38,26 +39,36 @@ OPTIONS = (  # of JAX, that change numbers
 DIGITS = 16  # hexadecimal ones of a SHA-256
 
 
-def name_checkpoints(
-    group: Group, facts: TaskFacts, rows_at_once: int, functions: Sequence[Callable[..., Any]]
-) -> str:
+def name_checkpoints(group: Group, facts: TaskFacts, rows_at_once: int, digests: Sequence[str]) -> str:
     """Returns the name of the folder of a group's checkpoints.
 
     Args:
         group: The group; its data set is that of `facts`.
         facts: The facts about its task.
         rows_at_once: The examples that are computed together (`Machine.rows_at_once`).
-        functions: The functions that make up the task and the optimizer.
+        digests: Those of the task and of the optimizer, by `digest_task` and `digest_optimizer`.
     """
     settings = {
         "group": group._replace(dataset=facts.dataset),
         "facts": dataclasses.asdict(facts),
         "rows_at_once": rows_at_once,
         "versions": [__version__, *map(version, PACKAGES)],
+        "package": digest_package(),
         "options": {name: jax.config.values.get(name) for name in OPTIONS},
-        "own_code": _digest_own_code((group.task, group.optimizer), functions),
+        "digests": list(digests),
     }
     return f"{_name_owner(group.task, group.optimizer)}-{_hash(json.dumps(settings))}"
+
+
+def digest_task(name: str, task: Task) -> str:
+    """Returns the digest of a task, its data, and the function that makes it under this name."""
+    name = name.partition("@")[0]
+    return digest_program(task, TASKS.find(name).make, *_find_named(name))
+
+
+def digest_optimizer(name: str, spec: OptimizerSpec) -> str:
+    """Returns the digest of an optimizer that was found under this name."""
+    return digest_program(spec, *_find_named(name))
 
 
 def belongs_to(name: str, task: str, optimizer: str) -> bool:
@@ -69,38 +80,10 @@ def _name_owner(task: str, optimizer: str) -> str:
     return _hash(json.dumps([task, optimizer]))
 
 
-def _digest_own_code(names: Sequence[str], functions: Sequence[Callable[..., Any]]) -> list[str]:
-    """Returns the digests of the modules that names and functions are from, without this package's."""
-    found = [*_find_named(names), *filter(None, map(_find_module, functions))]
-    own = {module.__name__: module for module in found if module.__name__.partition(".")[0] != "celo2"}
-    return [f"{name} {_digest_source(own[name])}" for name in sorted(own)]
-
-
-def _find_named(names: Sequence[str]) -> Iterator[ModuleType]:
-    """Yields the modules of those names that are `package.module:make`."""
-    for name in names:
-        if REFERENCE.fullmatch(name) and (module := sys.modules.get(name.partition(":")[0])):
-            yield module
-
-
-def _find_module(function: Any) -> ModuleType | None:
-    """Returns the module where a function is written; that of the class of a callable object."""
-    while isinstance(function, partial) or hasattr(function, "__wrapped__"):
-        function = function.func if isinstance(function, partial) else function.__wrapped__
-    return inspect.getmodule(function) or inspect.getmodule(type(function))
-
-
-@cache
-def _digest_source(module: ModuleType) -> str:
-    """Returns the digest of a module's file; "" for one without a file, such as an interactive session.
-
-    The file is read once: what is written into it later is not what was imported.
-    """
-    path = getattr(module, "__file__", None)
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
-    except OSError:
-        return ""
+def _find_named(name: str) -> Iterator[ModuleType]:
+    """Yields the module of a name `package.module:make`, which need not be where `make` is written."""
+    if REFERENCE.fullmatch(name) and (module := sys.modules.get(name.partition(":")[0])):
+        yield module
 
 
 def _hash(text: str) -> str:

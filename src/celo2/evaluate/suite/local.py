@@ -15,7 +15,8 @@ import numpy as np
 from celo2._utils.signals import interruptible_pool
 from celo2.baselines import OptimizerSpec, find_optimizer
 from celo2.evaluate.environment import describe_environment, describe_task
-from celo2.evaluate.suite.checkpoint_names import name_checkpoints
+from celo2.evaluate.suite.checkpoint_names import digest_optimizer, digest_task, name_checkpoints
+from celo2.evaluate.suite.program_digest import read_sources
 from celo2.evaluate.suite.results import RunResult, TaskFacts
 from celo2.evaluate.suite.spec import Group
 from celo2.jax.runtime import compiler_options
@@ -102,6 +103,7 @@ def train_groups(
         task = make_task(groups[0].task)
         shared = SharedTask(split_batches(task, machine.rows_at_once) if machine.rows_at_once else task)
         facts = describe_task(shared.task)
+        task_digest = "" if machine.checkpoints is None else _digest(groups[0].task, shared.task)
     except Exception as error:  # one failing task must not lose the others' results
         yield from (Failure(group, f"{type(error).__name__}: {error}") for group in groups)
         return
@@ -113,7 +115,7 @@ def train_groups(
         yield from (Failure(group, reason) for group in groups)
         return
     with interruptible_pool() as pool:
-        prepared = [pool.submit(_prepare, shared, facts, group, machine) for group in groups]
+        prepared = [pool.submit(_prepare, shared, facts, task_digest, group, machine) for group in groups]
         for future in prepared:
             future.exception()  # waits
     _time_alone(shared.task, [one.result().step for one in prepared if one.exception() is None])
@@ -125,13 +127,20 @@ def train_groups(
     jax.clear_caches()  # programs that no other task uses
 
 
-def _prepare(shared: SharedTask, facts: TaskFacts, group: Group, machine: Machine) -> _Prepared:
+def _digest(name: str, task: Task) -> str:
+    read_sources()  # of the modules that making the task has imported, before hours of training
+    return digest_task(name, task)
+
+
+def _prepare(
+    shared: SharedTask, facts: TaskFacts, task_digest: str, group: Group, machine: Machine
+) -> _Prepared:
     spec = find_optimizer(group.optimizer, num_steps=group.steps)
     if spec.weights != group.weights:
         raise ValueError(
             f"the weights of {group.optimizer} have changed since the suite began; start it again."
         )
-    checkpoints = _place_checkpoints(group, spec, shared.task, facts, machine)
+    checkpoints = _place_checkpoints(group, spec, facts, task_digest, machine)
     runner = GridRunner(
         shared,
         lambda schedule: spec.make(schedule, group.weight_decay),
@@ -178,13 +187,13 @@ def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
 
 
 def _place_checkpoints(
-    group: Group, spec: OptimizerSpec, task: Task, facts: TaskFacts, machine: Machine
+    group: Group, spec: OptimizerSpec, facts: TaskFacts, task_digest: str, machine: Machine
 ) -> Checkpoints | None:
     """Returns the folder for a group's checkpoints; None if there are to be none."""
     if machine.checkpoints is None:
         return None
-    functions = (spec.make, task.init, task.loss)
-    name = name_checkpoints(group, facts, machine.rows_at_once, functions)
+    digests = (task_digest, digest_optimizer(group.optimizer, spec))
+    name = name_checkpoints(group, facts, machine.rows_at_once, digests)
     return Checkpoints(machine.checkpoints / name, machine.checkpoint_seconds)
 
 

@@ -21,6 +21,7 @@ from celo2.evaluate.suite.local import (
     Machine,
     train_groups,
 )
+from celo2.evaluate.suite.program_digest import read_sources
 from celo2.evaluate.suite.results import RunResult, RunSpec
 from celo2.evaluate.suite.spec import Group, Suite
 from celo2.evaluate.suite.store import RunStore
@@ -90,6 +91,7 @@ def run_suite(
     _plan(suite, store.load().results, store.folder)  # raises before anything is written
     store.folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(store.folder, command):
+        read_sources()  # as they were imported, for the names of checkpoints
         store.prepare()
         stored = store.load().results
         groups = _plan(suite, stored, store.folder)

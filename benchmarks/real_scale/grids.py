@@ -37,8 +37,8 @@ class Grid(NamedTuple):
         """Returns the edge of the grid at which a setting lies.
 
         Returns:
-            "lowest" or "highest" for the learning rate; "decay" for the highest weight decay (0 is a bound, and
-            no edge); "" for none, and where there is one value only.
+            "lowest" or "highest" for the learning rate; "decay" for the highest weight decay (0 is a bound);
+            "" for none, and where there is one value only.
         """
         if len(self.rates) > 1 and rate in (low := min(self.rates), max(self.rates)):
             return "lowest" if rate == low else "highest"

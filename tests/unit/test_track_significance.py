@@ -200,7 +200,17 @@ def test_the_tiny_mode_is_not_compared_with_the_real_one(tmp_path: Path, capsys)
         ("head_width", 32, "head_width 128 and 32"),
         ("dtype", "float32", "dtype 'bfloat16' and 'float32'"),
     ],
-    ids=["data", "val_tokens", "batch_sequences", "context", "vocabulary", "width", "layers", "head", "dtype"],
+    ids=[
+        "data",
+        "val_tokens",
+        "batch_sequences",
+        "context",
+        "vocabulary",
+        "width",
+        "layers",
+        "head",
+        "dtype",
+    ],
 )
 def test_entries_that_differ_in_what_the_track_fixes_are_not_compared(
     tmp_path: Path, capsys, name: str, value: Any, message: str

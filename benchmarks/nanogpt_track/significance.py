@@ -5,6 +5,7 @@
 
 Each log is one seed of an entry. The loss is the validation loss at the stopping step, which must have been
 fixed beforehand: all logs of an entry must have the same code, settings and stopping step, and other seeds.
+Entries that are compared must have the same data, model, batches and validation, which the track fixes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,19 @@ SLACK = 1e-9  # for rounding at the margin; logs have losses to 1e-5
 LOSS_OF_100_STEPS = 0.0045  # what 100 more steps are worth near the target
 # What an entry may choose, by which two of them can be told apart.
 NAMED = ("optimizer", "lr", "decay", "rest", "warmup", "cooldown", "steps", "grad_scale")
+# What the track fixes: losses of entries that differ in it say nothing about their optimizers.
+FIXED = (
+    "tiny",
+    "data",
+    "val_tokens",
+    "batch_sequences",
+    "context",
+    "vocabulary",
+    "width",
+    "layers",
+    "head_width",
+    "dtype",
+)
 RULER = "=" * 100  # of a log, between code, machine and results
 
 
@@ -118,6 +132,20 @@ def read_entry(paths: Sequence[Path]) -> Entry:
     return Entry(first["stop_step"], losses, {k: v for k, v in first.items() if k != "seed"})
 
 
+def require_comparable(new: Entry, old: Entry) -> None:
+    """Checks that two entries were trained and validated alike.
+
+    Raises:
+        ValueError: They differ in settings that the track fixes.
+    """
+    values = [(name, *(entry.settings.get(name) for entry in (new, old))) for name in FIXED]
+    others = [f"{name} {first!r} and {second!r}" for name, first, second in values if first != second]
+    if others:
+        raise ValueError(
+            f"the two entries differ in what the track fixes ({'; '.join(others)}): compare like with like."
+        )
+
+
 def describe(entry: Entry) -> str:
     count = len(entry.losses)
     seeds = f"{count} seed{'s' if count > 1 else ''}"
@@ -155,8 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         new = read_entry(options.logs)
         old = read_entry(options.against) if options.against else None
-        if old is not None and old.settings["tiny"] != new.settings["tiny"]:
-            raise ValueError("one entry is of the tiny mode and the other is not: compare like with like.")
+        if old is not None:
+            require_comparable(new, old)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

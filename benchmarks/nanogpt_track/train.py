@@ -740,12 +740,18 @@ class Trainer:
 
     @torch.no_grad()
     def check_replicas(self) -> None:
-        """All processes must have the same parameters: they compute the same steps, each by itself."""
+        """All processes must have the same parameters: they compute the same steps, each by itself.
+
+        Parameters that are not finite in all of them are the same, too: such a run has diverged.
+
+        Raises:
+            RuntimeError: The parameters differ.
+        """
         if self.world.size > 1:
             own = torch.stack([p.double().sum() for p in self.model.parameters()])
             others = [torch.empty_like(own) for _ in range(self.world.size)]
             dist.all_gather(others, own)
-            if not all(torch.equal(own, other) for other in others):
+            if not all(torch.allclose(own, other, rtol=0, atol=0, equal_nan=True) for other in others):
                 raise RuntimeError(
                     "the processes' parameters differ, since their GPUs do not compute the same results; run"
                     " on a single GPU, or on GPUs of one kind."

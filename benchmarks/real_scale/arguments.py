@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -58,7 +60,7 @@ data: {data}
 
 def parse(experiment: Experiment, argv: Sequence[str]) -> Arguments:
     """Parses the arguments of a script; ends the process for invalid ones, and for --help."""
-    script = f"benchmarks/real_scale/{experiment.task.replace('-', '_')}.py"
+    script = _script(experiment)
     parser = argparse.ArgumentParser(
         prog=script,
         description=_DESCRIPTION.format(
@@ -111,6 +113,16 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Arguments:
         parser.error(f"--set names {', '.join(repeated)} twice.")
     parsed["set"] = dict(parsed["set"])
     return Arguments(**parsed)
+
+
+def command_of(experiment: Experiment, argv: Sequence[str], *, stage: str) -> str:
+    """Returns the command line of these arguments with another stage."""
+    others = re.sub(r" --sta\w*[ =](all|tune|final)(?= |$)", "", f" {shlex.join(argv)}")
+    return f"python {_script(experiment)}{others} --stage {stage}"
+
+
+def _script(experiment: Experiment) -> str:
+    return f"benchmarks/real_scale/{experiment.task.replace('-', '_')}.py"
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -16,21 +16,23 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
-import numpy as np
-from arguments import Arguments, parse
+from arguments import Arguments, command_of, parse
+from grids import Grid
 from plan import Need, describe_plan
 from rich.console import Console
 from table import Figure, Ours, format_table
 
 from celo2._utils.files import read_object, write_atomic
 from celo2.baselines import OPTIMIZERS, OptimizerSpec, register_optimizer
+from celo2.evaluate.analysis.caveats import join
+from celo2.evaluate.analysis.cells import Setting
 from celo2.evaluate.analysis.standings import TaskRuns, arrange
 from celo2.evaluate.progress import ProgressDisplay
 from celo2.evaluate.suite.local import Failure, GroupProgress, Machine, train_groups
-from celo2.evaluate.suite.results import RunResult
+from celo2.evaluate.suite.results import RunResult, RunSpec
 from celo2.evaluate.suite.run import run_suite
 from celo2.evaluate.suite.spec import Group, Suite
 from celo2.evaluate.suite.store import RunStore
@@ -40,45 +42,10 @@ from celo2.tasks.registry import make_task
 
 BFLOAT16 = "BF16_BF16_F32"  # JAX's name: operands are rounded to bfloat16, sums are float32
 STEPS: Mapping[Size, int] = {"small": 1_000, "tiny": 20}  # of runs that are smaller than published
-RATES: Mapping[Size, int] = {"small": 3, "tiny": 2}  # learning rates of their grids
 SEEDS: Mapping[Size, int] = {"full": 3, "small": 2, "tiny": 2}  # of the best setting
 TUNING_SEED, FIRST_FINAL_SEED = 0, 1
 
 
-class Grid(NamedTuple):
-    """Settings that an optimizer is tuned over.
-
-    Attributes:
-        rates: Peak learning rates.
-        decays: Weight decays, each tried with every rate.
-        source: Where the grid is from.
-    """
-
-    rates: tuple[float, ...]
-    decays: tuple[float, ...]
-    source: str
-
-    def shrunk(self, size: Size) -> Grid:
-        """Returns the grid of a size: fewer rates, and the first decay only, below the full one."""
-        if size == "full":
-            return self
-        chosen = np.linspace(0, len(self.rates) - 1, RATES[size]).round().astype(int)
-        return Grid(tuple(self.rates[at] for at in chosen), self.decays[:1], self.source)
-
-
-def log_uniform(low: float, high: float, count: int = 7) -> tuple[float, ...]:
-    """Returns so many learning rates, log-uniform from `low` to `high`, to three digits."""
-    return tuple(float(f"{rate:.3g}") for rate in np.geomspace(low, high, count))
-
-
-_CELO2 = Grid(log_uniform(1e-5, 1e-3), (0.0, 0.1, 10.0), "arXiv 2602.19142: 7 rates, decays 0, 0.1 and 10")
-_MUON = Grid(_CELO2.rates, _CELO2.decays, "ours: that of celo2, as its steps have the same size")
-SHARED_GRIDS: Mapping[str, Grid] = {  # of all experiments
-    "celo2": _CELO2,
-    "celo2-plus": _CELO2,
-    "celo2-base": _CELO2,
-    "muon": _MUON,
-}
 SHARED_DIFFERENCES = (  # from the published runs
     "Training examples are drawn with replacement, not permuted.",
     "The weights of celo2 are this package's own; --optimizers celo2:PATH takes others.",
@@ -151,7 +118,7 @@ def main(experiment: Experiment, argv: Sequence[str]) -> int:
     try:
         if arguments.bfloat16:
             jax.config.update("jax_default_matmul_precision", BFLOAT16)
-        return _Experiment(experiment, arguments).run()
+        return _Experiment(experiment, arguments, argv).run()
     except (OSError, ImportError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -162,7 +129,7 @@ def main(experiment: Experiment, argv: Sequence[str]) -> int:
 class _Experiment:
     """An experiment with the settings of a command line."""
 
-    def __init__(self, experiment: Experiment, arguments: Arguments) -> None:
+    def __init__(self, experiment: Experiment, arguments: Arguments, argv: Sequence[str]) -> None:
         self._experiment, self._arguments = experiment, arguments
         size = arguments.size
         self._task = experiment.task if size == "full" else f"{experiment.task}@{size}"
@@ -180,6 +147,7 @@ class _Experiment:
             checkpoint_seconds=60 * arguments.checkpoint_minutes,
         )
         self._console = Console(width=None if sys.stdout.isatty() else 160)
+        self._tune_command = command_of(experiment, argv, stage="tune")
 
     def run(self) -> int:
         """Plans, or trains what the folder lacks and writes the table."""
@@ -193,7 +161,9 @@ class _Experiment:
             self._experiment.need.check()
         self._keep_settings()
         failures: list[Failure] = []
-        if self._arguments.stage != "final":
+        if self._arguments.stage == "final":
+            self._check_tuned()
+        else:
             failures += self._train("tuning", self._tuning())
         best = self._best()
         if self._arguments.stage != "tune":
@@ -211,6 +181,13 @@ class _Experiment:
             for name, grid in self._grids.items()
             if name not in self._arguments.set
         ]
+
+    def _declared(self) -> dict[str, list[RunSpec]]:
+        """Returns the tuning runs of each optimizer whose setting is not given."""
+        return {
+            suite.optimizers[0]: [spec for group in suite.groups(self._task) for spec in group.specs()]
+            for suite in self._tuning()
+        }
 
     def _suite(self, optimizer: str, rates: tuple[float, ...], decays: tuple[float, ...]) -> Suite:
         return Suite(
@@ -239,6 +216,21 @@ class _Experiment:
                 )
         return failures
 
+    def _check_tuned(self) -> None:
+        """Raises a ValueError if tuning runs are missing: the best of the others may not be the best."""
+        stored = {result.spec for result in self._stored("tuning")}
+        lines = []
+        for name, specs in self._declared().items():
+            missing = [str(Setting.of(spec)) for spec in specs if spec not in stored]
+            if missing:
+                lines.append(f"  {name}: {len(missing)} of {len(specs)} missing: {join(missing)}")
+        if lines:
+            tuning, those = self._arguments.out / "tuning", "\n".join(lines)
+            raise ValueError(
+                f"the tuning in {tuning} is not finished, so that the best setting is not known:\n{those}\n"
+                f"finish it with\n  {self._tune_command}\nor name the setting with --set NAME=RATE,DECAY."
+            )
+
     def _best(self) -> dict[str, tuple[float, float]]:
         """Returns learning rate and weight decay of each optimizer: given, or with the lowest loss."""
         tuned = self._load("tuning")
@@ -248,22 +240,38 @@ class _Experiment:
             if name not in best and cell is not None and cell.best is not None:
                 best[name] = (cell.best.learning_rate, cell.best.weight_decay)
             elif name not in best:
-                print(f"{name} has no finished setting; tune it first (--stage tune).", file=sys.stderr)
+                print(
+                    f"{name} has no setting whose run ended without diverging; name one with --set "
+                    f"{name}=RATE,DECAY.",
+                    file=sys.stderr,
+                )
         return best
 
-    def _load(self, stage: str) -> TaskRuns | None:
-        """Returns a stage's runs of the chosen optimizers; None without any."""
+    def _stored(self, stage: str) -> list[RunResult]:
+        """Returns a stage's finished runs of the chosen optimizers; in tuning, of the declared grids."""
         found = RunStore(self._arguments.out / stage).load().results
-        chosen = [result for result in found if result.spec.optimizer in self._optimizers]
-        return arrange(chosen).tasks[0] if chosen else None
+        declared = self._declared() if stage == "tuning" else {}
+        return [
+            result
+            for result in found
+            if (name := result.spec.optimizer) in self._optimizers
+            and result.spec in declared.get(name, [result.spec])
+        ]
+
+    def _load(self, stage: str) -> TaskRuns | None:
+        """Returns a stage's runs of the chosen optimizers, arranged; None without any."""
+        stored = self._stored(stage)
+        return arrange(stored).tasks[0] if stored else None
 
     def _write_table(self, best: Mapping[str, tuple[float, float]]) -> None:
         tuned, final = self._load("tuning"), self._load("final")
         if tuned is None and final is None:
             return
-        ours = [
-            Ours.of(name, tuned, final, best.get(name), self._grids[name].source) for name in self._optimizers
-        ]
+        stored, declared = {result.spec for result in self._stored("tuning")}, self._declared()
+        ours = []
+        for name, grid in self._grids.items():
+            finished = [spec in stored for spec in declared.get(name, [])]
+            ours.append(Ours.of(name, tuned, final, best.get(name), grid, finished))
         shown = final or tuned
         assert shown is not None
         text = format_table(self._experiment, self._arguments.size, shown, ours)

@@ -6,7 +6,8 @@ python benchmarks/real_scale/lm_30m.py --help
 from __future__ import annotations
 
 import optax
-from experiment import SHARED_DIFFERENCES, SHARED_GRIDS, Experiment, Grid, log_uniform, run
+from experiment import SHARED_DIFFERENCES, Experiment, run
+from grids import SHARED_GRIDS, Grid, log_uniform
 from table import Figure
 from token_shards import need_tokens
 
@@ -30,7 +31,9 @@ EXPERIMENT = Experiment(
     grids={
         **SHARED_GRIDS,
         ADAMW.name: Grid(
-            log_uniform(3e-4, 3e-2), (0.0, 0.1), "ours: half-decades around the public code's 3e-3, decay 0"
+            log_uniform(3e-4, 3e-2),
+            (0.0, 0.1),
+            "ours: a decade below and above the public code's 3e-3, decay 0",
         ),
         "adamw": Grid(log_uniform(3e-4, 3e-2), (0.0, 0.1), "ours: the same with betas 0.9 and 0.95"),
     },

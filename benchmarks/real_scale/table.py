@@ -16,6 +16,7 @@ from celo2.report.table import NONE, Datum, Table, as_markdown_table
 
 if TYPE_CHECKING:
     from experiment import Experiment
+    from grids import Grid
 
     from celo2.tasks.base import Size
 
@@ -41,18 +42,20 @@ class Ours(NamedTuple):
         optimizer: Its name.
         setting: Learning rate and weight decay of the final runs; None if no setting is finished.
         edge: Whether the setting lies at the edge of the grid that it was tuned over: "", or which in words.
+        unfinished: Whether settings of that grid are not tuned: "", or how many are in words.
         tuned: Loss of that setting in tuning; None if it was not among those tuned, or is not finished.
         loss: Validation loss of the final runs, whatever it is; None without any.
         accuracy: Their share of right answers.
         seeds: Their number.
         diverged: How many of them diverged.
         step_seconds: Seconds of a step, each run on a device of its own, median; None without runs.
-        grid: Where the grid is from.
+        grid: The grid and where it is from, in words.
     """
 
     optimizer: str
     setting: tuple[float, float] | None
     edge: str
+    unfinished: str
     tuned: MeanStd | None
     loss: MeanStd | None
     accuracy: MeanStd | None
@@ -68,9 +71,19 @@ class Ours(NamedTuple):
         tuning: TaskRuns | None,
         final: TaskRuns | None,
         setting: tuple[float, float] | None,
-        grid: str,
+        grid: Grid,
+        finished: Sequence[bool] = (),
     ) -> Ours:
-        """Takes an optimizer's figures from the two stages' runs: those of this setting, and of no other."""
+        """Takes an optimizer's figures from the two stages' runs: those of this setting, and of no other.
+
+        Args:
+            optimizer: Its name.
+            tuning: The runs of the grids; None without any.
+            final: The runs of the best settings; None without any.
+            setting: Learning rate and weight decay; None if no setting is finished.
+            grid: What it is tuned over, whether or not all of that is finished.
+            finished: For each setting of the grid, whether its run is; none if the setting was given.
+        """
         tuned = tuning.cells.get(optimizer) if tuning else None
         runs, before = (_runs_of(stage, optimizer, setting) for stage in (final, tuning))
         chosen = tuned is not None and tuned.best is not None and setting == tuned.best[:2]
@@ -79,14 +92,15 @@ class Ours(NamedTuple):
         return cls(
             optimizer,
             setting,
-            (tuned.edge or ("decay" if tuned.decay_at_edge else "")) if tuned and chosen else "",
+            grid.edge(*setting) if setting and chosen else "",
+            "" if all(finished) else f"{sum(finished)} of {len(finished)} settings tuned",
             _over(before, lambda run: run.final_valid_loss),
             _over(runs, lambda run: run.final_valid_loss),
             _over(runs, _final_accuracy) if accurate else None,
             len(runs),
             sum(run.diverged for run in runs),
             statistics.median(map(seconds_of_step, timed)) if timed else None,
-            grid,
+            grid.describe(),
         )
 
 
@@ -146,11 +160,9 @@ def _table(experiment: Experiment, ours: list[Ours]) -> Table:
 
 
 def _setting(one: Ours) -> str:
-    if one.setting is None:
-        return NONE
-    rate, decay = one.setting
-    edge = f" (edge: {one.edge})" if one.edge else ""
-    return f"{rate:g}, wd {decay:g}{edge}"
+    text = NONE if one.setting is None else "{:g}, wd {:g}".format(*one.setting)
+    remarks = "; ".join(filter(None, (one.edge and f"edge: {one.edge}", one.unfinished)))
+    return f"{text} ({remarks})" if remarks else text
 
 
 def _mean(value: MeanStd | None) -> Datum:

@@ -41,12 +41,12 @@ def make_experiment() -> Any:
     """Declares it, and registers its task."""
     if NAME not in TASKS:
         register_task(NAME, make)
-    shared, plan = map(importlib.import_module, ("experiment", "plan"))
+    shared, grids, plan = map(importlib.import_module, ("experiment", "grids", "plan"))
     return shared.Experiment(
         task=NAME,
         title="A quadratic",
         steps=100,
-        grids={"adamw": shared.Grid((1e-3, 1e-2), (0.0,), "ours")},
+        grids={"adamw": grids.Grid((1e-3, 1e-2), (0.0,), "ours")},
         figures=(),
         measure="loss",
         need=plan.Need("nothing", "nothing", num_bytes=0, on_device=0, check_content=check),

@@ -262,6 +262,56 @@ def test_the_routing_by_type_is_the_packages_by_name(workload: str) -> None:
     assert [entry.hidden for entry in plan.entries] == [label == "celo2" for label in labels]
 
 
+# Memory.
+
+
+OF_MATRICES, OF_SIDES, OF_VECTORS, OF_ADAMW = 4, 3, 10, 2  # numbers for an element, a row or column, …
+
+
+def test_the_readme_says_how_many_numbers_the_state_has() -> None:
+    text = " ".join((FOLDER / "README.md").read_text("utf-8").split())
+    assert f"keeps {OF_MATRICES} numbers for each element of a matrix" in text
+    assert f"and {OF_SIDES} for each of its rows and columns" in text
+    assert f"keeps {OF_VECTORS} for each element of a vector" in text
+    assert f"AdamW keeps {OF_ADAMW} for each parameter" in text
+
+
+def count_numbers(entry: Any, shape: tuple[int, ...]) -> int:
+    """The numbers that the state has for a parameter, by the README's section on memory."""
+    size = int(np.prod(shape))
+    if not entry.hidden:
+        return OF_ADAMW * size
+    if entry.view is None:
+        assert len(shape) < 2
+        return OF_VECTORS * size
+    rows = int(np.prod([shape[axis] for axis in entry.view.reduction]))
+    splits = entry.view.splits
+    return OF_MATRICES * size + OF_SIDES * (splits * rows + size // rows)
+
+
+@pytest.mark.parametrize(("name", "workload"), CASES)
+def test_the_jax_state_has_as_many_numbers_as_the_readme_says(name: str, workload: str) -> None:
+    run = start(name, workload)
+    entries = run.submission.make_plan(run.workload, run.params).entries
+    shapes = [leaf.shape for leaf in jax.tree.leaves(run.params)]
+    state = run.optimizer_state[0]
+    found = sum(leaf.size for leaf in jax.tree.leaves((state["rule"], state["adamw"])))
+    assert found == sum(map(count_numbers, entries, shapes))
+    vectors = [entry for entry in entries if entry.hidden and entry.view is None]
+    assert bool(vectors) == ("base" in name)
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_the_pytorch_state_has_as_many_numbers_as_the_readme_says(workload: str) -> None:
+    run = start_torch(EXTERNAL / "celo2_pytorch", workload)
+    run.step()
+    optimizer = run.optimizer_state["optimizer"]
+    assert len(optimizer.state) == len(optimizer.entries)
+    for param, state in optimizer.state.items():
+        found = sum(tensor.numel() for tensor in jax.tree.leaves(dict(state)))
+        assert found == count_numbers(optimizer.entries[param], tuple(param.shape))
+
+
 # Training with PyTorch.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import importlib.util
 import json
 import os
@@ -173,6 +174,62 @@ def test_a_run_that_diverges_ends(train, track: ModuleType, tmp_path: Path, monk
     monkeypatch.setattr(track.Trainer, "validate", lambda _: float("nan"))
     assert list(train().losses) == [0]
     assert "the loss is not finite" in only(tmp_path, "*.txt").read_text("utf-8")
+
+
+def make_two_processes(track: ModuleType, monkeypatch: pytest.MonkeyPatch, damage_other: Any = None) -> Any:
+    """The first of two processes, whose collectives see the same numbers, or damaged ones, in the other."""
+
+    def gather(outputs: list[Tensor], own: Tensor) -> None:
+        for rank, output in enumerate(outputs):
+            output.copy_(own)
+            if rank == 1 and damage_other is not None:
+                damage_other(output)
+
+    collectives = SimpleNamespace(all_reduce=lambda tensor: tensor.mul_(2), all_gather=gather)
+    monkeypatch.setattr(track, "dist", collectives)
+    world = track.World(0, 2, torch.device("cpu"))
+    return track.Trainer(track.make_settings({"tiny": True}), world, micro=8, compiled=False)
+
+
+def start(track: ModuleType, trainer: Any, folder: Path) -> Any:
+    return track.run(trainer, track.Progress(), track.Log(folder / "run.txt", trainer.world), None, 500)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
+def test_a_run_in_several_processes_that_diverges_ends(
+    track: ModuleType, tmp_path: Path, monkeypatch, value: float
+) -> None:
+    trainer, step = make_two_processes(track, monkeypatch), track.Trainer.step
+
+    def diverge(trainer: Any, number: int) -> None:
+        step(trainer, number)
+        with torch.no_grad():
+            trainer.model.head.weight[0, 0] = value
+
+    monkeypatch.setattr(track.Trainer, "step", diverge)
+    losses = start(track, trainer, tmp_path).losses
+    assert list(losses) == [0, 8]
+    assert not np.isfinite(losses[8])
+    log = (tmp_path / "run.txt").read_text("utf-8")
+    assert "stopped at step 8: the loss is not finite; try a lower learning rate" in log
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-6], ids=str)
+def test_processes_with_different_parameters_are_refused(
+    track: ModuleType, tmp_path: Path, monkeypatch, value: float
+) -> None:
+    """Be they finite or not: a process whose numbers alone are not finite is one that computes otherwise."""
+    trainer = make_two_processes(track, monkeypatch, lambda sums: sums[0].add_(value))
+    with pytest.raises(RuntimeError, match="the processes' parameters differ"):
+        start(track, trainer, tmp_path)
+
+
+def test_every_setting_is_the_tracks_or_may_differ_between_entries(track: ModuleType) -> None:
+    """A setting that is new in the script must be put into one of the two."""
+    rules = runpy.run_path(str(FOLDER / "significance.py"))
+    free = {*rules["NAMED"], "stop_step", "seed", "eps", "val_every"}
+    assert not free & set(rules["FIXED"])
+    assert free | set(rules["FIXED"]) == {field.name for field in dataclasses.fields(track.Settings)}
 
 
 def draw_grads(model: nn.Module, seed: int) -> list[Tensor]:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import os
 import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from processes import run
 from quadratic_experiment import make_experiment
 
 from celo2.evaluate.analysis.standings import arrange
+from celo2.evaluate.suite.local import Failure
 from celo2.evaluate.suite.results import RunResult
 from celo2.evaluate.suite.store import RunStore, load_results
 from celo2.tasks.registry import make_task
@@ -101,7 +103,7 @@ def test_all_experiments_have_the_shared_grids_and_differences(load) -> None:
     shared = load("experiment")
     for script in SCRIPTS:
         declared = load(script).EXPERIMENT
-        assert declared.grids.items() >= shared.SHARED_GRIDS.items()
+        assert declared.grids.items() >= load("grids").SHARED_GRIDS.items()
         assert declared.differences[-2:] == shared.SHARED_DIFFERENCES
 
 
@@ -270,13 +272,116 @@ def make_setting(rate: float, loss: float, **values: Any) -> RunResult:
 
 
 def test_figures_are_those_of_the_setting_and_of_no_better_one(load) -> None:
-    ours = load("table").Ours.of
+    ours, grid = load("table").Ours.of, load("grids").Grid((1e-3, 1e-2), (0.0,), "ours")
     tuning = arrange([make_setting(rate, loss) for rate, loss in ((1e-3, 3.0), (1e-2, 2.0))]).tasks[0]
     final = arrange([make_setting(1e-3, 4.0, seconds_per_step=2.0), make_setting(1e-2, 1.0)]).tasks[0]
-    found = ours("adamw", tuning, final, (1e-3, 0.0), "a grid")
+    found = ours("adamw", tuning, final, (1e-3, 0.0), grid)
     assert (found.tuned.mean, found.loss.mean, found.seeds, found.edge) == (3.0, 4.0, 1, "")
     assert found.step_seconds == 2.0
-    best = ours("adamw", tuning, final, (1e-2, 0.0), "a grid")
+    best = ours("adamw", tuning, final, (1e-2, 0.0), grid)
     assert (best.tuned.mean, best.loss.mean, best.edge) == (2.0, 1.0, "highest")
-    absent = ours("adamw", tuning, final, (5e-3, 0.0), "a grid")
+    absent = ours("adamw", tuning, final, (5e-3, 0.0), grid)
     assert (absent.tuned, absent.loss, absent.accuracy, absent.seeds) == (None, None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "edge"),
+    [((1e-3, 0.0), "lowest"), ((1e-2, 1.0), "highest"), ((3e-3, 1.0), "decay"), ((3e-3, 0.0), "")],
+    ids=["lowest", "highest", "decay", "none"],
+)
+def test_the_edge_is_that_of_the_declared_grid(setting, edge, load) -> None:
+    """Whatever of it is finished: here a single run."""
+    grid = load("grids").Grid((1e-3, 3e-3, 1e-2), (0.0, 1.0), "ours")
+    rate, decay = setting
+    run = make_setting(rate, 2.0)
+    run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, weight_decay=decay))
+    found = load("table").Ours.of("adamw", arrange([run]).tasks[0], None, setting, grid)
+    assert found.edge == edge
+    assert load("grids").Grid((1e-3,), (0.0,), "ours").edge(1e-3, 0.0) == ""
+
+
+def stop_tuning_at(rate: float, monkeypatch: pytest.MonkeyPatch, load: Any, *, killed: bool) -> None:
+    """Has a run of a tuning end the process, or fail; the rates before it are trained."""
+    experiment = load("experiment")
+    train = experiment.train_groups
+
+    def stopped(groups: Any, machine: Any, on_progress: Any) -> Any:
+        [group] = groups
+        if rate not in group.learning_rates or group.seeds != (experiment.TUNING_SEED,):
+            yield from train(groups, machine, on_progress)
+        elif killed:
+            raise KeyboardInterrupt
+        else:
+            yield Failure(group, "no memory")
+
+    monkeypatch.setattr(experiment, "train_groups", stopped)
+
+
+QUADRATIC = ("--size", "tiny", "--devices", "1", "--optimizers", "adamw", "--seeds", "1")
+
+
+def test_the_final_stage_refuses_an_unfinished_tuning(load, tmp_path, capsys) -> None:
+    arguments = [*QUADRATIC, "--out", str(tmp_path / "of two")]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_tuning_at(1e-2, patch, load, killed=True)
+        with pytest.raises(KeyboardInterrupt):
+            call(load, "a quadratic", *arguments, "--stage=tune")
+    capsys.readouterr()
+    assert call(load, "a quadratic", *arguments, "--stage", "final") == 2
+    message = capsys.readouterr().err
+    assert "adamw: 1 of 2 missing: 0.01\n" in message
+    assert not (tmp_path / "of two" / "final").exists()
+    assert not (tmp_path / "of two" / "table.md").exists()
+    assert call(load, "a quadratic", *arguments, "--stage", "final", "--set", "adamw=0.001") == 0
+    assert "| 0.001, wd 0 (edge: lowest) |" in capsys.readouterr().out
+    [command] = [shlex.split(line) for line in message.splitlines() if line.startswith("  python ")]
+    assert [word for word in command if word.startswith("--stage")] == ["--stage"]
+    assert call(load, "a quadratic", *command[2:]) == 0
+    assert call(load, "a quadratic", *arguments, "--stage", "final") == 0
+    assert "settings tuned" not in capsys.readouterr().out
+
+
+def test_a_setting_that_failed_in_tuning_is_in_the_table(load, tmp_path, capsys, monkeypatch) -> None:
+    stop_tuning_at(1e-2, monkeypatch, load, killed=False)
+    assert call(load, "a quadratic", *QUADRATIC, "--out", str(tmp_path)) == 1
+    assert "failed: adamw: no memory" in capsys.readouterr().err
+    table = (tmp_path / "table.md").read_text()
+    assert "| adamw | 0.001, wd 0 (edge: lowest; 1 of 2 settings tuned) |" in table
+
+
+def test_the_best_is_of_the_declared_grid(load, tmp_path, capsys) -> None:
+    """Not of a grid that the script had before, whose runs the folder has."""
+    arguments = [*QUADRATIC, "--out", str(tmp_path), "--stage", "tune"]
+    assert call(load, "a quadratic", *arguments) == 0
+    before = load_results(tmp_path / "tuning").results
+    worse = max(before, key=lambda run: run.final_valid_loss).spec.learning_rate
+    experiment = make_experiment()
+    grids = {"adamw": experiment.grids["adamw"]._replace(rates=(worse / 2, worse))}
+    capsys.readouterr()
+    assert load("experiment").main(dataclasses.replace(experiment, grids=grids), arguments) == 0
+    [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| adamw |")]
+    assert re.match(rf"\| adamw \| ({worse:g}|{worse / 2:g}), wd 0 \(edge", row)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_texts_of_grids_agree_with_their_numbers(script, load) -> None:
+    for name, grid in load(script).EXPERIMENT.grids.items():
+        low, high = grid.rates[0], grid.rates[-1]
+        assert grid.describe().startswith(
+            f"{len(grid.rates)} rates from {low:g} to {high:g}; weight decays 0, "
+        )
+        for rate in map(float, re.findall(r"\b\d(?:\.\d+)?e-\d\b", grid.source)):
+            assert low < rate < high, name
+            if "a decade below and above" in grid.source:
+                assert (10 * low, high / 10) == pytest.approx((rate, rate))
+
+
+def test_a_part_of_a_grid_is_called_one(load) -> None:
+    grid = load("grids").SHARED_GRIDS["celo2"]
+    assert grid.describe() == (
+        "7 rates from 1e-05 to 0.001; weight decays 0, 0.1, 10; that of arXiv 2602.19142"
+    )
+    assert grid.shrunk("small").describe() == (
+        "3 rates from 1e-05 to 0.001; weight decay 0; a part of the full grid, that of arXiv 2602.19142"
+    )
+    assert grid.shrunk("full") == grid

@@ -1,5 +1,8 @@
 """Locks a folder for a single writer; a second one is refused with a message that names the first.
 
+A folder belongs to the command that began it: another kind of command is refused too, since `celo2 report`
+could not tell their results apart.
+
 The lock is the operating system's (flock, through the library filelock), which is released when its process
 ends, in whatever way and on whatever host: stale locks need not be detected, which process numbers and start
 times could not do across hosts. A file beside it names the holder, for people only; nothing depends on it.
@@ -18,6 +21,12 @@ from pathlib import Path
 from celo2._utils.files import read_object, write_atomic
 
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock.json"
+_OWNERS = {  # file → the commands that write it into their folders
+    "suite.json": ("celo2 compare", "celo2 evaluate"),
+    "metrics.jsonl": ("celo2 meta-train",),
+    "generations.jsonl": ("celo2 search",),
+    "probe.json": ("celo2 probe",),
+}
 
 
 class FolderInUseError(OSError):
@@ -33,9 +42,11 @@ def lock_folder(folder: Path, command: str) -> Iterator[None]:
         command: The command that holds the lock, for the message to a refused one: "celo2 evaluate".
 
     Raises:
+        ValueError: The folder has results of another kind of command.
         FolderInUseError: Another process holds it.
         OSError: The folder cannot be written, or its file system has no locks.
     """
+    check_owner(folder, command)
     from filelock import FileLock, Timeout  # installed by the extra meta
 
     lock = FileLock(folder / LOCK_FILE, timeout=0)
@@ -55,6 +66,15 @@ def lock_folder(folder: Path, command: str) -> Iterator[None]:
         with suppress(OSError):
             holder.unlink(missing_ok=True)
         lock.release()
+
+
+def check_owner(folder: Path, command: str) -> None:
+    """Raises a ValueError if a folder has results of another kind of command."""
+    for name, commands in _OWNERS.items():
+        if command not in commands and (folder / name).exists():
+            raise ValueError(
+                f"{folder} has results of {' or '.join(commands)} ({name}); use another folder for {command}."
+            )
 
 
 def _describe_this_process(command: str) -> bytes:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from celo2._utils.checks import check_devices, check_out_file
 from celo2._utils.files import read_object, write_atomic
+from celo2._utils.locks import check_owner
 from celo2._utils.registry import REFERENCE
 from celo2._utils.signals import exit_status
 from celo2.baselines import (
@@ -266,6 +267,7 @@ class RecordStore:
         self._folder = folder
         if folder is None:
             return
+        check_owner(folder, "celo2 probe")
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.loads(dataclasses.replace(config, tasks=()).to_json())
         path = folder / "probe.json"

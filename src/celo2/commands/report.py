@@ -21,7 +21,9 @@ from celo2.commands._suite_report import (
     write_pack,
     write_tables,
 )
+from celo2.config import nearest_name
 from celo2.evaluate.analysis.standings import default_baseline
+from celo2.evaluate.suite.run import SUITE_FILE
 from celo2.meta.report.history import RunHistory, is_run, load_history
 from celo2.meta.report.html import make_table, write_report
 from celo2.meta.run.metrics import METRICS_FILE
@@ -95,7 +97,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _report_suites(command: ReportCommand, console: Console) -> None:
     results, first = load_suites(command.folders), command.folders[0]
-    baseline = command.baseline or default_baseline(run.spec.optimizer for run in results)
+    names = sorted({run.spec.optimizer for run in results})
+    if command.baseline not in ("", *names):
+        raise ValueError(
+            f"there are no runs of {command.baseline!r}{nearest_name(command.baseline, names)} "
+            f"There are {', '.join(names)}."
+        )
+    baseline = command.baseline or default_baseline(names)
     rank_by = stored_ranking(command.folders) if command.rank_by == "stored" else command.rank_by
     if command.pack:
         write_pack(results, command.pack)
@@ -118,12 +126,15 @@ def _report_meta_training(command: ReportCommand, console: Console) -> None:
 def _load(folders: Sequence[Path]) -> list[RunHistory]:
     """Loads the runs in these folders, under the shortest unique names."""
     if not folders:
-        raise ValueError("name at least one run, the --out folder of celo2 meta-train.")
+        raise ValueError(f"name at least one folder: {_EXPECTED}.")
     for folder in folders:
         if not is_run(folder):
-            what = f"has no {METRICS_FILE}" if folder.is_dir() else "is not a folder"
-            raise ValueError(f"{folder} {what}; expected the --out folder of a celo2 meta-train run.")
+            what = f"has neither {SUITE_FILE} nor {METRICS_FILE}" if folder.is_dir() else "is not a folder"
+            raise ValueError(f"{folder} {what}; expected {_EXPECTED}.")
     return [load_history(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+
+
+_EXPECTED = "the --out folder of celo2 compare, evaluate or meta-train, or a packed NAME.npz"
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

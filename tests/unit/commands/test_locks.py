@@ -93,3 +93,19 @@ def test_a_command_holds_its_folder_under_its_own_name(
     words = ["--optimizers", "adamw", "--out", str(tmp_path / "out"), "--devices", "1"]
     with pytest.raises(SeenError):
         command.main(words)
+
+
+@pytest.mark.parametrize("file", ["suite.json", "metrics.jsonl", "generations.jsonl", "probe.json"])
+def test_a_folder_of_another_command_is_left_alone(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_text("{}")
+    commands = {"compare", "evaluate", "meta-train", "search", "probe"}
+    allowed = {"suite.json": {"compare", "evaluate"}, "metrics.jsonl": {"meta-train"}}
+    allowed |= {"generations.jsonl": {"search"}, "probe.json": {"probe"}}
+    for command in commands - allowed[file]:
+        refused = pytest.raises(ValueError, match=f"has results of celo2 .* folder for celo2 {command}")
+        with refused, lock_folder(tmp_path, f"celo2 {command}"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    for command in allowed[file]:
+        with lock_folder(tmp_path, f"celo2 {command}"):
+            pass

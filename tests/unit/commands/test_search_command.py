@@ -11,6 +11,7 @@ import pytest
 from celo2 import load_checkpoint
 from celo2.commands import search as command
 from celo2.meta.search.run import SearchConfig
+from celo2.meta.task_sets import load_task_set
 from helpers.search_sets import TINY_SET
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "search").glob("*.json"))
@@ -79,6 +80,7 @@ def test_shipped_recipes_are_taken_as_they_are(asked: list, path: Path, tmp_path
     [(config, _, generations)] = asked
     assert json.loads(config.to_json()) == json.loads(path.read_text())
     assert (config.variant, generations) == (path.stem, 56)
+    assert config.set_digest == load_task_set(config.task_set).digest
 
 
 @pytest.mark.parametrize(

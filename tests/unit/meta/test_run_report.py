@@ -162,7 +162,7 @@ def test_report_goes_into_the_run_and_equal_names_are_told_apart(tmp_path: Path)
     ("make", "message"),
     [
         (lambda _: None, "is not a folder"),
-        (lambda folder: folder.mkdir(), "has no metrics.jsonl"),
+        (lambda folder: folder.mkdir(), "has neither suite.json nor metrics.jsonl"),
         (lambda folder: write_run(folder, steps=0), "has no iteration yet"),
     ],
     ids=["nothing", "another folder", "no iteration"],

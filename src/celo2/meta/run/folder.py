@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 
 from celo2._utils.checks import check_out_folder
 from celo2._utils.files import remove_partial_files, write_atomic
-from celo2._utils.locks import lock_folder
+from celo2._utils.locks import check_owner, lock_folder
 from celo2.meta import outer
 from celo2.meta.config import MetaConfig
 from celo2.meta.inner.theta import BUILT_IN, load_start, make_weights
@@ -143,6 +143,7 @@ class RunFiles:
         write_recipe(self.folder, config)
 
     def _check_there(self, path: Path, *, resume: bool) -> None:
+        check_owner(self.folder, "celo2 meta-train")
         if resume and not path.exists():
             raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume.")
         if not resume and path.exists():

@@ -33,7 +33,7 @@ from tyro.conf import Suppress as RecipeOnly  # an option without a flag
 from celo2 import __version__
 from celo2._utils.checks import check_seeds
 from celo2._utils.files import read_lines, read_object, write_atomic
-from celo2._utils.locks import lock_folder
+from celo2._utils.locks import check_owner, lock_folder
 from celo2.constants import ADAMW_LR_SCALE
 from celo2.gradient_range import FIELD, QUANTILES, format_range
 from celo2.meta.parsing import load_config, parse_fields
@@ -193,6 +193,7 @@ def search(
         gradient_scales=config.gradient_scales,
         stored_kernels=config.stored_kernels,
     )
+    check_owner(out, "celo2 search")
     (out / "weights").mkdir(parents=True, exist_ok=True)
     with lock_folder(out, "celo2 search"):
         return _search(config, out, objective, generations, save_every, on_generation)

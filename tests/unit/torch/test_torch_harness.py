@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -266,3 +268,24 @@ def test_an_averaged_model_is_the_mean_of_the_parameters() -> None:
             mean.lerp_(param.detach(), 0.5 if step else 1.0)
     for ours, theirs in zip(averaged.module.parameters(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_the_documented_average_in_pytorch_is_that_of_jax():
+    """The function that docs/harness.md gives to `AveragedModel`."""
+    page = (Path(__file__).resolve().parents[3] / "docs" / "harness.md").read_text(encoding="utf-8")
+    code = page[page.index("    def average(old") :].partition("\n\n")[0]
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(code), names)
+    model = nn.Linear(1, 1, bias=False)
+    averaged = AveragedModel(model, avg_fn=names["average"])
+    tx = celo2.average_params(0.99)
+    params = {"w": jnp.zeros(1)}
+    state = tx.init(params)
+    for _ in range(150):
+        updates, state = tx.update({"w": jnp.ones(1)}, state, params)
+        params = {"w": params["w"] + updates["w"]}
+        with torch.no_grad():
+            model.weight.fill_(float(params["w"][0]))
+        averaged.update_parameters(model)
+    theirs = next(averaged.module.parameters()).item()
+    assert theirs == pytest.approx(float(celo2.averaged_params(state)["w"][0]), rel=1e-5)

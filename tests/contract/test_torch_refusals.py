@@ -99,7 +99,7 @@ TEXT = r"got '1e-3' \(str\); YAML reads 1e-3 as text: write 1.0e-3"
         ({"adamw_betas": "0.9, 0.95"}, r"betas or adamw_betas must be .*got '0.9, 0.95' \(str\)"),
         ({"betas": (0.9, "1e-3")}, f"betas or adamw_betas must be two decays in .*{TEXT}"),
     ],
-    ids=str,
+    ids=["lr", "decay", "no decay", "scale", "one beta", "text for betas", "text in betas"],
 )
 def test_options_of_another_type_are_refused_at_construction(
     options: dict[str, Any], message: str, place: str

@@ -364,7 +364,7 @@ def test_matrices_that_the_module_does_not_hold_are_told_of_once() -> None:
             assert ours == theirs
     with pytest.warns(RoutingWarning, match=r"does not hold 1 matrix \(group 0.4 \(30, 4\)\)"):
         optimizer = Celo2([*model.parameters(), *head.parameters()], module=model)
-    assert optimizer._routes[model[0].weight] == find_routes(model)["0.weight"]
+    assert optimizer._routes[model.get_parameter("0.weight")] == find_routes(model)["0.weight"]
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def rename_options(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Checks the options of a group, and sets none.
+    """Checks the types and ranges of a group's options.
 
     Raises:
         TypeError: An option is of another type.

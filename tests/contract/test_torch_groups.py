@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
+from celo2.routing import RoutingWarning
 from celo2.torch import Celo2, Celo2Base
 from helpers.torch_contract_table import ROWS, Row, assert_same, make_model, train
 
@@ -28,10 +29,58 @@ class Growing(nn.Module):
         return [*self.conv.parameters(), *self.lm_head.parameters()]
 
 
+def table(optimizer: Celo2) -> list[str]:
+    """The lines of the optimizer's text, columns by single spaces."""
+    return [" ".join(line.split()) for line in repr(optimizer).splitlines()]
+
+
 def lines(optimizer: Celo2) -> dict[str, str]:
-    """The table's line of each parameter, columns by single spaces."""
-    table = [" ".join(line.split()) for line in repr(optimizer).splitlines()]
-    return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in table if ".weight " in line}
+    """The table's line of each weight."""
+    weights = [line for line in table(optimizer) if ".weight " in line]
+    return {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in weights}
+
+
+def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Bare parameters: matrices with weight decay, vectors without."""
+    params = list(model.parameters())
+    return [
+        {"params": [param for param in params if param.ndim > 1], "weight_decay": 0.1},
+        {"params": [param for param in params if param.ndim < 2]},
+    ]
+
+
+def test_groups_of_bare_parameters_have_the_names_of_their_module() -> None:
+    model = make_model()
+    optimizer = Celo2([*decay_groups(model), {"params": []}], module=model, skip_nonfinite_gradients=True)
+    held = [dict(zip(g["param_names"], g["params"], strict=True)) for g in optimizer.param_groups]
+    assert {**held[0], **held[1]} == dict(model.named_parameters())
+    assert held[2] == {}
+    assert lines(optimizer) == lines(Celo2(model))
+    model.up.weight.grad = torch.full_like(model.up.weight, float("nan"))
+    with pytest.warns(UserWarning, match="the gradients of up.weight are not finite"):
+        optimizer.step()
+    optimizer.state[model.up.weight] = {"step": torch.zeros(())}
+    with pytest.raises(ValueError, match=r"up\.weight"):
+        optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_a_checkpoint_of_groups_without_names_is_loaded_by_place() -> None:
+    """Saved by a release that gave bare parameters no names."""
+    model = make_model()
+    optimizer = Celo2(decay_groups(model), lr=0.01, module=model)
+    train(model, optimizer, 2)
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["param_names"]
+    other = copy.deepcopy(model)
+    restored = Celo2(decay_groups(other), lr=0.5, module=other)
+    restored.load_state_dict(saved)
+    assert [g["param_names"] for g in restored.param_groups] == [
+        g["param_names"] for g in optimizer.param_groups
+    ]
+    train(model, optimizer, 2)
+    train(other, restored, 2)
+    assert_same(model, other)
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "bare"])
@@ -51,21 +100,25 @@ def test_a_group_added_later_is_routed_by_the_module(named: bool) -> None:
     assert all(not torch.equal(a, b) for a, b in zip(module.parameters(), before.parameters(), strict=True))
 
 
-def test_a_group_added_to_groups_without_names_is_routed_by_their_module() -> None:
+def test_a_group_added_to_groups_of_bare_parameters_is_routed_and_named_by_their_module() -> None:
     module = Growing()
     optimizer = Celo2([{"params": list(module.parameters())}], module=module)
     optimizer.add_param_group({"params": module.grow()})
     whole = Celo2(module)
     for added, param in enumerate(optimizer.param_groups[1]["params"]):
         assert optimizer._routes[param] == whole._routes[param], added
-    assert "param_names" not in optimizer.param_groups[1]
+    names = ["conv.weight", "conv.bias", "lm_head.weight", "lm_head.bias"]
+    assert optimizer.param_groups[1]["param_names"] == names
 
 
 def test_a_group_of_strangers_is_taken_as_stored_and_a_bad_one_changes_nothing() -> None:
     module = Growing()
     optimizer = Celo2(module)
-    optimizer.add_param_group({"params": nn.Parameter(torch.zeros(3, 2))})
+    with pytest.warns(RoutingWarning, match=r"does not hold 1 matrix \(group 1.0 \(3, 2\)\)") as record:
+        optimizer.add_param_group({"params": nn.Parameter(torch.zeros(3, 2))})
+    assert [warning.filename for warning in record] == [__file__]
     assert optimizer.param_groups[1]["param_names"] == ["group 1.0"]
+    assert "group 1.0 (3, 2) celo2 2 × 3 0 → 1 no module: a matrix as stored" in table(optimizer)
     for bad, error in (
         ([nn.Parameter(torch.zeros(3), requires_grad=True) * 2], ValueError),
         ([module.fc.weight], ValueError),

@@ -70,6 +70,19 @@ def test_the_warning_comes_once_and_the_count_goes_on_in_copies() -> None:
     assert optimizer.num_nonfinite == 2
 
 
+@pytest.mark.parametrize("wrapped", [False, True], ids=["alone", "with a scheduler"])
+def test_the_warning_is_located_at_the_users_line(wrapped: bool) -> None:
+    model = make_model()
+    optimizer = make(Celo2, model)
+    if wrapped:
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    backward(model)
+    grad_of(model.up.weight)[0, 0] = float("nan")
+    with pytest.warns(UserWarning, match="not finite") as record:
+        optimizer.step()
+    assert [warning.filename for warning in record] == [__file__]
+
+
 def test_many_names_are_not_all_said() -> None:
     model = make_model()
     optimizer = make(Celo2, model)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -80,6 +82,56 @@ def test_sparse_gradients_are_refused_with_the_remedy() -> None:
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Celo2([torch.zeros(3)], **options)
+
+
+TEXT = r"got '1e-3' \(str\); YAML reads 1e-3 as text: write 1.0e-3"
+
+
+@pytest.mark.parametrize("place", ["defaults", "group", "later group"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": "1e-3"}, f"lr must be a number, .*{TEXT}"),
+        ({"weight_decay": "1e-3"}, f"weight_decay must be a number, .*{TEXT}"),
+        ({"weight_decay": None}, r"weight_decay must be a number, .*got None \(NoneType\)"),
+        ({"adamw_lr_scale": "1e-3"}, f"adamw_lr_scale must be a number, .*{TEXT}"),
+        ({"betas": 0.9}, r"betas or adamw_betas must be two decays in \[0, 1\), got 0.9 \(float\)"),
+        ({"adamw_betas": "0.9, 0.95"}, r"betas or adamw_betas must be .*got '0.9, 0.95' \(str\)"),
+        ({"betas": (0.9, "1e-3")}, f"betas or adamw_betas must be two decays in .*{TEXT}"),
+    ],
+    ids=["lr", "decay", "no decay", "scale", "one beta", "text for betas", "text in betas"],
+)
+def test_options_of_another_type_are_refused_at_construction(
+    options: dict[str, Any], message: str, place: str
+) -> None:
+    group = {"params": [torch.zeros(3)]}
+    make: dict[str, Callable[[], Any]] = {
+        "defaults": lambda: Celo2([group], **options),
+        "group": lambda: Celo2([{**group, **options}]),
+        "later group": lambda: Celo2([torch.zeros(3)]).add_param_group({**group, **options}),
+    }
+    with pytest.raises(TypeError, match=message):
+        make[place]()
+
+
+@pytest.mark.parametrize("lr", [1, np.float32(1e-3), torch.tensor(1e-3)], ids=["int", "numpy", "tensor"])
+def test_numbers_of_every_kind_are_taken(lr: Any) -> None:
+    param = nn.Parameter(torch.ones(3, 2))
+    param.grad = torch.ones(3, 2)
+    Celo2([param], lr, betas=[0.9, 0.95], algorithm="celo2").step()  # type: ignore[arg-type]
+    assert (param != 1).all()
+
+
+def test_a_module_that_is_none_or_another_one_is_refused() -> None:
+    model = make_model()
+    wrong: Any = model.state_dict()
+    with pytest.raises(
+        TypeError, match=r"module must be the nn\.Module that holds the parameters, got Ordered"
+    ):
+        Celo2(model.parameters(), module=wrong)
+    with pytest.raises(ValueError, match="pass the model alone"):
+        Celo2(model, module=make_model())
+    assert repr(Celo2(model, module=model)) == repr(Celo2(model))
 
 
 def test_a_state_of_another_routing_is_refused() -> None:

@@ -123,12 +123,12 @@ def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided 
     warn(message)
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[Warning] = RoutingWarning) -> None:
     """Warns with the location of the caller's line, outside this package and the frameworks."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_ours(frame.f_back.f_globals.get("__name__", "")):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, RoutingWarning, stacklevel=level + 1)
+    warnings.warn(message, category, stacklevel=level + 1)
 
 
 def _is_ours(module: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from celo2.routing import RoutingWarning
 from celo2.torch import Celo2, Celo2Base, DimensionNumbers, find_routes, routing_table
+from celo2.torch.optimizer.groups import named_params
 
 LINEAR = DimensionNumbers(1, 0)
 
@@ -341,6 +343,30 @@ def test_matrices_without_a_module_are_told_of_once_with_the_remedy() -> None:
     assert optimizer._route(model.wte.weight, optimizer.param_groups[0]).algorithm == "celo2"
 
 
+def test_one_matrix_without_a_module_is_told_of_in_the_singular() -> None:
+    with pytest.warns(
+        RoutingWarning, match="^1 matrix came without the module that holds it, so it gets"
+    ) as record:
+        Celo2([nn.Parameter(torch.zeros(4, 4))])
+    assert "matrices" not in str(record[0].message)
+    assert " them" not in str(record[0].message)
+
+
+def test_matrices_that_the_module_does_not_hold_are_told_of_once() -> None:
+    model, head = nn.Sequential(nn.Conv1d(4, 4, 3), nn.Linear(4, 4)), nn.Linear(4, 30)
+    average = copy.deepcopy(model)
+    for factory in (Celo2, Celo2Base):
+        with pytest.warns(RoutingWarning, match="does not hold 2 matrices.*copy of the model") as record:
+            optimizer = factory([{"params": average.parameters()}, {"params": []}], module=model)
+        assert [warning.filename for warning in record] == [__file__]
+        bare = factory(average.parameters(), algorithm="celo2")
+        for ours, theirs in zip(optimizer._places[0], bare._places[0], strict=True):
+            assert ours == theirs
+    with pytest.warns(RoutingWarning, match=r"does not hold 1 matrix \(group 0.4 \(30, 4\)\)"):
+        optimizer = Celo2([*model.parameters(), *head.parameters()], module=model)
+    assert optimizer._routes[model.get_parameter("0.weight")] == find_routes(model)["0.weight"]
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -348,9 +374,19 @@ def test_matrices_without_a_module_are_told_of_once_with_the_remedy() -> None:
         lambda model: Celo2(model.parameters(), module=model),
         lambda model: Celo2(model.parameters(), algorithm="celo2"),
         lambda model: Celo2([param for param in model.parameters() if param.ndim < 2]),
+        lambda model: Celo2(model.parameters(), module=nn.Linear(3, 3), algorithm="celo2"),
+        lambda model: Celo2(nn.LayerNorm(3).parameters(), module=model),
         lambda model: Celo2Base(model.parameters()),
     ],
-    ids=["module", "module beside groups", "algorithm given", "vectors", "base"],
+    ids=[
+        "module",
+        "module beside groups",
+        "algorithm given",
+        "vectors",
+        "strangers' algorithm",
+        "strange vectors",
+        "base",
+    ],
 )
 def test_what_says_how_parameters_are_trained_needs_no_warning(make: Callable[[nn.Module], Celo2]) -> None:
     assert make(GPT(1, tied=False)).param_groups
@@ -360,7 +396,9 @@ def test_what_says_how_parameters_are_trained_needs_no_warning(make: Callable[[n
 def test_names_without_a_module_are_read() -> None:
     model = nn.ModuleDict({"lm_head": nn.Linear(8, 30), "conv": nn.Conv2d(3, 8, 3), "fc": nn.Linear(8, 8)})
     optimizer = Celo2(model.named_parameters())
-    routes = {name: optimizer._route(param, group) for name, param, group in optimizer._named_params()}
+    routes = {
+        name: optimizer._route(param, group) for name, param, group in named_params(optimizer.param_groups)
+    }
     assert routes["lm_head.weight"].algorithm == "adamw"
     assert routes["conv.weight"].numbers == DimensionNumbers((1, 2, 3), 0)
     assert routes["fc.weight"].numbers is None  # a matrix as stored: its state loads without a name, too

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from celo2.routing import Route
+from celo2.routing.routes import warn
 from celo2.torch.batching import Leaf, iterate_leaves
 from celo2.torch.dimensions import DimensionNumbers, Layout, make_layout
 from celo2.torch.eigenbasis import matrix_numbers
@@ -24,10 +24,13 @@ from celo2.torch.optimizer import adamw
 from celo2.torch.optimizer.adamw import AdamWLeaf
 from celo2.torch.optimizer.groups import (
     check_group,
+    check_module,
     check_param,
     choose_path,
+    list_names,
     name_params,
     named_groups,
+    named_params,
     rename_options,
     route_stored,
     tell_stored,
@@ -106,6 +109,7 @@ class RuleOptimizer(Optimizer):
         self._routes: dict[Tensor, Route] = {}
         self._places: list[list[Route]] = []  # the routes of every group's parameters, in order
         self._sharding = ShardingSpecs(process_group)
+        check_module(params, module)
         if isinstance(params, nn.Module):
             module, params = params, named_groups(params)
         elif any(routing[option] for option in routing) and module is None:
@@ -116,19 +120,23 @@ class RuleOptimizer(Optimizer):
         if module is not None:
             check_wrappers(module)
             self._find_module = weakref.ref(module)
+        self._constructed = False
         super().__init__(params, defaults)
-        if module is None and not self._base:
-            tell_stored(self.param_groups, self._routes)
+        self._constructed = True
+        if module is not None or not self._base:
+            tell_stored(self.param_groups, self._routes, module, base=self._base)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group as `torch.optim.Optimizer` does, and refuses parameters that cannot be trained.
 
         Its parameters are routed by the module that the optimizer was given, as long as that is alive and the
-        optimizer is not a copy; parameters that the module does not hold are taken as stored. The group needs
-        no names: the module has them.
+        optimizer is not a copy; parameters that the module does not hold are taken as stored, with a
+        `RoutingWarning`. The group needs no names: the module has them.
         """
-        if self.param_groups and "param_names" in self.param_groups[0]:
-            param_group = name_params(param_group, len(self.param_groups), self._find_module())
+        module, groups = self._find_module(), self.param_groups
+        has_names = "param_names" in groups[0] if groups else module is not None
+        if has_names:
+            param_group = name_params(param_group, len(groups), module)
         super().add_param_group(rename_options(param_group))
         group = self.param_groups[-1]
         try:
@@ -154,6 +162,8 @@ class RuleOptimizer(Optimizer):
             self.param_groups.pop()
             raise
         self._places.append(routes)
+        if module is not None and self._constructed:
+            tell_stored([group], self._routes, module, base=self._base)
 
     def _find_routes(self, group: Mapping[str, Any]) -> list[Route]:
         """Finds the routes of a group that is added, and keeps them in `_routes`."""
@@ -163,7 +173,8 @@ class RuleOptimizer(Optimizer):
                 param = module.get_parameter(name)
                 self._routes.setdefault(param, route)
         if any(param not in self._routes for param in params):  # not held by a module
-            stored = zip(params, route_stored(group, base=self._base), strict=True)
+            routes = route_stored(group, len(self.param_groups) - 1, base=self._base)
+            stored = zip(params, routes, strict=True)
             self._routes = {param: fit_route(route, param) for param, route in stored} | self._routes
         return [self._routes[param] for param in params]
 
@@ -245,12 +256,11 @@ class RuleOptimizer(Optimizer):
         """Finds and counts the parameters that this step leaves out, and warns the first time."""
         found = find_nonfinite(param for group in self.param_groups for param in group["params"])
         if found and not self.num_nonfinite:
-            names = [name for name, param, _ in self._named_params() if param in found]
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-            warnings.warn(
-                f"the gradients of {shown} are not finite. Such parameters are left out of a step and "
-                "counted in num_nonfinite; this is said once.",
-                stacklevel=3,
+            names = [name for name, param, _ in named_params(self.param_groups) if param in found]
+            warn(
+                f"the gradients of {list_names(names)} are not finite. Such parameters are left out of a "
+                "step and counted in num_nonfinite; this is said once.",
+                UserWarning,
             )
         self.num_nonfinite += len(found)
         return found
@@ -377,13 +387,6 @@ class RuleOptimizer(Optimizer):
         finally:
             handle.remove()
 
-    def _named_params(self) -> list[tuple[str, Tensor, dict[str, Any]]]:
-        entries = []
-        for number, group in enumerate(self.param_groups):
-            names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
-            entries += [(name, p, group) for name, p in zip(names, group["params"], strict=True)]
-        return entries
-
     def __repr__(self) -> str:
         """Returns the groups' options, and the routing as a table."""
         lines = [f"{type(self).__name__} ("]
@@ -391,5 +394,6 @@ class RuleOptimizer(Optimizer):
             options = {k: v for k, v in sorted(group.items()) if k not in ("params", "param_names")}
             lines.append(f"Parameter Group {number}")
             lines += [f"    {option}: {value}" for option, value in options.items()]
-        table = format_routes([(name, p, self._route(p, group)) for name, p, group in self._named_params()])
+        named = named_params(self.param_groups)
+        table = format_routes([(name, p, self._route(p, group)) for name, p, group in named])
         return "\n".join([*lines, ")", table])

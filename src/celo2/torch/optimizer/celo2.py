@@ -80,7 +80,8 @@ class Celo2(RuleOptimizer):
         capturable: Keeps the step's number on the device, for CUDA graphs; not with `eigenbasis_every`.
         maximize: Maximizes the objective instead of minimizing it.
         algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also of a group.
-        module: The module that the parameters or groups belong to, for its routing.
+        module: The module that the parameters or groups belong to, for its routing and its names. Matrices
+            that it does not hold are taken as stored, with a `RoutingWarning`.
         process_group: The processes that hold the same parameters and gradients (replicated training,
             as under `DistributedDataParallel`): Newton–Schulz is divided among them. Not needed for
             `DTensor`s (`fully_shard`, tensor parallelism), which carry their own device mesh.
@@ -91,9 +92,9 @@ class Celo2(RuleOptimizer):
     Raises:
         RuntimeError: `fused=True` where kernels are not installed or not available.
         TypeError: A parameter is not a dense tensor of floating-point numbers, or is complex and given to
-            the rule.
-        ValueError: An option is out of its range, two contradict each other, or the weights are of another
-            variant.
+            the rule; or an option is of another type.
+        ValueError: An option is out of its range, two contradict each other, the parameters are a module and
+            `module` is another, or the weights are of another variant.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

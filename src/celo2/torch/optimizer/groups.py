@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,8 +24,29 @@ def named_groups(module: nn.Module) -> list[tuple[str, Tensor]]:
     ]
 
 
+def check_module(params: Any, module: Any) -> None:
+    """Raises an error for a `module=` that is none, or another one than the parameters.
+
+    Raises:
+        TypeError: `module` is no `nn.Module`.
+        ValueError: `params` is a module too, and another one.
+    """
+    if module is None:
+        return
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be the nn.Module that holds the parameters, got {type(module).__name__}; pass the "
+            "model itself, or leave it out."
+        )
+    if isinstance(params, nn.Module) and module is not params:
+        raise ValueError(
+            f"the parameters are those of one module ({type(params).__name__}), and module= is another "
+            f"({type(module).__name__}); pass the model alone, as in Celo2(model)."
+        )
+
+
 def name_params(group: dict[str, Any], number: int, module: nn.Module | None) -> dict[str, Any]:
-    """Adds names to a group of bare parameters, for an optimizer whose other groups have some.
+    """Adds names to a group of bare parameters: PyTorch wants them in all groups of an optimizer or in none.
 
     Args:
         group: As `add_param_group` takes it; one with names, or any other object, is returned unchanged.
@@ -37,17 +59,47 @@ def name_params(group: dict[str, Any], number: int, module: nn.Module | None) ->
     names: dict[Tensor, str] = {} if module is None else {p: name for name, p in module.named_parameters()}
     if not all(isinstance(param, Tensor) for param in params):
         return {**group, "params": params}
-    named = [(names.get(p, f"group {number}.{place}"), p) for place, p in enumerate(params)]
+    if not params:
+        return {**group, "params": params, "param_names": []}
+    named = [(names.get(p, _stranger(number, place)), p) for place, p in enumerate(params)]
     return {**group, "params": named}
 
 
-def route_stored(group: Mapping[str, Any], *, base: bool) -> list[Route]:
-    """Returns the routes of a group without a module: by its names if any, else the rule for rank ≥ 2."""
+def _stranger(number: int, place: int) -> str:
+    """Returns what stands for the name of a parameter that the module does not hold."""
+    return f"group {number}.{place}"
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Joins the first five names, and says how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def named_params(groups: Iterable[Mapping[str, Any]]) -> list[tuple[str, Tensor, Mapping[str, Any]]]:
+    """Lists every parameter with its name, or else the numbers of its group and place, and its group."""
+    entries = []
+    for number, group in enumerate(groups):
+        names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
+        entries += [(name, p, group) for name, p in zip(names, group["params"], strict=True)]
+    return entries
+
+
+def route_stored(group: Mapping[str, Any], number: int, *, base: bool) -> list[Route]:
+    """Returns the routes of a group without a module: by its names if any, else the rule for rank ≥ 2.
+
+    Args:
+        group: A group of an optimizer.
+        number: Its index.
+        base: Whether every parameter gets the rule.
+    """
     params, names = group["params"], group.get("param_names")
-    if names:
-        routes = find_routes_by_name(zip(names, params, strict=True), base=base)
-        return [_as_stored(route, param) for route, param in zip(routes, params, strict=True)]
-    return [_route_nameless(param, base=base) for param in params]
+    if not names:
+        return [_route_nameless(param, base=base) for param in params]
+    routes = find_routes_by_name(zip(names, params, strict=True), base=base)
+    return [
+        _route_nameless(param, base=base) if name == _stranger(number, place) else _as_stored(route, param)
+        for place, (name, route, param) in enumerate(zip(names, routes, params, strict=True))
+    ]
 
 
 def _as_stored(route: Route, param: Tensor) -> Route:
@@ -56,19 +108,64 @@ def _as_stored(route: Route, param: Tensor) -> Route:
     return route._replace(numbers=None) if whole else route
 
 
-def tell_stored(groups: Iterable[Mapping[str, Any]], routes: Mapping[Tensor, Route]) -> None:
-    """Warns of matrices that came without a module, unless their group's algorithm is given."""
-    bare = [p for group in groups if group["algorithm"] is None for p in group["params"]]
-    bare = [p for p in bare if p.requires_grad and routes[p].algorithm == "celo2"]
-    if bare:
-        warn(
-            f"{len(bare)} matrices came without the module that holds them, so all but those with telling "
-            "names get the learned rule, and convolutions lose their axes: embeddings and output heads, "
-            "which AdamW should train, are likely among them. Pass the module: Celo2(model, lr=…), or groups "
-            "with Celo2(groups, module=model); a trainer takes the finished optimizer (transformers: "
-            "Trainer(optimizers=(Celo2(model, lr=…), None))). If every one is a hidden matrix, say so with "
-            "algorithm='celo2'."
+def tell_stored(
+    groups: Iterable[Mapping[str, Any]],
+    routes: Mapping[Tensor, Route],
+    module: nn.Module | None,
+    *,
+    base: bool,
+) -> None:
+    """Warns of matrices that were routed without their module, unless their group's algorithm is given.
+
+    Args:
+        groups: The groups that were added.
+        routes: The routes of their parameters.
+        module: The module that was given, which may not hold all of them; None: there was none.
+        base: Whether every parameter gets the rule.
+    """
+    held = set() if module is None else set(module.parameters())
+    bare = [
+        (name, param)
+        for name, param, group in named_params(groups)
+        if group["algorithm"] is None and param.requires_grad and param.ndim > 1 and param not in held
+    ]
+    names = [f"{name} {tuple(param.shape)}" for name, param in bare if routes[param].algorithm == "celo2"]
+    if not names:
+        return
+    one = len(names) == 1
+    count, them = ("1 matrix", "it") if one else (f"{len(names)} matrices", "them")
+    if module is None:
+        opening = f"{count} came without the module that holds {them}"
+        remedy = (
+            "Pass the module: Celo2(model, lr=…), or groups with Celo2(groups, module=model); a trainer "
+            "takes the finished optimizer (transformers: Trainer(optimizers=(Celo2(model, lr=…), None)))."
         )
+    else:
+        opening = f"the module does not hold {count} ({list_names(names)})"
+        remedy = (
+            "The usual reason is a copy of the model (an average of its weights, EMA) or a model that was "
+            f"rebuilt: pass the module that holds {them}."
+        )
+    warn(f"{opening}, so {_tell_effect(one, base=base)} {remedy} {_tell_consent(one, base=base)}")
+
+
+def _tell_effect(one: bool, *, base: bool) -> str:
+    if base:
+        return "it is trained as it is stored." if one else "they are trained as they are stored."
+    if one:
+        return (
+            "it gets the learned rule, and a convolution loses its axes: AdamW should train it if it is an "
+            "embedding or an output head."
+        )
+    return (
+        "all but those with telling names get the learned rule, and convolutions lose their axes: embeddings "
+        "and output heads, which AdamW should train, are likely among them."
+    )
+
+
+def _tell_consent(one: bool, *, base: bool) -> str:
+    case = "that is meant" if base else f"{'it' if one else 'every one'} is a hidden matrix"
+    return f"If {case}, say so with algorithm='celo2'."
 
 
 def _route_nameless(param: Tensor, *, base: bool) -> Route:
@@ -116,7 +213,14 @@ def rename_options(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Raises a ValueError for an option of a group that is out of its range."""
+    """Checks the types and ranges of a group's options.
+
+    Raises:
+        TypeError: An option is of another type.
+        ValueError: An option is out of its range.
+    """
+    for option in ("lr", "weight_decay", "adamw_lr_scale"):
+        _check_number(group[option], option, "a number, finite and not negative")
     if isinstance(group["lr"], Tensor):
         if group["lr"].numel() != 1:
             raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(group['lr'].shape)}.")
@@ -129,13 +233,30 @@ def check_group(group: dict[str, Any]) -> None:
         value = float(group[option])
         if not 0 <= value < math.inf:
             raise ValueError(f"{option} must be finite and not negative, got {group[option]}.")
-    betas = group["betas"]
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas or adamw_betas must be two decays in [0, 1), got {betas}.")
+    _check_betas(group["betas"])
     if group["foreach"] and group["fused"]:
         raise ValueError("foreach and fused cannot both be True; leave one of them None.")
     if group["algorithm"] is not None:
         check_algorithm(group["algorithm"], "a group's algorithm")
+
+
+def _check_number(value: Any, option: str, expected: str) -> None:
+    """Raises a TypeError for what is neither a real number nor a tensor."""
+    if not isinstance(value, (Real, Tensor)):
+        hint = "; YAML reads 1e-3 as text: write 1.0e-3" if isinstance(value, str) else ""
+        raise TypeError(f"{option} must be {expected}, got {value!r} ({type(value).__name__}){hint}.")
+
+
+def _check_betas(betas: Any) -> None:
+    option, expected = "betas or adamw_betas", "two decays in [0, 1)"
+    if isinstance(betas, str) or not isinstance(betas, Collection):
+        raise TypeError(
+            f"{option} must be {expected}, got {betas!r} ({type(betas).__name__}); write (0.9, 0.95)."
+        )
+    for beta in betas:
+        _check_number(beta, option, expected)
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"{option} must be {expected}, got {betas}.")
 
 
 def choose_path(group: Mapping[str, Any]) -> dict[str, bool]:

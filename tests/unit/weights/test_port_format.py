@@ -59,7 +59,7 @@ def test_port_file_leaves_its_name_and_its_form_in_the_provenance(path):
 
 
 def test_port_file_is_not_celo2_base(path):
-    with pytest.raises(ValueError, match=r"model\.safetensors: wrong variant: these celo2 weights"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: wrong variant: these are Celo2 weights"):
         load_checkpoint(path, orthogonalize=False)
     assert load_checkpoint(path, ns_iters=3).config == RuleConfig(ns_iters=3)
 

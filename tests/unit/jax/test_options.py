@@ -52,13 +52,13 @@ def test_arrays_tracers_and_schedules_are_not_checked() -> None:
     """A sweep may trace any of them, and `optax.inject_hyperparams` does."""
     tx = optax.inject_hyperparams(celo2.celo2)(learning_rate=optax.constant_schedule(-1.0), weight_decay=0.1)
     updates, _ = jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
-    assert np.all(updates["bias"] > 0)
+    assert np.all(jax.tree.leaves(updates)[0] > 0)
 
     def step(rate: Any, betas: Any) -> Any:
         tx = celo2.celo2(rate, adamw_betas=(betas[0], betas[1]))
-        return tx.update(PARAMS, tx.init(PARAMS), PARAMS)[0]["bias"]
+        return tx.update(PARAMS, tx.init(PARAMS), PARAMS)[0]
 
-    assert np.all(jax.jit(step)(jnp.float32(-1.0), jnp.array([0.9, 0.95])) > 0)
+    assert np.all(jax.jit(step)(jnp.float32(-1.0), jnp.array([0.9, 0.95]))["bias"] > 0)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -70,9 +70,8 @@ def test_adamws_moments_are_float32_for_narrower_parameters(dtype: str, options:
 
     def two_steps(params: Any) -> tuple[Any, Any]:
         grads, state = jax.tree.map(lambda p: 1e-4 * p, params), tx.init(params)
-        for _ in range(2):
-            updates, state = tx.update(grads, state, params)
-        return updates, state
+        _, state = tx.update(grads, state, params)
+        return tx.update(grads, state, params)
 
     (updates, state), (exact, wide) = two_steps(narrow), two_steps(PARAMS)
     assert updates["bias"].dtype == dtype

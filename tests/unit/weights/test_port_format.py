@@ -156,7 +156,7 @@ def test_released_arrays_are_known_in_every_form(shared, tmp_path, capsys):
         assert load_checkpoint(tmp_path / name).config == released.config
         assert command.main(["verify", str(tmp_path / name)]) == 0
         assert "celo2, 347 numbers; known: Celo2 as its authors released it" in capsys.readouterr().out
-        with pytest.raises(ValueError, match="these celo2 weights have orthogonalize=True"):
+        with pytest.raises(ValueError, match=r"these are Celo2 weights \(orthogonalize=True"):
             load_checkpoint(tmp_path / name, orthogonalize=False)
 
 

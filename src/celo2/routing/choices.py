@@ -63,5 +63,5 @@ def refuse(argument: str, entry: str, what: str, paths: Sequence[str]) -> None:
     """Raises a ValueError that shows the nearest path, and the first few."""
     shown = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
     raise ValueError(
-        f"{argument}: {entry!r} {what}{nearest_name(entry, paths)}. The paths: {shown or 'none'}."
+        f"{argument}: {entry!r} {what}{nearest_name(entry, paths) or '.'} The paths: {shown or 'none'}."
     )

@@ -40,7 +40,9 @@ COMMANDS = {
     "search": Command(
         "celo2.commands.search", "meta", "find a rule among a few numbers, by CMA-ES; stops and resumes"
     ),
-    "weights": Command("celo2.commands.weights", "", "list, inspect, convert, verify and fetch weights"),
+    "weights": Command(
+        "celo2.commands.weights", "", "list, inspect, convert, verify, fetch and publish weights"
+    ),
 }
 
 EXTRA_MODULES = {

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
+from celo2._utils.ranges import check_betas, check_scale
 from celo2.constants import ADAMW_BETAS, GRAD_CLIP
 from celo2.harness import Harness, match_scales, resolve_harness
+from celo2.jax.adamw import scale_by_wide_adam
 from celo2.jax.batching import Leaf, update_leaves
 from celo2.jax.dimensions import DimensionNumbers, Layout
 from celo2.jax.harness.decay import add_cautious_weight_decay
@@ -208,9 +210,9 @@ def celo2(
         for each float32 parameter of the rule and 8 for each of AdamW.
 
     Raises:
-        TypeError: As in `scale_by_celo2`.
-        ValueError: `skip_nonfinite_gradients` is set without `skip_zero_gradients`; as in `scale_by_celo2`;
-            and in `init`, as in `param_labels`.
+        TypeError: A number is of another type, such as text; as in `scale_by_celo2`.
+        ValueError: A number is out of its range; `skip_nonfinite_gradients` is set without
+            `skip_zero_gradients`; as in `scale_by_celo2`; and in `init`, as in `param_labels`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -226,6 +228,11 @@ def celo2(
         al., 2024, https://kellerjordan.github.io/posts/muon). AdamW: arXiv 1711.05101. `match`: Moonlight,
         arXiv 2502.16982, section 2.2. The harness: `Harness`.
     """
+    check_scale("learning_rate", learning_rate)
+    check_scale("weight_decay", weight_decay)
+    if adamw_lr_scale is not None:
+        check_scale("adamw_lr_scale", adamw_lr_scale)
+    check_betas("adamw_betas", adamw_betas)
     harness = resolve_harness(harness)
     if harness.eigenbasis_every is not None and check_state_dtype(state_dtype) == jnp.int8:
         raise ValueError(
@@ -236,7 +243,7 @@ def celo2(
     scaled = _scale_learning_rate(learning_rate, adamw_share)
     decay = add_cautious_weight_decay if harness.cautious_decay else optax.add_decayed_weights
     adamw = optax.chain(
-        optax.scale_by_adam(*adamw_betas), decay(weight_decay, mask), optax.scale_by_learning_rate(scaled)
+        scale_by_wide_adam(adamw_betas), decay(weight_decay, mask), optax.scale_by_learning_rate(scaled)
     )
     coefficients = harness.ns_options(ns_coeffs)
     loaded = _load(weights, orthogonalize=True, state_dtype=state_dtype, **coefficients)
@@ -319,8 +326,9 @@ def celo2_base(
         for each float32 parameter.
 
     Raises:
-        TypeError: As in `scale_by_celo2`.
-        ValueError: `skip_nonfinite_gradients` is set without `skip_zero_gradients`; as in `scale_by_celo2`.
+        TypeError: A number is of another type, such as text; as in `scale_by_celo2`.
+        ValueError: A number is out of its range; `skip_nonfinite_gradients` is set without
+            `skip_zero_gradients`; as in `scale_by_celo2`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -334,6 +342,8 @@ def celo2_base(
     References:
         Celo2-base: arXiv 2602.19142, section 3. Factored second moments: Adafactor, arXiv 1804.04235, eq. 4.
     """
+    check_scale("learning_rate", learning_rate)
+    check_scale("weight_decay", weight_decay)
     loaded = _load(weights, orthogonalize=False, state_dtype=state_dtype)
 
     @_cache_by_structure

@@ -128,7 +128,7 @@ def by_owner(network: Network, found: Findings) -> Iterator[tuple[Param, Finding
     """Yields adapters, which have the role of the parameter that they adapt."""
     by_path = {param.path: param for param in network.params}
     for param in network.params:
-        owner = by_path.get(param.owner)
+        owner = by_path.get(param.owner) if param.owner else None  # an array by itself has an empty path
         if owner is not None and not param.is_vector:
             of = found.get(owner) or _hidden(owner)
             adapted = of.role if of.decided else "hidden"

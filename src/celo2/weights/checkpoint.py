@@ -134,7 +134,7 @@ class AnyWeights(Generic[SchemaT]):
         asked = ", ".join(f"{name}={options[name]!r}" for name in wrong)
         remedy = "leave the option out, or load weights that were trained with it"
         if "orthogonalize" in wrong:
-            remedy = f"use load_checkpoint({SHIPPED[0] if options['orthogonalize'] else SHIPPED[1]!r})"
+            return _wrong_variant(found, asked, orthogonalize=bool(options["orthogonalize"]))
         return (
             f"wrong variant: these {self.config.variant} weights have {found}, asked for {asked}; {remedy}."
         )
@@ -162,6 +162,17 @@ class ZooWeights(AnyWeights[MemberConfig]):
 
     The type of `config` identifies the optimizer. By default only the options that the arrays fix are stated.
     """
+
+
+def _wrong_variant(found: str, asked: str, *, orthogonalize: bool) -> str:
+    """Returns the message for weights of one published variant in the place of the other's."""
+    (wanted, own), use = SHIPPED, "celo2_base (Celo2Base in PyTorch)"
+    if not orthogonalize:
+        wanted, own, use = own, wanted, "celo2 (Celo2 in PyTorch)"
+    return (
+        f"wrong variant: these are {own.capitalize()} weights ({found}, asked for {asked}); use {use} with "
+        f"them, or leave weights= out for the shipped {wanted!r}."
+    )
 
 
 def make_weights(

@@ -203,3 +203,8 @@ def test_labels_partition_an_update(make):
     updates, _ = tx.update(params, tx.init(params), params)
     steps = {path: np.unique(update).item() for path, update in named_leaves(updates)}
     assert steps == {path: -1.0 if label == "celo2" else -2.0 for path, label in named_leaves(labels)}
+
+
+def test_an_array_by_itself_is_no_adapter_of_itself() -> None:
+    """Its path is empty, as is the owner of what adapts nothing."""
+    assert param_labels(np.ones((8, 8), np.float32)).reason == "hidden matrix"

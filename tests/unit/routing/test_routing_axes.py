@@ -92,8 +92,10 @@ def test_dimension_numbers_are_inferred_unless_given(options: Any, changes: dict
         ({"conv/kernel": DimensionNumbers(0, 9)}, ValueError, "does not have"),
         ({"(": DimensionNumbers(0, 1)}, ValueError, "is not a regular expression"),
         ({"conv": {"kernel": 3}}, TypeError, "must be DimensionNumbers or None"),
+        ({"conv/kernel": (0, 1)}, TypeError, r"must be DimensionNumbers or None, got \(0, 1\)"),
+        ({r"kernel$": ((0, 1), 2)}, TypeError, r"must be DimensionNumbers or None, got \(\(0, 1\), 2\)"),
     ],
-    ids=["pattern", "tree", "axis", "syntax", "type"],
+    ids=["pattern", "tree", "axis", "syntax", "type", "tuple", "tuple by a pattern"],
 )
 def test_dimension_numbers_that_mean_nothing_are_refused(options: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):

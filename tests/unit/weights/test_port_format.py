@@ -59,7 +59,7 @@ def test_port_file_leaves_its_name_and_its_form_in_the_provenance(path):
 
 
 def test_port_file_is_not_celo2_base(path):
-    with pytest.raises(ValueError, match=r"model\.safetensors: wrong variant: these celo2 weights"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: wrong variant: these are Celo2 weights"):
         load_checkpoint(path, orthogonalize=False)
     assert load_checkpoint(path, ns_iters=3).config == RuleConfig(ns_iters=3)
 
@@ -156,7 +156,7 @@ def test_released_arrays_are_known_in_every_form(shared, tmp_path, capsys):
         assert load_checkpoint(tmp_path / name).config == released.config
         assert command.main(["verify", str(tmp_path / name)]) == 0
         assert "celo2, 347 numbers; known: Celo2 as its authors released it" in capsys.readouterr().out
-        with pytest.raises(ValueError, match="these celo2 weights have orthogonalize=True"):
+        with pytest.raises(ValueError, match=r"these are Celo2 weights \(orthogonalize=True"):
             load_checkpoint(tmp_path / name, orthogonalize=False)
 
 

@@ -158,12 +158,12 @@ CONTRADICTIONS = {
     "celo2": (
         {"orthogonalize": False},
         {"orthogonalize": True},
-        "celo2-base weights have .*checkpoint..celo2..",
+        "Celo2-base weights .orthogonalize=False.*use celo2_base .*shipped .celo2.[.]$",
     ),
     "celo2-base": (
         {},
         {"orthogonalize": False},
-        "celo2 weights have orthogonalize=True.*checkpoint..celo2-base",
+        "Celo2 weights .orthogonalize=True.*use celo2 .*shipped .celo2-base",
     ),
     "option": ({}, {"exp_mult": 0.1}, "have exp_mult=0.0, asked for exp_mult=0.1; leave the option out"),
     "decays": ({}, {"initial_momentum_decays": (0.9,)}, "asked for initial_momentum_decays"),

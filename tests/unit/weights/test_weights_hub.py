@@ -141,7 +141,7 @@ def test_released_repository_needs_no_options(hub, repository, variant):
 def test_released_repository_is_of_its_variant(hub):
     hub.repositories.add("amoudgl/celo2-base")
     save_weights(hub.folder / "theta.state", make_weights())
-    with pytest.raises(ValueError, match="these celo2-base weights have orthogonalize=False"):
+    with pytest.raises(ValueError, match=r"these are Celo2-base weights \(orthogonalize=False"):
         load_checkpoint("amoudgl/celo2-base", orthogonalize=True)
 
 

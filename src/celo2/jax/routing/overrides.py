@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import jax
@@ -28,7 +28,7 @@ def choose_labels(overrides: Any, named: Sequence[tuple[str, Any]]) -> dict[str,
     if callable(overrides) and jax.tree_util.all_leaves([overrides]):  # some modules are callable too
         chosen = choose(overrides, named, "overrides")
         return {path: check_algorithm(label, path, "label") for path, label in chosen.items()}
-    if _is_patterns(overrides, paths, str):
+    if _is_patterns(overrides, paths, lambda label: isinstance(label, str)):
         for key, label in overrides.items():
             check_algorithm(label, f"the pattern {getattr(key, 'pattern', key)!r}", "label")
         return choose(overrides, named, "overrides")
@@ -54,7 +54,7 @@ def choose_numbers(
     if numbers is None:
         return {}, set()
     paths = [path for path, _ in named]
-    if _is_patterns(numbers, paths, (*SPECS, type(None))):
+    if _is_patterns(numbers, paths, _is_spec):
         return choose(numbers, named, "dimension_numbers"), set()
     entries = [(leaf.path, leaf.value) for leaf in read_tree(numbers, is_leaf=_is_spec)]
     by_muon = any(isinstance(spec, MuonDimensionNumbers) for _, spec in entries)
@@ -64,14 +64,21 @@ def choose_numbers(
 
 
 def _is_spec(node: Any) -> bool:
-    return node is None or isinstance(node, SPECS)
+    return node is None or isinstance(node, SPECS) or _is_axes(node)
 
 
-def _is_patterns(choices: Any, paths: Sequence[str], kinds: Any) -> TypeGuard[Mapping[Any, Any]]:
+def _is_axes(node: Any) -> bool:
+    """Returns whether a node is a bare sequence of axes, such as (0, 1), which routing refuses as a whole."""
+    return type(node) in (tuple, list) and bool(node) and all(isinstance(x, int) or _is_axes(x) for x in node)
+
+
+def _is_patterns(
+    choices: Any, paths: Sequence[str], is_choice: Callable[[Any], bool]
+) -> TypeGuard[Mapping[Any, Any]]:
     """Returns whether a mapping is from regular expressions to choices: its keys are not all paths."""
     return (
         isinstance(choices, Mapping)
-        and all(isinstance(value, kinds) for value in choices.values())
+        and all(map(is_choice, choices.values()))
         and not all(any(_is_at(path, str(key)) for path in paths) for key in choices)
     )
 

@@ -25,7 +25,7 @@ _OWNERS = {  # file → the commands that write it into their folders
     "suite.json": ("celo2 compare", "celo2 evaluate"),
     "metrics.jsonl": ("celo2 meta-train",),
     "generations.jsonl": ("celo2 search",),
-    "probe.json": ("celo2 probe",),
+    "probe.json": ("celo2 probe", "celo2 meta-train"),
 }
 
 

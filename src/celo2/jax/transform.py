@@ -212,8 +212,7 @@ def celo2(
     Raises:
         TypeError: A number is of another type, such as text; as in `scale_by_celo2`.
         ValueError: A number is out of its range; `skip_nonfinite_gradients` is set without
-            `skip_zero_gradients`, or with an eigenbasis; as in `scale_by_celo2`; and in `init`, as in
-            `param_labels`.
+            `skip_zero_gradients`; as in `scale_by_celo2`; and in `init`, as in `param_labels`.
 
     Example:
         >>> import jax.numpy as jnp, optax
@@ -235,11 +234,6 @@ def celo2(
         check_scale("adamw_lr_scale", adamw_lr_scale)
     check_betas("adamw_betas", adamw_betas)
     harness = resolve_harness(harness)
-    if harness.eigenbasis_every is not None and skip_nonfinite_gradients:
-        raise ValueError(
-            "skip_nonfinite_gradients does not go with eigenbasis_every, which would count the steps left "
-            "out; leave out whole steps with optax.apply_if_finite."
-        )
     if harness.eigenbasis_every is not None and check_state_dtype(state_dtype) == jnp.int8:
         raise ValueError(
             'state_dtype="int8" does not go with eigenbasis_every, whose bases the codes cannot follow; use '

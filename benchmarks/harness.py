@@ -42,7 +42,7 @@ from celo2.report.kit import markdown_cell
 
 PAGE = DOCS / "harness.md"
 REFERENCE = "muon"
-OTHERS = ("celo2-plus", "celo2", "normuon", "soap", "adamw", "schedule-free-adamw")
+OTHERS = ("celo2-eigenbasis", "celo2-plus", "celo2", "normuon", "soap", "adamw", "schedule-free-adamw")
 AVERAGE_DECAY = 0.99
 WEIGHTS = find_optimizer("celo2").weights  # records belong to these
 
@@ -66,12 +66,6 @@ def _averaged(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> opt
 
 
 eigenbasis = _part("celo2+eigenbasis", "in SOAP's eigenbasis, renewed every 10 steps", eigenbasis_every=10)
-eigenbasis_plus = _part(
-    "celo2-plus+eigenbasis",
-    'the preset "plus" in the eigenbasis',
-    eigenbasis_every=10,
-    adamw_lr_scale=PRESETS["plus"].adamw_lr_scale,
-)
 polar_express = _part("celo2+polar-express", "Polar Express", orthogonalizer="polar-express")
 rows = _part("celo2+rows", "NorMuon's rows", row_decay=0.95)
 floor = _part("celo2+floor", "steps of at least 10 times the weights' norm", min_update_ratio=10.0)
@@ -87,7 +81,7 @@ average = OptimizerSpec(
 )
 matched = _spec("celo2+match", 'match="adamw"', match="adamw")
 small_state = _spec("celo2+int8", "momenta in one byte each", state_dtype="int8")
-PARTS = (rows, floor, cautious, norms, polar_express, eigenbasis, eigenbasis_plus, average, small_state)
+PARTS = (rows, floor, cautious, norms, polar_express, eigenbasis, average, small_state)
 
 
 UNIT: dict[str, Any] = {"muon_weight_dimension_numbers": axes_of_all, "consistent_rms": 1.0}  # step RMS 1

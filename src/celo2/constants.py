@@ -16,7 +16,7 @@ PRECONDITION_EPS = 1e-6  # under the root of `precondition_output`
 ADAMW_LR_SCALE = 20.0  # learning rate of Celo2's AdamW branch over the rule's: `mult_1d` of the reference
 ADAMW_BETAS = (0.9, 0.95)  # of that branch
 
-RULE_OPTIMIZERS = ("celo2", "celo2-plus", "celo2-base")
+RULE_OPTIMIZERS = ("celo2", "celo2-plus", "celo2-eigenbasis", "celo2-base")
 """Names of the optimizers that use the rule, in the registry and in reports."""
 
 FLOAT32_MAX = 3.4028234663852886e38  # the rule computes in float32; larger options are refused

@@ -120,8 +120,13 @@ class Harness:
         return coefficient_options(polar_express() if self.orthogonalizer == "polar-express" else ns_coeffs)
 
 
-PRESETS = {"paper": Harness(), "plus": Harness(adamw_lr_scale=5.0)}
-"""Harnesses by name: the Celo2 paper's, and the best one at the same time and memory (`docs/harness.md`)."""
+PRESETS = {
+    "paper": Harness(),
+    "plus": Harness(adamw_lr_scale=5.0),
+    "eigenbasis": Harness(adamw_lr_scale=5.0, eigenbasis_every=10),
+}
+"""Harnesses by name: the Celo2 paper's, the best one at the same time and memory, and the best one
+(`docs/harness.md`)."""
 
 
 def resolve_harness(harness: Harness | str) -> Harness:

@@ -2,11 +2,11 @@
 
 Every entry is an Optax transform in its well-known form: the hand-designed ones are Optax's own
 (`from_optax.py`) or have one file each, at strong settings, since a comparison is only as good as its weakest
-baseline. The learned rule is named `celo2`, `celo2-plus` (AdamW at 5, not 20 × the rate) or `celo2-base`
-(the shipped weights), or `celo2:PATH` for other weights; earlier learned optimizers, whose weights are not
-shipped, are `celo:PATH`, `velo_s:PATH` and so on (`celo2.zoo`). The path or the hub repository of weights may
-stand alone: `qualified_name` reads whose they are. An optimizer of your own has the name under
-which it was registered (`register_optimizer`, or the entry points `celo2.optimizers` of a package), or is
+baseline. The learned rule with the shipped weights is named `celo2`, with another harness `celo2-plus` (AdamW
+at 5, not 20 × the rate) and `celo2-eigenbasis`, without one `celo2-base`; `celo2:PATH` has other weights.
+Earlier learned optimizers, whose weights are not shipped, are `celo:PATH`, `velo_s:PATH` and so on
+(`celo2.zoo`). The path or the hub repository of weights may stand alone: `qualified_name` reads whose they
+are. An optimizer of your own has the name under which it was registered (`register_optimizer`, or the entry points `celo2.optimizers` of a package), or is
 named by the function that makes it, `package.module:make`.
 """
 
@@ -54,9 +54,8 @@ __all__ = [
     "sets_own_rate",
 ]
 
-LEARNED: dict[str, Callable[..., Any]] = dict(
-    zip(RULE_OPTIMIZERS, (celo2, partial(celo2, harness="plus"), celo2_base), strict=True)
-)
+_TRANSFORMS = (celo2, partial(celo2, harness="plus"), partial(celo2, harness="eigenbasis"), celo2_base)
+LEARNED: dict[str, Callable[..., Any]] = dict(zip(RULE_OPTIMIZERS, _TRANSFORMS, strict=True))
 
 
 def _learned(name: str, weights: Any = None) -> MakeOptimizer:
@@ -83,6 +82,14 @@ _LEARNED_SPECS = (
         UNIT_STEP_RANGE,
         reference=_CELO2_PAPER,
         origin='celo2.celo2(…, harness="plus")',
+    ),
+    OptimizerSpec(
+        "celo2-eigenbasis",
+        "Celo2 in SOAP's eigenbasis, with AdamW at 5 × the rate on the rest",
+        _learned("celo2-eigenbasis"),
+        UNIT_STEP_RANGE,
+        reference="arXiv 2602.19142, 2409.11321",
+        origin='celo2.celo2(…, harness="eigenbasis")',
     ),
     OptimizerSpec(
         "celo2-base",

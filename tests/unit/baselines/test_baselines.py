@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 ROOT = Path(__file__).resolve().parents[3]
 
-LEARNED = ("celo2", "celo2-plus", "celo2-base")
+LEARNED = ("celo2", "celo2-plus", "celo2-eigenbasis", "celo2-base")
 PAPER_BASELINES = (  # the fifteen that the evaluation of learned optimizers compares with
     *("adam", "sgd", "sgdm", "adamw", "rmsprop", "fromage", "sm3", "lars", "lamb", "adabelief", "adafactor"),
     *("adagrad", "yogi", "radam", "nadamw"),

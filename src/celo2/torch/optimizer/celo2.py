@@ -69,7 +69,8 @@ class Celo2(RuleOptimizer):
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
         harness: What is done to matrices beyond the learned direction, and AdamW's share: "paper", as in the
-            Celo2 paper; "plus", the best one at the paper's cost; or a `Harness` of your own.
+            Celo2 paper; "plus", the best one at the paper's cost; "eigenbasis", the best one; or a
+            `Harness` of your own.
         match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
             The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
             itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pickle
 import re
@@ -135,6 +136,7 @@ def test_presets_are_harnesses_by_name() -> None:
     paper, plus = (resolve_harness(name) for name in ("paper", "plus"))
     assert paper == celo2.Harness()
     assert plus == resolve_harness(plus) == celo2.Harness(adamw_lr_scale=5.0)
+    assert resolve_harness("eigenbasis") == dataclasses.replace(plus, eigenbasis_every=10)
     with pytest.raises(ValueError, match="unknown harness 'pluss'; did you mean 'plus'"):
         make_celo2(harness="pluss")
     with pytest.raises(TypeError, match="a Harness or the name of a preset, got None"):
@@ -153,6 +155,7 @@ def test_a_harness_sets_adamws_share_unless_the_argument_does() -> None:
     for share, options in (
         (20.0, {}),
         (5.0, {"harness": "plus"}),
+        (5.0, {"harness": "eigenbasis"}),
         (3.0, {"harness": "plus", "adamw_lr_scale": 3.0}),
         (1.0, {"harness": "plus", "match": "adamw"}),
     ):

@@ -6,8 +6,8 @@ baseline. The learned rule with the shipped weights is named `celo2`, with anoth
 at 5, not 20 × the rate) and `celo2-eigenbasis`, without one `celo2-base`; `celo2:PATH` has other weights.
 Earlier learned optimizers, whose weights are not shipped, are `celo:PATH`, `velo_s:PATH` and so on
 (`celo2.zoo`). The path or the hub repository of weights may stand alone: `qualified_name` reads whose they
-are. An optimizer of your own has the name under which it was registered (`register_optimizer`, or the entry points `celo2.optimizers` of a package), or is
-named by the function that makes it, `package.module:make`.
+are. An optimizer of your own has the name under which it was registered (`register_optimizer`, or the entry
+points `celo2.optimizers` of a package), or is named by the function that makes it, `package.module:make`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 import torch
 from torch import Tensor, nn
@@ -283,7 +284,7 @@ def test_the_documented_average_in_pytorch_is_that_of_jax():
     state = tx.init(params)
     for _ in range(150):
         updates, state = tx.update({"w": jnp.ones(1)}, state, params)
-        params = {"w": params["w"] + updates["w"]}
+        params = optax.apply_updates(params, updates)
         with torch.no_grad():
             model.weight.fill_(float(params["w"][0]))
         averaged.update_parameters(model)

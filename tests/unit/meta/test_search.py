@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +58,8 @@ def test_mixture_trains_as_the_public_optimizer_with_its_weights(variant, bend):
     one = mixture.make_optimizer(mixture.to_mixture(jnp.asarray(vector)), variant, schedule, 0.1)
     two = public(schedule, weights=weights, weight_decay=0.1)
 
-    def train(optimizer):
-        params = _params(jax.random.key(0))
+    def train(optimizer) -> Any:
+        params: Any = _params(jax.random.key(0))
         state = optimizer.init(params)
         for count in range(6):
             grads = _params(jax.random.key(count + 1))

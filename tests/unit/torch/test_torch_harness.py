@@ -280,7 +280,7 @@ def test_the_documented_average_in_pytorch_is_that_of_jax():
     model = nn.Linear(1, 1, bias=False)
     averaged = AveragedModel(model, avg_fn=names["average"])
     tx = celo2.average_params(0.99)
-    params = {"w": jnp.zeros(1)}
+    params: Any = {"w": jnp.zeros(1)}
     state = tx.init(params)
     for _ in range(150):
         updates, state = tx.update({"w": jnp.ones(1)}, state, params)

@@ -33,7 +33,6 @@ NAMED = ("optimizer", "lr", "decay", "rest", "warmup", "cooldown", "steps", "gra
 # What the track fixes: losses of entries that differ in it say nothing about their optimizers.
 FIXED = (
     "tiny",
-    "data",
     "val_tokens",
     "batch_sequences",
     "context",
@@ -139,6 +138,8 @@ def require_comparable(new: Entry, old: Entry) -> None:
         ValueError: They differ in settings that the track fixes.
     """
     values = [(name, *(entry.settings.get(name) for entry in (new, old))) for name in FIXED]
+    folders = [Path(entry.settings.get("data") or "").name for entry in (new, old)]
+    values.append(("data", *folders))  # wherever it lies
     others = [f"{name} {first!r} and {second!r}" for name, first, second in values if first != second]
     if others:
         raise ValueError(

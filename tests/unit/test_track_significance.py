@@ -190,7 +190,7 @@ def test_the_tiny_mode_is_not_compared_with_the_real_one(tmp_path: Path, capsys)
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("data", "data/other", "data 'data/fineweb10B' and 'data/other'"),
+        ("data", "data/other", "data 'fineweb10B' and 'other'"),
         ("val_tokens", 1 << 20, "val_tokens 10485760 and 1048576"),
         ("batch_sequences", 256, "batch_sequences 512 and 256"),
         ("context", 512, "context 1024 and 512"),
@@ -225,3 +225,10 @@ def test_other_files_are_refused(tmp_path: Path, capsys) -> None:
     assert TRACK.main([str(tmp_path / "notes.txt")]) == 2
     assert TRACK.main([str(tmp_path / "missing.txt")]) == 2
     assert "has no settings" in capsys.readouterr().err
+
+
+def test_the_same_data_in_another_folder_are_the_same(tmp_path: Path, capsys) -> None:
+    new = write_log(tmp_path, "new", 3.27)
+    old = write_log(tmp_path, "old", 3.28, data="/elsewhere/fineweb10B")
+    TRACK.main([str(new), "--against", str(old)])
+    assert "track fixes" not in capsys.readouterr().err

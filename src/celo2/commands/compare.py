@@ -42,8 +42,9 @@ tasks (those marked * also as NAME@tiny and NAME@small; your own as package.modu
 {tasks}
 
 optimizers (and weights: a file by its path, a hub repository as OWNER/NAME. The name of what they are for
-comes before them with a colon, as in celo2:PATH, celo2-base:PATH, celo2-plus:PATH; you may leave it out
-where the file says it. Predecessors, which set their own step sizes, and need weights:
+comes before them with a colon, as in celo2:PATH, celo2-base:PATH, celo2-plus:PATH,
+celo2-eigenbasis:PATH; you may leave it out where the file says it. Predecessors, which set their own step
+sizes, and need weights:
 {predecessors}):
 {optimizers}
 """

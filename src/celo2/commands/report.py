@@ -28,6 +28,7 @@ from celo2.meta.report.history import RunHistory, is_run, load_history
 from celo2.meta.report.html import make_table, write_report
 from celo2.meta.run.metrics import METRICS_FILE
 
+_EXPECTED = "the --out folder of celo2 compare, evaluate or meta-train, or a packed NAME.npz"
 PLAIN_WIDTH = 120  # columns, where the output is no terminal
 
 _DESCRIPTION = """\
@@ -132,9 +133,6 @@ def _load(folders: Sequence[Path]) -> list[RunHistory]:
             what = f"has neither {SUITE_FILE} nor {METRICS_FILE}" if folder.is_dir() else "is not a folder"
             raise ValueError(f"{folder} {what}; expected {_EXPECTED}.")
     return [load_history(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-
-
-_EXPECTED = "the --out folder of celo2 compare, evaluate or meta-train, or a packed NAME.npz"
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -38,15 +39,24 @@ def scale_by_wide_adam(betas: Sequence[Any]) -> optax.GradientTransformation:
     ) -> tuple[optax.Updates, optax.OptState]:
         params = match_params(updates, params)
         steps, state = adam.update(_widen(updates, params), state)
-        return jax.tree.map(lambda step, grad: _cast(step, grad.dtype), steps, updates), state
+        return jax.tree.map(_cast_like, steps, updates), state
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
 def _widen(tree: Any, params: optax.Params) -> Any:
-    return jax.tree.map(lambda leaf, param: _cast(leaf, working_dtype(param)), tree, params)
+    """Casts to the working dtype; Python's numbers among the leaves become arrays, as in Optax."""
+    arrays = (
+        jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), one)
+        for one in (tree, params)
+    )
+    return jax.tree.map(lambda leaf, param: _cast(leaf, working_dtype(param)), *arrays)
 
 
 def _cast(array: Any, dtype: np.dtype) -> Any:
     """Casts an array; one of that dtype is returned itself, for a cast would end its weak type."""
     return array if array.dtype == dtype else array.astype(dtype)
+
+
+def _cast_like(step: Any, grad: Any) -> Any:
+    return _cast(step, grad.dtype) if hasattr(grad, "dtype") else step

@@ -98,3 +98,10 @@ def test_weights_of_the_other_variant_name_their_own_optimizer() -> None:
         celo2.celo2(1e-3, weights="celo2-base")
     with pytest.raises(ValueError, match=r"these are Celo2 weights .*use celo2 .*leave weights= out"):
         celo2.celo2_base(1e-3, weights="celo2")
+
+
+def test_a_python_number_among_the_parameters_is_trained_as_by_optax() -> None:
+    params = {"w": jnp.ones((4, 4)), "b": 0.0}
+    tx = celo2.celo2(1e-3)
+    updates, _ = tx.update({"w": jnp.ones((4, 4)), "b": 1.0}, tx.init(params), params)
+    assert float(updates["b"]) == pytest.approx(-0.02, rel=1e-4)

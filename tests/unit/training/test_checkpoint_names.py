@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import os
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -397,3 +398,18 @@ class TestProgram:
             check=True,
         )
         assert tuple(done.stdout.split()) == here["found"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a"}, {"b"}),
+        (Path("a"), Path("b")),
+        (SimpleNamespace(w=1), SimpleNamespace(w=2)),
+        ((lambda x, y: [x, y, x])([1], [2]), (lambda x, y: [x, y, y])([1], [2])),
+    ],
+    ids=["set", "path", "namespace", "order"],
+)
+def test_settings_of_other_kinds_count_too(one: Any, other: Any) -> None:
+    assert digest_program(one) != digest_program(other)
+    assert digest_program(one) == digest_program(copy.deepcopy(one))

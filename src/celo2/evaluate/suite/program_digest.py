@@ -20,8 +20,8 @@ import zlib
 from collections.abc import Mapping
 from functools import cache, partial
 from importlib.machinery import ModuleSpec
-from pathlib import Path
-from types import CodeType, FunctionType, MethodType, ModuleType
+from pathlib import Path, PurePath
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -86,7 +86,7 @@ class _Walk:
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
         self._modules: dict[str, ModuleType] = {}
-        self._seen: dict[int, Any] = {}  # keeps the objects, since the number of one that is gone is reused
+        self._seen: dict[int, tuple[int, Any]] = {}  # keeps objects: the id of one that is gone is reused
 
     def finish(self) -> str:
         """Returns the digest of all that was visited and of its source files."""
@@ -100,8 +100,9 @@ class _Walk:
             self._add(type(thing).__name__, repr(thing))
             return
         if id(thing) in self._seen:
+            self._add("again", str(self._seen[id(thing)][0]))
             return
-        self._seen[id(thing)] = thing
+        self._seen[id(thing)] = len(self._seen), thing
         match thing:
             case ModuleType():
                 self._visit_module(thing.__name__)
@@ -124,6 +125,13 @@ class _Walk:
             case list() | tuple():
                 self._visit_class(type(thing))
                 self._visit_all(*thing)
+            case set() | frozenset():
+                self._visit_class(type(thing))
+                self._add(*sorted(repr(member) for member in thing if isinstance(member, PLAIN)))
+            case PurePath():
+                self._add(type(thing).__name__, str(thing))
+            case SimpleNamespace():
+                self._visit_all(*(part for item in vars(thing).items() for part in item))
             case _:
                 self._visit_object(thing)
 

@@ -144,6 +144,11 @@ class RunFiles:
 
     def _check_there(self, path: Path, *, resume: bool) -> None:
         check_owner(self.folder, "celo2 meta-train")
+        if not resume and not path.exists() and (self.folder / "probe.json").exists():
+            raise ValueError(
+                f"{self.folder} has results of celo2 probe (probe.json); use another folder for celo2 "
+                "meta-train."
+            )
         if resume and not path.exists():
             raise FileNotFoundError(f"nothing to resume: {path} does not exist; start without --resume.")
         if not resume and path.exists():

@@ -62,7 +62,7 @@ class SearchConfig:
         gradient_scales: Smallest and largest factor that gradients are multiplied by, drawn for each task and
             seed, so that the rule does not depend on their scale.
         stored_kernels: Whether kernels of convolutions are taken as stored, and not as the one matrix that
-            the public optimizers find in each. The shipped weights were searched so.
+            the public optimizers find in each. The shipped weights were found that way.
         start: Numbers to begin at, such as the vector of an earlier record's last line; none: the Adam-like
             start.
         seed: Seed of the candidates, the tasks' order and the runs.

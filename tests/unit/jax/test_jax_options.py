@@ -103,5 +103,5 @@ def test_weights_of_the_other_variant_name_their_own_optimizer() -> None:
 def test_a_python_number_among_the_parameters_is_trained_as_by_optax() -> None:
     params = {"w": jnp.ones((4, 4)), "b": 0.0}
     tx = celo2.celo2(1e-3)
-    updates, _ = tx.update({"w": jnp.ones((4, 4)), "b": 1.0}, tx.init(params), params)
+    updates: Any = tx.update({"w": jnp.ones((4, 4)), "b": 1.0}, tx.init(params), params)[0]
     assert float(updates["b"]) == pytest.approx(-0.02, rel=1e-4)

@@ -289,7 +289,7 @@ class RuleConfig(Schema):
 
     @property
     def num_outputs_read(self) -> int:
-        """How many of the network's outputs are read: the direction, and with `exp_mult` a magnitude."""
+        """The number of the network's outputs that are read: a direction, and with `exp_mult` a magnitude."""
         return 2 if self.exp_mult else 1
 
     @property

@@ -187,34 +187,24 @@ def test_the_tiny_mode_is_not_compared_with_the_real_one(tmp_path: Path, capsys)
     assert "only shows how the tests work" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("data", "data/other", "data 'fineweb10B' and 'other'"),
-        ("val_tokens", 1 << 20, "val_tokens 10485760 and 1048576"),
-        ("batch_sequences", 256, "batch_sequences 512 and 256"),
-        ("context", 512, "context 1024 and 512"),
-        ("vocabulary", 256, "vocabulary 50304 and 256"),
-        ("width", 64, "width 768 and 64"),
-        ("layers", 2, "layers 12 and 2"),
-        ("head_width", 32, "head_width 128 and 32"),
-        ("dtype", "float32", "dtype 'bfloat16' and 'float32'"),
-    ],
-    ids=[
-        "data",
-        "val_tokens",
-        "batch_sequences",
-        "context",
-        "vocabulary",
-        "width",
-        "layers",
-        "head",
-        "dtype",
-    ],
-)
+DIFFERENT: dict[str, tuple[Any, str]] = {  # setting that the track fixes → another value, and what is said
+    "data": ("data/other", "data 'fineweb10B' and 'other'"),
+    "val_tokens": (1 << 20, "val_tokens 10485760 and 1048576"),
+    "batch_sequences": (256, "batch_sequences 512 and 256"),
+    "context": (512, "context 1024 and 512"),
+    "vocabulary": (256, "vocabulary 50304 and 256"),
+    "width": (64, "width 768 and 64"),
+    "layers": (2, "layers 12 and 2"),
+    "head_width": (32, "head_width 128 and 32"),
+    "dtype": ("float32", "dtype 'bfloat16' and 'float32'"),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
 def test_entries_that_differ_in_what_the_track_fixes_are_not_compared(
-    tmp_path: Path, capsys, name: str, value: Any, message: str
+    tmp_path: Path, capsys, name: str
 ) -> None:
+    value, message = DIFFERENT[name]
     new, old = write_log(tmp_path, "new", 3.27), write_log(tmp_path, "old", 3.28, **{name: value})
     assert TRACK.main([str(new), "--against", str(old)]) == 2
     assert f"differ in what the track fixes ({message})" in capsys.readouterr().err

@@ -44,10 +44,10 @@ def make_inner_optimizer(
     """
     if config.member is not None:
         return make_transform(theta, config.member, num_steps)
-    return optax.with_extra_args_support(_make_celo2(theta, config))
+    return _make_celo2(theta, config)
 
 
-def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformation:
+def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformationExtraArgs:
     make_rule = partial(scale_by_celo2, theta, **dataclasses.asdict(config.rule))
     rate, is_base = config.inner_learning_rate, config.variant == "celo2-base"
     vectors = optax.chain(_scale_by_uncorrected_adam(), optax.scale(-rate * config.adamw_lr_scale))
@@ -64,18 +64,20 @@ def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformatio
     return from_params(make)
 
 
-def from_params(make: Callable[[Any], optax.GradientTransformation]) -> optax.GradientTransformation:
+def from_params(
+    make: Callable[[Any], optax.GradientTransformation],
+) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer that a function makes of the parameters, their names and shapes."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return make(params).update(updates, state, params)
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return optax.with_extra_args_support(make(params)).update(updates, state, params, **extra)
 
-    return optax.GradientTransformation(lambda params: make(params).init(params), update)
+    return optax.GradientTransformationExtraArgs(lambda params: make(params).init(params), update)
 
 
 def on_matrices(
     make_rule: Callable[[Any], optax.GradientTransformation], numbers: Any
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Applies a rule to the matrices in each array, the longer axis last, and keeps its state so.
 
     The rule does not distinguish the two axes of a matrix unless they are equal, and a processor computes
@@ -88,24 +90,24 @@ def on_matrices(
             are taken as stored.
     """
 
-    def find(params: Any) -> tuple[Any, optax.GradientTransformation]:
+    def find(params: Any) -> tuple[Any, optax.GradientTransformationExtraArgs]:
         layouts = make_layouts(params, numbers)
         seen = jax.tree.map(lambda _, layout: STACK if layout.view else None, params, layouts)
-        return layouts, make_rule(seen)
+        return layouts, optax.with_extra_args_support(make_rule(seen))
 
     def init(params: Any) -> Any:
         layouts, rule = find(params)
         return rule.init(jax.tree.map(_enter, params, layouts))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         layouts, rule = find(params)
         entered = (jax.tree.map(_enter, tree, layouts) for tree in (updates, params))
         # The barriers keep the transposition out of the rule's loops, which would read with strides.
         grads, values = jax.lax.optimization_barrier(tuple(entered))
-        steps, state = rule.update(grads, state, values)
+        steps, state = rule.update(grads, state, values, **extra)
         return jax.tree.map(_leave, jax.lax.optimization_barrier(steps), layouts), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 STACK = DimensionNumbers(1, 2)  # of a stack of matrices, `(batch, reduction, output)`

@@ -13,7 +13,7 @@ Two more numbers, γ and τ, bend the sum s where it is large, by two more units
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,11 +24,19 @@ import optax
 from jax import Array
 
 from celo2.config import RuleConfig
-from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
+from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE, GRAD_CLIP
 from celo2.jax import accumulators, features, mlp, orthogonalize
-from celo2.jax.dimensions import Axes, Layout
+from celo2.jax.dimensions import Axes
+from celo2.jax.harness.eigenbasis import in_eigenbasis
 from celo2.jax.routing.labels import find_dimension_numbers, param_labels
-from celo2.jax.state import make_layouts
+from celo2.jax.state import (
+    ScaleByCelo2State,
+    init_state,
+    leaves_to_state,
+    make_layouts,
+    state_to_leaves,
+)
+from celo2.jax.transform import stack_dimension_numbers
 from celo2.meta.inner.optimizer import from_params, on_matrices
 from celo2.meta.inner.theta import ADAM_MIXTURE, mixture_theta
 from celo2.weights.checkpoint import Weights
@@ -158,10 +166,6 @@ def read_mixture(weights: Weights) -> Mixture:
     return found
 
 
-class _MixtureState(NamedTuple):
-    accumulators: Any
-
-
 def _scale_by_mixture(
     mixture: Mixture, orthogonalizes: bool, dimension_numbers: Any
 ) -> optax.GradientTransformation:
@@ -173,22 +177,21 @@ def _scale_by_mixture(
         dimension_numbers: Dimension numbers of stacks of matrices, None for arrays taken as stored.
     """
 
-    def init(params: Any) -> _MixtureState:
-        def init_one(leaf: Array, layout: Layout) -> accumulators.Accumulators:
-            return accumulators.init(leaf.shape, layout.axes, mixture, leaf.dtype)
+    def init(params: Any) -> ScaleByCelo2State:
+        return init_state(params, make_layouts(params, dimension_numbers), mixture)
 
-        return _MixtureState(jax.tree.map(init_one, params, make_layouts(params, dimension_numbers)))
-
-    def update(updates: Any, state: _MixtureState, params: Any = None) -> tuple[Any, _MixtureState]:
+    def update(updates: Any, state: ScaleByCelo2State, params: Any = None) -> tuple[Any, ScaleByCelo2State]:
         grads, treedef = jax.tree.flatten(updates)
-        layouts = make_layouts(params, dimension_numbers)
-        others = map(treedef.flatten_up_to, (params, state.accumulators, layouts))
+        others = map(treedef.flatten_up_to, (params, make_layouts(params, dimension_numbers)))
         done = [
             _compute_step(grad, param, memory, layout.axes, mixture, orthogonalizes)
-            for grad, param, memory, layout in zip(grads, *others, strict=True)
+            for grad, memory, param, layout in zip(
+                grads, state_to_leaves(state, treedef), *others, strict=True
+            )
         ]
         steps, memories = zip(*done, strict=True) if done else ((), ())
-        return treedef.unflatten(steps), _MixtureState(treedef.unflatten(memories))
+        count = optax.safe_increment(state.count)
+        return treedef.unflatten(steps), leaves_to_state(memories, count, treedef, state)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
@@ -226,8 +229,9 @@ def make_optimizer(
     weight_decay: float = 0.0,
     *,
     adamw_lr_scale: float = ADAMW_LR_SCALE,
+    eigenbasis_every: int | None = None,
     stored_kernels: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Makes the complete optimizer of a mixture, as `celo2.celo2` or `celo2.celo2_base` do for weights.
 
     Args:
@@ -236,6 +240,8 @@ def make_optimizer(
         schedule: Learning-rate schedule.
         weight_decay: Decoupled weight decay.
         adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
+        eigenbasis_every: Steps between renewals of the eigenbasis in which the rule runs, as in
+            `celo2.Harness`; None: no basis. `update` then takes the number of the step as `step=`.
         stored_kernels: Whether kernels of convolutions are stacks of small matrices as they are stored, in
             place of the one matrix that the public optimizers find in each.
     """
@@ -244,10 +250,14 @@ def make_optimizer(
         lambda count: adamw_lr_scale * schedule(count), *ADAMW_BETAS, weight_decay=weight_decay
     )
 
+    make_rule = partial(_scale_by_mixture, mixture, not is_base)
+    if eigenbasis_every is not None:
+        make_rule = partial(_rotate_rule, make_rule, eigenbasis_every)
+
     def make(params: Any) -> optax.GradientTransformation:
         numbers = None if stored_kernels else find_dimension_numbers(params, base=is_base)
         rule = optax.chain(
-            on_matrices(partial(_scale_by_mixture, mixture, not is_base), numbers),
+            on_matrices(make_rule, numbers),
             optax.add_decayed_weights(weight_decay),
             optax.scale_by_learning_rate(schedule),
         )
@@ -257,6 +267,14 @@ def make_optimizer(
         return optax.partition({"celo2": rule, "adamw": adamw}, labels)
 
     return from_params(make)
+
+
+def _rotate_rule(
+    make_rule: Callable[[Any], optax.GradientTransformation], every: int, numbers: Any
+) -> optax.GradientTransformation:
+    """Makes a rule that runs in the eigenbasis, as the harness of the public optimizer does."""
+    inner = make_rule(stack_dimension_numbers)
+    return optax.chain(optax.clip(GRAD_CLIP), in_eigenbasis(inner, every=every, dimension_numbers=numbers))
 
 
 def find_updated(params: Any, variant: str) -> Any:

@@ -92,6 +92,7 @@ class Objective:
         task_set: The tasks that candidates are trained on.
         variant: "celo2" or "celo2-base".
         adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
+        eigenbasis_every: Steps between renewals of the eigenbasis in which all rules run; None: no basis.
         gradient_scales: Smallest and largest factor of the gradients, drawn uniformly in its logarithm.
         stored_kernels: Whether kernels of convolutions are taken as stored, as in `mixture.make_optimizer`.
 
@@ -105,12 +106,17 @@ class Objective:
         variant: str,
         *,
         adamw_lr_scale: float = ADAMW_LR_SCALE,
+        eigenbasis_every: int | None = None,
         gradient_scales: tuple[float, float] = (1.0, 1.0),
         stored_kernels: bool = False,
     ) -> None:
         self.task_set = task_set
         self._variant = variant
-        self._options: dict[str, Any] = {"adamw_lr_scale": adamw_lr_scale, "stored_kernels": stored_kernels}
+        self._options: dict[str, Any] = {
+            "adamw_lr_scale": adamw_lr_scale,
+            "eigenbasis_every": eigenbasis_every,
+            "stored_kernels": stored_kernels,
+        }
         self._gradient_scales = gradient_scales
         self._programs: dict[tuple[str, int], Any] = {}
         self._tasks = {entry.name: entry.make() for entry in task_set.tasks}
@@ -199,7 +205,7 @@ class Objective:
                 batch = task.sample_batch(jax.random.fold_in(batch_key, count), data)
                 loss, grads = jax.value_and_grad(task.loss)(params, batch)
                 grads = grads if scale is None else jax.tree.map(lambda grad: scale * grad, grads)
-                updates, opt_state = optimizer.update(grads, opt_state, params)
+                updates, opt_state = optimizer.update(grads, opt_state, params, step=count)
                 total += jnp.where(count >= first_counted, loss, 0.0)
                 watched = zip(jax.tree.leaves(grads), updated, strict=True) if with_rms else ()
                 rms = jnp.asarray([jnp.sqrt(jnp.mean(jnp.square(grad))) for grad, own in watched if own])

@@ -229,7 +229,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     *,
     adamw_lr_scale: float = ADAMW_LR_SCALE,
-    eigenbasis_every: int | None = None,
+    eigenbasis_every: int = 0,
     stored_kernels: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Makes the complete optimizer of a mixture, as `celo2.celo2` or `celo2.celo2_base` do for weights.
@@ -241,7 +241,7 @@ def make_optimizer(
         weight_decay: Decoupled weight decay.
         adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
         eigenbasis_every: Steps between renewals of the eigenbasis in which the rule runs, as in
-            `celo2.Harness`; None: no basis. `update` then takes the number of the step as `step=`.
+            `celo2.Harness`; 0: no basis. `update` then takes the number of the step as `step=`.
         stored_kernels: Whether kernels of convolutions are stacks of small matrices as they are stored, in
             place of the one matrix that the public optimizers find in each.
     """
@@ -251,7 +251,7 @@ def make_optimizer(
     )
 
     make_rule = partial(_scale_by_mixture, mixture, not is_base)
-    if eigenbasis_every is not None:
+    if eigenbasis_every:
         make_rule = partial(_rotate_rule, make_rule, eigenbasis_every)
 
     def make(params: Any) -> optax.GradientTransformation:

@@ -92,7 +92,7 @@ class Objective:
         task_set: The tasks that candidates are trained on.
         variant: "celo2" or "celo2-base".
         adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
-        eigenbasis_every: Steps between renewals of the eigenbasis in which all rules run; None: no basis.
+        eigenbasis_every: Steps between renewals of the eigenbasis in which all rules run; 0: no basis.
         gradient_scales: Smallest and largest factor of the gradients, drawn uniformly in its logarithm.
         stored_kernels: Whether kernels of convolutions are taken as stored, as in `mixture.make_optimizer`.
 
@@ -106,7 +106,7 @@ class Objective:
         variant: str,
         *,
         adamw_lr_scale: float = ADAMW_LR_SCALE,
-        eigenbasis_every: int | None = None,
+        eigenbasis_every: int = 0,
         gradient_scales: tuple[float, float] = (1.0, 1.0),
         stored_kernels: bool = False,
     ) -> None:

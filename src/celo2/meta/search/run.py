@@ -36,7 +36,6 @@ from celo2._utils.files import read_lines, read_object, write_atomic
 from celo2._utils.locks import check_owner, lock_folder
 from celo2.constants import ADAMW_LR_SCALE
 from celo2.gradient_range import FIELD, QUANTILES, format_range
-from celo2.harness import Harness
 from celo2.meta.parsing import load_config, parse_fields
 from celo2.meta.search import mixture
 from celo2.meta.search.objective import Objective, soft_maximum
@@ -61,7 +60,7 @@ class SearchConfig:
         bends: Whether two more numbers bend the weighted sum where it is large.
         adamw_lr_scale: Learning rate of AdamW's share over that of the rule; 5 is that of the "plus" preset.
         eigenbasis_every: Steps between renewals of the eigenbasis in which all rules run, the start too; 10,
-            beside a share of 5, is the "eigenbasis" preset. None: no basis.
+            beside a share of 5, is the "eigenbasis" preset. 0: no basis.
         gradient_scales: Smallest and largest factor that gradients are multiplied by, drawn for each task and
             seed, so that the rule does not depend on their scale.
         stored_kernels: Whether kernels of convolutions are taken as stored, and not as the one matrix that
@@ -83,7 +82,7 @@ class SearchConfig:
     seeds: int = 1
     bends: bool = False
     adamw_lr_scale: float = ADAMW_LR_SCALE
-    eigenbasis_every: int | None = None
+    eigenbasis_every: int = 0
     gradient_scales: tuple[float, float] = (1.0, 1.0)
     stored_kernels: RecipeOnly[bool] = False
     start: tuple[float, ...] = ()
@@ -110,7 +109,8 @@ class SearchConfig:
             raise ValueError(f"gradient_scales must be two finite numbers 0 < low ≤ high, got {scales}.")
         if not 0 < self.adamw_lr_scale < math.inf:
             raise ValueError(f"adamw_lr_scale must be finite and positive, got {self.adamw_lr_scale}.")
-        Harness(eigenbasis_every=self.eigenbasis_every)  # checks it
+        if self.eigenbasis_every < 0:
+            raise ValueError(f"eigenbasis_every must be a number of steps, or 0, got {self.eigenbasis_every}.")
         if self.start and not mixture.is_vector(np.asarray(self.start), self.bends):
             wanted = len(mixture.to_vector(self.bends))
             raise ValueError(f"start must be {wanted} finite numbers, got {len(self.start)}: {self.start}.")

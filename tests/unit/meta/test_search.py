@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from celo2 import Weights, load_checkpoint
+from celo2 import Harness, Weights, load_checkpoint
 from celo2.gradient_range import gradient_range
 from celo2.jax.transform import celo2, celo2_base
 from celo2.meta.search import mixture
@@ -58,22 +58,41 @@ def test_mixture_trains_as_the_public_optimizer_with_its_weights(variant, bend):
     one = mixture.make_optimizer(mixture.to_mixture(jnp.asarray(vector)), variant, schedule, 0.1)
     two = public(schedule, weights=weights, weight_decay=0.1)
 
-    def train(optimizer) -> Any:
-        params: Any = _params(jax.random.key(0))
-        state = optimizer.init(params)
-        for count in range(6):
-            grads = _params(jax.random.key(count + 1))
-            updates, state = jax.jit(optimizer.update)(grads, state, params)
-            params = optax.apply_updates(params, updates)
-        return params
-
-    for mine, theirs in zip(jax.tree.leaves(train(one)), jax.tree.leaves(train(two)), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    _assert_same_training(one, two)
     old = mixture.make_optimizer(
         mixture.to_mixture(jnp.asarray(vector)), variant, schedule, 0.1, stored_kernels=True
     )
-    kernels = [train(optimizer)["conv"]["kernel"] for optimizer in (one, old)]
+    kernels = [_train(optimizer)["conv"]["kernel"] for optimizer in (one, old)]
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-3
+
+
+def test_mixture_in_the_eigenbasis_trains_as_the_public_optimizer_with_that_harness():
+    vector = mixture.to_vector() + 0.1 * np.random.default_rng(0).normal(size=22)
+    schedule = cosine_schedule(1e-2, 20)
+    one = mixture.make_optimizer(
+        mixture.to_mixture(jnp.asarray(vector)), "celo2", schedule, 0.1, adamw_lr_scale=5, eigenbasis_every=3
+    )
+    harness = Harness(adamw_lr_scale=5, eigenbasis_every=3)
+    weights = mixture.make_weights(vector, "celo2", {})
+    two = celo2(schedule, weights=weights, weight_decay=0.1, harness=harness)
+    _assert_same_training(one, two)
+
+
+def _assert_same_training(one, two):
+    for mine, theirs in zip(jax.tree.leaves(_train(one)), jax.tree.leaves(_train(two)), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+def _train(optimizer) -> Any:
+    """Trains for six steps, after which a basis that is renewed every three steps has been so twice."""
+    params: Any = _params(jax.random.key(0))
+    state = optimizer.init(params)
+    update = jax.jit(optax.with_extra_args_support(optimizer).update)
+    for count in range(6):
+        grads = _params(jax.random.key(count + 1))
+        updates, state = update(grads, state, params, step=jnp.asarray(count))
+        params = optax.apply_updates(params, updates)
+    return params
 
 
 def test_start_vector_is_the_adam_like_start():
@@ -227,12 +246,13 @@ def test_gradients_factor_is_drawn_within_its_range_and_the_same_for_all(tiny_se
     assert first != plain.measure(name, vectors, [0])[0]  # small gradients feel the rule's epsilons
 
 
-def test_adamw_share_changes_the_losses(tiny_set):
+@pytest.mark.parametrize("options", [{"adamw_lr_scale": 5}, {"eigenbasis_every": 3}], ids=["share", "basis"])
+def test_the_harness_changes_the_losses(tiny_set, options):
     task_set = load_task_set(tiny_set)
     vectors = mixture.to_vector()[None]
-    small, usual = (Objective(task_set, "celo2", adamw_lr_scale=scale) for scale in (5, 20))
-    name = task_set.tasks[0].name
-    assert small.measure(name, vectors, [0]) != usual.measure(name, vectors, [0])
+    other, usual = (Objective(task_set, "celo2", **given) for given in (options, {}))
+    name = task_set.tasks[1].name
+    assert other.measure(name, vectors, [0]) != usual.measure(name, vectors, [0])
 
 
 def test_bent_search_begins_at_the_adam_like_start(tmp_path, tiny_set):
@@ -252,9 +272,10 @@ def test_bent_search_begins_at_the_adam_like_start(tmp_path, tiny_set):
         ({"gradient_scales": (1, float("inf"))}, "finite"),
         ({"adamw_lr_scale": 0}, "finite and positive"),
         ({"adamw_lr_scale": float("inf")}, "finite and positive"),
+        ({"eigenbasis_every": -1}, "0 or a number of steps"),
         ({"bends": True, "start": (0.0,) * 22}, "24 finite numbers"),
     ],
-    ids=["order", "zero", "infinite", "share", "infinite-share", "start"],
+    ids=["order", "zero", "infinite", "share", "infinite-share", "basis", "start"],
 )
 def test_search_config_refuses(options, message):
     with pytest.raises(ValueError, match=message):

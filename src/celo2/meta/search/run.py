@@ -110,7 +110,7 @@ class SearchConfig:
         if not 0 < self.adamw_lr_scale < math.inf:
             raise ValueError(f"adamw_lr_scale must be finite and positive, got {self.adamw_lr_scale}.")
         if self.eigenbasis_every < 0:
-            raise ValueError(f"eigenbasis_every must be a number of steps, or 0, got {self.eigenbasis_every}.")
+            raise ValueError(f"eigenbasis_every must be 0 or a number of steps, got {self.eigenbasis_every}.")
         if self.start and not mixture.is_vector(np.asarray(self.start), self.bends):
             wanted = len(mixture.to_vector(self.bends))
             raise ValueError(f"start must be {wanted} finite numbers, got {len(self.start)}: {self.start}.")

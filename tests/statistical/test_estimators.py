@@ -126,6 +126,44 @@ def test_noise_reuse_expects_the_whole_gradient_with_the_noise_of_pes() -> None:
         assert (error < 1.15 * larger_error).all(), (run, error, larger_error)
 
 
+def test_pes_expects_the_gradient_of_a_run_that_continues_from_a_saved_state() -> None:
+    """Two more steps of a run of three, then two of a saved one of four, whose perturbations were others'."""
+    config = MetaConfig(
+        estimator="pes", sigma=SIGMA, truncation_length=TRUNCATION, min_unroll=RUN, max_unroll=RUN
+    )
+    is_done = jnp.broadcast_to(jnp.asarray([False, False, True, False])[:, None], (TRUNCATION, PAIRS))
+
+    def estimate_once(key: Array, resumes: bool) -> tuple[Array, Array]:
+        old, saved, new = (
+            pes.sample_perturbations(noise_key, THETA, SIGMA, PAIRS) for noise_key in jax.random.split(key, 3)
+        )
+
+        def loss(sign: int, before: pes.Theta, moves: int, more: int) -> Array:
+            theta = THETA["v"][None]
+            position = moves * (theta + sign * before["v"]) + more * (theta + sign * new["v"])
+            return 0.5 * jnp.sum((position - TARGET[None]) ** 2, axis=-1)
+
+        plan = ((old, 3, 0), (old, 3, 1), (saved, 4, 0), (saved, 4, 1))
+        positive, negative = (jnp.stack([loss(sign, *step) for step in plan]) for sign in (1, -1))
+        losses = Losses(
+            positive, negative, is_done, *([jnp.zeros_like(positive)] * 3), jnp.full_like(positive, 1 / 4)
+        )
+        restored = estimators.Restored(jnp.full(PAIRS, resumes), saved)
+        found = estimators.estimate(losses, new, old, config, restored)
+        expected_sum = saved["v"] + new["v"] if resumes else new["v"]
+        return TRUNCATION * found.gradient["v"], jnp.abs(found.accumulator["v"] - expected_sum).max()
+
+    keys = jax.random.split(jax.random.key(3), BATCHES)
+    ages = np.array([3, 4, 4, 5])
+    for resumes, moved in ((True, ages), (False, np.array([3, 4, 0, 1]))):
+        estimates, deviation = jax.jit(jax.vmap(partial(estimate_once, resumes=resumes)))(keys)
+        mean, error = np.asarray(estimates.mean(0)), np.asarray(estimates.std(0, ddof=1)) / np.sqrt(BATCHES)
+        exact = _exact(ages, moved)
+        assert (error < 0.1 * np.linalg.norm(exact)).all()
+        assert (np.abs(mean - exact) < 5.0 * error).all(), (mean, exact, error)
+        assert float(deviation.max()) == 0.0
+
+
 @pytest.mark.parametrize("pairs", [4, 64])
 def test_signal_to_noise_of_noise_alone_is_one_over_the_pairs_less_one(pairs: int) -> None:
     """And of a signal `s` beside noise of unit variance in each of d numbers, `|s|²/d` more."""

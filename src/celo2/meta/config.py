@@ -125,6 +125,9 @@ class MetaConfig:
         max_unroll: Maximum length of an inner run.
         unroll_law: Lengths are "log-uniform" (published) or "uniform" between the two. With
             "noise-reuse-es" they are rounded up to multiples of K, so that runs end with a truncation.
+        resume_probability: Probability, in [0, 1), that an inner run which has ended continues from a saved
+            state, and so becomes longer (`celo2.meta.inner.resume`); 0: a new task each time. Not for
+            "full-es".
         inner_clip: Norm to which the gradients of each inner step are clipped; 0: not clipped.
         family_rates: `NAME:FACTOR`: a factor on the inner rate in a family's runs, so that the
             rates drawn lie around each family's best.
@@ -170,6 +173,7 @@ class MetaConfig:
     min_unroll: int = 100
     max_unroll: int = 2000
     unroll_law: RecipeOnly[UnrollLaw] = "log-uniform"
+    resume_probability: RecipeOnly[float] = 0.0
     inner_clip: RecipeOnly[float] = 0.0
     family_rates: RecipeOnly[tuple[str, ...]] = ()
     inner_learning_rate: float = 1e-3
@@ -216,6 +220,13 @@ class MetaConfig:
         check_seeds(self.seed)
         _check_outer(self)
         _check_variant(self)
+        if not 0 <= self.resume_probability < 1:
+            raise ValueError(f"resume_probability must be in [0, 1), got {self.resume_probability}.")
+        if self.resume_probability and self.estimator == "full-es":
+            raise ValueError(
+                "full-es trains whole runs in each iteration, and none continues; choose another estimator, "
+                "or no resume_probability."
+            )
         if not 1 <= self.rate_spread < math.inf:
             raise ValueError(f"rate_spread is a factor of at least 1, got {self.rate_spread}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:

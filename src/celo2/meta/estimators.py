@@ -19,17 +19,37 @@ evolution strategies: arXiv 2304.12180, algorithm 1.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from celo2.meta import pes
 from celo2.meta.config import MetaConfig
-from celo2.meta.inner.unroll import InnerState, Losses
+from celo2.meta.inner.unroll import InnerState, Losses, select_pairs
 from celo2.meta.pes import Estimate, Theta
 
 
-def perturb(fresh: Theta, accumulator: Theta, starting: Array, config: MetaConfig) -> Theta:
+class Restored(NamedTuple):
+    """Pairs whose run, if it ends, continues from a saved state (`celo2.meta.inner.resume`).
+
+    Attributes:
+        resuming: Whether a pair does so, `(pairs,)` bool.
+        accumulator: The accumulator with which its saved state was reached, leading axis `pairs`.
+    """
+
+    resuming: Array
+    accumulator: Theta
+
+
+def perturb(
+    fresh: Theta,
+    accumulator: Theta,
+    starting: Array,
+    config: MetaConfig,
+    restored: Restored | None = None,
+) -> Theta:
     """Selects the perturbation of each pair for this outer iteration: a new one, or that of its run.
 
     Args:
@@ -37,14 +57,13 @@ def perturb(fresh: Theta, accumulator: Theta, starting: Array, config: MetaConfi
         accumulator: With "noise-reuse-es", the perturbations of the runs; unused otherwise.
         starting: Whether a pair's run starts with this iteration, `(pairs,)` bool.
         config: The recipe.
+        restored: Pairs whose run continues from a saved state if it ends; None: none does.
     """
     if config.estimator != "noise-reuse-es":
         return fresh
-
-    def choose(new: Array, old: Array) -> Array:
-        return jnp.where(starting.reshape(starting.shape + (1,) * (new.ndim - 1)), new, old)
-
-    return {name: choose(noise, accumulator[name]) for name, noise in fresh.items()}
+    if restored is not None:
+        fresh = select_pairs(restored.resuming, restored.accumulator, fresh)
+    return select_pairs(starting, fresh, accumulator)
 
 
 def mask_unread(perturbation: Theta, config: MetaConfig) -> Theta:
@@ -64,7 +83,13 @@ def mask_unread(perturbation: Theta, config: MetaConfig) -> Theta:
     return {**perturbation, **{name: perturbation[name].at[..., read:].set(0.0) for name in names}}
 
 
-def estimate(losses: Losses, perturbation: Theta, accumulator: Theta, config: MetaConfig) -> Estimate:
+def estimate(
+    losses: Losses,
+    perturbation: Theta,
+    accumulator: Theta,
+    config: MetaConfig,
+    restored: Restored | None = None,
+) -> Estimate:
     """Estimates the meta-gradient of one outer iteration.
 
     Args:
@@ -73,17 +98,23 @@ def estimate(losses: Losses, perturbation: Theta, accumulator: Theta, config: Me
         accumulator: Sum of the runs' earlier perturbations, leading axis `pairs`; with "noise-reuse-es",
             which accumulates nothing, their perturbations; otherwise zero, and returned unchanged.
         config: The recipe.
+        restored: Pairs whose run continued from a saved state if it ended; None: none did.
     """
     reuses = config.estimator == "noise-reuse-es"
+    zeros = jax.tree.map(jnp.zeros_like, accumulator)
+    sums = None
+    if restored is not None and config.estimator == "pes":
+        sums = select_pairs(restored.resuming, restored.accumulator, zeros)
     found = pes.estimate(
         losses.positive,
         losses.negative,
         losses.is_done,
         perturbation,
-        jax.tree.map(jnp.zeros_like, accumulator) if reuses else accumulator,
+        zeros if reuses else accumulator,
         sigma=config.sigma,
         weight=losses.weight,
         sign_scale=config.sign_scale if config.loss_difference == "sign" else 0.0,
+        restored=sums,
     )
     if config.estimator == "pes":
         return found

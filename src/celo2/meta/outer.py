@@ -22,6 +22,7 @@ from jax.typing import ArrayLike
 from celo2.jax.runtime import compiler_options
 from celo2.meta import estimators, pes
 from celo2.meta.config import MetaConfig
+from celo2.meta.inner import resume
 from celo2.meta.inner.families import (
     check_devices,
     init_groups,
@@ -50,6 +51,7 @@ class OuterState(NamedTuple):
         inner: The inner runs of each group of pairs, see `celo2.meta.inner.families`.
         accumulator: PES's sum of perturbations of each pair.
         count: Number of outer iterations so far; with the seed it determines all later random numbers.
+        buffer: Saved states from which ended runs continue; None if the recipe has no `resume_probability`.
     """
 
     theta: Theta
@@ -57,6 +59,7 @@ class OuterState(NamedTuple):
     inner: tuple[InnerState, ...]
     accumulator: Theta
     count: Array  # type: ignore[assignment]  # tuple.count is not meant
+    buffer: resume.Buffer | None = None
 
 
 class OuterMetrics(NamedTuple):
@@ -112,7 +115,8 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
         }
         inner = init_groups(jax.random.split(pairs_key, config.num_pairs), theta, config)
         opt_state = optimizer.init(theta)
-        return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32))
+        buffer = resume.init(inner, accumulator) if config.resume_probability else None
+        return OuterState(theta, opt_state, inner, accumulator, jnp.zeros((), jnp.int32), buffer)
 
     return jax.jit(make, out_shardings=_state_shardings(mesh))(start)
 
@@ -120,7 +124,7 @@ def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation
 def _state_shardings(mesh: Mesh) -> OuterState:
     split = NamedSharding(mesh, PartitionSpec(PAIRS))
     whole = NamedSharding(mesh, PartitionSpec())
-    shardings: Any = (whole, whole, split, split, whole)
+    shardings: Any = (whole, whole, split, split, whole, split)
     return OuterState(*shardings)
 
 
@@ -166,7 +170,7 @@ def _make_outer_step(
     unroll_sharded = jax.shard_map(
         partial(unroll_groups, config=config),
         mesh=mesh,
-        in_specs=(split, split, split, split, whole),
+        in_specs=(split, split, split, split, whole, split),
         out_specs=(split, PartitionSpec(None, PAIRS)),
         check_vma=False,
     )
@@ -178,22 +182,30 @@ def _make_outer_step(
             noise_key, state.theta, config.sigma, config.num_pairs, frozen=frozen
         )
         starting = jnp.concatenate([runs.step >= runs.length for runs in state.inner]) | (state.count == 0)
+        pair_keys = jax.random.split(pairs_key, config.num_pairs)
+        restored, restarts = None, ()
+        if state.buffer is not None:
+            resuming = resume.draw_resuming(pair_keys, state.buffer, config)
+            restored = estimators.Restored(resuming, state.buffer.accumulator)
+            restarts = resume.restarts(resuming, state.buffer)
         perturbation = estimators.perturb(
-            estimators.mask_unread(fresh, config), state.accumulator, starting, config
+            estimators.mask_unread(fresh, config), state.accumulator, starting, config, restored
         )
         inner, losses = unroll_sharded(
             split_pairs(pes.antithetic(state.theta, perturbation), config),
             state.inner,
-            split_pairs(jax.random.split(pairs_key, config.num_pairs), config),
+            split_pairs(pair_keys, config),
             set_index(config),
             data,
+            restarts,
         )
         losses = join_losses(losses)
-        found = estimators.estimate(losses, perturbation, state.accumulator, config)
+        found = estimators.estimate(losses, perturbation, state.accumulator, config, restored)
+        buffer = state.buffer and resume.update(state.buffer, state.inner, state.accumulator, losses)
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
         metrics = _compute_metrics(losses, found, skipped, task_sizes=task_sizes(config))
         inner = tuple(estimators.next_start(runs, config) for runs in inner)
-        return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1), metrics
+        return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1, buffer), metrics
 
     return outer_step
 

@@ -9,7 +9,8 @@ With perturbations ε of standard deviation σ, and ξ their sum since a run beg
     g = 1/(2σ²) · mean over pairs ( ξ Σ_before (L⁺ - L⁻)/K + ε Σ_after (L⁺ - L⁻)/K )
 
 where "after" begins with the step at which the run was reset: its losses depend only on this
-truncation's ε. From there ξ restarts at ε.
+truncation's ε. From there ξ restarts at ε; or at ξ_saved + ε, and so does the second term, where the run
+continues from a state that was reached with the sum ξ_saved.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ def estimate(
     sigma: float,
     weight: Array,
     sign_scale: float = 0.0,
+    restored: Theta | None = None,
 ) -> Estimate:
     """Estimates the meta-gradient of one truncation.
 
@@ -94,6 +96,8 @@ def estimate(
         weight: Factor of each loss in its pair's sum, `(K, pairs)`; 1/K makes the sum a mean.
         sign_scale: If not zero, each pair's loss difference is replaced by `sign_scale` times the
             sign of its weighted sum.
+        restored: Sum of the perturbations with which the state was reached from which a run that was reset
+            continues, leading axis `pairs`; zero for a new task. None: new tasks for all.
     """
     delta = loss_pos - loss_neg
     if sign_scale:
@@ -103,11 +107,13 @@ def estimate(
     after = jnp.sum(jnp.where(fresh, delta * weight, 0.0), axis=0)
     was_reset = jnp.any(is_done, axis=0)
     total = {name: accumulator[name] + noise for name, noise in perturbation.items()}
+    restarted = perturbation
+    if restored is not None:
+        restarted = {name: restored[name] + noise for name, noise in perturbation.items()}
 
     def gradients_of(name: str) -> Array:
-        noise = perturbation[name]
-        weighted = _per_pair(before, noise) * total[name] + _per_pair(after, noise) * noise
-        return weighted / (2.0 * sigma**2)
+        first, second = (_per_pair(part, total[name]) for part in (before, after))
+        return (first * total[name] + second * restarted[name]) / (2.0 * sigma**2)
 
     gradients = {name: gradients_of(name) for name in perturbation}
     gradient = {name: jnp.mean(each, axis=0) for name, each in gradients.items()}
@@ -115,7 +121,7 @@ def estimate(
         gradient,
         {
             name: jnp.where(_per_pair(was_reset, noise), noise, total[name])
-            for name, noise in perturbation.items()
+            for name, noise in restarted.items()
         },
         jnp.mean(jnp.sum(weight * (loss_pos + loss_neg) / 2.0, axis=0)),
         signal_to_noise(gradient, gradients),

@@ -9,6 +9,7 @@ groups are unrolled in one program, and every device holds an equal part of each
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from celo2.meta.config import MetaConfig
-from celo2.meta.inner.unroll import InnerState, Losses, init_pairs, unroll, unroll_full
+from celo2.meta.inner.unroll import InnerState, Losses, Restart, init_pairs, unroll, unroll_full
 from celo2.meta.pes import Theta
 from celo2.tasks.base import Dataset
 from celo2.tasks.families import FAMILIES
@@ -136,6 +137,7 @@ def unroll_groups(
     pair_keys: Sequence[Array],
     sets: Sequence[Array],
     data: TaskData,
+    restarts: Sequence[Restart] = (),
     *,
     config: MetaConfig,
 ) -> tuple[tuple[InnerState, ...], tuple[Losses, ...]]:
@@ -147,13 +149,21 @@ def unroll_groups(
         pair_keys: A key for each pair.
         sets: Data set of each pair.
         data: The data that the families draw from.
+        restarts: Saved states from which runs continue, see `unroll`; none: new tasks for all that end.
         config: The recipe.
     """
-    run = unroll_full if config.estimator == "full-es" else unroll
     groups = make_groups(config)
+    if config.estimator == "full-es":
+        runs = [unroll_full] * len(groups)
+    elif restarts:
+        runs = [partial(unroll, restart=restart) for restart in restarts]
+    else:
+        runs = [unroll] * len(groups)
     done = [
         run(theta, state, keys, index, data.of(group.source), config, family=group.family)
-        for group, theta, state, keys, index in zip(groups, thetas, states, pair_keys, sets, strict=True)
+        for run, group, theta, state, keys, index in zip(
+            runs, groups, thetas, states, pair_keys, sets, strict=True
+        )
     ]
     return tuple(state for state, _ in done), tuple(losses for _, losses in done)
 

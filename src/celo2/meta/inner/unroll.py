@@ -56,6 +56,18 @@ class InnerState(NamedTuple):
     problem: Any = ()
 
 
+class Restart(NamedTuple):
+    """Saved states from which pairs continue when their run ends; see `celo2.meta.inner.resume`.
+
+    Attributes:
+        runs: The saved runs, leading axis `pairs`.
+        resuming: Whether a pair continues from its saved run in place of a new task, `(pairs,)` bool.
+    """
+
+    runs: InnerState
+    resuming: Array
+
+
 class Draws(NamedTuple):
     """The random draws that determine one step's batches, `(pairs, …)`; see `TaskFamily.sample_draw`."""
 
@@ -109,6 +121,7 @@ def unroll(
     config: MetaConfig,
     *,
     family: str = PUBLISHED,
+    restart: Restart | None = None,
 ) -> tuple[InnerState, Losses]:
     """Runs K inner steps of every pair.
 
@@ -121,15 +134,19 @@ def unroll(
             `config.splits`; None if it shares no data.
         config: The recipe.
         family: The pairs' family, by name.
+        restart: Saved states from which some of the runs that end continue; None: new tasks for all.
 
     Raises:
         ValueError: The recipe's meta-loss is the held-out one, and `data` has no held-out splits.
     """
     fresh, draw, advance = _make_advance(thetas, pair_keys, set_index, data, family, config)
+    if restart is not None:
+        lengthened = restart.runs._replace(length=restart.runs.step + fresh.length)
+        fresh = select_pairs(restart.resuming, lengthened, fresh)
 
     def body(state: InnerState, draws: Draws) -> tuple[InnerState, Losses]:
         is_done = state.step >= state.length
-        state = jax.lax.cond(jnp.any(is_done), lambda: _select(is_done, fresh, state), lambda: state)
+        state = jax.lax.cond(jnp.any(is_done), lambda: select_pairs(is_done, fresh, state), lambda: state)
         state, losses = advance(state, draws)
         return state, losses._replace(is_done=is_done)
 
@@ -301,7 +318,9 @@ def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Pa
     return step_pair
 
 
-def _select(mask: Array, new: InnerState, old: InnerState) -> InnerState:
+def select_pairs(mask: Array, new: Any, old: Any) -> Any:
+    """Selects between two trees of arrays with the leading axis `pairs`, by a mask `(pairs,)`."""
+
     def choose(a: Array, b: Array) -> Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
 

@@ -35,6 +35,7 @@ from celo2._utils.files import remove_partial_files, write_atomic
 from celo2._utils.locks import check_owner, lock_folder
 from celo2.meta import outer
 from celo2.meta.config import MetaConfig
+from celo2.meta.inner.resume import Buffer
 from celo2.meta.inner.theta import BUILT_IN, load_start, make_weights
 from celo2.meta.inner.unroll import InnerState
 from celo2.meta.outer import OuterState
@@ -290,16 +291,26 @@ def _agreed(steps: Sequence[int]) -> Sequence[int]:
     return [first - 1] if first else []
 
 
-def _as_saved(state: OuterState) -> OuterState:
+def _as_saved(state: OuterState) -> dict[str, Any]:
     """Converts a state to its form in the files: Orbax writes no empty trees, so these are left out."""
+    fields = state._asdict() | {"inner": tuple(map(_runs_as_saved, state.inner))}
+    if state.buffer is None:
+        del fields["buffer"]
+    else:
+        runs = tuple(map(_runs_as_saved, state.buffer.runs))
+        fields["buffer"] = state.buffer._asdict() | {"runs": runs}
+    return fields
 
-    def fields(runs: InnerState) -> dict[str, Any]:
-        return {
-            name: tree for name, tree in runs._asdict().items() if name != "problem" or jax.tree.leaves(tree)
-        }
 
-    return state._replace(inner=tuple(map(fields, state.inner)))
+def _runs_as_saved(runs: InnerState) -> dict[str, Any]:
+    return {name: tree for name, tree in runs._asdict().items() if name != "problem" or jax.tree.leaves(tree)}
 
 
-def _from_saved(state: Any) -> OuterState:
-    return state._replace(inner=tuple(InnerState(**fields) for fields in state.inner))
+def _from_saved(fields: dict[str, Any]) -> OuterState:
+    def runs_of(saved: Any) -> tuple[InnerState, ...]:
+        return tuple(InnerState(**runs) for runs in saved)
+
+    buffer = fields.get("buffer")
+    if buffer is not None:
+        buffer = Buffer(**buffer | {"runs": runs_of(buffer["runs"])})
+    return OuterState(**fields | {"inner": runs_of(fields["inner"]), "buffer": buffer})

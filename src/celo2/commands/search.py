@@ -26,9 +26,11 @@ examples:
   celo2 search --out runs/search
   celo2 search --variant celo2-base --generations 150 --out runs/search-base
   celo2 search --bends --adamw-lr-scale 5 --gradient-scales 0.01 10 --out runs/search-plus
+  celo2 search --eigenbasis-every 10 --adamw-lr-scale 5 --out runs/search-eigenbasis
   celo2 search --config runs/search/config.json --seed 1 --out runs/again
   celo2 search --config recipes/search/celo2.json --generations 56 --out runs/shipped
   celo2 probe start:adam runs/search/weights/celo2-000100.safetensors --set choosing
+  celo2 probe celo2-eigenbasis celo2-eigenbasis:runs/search-eigenbasis/weights/celo2-000100.safetensors
 """
 
 

@@ -14,7 +14,14 @@ from tyro.conf import Suppress as RecipeOnly  # an option without a flag
 from celo2._utils.checks import check_count, check_seeds
 from celo2.config import RuleConfig
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
-from celo2.meta.parsing import load_config, parse_fields, parse_rule_options, parse_shares, split_by_weight
+from celo2.meta.parsing import (
+    find_expert,
+    load_config,
+    parse_fields,
+    parse_rule_options,
+    parse_shares,
+    split_by_weight,
+)
 from celo2.tasks.base import Split
 from celo2.tasks.families import FAMILIES
 from celo2.tasks.families.augmentation import LEVELS, Level, parse_mixture
@@ -73,7 +80,14 @@ DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
 _OF_THE_RATE = ("inner_learning_rate", "rate_spread", "rate_units", "inner_schedule", "adamw_lr_scale")
 _FROZEN_BY_PHASE = ((), ("lstm_init_state/*", "rnn_params/*"), ("ff_mod_stack/*",))  # none, 1, 2
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
-_NOT_NEGATIVE = ("inner_clip", "outer_weight_decay", "outer_warmup", "outer_decay_steps", "outer_clip")
+_NOT_NEGATIVE = (
+    "expert_weight",
+    "inner_clip",
+    "outer_weight_decay",
+    "outer_warmup",
+    "outer_decay_steps",
+    "outer_clip",
+)
 _POSITIVE = ("outer_learning_rate", "sign_scale", "sigma", "inner_learning_rate", "adamw_lr_scale")
 
 
@@ -119,6 +133,10 @@ class MetaConfig:
         loss_scale: "linear", or "log": the logarithm of each loss, so that a per cent counts alike on
             every task and at every size of the loss. The difference within a pair is then that of the log
             ratios to any third rule (such as the start) on the same task, seed, rate and step, which cancels.
+        expert: Hand-designed optimizer of `celo2.baselines` to whose directions the rule is held, "muon" or
+            "normuon", say (`celo2.meta.inner.expert`); "": none. Celo2 and Celo2-base only.
+        expert_weight: Weight of the direction loss, in [0, 2], that is added to each step's meta-loss after
+            `loss_scale` and clipping; positive with an expert, 0 without one.
         sigma: Standard deviation of the perturbations of theta.
         truncation_length: Inner steps K of one outer iteration, or of one piece of a whole run.
         min_unroll: Minimum length of an inner run, at least `truncation_length`.
@@ -168,6 +186,8 @@ class MetaConfig:
     loss_scale: RecipeOnly[LossScale] = "linear"
     sign_scale: RecipeOnly[float] = 1.0
     meta_loss: MetaLoss = "training"
+    expert: RecipeOnly[str] = ""
+    expert_weight: RecipeOnly[float] = 0.0
     sigma: RecipeOnly[float] = 0.01
     truncation_length: int = 50
     min_unroll: int = 100
@@ -220,13 +240,8 @@ class MetaConfig:
         check_seeds(self.seed)
         _check_outer(self)
         _check_variant(self)
-        if not 0 <= self.resume_probability < 1:
-            raise ValueError(f"resume_probability must be in [0, 1), got {self.resume_probability}.")
-        if self.resume_probability and self.estimator == "full-es":
-            raise ValueError(
-                "full-es trains whole runs in each iteration, and none continues; choose another estimator, "
-                "or no resume_probability."
-            )
+        _check_expert(self)
+        _check_resumption(self)
         if not 1 <= self.rate_spread < math.inf:
             raise ValueError(f"rate_spread is a factor of at least 1, got {self.rate_spread}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:
@@ -367,6 +382,33 @@ def _check_variant(config: MetaConfig) -> None:
         raise ValueError(f"rule_options are Celo2's, not those of {config.variant!r}; leave them out.")
     if config.start == "adam":
         raise ValueError(f"only Celo2 can start at Adam, not {config.variant!r}; say random, or weights.")
+
+
+def _check_expert(config: MetaConfig) -> None:
+    """Checks that an expert has a weight, and that there is such an expert for this variant."""
+    if bool(config.expert) != (config.expert_weight > 0):
+        raise ValueError(
+            "expert and expert_weight belong together: name a hand-designed optimizer and a positive weight, "
+            f"or leave both out; got {config.expert!r} and {config.expert_weight}."
+        )
+    if config.expert and config.member is not None:
+        raise ValueError(
+            f"expert is an option of Celo2 and Celo2-base, not of {config.variant!r}; leave it and "
+            "expert_weight out."
+        )
+    if config.expert:
+        find_expert(config.expert)
+
+
+def _check_resumption(config: MetaConfig) -> None:
+    """Checks the probability that ended runs continue."""
+    if not 0 <= config.resume_probability < 1:
+        raise ValueError(f"resume_probability must be in [0, 1), got {config.resume_probability}.")
+    if config.resume_probability and config.estimator == "full-es":
+        raise ValueError(
+            "full-es trains whole runs in each iteration, so none continues; choose another estimator, or no "
+            "resume_probability."
+        )
 
 
 def _check_frozen(config: MetaConfig) -> None:

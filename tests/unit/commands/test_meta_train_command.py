@@ -187,12 +187,15 @@ RECIPE_ONLY_VALUES = {
     "sigma": 0.02,
     "unroll_law": "uniform",
     "resume_probability": 0.8,
+    "expert": "muon",
+    "expert_weight": 0.1,
     "inner_clip": 1.0,
     "family_rates": ["mlp:2"],
     "adamw_lr_scale": 10.0,
     "mixture": ["none", "tensor:0.5:2"],
     "batch_size": 8,
 }
+BELONGING = {"expert": {"expert_weight": 0.1}, "expert_weight": {"expert": "muon"}}  # which needs which
 
 
 def test_every_option_without_a_flag_is_known_here() -> None:
@@ -204,7 +207,7 @@ def test_option_without_a_flag_is_taken_from_a_recipe_file(
     recipe_of, tmp_path: Path, capsys, name: str, value: object
 ) -> None:
     path, flag = tmp_path / "recipe.json", f"--{name.replace('_', '-')}"
-    path.write_text(json.dumps({name: value}))
+    path.write_text(json.dumps({name: value, **BELONGING.get(name, {})}))
     recipe = recipe_of("--config", str(path), "--seed", "3")
     assert json.loads(recipe.to_json())[name] == value
     assert recipe.seed == 3

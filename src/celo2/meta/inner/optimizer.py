@@ -18,6 +18,7 @@ from celo2.jax.routing.labels import find_dimension_numbers
 from celo2.jax.state import make_layouts
 from celo2.jax.transform import ADAMW_BETAS, scale_by_celo2
 from celo2.meta.config import MetaConfig
+from celo2.meta.inner.expert import make_expert, with_direction_loss
 from celo2.meta.pes import Theta
 from celo2.routing.dimension_numbers import DimensionNumbers
 from celo2.zoo.transform import make_transform
@@ -32,7 +33,8 @@ def make_inner_optimizer(
 
     Celo2-base: the rule on every parameter. Celo2: the rule on matrices; vectors get Adam's
     direction without bias correction at `adamw_lr_scale` times the rate, as in the published
-    meta-training. A predecessor is its public transform, unchanged.
+    meta-training. A predecessor is its public transform, unchanged. With an expert, the state is a
+    `DirectionLossState`, which compares the arrays that the rule updates.
 
     Args:
         theta: The weights, traced.
@@ -44,7 +46,11 @@ def make_inner_optimizer(
     """
     if config.member is not None:
         return make_transform(theta, config.member, num_steps)
-    return _make_celo2(theta, config)
+    optimizer = _make_celo2(theta, config)
+    if not config.expert:
+        return optimizer
+    first_rank = 0 if config.variant == "celo2-base" else 2
+    return with_direction_loss(optimizer, make_expert(config.expert), lambda array: array.ndim >= first_rank)
 
 
 def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformationExtraArgs:

@@ -221,6 +221,8 @@ def _make_advance(
         params, opt_state, losses = step_pairs(thetas, state, make(draws.training), held_out)
         finite = jnp.isfinite(losses)
         clipped = scale_loss(jnp.where(finite, losses, family.loss_ceiling), family.loss_ceiling, config)
+        if config.expert:
+            clipped = clipped + config.expert_weight * opt_state.loss
         after = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
         return after, Losses(
             positive=clipped[:, 0],
@@ -348,8 +350,9 @@ class Losses(NamedTuple):
     """Measurements of the inner steps, each `(steps, pairs)`; a truncation has K steps.
 
     Attributes:
-        positive: Meta-loss under θ + ε, see `scale_loss`.
-        negative: Meta-loss under θ - ε, see `scale_loss`.
+        positive: Meta-loss under θ + ε: `scale_loss`, and with an expert the weighted direction loss
+            (`inner.expert`) of the step from there.
+        negative: Meta-loss under θ - ε, likewise.
         is_done: Whether the run was reset just before this step.
         diverged: Number of the pair's runs (0, 1 or 2) whose loss was not finite.
         is_running: Whether the step was part of a run, and not after its end.

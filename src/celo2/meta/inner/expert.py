@@ -1,0 +1,116 @@
+"""Direction loss: measures how far the steps of the rule point away from those of an expert.
+
+    d = 1 - mean over arrays of ⟨u, v⟩ / (‖u‖ ‖v‖)
+
+u is the rule's step of an array; v is that of the expert, a hand-designed optimizer, for the same gradients
+and parameters. The expert has a state of its own, and the run follows the rule alone. Beside the task's loss,
+at a small constant weight, d is a trust region: it keeps the rule from drifting away from good steps.
+
+Source: ELO (arXiv 2607.06772). There this is one of two imitation losses, and for most of the training the
+run follows a mixture of both steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from celo2.meta.parsing import find_expert
+
+MAX_DIRECTION_LOSS = 2.0  # of opposite steps; also stands for steps that are not finite
+
+
+class DirectionLossState(NamedTuple):
+    """State of `with_direction_loss`.
+
+    Attributes:
+        rule: The rule's state.
+        expert: The expert's state for each of the compared arrays.
+        loss: Direction loss of the last step, `()` float32.
+    """
+
+    rule: Any
+    expert: tuple[Any, ...]
+    loss: Array
+
+
+def make_expert(name: str) -> optax.GradientTransformationExtraArgs:
+    """Makes a registered optimizer at the constant rate 1, without weight decay.
+
+    The rate does not matter to an optimizer whose steps are proportional to it; Fromage's are not. SOAP and
+    Shampoo factorize matrices at every step here, since the runs of a call are at different steps.
+
+    Raises:
+        ValueError: As in `find_expert`.
+    """
+    return optax.with_extra_args_support(find_expert(name).make(1.0, 0.0))
+
+
+def with_direction_loss(
+    rule: optax.GradientTransformationExtraArgs,
+    expert: optax.GradientTransformationExtraArgs,
+    is_compared: Callable[[Array], bool],
+) -> optax.GradientTransformationExtraArgs:
+    """Measures the direction loss of each step of a rule; the steps are the rule's.
+
+    The expert gets every array by itself, without its name. A Muon that leaves output heads and embeddings
+    to AdamW therefore treats them as matrices, as the rule does in meta-training.
+
+    Args:
+        rule: The rule.
+        expert: The optimizer whose directions are wanted.
+        is_compared: Whether an array counts, by its rank.
+
+    Returns:
+        A transform with the state `DirectionLossState`, whose `update` needs the parameters.
+    """
+
+    def compared(tree: Any) -> list[Array]:
+        return [array for array in jax.tree.leaves(tree) if is_compared(array)]
+
+    def init(params: Any) -> DirectionLossState:
+        states = tuple(expert.init(array) for array in compared(params))
+        return DirectionLossState(rule.init(params), states, jnp.zeros((), jnp.float32))
+
+    def update(
+        updates: Any, state: DirectionLossState, params: Any = None, **extra: Any
+    ) -> tuple[Any, DirectionLossState]:
+        steps, rule_state = rule.update(updates, state.rule, params, **extra)
+        arrays = zip(compared(updates), state.expert, compared(params), strict=True)
+        made: list[Any] = [expert.update(grad, old, param, **extra) for grad, old, param in arrays]
+        loss = compute_direction_loss(compared(steps), [step for step, _ in made])
+        return steps, DirectionLossState(rule_state, tuple(new for _, new in made), loss)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # type: ignore[arg-type]
+
+
+def compute_direction_loss(steps: Sequence[Array], wanted: Sequence[Array]) -> Array:
+    """Computes one minus the mean cosine of pairs of arrays, `()` float32 in [0, 2].
+
+    A step of zero has the cosine 0 with any other; if a step is not finite, the loss is 2.
+
+    Args:
+        steps: Steps of each array, of any size; only their directions matter.
+        wanted: The expert's, of the same shapes.
+    """
+    cosines = [jnp.sum(_normalize(one) * _normalize(two)) for one, two in zip(steps, wanted, strict=True)]
+    mean = sum(cosines, start=jnp.zeros((), jnp.float32)) / max(len(cosines), 1)
+    loss = 1.0 - jnp.clip(mean, -1.0, 1.0)
+    return jnp.where(jnp.isfinite(loss), loss, MAX_DIRECTION_LOSS)
+
+
+def _normalize(step: Array) -> Array:
+    """Scales an array to norm 1, by way of a largest element of 1, so that squares stay in range."""
+    step = _divide(step.astype(jnp.float32), lambda x: jnp.max(jnp.abs(x)))
+    return _divide(step, lambda x: jnp.sqrt(jnp.sum(jnp.square(x))))
+
+
+def _divide(array: Array, measure: Callable[[Array], Array]) -> Array:
+    """Divides an array by its size; zeros stay zeros."""
+    size = measure(array)
+    return array / jnp.where(size == 0, 1.0, size)

@@ -38,7 +38,9 @@ from celo2.harness import PRESETS
 from celo2.jax.runtime import compiler_options, num_cores, use_cpu_devices
 from celo2.meta.probe.measure import ProbeConfig, TaskRecord
 from celo2.meta.probe.paired import Comparison, compare
+from celo2.meta.search.mixture import make_weights, to_vector
 from celo2.report.kit import markdown_cell
+from celo2.weights.checkpoint import compute_checksum
 
 PAGE = DOCS / "harness.md"
 REFERENCE = "muon"
@@ -81,7 +83,15 @@ average = OptimizerSpec(
 )
 matched = _spec("celo2+match", 'match="adamw"', match="adamw")
 small_state = _spec("celo2+int8", "momenta in one byte each", state_dtype="int8")
-PARTS = (rows, floor, cautious, norms, polar_express, eigenbasis, average, small_state)
+START = make_weights(to_vector(), "celo2", {})  # that the search of the shipped weights began from
+unlearned = OptimizerSpec(
+    "start+eigenbasis",
+    'the preset "eigenbasis" with the Adam-like start in place of the learned weights',
+    lambda rate, decay: celo2.celo2(rate, weights=START, weight_decay=decay, harness="eigenbasis"),
+    UNIT_STEP_RANGE,
+    weights=compute_checksum(START.arrays, START.config),
+)
+PARTS = (unlearned, rows, floor, cautious, norms, polar_express, eigenbasis, average, small_state)
 
 
 UNIT: dict[str, Any] = {"muon_weight_dimension_numbers": axes_of_all, "consistent_rms": 1.0}  # step RMS 1

@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from celo2.jax.runtime import compiler_options
-from celo2.meta import estimators, pes
+from celo2.meta import estimators, pes, reverse
 from celo2.meta.config import MetaConfig
 from celo2.meta.inner.families import (
     check_devices,
@@ -66,7 +66,7 @@ class OuterMetrics(NamedTuple):
         loss_per_task: Mean meta-loss of each of `families.task_names`; NaN if no loss counted.
         meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
-        signal_to_noise: Signal-to-noise ratio of the meta-gradient, see `pes.Estimate`.
+        signal_to_noise: Signal-to-noise ratio of the evolution strategies' estimate, see `pes.Estimate`.
         diverged: Share of inner losses that were not finite.
         resets: Number of pairs that were reset.
         ended_runs: Number of inner runs, of both signs, that took their last step.
@@ -170,6 +170,13 @@ def _make_outer_step(
         out_specs=(split, PartitionSpec(None, PAIRS)),
         check_vma=False,
     )
+    differentiate_sharded = jax.shard_map(
+        partial(reverse.compute_gradients, config=config),
+        mesh=mesh,
+        in_specs=(whole, split, split, split, whole),
+        out_specs=split,
+        check_vma=False,
+    )
 
     def outer_step(state: OuterState, data: TaskData) -> tuple[OuterState, OuterMetrics]:
         run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
@@ -181,15 +188,16 @@ def _make_outer_step(
         perturbation = estimators.perturb(
             estimators.mask_unread(fresh, config), state.accumulator, starting, config
         )
-        inner, losses = unroll_sharded(
-            split_pairs(pes.antithetic(state.theta, perturbation), config),
-            state.inner,
-            split_pairs(jax.random.split(pairs_key, config.num_pairs), config),
-            set_index(config),
-            data,
-        )
+        thetas = split_pairs(pes.antithetic(state.theta, perturbation), config)
+        pair_keys = split_pairs(jax.random.split(pairs_key, config.num_pairs), config)
+        sets = set_index(config)
+        inner, losses = unroll_sharded(thetas, state.inner, pair_keys, sets, data)
         losses = join_losses(losses)
         found = estimators.estimate(losses, perturbation, state.accumulator, config)
+        if config.reverse_steps:
+            by_group = differentiate_sharded(state.theta, state.inner, pair_keys, sets, data)
+            gradient = reverse.combine(found.pair_gradients, reverse.join_gradients(by_group))
+            found = found._replace(gradient=gradient)
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
         metrics = _compute_metrics(losses, found, skipped, task_sizes=task_sizes(config))
         inner = tuple(estimators.next_start(runs, config) for runs in inner)

@@ -186,6 +186,7 @@ RECIPE_ONLY_VALUES = {
     "sign_scale": 2.0,
     "sigma": 0.02,
     "unroll_law": "uniform",
+    "reverse_steps": 5,
     "inner_clip": 1.0,
     "family_rates": ["mlp:2"],
     "adamw_lr_scale": 10.0,

@@ -123,6 +123,7 @@ class MetaConfig:
         reverse_steps: Inner steps at the start of each truncation through which the meta-loss is also
             differentiated in reverse mode; the meta-gradient is then the mean of that gradient and of the
             estimate by inverse variance (`meta.reverse`). At most `truncation_length`; 0: the estimate alone.
+            Celo2 and Celo2-base only.
         meta_loss: The objective of a rule: the mean "training" loss of the steps; the mean loss of a
             "held-out" batch at each step, from the part of the set that is not trained on; or the "final"
             loss, the training loss of a run's last step.
@@ -374,6 +375,11 @@ def _check_variant(config: MetaConfig) -> None:
 def _check_reverse(config: MetaConfig) -> None:
     """Checks that a reverse-mode gradient exists and that it is comparable with the estimate."""
     what = f"reverse_steps={config.reverse_steps}"
+    if config.member is not None:
+        raise ValueError(
+            f"{what} is for Celo2 and Celo2-base; not every predecessor's program has a derivative in JAX, "
+            f"and that of {config.variant!r} is not tested. Use 0."
+        )
     if config.reverse_steps > config.truncation_length:
         raise ValueError(
             f"{what} is more than truncation_length={config.truncation_length}; choose at most as many."

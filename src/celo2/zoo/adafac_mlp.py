@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from celo2.jax import accumulators as accumulators_lib
-from celo2.jax import dispatch, mlp
+from celo2.jax import mlp
 from celo2.jax.accumulators import Leaf
 from celo2.zoo.features import PRE_STEP, RMS_EPS, compute, normalize
 from celo2.zoo.lstm import Theta
@@ -39,7 +39,7 @@ def _update(theta: Theta, config: AdafacMlp, step: Step) -> Outcome:  # noqa: AR
         state = accumulators_lib.update(leaf.accumulators, leaf.grad, axes, decays)
         groups = compute(Leaf(leaf.grad, leaf.param, state), axes, MLP12, diagonal_eps=RMS_EPS)
         scales = mlp.input_scales(groups, normalize)
-        direction, magnitude = dispatch.choose_network()(groups, scales, weights, MLP12)
+        direction, magnitude = mlp.compute(groups, scales, weights, MLP12)
         assert magnitude is not None
         changes.append(-PRE_STEP * direction * jnp.exp(MLP12.exp_mult * magnitude))
         states.append(state)

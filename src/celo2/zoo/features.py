@@ -19,8 +19,8 @@ from jax import Array
 
 from celo2.config import RuleConfig
 from celo2.constants import RSQRT_EPS
-from celo2.jax import dispatch, mlp
 from celo2.jax import features as celo2_features
+from celo2.jax import mlp
 from celo2.jax.accumulators import Leaf
 from celo2.jax.dimensions import Axes
 from celo2.jax.features import FeatureGroups
@@ -77,8 +77,7 @@ def step_mlp14(weights: Mapping[str, Any], leaf: Leaf, axes: Axes | None) -> Arr
         axes: See `compute`.
     """
     groups = compute(leaf, axes, MLP14)
-    scales = mlp.input_scales(groups, normalize)
-    direction, magnitude = dispatch.choose_network()(groups, scales, weights, MLP14)
+    direction, magnitude = mlp.compute(groups, mlp.input_scales(groups, normalize), weights, MLP14)
     assert magnitude is not None
     size = jnp.sqrt(jnp.mean(jnp.square(leaf.param)) + PARAM_EPS)
     return PRE_STEP * direction * size * jnp.exp(MLP14.exp_mult * magnitude)

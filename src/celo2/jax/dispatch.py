@@ -22,12 +22,12 @@ from jax import Array
 
 from celo2.config import RuleConfig
 from celo2.jax import accumulators as accumulators_lib
-from celo2.jax import three_pass
+from celo2.jax import mlp, three_pass
 from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Axes
 from celo2.jax.runtime import inside_shard_map
 
-Implementation = Literal["auto", "plain", "xla", "pallas", "pallas_interpret"]
+Implementation = Literal["auto", "plain", "products", "xla", "pallas", "pallas_interpret"]
 
 # What the GPU kernels serve. Nothing here is measured on a GPU: `benchmarks/gpu.py` compares XLA's passes
 # with the kernels on one matrix, of the size `MATRIX` there.
@@ -45,7 +45,8 @@ def use(implementation: Implementation) -> Iterator[None]:
     """Selects the implementation of every update traced inside the block; compiled ones do not change.
 
     Args:
-        implementation: `"auto"`; `"plain"`, one array after the other as in the paper; `"xla"`,
+        implementation: `"auto"`; `"plain"`, one array after the other as in the paper; `"products"`, the
+            same with `mlp.compute_by_products`, for derivatives with respect to the weights; `"xla"`,
             passes without kernels; `"pallas"`, the kernels wherever they apply, of any size and on any
             number of devices; `"pallas_interpret"`, the same as ordinary JAX operations, which run
             on every backend.
@@ -70,7 +71,7 @@ def choose(
     that do not say along which axes their results vary.
     """
     chosen = _chosen.get()
-    if chosen == "plain" or not three_pass.covers(grad.ndim, axes, config):
+    if chosen in ("plain", "products") or not three_pass.covers(grad.ndim, axes, config):
         return "plain"
     if chosen == "xla" or not fits(weights, grad, accumulators, config):
         return "xla"
@@ -81,6 +82,11 @@ def choose(
     if grad.size < LEAST_SIZE:
         return "xla"
     return "auto" if _can_lower(config) else "xla"
+
+
+def choose_network() -> Callable[..., tuple[Array, Array | None]]:
+    """Returns `mlp.compute`, or what takes its place in the plain program."""
+    return mlp.compute_by_products if _chosen.get() == "products" else mlp.compute
 
 
 def fits(weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, config: RuleConfig) -> bool:

@@ -127,6 +127,31 @@ def compute(
     return units[0], units[1] if config.exp_mult else None
 
 
+def compute_by_products(
+    groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array], config: RuleConfig
+) -> tuple[Array, Array | None]:
+    """Computes what `compute` does by products of matrices, which store all channels and units.
+
+    For derivatives with respect to the weights: of `compute` they would be a sum over the array for each
+    weight, every one of them compiled as a loop of its own that repeats what it sums.
+    """
+    activation, num_layers = _ACTIVATIONS[config.mlp_activation], config.ff_hidden_layers
+    vectors = [_vector_units(channels) for channels in _by_shape(groups, scales, weights).values()]
+    num_dims = vectors[0].ndim - 1
+    units = sum(vectors[1:], start=vectors[0]) + _align(weights["b0"], num_dims)
+    for layer in range(1, num_layers + 1):
+        products = jnp.tensordot(
+            weights[f"w{layer}"], activation(units), axes=(0, 0), precision=jax.lax.Precision.HIGHEST
+        )
+        units = products + _align(weights[f"b{layer}"], num_dims)
+    return units[0], units[1] if config.exp_mult else None
+
+
+def _align(bias: Array, num_dims: int) -> Array:
+    """Returns the bias of each unit as `(units, 1, …)`."""
+    return jnp.asarray(bias).reshape(-1, *(1,) * num_dims)
+
+
 def make_opaque(weights: Mapping[str, Any], config: RuleConfig) -> Mapping[str, Any]:
     """Hides the concrete weights of a large network from XLA's optimizations; returns others unchanged.
 

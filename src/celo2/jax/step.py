@@ -133,7 +133,7 @@ def _update(
         # The barrier separates these channels from the network's: computed twice, never stored.
         grad, param, again, raw = jax.lax.optimization_barrier((grad, param, seen, raw))
         scales = mlp.input_scales(features.compute(grad, param, again, axes, config, raw=raw))
-    direction, magnitude = mlp.compute(groups, scales, weights, config)
+    direction, magnitude = dispatch.choose_network()(groups, scales, weights, config)
     step = _scale_by_magnitude(direction, magnitude, config)
     if config.param_scale_mult:
         step = _scale_by_param(step, param)

@@ -82,6 +82,7 @@ _FROZEN_BY_PHASE = ((), ("lstm_init_state/*", "rnn_params/*"), ("ff_mod_stack/*"
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
 _NOT_NEGATIVE = (
     "expert_weight",
+    "reverse_steps",
     "inner_clip",
     "outer_weight_decay",
     "outer_warmup",
@@ -127,6 +128,10 @@ class MetaConfig:
         loss_difference: How the estimate uses a pair's loss difference: its "value", or its "sign"
             times `sign_scale`, so that no pair outweighs the others.
         sign_scale: Factor of the sign.
+        reverse_steps: Inner steps at the start of each truncation through which the meta-loss is also
+            differentiated in reverse mode; the meta-gradient is then the mean of that gradient and of the
+            estimate by inverse variance (`meta.reverse`). At most `truncation_length`; 0: the estimate alone.
+            Celo2 and Celo2-base only.
         meta_loss: The objective of a rule: the mean "training" loss of the steps; the mean loss of a
             "held-out" batch at each step, from the part of the set that is not trained on; or the "final"
             loss, the training loss of a run's last step.
@@ -185,6 +190,7 @@ class MetaConfig:
     loss_difference: LossDifference = "value"
     loss_scale: RecipeOnly[LossScale] = "linear"
     sign_scale: RecipeOnly[float] = 1.0
+    reverse_steps: RecipeOnly[int] = 0
     meta_loss: MetaLoss = "training"
     expert: RecipeOnly[str] = ""
     expert_weight: RecipeOnly[float] = 0.0
@@ -250,6 +256,8 @@ class MetaConfig:
                 f"truncation_length ≤ min_unroll ≤ max_unroll, got {self.truncation_length}, "
                 f"{self.min_unroll}, {self.max_unroll}."
             )
+        if self.reverse_steps:
+            _check_reverse(self)
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
             raise ValueError(f"scale_range must be two rising positive numbers, got {self.scale_range}.")
         if not self.datasets:
@@ -409,6 +417,34 @@ def _check_resumption(config: MetaConfig) -> None:
             "full-es trains whole runs in each iteration, so none continues; choose another estimator, or no "
             "resume_probability."
         )
+
+
+def _check_reverse(config: MetaConfig) -> None:
+    """Checks that a reverse-mode gradient exists and that it is comparable with the estimate."""
+    what = f"reverse_steps={config.reverse_steps}"
+    if config.member is not None:
+        raise ValueError(
+            f"{what} is for Celo2 and Celo2-base; not every predecessor's program has a derivative in JAX, "
+            f"and that of {config.variant!r} is not tested. Use 0."
+        )
+    if config.reverse_steps > config.truncation_length:
+        raise ValueError(
+            f"{what} is more than truncation_length={config.truncation_length}; choose at most as many."
+        )
+    if config.estimator == "full-es":
+        raise ValueError(f'{what} needs truncations, which "full-es" lacks; choose another estimator.')
+    if config.loss_difference == "sign":
+        raise ValueError(
+            f'{what} is a gradient of the loss, of which "sign" forgets the size; choose '
+            'loss_difference="value".'
+        )
+    if config.meta_loss == "final":
+        raise ValueError(
+            f"{what} sees a run's last step in few truncations and a few steps back only; choose the "
+            'meta-loss "training" or "held-out".'
+        )
+    if config.num_pairs < 2:
+        raise ValueError(f"{what} needs two pairs or more, whose variance weighs the two; got 1.")
 
 
 def _check_frozen(config: MetaConfig) -> None:

@@ -79,7 +79,7 @@ def mask_unread(perturbation: Theta, config: MetaConfig) -> Theta:
         return perturbation
     layer, read = config.rule.ff_hidden_layers, config.rule.num_outputs_read
     first = {name for name, _ in config.rule.feature_groups(2)}
-    names = perturbation.keys() & {f"b{layer}", *({f"w{layer}"} if layer else first)}
+    names = sorted(perturbation.keys() & {f"b{layer}", *({f"w{layer}"} if layer else first)})
     return {**perturbation, **{name: perturbation[name].at[..., read:].set(0.0) for name in names}}
 
 

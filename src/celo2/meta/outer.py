@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from celo2.jax.runtime import compiler_options
-from celo2.meta import estimators, pes
+from celo2.meta import estimators, pes, reverse
 from celo2.meta.config import MetaConfig
 from celo2.meta.inner import resume
 from celo2.meta.inner.families import (
@@ -69,7 +69,7 @@ class OuterMetrics(NamedTuple):
         loss_per_task: Mean meta-loss of each of `families.task_names`; NaN if no loss counted.
         meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
-        signal_to_noise: Signal-to-noise ratio of the meta-gradient, see `pes.Estimate`.
+        signal_to_noise: Signal-to-noise ratio of the evolution strategies' estimate, see `pes.Estimate`.
         diverged: Share of inner losses that were not finite.
         resets: Number of pairs that were reset.
         ended_runs: Number of inner runs, of both signs, that took their last step.
@@ -174,33 +174,28 @@ def _make_outer_step(
         out_specs=(split, PartitionSpec(None, PAIRS)),
         check_vma=False,
     )
+    differentiate_sharded = jax.shard_map(
+        partial(reverse.compute_gradients, config=config),
+        mesh=mesh,
+        in_specs=(whole, split, split, split, whole, split),
+        out_specs=split,
+        check_vma=False,
+    )
 
     def outer_step(state: OuterState, data: TaskData) -> tuple[OuterState, OuterMetrics]:
         run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
         noise_key, pairs_key = jax.random.split(run_key)
-        fresh = pes.sample_perturbations(
-            noise_key, state.theta, config.sigma, config.num_pairs, frozen=frozen
-        )
-        starting = jnp.concatenate([runs.step >= runs.length for runs in state.inner]) | (state.count == 0)
         pair_keys = jax.random.split(pairs_key, config.num_pairs)
-        restored, restarts = None, ()
-        if state.buffer is not None:
-            resuming = resume.draw_resuming(pair_keys, state.buffer, config)
-            restored = estimators.Restored(resuming, state.buffer.accumulator)
-            restarts = resume.restarts(resuming, state.buffer)
-        perturbation = estimators.perturb(
-            estimators.mask_unread(fresh, config), state.accumulator, starting, config, restored
-        )
-        inner, losses = unroll_sharded(
-            split_pairs(pes.antithetic(state.theta, perturbation), config),
-            state.inner,
-            split_pairs(pair_keys, config),
-            set_index(config),
-            data,
-            restarts,
-        )
+        restored, restarts = resume.draw(pair_keys, state.buffer, config)
+        perturbation = _perturb(noise_key, state, restored, config)
+        pairs = (state.inner, split_pairs(pair_keys, config), set_index(config), data, restarts)
+        thetas = split_pairs(pes.antithetic(state.theta, perturbation), config)
+        inner, losses = unroll_sharded(thetas, *pairs)
         losses = join_losses(losses)
         found = estimators.estimate(losses, perturbation, state.accumulator, config, restored)
+        if config.reverse_steps:
+            gradients = reverse.join_gradients(differentiate_sharded(state.theta, *pairs))
+            found = found._replace(gradient=reverse.combine(found.pair_gradients, gradients))
         buffer = state.buffer and resume.update(state.buffer, state.inner, state.accumulator, losses)
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
         metrics = _compute_metrics(losses, found, skipped, task_sizes=task_sizes(config))
@@ -208,6 +203,19 @@ def _make_outer_step(
         return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1, buffer), metrics
 
     return outer_step
+
+
+def _perturb(
+    noise_key: Array, state: OuterState, restored: estimators.Restored | None, config: MetaConfig
+) -> Theta:
+    """Draws the perturbation of each pair, or keeps that of its run, as the estimator says."""
+    fresh = pes.sample_perturbations(
+        noise_key, state.theta, config.sigma, config.num_pairs, frozen=config.frozen_names
+    )
+    starting = jnp.concatenate([runs.step >= runs.length for runs in state.inner]) | (state.count == 0)
+    return estimators.perturb(
+        estimators.mask_unread(fresh, config), state.accumulator, starting, config, restored
+    )
 
 
 def _compute_metrics(

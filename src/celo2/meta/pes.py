@@ -34,12 +34,14 @@ class Estimate(NamedTuple):
         mean_loss: Mean meta-loss of both signs, a scalar.
         signal_to_noise: `|ḡ|² / mean |gᵢ - ḡ|²` over the pairs' own gradients gᵢ, whose mean is ḡ. Pure
             noise gives `1 / (pairs - 1)` in expectation; values above it indicate signal.
+        pair_gradients: The pairs' own gradients gᵢ, leading axis `pairs`.
     """
 
     gradient: Theta
     accumulator: Theta
     mean_loss: Array
     signal_to_noise: Array
+    pair_gradients: Theta
 
 
 def sample_perturbations(
@@ -125,6 +127,7 @@ def estimate(
         },
         jnp.mean(jnp.sum(weight * (loss_pos + loss_neg) / 2.0, axis=0)),
         signal_to_noise(gradient, gradients),
+        gradients,
     )
 
 

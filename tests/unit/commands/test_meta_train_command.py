@@ -189,6 +189,7 @@ RECIPE_ONLY_VALUES = {
     "resume_probability": 0.8,
     "expert": "muon",
     "expert_weight": 0.1,
+    "reverse_steps": 5,
     "inner_clip": 1.0,
     "family_rates": ["mlp:2"],
     "adamw_lr_scale": 10.0,

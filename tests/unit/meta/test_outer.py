@@ -174,7 +174,7 @@ def test_diverged_runs_are_counted_at_their_last_step() -> None:
     is_running = jnp.array([[True, True], [True, True], [False, True]])
     ones = jnp.ones((3, 2))
     losses = Losses(ones, ones, is_last & False, diverged, is_running, is_last, ones)
-    found = pes.Estimate({"w": jnp.ones(4)}, {}, jnp.zeros(()), jnp.ones(()))
+    found = pes.Estimate({"w": jnp.ones(4)}, {}, jnp.zeros(()), jnp.ones(()), {})
     metrics = outer._compute_metrics(losses, found, jnp.int32(0), task_sizes=(1, 1))
     assert int(metrics.ended_runs) == 4
     assert int(metrics.diverged_runs) == 1

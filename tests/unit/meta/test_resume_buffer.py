@@ -95,9 +95,13 @@ def test_a_new_run_is_measured_by_its_own_losses() -> None:
 def test_an_empty_buffer_resumes_nothing_and_a_full_one_as_often_as_said() -> None:
     keys = jax.random.split(jax.random.key(0), 2000)
     buffer = _empty(2000)
-    assert not resume.draw_resuming(keys, buffer, CONFIG).any()
-    full = buffer._replace(is_filled=~buffer.is_filled)
-    share = float(resume.draw_resuming(keys, full, CONFIG).mean())
+    drawn = [
+        resume.draw(keys, buffer._replace(is_filled=jnp.full(2000, filled)), CONFIG)[0]
+        for filled in (False, True)
+    ]
+    none, some = (restored.resuming for restored in drawn if restored is not None)
+    assert not none.any()
+    share = float(some.mean())
     assert share == pytest.approx(0.7, abs=5 * (0.7 * 0.3 / 2000) ** 0.5)
 
 

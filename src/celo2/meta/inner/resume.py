@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from celo2.meta.config import MetaConfig
+from celo2.meta.estimators import Restored
 from celo2.meta.inner.unroll import InnerState, Losses, Restart, select_pairs
 from celo2.meta.pes import Theta
 
@@ -58,13 +59,28 @@ def init(runs: tuple[InnerState, ...], accumulator: Theta) -> Buffer:
     return Buffer(runs, accumulator, none, jnp.full(num_pairs, jnp.inf), rise)
 
 
-def draw_resuming(pair_keys: Array, buffer: Buffer, config: MetaConfig) -> Array:
-    """Draws which pairs continue from their saved state if their run ends now, `(pairs,)` bool."""
+def draw(
+    pair_keys: Array, buffer: Buffer | None, config: MetaConfig
+) -> tuple[Restored | None, tuple[Restart, ...]]:
+    """Draws which pairs continue from their saved state if their run ends in this outer iteration.
+
+    Args:
+        pair_keys: A key for each pair, `(pairs,)`.
+        buffer: The saved states; None: no pair continues.
+        config: The recipe.
+
+    Returns:
+        These pairs for the estimator, and for each group of pairs with the saved runs; None and nothing
+        without a buffer.
+    """
+    if buffer is None:
+        return None, ()
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _DRAW))(pair_keys)
-    return (jax.vmap(jax.random.uniform)(keys) < config.resume_probability) & buffer.is_filled
+    resuming = (jax.vmap(jax.random.uniform)(keys) < config.resume_probability) & buffer.is_filled
+    return Restored(resuming, buffer.accumulator), _by_group(resuming, buffer)
 
 
-def restarts(resuming: Array, buffer: Buffer) -> tuple[Restart, ...]:
+def _by_group(resuming: Array, buffer: Buffer) -> tuple[Restart, ...]:
     """Returns, for each group of pairs, the saved runs and which pairs may continue from them."""
     ends = [0]
     for runs in buffer.runs:
@@ -91,7 +107,7 @@ def update(buffer: Buffer, runs: tuple[InnerState, ...], accumulator: Theta, los
     rise = mean - buffer.lowest
     grew = (rise > buffer.rise) & ~was_reset
     saves = (grew | jnp.any(losses.is_last, axis=0)) & (losses.diverged[0] == 0)
-    parts = zip(restarts(saves, buffer), runs, strict=True)
+    parts = zip(_by_group(saves, buffer), runs, strict=True)
     return Buffer(
         tuple(select_pairs(saving, new, old) for (old, saving), new in parts),
         select_pairs(saves, accumulator, buffer.accumulator),

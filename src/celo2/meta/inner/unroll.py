@@ -105,7 +105,7 @@ def init_pairs(pair_keys: Array, theta: Theta, config: MetaConfig, *, family: st
 
     def init(key: Array) -> InnerState:
         start_key, offset_key = jax.random.split(key)
-        state = _sample_start(start_key, _both(theta), family, config)
+        state = _sample_start(start_key, _for_signs(theta, NUM_SIGNS), family, config)
         unit = _length_unit(config)
         return state._replace(step=unit * jax.random.randint(offset_key, (), 0, state.length // unit))
 
@@ -139,18 +139,41 @@ def unroll(
     Raises:
         ValueError: The recipe's meta-loss is the held-out one, and `data` has no held-out splits.
     """
+    draw, step = make_step(thetas, pair_keys, set_index, data, config, family=family, restart=restart)
+    return jax.lax.scan(step, state, draw(jnp.arange(config.truncation_length)))
+
+
+def make_step(
+    thetas: Theta,
+    pair_keys: Array,
+    set_index: Array,
+    data: SharedData,
+    config: MetaConfig,
+    *,
+    family: str = PUBLISHED,
+    restart: Restart | None = None,
+) -> tuple[Callable[[Array], Draws], Callable[[InnerState, Draws], tuple[InnerState, Losses]]]:
+    """Makes the inner step of a truncation, which resets runs that have ended, and the draws of its batches.
+
+    The arguments and errors are those of `unroll`, except that the axis of the signs may have length 1; the
+    positive and the negative losses are then the same.
+
+    Returns:
+        `draw`, of the numbers of steps within the truncation `(n,)`, whose result has the leading axis `n`;
+        and `step`, `(state, draws) → (state, losses)`, the losses `(pairs,)`.
+    """
     fresh, draw, advance = _make_advance(thetas, pair_keys, set_index, data, family, config)
     if restart is not None:
         lengthened = restart.runs._replace(length=restart.runs.step + fresh.length)
         fresh = select_pairs(restart.resuming, lengthened, fresh)
 
-    def body(state: InnerState, draws: Draws) -> tuple[InnerState, Losses]:
+    def step(state: InnerState, draws: Draws) -> tuple[InnerState, Losses]:
         is_done = state.step >= state.length
         state = jax.lax.cond(jnp.any(is_done), lambda: select_pairs(is_done, fresh, state), lambda: state)
         state, losses = advance(state, draws)
         return state, losses._replace(is_done=is_done)
 
-    return jax.lax.scan(body, state, draw(jnp.arange(config.truncation_length)))
+    return draw, step
 
 
 def unroll_full(
@@ -226,7 +249,7 @@ def _make_advance(
         after = state._replace(params=params, opt_state=opt_state, step=state.step + 1)
         return after, Losses(
             positive=clipped[:, 0],
-            negative=clipped[:, 1],
+            negative=clipped[:, -1],
             is_done=jnp.zeros(state.step.shape, bool),
             diverged=jnp.sum(~finite, axis=1),
             is_running=state.step < state.length,
@@ -246,9 +269,9 @@ def _check_held_out(data: FamilyData | TextData, num_sets: int, config: MetaConf
         )
 
 
-def _both(tree: Any) -> Any:
-    """Duplicates a tree for both signs, on a new first axis."""
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (NUM_SIGNS, *leaf.shape)), tree)
+def _for_signs(tree: Any, num_signs: int) -> Any:
+    """Repeats a tree for each sign, on a new first axis."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_signs, *leaf.shape)), tree)
 
 
 def _length_unit(config: MetaConfig) -> int:
@@ -279,7 +302,8 @@ def _sample_start(key: Array, thetas: Theta, family_name: str, config: MetaConfi
     length = _sample_length(length_key, config)
     opt_state = jax.vmap(lambda theta: make_inner_optimizer(theta, config, length).init(stored))(thetas)
     step = jnp.zeros((), jnp.int32)
-    return InnerState(_both(stored), opt_state, scales, rates, step, length, problem)
+    params = _for_signs(stored, len(next(iter(thetas.values()))))
+    return InnerState(params, opt_state, scales, rates, step, length, problem)
 
 
 def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:

@@ -1,0 +1,154 @@
+"""Meta-gradients in reverse mode through a few inner steps, and their mean with evolution strategies'.
+
+With `reverse_steps` R above zero, each pair has a second gradient: that of its meta-loss over the first R
+steps of the truncation, differentiated at the unperturbed theta by backpropagation through inner training.
+An estimate by evolution strategies has the noise of one random direction for each pair; this one has all
+directions, and is short-sighted. Both are averaged with weights inverse to their variances,
+
+    g = (g_es / v_es + g_rev / v_rev) / (1 / v_es + 1 / v_rev),
+
+for each number of theta on its own, v being the variance of a mean over the pairs, estimated from the pairs.
+Where backpropagation through chaotic training explodes, v_rev does too, and evolution strategies decide
+alone; so nothing is clipped.
+
+Source: Metz et al., "Understanding and correcting pathologies in the training of learned optimizers"
+(arXiv 1810.10180), where both estimates are unbiased and see the same steps. Here g_rev is biased: it ignores
+what theta does to losses after the R steps, what it did before them, and the smoothing by σ. The weights do
+not see a bias: the smaller R, the less noise, and the more of the mean is short-sighted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from celo2.jax import dispatch
+from celo2.meta.config import MetaConfig
+from celo2.meta.estimators import mask_unread
+from celo2.meta.inner.families import Group, make_groups
+from celo2.meta.inner.unroll import InnerState, Restart, make_step
+from celo2.meta.pes import Theta
+from celo2.tasks.families.base import TaskData
+
+
+def compute_gradients(
+    theta: Theta,
+    states: Sequence[InnerState],
+    pair_keys: Sequence[Array],
+    sets: Sequence[Array],
+    data: TaskData,
+    restarts: Sequence[Restart] = (),
+    *,
+    config: MetaConfig,
+) -> tuple[Theta, ...]:
+    """Differentiates each pair's meta-loss over the next `reverse_steps` steps with respect to theta.
+
+    The runs go on, at the unperturbed theta, from the states under θ + ε: perturbations are symmetric, so
+    those under θ - ε have the same distribution, and one sign costs half of two. Batches, new tasks and
+    resets are those of the truncation that `unroll` runs with the same keys. A loss has the weight that
+    `loss_weight` gives it in a truncation of `reverse_steps` steps: the meta-loss remains a mean over steps.
+    Memory is that of one step, and of a state for each: steps are computed again (`jax.checkpoint`).
+
+    Args:
+        theta: The unperturbed weights.
+        states: The states of each group's runs at the start of the truncation.
+        pair_keys: A key for each pair, as in `unroll_groups`.
+        sets: Data set of each pair.
+        data: The data that the families draw from.
+        restarts: Saved states from which runs continue, as in `unroll_groups`.
+        config: The recipe, whose `reverse_steps` is above zero.
+
+    Returns:
+        For each group the gradients of its pairs, leading axis `pairs`: zero in frozen arrays and in outputs
+        that the rule never reads, and not finite where backpropagation overflows.
+    """
+    groups = make_groups(config)
+    parts = zip(groups, states, pair_keys, sets, restarts or [None] * len(groups), strict=True)
+    return tuple(_differentiate(theta, *part, data, config) for part in parts)
+
+
+def _differentiate(
+    theta: Theta,
+    group: Group,
+    state: InnerState,
+    keys: Array,
+    index: Array,
+    restart: Restart | None,
+    data: TaskData,
+    config: MetaConfig,
+) -> Theta:
+    """Computes the gradients of one group's pairs; each has its own copy of theta, for one sign."""
+    thetas = {name: jnp.broadcast_to(array, (len(keys), 1, *array.shape)) for name, array in theta.items()}
+    trained = {name: array for name, array in thetas.items() if name not in config.frozen_names}
+    state = _first_sign(state)
+    restart = restart and restart._replace(runs=_first_sign(restart.runs))
+    shared = data.of(group.source)
+
+    def total_loss(trained: Theta) -> Array:
+        draw, step = make_step(
+            {**thetas, **trained}, keys, index, shared, config, family=group.family, restart=restart
+        )
+        draws = draw(jnp.arange(config.reverse_steps))
+        with dispatch.use("products"):
+            _, losses = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, draws)
+        per_step = config.truncation_length / config.reverse_steps
+        return per_step * jnp.sum(losses.weight * losses.positive)
+
+    found = jax.tree.map(jnp.zeros_like, thetas) | jax.grad(total_loss)(trained)
+    return mask_unread({name: array[:, 0] for name, array in found.items()}, config)
+
+
+def _first_sign(state: InnerState) -> InnerState:
+    params, opt_state = jax.tree.map(lambda array: array[:, :1], (state.params, state.opt_state))
+    return state._replace(params=params, opt_state=opt_state)
+
+
+def join_gradients(gradients: Sequence[Theta]) -> Theta:
+    """Concatenates the pairs of all groups."""
+    if len(gradients) == 1:
+        return gradients[0]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *gradients)
+
+
+def combine(es_gradients: Theta, reverse_gradients: Theta) -> Theta:
+    """Averages two estimates of the meta-gradient by the inverse of their variances, number by number.
+
+    A pair whose reverse-mode gradient has any number that is not finite counts as missing in that mean and
+    its variance, which favours the pairs that do not explode. A variance of zero is an infinite weight: where
+    all pairs find that a number has no effect, the result is zero. The estimate by evolution strategies
+    alone remains where both variances are zero, where fewer than two reverse-mode gradients are finite, and
+    where their variance overflows. If it is not finite itself, neither is the result.
+
+    Args:
+        es_gradients: The gradients of the pairs by evolution strategies, leading axis `pairs`, at least two.
+        reverse_gradients: Those of `compute_gradients`, of the same shapes.
+    """
+    is_finite = jnp.stack(
+        [jnp.all(jnp.isfinite(array), axis=range(1, array.ndim)) for array in reverse_gradients.values()]
+    ).all(axis=0)
+    return {
+        name: _combine_array(array, reverse_gradients[name], is_finite)
+        for name, array in es_gradients.items()
+    }
+
+
+def _combine_array(es_gradients: Array, reverse_gradients: Array, is_finite: Array) -> Array:
+    es_mean, es_variance = _mean_and_variance(es_gradients, jnp.ones_like(is_finite))
+    mean, variance = _mean_and_variance(reverse_gradients, is_finite)
+    larger = jnp.maximum(es_variance, variance)
+    is_usable = jnp.isfinite(variance) & (larger > 0.0)
+    # Divided by the larger of the two, the weights neither overflow nor vanish together.
+    es_weight, weight = variance / larger, es_variance / larger
+    return jnp.where(is_usable, (es_weight * es_mean + weight * mean) / (es_weight + weight), es_mean)
+
+
+def _mean_and_variance(gradients: Array, counts: Array) -> tuple[Array, Array]:
+    """Computes the mean over the pairs that count, `(pairs,)` bool, and the variance of that mean."""
+    counts = counts.reshape(counts.shape + (1,) * (gradients.ndim - 1))
+    number = jnp.sum(counts).astype(gradients.dtype)
+    mean = jnp.sum(jnp.where(counts, gradients, 0.0), axis=0) / number
+    squares = jnp.where(counts, jnp.square(gradients - mean[None]), 0.0)
+    return mean, jnp.sum(squares, axis=0) / (number * (number - 1.0))

@@ -306,7 +306,7 @@ def _runs_as_saved(runs: InnerState) -> dict[str, Any]:
     return {name: tree for name, tree in runs._asdict().items() if name != "problem" or jax.tree.leaves(tree)}
 
 
-def _from_saved(fields: dict[str, Any]) -> OuterState:
+def _from_saved(fields: Any) -> OuterState:
     def runs_of(saved: Any) -> tuple[InnerState, ...]:
         return tuple(InnerState(**runs) for runs in saved)
 

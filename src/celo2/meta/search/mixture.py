@@ -190,7 +190,7 @@ def _scale_by_mixture(
             )
         ]
         steps, memories = zip(*done, strict=True) if done else ((), ())
-        count = optax.safe_increment(state.count)
+        count = jnp.asarray(optax.safe_increment(state.count))
         return treedef.unflatten(steps), leaves_to_state(memories, count, treedef, state)
 
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]

@@ -145,9 +145,8 @@ def test_pes_expects_the_gradient_of_a_run_that_continues_from_a_saved_state() -
 
         plan = ((old, 3, 0), (old, 3, 1), (saved, 4, 0), (saved, 4, 1))
         positive, negative = (jnp.stack([loss(sign, *step) for step in plan]) for sign in (1, -1))
-        losses = Losses(
-            positive, negative, is_done, *([jnp.zeros_like(positive)] * 3), jnp.full_like(positive, 1 / 4)
-        )
+        unused, weight = jnp.zeros_like(positive), jnp.full_like(positive, 1 / TRUNCATION)
+        losses = Losses(positive, negative, is_done, unused, unused, unused, weight)
         restored = estimators.Restored(jnp.full(PAIRS, resumes), saved)
         found = estimators.estimate(losses, new, old, config, restored)
         expected_sum = saved["v"] + new["v"] if resumes else new["v"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -41,7 +42,7 @@ def _runs(values: list[float]) -> InnerState:
     return InnerState({"w": jnp.asarray(values)[:, None, None]}, (), {}, {}, zeros, zeros)
 
 
-def _losses(means: list[float], **changes: list[bool]) -> Losses:
+def _losses(means: list[float], **changes: Sequence[int]) -> Losses:
     """Losses of two steps of each pair, alike under both signs."""
     both = jnp.broadcast_to(jnp.asarray(means), (2, len(means)))
     never = jnp.zeros(both.shape, bool)
@@ -154,6 +155,7 @@ def test_runs_outgrow_the_longest_and_a_restored_state_goes_on_the_same(
         files.start(config, resume=False)
         files.save(half, config, {})
         restored = files.restore(config, mesh)
+    assert restored is not None
     whole, parts = (outer_steps(state, data, 10)[0] for state in (half, restored))
     for mine, theirs in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_array_equal(mine, theirs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from celo2.meta import outer, pes
-from celo2.meta.config import Estimator, MetaConfig
+from celo2.meta.config import MetaConfig
 from celo2.meta.inner import resume
 from celo2.meta.inner import unroll as unroll_module
 from celo2.meta.inner.families import load_datasets, stack_data
@@ -138,16 +139,20 @@ def test_an_ended_run_continues_from_the_saved_state_and_becomes_longer() -> Non
     np.testing.assert_array_equal(found.length, jnp.where(resuming, grown, alone.length))
 
 
-@pytest.mark.parametrize("estimator", ["pes", "noise-reuse-es"])
+@pytest.mark.parametrize(
+    "options",
+    [{"estimator": "pes", "reverse_steps": 2}, {"estimator": "noise-reuse-es"}],
+    ids=["pes-and-reverse", "noise-reuse-es"],
+)
 def test_runs_outgrow_the_longest_and_a_restored_state_goes_on_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimator: Estimator
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(
         unroll_module,
         "make_family",
         lambda config, _: ImageMLPFamily(widths=(64, 10), batch_size=config.batch_size, level="none"),
     )
-    config = dataclasses.replace(CONFIG, estimator=estimator)
+    config = dataclasses.replace(CONFIG, **options)
     mesh, data = outer.make_mesh(), stack_data(load_datasets(config), config)
     outer_steps = outer.make_outer_steps(config, mesh)
     half, _ = outer_steps(outer.init(config, mesh), data, 10)

@@ -39,13 +39,13 @@ def trained(**changes: object) -> celo2.Weights:
     return celo2.Weights(arrays, config.rule, provenance={"recipe": config.to_json()})
 
 
-MADE_BY_PES = [
+TRIED = [
     str(path)
     for path in sorted((Path(__file__).resolve().parents[3] / "recipes" / "tried").glob("*.safetensors"))
 ]
 
 
-@pytest.mark.parametrize("name", [*SHIPPED, *MADE_BY_PES], ids=lambda name: Path(name).stem)
+@pytest.mark.parametrize("name", [*SHIPPED, *TRIED], ids=lambda name: Path(name).stem)
 def test_weights_of_ours_state_a_range_within_reason(name: str) -> None:
     weights = celo2.load_checkpoint(name)
     low, high = gradient_range(weights)

@@ -40,7 +40,7 @@ class InstantOuter:
         self.given["data"].append(data)
         count = np.arange(outer.MAX_STEPS) + int(state.count) + 1
         skipped = np.isin(count, list(self.bad))
-        numbers = (2.0, np.where(skipped, math.nan, 1.0), 0.1, 0.25, 3, 4, 1, skipped)
+        numbers = (2.0, np.where(skipped, math.nan, 1.0), 0.1, 0.25, 3, 4, 1, skipped, 0, 0.0)
         arrays: Any = (np.broadcast_to(number, count.shape) for number in numbers)  # NumPy compiles nothing
         losses: Any = np.full((len(count), 1), 2.0)
         metrics = OuterMetrics(losses, *arrays)

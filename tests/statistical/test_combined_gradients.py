@@ -23,7 +23,7 @@ def found() -> np.ndarray:
         {"v": jnp.asarray(EXACT + deviation * own, jnp.float32)}
         for deviation, own in zip((ES_DEVIATION, REVERSE_DEVIATION), noise, strict=True)
     )
-    return np.asarray(jax.jit(jax.vmap(reverse.combine))(es, backward)["v"], float)
+    return np.asarray(jax.jit(jax.vmap(reverse.combine))(es, backward)[0]["v"], float)
 
 
 def test_combination_of_unbiased_estimates_is_unbiased(found: np.ndarray) -> None:

@@ -130,7 +130,7 @@ class MetaConfig:
         sign_scale: Factor of the sign.
         reverse_steps: Inner steps at the start of each truncation through which the meta-loss is also
             differentiated in reverse mode; the meta-gradient is then the mean of that gradient and of the
-            estimate by inverse variance (`meta.reverse`). At most `truncation_length`; 0: the estimate alone.
+            estimate by inverse variance (`meta.reverse`). From 2 to `truncation_length`; 0: no such gradient.
             Celo2 and Celo2-base only.
         meta_loss: The objective of a rule: the mean "training" loss of the steps; the mean loss of a
             "held-out" batch at each step, from the part of the set that is not trained on; or the "final"
@@ -150,7 +150,7 @@ class MetaConfig:
             "noise-reuse-es" they are rounded up to multiples of K, so that runs end with a truncation.
         resume_probability: Probability, in [0, 1), that an inner run which has ended continues from a saved
             state, and so becomes longer (`celo2.meta.inner.resume`); 0: a new task each time. Not for
-            "full-es".
+            "full-es". With the "cosine" schedule the rate is then that of the new length.
         inner_clip: Norm to which the gradients of each inner step are clipped; 0: not clipped.
         family_rates: `NAME:FACTOR`: a factor on the inner rate in a family's runs, so that the
             rates drawn lie around each family's best.
@@ -307,7 +307,7 @@ class MetaConfig:
 
     @property
     def mean_unroll(self) -> float:
-        """The mean length of an inner run, before rounding to `K`."""
+        """The mean number of steps that a new run, or one that continues, gets, before rounding to `K`."""
         if self.min_unroll == self.max_unroll or self.unroll_law == "uniform":
             return (self.min_unroll + self.max_unroll) / 2
         return (self.max_unroll - self.min_unroll) / math.log(self.max_unroll / self.min_unroll)
@@ -427,6 +427,8 @@ def _check_reverse(config: MetaConfig) -> None:
             f"{what} is for Celo2 and Celo2-base; not every predecessor's program has a derivative in JAX, "
             f"and that of {config.variant!r} is not tested. Use 0."
         )
+    if config.reverse_steps == 1:
+        raise ValueError(f"{what} has no effect: a loss is measured before its step; choose 2 or more, or 0.")
     if config.reverse_steps > config.truncation_length:
         raise ValueError(
             f"{what} is more than truncation_length={config.truncation_length}; choose at most as many."

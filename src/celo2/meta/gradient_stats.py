@@ -50,9 +50,10 @@ def sample_gradient_rms(
     """Samples the root mean squares of gradients in the inner runs of a recipe, at fixed weights.
 
     The runs are those of meta-training: its tasks, its learning rates, both signs of a perturbation drawn
-    for each truncation (also where the recipe estimates from whole runs), and a new task when a run
-    ends. At the end of a truncation every unfinished run gives one gradient. The first runs begin in
-    the middle with an untrained network, so the first `max_unroll` steps are not counted.
+    for each truncation (also where the recipe estimates from whole runs), and a new task when a run ends
+    (also where the recipe lets some continue). At the end of a truncation every unfinished run gives one
+    gradient. The first runs begin in the middle with an untrained network, so the first `max_unroll` steps
+    are not counted.
 
     Args:
         theta: The rule's weights.

@@ -71,10 +71,12 @@ class OuterMetrics(NamedTuple):
         grad_norm: Norm of the meta-gradient.
         signal_to_noise: Signal-to-noise ratio of the evolution strategies' estimate, see `pes.Estimate`.
         diverged: Share of inner losses that were not finite.
-        resets: Number of pairs that were reset.
+        resets: Number of pairs that were reset, to a new task or to a saved state.
         ended_runs: Number of inner runs, of both signs, that took their last step.
         diverged_runs: Number of these whose loss at that step was not finite.
         skipped: 1 if the meta-gradient, or the update made of it, was not finite and theta was left alone.
+        resumed: Number of pairs that were reset to a saved state.
+        reverse_share: Mean weight of the reverse-mode gradient in the meta-gradient, see `reverse.combine`.
     """
 
     loss_per_task: Array
@@ -86,6 +88,8 @@ class OuterMetrics(NamedTuple):
     ended_runs: Array
     diverged_runs: Array
     skipped: Array
+    resumed: Array
+    reverse_share: Array
 
 
 def make_mesh() -> Mesh:
@@ -186,19 +190,29 @@ def _make_outer_step(
         run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
         noise_key, pairs_key = jax.random.split(run_key)
         pair_keys = jax.random.split(pairs_key, config.num_pairs)
-        restored, restarts = resume.draw(pair_keys, state.buffer, config)
+        buffer, restored, restarts = state.buffer, None, ()
+        if buffer is not None:
+            ending = resume.save_ending(buffer, state.inner, state.accumulator, config)
+            # Before the first iteration noise reuse has no perturbations yet that could be saved.
+            buffer = jax.tree.map(lambda new, old: jnp.where(state.count > 0, new, old), ending, buffer)
+            restored, restarts = resume.draw(pair_keys, buffer, config)
         perturbation = _perturb(noise_key, state, restored, config)
         pairs = (state.inner, split_pairs(pair_keys, config), set_index(config), data, restarts)
         thetas = split_pairs(pes.antithetic(state.theta, perturbation), config)
         inner, losses = unroll_sharded(thetas, *pairs)
         losses = join_losses(losses)
         found = estimators.estimate(losses, perturbation, state.accumulator, config, restored)
+        reverse_share = jnp.zeros(())
         if config.reverse_steps:
             gradients = reverse.join_gradients(differentiate_sharded(state.theta, *pairs))
-            found = found._replace(gradient=reverse.combine(found.pair_gradients, gradients))
-        buffer = state.buffer and resume.update(state.buffer, state.inner, state.accumulator, losses)
+            gradient, reverse_share = reverse.combine(found.pair_gradients, gradients)
+            found = found._replace(gradient=gradient)
+        if buffer is not None:
+            buffer = resume.save_rising(buffer, state.inner, state.accumulator, losses, config)
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
-        metrics = _compute_metrics(losses, found, skipped, task_sizes=task_sizes(config))
+        metrics = _compute_metrics(losses, found, skipped, task_sizes=task_sizes(config))._replace(
+            resumed=_count_resumed(losses, restored), reverse_share=reverse_share
+        )
         inner = tuple(estimators.next_start(runs, config) for runs in inner)
         return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1, buffer), metrics
 
@@ -233,7 +247,16 @@ def _compute_metrics(
         ended_runs=2 * jnp.sum(losses.is_last),
         diverged_runs=jnp.sum(jnp.where(losses.is_last, diverged, 0)),
         skipped=skipped,
+        resumed=jnp.zeros((), jnp.int32),
+        reverse_share=jnp.zeros(()),
     )
+
+
+def _count_resumed(losses: Losses, restored: estimators.Restored | None) -> Array:
+    """Counts the pairs whose run ended and continued from a saved state."""
+    if restored is None:
+        return jnp.zeros((), jnp.int32)
+    return jnp.sum(jnp.any(losses.is_done, axis=0) & restored.resuming)
 
 
 def _mean_losses(losses: Losses, task_sizes: Sequence[int]) -> tuple[Array, Array]:

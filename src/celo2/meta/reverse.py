@@ -113,42 +113,60 @@ def join_gradients(gradients: Sequence[Theta]) -> Theta:
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *gradients)
 
 
-def combine(es_gradients: Theta, reverse_gradients: Theta) -> Theta:
+def combine(es_gradients: Theta, reverse_gradients: Theta) -> tuple[Theta, Array]:
     """Averages two estimates of the meta-gradient by the inverse of their variances, number by number.
 
-    A pair whose reverse-mode gradient has any number that is not finite counts as missing in that mean and
-    its variance, which favours the pairs that do not explode. A variance of zero is an infinite weight: where
-    all pairs find that a number has no effect, the result is zero. The estimate by evolution strategies
-    alone remains where both variances are zero, where fewer than two reverse-mode gradients are finite, and
-    where their variance overflows. If it is not finite itself, neither is the result.
+    A pair whose reverse-mode gradient has any number that is not finite, or is zero in every number (its
+    losses are at the ceiling), counts as missing in that mean and its variance, which favours the pairs that
+    do not explode. A variance of zero is an infinite weight: where all pairs find that a number has no
+    effect, the result is zero. The estimate by evolution strategies alone remains where both variances are
+    zero, where fewer than two pairs count, and where a variance overflows. If it is not finite itself,
+    neither is the result.
 
     Args:
         es_gradients: The gradients of the pairs by evolution strategies, leading axis `pairs`, at least two.
         reverse_gradients: Those of `compute_gradients`, of the same shapes.
+
+    Returns:
+        The mean gradient, a tree like theta; and the weight of the reverse-mode gradient in it, `()` in
+        [0, 1], its mean over the numbers of which a variance is not zero.
     """
-    is_finite = jnp.stack(
-        [jnp.all(jnp.isfinite(array), axis=range(1, array.ndim)) for array in reverse_gradients.values()]
-    ).all(axis=0)
-    return {
-        name: _combine_array(array, reverse_gradients[name], is_finite)
+    is_counted = jnp.stack(
+        [
+            jnp.stack([jnp.all(jnp.isfinite(array), axis=axes), jnp.any(array != 0.0, axis=axes)])
+            for array in reverse_gradients.values()
+            for axes in [tuple(range(1, array.ndim))]
+        ]
+    )
+    is_counted = is_counted[:, 0].all(axis=0) & is_counted[:, 1].any(axis=0)
+    combined = {
+        name: _combine_array(array, reverse_gradients[name], is_counted)
         for name, array in es_gradients.items()
     }
+    total = sum(jnp.sum(share) for _, share, _ in combined.values())
+    number = sum(jnp.sum(varies).astype(jnp.float32) for _, _, varies in combined.values())
+    gradient = {name: mean for name, (mean, _, _) in combined.items()}
+    return gradient, total / jnp.maximum(number, 1.0)
 
 
-def _combine_array(es_gradients: Array, reverse_gradients: Array, is_finite: Array) -> Array:
-    es_mean, es_variance = _mean_and_variance(es_gradients, jnp.ones_like(is_finite))
-    mean, variance = _mean_and_variance(reverse_gradients, is_finite)
+def _combine_array(
+    es_gradients: Array, reverse_gradients: Array, is_counted: Array
+) -> tuple[Array, Array, Array]:
+    """Returns the mean, the weight of the reverse-mode gradient, and where a variance is not zero."""
+    es_mean, es_variance = _mean_and_variance(es_gradients, jnp.ones_like(is_counted))
+    mean, variance = _mean_and_variance(reverse_gradients, is_counted)
     larger = jnp.maximum(es_variance, variance)
-    is_usable = jnp.isfinite(variance) & (larger > 0.0)
+    is_usable = jnp.isfinite(larger) & (larger > 0.0)
     # Divided by the larger of the two, the weights neither overflow nor vanish together.
     es_weight, weight = variance / larger, es_variance / larger
-    return jnp.where(is_usable, (es_weight * es_mean + weight * mean) / (es_weight + weight), es_mean)
+    share = jnp.where(is_usable, weight / (es_weight + weight), 0.0)
+    return jnp.where(is_usable, (1.0 - share) * es_mean + share * mean, es_mean), share, larger > 0.0
 
 
-def _mean_and_variance(gradients: Array, counts: Array) -> tuple[Array, Array]:
+def _mean_and_variance(gradients: Array, is_counted: Array) -> tuple[Array, Array]:
     """Computes the mean over the pairs that count, `(pairs,)` bool, and the variance of that mean."""
-    counts = counts.reshape(counts.shape + (1,) * (gradients.ndim - 1))
-    number = jnp.sum(counts).astype(gradients.dtype)
-    mean = jnp.sum(jnp.where(counts, gradients, 0.0), axis=0) / number
-    squares = jnp.where(counts, jnp.square(gradients - mean[None]), 0.0)
-    return mean, jnp.sum(squares, axis=0) / (number * (number - 1.0))
+    is_counted = is_counted.reshape(is_counted.shape + (1,) * (gradients.ndim - 1))
+    count = jnp.sum(is_counted).astype(gradients.dtype)
+    mean = jnp.sum(jnp.where(is_counted, gradients, 0.0), axis=0) / count
+    squares = jnp.where(is_counted, jnp.square(gradients - mean[None]), 0.0)
+    return mean, jnp.sum(squares, axis=0) / (count * (count - 1.0))

@@ -181,6 +181,8 @@ def _as_records(
             "ended_runs": int(metrics.ended_runs[index]),
             "diverged_runs": int(metrics.diverged_runs[index]),
             "skipped": int(metrics.skipped[index]),
+            **({"resumed": int(metrics.resumed[index])} if config.resume_probability else {}),
+            **({"reverse_share": float(metrics.reverse_share[index])} if config.reverse_steps else {}),
         }
         for index, seconds in enumerate(call_size.end(num_steps))
     ]

@@ -47,7 +47,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
         last = int(state.count) + num_steps
         if limit[0] is not None and last >= limit[0]:
             raise Killed
-        arrays: Any = (np.full((outer.MAX_STEPS, 1), 2.0), *[np.zeros(outer.MAX_STEPS)] * 8)
+        arrays: Any = (np.full((outer.MAX_STEPS, 1), 2.0), *[np.zeros(outer.MAX_STEPS)] * 10)
         return state_at(last), OuterMetrics(*arrays)
 
     monkeypatch.setattr(outer, "init", lambda *_: state_at(0))

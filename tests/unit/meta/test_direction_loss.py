@@ -269,3 +269,13 @@ def test_meta_gradient_leads_to_the_expert_and_a_resumed_run_goes_on_with_its_st
     assert restored is not None
     resumed, _ = outer_steps(restored, TaskData(), 20)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(state))
+
+
+def test_derivative_at_a_step_of_zero_is_finite() -> None:
+    """The cosine of another array decides alone."""
+    one = [jnp.zeros((2, 3)), jnp.asarray([1.0, 2.0])]
+    two = [jnp.ones((2, 3)), jnp.asarray([2.0, 1.0])]
+    zero, other = jax.grad(lambda steps: compute_direction_loss(steps, two))(one)
+    assert np.isfinite(zero).all()
+    cosine = 0.5 * (2.0 - 0.8 * 1.0) / 5  # of the first number: (v/‖v‖ - cos u/‖u‖) / ‖u‖ over two arrays
+    np.testing.assert_allclose(other[0], -cosine, rtol=1e-6)

@@ -85,6 +85,7 @@ def test_published_setting_has_32_pairs() -> None:
         ({"unroll_law": "normal"}, "normal"),
         ({"inner_clip": -1.0}, "inner_clip must be finite in float32 and not negative"),
         ({"reverse_steps": -1}, "reverse_steps must be finite in float32 and not negative"),
+        ({"reverse_steps": 1}, "a loss is measured before its step"),
         ({"reverse_steps": 5, "variant": "celo"}, "is for Celo2 and Celo2-base"),
         ({"reverse_steps": 51}, "reverse_steps=51 is more than truncation_length=50"),
         ({"reverse_steps": 5, "estimator": "full-es"}, "needs truncations"),

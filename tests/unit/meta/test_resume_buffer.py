@@ -38,73 +38,85 @@ CONFIG = MetaConfig(
 )
 
 
-def _runs(values: list[float]) -> InnerState:
-    zeros = jnp.zeros(len(values), jnp.int32)
-    return InnerState({"w": jnp.asarray(values)[:, None, None]}, (), {}, {}, zeros, zeros)
+def _runs(values: Sequence[float], steps: Sequence[int], length: int = 10) -> InnerState:
+    params = {"w": jnp.asarray(values, jnp.float32)[:, None, None]}
+    return InnerState(params, (), {}, {}, jnp.asarray(steps), jnp.full(len(steps), length))
 
 
-def _losses(means: list[float], **changes: Sequence[int]) -> Losses:
-    """Losses of two steps of each pair, alike under both signs."""
+def _losses(means: Sequence[float], is_done: Sequence[bool] = ()) -> Losses:
+    """Losses of two steps of each pair, alike under both signs; a reset comes before the first."""
     both = jnp.broadcast_to(jnp.asarray(means), (2, len(means)))
-    never = jnp.zeros(both.shape, bool)
-    given = {name: jnp.asarray([values, values]) for name, values in changes.items()}
-    fields = {"is_done": never, "diverged": jnp.zeros(both.shape, jnp.int32), "is_last": never} | given
-    return Losses(both, both, is_running=~never, weight=jnp.ones(both.shape), **fields)
+    done = jnp.zeros(both.shape, bool).at[0].set(jnp.asarray(is_done or [False] * len(means)))
+    unused = jnp.zeros_like(both)
+    return Losses(both, both, done, unused, unused, unused, unused)
 
 
-def _update(buffer: resume.Buffer, state: float, losses: Losses) -> resume.Buffer:
-    pairs = losses.positive.shape[1]
-    return resume.update(buffer, (_runs([state] * pairs),), {"v": jnp.full((pairs, 1), state)}, losses)
+class _Pairs:
+    """Four pairs of two groups; a state is named by its parameters and by its accumulator."""
 
+    config = dataclasses.replace(CONFIG, families=("mlp:3", "deep-mlp:1"))
 
-def _saved(buffer: resume.Buffer) -> list[float]:
-    values = buffer.runs[0].params["w"].ravel()
-    np.testing.assert_array_equal(values, buffer.accumulator["v"].ravel())
-    return [float(x) if filled else -1.0 for x, filled in zip(values, buffer.is_filled, strict=True)]
+    def __init__(self) -> None:
+        self.buffer = resume.init(self._split([0.0] * 4, [0] * 4), {"v": jnp.zeros((4, 1))})
 
+    def _split(self, values: Sequence[float], steps: Sequence[int]) -> tuple[InnerState, InnerState]:
+        return _runs(values[:3], steps[:3]), _runs(values[3:], steps[3:])
 
-def _empty(pairs: int) -> resume.Buffer:
-    return resume.init((_runs([0.0] * pairs),), {"v": jnp.zeros((pairs, 1))})
+    def train(self, state: float, losses: Losses) -> list[float]:
+        runs, accumulator = self._split([state] * 4, [0] * 4), {"v": jnp.full((4, 1), state)}
+        self.buffer = resume.save_rising(self.buffer, runs, accumulator, losses, self.config)
+        return self.saved
+
+    def end(self, values: Sequence[float], steps: Sequence[int]) -> list[float]:
+        accumulator = {"v": jnp.asarray(values)[:, None]}
+        self.buffer = resume.save_ending(self.buffer, self._split(values, steps), accumulator, self.config)
+        return self.saved
+
+    @property
+    def saved(self) -> list[float]:
+        values = np.concatenate([group.params["w"].ravel() for group in self.buffer.runs])
+        np.testing.assert_array_equal(values, self.buffer.accumulator["v"].ravel())
+        return [float(x) if filled else -1.0 for x, filled in zip(values, self.buffer.is_filled, strict=True)]
 
 
 def test_a_state_is_saved_where_the_loss_rises_more_than_ever() -> None:
-    """Pairs: a loss that falls, one that rises and then rises less, one that rises ever more."""
-    buffer = _update(_empty(3), 1.0, _losses([2.0, 2.0, 2.0]))
-    assert _saved(buffer) == [-1, -1, -1]
-    buffer = _update(buffer, 2.0, _losses([1.5, 3.0, 2.5]))
-    assert _saved(buffer) == [-1, 2, 2]
-    buffer = _update(buffer, 3.0, _losses([1.0, 2.5, 3.0]))
-    assert _saved(buffer) == [-1, 2, 3]
-
-
-def test_a_state_is_saved_where_the_run_ends_unless_it_has_diverged() -> None:
-    ends, lost = [True, True, False], [0, 1, 0]
-    buffer = _update(_empty(3), 1.0, _losses([2.0, 2.0, 2.0], is_last=ends, diverged=lost))
-    assert _saved(buffer) == [1, -1, -1]
+    """Pairs: a loss that falls, one that rises and then rises less, two that rise ever more."""
+    pairs = _Pairs()
+    assert pairs.train(1.0, _losses([2.0, 2.0, 2.0, 2.0])) == [-1, -1, -1, -1]
+    assert pairs.train(2.0, _losses([1.5, 3.0, 2.5, 2.1])) == [-1, 2, 2, 2]
+    assert pairs.train(3.0, _losses([1.0, 2.5, 3.0, 2.2])) == [-1, 2, 3, 3]
 
 
 def test_a_new_run_is_measured_by_its_own_losses() -> None:
     """The old run's lowest loss was 1; the new one begins at 3, and has done worse only at 4."""
-    buffer = _update(_empty(1), 1.0, _losses([1.0]))
-    buffer = _update(buffer, 2.0, _losses([3.0], is_done=[True]))
-    assert _saved(buffer) == [-1]
-    buffer = _update(buffer, 3.0, _losses([2.9]))
-    assert _saved(buffer) == [-1]
-    buffer = _update(buffer, 4.0, _losses([4.0]))
-    assert _saved(buffer) == [4]
+    pairs = _Pairs()
+    pairs.train(1.0, _losses([1.0] * 4))
+    assert pairs.train(2.0, _losses([3.0] * 4, is_done=[True] * 4)) == [-1] * 4
+    assert pairs.train(3.0, _losses([2.9] * 4)) == [-1] * 4
+    assert pairs.train(4.0, _losses([4.0] * 4)) == [4] * 4
+
+
+def test_the_state_before_the_end_is_saved_unless_the_run_has_done_worse_or_is_not_finite() -> None:
+    """Of length 10, in truncations of 4: two pairs end in the next one, one goes on, one has ended."""
+    pairs = _Pairs()
+    assert pairs.end([5.0] * 4, [6, 5, 9, 10]) == [5, -1, 5, -1]
+    assert pairs.end([np.nan, 6.0, 7.0, 8.0], [6, 6, 5, 9]) == [5, 6, 5, 8]
+    pairs.train(1.0, _losses([1.0] * 4))
+    pairs.train(2.0, _losses([1.5, 0.5, 1.5, 0.5]))
+    assert pairs.end([9.0] * 4, [6] * 4) == [2, 9, 2, 9]
 
 
 def test_an_empty_buffer_resumes_nothing_and_a_full_one_as_often_as_said() -> None:
+    config = dataclasses.replace(CONFIG, tasks_per_set=2000)
     keys = jax.random.split(jax.random.key(0), 2000)
-    buffer = _empty(2000)
-    drawn = [
-        resume.draw(keys, buffer._replace(is_filled=jnp.full(2000, filled)), CONFIG)[0]
-        for filled in (False, True)
-    ]
-    none, some = (restored.resuming for restored in drawn if restored is not None)
-    assert not none.any()
-    share = float(some.mean())
-    assert share == pytest.approx(0.7, abs=5 * (0.7 * 0.3 / 2000) ** 0.5)
+    runs = _runs([0.0] * 2000, [0] * 2000)
+    buffer = resume.init((runs,), {"v": jnp.zeros((2000, 1))})
+    none, (restart,) = resume.draw(keys, buffer, config)
+    assert not none.resuming.any()
+    assert not restart.resuming.any()
+    some, (restart,) = resume.draw(keys, buffer._replace(is_filled=~buffer.is_filled), config)
+    np.testing.assert_array_equal(some.resuming, restart.resuming)
+    assert float(some.resuming.mean()) == pytest.approx(0.7, abs=5 * (0.7 * 0.3 / 2000) ** 0.5)
 
 
 def test_an_ended_run_continues_from_the_saved_state_and_becomes_longer() -> None:
@@ -127,14 +139,9 @@ def test_an_ended_run_continues_from_the_saved_state_and_becomes_longer() -> Non
     continued, alone = (run(state, Restart(saved, none))[0] for state in (saved, ended))
     assert losses.is_done[0].all()
     for pair, from_saved in enumerate(resuming):
-        wanted = continued if from_saved else alone
-        equal = jax.tree.map(
-            lambda a, b, pair=pair: np.testing.assert_array_equal(a[pair], b[pair]),
-            found.params,
-            wanted.params,
-        )
-        del equal
-        assert found.step[pair] == wanted.step[pair]
+        wanted = (continued if from_saved else alone)._replace(length=found.length)
+        for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_array_equal(mine[pair], theirs[pair])
     grown = saved.step + alone.length  # the length that a new task would have had is added
     np.testing.assert_array_equal(found.length, jnp.where(resuming, grown, alone.length))
 
@@ -167,6 +174,10 @@ def test_runs_outgrow_the_longest_and_a_restored_state_goes_on_the_same(
     assert int(whole.inner[0].length.max()) > config.max_unroll + config.truncation_length
     assert whole.buffer is not None
     assert whole.buffer.is_filled.all()
+    perturbations = np.concatenate(
+        [np.reshape(a, (4, -1)) for a in whole.buffer.accumulator.values()], axis=1
+    )
+    assert (np.abs(perturbations).max(axis=1) > 0).all()
 
 
 @pytest.mark.parametrize(

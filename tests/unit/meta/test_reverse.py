@@ -124,7 +124,7 @@ REVERSE = np.array([[0.5, 1.0], [0.1, 2.0], [0.9, 1.5]])
 
 def _combine(es: np.ndarray, backward: np.ndarray) -> np.ndarray:
     both = ({"v": jnp.asarray(gradients, jnp.float32)} for gradients in (es, backward))
-    return np.asarray(reverse.combine(*both)["v"])
+    return np.asarray(reverse.combine(*both)[0]["v"])
 
 
 def _expect(es: np.ndarray, backward: np.ndarray) -> np.ndarray:
@@ -134,6 +134,13 @@ def _expect(es: np.ndarray, backward: np.ndarray) -> np.ndarray:
 
 def test_weights_are_inverse_variances_of_the_means() -> None:
     np.testing.assert_allclose(_combine(ES, REVERSE), _expect(ES, REVERSE), rtol=1e-6)
+
+
+def test_share_is_the_mean_weight_of_what_varies() -> None:
+    variances = [g.var(axis=0, ddof=1) for g in (ES, REVERSE)]
+    both = ({"v": jnp.asarray(np.c_[g, np.zeros(3)], jnp.float32)} for g in (ES, REVERSE))
+    share = float(reverse.combine(*both)[1])
+    assert share == pytest.approx(np.mean(variances[0] / (variances[0] + variances[1])), rel=1e-6)
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
@@ -149,11 +156,20 @@ def test_pair_that_is_not_finite_is_missing_in_all_numbers(broken: float) -> Non
         (ES, REVERSE * [[1.0], [np.nan], [np.nan]], ES.mean(axis=0)),
         (ES, REVERSE * 1e25, ES.mean(axis=0)),
         (ES * 0.0, REVERSE * 0.0, np.zeros(2)),
-        (ES, REVERSE * 0.0, np.zeros(2)),
+        (ES, REVERSE * [1.0, 0.0], [_expect(ES, REVERSE)[0], 0.0]),
+        (ES, REVERSE * 0.0, ES.mean(axis=0)),
         (ES * 0.0, REVERSE, np.zeros(2)),
         (ES * [[1.0], [np.nan], [1.0]], REVERSE, np.full(2, np.nan)),
     ],
-    ids=["one pair left", "overflow", "frozen", "no effect", "not perturbed", "broken estimate"],
+    ids=[
+        "one pair left",
+        "overflow",
+        "frozen",
+        "no effect",
+        "all at the ceiling",
+        "not perturbed",
+        "broken estimate",
+    ],
 )
 def test_combination_where_a_variance_is_zero_or_unknown(
     es: np.ndarray, backward: np.ndarray, expected: np.ndarray

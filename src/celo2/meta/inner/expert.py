@@ -81,7 +81,9 @@ def with_direction_loss(
         updates: Any, state: DirectionLossState, params: Any = None, **extra: Any
     ) -> tuple[Any, DirectionLossState]:
         steps, rule_state = rule.update(updates, state.rule, params, **extra)
-        arrays = zip(compared(updates), state.expert, compared(params), strict=True)
+        # Only the rule's steps have a derivative: the expert is a constant of a reverse-mode gradient.
+        inputs = jax.lax.stop_gradient((compared(updates), state.expert, compared(params)))
+        arrays = zip(*inputs, strict=True)
         made: list[Any] = [expert.update(grad, old, param, **extra) for grad, old, param in arrays]
         loss = compute_direction_loss(compared(steps), [step for step, _ in made])
         return steps, DirectionLossState(rule_state, tuple(new for _, new in made), loss)
@@ -106,11 +108,8 @@ def compute_direction_loss(steps: Sequence[Array], wanted: Sequence[Array]) -> A
 
 def _normalize(step: Array) -> Array:
     """Scales an array to norm 1, by way of a largest element of 1, so that squares stay in range."""
-    step = _divide(step.astype(jnp.float32), lambda x: jnp.max(jnp.abs(x)))
-    return _divide(step, lambda x: jnp.sqrt(jnp.sum(jnp.square(x))))
-
-
-def _divide(array: Array, measure: Callable[[Array], Array]) -> Array:
-    """Divides an array by its size; zeros stay zeros."""
-    size = measure(array)
-    return array / jnp.where(size == 0, 1.0, size)
+    step = step.astype(jnp.float32)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(step)))  # the result does not depend on it
+    step = step / jnp.where(largest == 0, 1.0, largest)
+    square = jnp.sum(jnp.square(step))
+    return step / jnp.sqrt(jnp.where(square == 0, 1.0, square))  # zeros stay zeros, also in derivatives

@@ -1,20 +1,21 @@
 """Buffer of inner states from which ended runs continue, so that rules are trained on longer runs.
 
-Each pair keeps one state: that before the truncation in which its run did worse than ever, or ended, whatever
-came last. A run that has ended continues from there with probability `resume_probability`, under the
-perturbations that the state was reached with, and the length drawn is added to the steps taken; otherwise a
-new task begins. So runs become many times longer than `max_unroll`, and an iteration costs no more.
+Each pair keeps one state of its run: that before the truncation in which it did worst, or, if it never did
+worse than before, in which it ends. A run that ends continues from there with probability
+`resume_probability`, under the perturbations that the state was reached with, and the length drawn is added
+to the steps taken; otherwise a new task begins.
 
-A truncation does worse than those before if its mean loss rises further above the lowest of the run than it
-ever did. That rise is `V` of the source, `V ← max(0, V + ℓ - ℓ_previous)` with ℓ the mean loss of a
+A truncation does worse than before if its mean loss lies above the lowest of the run, and worst if by more
+than ever. That rise is `V` of the source, `V ← max(0, V + ℓ - ℓ_previous)` with ℓ the mean loss of a
 truncation, whose sum telescopes to ℓ less the lowest so far.
 
-Source: ELO (arXiv 2607.06772), the resume buffer.
+Source: ELO (arXiv 2607.06772), the resume buffer. There both kinds of states replace each other; here the
+state of a rise stays, since a run that continued from its end would merely be a longer run.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,11 @@ from jax import Array
 
 from celo2.meta.config import MetaConfig
 from celo2.meta.estimators import Restored
+from celo2.meta.inner.families import split_pairs
 from celo2.meta.inner.unroll import InnerState, Losses, Restart, select_pairs
 from celo2.meta.pes import Theta
 
-_DRAW = 0x5E0E  # folded into the key of a pair, whose other draws stay as they are
+_RESUMPTION_KEY = 0x5E0E  # folded into the key of a pair, whose other draws stay as they are
 
 
 class Buffer(NamedTuple):
@@ -36,7 +38,7 @@ class Buffer(NamedTuple):
         accumulator: The estimator's accumulator with which a saved state was reached.
         is_filled: Whether there is a saved state, bool.
         lowest: Lowest mean loss of a truncation since the run began.
-        rise: Largest rise of a truncation's mean loss above the lowest before it.
+        rise: Largest rise of a truncation's mean loss above the lowest before it, 0 if there was none.
     """
 
     runs: tuple[InnerState, ...]
@@ -59,59 +61,81 @@ def init(runs: tuple[InnerState, ...], accumulator: Theta) -> Buffer:
     return Buffer(runs, accumulator, none, jnp.full(num_pairs, jnp.inf), rise)
 
 
-def draw(
-    pair_keys: Array, buffer: Buffer | None, config: MetaConfig
-) -> tuple[Restored | None, tuple[Restart, ...]]:
-    """Draws which pairs continue from their saved state if their run ends in this outer iteration.
+def save_ending(
+    buffer: Buffer, runs: tuple[InnerState, ...], accumulator: Theta, config: MetaConfig
+) -> Buffer:
+    """Saves the states of runs that end in the next truncation and have never done worse than before.
 
     Args:
-        pair_keys: A key for each pair, `(pairs,)`.
-        buffer: The saved states; None: no pair continues.
+        buffer: The saved states so far.
+        runs: The runs of each group before the truncation.
+        accumulator: The estimator's accumulator before the truncation.
         config: The recipe.
-
-    Returns:
-        These pairs for the estimator, and for each group of pairs with the saved runs; None and nothing
-        without a buffer.
     """
-    if buffer is None:
-        return None, ()
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, _DRAW))(pair_keys)
-    resuming = (jax.vmap(jax.random.uniform)(keys) < config.resume_probability) & buffer.is_filled
-    return Restored(resuming, buffer.accumulator), _by_group(resuming, buffer)
+    step, length = (_join([getattr(group, name) for group in runs]) for name in ("step", "length"))
+    ends = (step < length) & (length <= step + config.truncation_length)
+    return _save(buffer, ends & (buffer.rise == 0), runs, accumulator, config)
 
 
-def _by_group(resuming: Array, buffer: Buffer) -> tuple[Restart, ...]:
-    """Returns, for each group of pairs, the saved runs and which pairs may continue from them."""
-    ends = [0]
-    for runs in buffer.runs:
-        ends.append(ends[-1] + runs.step.shape[0])
-    parts = zip(buffer.runs, ends, ends[1:], strict=False)
-    return tuple(Restart(runs, resuming[first:last]) for runs, first, last in parts)
-
-
-def update(buffer: Buffer, runs: tuple[InnerState, ...], accumulator: Theta, losses: Losses) -> Buffer:
-    """Saves the states before a truncation of the pairs that did worse in it than before, or ended.
-
-    A state whose first loss is not finite is not saved.
+def save_rising(
+    buffer: Buffer, runs: tuple[InnerState, ...], accumulator: Theta, losses: Losses, config: MetaConfig
+) -> Buffer:
+    """Saves the states before a truncation in which the loss rose more than ever in the run.
 
     Args:
         buffer: The saved states so far.
         runs: The runs of each group before the truncation.
         accumulator: The estimator's accumulator before the truncation.
         losses: Losses of the truncation, `(steps, pairs)`.
+        config: The recipe.
     """
     since_reset = jnp.cumsum(losses.is_done, axis=0) > 0
     was_reset = since_reset[-1]
-    counted = jnp.where(was_reset, since_reset, True)  # the steps of the run that goes on
-    mean = jnp.mean((losses.positive + losses.negative) / 2.0, axis=0, where=counted)
-    rise = mean - buffer.lowest
-    grew = (rise > buffer.rise) & ~was_reset
-    saves = (grew | jnp.any(losses.is_last, axis=0)) & (losses.diverged[0] == 0)
-    parts = zip(_by_group(saves, buffer), runs, strict=True)
-    return Buffer(
-        tuple(select_pairs(saving, new, old) for (old, saving), new in parts),
-        select_pairs(saves, accumulator, buffer.accumulator),
-        buffer.is_filled | saves,
-        jnp.where(was_reset, mean, jnp.minimum(buffer.lowest, mean)),
-        jnp.where(was_reset, 0.0, jnp.maximum(buffer.rise, rise)),
+    of_this_run = jnp.where(was_reset, since_reset, True)
+    mean = jnp.mean((losses.positive + losses.negative) / 2.0, axis=0, where=of_this_run)
+    rise = jnp.where(was_reset, 0.0, mean - buffer.lowest)
+    buffer = _save(buffer, rise > buffer.rise, runs, accumulator, config)
+    return buffer._replace(
+        lowest=jnp.where(was_reset, mean, jnp.minimum(buffer.lowest, mean)),
+        rise=jnp.where(was_reset, 0.0, jnp.maximum(buffer.rise, rise)),
     )
+
+
+def draw(pair_keys: Array, buffer: Buffer, config: MetaConfig) -> tuple[Restored, tuple[Restart, ...]]:
+    """Draws which pairs continue from their saved state if their run ends in this outer iteration.
+
+    Args:
+        pair_keys: A key for each pair, `(pairs,)`.
+        buffer: The saved states.
+        config: The recipe.
+
+    Returns:
+        These pairs for the estimator, and for each group of pairs with the saved runs.
+    """
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, _RESUMPTION_KEY))(pair_keys)
+    resuming = (jax.vmap(jax.random.uniform)(keys) < config.resume_probability) & buffer.is_filled
+    groups = zip(buffer.runs, split_pairs(resuming, config), strict=True)
+    return Restored(resuming, buffer.accumulator), tuple(Restart(*group) for group in groups)
+
+
+def _save(
+    buffer: Buffer, wanted: Array, runs: tuple[InnerState, ...], accumulator: Theta, config: MetaConfig
+) -> Buffer:
+    """Saves the states of the pairs that are wanted, `(pairs,)` bool, and whose parameters are finite."""
+    saved = wanted & _join([_is_finite(group.params) for group in runs])
+    groups = zip(split_pairs(saved, config), runs, buffer.runs, strict=True)
+    return buffer._replace(
+        runs=tuple(select_pairs(*group) for group in groups),
+        accumulator=select_pairs(saved, accumulator, buffer.accumulator),
+        is_filled=buffer.is_filled | saved,
+    )
+
+
+def _is_finite(params: Any) -> Array:
+    """Returns whether all parameters of a pair are finite, `(pairs,)` bool."""
+    each = [jnp.isfinite(array).all(axis=range(1, array.ndim)) for array in jax.tree.leaves(params)]
+    return jnp.stack(each).all(axis=0)
+
+
+def _join(parts: list[Array]) -> Array:
+    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]

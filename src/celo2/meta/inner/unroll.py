@@ -2,8 +2,9 @@
 
 A pair is one task trained twice, under θ + ε and under θ - ε, from the same start, on the same
 batches and for the same number of steps. Runs have log-uniform lengths and begin at a random place of
-their first run, so that they do not reset together; a run that has ended starts over on a new task. Whole
-runs begin anew at each outer iteration. The pairs of one call belong to one family, whose trees they share.
+their first run, so that they do not reset together; a run that has ended starts over on a new task, or
+continues from a saved state (`celo2.meta.inner.resume`). Whole runs begin anew at each outer iteration. The
+pairs of one call belong to one family, whose trees they share.
 
 The module also draws each run's learning rates (`sample_rates`, `rate_share`) and turns losses into
 meta-losses (`Losses`, `loss_weight`, `scale_loss`).
@@ -377,7 +378,7 @@ class Losses(NamedTuple):
         positive: Meta-loss under θ + ε: `scale_loss`, and with an expert the weighted direction loss
             (`inner.expert`) of the step from there.
         negative: Meta-loss under θ - ε, likewise.
-        is_done: Whether the run was reset just before this step.
+        is_done: Whether the run was reset just before this step, to a new task or to a saved state.
         diverged: Number of the pair's runs (0, 1 or 2) whose loss was not finite.
         is_running: Whether the step was part of a run, and not after its end.
         is_last: Whether the step was the run's last.

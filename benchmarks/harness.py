@@ -2,6 +2,7 @@
 
     python benchmarks/harness.py --out results/judging --train      what is there is not trained again
     python benchmarks/harness.py --out results/judging
+    python benchmarks/harness.py --out results/judging --reference start+eigenbasis
 
 Every row trains the tasks of a declared set with the same seeds, starts and batches, each at its own best
 learning rate, and its losses are divided by Muon's. Step times are ratios to celo2's, of interleaved steps in
@@ -129,6 +130,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the folder that keeps finished tasks")
     parser.add_argument("--train", nargs="*", help="only train these rows; without names: all")
     parser.add_argument("--rates", action="store_true", help="the table of learning rates instead")
+    parser.add_argument(
+        "--reference",
+        default=REFERENCE,
+        choices=ROWS,
+        help="compare with another row, and leave the page alone",
+    )
     parser.add_argument("--dry", action="store_true", help="print the tables, and leave the page alone")
     parser.add_argument("--seconds", type=float, default=60.0, help="timing of steps")
     options = parser.parse_args()
@@ -142,12 +149,12 @@ def main() -> None:
         train(options.train or names, config, store)
         return
     records = load_complete(names, config, store)
-    tables = {"rates": rate_table(records)} if options.rates else loss_tables(records, options.seconds)
+    tables = {"rates": rate_table(records)} if options.rates else loss_tables(records, options)
     machine = format_machine(describe_environment())  # before the page changes, and with it the commit
     for name, table in tables.items():
         text = table + machine
         print(f"{name}:\n{text}")
-        if not options.dry:
+        if not options.dry and options.reference == REFERENCE:
             replace_table(PAGE, name, text)
 
 
@@ -180,16 +187,16 @@ def load_complete(names: list[str], config: ProbeConfig, store: RecordStore) -> 
     return found
 
 
-def loss_tables(records: Mapping[str, Records], seconds: float) -> dict[str, str]:
+def loss_tables(records: Mapping[str, Records], options: argparse.Namespace) -> dict[str, str]:
     """Makes the table of means, with the cost of a step, and the table of tasks."""
-    reference, costs = records[REFERENCE], measure_costs(list(records), seconds)
+    reference, costs = records[options.reference], measure_costs(list(records), options.seconds)
     means, tasks = [], []
     for name, record in records.items():
         train, valid = (compare(record, reference, kind) for kind in ("train", "valid"))
         worst = max((*train.rows, *valid.rows), key=lambda row: row.mean)
         better = f"{train.wins}, {valid.wins} of {len(train.rows)}"
         shown = [*(found.mean.format() for found in (train, valid)), _percent(worst.mean), worst.name, better]
-        shown = ["0", "0", "–", "–", "–"] if name == REFERENCE else shown
+        shown = ["0", "0", "–", "–", "–"] if name == options.reference else shown
         means.append([markdown_cell(name), *shown, *costs[name]])
         tasks.append([markdown_cell(name), *(_both(train, valid, index) for index in range(len(train.rows)))])
     head = ["", "training", "validation", "worst", "on", "lower on", "step × celo2's", "state, B/param"]

@@ -39,7 +39,6 @@ from celo2.harness import PRESETS
 from celo2.jax.runtime import compiler_options, num_cores, use_cpu_devices
 from celo2.meta.probe.measure import ProbeConfig, TaskRecord
 from celo2.meta.probe.paired import Comparison, compare
-from celo2.meta.search.mixture import make_weights, to_vector
 from celo2.report.kit import markdown_cell
 from celo2.weights.checkpoint import compute_checksum
 
@@ -84,7 +83,8 @@ average = OptimizerSpec(
 )
 matched = _spec("celo2+match", 'match="adamw"', match="adamw")
 small_state = _spec("celo2+int8", "momenta in one byte each", state_dtype="int8")
-START = make_weights(to_vector(), "celo2", {})  # that the search of the shipped weights began from
+# What the search of the shipped weights began from, `celo2.meta.search.mixture.to_vector` as a file.
+START = celo2.load_checkpoint(DOCS.parent / "recipes" / "search" / "celo2-start.safetensors")
 unlearned = OptimizerSpec(
     "start+eigenbasis",
     'the preset "eigenbasis" with the Adam-like start in place of the learned weights',

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -100,6 +101,10 @@ def test_start_vector_is_the_adam_like_start():
     assert weights.config.initial_momentum_decays == (0.9, 0.99, 0.999)
     assert weights.arrays["w0__5"][0, 0] == pytest.approx(0.5)
     assert weights.arrays["w0__8"][0, 0] == pytest.approx(0.5)
+    kept = load_checkpoint(Path(__file__).parents[3] / "recipes" / "search" / "celo2-start.safetensors")
+    assert kept.config == weights.config
+    for name, array in weights.arrays.items():
+        np.testing.assert_array_equal(kept.arrays[name], array)
 
 
 @pytest.mark.parametrize("name", ["celo2", "celo2-base"])

@@ -85,7 +85,7 @@ def choose(
 
 
 def choose_network() -> Callable[..., tuple[Array, Array | None]]:
-    """Returns `mlp.compute`, or what takes its place in the plain program."""
+    """Returns the function that computes the network in the plain program: `mlp.compute`, or by products."""
     return mlp.compute_by_products if _chosen.get() == "products" else mlp.compute
 
 

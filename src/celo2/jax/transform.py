@@ -436,10 +436,7 @@ def _harness_parts(
     """Returns the transforms before weight decay and learning rate, the direction first, and those after."""
     before: list[optax.GradientTransformation] = [make_direction(dimension_numbers=numbers)]
     if harness.eigenbasis_every is not None:
-        inner = make_direction(dimension_numbers=stack_dimension_numbers)
-        rotated = in_eigenbasis(inner, every=harness.eigenbasis_every, dimension_numbers=numbers)
-        # The rule clips what it sees, which in the basis is not the gradient's own coordinates.
-        before = [optax.chain(optax.clip(GRAD_CLIP), rotated)]
+        before = [rotate_direction(make_direction, harness.eigenbasis_every, numbers)]
     if callable(harness.orthogonalizer):
         before.append(orthogonalize_by(harness.orthogonalizer, dimension_numbers=numbers))
     if harness.row_decay is not None:
@@ -450,7 +447,16 @@ def _harness_parts(
     return before, after
 
 
-def stack_dimension_numbers(params: optax.Params) -> Any:
+def rotate_direction(
+    make_direction: Callable[..., optax.GradientTransformation], every: int, numbers: Any
+) -> optax.GradientTransformation:
+    """Makes a direction of the rule in the eigenbasis that is renewed every so many steps."""
+    inner = make_direction(dimension_numbers=_stack_dimension_numbers)
+    # The rule clips what it sees, which in the basis is not the gradient's own coordinates.
+    return optax.chain(optax.clip(GRAD_CLIP), in_eigenbasis(inner, every=every, dimension_numbers=numbers))
+
+
+def _stack_dimension_numbers(params: optax.Params) -> Any:
     """Returns the dimension numbers inside of `in_eigenbasis`, where matrices have one batch axis."""
     return jax.tree.map(lambda param: DimensionNumbers(1, 2) if param.ndim == 3 else None, params)
 

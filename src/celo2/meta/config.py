@@ -14,14 +14,8 @@ from tyro.conf import Suppress as RecipeOnly  # an option without a flag
 from celo2._utils.checks import check_count, check_seeds
 from celo2.config import RuleConfig
 from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
-from celo2.meta.parsing import (
-    find_expert,
-    load_config,
-    parse_fields,
-    parse_rule_options,
-    parse_shares,
-    split_by_weight,
-)
+from celo2.meta.inner.expert import find_expert
+from celo2.meta.parsing import load_config, parse_fields, parse_rule_options, parse_shares, split_by_weight
 from celo2.tasks.base import Split
 from celo2.tasks.families import FAMILIES
 from celo2.tasks.families.augmentation import LEVELS, Level, parse_mixture
@@ -140,7 +134,7 @@ class MetaConfig:
             ratios to any third rule (such as the start) on the same task, seed, rate and step, which cancels.
         expert: Hand-designed optimizer of `celo2.baselines` to whose directions the rule is held, "muon" or
             "normuon", say (`celo2.meta.inner.expert`); "": none. Celo2 and Celo2-base only.
-        expert_weight: Weight of the direction loss, in [0, 2], that is added to each step's meta-loss after
+        expert_weight: Weight of the direction loss, which lies in [0, 2], beside each step's meta-loss, after
             `loss_scale` and clipping; positive with an expert, 0 without one.
         sigma: Standard deviation of the perturbations of theta.
         truncation_length: Inner steps K of one outer iteration, or of one piece of a whole run.

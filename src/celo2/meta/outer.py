@@ -192,9 +192,7 @@ def _make_outer_step(
         pair_keys = jax.random.split(pairs_key, config.num_pairs)
         buffer, restored, restarts = state.buffer, None, ()
         if buffer is not None:
-            ending = resume.save_ending(buffer, state.inner, state.accumulator, config)
-            # Before the first iteration noise reuse has no perturbations yet that could be saved.
-            buffer = jax.tree.map(lambda new, old: jnp.where(state.count > 0, new, old), ending, buffer)
+            buffer = resume.save_ending(buffer, state.inner, state.accumulator, state.count, config)
             restored, restarts = resume.draw(pair_keys, buffer, config)
         perturbation = _perturb(noise_key, state, restored, config)
         pairs = (state.inner, split_pairs(pair_keys, config), set_index(config), data, restarts)
@@ -202,7 +200,7 @@ def _make_outer_step(
         inner, losses = unroll_sharded(thetas, *pairs)
         losses = join_losses(losses)
         found = estimators.estimate(losses, perturbation, state.accumulator, config, restored)
-        reverse_share = jnp.zeros(())
+        reverse_share: ArrayLike = 0.0
         if config.reverse_steps:
             gradients = reverse.join_gradients(differentiate_sharded(state.theta, *pairs))
             gradient, reverse_share = reverse.combine(found.pair_gradients, gradients)
@@ -210,8 +208,13 @@ def _make_outer_step(
         if buffer is not None:
             buffer = resume.save_rising(buffer, state.inner, state.accumulator, losses, config)
         theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
-        metrics = _compute_metrics(losses, found, skipped, task_sizes=task_sizes(config))._replace(
-            resumed=_count_resumed(losses, restored), reverse_share=reverse_share
+        metrics = _compute_metrics(
+            losses,
+            found,
+            skipped,
+            task_sizes=task_sizes(config),
+            restored=restored,
+            reverse_share=reverse_share,
         )
         inner = tuple(estimators.next_start(runs, config) for runs in inner)
         return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1, buffer), metrics
@@ -233,7 +236,13 @@ def _perturb(
 
 
 def _compute_metrics(
-    losses: Losses, found: pes.Estimate, skipped: Array, *, task_sizes: Sequence[int]
+    losses: Losses,
+    found: pes.Estimate,
+    skipped: Array,
+    *,
+    task_sizes: Sequence[int],
+    restored: estimators.Restored | None = None,
+    reverse_share: ArrayLike = 0.0,
 ) -> OuterMetrics:
     loss_per_task, meta_loss = _mean_losses(losses, task_sizes)
     diverged = jnp.where(losses.is_running, losses.diverged, 0)
@@ -247,8 +256,8 @@ def _compute_metrics(
         ended_runs=2 * jnp.sum(losses.is_last),
         diverged_runs=jnp.sum(jnp.where(losses.is_last, diverged, 0)),
         skipped=skipped,
-        resumed=jnp.zeros((), jnp.int32),
-        reverse_share=jnp.zeros(()),
+        resumed=_count_resumed(losses, restored),
+        reverse_share=jnp.asarray(reverse_share),
     )
 
 

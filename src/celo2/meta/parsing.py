@@ -11,9 +11,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar, get_args, get_origin, 
 
 from celo2._utils.files import parse_object
 from celo2._utils.registry import REFERENCE, Registry
-from celo2.baselines import LEARNED, OPTIMIZERS, OptimizerSpec
 from celo2.config import RuleConfig, nearest_name
-from celo2.zoo.specs import PRESETS
 
 
 class _FromJson(Protocol):
@@ -200,24 +198,3 @@ def parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
         except json.JSONDecodeError:
             options[name] = value  # plain text, which JSON would quote
     return options
-
-
-def find_expert(name: str) -> OptimizerSpec:
-    """Finds a hand-designed optimizer whose steps mean something along another optimizer's run.
-
-    Raises:
-        ValueError: There is none of this name (the message suggests the nearest); it is a learned optimizer;
-            or it evaluates other parameters than it trains.
-    """
-    if name.partition(":")[0] in (*LEARNED, *PRESETS):
-        raise ValueError(
-            f"expert: {name!r} is a learned optimizer, whose weights a recipe does not hold; name a "
-            "hand-designed one, such as muon."
-        )
-    spec = OPTIMIZERS.find(name)
-    if spec.eval_params is not None:
-        raise ValueError(
-            f"expert: the steps of {name!r} are made for parameters that it averages itself, which another "
-            "optimizer's run does not have; name another one, such as muon."
-        )
-    return spec

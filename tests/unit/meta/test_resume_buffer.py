@@ -67,9 +67,11 @@ class _Pairs:
         self.buffer = resume.save_rising(self.buffer, runs, accumulator, losses, self.config)
         return self.saved
 
-    def end(self, values: Sequence[float], steps: Sequence[int]) -> list[float]:
+    def end(self, values: Sequence[float], steps: Sequence[int], count: int = 1) -> list[float]:
         accumulator = {"v": jnp.asarray(values)[:, None]}
-        self.buffer = resume.save_ending(self.buffer, self._split(values, steps), accumulator, self.config)
+        self.buffer = resume.save_ending(
+            self.buffer, self._split(values, steps), accumulator, jnp.asarray(count), self.config
+        )
         return self.saved
 
     @property
@@ -99,6 +101,7 @@ def test_a_new_run_is_measured_by_its_own_losses() -> None:
 def test_the_state_before_the_end_is_saved_unless_the_run_has_done_worse_or_is_not_finite() -> None:
     """Of length 10, in truncations of 4: two pairs end in the next one, one goes on, one has ended."""
     pairs = _Pairs()
+    assert pairs.end([4.0] * 4, [6] * 4, count=0) == [-1] * 4  # before the first iteration
     assert pairs.end([5.0] * 4, [6, 5, 9, 10]) == [5, -1, 5, -1]
     assert pairs.end([np.nan, 6.0, 7.0, 8.0], [6, 6, 5, 9]) == [5, 6, 5, 8]
     pairs.train(1.0, _losses([1.0] * 4))

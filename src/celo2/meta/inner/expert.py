@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from celo2.meta.parsing import find_expert
+from celo2.baselines import LEARNED, OPTIMIZERS, OptimizerSpec
+from celo2.zoo.specs import PRESETS
 
 MAX_DIRECTION_LOSS = 2.0  # of opposite steps; also stands for steps that are not finite
 
@@ -37,6 +38,27 @@ class DirectionLossState(NamedTuple):
     rule: Any
     expert: tuple[Any, ...]
     loss: Array
+
+
+def find_expert(name: str) -> OptimizerSpec:
+    """Finds a hand-designed optimizer whose steps mean something along another optimizer's run.
+
+    Raises:
+        ValueError: There is none of this name (the message suggests the nearest); it is a learned optimizer;
+            or it evaluates other parameters than it trains.
+    """
+    if name.partition(":")[0] in (*LEARNED, *PRESETS):
+        raise ValueError(
+            f"expert: {name!r} is a learned optimizer, whose weights a recipe does not hold; name a "
+            "hand-designed one, such as muon."
+        )
+    spec = OPTIMIZERS.find(name)
+    if spec.eval_params is not None:
+        raise ValueError(
+            f"expert: the steps of {name!r} are made for parameters that it averages itself, which another "
+            "optimizer's run does not have; name another one, such as muon."
+        )
+    return spec
 
 
 def make_expert(name: str) -> optax.GradientTransformationExtraArgs:

@@ -62,19 +62,22 @@ def init(runs: tuple[InnerState, ...], accumulator: Theta) -> Buffer:
 
 
 def save_ending(
-    buffer: Buffer, runs: tuple[InnerState, ...], accumulator: Theta, config: MetaConfig
+    buffer: Buffer, runs: tuple[InnerState, ...], accumulator: Theta, count: Array, config: MetaConfig
 ) -> Buffer:
     """Saves the states of runs that end in the next truncation and have never done worse than before.
+
+    Before the first outer iteration none is saved: with "noise-reuse-es" no run has a perturbation yet.
 
     Args:
         buffer: The saved states so far.
         runs: The runs of each group before the truncation.
         accumulator: The estimator's accumulator before the truncation.
+        count: Number of outer iterations so far.
         config: The recipe.
     """
     step, length = (_join([getattr(group, name) for group in runs]) for name in ("step", "length"))
     ends = (step < length) & (length <= step + config.truncation_length)
-    return _save(buffer, ends & (buffer.rise == 0), runs, accumulator, config)
+    return _save(buffer, ends & (buffer.rise == 0) & (count > 0), runs, accumulator, config)
 
 
 def save_rising(

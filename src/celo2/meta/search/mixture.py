@@ -13,7 +13,7 @@ Two more numbers, γ and τ, bend the sum s where it is large, by two more units
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,10 +24,9 @@ import optax
 from jax import Array
 
 from celo2.config import RuleConfig
-from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE, GRAD_CLIP
+from celo2.constants import ADAMW_BETAS, ADAMW_LR_SCALE
 from celo2.jax import accumulators, features, mlp, orthogonalize
 from celo2.jax.dimensions import Axes
-from celo2.jax.harness.eigenbasis import in_eigenbasis
 from celo2.jax.routing.labels import find_dimension_numbers, param_labels
 from celo2.jax.state import (
     ScaleByCelo2State,
@@ -36,7 +35,7 @@ from celo2.jax.state import (
     make_layouts,
     state_to_leaves,
 )
-from celo2.jax.transform import stack_dimension_numbers
+from celo2.jax.transform import rotate_direction
 from celo2.meta.inner.optimizer import from_params, on_matrices
 from celo2.meta.inner.theta import ADAM_MIXTURE, mixture_theta
 from celo2.weights.checkpoint import Weights
@@ -252,7 +251,7 @@ def make_optimizer(
 
     make_rule = partial(_scale_by_mixture, mixture, not is_base)
     if eigenbasis_every:
-        make_rule = partial(_rotate_rule, make_rule, eigenbasis_every)
+        make_rule = partial(rotate_direction, make_rule, eigenbasis_every)
 
     def make(params: Any) -> optax.GradientTransformation:
         numbers = None if stored_kernels else find_dimension_numbers(params, base=is_base)
@@ -267,14 +266,6 @@ def make_optimizer(
         return optax.partition({"celo2": rule, "adamw": adamw}, labels)
 
     return from_params(make)
-
-
-def _rotate_rule(
-    make_rule: Callable[[Any], optax.GradientTransformation], every: int, numbers: Any
-) -> optax.GradientTransformation:
-    """Makes a rule that runs in the eigenbasis, as the harness of the public optimizer does."""
-    inner = make_rule(stack_dimension_numbers)
-    return optax.chain(optax.clip(GRAD_CLIP), in_eigenbasis(inner, every=every, dimension_numbers=numbers))
 
 
 def find_updated(params: Any, variant: str) -> Any:

@@ -2,10 +2,14 @@
 
 All three raise a KeyboardInterrupt that carries the signal, so that code for Ctrl-C handles the others too.
 A signal that the process was told to ignore, for example by nohup, stays ignored.
+
+Python discards an exception that is raised in a finalizer or a callback of the garbage collector, and JAX has
+such a callback. A signal that arrives there is therefore delivered once more.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -18,6 +22,7 @@ from typing import Any
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )  # Windows has no SIGHUP
+REDELIVERY_DELAY = 0.01  # seconds
 STATUSES = tuple(128 + number for number in SIGNALS)  # the shells' convention
 
 
@@ -105,7 +110,36 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 previous[number] = signal.signal(number, handler)
     try:
-        yield
+        with _redelivering():
+            yield
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+@contextmanager
+def _redelivering() -> Iterator[None]:
+    """Delivers a signal again if Python discards the exception that its handler raised.
+
+    The hook cannot raise it again, since exceptions of the hook are discarded, too: a timer delivers the signal
+    after the hook has returned.
+    """
+    previous = sys.unraisablehook
+    timers: list[threading.Timer] = []
+
+    def hook(discarded: Any) -> None:
+        if not isinstance(discarded.exc_value, Stopped):
+            previous(discarded)
+            return
+        timer = threading.Timer(REDELIVERY_DELAY, _thread.interrupt_main, [discarded.exc_value.number])
+        timer.daemon = True
+        timers.append(timer)
+        timer.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
+        for timer in timers:
+            timer.cancel()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -33,6 +34,34 @@ def test_a_signal_becomes_an_exception_that_knows_it(number: int, status: int) -
         signal.raise_signal(number)
     assert exit_status(stop.value) == status
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("handling", [raising_on_stops, lambda: collecting_stops("")])
+def test_a_signal_within_a_finalizer_is_not_lost(handling, capfd: pytest.CaptureFixture) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # the second one raises, where the first is collected
+
+    before = sys.unraisablehook
+    with pytest.raises(Stopped) as stop, handling():
+        Finalized()
+        time.sleep(30)
+    assert exit_status(stop.value) == 143
+    assert sys.unraisablehook is before
+    assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_other_discarded_exceptions_are_reported_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            raise ValueError("unrelated")
+
+    reported: list[BaseException] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda discarded: reported.append(discarded.exc_value))
+    with raising_on_stops():
+        Finalized()
+    assert [str(error) for error in reported] == ["unrelated"]
 
 
 def test_a_plain_interrupt_is_ctrl_c() -> None:

@@ -121,8 +121,8 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
 def _redelivering() -> Iterator[None]:
     """Delivers a signal again if Python discards the exception that its handler raised.
 
-    The hook cannot raise it again, since exceptions of the hook are discarded, too: a timer delivers the signal
-    after the hook has returned.
+    The hook cannot raise it again, since exceptions of the hook are discarded, too: a timer delivers the
+    signal after the hook has returned.
     """
     previous = sys.unraisablehook
     timers: list[threading.Timer] = []

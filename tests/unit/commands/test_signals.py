@@ -43,10 +43,13 @@ def test_a_signal_within_a_finalizer_is_not_lost(handling, capfd: pytest.Capture
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)  # the second one raises, where the first is collected
 
-    before = sys.unraisablehook
-    with pytest.raises(Stopped) as stop, handling():
+    def finalize_and_wait() -> None:
         Finalized()
         time.sleep(30)
+
+    before = sys.unraisablehook
+    with pytest.raises(Stopped) as stop, handling():
+        finalize_and_wait()
     assert exit_status(stop.value) == 143
     assert sys.unraisablehook is before
     assert "Exception ignored" not in capfd.readouterr().err

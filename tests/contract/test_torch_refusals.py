@@ -71,6 +71,8 @@ def test_sparse_gradients_are_refused_with_the_remedy() -> None:
         ({"weight_decay": -0.1}, "weight_decay must be"),
         ({"adamw_lr_scale": float("inf")}, "adamw_lr_scale must be"),
         ({"adamw_betas": (0.9, 1.0)}, "adamw_betas must be"),
+        ({"adamw_betas": (0.9, torch.tensor(1.0))}, "adamw_betas must be"),
+        ({"weight_decay": torch.tensor(-1.0)}, "weight_decay must be"),
         ({"algorithm": "adam"}, "did you mean 'adamw'"),
         ({"state_dtype": torch.float16}, "torch.bfloat16"),
         ({"foreach": True, "fused": True}, "cannot both be True"),

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
 
-def check_scale(name: str, value: Any) -> None:
+def is_traceable(value: Any) -> bool:
+    """Returns whether a value is an array, traced or not, or a schedule."""
+    return hasattr(value, "dtype") or callable(value)
+
+
+def check_scale(name: str, value: Any, is_unknown: Callable[[Any], bool] = is_traceable) -> None:
     """Raises an error unless a learning rate, a weight decay or a factor of one is finite and not negative.
 
-    Arrays, traced or not, and schedules pass unchecked: their values are not known, or cost a transfer.
+    Args:
+        name: The option's name.
+        value: A number; or what `is_unknown` accepts, which passes unchecked.
+        is_unknown: Tells which values are not known yet, or would cost a transfer.
 
     Raises:
-        TypeError: The value is neither a number nor an array nor a function.
+        TypeError: The value is of another type.
         ValueError: A number is out of the range.
 
     Example:
@@ -21,31 +30,38 @@ def check_scale(name: str, value: Any) -> None:
         Traceback (most recent call last):
         ValueError: weight_decay must be finite and not negative, got -1.
     """
-    if _is_known(name, value) and not 0 <= value < math.inf:
+    expected = "a number, finite and not negative"
+    if _is_number(name, value, expected, is_unknown) and not 0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {value!r}.")
 
 
-def check_betas(name: str, betas: Any) -> None:
-    """Raises an error unless there are two decays, each in [0, 1) if it is a plain number.
+def check_betas(name: str, betas: Any, is_unknown: Callable[[Any], bool] = is_traceable) -> None:
+    """Raises an error unless there are two decays, each in [0, 1) if it is a number.
+
+    Args:
+        name: The option's name.
+        betas: The decays.
+        is_unknown: As in `check_scale`.
 
     Raises:
-        TypeError: A decay is neither a number nor an array.
+        TypeError: The decays are no collection, or one is of another type.
         ValueError: There are not two, or one is out of the range.
     """
-    found = tuple(betas) if hasattr(betas, "__iter__") and not isinstance(betas, str) else ()
-    if len(found) != 2 or not all(0 <= beta < 1 for beta in found if _is_known(name, beta)):
-        raise ValueError(f"{name} must be two decays in [0, 1), got {betas!r}.")
-
-
-def _is_known(name: str, value: Any) -> bool:
-    """Returns whether a value is a plain number, rather than an array or a function."""
-    if isinstance(value, str):
+    expected = "two decays in [0, 1)"
+    if isinstance(betas, str) or not hasattr(betas, "__iter__"):
         raise TypeError(
-            f"{name} must be a number, got the text {value!r}; YAML reads 1e-3 as text and 1.0e-3 as a "
-            "number: write it so, or convert it by float()."
+            f"{name} must be {expected}, got {betas!r} ({type(betas).__name__}); write (0.9, 0.95)."
         )
+    known = [beta for beta in betas if _is_number(name, beta, expected, is_unknown)]
+    if len(tuple(betas)) != 2 or not all(0 <= beta < 1 for beta in known):
+        raise ValueError(f"{name} must be {expected}, got {betas!r}.")
+
+
+def _is_number(name: str, value: Any, expected: str, is_unknown: Callable[[Any], bool]) -> bool:
+    """Returns whether a value is a plain number; raises a TypeError unless it is one or unknown."""
     if isinstance(value, Real):
         return True
-    if hasattr(value, "dtype") or callable(value):
+    if is_unknown(value):
         return False
-    raise TypeError(f"{name} must be a number, got {value!r}.")
+    hint = "; YAML reads 1e-3 as text: write 1.0e-3" if isinstance(value, str) else ""
+    raise TypeError(f"{name} must be {expected}, got {value!r} ({type(value).__name__}){hint}.")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Literal, get_args
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from celo2._utils.user_warnings import warn
 from celo2.config import RuleConfig
 from celo2.jax import accumulators as accumulators_lib
 from celo2.jax import mlp, three_pass
@@ -142,6 +142,6 @@ def _can_lower(config: RuleConfig) -> bool:
 
         jax.jit(compute).trace(array, array, state).lower(lowering_platforms=("cuda",))
     except Exception as error:  # of any kind: XLA's passes still work
-        warnings.warn(f"the GPU kernels are not used, since they cannot be lowered: {error!r}", stacklevel=2)
+        warn(f"the GPU kernels are not used, since they cannot be lowered: {error!r}")
         return False
     return True

@@ -7,11 +7,10 @@ tables and heads of their own and go the same way.
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+from celo2._utils.user_warnings import warn
 from celo2.routing.axes import looks_fused
 from celo2.routing.choices import check_algorithm
 from celo2.routing.dimension_numbers import DimensionNumbers, find_matrix_axes
@@ -120,19 +119,7 @@ def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided 
     )
     if undecided == "raise":
         raise ValueError(message)
-    warn(message)
-
-
-def warn(message: str, category: type[Warning] = RoutingWarning) -> None:
-    """Warns with the location of the caller's line, outside this package and the frameworks."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and _is_ours(frame.f_back.f_globals.get("__name__", "")):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level + 1)
-
-
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] in ("celo2", "jax", "optax", "torch")
+    warn(message, RoutingWarning)
 
 
 def _make_route(network: Network, param: Param, finding: Finding, *, base: bool) -> Route:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from celo2._utils.files import open_atomic
+from celo2._utils.user_warnings import warn
 
 MIN_SECONDS = 600.0  # between two checkpoints of a run
 
@@ -71,10 +71,7 @@ class RunCheckpoint:
                 np.savez(file, allow_pickle=False, **history, **leaves)
         except OSError as error:
             if not self._warned:
-                warnings.warn(
-                    f"{self._path} cannot be written ({error}); training goes on without this checkpoint.",
-                    stacklevel=2,
-                )
+                warn(f"{self._path} cannot be written ({error}); training goes on without this checkpoint.")
             self._warned = True
         self._last = time.monotonic()
 
@@ -97,9 +94,7 @@ class RunCheckpoint:
         except FileNotFoundError:
             return None
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            warnings.warn(
-                f"{self._path} cannot be used ({error}); its runs start from the beginning.", stacklevel=2
-            )
+            warn(f"{self._path} cannot be used ({error}); its runs start from the beginning.")
             return None
         return arrays, jax.tree.unflatten(structure, found)
 

@@ -13,7 +13,6 @@ import hashlib
 import io
 import itertools
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 
 from celo2._utils.extras import require
 from celo2._utils.files import write_atomic
+from celo2._utils.user_warnings import warn
 from celo2.tasks.base import Dataset
 from celo2.tasks.language.stdlib_text import (
     RecordUnit,
@@ -242,4 +242,4 @@ def _keep(splits: dict[str, np.ndarray], paths: dict[str, Path]) -> None:
             np.save(buffer, splits[name], allow_pickle=False)
             write_atomic(path, buffer.getvalue())
     except OSError as error:
-        warnings.warn(f"the tokens are not kept, and the next run makes them anew: {error}", stacklevel=4)
+        warn(f"the tokens are not kept, and the next run makes them anew: {error}")

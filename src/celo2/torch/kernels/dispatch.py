@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Literal, get_args
@@ -19,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from celo2._utils.user_warnings import warn
 from celo2.torch import three_pass
 from celo2.torch.accumulators import Accumulators
 from celo2.torch.dimensions import Layout
@@ -168,6 +168,6 @@ def _try(network: Network, device: torch.device) -> bool:
         passes.square_means(matrix)
         passes.direct(inputs, passes.accumulate(inputs, None), (units[..., None], units[:, None]))
     except Exception as error:  # whatever it is, other programs still work
-        warnings.warn(f"compiled kernels are not used, since they do not run: {error!r}", stacklevel=2)
+        warn(f"compiled kernels are not used, since they do not run: {error!r}")
         return False
     return True

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from celo2._utils.user_warnings import warn
 from celo2.routing import Route
-from celo2.routing.routes import warn
 from celo2.torch.batching import Leaf, iterate_leaves
 from celo2.torch.dimensions import DimensionNumbers, Layout, make_layout
 from celo2.torch.eigenbasis import matrix_numbers
@@ -259,8 +259,7 @@ class RuleOptimizer(Optimizer):
             names = [name for name, param, _ in named_params(self.param_groups) if param in found]
             warn(
                 f"the gradients of {list_names(names)} are not finite. Such parameters are left out of a "
-                "step and counted in num_nonfinite; this is said once.",
-                UserWarning,
+                "step and counted in num_nonfinite; this is said once."
             )
         self.num_nonfinite += len(found)
         return found

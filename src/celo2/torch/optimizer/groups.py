@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from celo2.routing import Route, check_algorithm
-from celo2.routing.routes import warn
+from celo2._utils.ranges import check_betas, check_scale
+from celo2._utils.user_warnings import warn
+from celo2.routing import Route, RoutingWarning, check_algorithm
 from celo2.torch.routing.labels import find_routes_by_name
 
 
@@ -146,7 +145,10 @@ def tell_stored(
             "The usual reason is a copy of the model (an average of its weights, EMA) or a model that was "
             f"rebuilt: pass the module that holds {them}."
         )
-    warn(f"{opening}, so {_tell_effect(one, base=base)} {remedy} {_tell_consent(one, base=base)}")
+    warn(
+        f"{opening}, so {_tell_effect(one, base=base)} {remedy} {_tell_consent(one, base=base)}",
+        RoutingWarning,
+    )
 
 
 def _tell_effect(one: bool, *, base: bool) -> str:
@@ -219,8 +221,9 @@ def check_group(group: dict[str, Any]) -> None:
         TypeError: An option is of another type.
         ValueError: An option is out of its range.
     """
-    for option in ("lr", "weight_decay", "adamw_lr_scale"):
-        _check_number(group[option], option, "a number, finite and not negative")
+    scales = ("lr", "weight_decay", "adamw_lr_scale")
+    for option in scales:
+        check_scale(option, group[option], _is_tensor)
     if isinstance(group["lr"], Tensor):
         if group["lr"].numel() != 1:
             raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(group['lr'].shape)}.")
@@ -229,34 +232,19 @@ def check_group(group: dict[str, Any]) -> None:
                 "lr as a Tensor is not supported for capturable=False and foreach=True; use a float, "
                 "capturable=True, or leave foreach None."
             )
-    for option in ("lr", "weight_decay", "adamw_lr_scale"):
-        value = float(group[option])
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{option} must be finite and not negative, got {group[option]}.")
-    _check_betas(group["betas"])
+    for option in scales:
+        check_scale(option, float(group[option]))
+    betas = "betas or adamw_betas"
+    check_betas(betas, group["betas"], _is_tensor)
+    check_betas(betas, [float(beta) for beta in group["betas"]])
     if group["foreach"] and group["fused"]:
         raise ValueError("foreach and fused cannot both be True; leave one of them None.")
     if group["algorithm"] is not None:
         check_algorithm(group["algorithm"], "a group's algorithm")
 
 
-def _check_number(value: Any, option: str, expected: str) -> None:
-    """Raises a TypeError for what is neither a real number nor a tensor."""
-    if not isinstance(value, (Real, Tensor)):
-        hint = "; YAML reads 1e-3 as text: write 1.0e-3" if isinstance(value, str) else ""
-        raise TypeError(f"{option} must be {expected}, got {value!r} ({type(value).__name__}){hint}.")
-
-
-def _check_betas(betas: Any) -> None:
-    option, expected = "betas or adamw_betas", "two decays in [0, 1)"
-    if isinstance(betas, str) or not isinstance(betas, Collection):
-        raise TypeError(
-            f"{option} must be {expected}, got {betas!r} ({type(betas).__name__}); write (0.9, 0.95)."
-        )
-    for beta in betas:
-        _check_number(beta, option, expected)
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"{option} must be {expected}, got {betas}.")
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def choose_path(group: Mapping[str, Any]) -> dict[str, bool]:

@@ -117,7 +117,11 @@ def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]
         variant: "celo2" or "celo2-base".
         provenance: Provenance stated in the weight file.
     """
-    mixture = to_mixture(np.asarray(vector, np.float64))
+    return weights_of_mixture(to_mixture(np.asarray(vector, np.float64)), variant, provenance)
+
+
+def weights_of_mixture(mixture: Mixture, variant: str, provenance: Mapping[str, str]) -> Weights:
+    """Makes finished weights of a mixture, as `make_weights` does of its vector."""
     decays = {name: tuple(round(float(b), 6) for b in getattr(mixture, name)) for name, _ in _DECAYS}
     config = dataclasses.replace(_DEFAULTS, orthogonalize=variant == "celo2", **decays)
     shares = np.asarray(mixture.shares, np.float64)

@@ -1,0 +1,74 @@
+"""Takes a search's result apart, and averages the results of several searches.
+
+    python benchmarks/search_parts.py --out runs/parts --average celo2 runs/search-*/weights/*-averaged*
+    celo2 probe start:adam celo2 runs/parts/*.safetensors --set choosing --out runs/choosing
+
+A search moves the weights of the channels and the decays of the accumulators. `channels.safetensors` has the
+channels' weights that ship with the decays of the Adam-like start, `decays.safetensors` the start's channels
+with the decays that ship. `average.safetensors` is the mean of the weights given: that of the channels'
+weights, scaled to magnitudes that sum to 1, and that of log(1 - β) for each decay β.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from celo2 import load_checkpoint
+from celo2.meta.search.mixture import Mixture, make_weights, read_mixture, to_vector, weights_of_mixture
+from celo2.weights.checkpoint import Weights, save_weights
+
+DECAYS = ("initial_momentum_decays", "initial_rms_decays", "initial_adafactor_decays")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--variant", choices=("celo2", "celo2-base"), default="celo2")
+    parser.add_argument("--average", nargs="+", default=[], help="weights that searches found")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    parts = take_apart(load_checkpoint(options.variant))
+    if options.average:
+        parts["average"] = average([load_checkpoint(path) for path in options.average])
+    for name, weights in parts.items():
+        path = options.out / f"{name}.safetensors"
+        save_weights(path, weights)
+        print(path, weights.provenance["made_by"])
+
+
+def take_apart(weights: Weights) -> dict[str, Weights]:
+    """Makes two rules: one with the weights' channels, one with their decays, the rest from the start."""
+    variant = weights.config.variant
+    found = read_mixture(weights)
+    start = read_mixture(make_weights(to_vector(), variant, {}))
+    channels, decays = start._replace(shares=found.shares), found._replace(shares=start.shares)
+    return {
+        "channels": weights_of_mixture(channels, variant, {"made_by": f"{variant}, the start's decays"}),
+        "decays": weights_of_mixture(decays, variant, {"made_by": f"{variant}, the start's channels"}),
+    }
+
+
+def average(weights: Sequence[Weights]) -> Weights:
+    """Averages mixtures: their channels' weights, and the logarithms of 1 - β."""
+    mixtures = [read_mixture(one) for one in weights]
+
+    def mean_decays(name: str) -> tuple[float, ...]:
+        return tuple(
+            1.0 - np.exp(np.mean(np.log1p([-np.asarray(getattr(m, name)) for m in mixtures]), axis=0))
+        )
+
+    shares = np.mean([m.shares / np.abs(m.shares).sum() for m in mixtures], axis=0)
+    mean = Mixture(shares, **{name: mean_decays(name) for name in DECAYS})
+    return weights_of_mixture(
+        mean, weights[0].config.variant, {"made_by": f"the mean of {len(weights)} searches"}
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,7 @@ from celo2.jax.accumulators import Accumulators, Leaf
 from celo2.jax.dimensions import Axes
 from celo2.jax.runtime import inside_shard_map
 
-Implementation = Literal["auto", "plain", "products", "xla", "pallas", "pallas_interpret"]
+Implementation = Literal["auto", "plain", "matmul", "xla", "pallas", "pallas_interpret"]
 
 # What the GPU kernels serve. Nothing here is measured on a GPU: `benchmarks/gpu.py` compares XLA's passes
 # with the kernels on one matrix, of the size `MATRIX` there.
@@ -45,8 +45,8 @@ def use(implementation: Implementation) -> Iterator[None]:
     """Selects the implementation of every update traced inside the block; compiled ones do not change.
 
     Args:
-        implementation: `"auto"`; `"plain"`, one array after the other as in the paper; `"products"`, the
-            same with `mlp.compute_by_products`, for derivatives with respect to the weights; `"xla"`,
+        implementation: `"auto"`; `"plain"`, one array after the other as in the paper; `"matmul"`, the
+            same with `mlp.compute_by_matmul`, for derivatives with respect to the weights; `"xla"`,
             passes without kernels; `"pallas"`, the kernels wherever they apply, of any size and on any
             number of devices; `"pallas_interpret"`, the same as ordinary JAX operations, which run
             on every backend.
@@ -71,7 +71,7 @@ def choose(
     that do not say along which axes their results vary.
     """
     chosen = _chosen.get()
-    if chosen in ("plain", "products") or not three_pass.covers(grad.ndim, axes, config):
+    if chosen in ("plain", "matmul") or not three_pass.covers(grad.ndim, axes, config):
         return "plain"
     if chosen == "xla" or not fits(weights, grad, accumulators, config):
         return "xla"
@@ -85,8 +85,8 @@ def choose(
 
 
 def choose_network() -> Callable[..., tuple[Array, Array | None]]:
-    """Returns the function that computes the network in the plain program: `mlp.compute`, or by products."""
-    return mlp.compute_by_products if _chosen.get() == "products" else mlp.compute
+    """Returns the plain program's network: `mlp.compute`, or `mlp.compute_by_matmul`."""
+    return mlp.compute_by_matmul if _chosen.get() == "matmul" else mlp.compute
 
 
 def fits(weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, config: RuleConfig) -> bool:

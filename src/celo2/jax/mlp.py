@@ -127,7 +127,7 @@ def compute(
     return units[0], units[1] if config.exp_mult else None
 
 
-def compute_by_products(
+def compute_by_matmul(
     groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array], config: RuleConfig
 ) -> tuple[Array, Array | None]:
     """Computes what `compute` does by products of matrices, which store all channels and units.

@@ -92,7 +92,7 @@ def _differentiate(
             {**thetas, **trained}, keys, index, shared, config, family=group.family, restart=restart
         )
         draws = draw(jnp.arange(config.reverse_steps))
-        with dispatch.use("products"):
+        with dispatch.use("matmul"):
             _, losses = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), state, draws)
         per_step = config.truncation_length / config.reverse_steps
         return per_step * jnp.sum(losses.weight * losses.positive)

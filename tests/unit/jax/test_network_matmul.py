@@ -32,7 +32,7 @@ CASES: dict[str, tuple[tuple[int, ...], RuleConfig]] = {
 @pytest.mark.parametrize(("shape", "config"), CASES.values(), ids=CASES.keys())
 def test_products_equal_the_plain_program(shape: tuple[int, ...], config: RuleConfig) -> None:
     with jax.enable_x64(True):
-        plain, products = (_update(name, shape, config) for name in ("plain", "products"))
+        plain, products = (_update(name, shape, config) for name in ("plain", "matmul"))
     assert np.abs(plain).max() > 0.1
     assert np.abs(products - plain).max() <= EXACT * np.abs(plain).max()
 

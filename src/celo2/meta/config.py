@@ -220,30 +220,11 @@ class MetaConfig:
             "family_rates",
         ):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}.")
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if not FLOAT32_TINY <= value <= FLOAT32_MAX:
-                raise ValueError(f"{name} must be positive and finite in float32, got {value}.")
-        for name in _NOT_NEGATIVE:
-            value = getattr(self, name)
-            if not 0 <= value <= FLOAT32_MAX:
-                raise ValueError(f"{name} must be finite in float32 and not negative, got {value}.")
-        for field in dataclasses.fields(self):
-            if isinstance(field.default, int) and field.name != "seed":
-                check_count(field.name, getattr(self, field.name))
-        check_seeds(self.seed)
+        _check_values(self)
         _check_outer(self)
         _check_variant(self)
         _check_expert(self)
         _check_resumption(self)
-        if not 1 <= self.rate_spread < math.inf:
-            raise ValueError(f"rate_spread is a factor of at least 1, got {self.rate_spread}.")
         if not self.truncation_length <= self.min_unroll <= self.max_unroll:
             raise ValueError(
                 "an inner run is reset at most once in a truncation: expected "
@@ -252,10 +233,6 @@ class MetaConfig:
             )
         if self.reverse_steps:
             _check_reverse(self)
-        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1] < math.inf:
-            raise ValueError(f"scale_range must be two rising positive numbers, got {self.scale_range}.")
-        if not self.datasets:
-            raise ValueError("datasets must name at least one image set.")
         for name, parse in (
             ("rule_options", lambda: self.rule),
             ("mixture", lambda: parse_mixture(self.mixture, self.scale_range)),
@@ -349,7 +326,35 @@ RECIPE_ONLY = tuple(
     for name, hint in get_type_hints(MetaConfig, include_extras=True).items()
     if RecipeOnly in getattr(hint, "__metadata__", ())
 )
-"""The options without a flag: a recipe file sets them, or Python. No documented run does."""
+"""The options without a flag: a recipe file sets them, or Python."""
+
+
+def _check_values(config: MetaConfig) -> None:
+    """Checks each option by itself: its type, its range, and its choices."""
+    for name, choices in CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise ValueError(f"{name} must be one of {choices}, got {getattr(config, name)!r}.")
+    for name in _AT_LEAST_ONE:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
+    for name in _POSITIVE:
+        value = getattr(config, name)
+        if not FLOAT32_TINY <= value <= FLOAT32_MAX:
+            raise ValueError(f"{name} must be positive and finite in float32, got {value}.")
+    for name in _NOT_NEGATIVE:
+        value = getattr(config, name)
+        if not 0 <= value <= FLOAT32_MAX:
+            raise ValueError(f"{name} must be finite in float32 and not negative, got {value}.")
+    for field in dataclasses.fields(config):
+        if isinstance(field.default, int) and field.name != "seed":
+            check_count(field.name, getattr(config, field.name))
+    if not 1 <= config.rate_spread < math.inf:
+        raise ValueError(f"rate_spread is a factor of at least 1, got {config.rate_spread}.")
+    if len(config.scale_range) != 2 or not 0 < config.scale_range[0] <= config.scale_range[1] < math.inf:
+        raise ValueError(f"scale_range must be two rising positive numbers, got {config.scale_range}.")
+    if not config.datasets:
+        raise ValueError("datasets must name at least one image set.")
+    check_seeds(config.seed)
 
 
 def _check_outer(config: MetaConfig) -> None:

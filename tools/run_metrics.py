@@ -20,6 +20,7 @@ from celo2.meta.run.metrics import read_metrics
 ROW = 10  # iterations behind one row
 
 _MEASURED = ("meta_loss", "grad_norm", "diverged", "resets", "skipped")
+_WHERE_RECORDED = ("signal_to_noise", "resumed", "reverse_share")  # not by every version or recipe
 
 
 def main() -> None:
@@ -40,11 +41,12 @@ def store_run(run: Path, records: list[dict[str, Any]], name: Path) -> None:
     with name.with_suffix(".csv").open("w", newline="") as file:
         table = csv.writer(file)
         losses = list(records[0]["loss_per_task"])
-        table.writerow(["step", "seconds", *losses, *_MEASURED])
+        measures = [*_MEASURED, *(name for name in _WHERE_RECORDED if name in records[0])]
+        table.writerow(["step", "seconds", *losses, *measures])
         for at in range(0, len(records), ROW):
             part = records[at : at + ROW]
             means = [_mean([record["loss_per_task"][loss] for record in part]) for loss in losses]
-            means += [_mean([record[measured] for record in part]) for measured in _MEASURED]
+            means += [_mean([record[measured] for record in part]) for measured in measures]
             table.writerow([part[-1]["step"], part[-1]["seconds"], *means])
 
 

@@ -26,5 +26,7 @@ def test_a_run_is_kept_as_its_recipe_and_means_of_ten(tmp_path: Path, monkeypatc
     for column, values in (
         ("meta_loss", [record["meta_loss"] for record in last]),
         (TASKS[0], [record["loss_per_task"][TASKS[0]] for record in last]),
+        ("signal_to_noise", [record["signal_to_noise"] for record in last]),
     ):
         np.testing.assert_allclose(float(rows[-1][column]), np.mean(values), rtol=1e-5)
+    assert "reverse_share" not in rows[-1]  # of recipes with reverse mode only

@@ -22,6 +22,9 @@ Algorithm = Literal["celo2", "adamw"]
 Undecided = Literal["warn", "raise", "allow"]
 
 
+FLAT_SIZE = 4096  # elements; a bare vector of fewer is rather a parameter than a flattened network
+
+
 class RoutingWarning(UserWarning):
     """A warning that some parameters are routed on too little evidence; the message lists them."""
 
@@ -96,7 +99,7 @@ def check_numbers(numbers: Any, shape: Sequence[int]) -> DimensionNumbers | None
 
 
 def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided = "warn") -> None:
-    """Reports undecided trainable parameters, as one warning or as an error.
+    """Reports undecided trainable parameters, or a flattened network, as one warning or as an error.
 
     Args:
         params: All parameters.
@@ -110,16 +113,37 @@ def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided 
         raise ValueError(f"undecided must be one of {get_args(Undecided)}, got {undecided!r}.")
     pairs = zip(params, routes, strict=True)
     cases = [(param, route) for param, route in pairs if param.trainable and not route.decided]
-    if not cases or undecided == "allow":
+    if undecided == "allow":
         return
-    lines = "".join(f"\n  {param.path}  {param.shape}  {route.reason}" for param, route in cases)
-    message = (
-        f"{len(cases)} of {len(params)} parameters could be hidden matrices or not, and get 'celo2':{lines}\n"
-        f"Say it with overrides={{{cases[0][0].path!r}: 'adamw'}} (or 'celo2')."
-    )
+    if cases:
+        message = _describe_undecided(cases, len(params))
+    elif _is_flattened(params, routes):
+        message = (
+            f"the parameters are one bare vector of {params[0].shape[0]:,} elements, which gets "
+            f"{routes[0].algorithm!r}. If optax.flatten or ravel_pytree made it of a network, the rule cannot "
+            "see the matrices: give the optimizer the tree instead. If it really is a vector, say so with "
+            "overrides={'': 'adamw'}."
+        )
+    else:
+        return
     if undecided == "raise":
         raise ValueError(message)
     warn(message, RoutingWarning)
+
+
+def _describe_undecided(cases: Sequence[tuple[Param, Route]], num_params: int) -> str:
+    lines = "".join(f"\n  {param.path}  {param.shape}  {route.reason}" for param, route in cases)
+    return (
+        f"{len(cases)} of {num_params} parameters could be hidden matrices or not, and get 'celo2':{lines}\n"
+        f"Say it with overrides={{{cases[0][0].path!r}: 'adamw'}} (or 'celo2')."
+    )
+
+
+def _is_flattened(params: Sequence[Param], routes: Sequence[Route]) -> bool:
+    """Returns whether a long vector without a name is all that there is, and nobody said what it is."""
+    if len(params) != 1 or params[0].path or params[0].rank != 1 or routes[0].reason == "override":
+        return False
+    return params[0].trainable and params[0].shape[0] >= FLAT_SIZE
 
 
 def _make_route(network: Network, param: Param, finding: Finding, *, base: bool) -> Route:

@@ -10,9 +10,13 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
+import celo2
 from celo2.jax.routing.labels import Label, label_table, named_leaves, param_labels
+from celo2.routing import RoutingWarning
 from helpers.routing_models import (
     abstract,
     shape,
@@ -40,6 +44,37 @@ def test_param_labels_undecided_is_an_argument():
 def test_param_labels_follows_the_remedy_of_its_own_warning():
     labels = param_labels(UNCLEAR, overrides={"thing": "adamw"}, undecided="raise")
     assert labels["thing"] == "adamw"
+
+
+FLATTENED = jax.ShapeDtypeStruct((4096,), "float32")
+
+
+def test_a_flattened_network_is_pointed_out():
+    with pytest.raises(
+        ValueError, match=r"one bare vector of 4,096 elements, which gets 'adamw'.*optax.flatten"
+    ):
+        param_labels(FLATTENED, undecided="raise")
+    network = {"up": jnp.ones((32, 64)), "down": jnp.ones((64, 32))}
+    with pytest.warns(RoutingWarning, match="one bare vector") as warned:
+        optax.flatten(celo2.celo2(1e-3)).init(network)
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("params", "options"),
+    [
+        (FLATTENED, {"overrides": {"": "adamw"}}),
+        (FLATTENED, {"undecided": "allow"}),
+        (jax.ShapeDtypeStruct((4095,), "float32"), {}),
+        ({"scale": FLATTENED}, {}),
+        ({"scale": FLATTENED, "masked": optax.MaskedNode()}, {}),
+    ],
+    ids=["override", "allowed", "short", "named", "masked"],
+)
+def test_other_vectors_are_just_vectors(params, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "adamw" in [label for _, label in named_leaves(param_labels(params, **options))]
 
 
 OVERRIDES: dict[str, tuple[Any, dict[str, str]]] = {

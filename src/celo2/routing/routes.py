@@ -120,8 +120,8 @@ def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided 
     elif _is_flattened(params, routes):
         message = (
             f"the parameters are one bare vector of {params[0].shape[0]:,} elements, which gets "
-            f"{routes[0].algorithm!r}. If optax.flatten or ravel_pytree made it of a network, the rule cannot "
-            "see the matrices: give the optimizer the tree instead. If it really is a vector, say so with "
+            f"{routes[0].algorithm!r}. If optax.flatten or ravel_pytree made it of a network, the rule "
+            "cannot see the matrices: give the optimizer the tree instead. If it really is a vector, say so with "
             "overrides={'': 'adamw'}."
         )
     else:

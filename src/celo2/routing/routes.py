@@ -121,8 +121,8 @@ def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided 
         message = (
             f"the parameters are one bare vector of {params[0].shape[0]:,} elements, which gets "
             f"{routes[0].algorithm!r}. If optax.flatten or ravel_pytree made it of a network, the rule "
-            "cannot see the matrices: give the optimizer the tree instead. If it really is a vector, say so with "
-            "overrides={'': 'adamw'}."
+            "cannot see the matrices: give the optimizer the tree instead. If it really is a vector, say so "
+            "with overrides={'': 'adamw'}."
         )
     else:
         return

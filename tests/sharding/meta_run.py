@@ -24,6 +24,7 @@ def make_config() -> Any:
         truncation_length=3,
         min_unroll=3,
         max_unroll=8,
+        resume_probability=0.5,  # each pair has its saved state, which lies where the pair does
         sigma=0.1,  # and a rate at which the losses of a pair differ by more than the last digits of either
         inner_learning_rate=0.05,
         start="adam",
@@ -32,7 +33,7 @@ def make_config() -> Any:
 
 
 def train(num_devices: int) -> dict[str, Any]:
-    """Theta before and after, by name, and the norms of the meta-gradients."""
+    """Theta before and after, by name, the norms of the meta-gradients, and how many pairs were resumed."""
     import jax
     import numpy as np
     from jax.sharding import AxisType, Mesh
@@ -59,10 +60,10 @@ def train(num_devices: int) -> dict[str, Any]:
     before = jax.device_get(state.theta)
     outer_steps = outer.make_outer_steps(config, mesh)
     state, metrics = outer_steps(state, distributed.replicate(data, mesh), STEPS)
-    norms = np.asarray(metrics.grad_norm)[:STEPS]
+    measured = {name: np.asarray(getattr(metrics, name))[:STEPS] for name in ("grad_norm", "resumed")}
     after = jax.device_get(state.theta)
     named = {f"before {name}": array for name, array in before.items()}
-    return named | {f"after {name}": array for name, array in after.items()} | {"grad_norm": norms}
+    return named | {f"after {name}": array for name, array in after.items()} | measured
 
 
 def main(out: str, counts: str, *process: str) -> None:

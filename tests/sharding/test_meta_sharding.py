@@ -14,7 +14,7 @@ from helpers import quick
 
 SCRIPT = Path(__file__).with_name("meta_run.py")
 TOLERANCE = 1e-5  # the sums over pairs are taken in another order; found: a quarter of it
-NORMS = "grad_norm"  # beside theta, before and after, in what a run leaves
+NORMS, RESUMED = "grad_norm", "resumed"  # beside theta, before and after, in what a run leaves
 SPREADS = ["8", "processes"]  # one pair on each device, and several
 
 
@@ -44,8 +44,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.nd
 @pytest.mark.parametrize("spread", SPREADS)
 def test_theta_does_not_depend_on_the_spread_of_the_pairs(found, spread: str) -> None:
     """Every entry, relative to theta's largest."""
-    scale = max(np.abs(array).max() for name, array in found["1"].items() if name != NORMS)
-    for name in found["1"].keys() - {NORMS}:
+    names = found["1"].keys() - {NORMS, RESUMED}
+    scale = max(np.abs(found["1"][name]).max() for name in names)
+    for name in names:
         assert np.abs(found[spread][name] - found["1"][name]).max() < TOLERANCE * scale, name
 
 
@@ -59,6 +60,12 @@ def test_what_was_learned_does_not_depend_on_it_either(found, spread: str) -> No
     assert np.abs(one).max() > 1e-3
     assert np.linalg.norm(other - one) / np.linalg.norm(one) < TOLERANCE
     np.testing.assert_allclose(found[spread][NORMS], found["1"][NORMS], rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+def test_the_same_pairs_continue_from_saved_states(found, spread: str) -> None:
+    assert found["1"][RESUMED].sum() > 0
+    np.testing.assert_array_equal(found[spread][RESUMED], found["1"][RESUMED])
 
 
 def _change(run: dict[str, np.ndarray]) -> np.ndarray:

@@ -42,7 +42,7 @@ class _Channel(NamedTuple):
 
 
 def mean_square(array: Array) -> Array:
-    """Computes the mean square over the last two axes (one for a vector, none for a scalar), kept at size 1."""
+    """Computes the mean square over the last two axes (vector: one, scalar: none), keeping dimensions."""
     axes = tuple(range(max(array.ndim - 2, 0), array.ndim))
     return jnp.mean(array * array, axis=axes, keepdims=True)
 
@@ -169,7 +169,7 @@ def make_opaque(weights: Mapping[str, Any], config: RuleConfig) -> Mapping[str, 
 def vector_units(
     groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array]
 ) -> list[Array]:
-    """Computes the vector channels' contributions to each hidden unit, one array `(units, *shape)` per shape."""
+    """Computes vector channels' contributions to each hidden unit, one array `(units, *shape)` per shape."""
     return [_vector_units(channels) for channels in _by_shape(groups, scales, weights).values()]
 
 

@@ -56,7 +56,7 @@ def skip_nonfinite(
 
 
 def choose_finite(finite: Any, new: Any, old: Any) -> Any:
-    """Selects the new arrays of a tree where the gradient is finite, else the old ones; keeps masked nodes."""
+    """Selects new arrays where the gradient is finite and old ones elsewhere; keeps masked nodes."""
 
     def masked(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)

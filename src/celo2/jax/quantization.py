@@ -4,9 +4,9 @@
 
 The root spaces codes evenly in √|x|, so a large outlier costs its row little precision. Rounding between
 the values of neighbouring codes is stochastic and exact on average: otherwise an average with a decay of 0.99
-would lose all changes smaller than a code. The noise is that of `rounding`. Values that codes represent exactly
-are kept, so a state that is only read and written does not drift. Second moments stay bfloat16, since the rule
-divides by their roots: the smallest code above zero is 6e-5 of the row's largest.
+would lose all changes smaller than a code. The noise is that of `rounding`. Values that codes represent
+exactly are kept, so a state that is only read and written does not drift. Second moments stay bfloat16, since
+the rule divides by their roots: the smallest code above zero is 6e-5 of the row's largest.
 
 Block-wise codes with a scale come from 8-bit optimizers, arXiv 2110.02861, section 2.
 """

@@ -21,8 +21,8 @@ _CPU = {
     "xla_cpu_fast_math_honor_functions": True,
     "xla_cpu_prefer_vector_width": "512",  # bits
 }
-# By default XLA runs a step breadth-first, for parallelism: one pass over all matrices, then the next, by which
-# time the arrays have left the cache. Older versions of XLA have a switch instead of a choice.
+# By default XLA runs a step breadth-first, for parallelism: one pass over all matrices, then the next, for
+# which the arrays have left the cache. Older versions of XLA have a switch instead of a choice.
 _DEPTH_FIRST: tuple[dict[str, bool | str], ...] = (
     {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
     {"xla_cpu_enable_concurrency_optimized_scheduler": False},

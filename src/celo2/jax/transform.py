@@ -81,10 +81,10 @@ def scale_by_celo2(
             `DimensionNumbers` (or Optax's `MuonDimensionNumbers`, or None), or a callable that
             makes one from the parameters. None: the reference's conventions, factored over the two
             largest axes, normalised and orthogonalised over the last two.
-        state_dtype: None, "bfloat16" or "int8". With a dtype, the state has 8 or 5 bytes per parameter
-            instead of 16; momenta and rms are rounded stochastically by a hash of the step count, so runs
-            repeat exactly. "int8" stores momenta as codes with one scale per row
-            (`celo2.jax.quantization`), and rms as bfloat16.
+        state_dtype: None, "bfloat16" or "int8". With a dtype, momenta and rms use 8 or 5 bytes per parameter
+            instead of 16, and are rounded stochastically by a hash of the step count, so runs repeat exactly.
+            "int8" stores momenta as codes with one scale per row (`celo2.jax.quantization`), and rms as
+            bfloat16.
         skip_zero_gradients: Whether matrices whose gradient is exactly zero, such as an idle expert's, are
             skipped (individually in a stack; a vector as a whole): their step is 0 and their accumulators
             stay unchanged. False: such a matrix gets a full step, as in the reference. The rule sees

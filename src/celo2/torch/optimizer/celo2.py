@@ -56,17 +56,18 @@ class Celo2(RuleOptimizer):
         overrides: Corrections of the routing, as in `find_routes`.
         dimension_numbers: The matrix axes of parameters, as in `find_routes`.
         split_heads: As in `find_routes`.
-        state_dtype: None, `torch.bfloat16` or `torch.int8`. With a dtype, the state has 8 or 5 bytes per
-            parameter instead of 16; momenta and rms are rounded stochastically by a hash of the step count,
-            so runs repeat exactly. int8 stores momenta as codes with one scale per row
-            (`celo2.torch.quantization`), and rms as bfloat16; each row of a `DTensor` must lie in one process.
+        state_dtype: None, `torch.bfloat16` or `torch.int8`. With a dtype, momenta and rms use 8 or 5 bytes
+            per parameter instead of 16, and are rounded stochastically by a hash of the step count, so runs
+            repeat exactly. int8 stores momenta as codes with one scale per row
+            (`celo2.torch.quantization`), and rms as bfloat16; it needs whole rows of a `DTensor` in one
+            process.
         skip_zero_gradients: Whether matrices updated by the rule (individually in a stack) are skipped if
             their gradient is exactly zero, such as an idle expert's: no step and no change of their state,
             while weight decay continues. False: such a matrix moves by the full learning rate, as in the
             reference.
-        skip_nonfinite_gradients: Whether parameters whose gradient contains an infinity or NaN are skipped, as
-            if they had none, counted in `num_nonfinite`, and reported once by a warning. Each step then waits
-            for the device. False: one NaN makes its whole matrix and state NaN for good.
+        skip_nonfinite_gradients: Whether parameters whose gradient contains an infinity or NaN are skipped,
+            as if they had none, counted in `num_nonfinite`, and reported once by a warning. Each step then
+            waits for the device. False: one NaN makes its whole matrix and state NaN for good.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
         harness: How matrices are treated beyond the learned direction, and AdamW's share: "paper", as in the

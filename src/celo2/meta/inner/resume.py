@@ -6,8 +6,8 @@ before, the one before its last truncation. An ended run continues from there wi
 to the steps taken; otherwise a new task begins.
 
 A truncation is worse than before if its mean loss lies above the lowest of the run, and the worst if that
-rise is the largest so far. The rise is `V` of the source, `V ← max(0, V + ℓ - ℓ_previous)`, where ℓ is the mean
-loss of a truncation; its sum telescopes to ℓ minus the lowest so far.
+rise is the largest so far. The rise is `V` of the source, `V ← max(0, V + ℓ - ℓ_previous)`, where ℓ is the
+mean loss of a truncation; its sum telescopes to ℓ minus the lowest so far.
 
 Source: the resume buffer of ELO (arXiv 2607.06772). There the two kinds of states replace each other; here
 the state of a rise is kept, since a run that continued from its end would merely be a longer run.

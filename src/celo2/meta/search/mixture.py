@@ -49,7 +49,7 @@ CHANNELS: tuple[tuple[str, int], ...] = tuple(
     if feature.name in _ODD + _ODD_OF_MATRICES
     for index in range(_DEFAULTS.num_channels(feature))
 )
-"""The odd channels: feature and index within its group. The parameter is excluded: weight decay is the user's."""
+"""The odd channels: feature and index within its group. Not the parameter: weight decay is the user's."""
 
 _DECAYS = tuple(
     (name, index)

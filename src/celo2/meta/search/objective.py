@@ -221,7 +221,7 @@ class Objective:
 
 
 def _draw_scale(init_key: Array, low: float, high: float) -> Array | None:
-    """Draws the factor of a run's gradients from the key of its initial parameters; None for a factor of 1."""
+    """Draws the factor of a run's gradients from its initial parameters' key; None for a factor of 1."""
     if low == high == 1.0:
         return None
     key = jax.random.fold_in(init_key, _SCALE_KEY)

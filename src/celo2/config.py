@@ -1,8 +1,8 @@
 """Options of the Celo2 rule, the table of its input features, and `Schema`, the base of all options.
 
 Source: Celo2 (arXiv 2602.19142), section 3 and the options of its public implementation.
-Every backend (JAX, PyTorch, the weight files) reads this one table, so that a feature's position
-in the weight matrices `w0__0 … w0__13` has a single definition.
+Every backend (JAX, PyTorch, the weight files) reads this table, so a feature's position in the weight
+matrices `w0__0 … w0__13` has a single definition.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from celo2.constants import FLOAT32_MAX, FLOAT32_TINY
 from celo2.newton_schulz import Polynomial, has_each_iteration
 
 CONTRACT_VERSION = 1  # of the feature table and the network below; stored in every weight file
-NUM_OUTPUTS = 3  # direction, magnitude, and one that the rule never reads
+NUM_OUTPUTS = 3  # direction, magnitude, and one output that the rule never reads
 
 Activation = Literal["relu", "tanh"]
 ACTIVATIONS: tuple[str, ...] = ("relu", "tanh")
@@ -29,13 +29,13 @@ _LAYER = re.compile(r"w[1-9]\d*")
 
 
 class Feature(NamedTuple):
-    """Group of input channels of the network.
+    """A group of the network's input channels.
 
     Attributes:
-        name: The name in the backends.
+        name: Its name in the backends.
         option: The `RuleConfig` switch that enables it.
         channels: The number of channels: `"one"`, or the accumulator family with one channel per decay.
-        min_rank: The lowest tensor rank that has this feature (the factored ones need a matrix).
+        min_rank: The lowest tensor rank with this feature (factored features need a matrix).
     """
 
     name: str
@@ -64,7 +64,7 @@ FEATURES: tuple[Feature, ...] = (
 
 
 def nearest_name(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of a sentence about a wrong name: `"; did you mean 'x'?"`, or a full stop."""
+    """Returns the end of an error message about a wrong name: `"; did you mean 'x'?"`, or a full stop."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "."
 
@@ -77,8 +77,8 @@ class Schema:
 
     Attributes:
         kind: The optimizer's name.
-        levels: The names of the levels around the arrays in the public implementation's files.
-        deployment_options: The options that may differ from those that the weights were trained under.
+        levels: The names of the levels that enclose the arrays in the public implementation's files.
+        deployment_options: The options that may differ from those used in training.
     """
 
     kind: ClassVar[str]
@@ -105,7 +105,7 @@ class Schema:
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
     def replace(self, **options: Any) -> Self:
-        """Returns a copy with some options changed; an error for an unknown name suggests the nearest."""
+        """Returns a copy with some options changed; the error for an unknown name suggests the nearest."""
         self.check_option_names(options)
         return dataclasses.replace(self, **options)
 
@@ -132,7 +132,7 @@ class Schema:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Parses the output of `to_json`; unknown options are refused, absent ones take their defaults."""
+        """Parses the output of `to_json`; refuses unknown options, fills in defaults for absent ones."""
         options = json.loads(text)
         if not isinstance(options, Mapping):
             raise ValueError(f"options of {cls.kind} must be a JSON object, got {type(options).__name__}.")
@@ -146,7 +146,7 @@ class RuleConfig(Schema):
 
     Attributes:
         ff_hidden_size: Width of the hidden layers, 1 to 1024; `NUM_OUTPUTS` without hidden layers.
-        ff_hidden_layers: Number of hidden layers, 0 to 16. Without any, the network is linear.
+        ff_hidden_layers: Number of hidden layers, 0 to 16; with 0 the network is linear.
         initial_momentum_decays: Decays β of the momentum accumulators `m ← β m + (1-β) g`, in [0, 1).
         initial_rms_decays: Decays of the second-moment accumulators `v ← β v + (1-β) g²`: one,
             or as many as there are momentum decays.
@@ -173,7 +173,7 @@ class RuleConfig(Schema):
         aggregate_mag: Use the tensor's mean magnitude instead of one magnitude per element.
         bias_correction: Divide the accumulators by `1 - β^t`.
         mlp_activation: `"relu"` or `"tanh"`.
-        orthogonalize: Newton–Schulz on the last two axes of tensors of rank ≥ 2: on for Celo2,
+        orthogonalize: Apply Newton–Schulz to the last two axes of tensors of rank ≥ 2: on for Celo2,
             off for Celo2-base.
         ns_coeffs: The three coefficients of the Newton–Schulz polynomial, or three for each iteration, such
             as `celo2.polar_express(ns_iters)`.
@@ -289,7 +289,7 @@ class RuleConfig(Schema):
 
     @property
     def num_outputs_read(self) -> int:
-        """The number of the network's outputs that are read: a direction, and with `exp_mult` a magnitude."""
+        """The number of network outputs that are used: the direction, and with `exp_mult` the magnitude."""
         return 2 if self.exp_mult else 1
 
     @property
@@ -309,7 +309,7 @@ class RuleConfig(Schema):
         }[feature.channels]
 
     def feature_groups(self, rank: int) -> tuple[tuple[str, Feature], ...]:
-        """Returns the enabled groups of a tensor of this rank, as `(weight name, feature)` in order.
+        """Returns the enabled groups of a tensor of this rank as ordered `(weight name, feature)` pairs.
 
         The numbering counts the enabled groups of a matrix; a vector uses the first of them.
         """
@@ -319,7 +319,7 @@ class RuleConfig(Schema):
         )
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Returns the shape by name of every array of the network: `w0__i`, `b0`, `w1`, `b1` and so on."""
+        """Returns the shapes of all arrays of the network by name: `w0__i`, `b0`, `w1`, `b1` and so on."""
         hidden = self.ff_hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             name: (self.num_channels(feature), hidden) for name, feature in self.feature_groups(2)

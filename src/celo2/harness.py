@@ -1,7 +1,7 @@
-"""Options of what an optimizer does around the learned direction, for both backends.
+"""Options for what an optimizer does beyond the learned direction, shared by both backends.
 
-The learned rule sees every coordinate by itself, so it cannot learn what a whole matrix has to do with its
-step. Each option is a published idea; `docs/harness.md` says which of them help, and by how much.
+The learned rule sees each coordinate separately, so it cannot learn how a step should depend on the whole
+matrix. Each option is a published idea; `docs/harness.md` says which of them help, and by how much.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from celo2.newton_schulz import coefficient_options, polar_express
 
 ORTHOGONALIZERS = ("newton-schulz", "polar-express", "none")
 MATCHES = {"adamw": (0.2, 1.0)}
-"""By the optimizer whose learning rate is kept: a matrix step's root mean square, and AdamW's share."""
+"""Optimizer whose learning rate is kept → a matrix step's root mean square, and AdamW's share of the rate."""
 
 
 def _is_number(value: Any, kind: type, least: float) -> bool:
@@ -26,36 +26,36 @@ def _is_number(value: Any, kind: type, least: float) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Harness:
-    """Chooses what is done to a matrix's step and weights beyond the learned direction; hashable.
+    """Options for a matrix's step and weights beyond the learned direction; hashable.
 
     The defaults are those of the Celo2 paper: Newton–Schulz, a step of root mean square 1, decoupled decay.
-    The parts act in the order in which they stand here, on what the rule updates; `cautious_decay` also on
-    AdamW's parameters. Vectors that an override gives to the rule count as one matrix for `min_update_ratio`,
-    and are left alone by the other parts.
+    The parts are applied in the order listed here, to what the rule updates; `cautious_decay` also applies to
+    AdamW's parameters. Vectors that an override gives to the rule count as one matrix for `min_update_ratio`;
+    the other parts ignore them.
 
     Attributes:
-        eigenbasis_every: The number of steps, ≥ 1, between updates of the eigenbasis of Shampoo's two
-            factors of the gradient, in which the direction is then computed, as SOAP computes Adam's (arXiv
-            2409.11321, algorithm 3). Each side of a matrix needs two square matrices of state. None: no
-            basis.
+        eigenbasis_every: The number of steps, ≥ 1, between updates of the eigenbasis. The direction is
+            computed in the eigenbasis of Shampoo's two factors of the gradient, as SOAP does with Adam's
+            direction (arXiv 2409.11321, algorithm 3). Each side of a matrix needs two square matrices of
+            state. None: no basis.
         orthogonalizer: `"newton-schulz"`; `"polar-express"`, the same with the best polynomial for each
-            iteration (arXiv 2505.16932); `"none"`; or a function from matrices `(..., reduction, output)`, of
-            root mean square 1, to matrices of that shape, whose scale does not matter.
-        row_decay: The decay, in [0, 1), of a running mean square of each output neuron's steps, by whose root
-            they are divided; the norm of the matrix is restored (NorMuon, arXiv 2510.05491, algorithm 1, has
-            0.95). One float for each neuron. None: no division.
-        min_update_ratio: The least ratio of a step's norm to its weights' norm, before the learning rate, ≥
-            0; shorter steps are scaled up to it. Steps have root mean square 1, so at 10 this concerns
+            iteration (arXiv 2505.16932); `"none"`; or a function that maps matrices
+            `(..., reduction, output)` of root mean square 1 to matrices of the same shape and any scale.
+        row_decay: The decay, in [0, 1), of the running mean square of each output neuron's steps. The steps
+            are divided by its root, and the norm of the matrix is restored (NorMuon, arXiv 2510.05491,
+            algorithm 1, uses 0.95). State: one float per neuron. None: no division.
+        min_update_ratio: The minimum ratio, ≥ 0, of a step's norm to its weights' norm, before the learning
+            rate; shorter steps are scaled up to it. Steps have root mean square 1, so 10 affects
             matrices whose root mean square is above 0.1 (Skylight, modded-nanogpt track 3). 0: no bound.
         cautious_decay: Whether weights decay only where step and weight have the same sign (arXiv 2510.12402,
             equation 1).
-        preserve_norms: Whether each matrix is brought back to its initial norm after the step (Hyperball,
+        preserve_norms: Whether each matrix is rescaled to its initial norm after the step (Hyperball,
             arXiv 2606.16899); weight decay then has no effect on matrices.
-        adamw_lr_scale: The learning rate of AdamW's parameters, divided by that of matrices, ≥ 0, where the
-            optimizer's own argument of that name is left out. The paper has 20.
+        adamw_lr_scale: The learning rate of AdamW's parameters divided by that of matrices, ≥ 0; used when
+            the optimizer's argument of the same name is not given. The paper uses 20.
 
     Raises:
-        TypeError: `cautious_decay` or `preserve_norms` is not a bool, or a function has no hash.
+        TypeError: `cautious_decay` or `preserve_norms` is not a bool, or a function is not hashable.
         ValueError: Another option is out of its range.
 
     Example:
@@ -84,7 +84,7 @@ class Harness:
                 f"{nearest_name(str(self.orthogonalizer), ORTHOGONALIZERS)} There are "
                 f"{', '.join(ORTHOGONALIZERS)}, and your own as a function of matrices."
             )
-        hash(self.orthogonalizer)  # the function may be an option of a jitted one
+        hash(self.orthogonalizer)  # the function may be a static argument of a jitted one
         decay = self.row_decay
         if decay is not None and not (_is_number(decay, numbers.Real, 0) and decay < 1):
             raise ValueError(f"row_decay must be in [0, 1), or None, got {self.row_decay!r}.")
@@ -107,7 +107,7 @@ class Harness:
         return self.orthogonalizer in ("newton-schulz", "polar-express")
 
     def ns_options(self, ns_coeffs: Any = None) -> dict[str, Any]:
-        """Returns the options of the rule for the orthogonaliser and an optimizer's `ns_coeffs`.
+        """Returns the rule's options that follow from the orthogonaliser and an optimizer's `ns_coeffs`.
 
         Raises:
             ValueError: Both are given.
@@ -125,12 +125,12 @@ PRESETS = {
     "plus": Harness(adamw_lr_scale=5.0),
     "eigenbasis": Harness(adamw_lr_scale=5.0, eigenbasis_every=10),
 }
-"""Harnesses by name: the Celo2 paper's, the best one at the same time and memory, and the best one
+"""Presets by name: the Celo2 paper's, the best at the same time and memory, and the best overall
 (`docs/harness.md`)."""
 
 
 def resolve_harness(harness: Harness | str) -> Harness:
-    """Returns a harness, given itself or the name of a preset.
+    """Returns the harness, or the preset of that name.
 
     Raises:
         TypeError: The argument is neither.
@@ -151,7 +151,7 @@ def resolve_harness(harness: Harness | str) -> Harness:
 
 
 def match_scales(match: str | None, adamw_lr_scale: float | None, default: float) -> tuple[float, float]:
-    """Returns the root mean square of a matrix's step at a learning rate of 1, and AdamW's share of the rate.
+    """Returns the root mean square of a matrix step at learning rate 1, and AdamW's share of the rate.
 
     Args:
         match: The optimizer whose learning rate is kept: None or "adamw".

@@ -2,7 +2,7 @@
 
 Source: arXiv 2602.19142, section 3; the factored moments are Adafactor's (arXiv 1804.04235, eq. 4).
 
-With `g` the clipped gradient and `β` a decay, none of them bias-corrected unless asked for:
+For the clipped gradient `g` and a decay `β`, without bias correction by default:
 
     momentum  m ← β m + (1-β) g
     rms       v ← β v + (1-β) g²
@@ -44,7 +44,7 @@ class Decays(Protocol):
 
 
 class Accumulators(NamedTuple):
-    """The accumulators of one array, one entry for each decay.
+    """The accumulators of one array, with one entry per decay.
 
     Attributes:
         momentum: The momenta, of the parameter's shape.
@@ -90,7 +90,7 @@ def init_col(shape: tuple[int, ...], axes: Axes | None, dtype: jnp.dtype) -> Arr
 
 
 def init(shape: tuple[int, ...], axes: Axes | None, config: Decays, dtype: jnp.dtype) -> Accumulators:
-    """Returns all accumulators of an array of this shape, at zero."""
+    """Returns the zero-initialised accumulators of an array of this shape."""
     return Accumulators(
         tuple(jnp.zeros(shape, dtype) for _ in config.initial_momentum_decays),
         tuple(jnp.zeros(shape, dtype) for _ in config.initial_rms_decays),
@@ -118,7 +118,7 @@ def update(accumulators: Accumulators, grad: Array, axes: Axes | None, config: D
 
 
 def update_full(accumulators: Accumulators, grad: Array, config: Decays) -> Accumulators:
-    """Updates momentum and rms by one step, element by element, so the arrays may be blocks."""
+    """Updates momentum and rms by one step, elementwise, so the arrays may be blocks."""
     return accumulators._replace(
         momentum=_decay_all(accumulators.momentum, grad, config.initial_momentum_decays),
         rms=_decay_all(accumulators.rms, grad * grad, config.initial_rms_decays),
@@ -147,16 +147,16 @@ def find_busy(squares: Array) -> Array:
     """Returns True for each matrix that has a gradient, False where all squares are zero: `(..., 1, 1)`.
 
     Args:
-        squares: The squared gradient, or means of some of the squares, of any shape; below rank 2 all are
-            one matrix.
+        squares: The squared gradient, or means of some of the squares, of any shape; below rank 2 the array
+            counts as one matrix.
     """
     return jnp.any(squares != 0, axis=tuple(range(squares.ndim))[-2:], keepdims=True)
 
 
 def keep_idle(old: Accumulators, new: Accumulators, busy: Array, axes: Axes | None) -> Accumulators:
-    """Returns the new accumulators, but the old ones of matrices that are not busy.
+    """Returns the new accumulators, keeping the old ones for matrices that are not busy.
 
-    Where matrices share a row or a column accumulator, one that is busy is enough.
+    Matrices that share a row or column accumulator count as busy if any of them is.
     """
 
     def choose(news: tuple[Array, ...], olds: tuple[Array, ...], busy: Array) -> tuple[Array, ...]:
@@ -174,7 +174,7 @@ def keep_idle(old: Accumulators, new: Accumulators, busy: Array, axes: Axes | No
 
 
 def unbias(accumulators: Accumulators, count: ArrayLike, config: Decays) -> Accumulators:
-    """Divides each accumulator by `1 - β^count`, `count` ≥ 1 being the updates it has seen."""
+    """Divides each accumulator by `1 - β^count`, where `count` ≥ 1 is its number of updates."""
 
     def divide(values: tuple[Array, ...], decays: tuple[Any, ...]) -> tuple[Array, ...]:
         return tuple(

@@ -1,4 +1,4 @@
-"""Adam's direction with moments of a fixed precision, for what the rule does not update."""
+"""Adam's direction with moments of fixed precision, for parameters that the rule does not update."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from celo2.jax.state import match_params, working_dtype
 def scale_by_wide_adam(betas: Sequence[Any]) -> optax.GradientTransformation:
     """Turns gradients into Adam's steps, with moments at least as precise as float32.
 
-    The state is `optax.ScaleByAdamState`, in float32 for narrower parameters and in their own dtype for
-    others: the second moment of small gradients, and Adam's ε of 1e-8, are zero in float16. Steps have the
+    The state is `optax.ScaleByAdamState`, in float32 for narrower parameters and in the parameters' own dtype
+    otherwise: the second moment of small gradients, and Adam's ε of 1e-8, are zero in float16. Steps have the
     gradient's dtype.
 
     Args:
@@ -45,7 +45,7 @@ def scale_by_wide_adam(betas: Sequence[Any]) -> optax.GradientTransformation:
 
 
 def _widen(tree: Any, params: optax.Params) -> Any:
-    """Casts to the working dtype; Python's numbers among the leaves become arrays, as in Optax."""
+    """Casts to the working dtype; Python numbers among the leaves become arrays, as in Optax."""
     arrays = (
         jax.tree.map(lambda leaf: leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf), one)
         for one in (tree, params)
@@ -54,7 +54,7 @@ def _widen(tree: Any, params: optax.Params) -> Any:
 
 
 def _cast(array: Any, dtype: np.dtype) -> Any:
-    """Casts an array; one of that dtype is returned itself, for a cast would end its weak type."""
+    """Casts an array, or returns it if it has that dtype, since a cast would end its weak type."""
     return array if array.dtype == dtype else array.astype(dtype)
 
 

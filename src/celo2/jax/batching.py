@@ -1,9 +1,9 @@
-"""Updates many arrays by the rule, those of equal shape together.
+"""Updates many arrays by the rule, batching those of equal shape.
 
-Small arrays are stacked: each would launch some thirty kernels, so that the vectors of a deep network would
+Small arrays are stacked: each one would launch about thirty kernels, and the vectors of a deep network would
 cost more than its matrices. Large arrays are never copied; they are batched only inside `three_pass.py` and,
-on accelerators, in Newton–Schulz. Where arrays may be sharded none are stacked, since all of a stack would
-be sharded as one.
+on accelerators, in Newton–Schulz. Arrays that may be sharded are not stacked, since a stack would be sharded
+as one array.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from celo2.jax.runtime import on_one_device
 from celo2.jax.stacking import stack, unstack
 from celo2.jax.step import Result
 
-# Elements of the largest array that is worth a copy; the number of `celo2.torch.batching`, whose measurement
-# is there. Of XLA none is recorded: `celo2 bench` (`benchmarks/performance.py`) with another number measures
-# it.
+# Elements of the largest array that is worth a copy. The number, with its measurement, is that of
+# `celo2.torch.batching`. It has not been measured for XLA: run `celo2 bench` (`benchmarks/performance.py`)
+# with another number.
 STACK_LIMIT = 1 << 15
 
 
@@ -41,7 +41,7 @@ def update_leaves(
     *,
     skip_zero: bool = False,
 ) -> list[Result]:
-    """Computes the un-negated step and the new accumulators of every leaf, in order.
+    """Computes the un-negated step and the new accumulators of each leaf, in order.
 
     Args:
         weights: The network's arrays by name.
@@ -67,7 +67,7 @@ def update_leaves(
 
 
 def _group(leaves: Sequence[Leaf], layouts: Sequence[Layout]) -> list[list[int]]:
-    """Groups the indices of leaves of equal shape, dtypes and layout, which are updated together."""
+    """Groups the indices of leaves with equal shape, dtypes and layout, which are updated together."""
     groups: dict[Hashable, list[int]] = {}
     for index, (leaf, layout) in enumerate(zip(leaves, layouts, strict=True)):
         groups.setdefault((leaf.grad.shape, leaf.grad.dtype, leaf.param.dtype, layout), []).append(index)
@@ -106,19 +106,19 @@ def _update_equal(
 
 
 def _view(accumulators: Accumulators, change: Callable[[Array], Array]) -> Accumulators:
-    """Changes the shape of momentum and rms; the row and column accumulators have the layout's already."""
+    """Reshapes momentum and rms; the row and column accumulators already have the layout's shape."""
     momentum, rms = (tuple(map(change, fulls)) for fulls in accumulators[:2])
     return accumulators._replace(momentum=momentum, rms=rms)
 
 
 def _decode(accumulators: Accumulators, dtype: Any) -> Accumulators:
-    """Decodes momenta of one byte; what is bfloat16 is converted where it is read."""
+    """Decodes one-byte momenta; bfloat16 values are converted where they are read."""
     decoded = (decode(own, dtype) if isinstance(own, Quantized) else own for own in accumulators.momentum)
     return accumulators._replace(momentum=tuple(decoded))
 
 
 def _encode(new: Accumulators, old: Accumulators, count: Array, index: int | Array) -> Accumulators:
-    """Rounds momentum and rms as they were stored, with noise made of the step count and the leaf's index."""
+    """Rounds momentum and rms to their stored dtypes, with noise from the step count and the leaf's index."""
     fulls, stored = (*new.momentum, *new.rms), (*old.momentum, *old.rms)
     if all(
         not isinstance(own, Quantized) and own.dtype == full.dtype

@@ -1,9 +1,9 @@
 """Layouts: the matrices in an array and the axes of its factored accumulators.
 
-Without dimension numbers the reference's conventions hold (arXiv 2602.19142 and its code): the
-accumulators are factored over the two largest axes, while normalisation and Newton–Schulz act on
-the last two. With them, the array is viewed as `(batch, reduction, output)` matrices and both act on
-these, whatever the storage layout.
+Without dimension numbers, the reference's conventions apply (arXiv 2602.19142 and its code): the accumulators
+are factored over the two largest axes, while normalisation and Newton–Schulz act on the last two. With
+dimension numbers, the array is viewed as `(batch, reduction, output)` matrices and both act on these,
+whatever the storage layout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Axes(NamedTuple):
 
 
 def make_axes(shape: Sequence[int], *, first: int = 0) -> Axes | None:
-    """Returns the two largest axes from axis `first` on, ties in index order; None if there are not two.
+    """Returns the two largest axes from axis `first` on (ties in index order), or None if there are fewer.
 
     Example:
         >>> make_axes((3, 3, 16, 32))
@@ -42,7 +42,7 @@ def make_axes(shape: Sequence[int], *, first: int = 0) -> Axes | None:
 
 
 class MatrixView(NamedTuple):
-    """A parameter seen as matrices of shape `(batch, reduction, output)`."""
+    """A parameter viewed as matrices of shape `(batch, reduction, output)`."""
 
     permutation: tuple[int, ...]
     permuted_shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class MatrixView(NamedTuple):
 
 
 def make_view(shape: Sequence[int], numbers: DimensionNumbers | MuonDimensionNumbers) -> MatrixView:
-    """Makes the matrix view of a shape, and checks the dimension numbers against it.
+    """Makes the matrix view of a shape and checks the dimension numbers against it.
 
     Args:
         shape: The parameter's shape, rank ≥ 2.
@@ -94,7 +94,7 @@ class Layout(NamedTuple):
     Attributes:
         shape: The shape that the rule computes in.
         axes: The axes that are factored, None for rank < 2.
-        view: The matrix view; None where the parameter is taken as stored.
+        view: The matrix view; None if the parameter is used as stored.
     """
 
     shape: tuple[int, ...]
@@ -113,7 +113,7 @@ class Layout(NamedTuple):
 def make_layout(
     shape: Sequence[int], numbers: DimensionNumbers | MuonDimensionNumbers | None = None
 ) -> Layout:
-    """Makes the layout of a shape; without numbers it is taken as stored, the reference's convention."""
+    """Makes the layout of a shape; without numbers, the shape as stored, as in the reference."""
     if numbers is None:
         return Layout(tuple(shape), make_axes(shape))
     view = make_view(shape, numbers)

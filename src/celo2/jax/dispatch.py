@@ -1,9 +1,9 @@
 """Chooses the implementation for each array: the plain program, or three passes by XLA or by GPU kernels.
 
-By default, the kernels of `pallas/kernels.py` serve CUDA devices where they apply, XLA's passes
-(`three_pass.py`) other matrices, the plain program (`step.py`) vectors and rare options. The choice is made
+By default, CUDA devices use the kernels of `pallas/kernels.py` where they apply, other matrices use XLA's
+passes (`three_pass.py`), and vectors and rare options use the plain program (`step.py`). The choice is made
 while an update is traced. It is not an option of the rule, so it is neither in `RuleConfig` nor in the
-transforms' signatures; benchmarks and tests make it with `use`.
+transforms' signatures; benchmarks and tests set it with `use`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from celo2.jax.runtime import inside_shard_map
 
 Implementation = Literal["auto", "plain", "matmul", "xla", "pallas", "pallas_interpret"]
 
-# What the GPU kernels serve. Nothing here is measured on a GPU: `benchmarks/gpu.py` compares XLA's passes
-# with the kernels on one matrix, of the size `MATRIX` there.
-LEAST_SIZE = 1 << 16  # elements; a smaller array is not worth three kernels and what lies between them
-LEAST_SIDE = 32  # of a matrix; a narrower one would leave most of each block empty
+# Arrays that the GPU kernels support. These limits have not been measured on a GPU: `benchmarks/gpu.py`
+# compares XLA's passes with the kernels on one matrix, of the size `MATRIX` there.
+LEAST_SIZE = 1 << 16  # elements; a smaller array is not worth three kernels and the work between them
+LEAST_SIDE = 32  # of a matrix; narrower ones leave most of each block empty
 LARGEST_HIDDEN = 16  # units of a layer, which all stay in registers
 LARGEST_DEPTH = 4  # hidden layers, unrolled
 GRAD_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
@@ -42,14 +42,14 @@ _chosen: ContextVar[Implementation] = ContextVar("implementation", default="auto
 
 @contextlib.contextmanager
 def use(implementation: Implementation) -> Iterator[None]:
-    """Selects the implementation of every update traced inside the block; compiled ones do not change.
+    """Selects the implementation for updates traced inside the block; compiled updates do not change.
 
     Args:
-        implementation: `"auto"`; `"plain"`, one array after the other as in the paper; `"matmul"`, the
+        implementation: `"auto"`; `"plain"`, one array at a time as in the paper; `"matmul"`, the
             same with `mlp.compute_by_matmul`, for derivatives with respect to the weights; `"xla"`,
-            passes without kernels; `"pallas"`, the kernels wherever they apply, of any size and on any
-            number of devices; `"pallas_interpret"`, the same as ordinary JAX operations, which run
-            on every backend.
+            passes without kernels; `"pallas"`, the kernels wherever they apply, for any size and any
+            number of devices; `"pallas_interpret"`, the same kernels as ordinary JAX operations, which
+            run on every backend.
     """
     if implementation not in get_args(Implementation):
         names = ", ".join(map(repr, get_args(Implementation)))
@@ -66,9 +66,9 @@ def choose(
 ) -> Implementation:
     """Returns the implementation for this array: `"auto"` means kernels on CUDA and XLA's passes elsewhere.
 
-    Without `use`, kernels are chosen only where JAX has one device, a GPU: the compiler cannot divide a
-    kernel between devices and would gather the matrix first, and `jax.shard_map` refuses kernels
-    that do not say along which axes their results vary.
+    Without `use`, kernels are chosen only if JAX has exactly one device, a GPU: the compiler cannot split a
+    kernel across devices and would gather the matrix first, and `jax.shard_map` rejects kernels
+    that do not declare along which axes their results vary.
     """
     chosen = _chosen.get()
     if chosen in ("plain", "matmul") or not three_pass.covers(grad.ndim, axes, config):
@@ -92,8 +92,8 @@ def choose_network() -> Callable[..., tuple[Array, Array | None]]:
 def fits(weights: Mapping[str, Any], grad: Array, accumulators: Accumulators, config: RuleConfig) -> bool:
     """Returns whether the kernels support this array.
 
-    They need concrete weights (constants of the kernel), a network that is not large, matrices with
-    both sides at least `LEAST_SIDE`, and float32 accumulators.
+    They need concrete weights (constants of the kernel), a small network, matrices with both sides at least
+    `LEAST_SIDE`, and float32 accumulators.
     """
     return (
         all(isinstance(array, np.ndarray) for array in weights.values())
@@ -110,8 +110,8 @@ def run(chosen: Implementation, xla: Callable[..., Any], kernels: Callable[..., 
 
     Args:
         chosen: A result of `choose` other than "plain".
-        xla: Computes with the passes of XLA.
-        kernels: Computes with the kernels; its last argument says whether to interpret them. Its
+        xla: Computes with XLA's passes.
+        kernels: Computes with the kernels; its last argument is whether to interpret them. Its
             derivative is that of `xla`.
         *arguments: Trees of arrays.
     """
@@ -127,7 +127,7 @@ def run(chosen: Implementation, xla: Callable[..., Any], kernels: Callable[..., 
 
 @functools.cache
 def _can_lower(config: RuleConfig) -> bool:
-    """Returns whether the installed JAX can lower the kernels for these options, tried on a small matrix."""
+    """Returns whether the installed JAX can lower the kernels for these options, by trying a small matrix."""
     shape, axes = (LEAST_SIDE, LEAST_SIDE), Axes(0, 1)
     weights = {name: np.zeros(size, np.float32) for name, size in config.weight_shapes().items()}
     try:

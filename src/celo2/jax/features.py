@@ -29,16 +29,16 @@ Factors = tuple[tuple[Array, ...], ...]  # for each decay, the results of `compu
 class Inputs(NamedTuple):
     """The inputs from which the features of one array, or of a block of it, are computed.
 
-    In the passes of `three_pass` the accumulators have no row and col, and references to memory may take the
-    place of arrays.
+    In the passes of `three_pass` the accumulators have no row and col, and memory references may replace
+    arrays.
 
     Attributes:
-        grad: The gradient; clipped, unless a function says otherwise.
+        grad: The gradient; clipped, unless stated otherwise.
         param: The parameter, of the same shape.
         accumulators: The accumulators after the update with this gradient, bias-corrected if that is on.
         factors: The result of `compute_factors` for the accumulators.
-        raw_factors: The same without bias correction, where that is on: the reference leaves the factored
-            gradient uncorrected, and only that.
+        raw_factors: The same without bias correction, if that is on: the reference leaves only the factored
+            gradient uncorrected.
     """
 
     grad: Any
@@ -72,9 +72,9 @@ def compute(
         accumulators: The accumulators after the update with this gradient.
         axes: The factored axes, None for rank < 2.
         config: The options, which enable features.
-        raw: The accumulators before bias correction, where that is on: the reference leaves the
-            factored gradient uncorrected, and only that.
-        rms_eps: Added below the reciprocal root of the second moment; earlier rules use another.
+        raw: The accumulators before bias correction, if that is on: the reference leaves only the
+            factored gradient uncorrected.
+        rms_eps: Added to the second moment under the reciprocal root; earlier rules use another value.
     """
     momentum, rms, row, col = accumulators
     factors = compute_factors(row, col, axes)
@@ -96,11 +96,11 @@ def compute_full(
     raw_factors: Factors | None = None,
     rms_eps: float = RSQRT_EPS,
 ) -> FeatureGroups:
-    """Computes the groups of the parameter's shape, element by element, so arrays may be blocks.
+    """Computes the groups of the parameter's shape, elementwise, so arrays may be blocks.
 
     Args:
         grad: The clipped gradient, of any shape.
-        param: The parameter, of the gradient's shape like all that follow.
+        param: The parameter, of the gradient's shape, like the arrays below.
         momentum: The updated momenta.
         rms: The updated second moments.
         factors: The result of `compute_factors`.
@@ -147,7 +147,7 @@ def compute_factors(row: tuple[Array, ...], col: tuple[Array, ...], axes: Axes |
     """Computes the factors that divide a gradient by the root of its factored second moment."""
     if axes is None:
         return tuple((jax.lax.rsqrt(jnp.maximum(r + FACTOR_FLOOR, FACTOR_FLOOR)),) for r in row)
-    rows = jnp.stack(row)  # all decays at once: a handful of small kernels instead of one set for each
+    rows = jnp.stack(row)  # all decays at once: a few small kernels instead of one set per decay
     row_mean = jnp.mean(rows, axis=axes.small + 1, keepdims=True)
     row_factors = jax.lax.rsqrt(jnp.maximum(rows / (row_mean + FACTOR_FLOOR), FACTOR_FLOOR))
     col_factors = jax.lax.rsqrt(jnp.maximum(jnp.stack(col), FACTOR_FLOOR))

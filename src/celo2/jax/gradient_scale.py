@@ -1,10 +1,10 @@
 """Transforms and functions that measure and normalize the scale of gradients.
 
-The rule's epsilons and its clipped-gradient feature are absolute numbers, so that multiplying the loss
-by a constant changes its steps. `share_outside` and `watch_gradients` measure how much of a network has
-gradients of a scale that the weights did not meet in meta-training. `normalize_gradients` removes the
-scale: with `s` the running mean of `mean(g²)` of an array it gives `g · target / √s`, in which a constant
-cancels exactly, while the changes of the gradient from step to step remain.
+The rule's epsilons and its clipped-gradient feature are absolute numbers, so multiplying the loss by a
+constant changes its steps. `share_outside` and `watch_gradients` measure how much of a network has
+gradients of a scale that the weights did not see in meta-training. `normalize_gradients` removes the
+scale: with `s`, the running mean of an array's `mean(g²)`, it returns `g · target / √s`. A constant factor
+cancels exactly, while changes of the gradient from step to step remain.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class NormalizeGradientsState(NamedTuple):
     """State of `normalize_gradients`.
 
     Attributes:
-        mean_square: The running mean of each array's mean square, from zero, a tree of float32 scalars.
+        mean_square: The running mean of each array's mean square, starting at zero, a tree of float32
+            scalars.
         weight: The running mean of ones, a tree of float32 scalars, which corrects for the start at zero.
     """
 
@@ -34,13 +35,13 @@ class NormalizeGradientsState(NamedTuple):
 
 
 def normalize_gradients(target: float, *, decay: float = GRADIENT_DECAY) -> optax.GradientTransformation:
-    """Divides each array by the root of the running mean of its mean square, times `target`.
+    """Scales each array by `target` over the root of the running mean of its mean square.
 
-    A gradient that is not finite goes through as it is and leaves the running mean alone. Squares
-    are taken in float32: root mean squares below 1e-19 count as zero, above 1e19 as not finite.
+    A gradient that is not finite passes through and does not affect the running mean. Squares
+    are computed in float32: root mean squares below 1e-19 count as zero, above 1e19 as not finite.
 
     Args:
-        target: The root mean square that gradients get on average, positive.
+        target: The average root mean square of the scaled gradients, positive.
         decay: The decay of the running mean, in [0, 1); the mean is corrected for its start at zero.
 
     Raises:
@@ -84,7 +85,7 @@ def normalize_gradients(target: float, *, decay: float = GRADIENT_DECAY) -> opta
 
 
 def _mean_square(grad: Any) -> Array:
-    """Computes the mean square in float32, which holds squares of small gradients; 0 for an empty array."""
+    """Computes the mean square in float32, which can represent small squares; 0 for an empty array."""
     return jnp.mean(jnp.square(grad.astype(jnp.float32))) if grad.size else jnp.zeros((), jnp.float32)
 
 
@@ -107,24 +108,24 @@ def share_outside(
 ) -> Array:
     """Computes the share of parameters in arrays whose gradient has a root mean square outside [low, high].
 
-    An array counts by its number of parameters, so that the share is how much of the network gets steps from
-    features outside the range of meta-training; counted as one each, the many biases and norms of a deep
-    network would outvote its matrices. An array whose gradient is zero everywhere has no scale (a
-    frozen layer, an expert that got no token) and is left out. A gradient that is not finite is outside.
+    Arrays are weighted by their number of parameters, so the share tells how much of the network gets steps
+    from features outside the range of meta-training; unweighted, the many biases and norms of a deep network
+    would outvote its matrices. An array whose gradient is zero everywhere (a frozen layer, an expert that got
+    no token) has no scale and is ignored. A gradient that is not finite is outside.
 
     Args:
         grads: Gradients of any floating dtypes. `None`, `optax.MaskedNode` and arrays without elements
             are left out, so `optax.masked` decides what counts.
         low: The lower end of the range; None: that of the weights.
         high: The upper end of the range; None: that of the weights.
-        weights: The weights whose range holds where low or high is None: what `celo2.load_checkpoint`
-            returns or takes.
+        weights: The weights whose range is used where low or high is None: a result or an argument of
+            `celo2.load_checkpoint`.
 
     Returns:
         A float32 scalar in [0, 1]; 0 where nothing has a gradient.
 
     Raises:
-        ValueError: Unless 0 < low < high < ∞, or if the file of the weights states no range.
+        ValueError: Unless 0 < low < high < ∞, or if the weight file contains no range.
 
     Example:
         >>> import jax.numpy as jnp
@@ -138,11 +139,10 @@ def share_outside(
 def watch_gradients(
     low: float | None = None, high: float | None = None, *, weights: Weights | str = SHIPPED[0]
 ) -> optax.GradientTransformation:
-    """Passes gradients through unchanged, and keeps `share_outside` of the last ones in its state.
+    """Passes gradients through unchanged and stores `share_outside` of the last ones in its state.
 
-    Put it right before the rule: after clipping, `normalize_gradients` and whatever else scales
-    gradients. Celo2 gives some arrays to AdamW, which ignores their scale; `optax.masked` leaves them
-    out.
+    Put it right before the rule, after clipping, `normalize_gradients` and anything else that scales
+    gradients. Celo2 gives some arrays to AdamW, which ignores their scale; `optax.masked` excludes them.
 
     Args:
         low: As in `share_outside`.

@@ -1,4 +1,4 @@
-"""Public name of `use`, which selects the implementation of the rule within a `with` block."""
+"""Exports `use`, which selects the implementation of the rule within a `with` block."""
 
 from celo2.jax.dispatch import use
 

@@ -1,10 +1,10 @@
-"""The network, which maps the features of every element of an array to its direction.
+"""The network, which maps the features of each element of an array to its direction.
 
-Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, element by element.
+Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, elementwise.
 
-Each channel `x` enters divided by its root mean square over the last two axes. It is multiplied by
-`rsqrt(mean(x²) + 1e-9)` where it enters the first layer, so that the network is one pass over the array.
-Channels that are vectors go through the first layer as vectors.
+Each channel `x` is divided by its root mean square over the last two axes: it is multiplied by
+`rsqrt(mean(x²) + 1e-9)` as it enters the first layer, so the network is one pass over the array.
+Vector channels go through the first layer as vectors.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from celo2.config import RuleConfig
 from celo2.constants import NORM_EPS
 from celo2.jax.features import FeatureGroups
 
-# Hidden units up to which concrete weights are numbers in the program. With 16 and
-# `runtime.compiler_options`, LLVM took all memory for a program with a small vector (commit 667bd58); between
+# Largest number of hidden units for which concrete weights are numbers in the program. With 16 and
+# `runtime.compiler_options`, LLVM used all memory for a program with a small vector (commit 667bd58); between
 # 8 and 16 nothing is recorded.
 NUMBERS_UP_TO = 8
 
@@ -42,15 +42,15 @@ class _Channel(NamedTuple):
 
 
 def mean_square(array: Array) -> Array:
-    """Computes the mean of squares over the last two axes (one of a vector, none of a scalar), kept."""
+    """Computes the mean square over the last two axes (vector: one, scalar: none), keeping dimensions."""
     axes = tuple(range(max(array.ndim - 2, 0), array.ndim))
     return jnp.mean(array * array, axis=axes, keepdims=True)
 
 
 def mean_squares(channels: Sequence[Array]) -> Array:
-    """Computes `mean_square` of arrays of one shape, stacked, in one reduction with as many operands.
+    """Computes the stacked `mean_square` of arrays of one shape in one reduction with as many operands.
 
-    The operands are not stacked, so that each is computed inside the reduction and never stored.
+    The operands are not stacked, so each is computed inside the reduction and never stored.
     """
     shape = channels[0].shape
     if not shape:
@@ -68,19 +68,19 @@ def multiply_add(values: Array, weight: Any, total: Any) -> Array:
 
 
 def normalizer(mean_square: Array) -> Array:
-    """Returns the factor that gives an array of this mean square the root mean square 1."""
+    """Returns the factor that scales an array of this mean square to root mean square 1."""
     return jax.lax.rsqrt(mean_square + NORM_EPS)
 
 
 def input_scales(groups: FeatureGroups, normalize: Callable[[Array], Array] = normalizer) -> InputScales:
-    """Computes `rsqrt(mean(x²) + 1e-9)` of every channel, over the last two axes.
+    """Computes `rsqrt(mean(x²) + 1e-9)` of each channel, over the last two axes.
 
-    The channels of one shape are reduced together, in one pass over their inputs.
+    Channels of one shape are reduced together, in one pass over their inputs.
 
     Args:
         groups: Weight name → channels.
         normalize: Maps mean squares over the last two axes, stacked over channels, to scales; earlier rules
-            use another than `normalizer`.
+            use a function other than `normalizer`.
     """
     by_shape: dict[tuple[int, ...], list[Array]] = {}
     for group in groups.values():
@@ -99,20 +99,20 @@ def compute(
     vectors: Sequence[Units] = (),
     add: Callable[[Array, Any, Any], Array] = multiply_add,
 ) -> tuple[Array, Array | None]:
-    """Computes the direction and magnitude of every element.
+    """Computes the direction and magnitude of each element.
 
     Args:
         groups: Weight name → channels, each of a shape that broadcasts to the parameter's.
-        scales: The result of `input_scales`; None: the channels enter as they are.
+        scales: The result of `input_scales`; None: the channels are not scaled.
         weights: The network's arrays by name, of the shapes of `RuleConfig.weight_shapes`.
         config: The options: sizes, activation.
-        vectors: The contributions of vector channels to each hidden unit, from `vector_units`, where
-            `groups` does not contain them.
+        vectors: The contributions of vector channels to each hidden unit, from `vector_units`, if
+            `groups` does not contain these channels.
         add: `multiply_add`, or a function that computes it in one instruction.
 
     Returns:
-        The direction, of the parameter's shape, and the magnitude; None when `exp_mult` is 0, since an
-        unused output is not computed.
+        The direction, of the parameter's shape, and the magnitude, or None when `exp_mult` is 0: unused
+        outputs are not computed.
     """
     activation = _ACTIVATIONS[config.mlp_activation]
     entries = {name: _entries(array) for name, array in weights.items()}
@@ -130,10 +130,10 @@ def compute(
 def compute_by_matmul(
     groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array], config: RuleConfig
 ) -> tuple[Array, Array | None]:
-    """Computes what `compute` does by products of matrices, which store all channels and units.
+    """Computes the same as `compute` by matrix products, which store all channels and units.
 
-    For derivatives with respect to the weights: of `compute` they would be a sum over the array for each
-    weight, every one of them compiled as a loop of its own that repeats what it sums.
+    Use it for derivatives with respect to the weights: through `compute` they would be a sum over the array
+    for each weight, each compiled as a separate loop that recomputes its summands.
     """
     activation, num_layers = _ACTIVATIONS[config.mlp_activation], config.ff_hidden_layers
     vectors = [_vector_units(channels) for channels in _by_shape(groups, scales, weights).values()]
@@ -156,7 +156,7 @@ def make_opaque(weights: Mapping[str, Any], config: RuleConfig) -> Mapping[str, 
     """Hides the concrete weights of a large network from XLA's optimizations; returns others unchanged.
 
     Where sums may be reordered (`runtime.compiler_options`), LLVM rearranges those of a layer with
-    constant weights, and from 16 units on takes more memory for it than a machine has.
+    constant weights, and from 16 units on this needs more memory than a machine has.
     """
     if config.ff_hidden_size <= NUMBERS_UP_TO:
         return weights
@@ -169,7 +169,7 @@ def make_opaque(weights: Mapping[str, Any], config: RuleConfig) -> Mapping[str, 
 def vector_units(
     groups: FeatureGroups, scales: InputScales | None, weights: Mapping[str, Array]
 ) -> list[Array]:
-    """Computes what vector channels add to each hidden unit, `(units, *shape)`, one array for each shape."""
+    """Computes vector channels' contributions to each hidden unit, one array `(units, *shape)` per shape."""
     return [_vector_units(channels) for channels in _by_shape(groups, scales, weights).values()]
 
 
@@ -180,8 +180,8 @@ def _add_each(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array,
 def _entries(array: Array | np.ndarray) -> Any:
     """Returns the weights for indexing `[i][j]`: numbers if concrete, rows while theta is learned.
 
-    Numbers become constants of the compiled loop, which then runs faster. Traced weights are picked
-    from inside the loop: as separate arrays they would be hundreds of its arguments.
+    Numbers become constants of the compiled loop, which then runs faster. Traced weights are indexed
+    inside the loop: as separate arrays they would be hundreds of loop arguments.
     """
     if isinstance(array, np.ndarray):
         return array.tolist()
@@ -217,9 +217,9 @@ def _by_shape(
 
 
 def _vector_units(channels: Sequence[_Channel]) -> Array:
-    """Computes what vector channels of one shape add to each hidden unit: `(units, *shape)`.
+    """Computes the contributions of vector channels of one shape to each hidden unit, `(units, *shape)`.
 
-    A product of matrices, since a compiler that fused these sums into the pass over the array would
+    It is a matrix product, since a compiler that fused these sums into the pass over the array would
     repeat them for each element.
     """
     values = jnp.stack([c.values if c.scale is None else c.values * c.scale for c in channels])

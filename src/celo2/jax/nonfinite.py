@@ -17,7 +17,7 @@ class SkipNonfiniteState(NamedTuple):
     """State of an optimizer with `skip_nonfinite_gradients`.
 
     Attributes:
-        num_nonfinite: The number of times that an array was left out of a step, int32.
+        num_nonfinite: The number of times that an array was skipped, int32.
         inner_state: The state of the inner optimizer.
     """
 
@@ -28,13 +28,12 @@ class SkipNonfiniteState(NamedTuple):
 def skip_nonfinite(
     inner: optax.GradientTransformationExtraArgs, keep: Keep | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Skips arrays whose gradient has an infinity or NaN: their update is 0, and their state stays.
+    """Skips arrays whose gradient contains an infinity or NaN: their update is 0 and their state is kept.
 
     Args:
         inner: An optimizer that does not change an array's state if its gradient is zero.
-        keep: Restores the state where the optimizer does change it: takes a tree that says which gradients
-            are finite, the new state and the old one, and returns the new one with the old values of the
-            arrays that are skipped.
+        keep: Restores state that the optimizer does change: given a tree of which gradients are finite, the
+            new state and the old one, it returns the new state with the old values of the skipped arrays.
     """
 
     def init(params: optax.Params) -> SkipNonfiniteState:
@@ -57,7 +56,7 @@ def skip_nonfinite(
 
 
 def choose_finite(finite: Any, new: Any, old: Any) -> Any:
-    """Selects the new arrays of a tree where the gradient is finite, else the old; masked nodes stay."""
+    """Selects new arrays where the gradient is finite and old ones elsewhere; keeps masked nodes."""
 
     def masked(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)

@@ -3,7 +3,7 @@
 Source: Muon (Jordan et al., 2024), used by Celo2 (arXiv 2602.19142, section 3.4). With
 `X = U S Vᵀ`, the polynomial `c₀ X + (c₁ A + c₂ A²) X`, `A = X Xᵀ`, moves every singular value
 towards 1 (between about 0.7 and 1.2 after five iterations), so the result is close to `U Vᵀ`.
-Wide matrices are multiplied by way of their Gram matrix (`celo2.newton_schulz`).
+Wide matrices are multiplied through their Gram matrix (`celo2.newton_schulz`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from celo2.config import RuleConfig
 from celo2.jax.runtime import on_one_device
 from celo2.newton_schulz import Polynomial, plan_segments
 
-# Elements of a batch: enough work for a large device, 128 MiB a copy. Not measured on a GPU:
-# `benchmarks/gpu.py` does.
+# Elements of a batch: enough work for a large device, 128 MiB per copy. Not measured on a GPU yet;
+# `benchmarks/gpu.py` does that.
 BATCH_LIMIT = 1 << 25
 
 
 def compute(matrices: Array, config: RuleConfig) -> Array:
     """Orthogonalises the last two axes of an array of rank ≥ 2, slice by slice.
 
-    The products of float32 matrices are taken in float32 on CPUs, in bfloat16 elsewhere, as in Muon:
+    Products of float32 matrices are computed in float32 on CPUs and in bfloat16 elsewhere, as in Muon:
     the polynomial lets singular values end anywhere near 1, so rounding does not matter, and a
-    GPU multiplies bfloat16 many times faster. The Gram form needs float32, and is left out where matrices
-    may be sharded, whose products the compiler divides.
+    GPU multiplies bfloat16 many times faster. The Gram form needs float32, and is not used where matrices
+    may be sharded, since the compiler partitions their products.
 
     Args:
         matrices: Shape `(..., m, n)`.
@@ -47,8 +47,8 @@ def compute(matrices: Array, config: RuleConfig) -> Array:
 def compute_all(matrices: Sequence[Array], config: RuleConfig) -> list[Array]:
     """Applies `compute` to arrays of one shape, in batches on accelerators, which small products leave idle.
 
-    A CPU is slower in batches (by 15 % on the matrices of `gpt2-15m`). A batch of sharded matrices
-    would be gathered as a whole, so matrices that may be sharded are taken one at a time.
+    On a CPU batches are slower (by 15 % on the matrices of `gpt2-15m`). A batch of sharded matrices
+    would be gathered as a whole, so matrices that may be sharded are processed one at a time.
     """
     if jax.default_backend() == "cpu" or not on_one_device():
         return [compute(matrix, config) for matrix in matrices]
@@ -64,7 +64,7 @@ def iterate(matrices: Array, config: RuleConfig, dtype: jnp.dtype, *, gram: bool
         matrices: Shape `(..., m, n)`.
         config: The options `ns_coeffs`, `ns_iters`, `ns_eps`.
         dtype: The dtype of the products.
-        gram: Whether wide matrices may take the Gram form.
+        gram: Whether wide matrices may use the Gram form.
     """
     norm = jnp.sqrt(jnp.sum(matrices * matrices, axis=(-2, -1), keepdims=True))
     x = (matrices / (norm + config.ns_eps)).astype(dtype)
@@ -100,5 +100,5 @@ def _make_factor(a: Array, c0: float, c1: float, c2: float) -> Array:
 
 
 def multiply(left: Array, right: Array) -> Array:
-    """Multiplies matrices in their own precision, which a GPU's default may not be."""
+    """Multiplies matrices in their own precision, which may not be a GPU's default."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)

@@ -1,14 +1,14 @@
-"""Momenta in one byte a parameter: a sign and the root of the magnitude, as a share of the row's largest.
+"""Momenta in one byte per parameter: the sign and the root of the magnitude relative to the row's largest.
 
     s = max |x| of a row,    q = round(127 √(|x| / s)),    x ≈ sign(x) (q / 127)² s
 
-The root spaces codes evenly in √|x|, so that a large outlier costs its row little precision. Rounding is
-stochastic, between the values of neighbouring codes, and exact on average: an average with a decay of 0.99
-would else lose all changes below a code. The noise is that of `rounding`. Values that codes hold are kept, so
-that a state which is only read and written does not move. Second moments stay bfloat16, since the rule
-divides by their roots: the least code above zero is 6e-5 of the row's largest.
+The root spaces codes evenly in √|x|, so a large outlier costs its row little precision. Rounding between
+the values of neighbouring codes is stochastic and exact on average: otherwise an average with a decay of 0.99
+would lose all changes smaller than a code. The noise is that of `rounding`. Values that codes represent
+exactly are kept, so a state that is only read and written does not drift. Second moments stay bfloat16, since
+the rule divides by their roots: the smallest code above zero is 6e-5 of the row's largest.
 
-Block-wise codes with a scale: 8-bit optimizers, arXiv 2110.02861, section 2.
+Block-wise codes with a scale come from 8-bit optimizers, arXiv 2110.02861, section 2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from celo2.constants import CODE_LEVELS, NOISE_VALUES
 
 
 class Quantized(NamedTuple):
-    """Array in one byte an element.
+    """An array stored in one byte per element.
 
     Attributes:
         codes: The signed codes from -127 to 127, int8, of the array's shape.
@@ -59,6 +59,6 @@ def encode(array: Array, noise: Array) -> Quantized:
 
 
 def decode(stored: Quantized, dtype: Any) -> Array:
-    """Returns the array of some codes in a dtype, computed in float32 as `encode` does."""
+    """Decodes to an array of the given dtype, computed in float32 as in `encode`."""
     codes = stored.codes.astype(jnp.float32)
     return (jnp.sign(codes) * jnp.square(codes / CODE_LEVELS) * stored.scale).astype(dtype)

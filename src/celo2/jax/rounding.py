@@ -1,12 +1,12 @@
 """Stochastic rounding of float32 to bfloat16, which keeps small changes on average.
 
 A bfloat16 has eight bits of precision: an accumulator with decay 0.999 moves by a thousandth of its
-distance to the gradient, which rounding to nearest would drop for ever. Rounding up with a
+distance to the gradient, and rounding to nearest would always drop that change. Rounding up with a
 probability equal to the fraction cut off makes the expectation exact (Gupta et al., arXiv 1502.02551,
 section 3).
 
 The noise is a hash of the step count and the indices of the parameter and the element, as in
-`celo2.torch.rounding`: it is computed where it is needed and never stored, and a run repeats exactly. The
+`celo2.torch.rounding`: it is computed where needed and never stored, and runs repeat exactly. The
 hash is MurmurHash3's finalizer (A. Appleby).
 """
 
@@ -19,16 +19,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-_BITS_CUT = 16  # bits of a float32's significand that are cut off
+_BITS_CUT = 16  # bits of a float32 significand that are cut off
 _LOWER = (1 << _BITS_CUT) - 1
-_WORDS = 64  # an upper bound of the random words that one element needs in one step
+_WORDS = 64  # upper bound on the random words that one element needs in one step
 
 
 def round_to_bfloat16(array: Array, noise: Array) -> Array:
-    """Rounds an array in float32 stochastically to bfloat16.
+    """Rounds a float32 array stochastically to bfloat16.
 
-    A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest bfloat16,
-    the upper neighbour is infinity. float64 is rounded to float32 first.
+    Values that bfloat16 represents exactly are kept, as are infinities and NaN; above 3.39e38, the largest
+    bfloat16, the upper neighbour is infinity. float64 is rounded to float32 first.
 
     Args:
         array: Any array of floating-point numbers.
@@ -63,7 +63,7 @@ def make_noise(shape: tuple[int, ...], num_arrays: int, count: Array, number: Ar
 def _flat_indices(shape: tuple[int, ...]) -> Array:
     """Returns the index of each element in the flattened array, modulo 2³².
 
-    Arrays with more elements share noise between elements 2³² apart.
+    In larger arrays, elements 2³² apart share noise.
     """
     total = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
@@ -73,7 +73,7 @@ def _flat_indices(shape: tuple[int, ...]) -> Array:
 
 
 def _hash(words: Array) -> Array:
-    """Mixes 32-bit words; products wrap."""
+    """Hashes 32-bit words; products wrap around."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         words = (words ^ (words >> shift)) * jnp.uint32(factor)
     return words

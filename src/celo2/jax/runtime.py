@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-# Unless sums may be reordered, the processor adds one number at a time where a vector register takes sixteen.
+# Unless sums may be reordered, the processor adds one number at a time where a vector register holds sixteen.
 # NaN and infinity keep their meaning.
 _CPU = {
     "xla_cpu_enable_fast_math": True,
@@ -21,8 +21,8 @@ _CPU = {
     "xla_cpu_fast_math_honor_functions": True,
     "xla_cpu_prefer_vector_width": "512",  # bits
 }
-# By default XLA runs a step breadth-first, to have much that can run at once: one pass of all matrices, then
-# the next, for which the arrays have left the cache. Older versions of XLA have a switch instead of a choice.
+# By default XLA runs a step breadth-first, for parallelism: one pass over all matrices, then the next, for
+# which the arrays have left the cache. Older versions of XLA have a switch instead of a choice.
 _DEPTH_FIRST: tuple[dict[str, bool | str], ...] = (
     {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
     {"xla_cpu_enable_concurrency_optimized_scheduler": False},
@@ -33,24 +33,24 @@ def compiler_options(platform: str | None = None) -> dict[str, bool | str] | Non
     """Returns XLA's options for a program that trains with the rule.
 
     Usage: `jax.jit(train_step, compiler_options=celo2.compiler_options())`. On a CPU, XLA may
-    then add the numbers of a sum in any order, which lets vector registers sum the squares that every
-    channel of the rule is normalised by. Results differ from those of the default order by rounding; NaN
+    then add the numbers of a sum in any order, which lets vector registers sum the squares by which each
+    channel of the rule is normalised. Results differ from those of the default order by rounding; NaN
     and infinity keep their meaning, division and functions their precision. XLA also finishes one array
-    before it begins the next, which takes less memory and finds the array in the cache.
+    before it begins the next, which needs less memory and keeps the array in the cache.
 
     Args:
-        platform: JAX's name of the platform that runs the program, such as "cpu" or "gpu"; None: the default
-            backend.
+        platform: JAX's name for the platform that runs the program, such as "cpu" or "gpu"; None: the
+            default backend.
 
     Returns:
-        The options; None where the compiler's own are best, that is, everywhere but on a CPU.
+        The options; None where the compiler's defaults are best, that is, everywhere but on a CPU.
     """
     return _CPU | _find_depth_first() if (platform or jax.default_backend()) == "cpu" else None
 
 
 @functools.cache
 def _find_depth_first() -> dict[str, bool | str]:
-    """Returns the option of the installed XLA that makes it run a program depth-first, tried on a number."""
+    """Returns the option that makes the installed XLA run a program depth-first, by compiling with each."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         identity = jax.jit(lambda x: x).lower(0.0)
     for option in _DEPTH_FIRST:
@@ -63,9 +63,9 @@ def _find_depth_first() -> dict[str, bool | str]:
 def on_one_device() -> bool:
     """Returns whether the arrays traced now are known to lie on one device each.
 
-    That is so where there is one device, and inside `jax.shard_map`, where each device computes by itself.
-    Elsewhere an array may be sharded, which is not known while it is traced: a stack of arrays, or a
-    kernel, could change its sharding or gather it.
+    This holds if there is one device, and inside `jax.shard_map`, where each device computes separately.
+    Elsewhere an array may be sharded, which is unknown during tracing: stacking arrays, or a kernel,
+    could change its sharding or gather it.
     """
     return jax.device_count() == 1 or inside_shard_map()
 
@@ -88,12 +88,12 @@ def find_explicit_mesh(tree: Any) -> Any:
 def leave_shardings_to_compiler(function: Callable[..., Any], like: Any, *arguments: Any) -> Any:
     """Calls a function and leaves its intermediate shardings to the compiler, whatever the mesh's axes.
 
-    Where axes are explicit (`jax.make_mesh`'s default), JAX refuses products and reshapes of sharded arrays
-    without a stated output sharding. The rule leaves that to the compiler, as on automatic axes.
+    With explicit axes (`jax.make_mesh`'s default), JAX rejects products and reshapes of sharded arrays
+    without a given output sharding. The rule leaves this to the compiler, as with automatic axes.
 
     Args:
         function: A function from trees of arrays to a tree of arrays.
-        like: A tree of arrays sharded as the results should be.
+        like: A tree of arrays with the shardings that the results should have.
         *arguments: The arguments of the function.
     """
     mesh = find_explicit_mesh((like, arguments))
@@ -119,13 +119,13 @@ def num_cores() -> int:
 def use_cpu_devices(count: int) -> None:
     """Makes JAX use the CPU as `count` devices, unless JAX is running or the user has set a number.
 
-    XLA gets twice as many threads as devices: each device keeps one waiting while LAPACK decomposes matrices
-    (Shampoo, SOAP), and LAPACK needs a free one, or all deadlock.
+    XLA gets twice as many threads as devices: each device blocks one while LAPACK decomposes matrices
+    (Shampoo, SOAP), and LAPACK needs a free one, or everything deadlocks.
     """
     os.environ.setdefault("NPROC", str(2 * count))  # read by XLA as the number of cores
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return  # JAX refuses a second setting
+        return  # JAX rejects a second setting
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-        return  # JAX is running, with the devices it has
+        return  # JAX is already running with its devices

@@ -1,8 +1,8 @@
-"""Stacks trees of arrays, and takes stacks apart at places that XLA does not see.
+"""Stacks trees of arrays, and slices stacks at offsets that are hidden from XLA.
 
-A kernel that begins with a slice at a known place is compiled anew for each place, and what computes the
-stack is repeated in each of them: a deep network would have hundreds of kernels that differ in a number. So
-the places, and the stack itself, pass through a loop that never runs, which XLA cannot know.
+A kernel that begins with a slice at a known offset is compiled once for each offset, and each repeats the
+computation of the stack: a deep network would have hundreds of kernels that differ in one number. So the
+offsets, and the stack itself, pass through a loop that never runs, which XLA cannot know.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jax.custom_batching import custom_vmap
 
 
 def stack(trees: Sequence[Any]) -> Any:
-    """Stacks trees of one structure and equal shapes along a new first axis."""
+    """Stacks trees of equal structure and shapes along a new first axis."""
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
 
 
@@ -28,13 +28,13 @@ def unstack(tree: Any, number: int, count: Array) -> list[Any]:
     Args:
         tree: Arrays with a first axis of length `number`.
         number: The number of parts.
-        count: The number of the step, a traced integer ≥ 0.
+        count: The step count, a traced integer ≥ 0.
     """
     if number == 1 or jax.default_backend() != "cpu":
         return _slice(tree, number)
     hidden = custom_vmap(partial(_take_hidden, number))
     hidden.def_vmap(partial(_take_known, number))
-    # A loop has no transpose, so derivatives take the parts at known places.
+    # A loop has no transpose, so derivatives use known offsets.
     take = jax.custom_jvp(hidden)
     take.defjvp(lambda primals, tangents: (take(*primals), _slice(tangents[0], number)))
     return take(tree, count)
@@ -51,7 +51,7 @@ def _take_hidden(number: int, tree: Any, count: Array) -> list[Any]:
 
 
 def _take_known(number: int, size: int, batched: list[Any], tree: Any, count: Array) -> tuple[Any, Any]:
-    """Takes parts at known places, for `vmap`: it would batch the loop's values, and with them the places."""
+    """Slices at known offsets, for `vmap`, which would batch the loop's values and with them the offsets."""
     del size, count
 
     def take(place: int) -> Any:
@@ -61,7 +61,7 @@ def _take_known(number: int, size: int, batched: list[Any], tree: Any, count: Ar
 
 
 def _change(tree: Any) -> Any:
-    """Changes every value: what a loop leaves as it is, XLA takes out of it."""
+    """Changes every value: XLA moves loop-invariant values out of a loop."""
     return jax.tree.map(lambda x: ~x if x.dtype == bool else -x, tree)
 
 

@@ -21,7 +21,7 @@ from celo2.jax.dimensions import Layout, make_layout
 
 
 class ScaleByCelo2State(NamedTuple):
-    """State of `scale_by_celo2`: trees shaped like the parameters, one for each decay.
+    """State of `scale_by_celo2`: trees shaped like the parameters, one per decay.
 
     Attributes:
         count: The number of updates so far, int32.
@@ -54,7 +54,7 @@ def check_state_dtype(dtype: Any) -> jnp.dtype | None:
 def init_state(
     params: optax.Params, layouts: Any, rule: Decays, dtype: jnp.dtype | None = None
 ) -> ScaleByCelo2State:
-    """Makes every accumulator of every parameter, at zero; `dtype` is a result of `check_state_dtype`."""
+    """Makes zero-initialised accumulators of all parameters; `dtype` is a result of `check_state_dtype`."""
 
     def trees(make: Callable[[Array, Layout], Array], decays: Sequence[float]) -> tuple[Any, ...]:
         return tuple(jax.tree.map(make, params, layouts) for _ in decays)
@@ -78,15 +78,15 @@ def init_state(
 
 
 def check_params(params: Any) -> None:
-    """Raises Optax's own error where `update` got no parameters."""
+    """Raises Optax's own error if `update` got no parameters."""
     if params is None:
         raise ValueError(NO_PARAMS_MSG)
 
 
 def match_params(updates: optax.Updates, params: optax.Params | None) -> optax.Params:
-    """Returns the parameters that have an update; whatever is in the place of a None is left out.
+    """Returns the parameters that have an update, dropping those whose update is None.
 
-    So a whole model may be passed, such as an Equinox module with its functions, as in Optax.
+    A whole model may therefore be passed, such as an Equinox module with its functions, as in Optax.
 
     Raises:
         ValueError: There are no parameters.
@@ -98,7 +98,7 @@ def match_params(updates: optax.Updates, params: optax.Params | None) -> optax.P
 
 
 def state_to_leaves(state: ScaleByCelo2State, treedef: Any) -> list[Accumulators]:
-    """Converts one tree for each decay to one `Accumulators` for each leaf."""
+    """Converts one tree per decay to one `Accumulators` per leaf."""
 
     def leaves(trees: tuple[Any, ...]) -> list[tuple[Array, ...]]:
         found = list(zip(*map(treedef.flatten_up_to, trees), strict=True))

@@ -5,11 +5,11 @@ Source: arXiv 2602.19142, section 3.
     g ← clip(g, ±1000)
     m, v, r, c ← accumulators(g)
     d ← network(features(g, p, m, v, r, c))
-    d ← NewtonSchulz(d)          Celo2 on matrices; Celo2-base leaves it out
+    d ← NewtonSchulz(d)          Celo2 on matrices; not in Celo2-base
     step ← d / rms(d)
 
 The step is not negated and has root mean square 1: the learning rate is the change per step. With
-`skip_zero`, a matrix whose gradient is exactly zero has the step 0 and keeps its accumulators.
+`skip_zero`, a matrix whose gradient is exactly zero gets a step of 0 and keeps its accumulators.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def update(
     config: RuleConfig,
     skip_zero: bool = False,
 ) -> Result:
-    """Computes the step and the new accumulators of one array: `update_all` of this array alone."""
+    """Computes the step and the new accumulators of one array: `update_all` for this array alone."""
     arrays = [Leaf(grad, param, accumulators)]
     (result,) = update_all(weights, arrays, count, axes=axes, config=config, skip_zero=skip_zero)
     return result
@@ -68,8 +68,8 @@ def update_all(
         count: The step count including this update, from 1.
         axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
         config: The rule's options.
-        skip_zero: Whether a matrix whose gradient is exactly zero is left alone: each of a stack, along the
-            last two axes; an array of rank < 2 as a whole.
+        skip_zero: Whether matrices whose gradient is exactly zero are left unchanged: individually in a
+            stack, along the last two axes; an array of rank < 2 as a whole.
     """
     grad, _, accumulators = arrays[0]
     if grad.size == 0:
@@ -81,18 +81,18 @@ def update_all(
         return [plain(*array, count) for array in arrays]
 
     def by_xla(arrays: Sequence[Leaf]) -> list[Result]:
-        # One by one: a loop that reads a part of a stack is compiled anew for each part.
+        # One by one: a loop that reads a part of a stack is compiled separately for each part.
         passes = three_pass.make_passes(mlp.make_opaque(weights, config), config)
 
         def one(array: Leaf) -> three_pass.Direction:
             return by_passes([_convert(array)], passes)[0]
 
         if isinstance(grad, Tracer):
-            one = jax.jit(one)  # traced once for all; without jit it would be compiled at each call
+            one = jax.jit(one)  # traced once for all arrays; without jit it would be compiled at each call
         return _finish_all(list(map(one, arrays)), arrays, config)
 
     def by_kernels(arrays: Sequence[Leaf], interpret: bool) -> list[Result]:
-        from celo2.jax.pallas import kernels  # loads Pallas, which only GPUs need
+        from celo2.jax.pallas import kernels  # imports Pallas, which only GPUs need
 
         passes = kernels.make_passes(weights, config, interpret=interpret)
         return _finish_all(by_passes(arrays, passes), arrays, config)

@@ -1,4 +1,4 @@
-"""The rule on matrices in three passes over memory, with only operations on vectors in between.
+"""The rule on matrices in three passes over memory, with only vector operations in between.
 
 Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of `accumulators`,
 `features` and `mlp`.
@@ -10,10 +10,9 @@ Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of 
 The passes are pluggable (`Passes`): this module has the XLA version, `pallas/kernels.py` the GPU kernels.
 
 Between the passes, the factored moments, their factors and the contributions of row and column channels to
-the first layer are computed. Those of several matrices of one shape are stacked, so that a deep network has
-one handful of small GPU kernels instead of one for each matrix (XLA gets the matrices one by one, see
-`step.update_all`). The matrices themselves are not stacked: copying six arrays in and five out would cost
-more than it saves.
+the first layer are computed. These are stacked for matrices of one shape, so a deep network has a few small
+GPU kernels instead of a few per matrix (XLA gets the matrices one by one, see `step.update_all`). The
+matrices themselves are not stacked: copying six arrays in and five out would cost more than it saves.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Direction(NamedTuple):
     """The network's output for one matrix.
 
     Attributes:
-        values: The matrix's shape, not normalised.
+        values: The direction, of the matrix's shape, not normalised.
         mean_square: The mean square of the values over the last two axes, which are kept with length 1.
         accumulators: The new accumulators.
         busy: The result of `accumulators.find_busy`; None: zero gradients are not skipped.
@@ -53,11 +52,11 @@ class Direction(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """The three passes over matrices `(..., rows, cols)`, which every implementation in JAX and PyTorch has.
+    """The three passes over matrices `(..., rows, cols)` that every JAX and PyTorch implementation provides.
 
-    No gradient is clipped yet. In `Inputs`, the accumulators have no row and col. For each decay there is a
-    factor along the rows, `(..., rows, 1)`, and one along the columns, `(..., 1, cols)`, in either order; the
-    same holds for what the vectors add to the first layer.
+    Gradients are not clipped yet. In `Inputs`, the accumulators have no row and col. Each decay has a factor
+    along the rows, `(..., rows, 1)`, and one along the columns, `(..., 1, cols)`, in either order; the same
+    holds for the vectors' contributions to the first layer.
 
     Attributes:
         square_means: Maps a gradient to the means of its clipped squares over the columns, `over_cols` of
@@ -65,8 +64,8 @@ class Passes(NamedTuple):
         accumulate: Maps inputs with the old momenta and second moments, and `Direction.busy`, to accumulators
             with the new ones (old where a matrix is not busy), and to the mean squares of the channels,
             `(channels, ..., 1, 1)`, in the order of `RuleConfig.feature_groups` without rows and columns.
-        direct: Maps inputs with the new moments, scales of the channels, `(channels, ..., 1, 1)`, and what
-            the vectors add to each unit of the first layer, `(units, ..., rows, 1)` and
+        direct: Maps inputs with the new moments, scales of the channels, `(channels, ..., 1, 1)`, and the
+            vectors' contributions to each unit of the first layer, `(units, ..., rows, 1)` and
             `(units, ..., 1, cols)`, to the direction, `(..., rows, cols)`, and its mean square,
             `(..., 1, 1)`.
     """
@@ -77,7 +76,7 @@ class Passes(NamedTuple):
 
 
 def covers(rank: int, axes: Axes | None, config: RuleConfig) -> bool:
-    """Returns whether the passes compute such an array: factored over its last two axes."""
+    """Returns whether the passes support such an array: it must be factored over its last two axes."""
     return (
         axes is not None
         and min(axes) == rank - 2
@@ -135,7 +134,7 @@ def compute(
 
 
 def make_passes(weights: Mapping[str, Any], config: RuleConfig) -> Passes:
-    """Makes the passes of XLA."""
+    """Makes XLA's passes."""
 
     def square_means(grad: Array) -> tuple[Array, Array]:
         square = jnp.square(accumulators_lib.clip(grad))
@@ -178,7 +177,7 @@ def compute_direction(
 
 
 def _vector_units(vectors: Accumulators, *, weights: Mapping[str, Any], config: RuleConfig) -> list[Array]:
-    """Computes what the row and column channels add to the first layer."""
+    """Computes the contributions of row and column channels to the first layer."""
     groups = features.compute_vectors(vectors.row, vectors.col, config)
     return mlp.vector_units(groups, mlp.input_scales(groups), weights)
 

@@ -60,9 +60,9 @@ def scale_by_celo2(
     skip_zero_gradients: bool = False,
     **config: Any,
 ) -> optax.GradientTransformation:
-    """Turns gradients into the rule's un-negated steps, each of root mean square 1.
+    """Converts gradients to the rule's un-negated steps, each of root mean square 1.
 
-    For an array with gradient g and parameter p, where every feature x enters as x / rms(x):
+    For an array with gradient g and parameter p, with every feature x normalised as x / rms(x):
 
         g ← clip(g, ±1000);  m, v, r, c ← running means of g, g², and g² over rows and over columns
         d ← network(features(g, p, m, v, r, c))   30 features of each element, 15 below rank 2
@@ -74,29 +74,30 @@ def scale_by_celo2(
     Outside `jax.jit` the first update compiles the rule, and later ones reuse it.
 
     Args:
-        theta: The network's weights: what `load_checkpoint` returns, the upstream tree
-            `{"ff_mod_stack": {"~": {"w0__0": …}}}`, or a dict of its arrays, of the shapes of
+        theta: The network's weights: a result of `load_checkpoint`, the upstream tree
+            `{"ff_mod_stack": {"~": {"w0__0": …}}}`, or a dict of its arrays, with the shapes of
             `RuleConfig.weight_shapes`. None: the shipped weights that fit the options.
         dimension_numbers: The matrix axes of the parameters: a tree like the parameters of
             `DimensionNumbers` (or Optax's `MuonDimensionNumbers`, or None), or a callable that
             makes one from the parameters. None: the reference's conventions, factored over the two
             largest axes, normalised and orthogonalised over the last two.
-        state_dtype: None, "bfloat16" or "int8": momenta and rms in 8 or 5 bytes a parameter instead of 16,
-            rounded stochastically by a hash of the step's number, so that a run repeats exactly. "int8" keeps
-            momenta as codes with a scale for each row (`celo2.jax.quantization`), and rms as bfloat16.
-        skip_zero_gradients: Whether a matrix (each one of a stack; a vector as a whole) is left as if it had
-            no gradient where that is exactly zero, as of an idle expert: the step 0, no change of its
-            accumulators. False: such a matrix gets a whole step, as in the reference. The rule sees
+        state_dtype: None, "bfloat16" or "int8". With a dtype, momenta and rms use 8 or 5 bytes per parameter
+            instead of 16, and are rounded stochastically by a hash of the step count, so runs repeat exactly.
+            "int8" stores momenta as codes with one scale per row (`celo2.jax.quantization`), and rms as
+            bfloat16.
+        skip_zero_gradients: Whether matrices whose gradient is exactly zero, such as an idle expert's, are
+            skipped (individually in a stack; a vector as a whole): their step is 0 and their accumulators
+            stay unchanged. False: such a matrix gets a full step, as in the reference. The rule sees
             squares, which in float32 are zero below 1e-19 or so.
         **config: Options of the rule, see `RuleConfig`; `orthogonalize` is True by default.
 
     Returns:
-        A transform whose updates have the parameters' shapes and are to be multiplied by -learning_rate. Its
-        state has about 16 bytes for each float32 parameter, 8 or 5 with `state_dtype`.
+        A transform whose updates have the parameters' shapes and must be multiplied by -learning_rate. Its
+        state has about 16 bytes per float32 parameter, 8 or 5 with `state_dtype`.
 
     Raises:
         TypeError: An option is unknown, or a parameter is not a real floating-point array.
-        ValueError: The weights do not fit the options, `state_dtype` is another one, or `update` got no
+        ValueError: The weights do not fit the options, `state_dtype` is not supported, or `update` got no
             parameters.
 
     Example:
@@ -111,7 +112,7 @@ def scale_by_celo2(
 
     References:
         Celo2: arXiv 2602.19142, section 3. Newton–Schulz with these coefficients: Muon (Jordan et al., 2024,
-        https://kellerjordan.github.io/posts/muon), section 3.4 of the former. Factored second moments:
+        https://kellerjordan.github.io/posts/muon), used in section 3.4 of Celo2. Factored second moments:
         Adafactor, arXiv 1804.04235, eq. 4.
     """
     arrays, rule = collapse(*simplify(*resolve_theta(theta, **config)))
@@ -124,7 +125,7 @@ def scale_by_celo2(
         like = [(leaf.grad, leaf.accumulators) for leaf in leaves]
         return leave_shardings_to_compiler(update_here, like, arrays, leaves, count)
 
-    # Outside `jit` each step would launch thousands of operations, and compile some of them anew.
+    # Outside `jit` each step would launch thousands of operations, and recompile some of them.
     compiled = jax.jit(update_all, static_argnums=2)
 
     def init(params: optax.Params) -> ScaleByCelo2State:
@@ -164,7 +165,7 @@ def celo2(
     harness: Harness | str = "paper",
     match: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and all else by AdamW.
+    """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and other parameters by AdamW.
 
     With learning rate η and weight decay λ, for the rule's matrices and for the other parameters p:
 
@@ -173,45 +174,44 @@ def celo2(
 
     Every feature x enters the network as x / rms(x). The step of a matrix has root mean square 1, so the
     learning rate is its change per step; try 1e-4 to 1e-2. Embeddings, positional tables, output heads,
-    routers and everything of rank ≤ 1 get AdamW.
+    routers and everything of rank ≤ 1 are updated by AdamW.
 
     Args:
-        learning_rate: The root mean square of a matrix's change per step, unless `harness` or `match` change
-            that: a float ≥ 0, or a schedule from the step's number to one.
+        learning_rate: The root mean square of a matrix's change per step, unless changed by `harness` or
+            `match`: a float ≥ 0, or a schedule that maps the step count to one.
         weights: The network's weights: a path, a name or a hub repository as in `load_checkpoint`, or as in
             `scale_by_celo2`; None: the shipped "celo2".
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each branch's learning rate. Default 0.
         mask: The parameters that decay, as in `optax.adamw`; None: all.
-        adamw_lr_scale: The learning rate of the AdamW branch, divided by `learning_rate`, ≥ 0. None: the
-            harness's, 20 in the paper's; 1 with `match`.
+        adamw_lr_scale: The learning rate of the AdamW branch divided by `learning_rate`, ≥ 0. None: the
+            harness's, which is 20 in "paper"; 1 with `match`.
         adamw_betas: The decays of the AdamW branch, in [0, 1). Default 0.9 and 0.95.
         overrides: Corrections of the routing, as in `param_labels`.
-        dimension_numbers: The matrix axes of parameters, where names and shapes do not say them right
-            (`find_dimension_numbers`: convolutions, attention kernels, stacks of layers and of
+        dimension_numbers: The matrix axes of parameters for which names and shapes give the wrong ones
+            (`find_dimension_numbers` infers those of convolutions, attention kernels, stacks of layers and of
             experts, fused query-key-value and gate-up kernels; `label_table` shows them). A mapping from
-            regular expressions to `DimensionNumbers`, tried on the path as `overrides`, None for a
-            parameter as stored; or a tree as in `scale_by_celo2`, parts of which may be missing or None.
-            In a tree of Optax's `MuonDimensionNumbers` None means AdamW, as there.
+            regular expressions, matched against the path like `overrides`, to `DimensionNumbers` or None (the
+            parameter as stored); or a tree as in `scale_by_celo2`, parts of which may be missing or None.
+            In a tree of Optax's `MuonDimensionNumbers`, None means AdamW, as there.
         state_dtype: The dtype of the rule's state, as in `scale_by_celo2`.
         skip_zero_gradients: As in `scale_by_celo2`, for matrices that the rule updates; weights still decay.
-        skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it
-            had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
-            NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
+        skip_nonfinite_gradients: Whether arrays whose gradient contains an infinity or NaN are skipped, as if
+            they had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False:
+            one NaN makes its whole array and state NaN for good. `optax.apply_if_finite` skips whole steps.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
-        harness: What is done to matrices beyond the learned direction, and AdamW's share: "paper", as in the
-            Celo2 paper; "plus", the best one at the paper's cost; "eigenbasis", the best one; or a
-            `Harness` of your own.
-        match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
-            The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
-            itself.
+        harness: How matrices are treated beyond the learned direction, and AdamW's share: "paper", as in the
+            Celo2 paper; "plus", the best one at the paper's cost; "eigenbasis", the best one; or your own
+            `Harness`.
+        match: None, or "adamw" to use the learning rate and weight decay that AdamW was tuned with. A matrix
+            step then has root mean square 0.2, and AdamW's share uses the learning rate itself.
 
     Returns:
         A transform whose updates `optax.apply_updates` adds to the parameters. Its state has about 16 bytes
-        for each float32 parameter of the rule and 8 for each of AdamW.
+        per float32 parameter of the rule and 8 per parameter of AdamW.
 
     Raises:
-        TypeError: A number is of another type, such as text; as in `scale_by_celo2`.
+        TypeError: A number has the wrong type, such as text; or as in `scale_by_celo2`.
         ValueError: A number is out of its range; `skip_nonfinite_gradients` is set without
             `skip_zero_gradients`; as in `scale_by_celo2`; and in `init`, as in `param_labels`.
 
@@ -309,25 +309,25 @@ def celo2_base(
     is the change per step; try 1e-4 to 1e-2.
 
     Args:
-        learning_rate: The root mean square of every array's change per step: a float ≥ 0, or a schedule from
-            the step's number to one.
+        learning_rate: The root mean square of every array's change per step: a float ≥ 0, or a schedule that
+            maps the step count to one.
         weights: The network's weights as in `scale_by_celo2`; None: the shipped "celo2-base".
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by the learning rate. Default 0.
         mask: The parameters that decay, as in `optax.adamw`; None: all.
         dimension_numbers: The matrix axes of parameters, as in `celo2`; there is no AdamW here, so None
-            among Optax's takes a parameter as stored.
+            among Optax's means the parameter as stored.
         state_dtype: The dtype of the rule's state, as in `scale_by_celo2`.
         skip_zero_gradients: As in `scale_by_celo2`, for every array; weights still decay.
-        skip_nonfinite_gradients: Whether an array whose gradient has an infinity or NaN is left out, as if it
-            had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False: one
-            NaN makes its whole array and state NaN for good. `optax.apply_if_finite` leaves out whole steps.
+        skip_nonfinite_gradients: Whether arrays whose gradient contains an infinity or NaN are skipped, as if
+            they had no gradient, and counted in the state: `optax.tree.get(state, "num_nonfinite")`. False:
+            one NaN makes its whole array and state NaN for good. `optax.apply_if_finite` skips whole steps.
 
     Returns:
         A transform whose updates `optax.apply_updates` adds to the parameters. Its state has about 16 bytes
-        for each float32 parameter.
+        per float32 parameter.
 
     Raises:
-        TypeError: A number is of another type, such as text; as in `scale_by_celo2`.
+        TypeError: A number has the wrong type, such as text; or as in `scale_by_celo2`.
         ValueError: A number is out of its range; `skip_nonfinite_gradients` is set without
             `skip_zero_gradients`; as in `scale_by_celo2`.
 
@@ -389,7 +389,7 @@ def _load(weights: Theta, *, orthogonalize: bool, state_dtype: Any, **coefficien
 def _cache_by_structure(
     make: Callable[..., optax.GradientTransformationExtraArgs],
 ) -> Callable[..., optax.GradientTransformationExtraArgs]:
-    """Keeps the transform made for a structure of trees: outside of `jit` a new one compiles at each step."""
+    """Caches the transform of each tree structure: outside `jit` a new one would compile at each step."""
     made: dict[Hashable, optax.GradientTransformationExtraArgs] = {}
 
     def find(*trees: Any) -> optax.GradientTransformationExtraArgs:
@@ -398,7 +398,7 @@ def _cache_by_structure(
         key = treedef, *facts
         try:
             hash(key)
-        except TypeError:  # a module with fields that have no hash
+        except TypeError:  # a module with unhashable fields
             return make(*trees)
         if key not in made:
             made[key] = make(*trees)
@@ -410,7 +410,7 @@ def _cache_by_structure(
 def _guard(
     tx: optax.GradientTransformationExtraArgs, skip_zero_gradients: bool, keep: Keep | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes an optimizer skip arrays whose gradient is not finite."""
+    """Makes an optimizer skip arrays with non-finite gradients."""
     if not skip_zero_gradients:
         raise ValueError(
             "skip_nonfinite_gradients needs skip_zero_gradients=True: to the rule, a gradient that is left "
@@ -450,21 +450,21 @@ def _harness_parts(
 def rotate_direction(
     make_direction: Callable[..., optax.GradientTransformation], every: int, numbers: Any
 ) -> optax.GradientTransformation:
-    """Makes a direction of the rule in the eigenbasis that is renewed every so many steps."""
+    """Makes a direction of the rule in the eigenbasis, which is updated every `every` steps."""
     inner = make_direction(dimension_numbers=_stack_dimension_numbers)
-    # The rule clips what it sees, which in the basis is not the gradient's own coordinates.
+    # The rule clips its inputs, which in the basis are not the gradient's own coordinates.
     return optax.chain(optax.clip(GRAD_CLIP), in_eigenbasis(inner, every=every, dimension_numbers=numbers))
 
 
 def _stack_dimension_numbers(params: optax.Params) -> Any:
-    """Returns the dimension numbers inside of `in_eigenbasis`, where matrices have one batch axis."""
+    """Returns the dimension numbers inside `in_eigenbasis`, where matrices have one batch axis."""
     return jax.tree.map(lambda param: DimensionNumbers(1, 2) if param.ndim == 3 else None, params)
 
 
 def _labels_of_state(params: optax.Params, state: Any) -> Any:
-    """Returns the labels that `init` chose: the rule's state has no arrays for what AdamW updates.
+    """Reads back the labels from `init`: the rule's state has no arrays for parameters that AdamW updates.
 
-    They cannot be found again: arrays shared by two leaves are distinct in gradients and tracers.
+    They cannot be recomputed: arrays shared by two leaves are distinct in gradients and tracers.
     """
     nodes = jax.tree.leaves(state.inner_states["celo2"], is_leaf=_is_rule_state)
     momentum = next(node for node in nodes if _is_rule_state(node)).momentum[0]

@@ -1,11 +1,11 @@
-"""Meta-training: persistent evolution strategies over short pieces of inner training.
+"""Meta-training: persistent evolution strategies over short segments of inner training.
 
     >>> from celo2.meta import MetaConfig
     >>> MetaConfig(variant="celo2-base").estimator
     'pes'
 
 `meta_train(recipe, options)` runs a recipe; `celo2 meta-train` is its command line. `Probe` trains the tasks
-of a declared set with weights or with an optimizer, as `celo2 probe` does.
+of a declared set with given weights or an optimizer, as `celo2 probe` does.
 """
 
 from __future__ import annotations

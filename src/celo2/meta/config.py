@@ -1,4 +1,4 @@
-"""Configuration of a meta-training run: every option that affects its result, with all checks."""
+"""Configuration of a meta-training run: every option that affects its result, and all checks."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rate_units": get_args(RateUnits),
     "inner_schedule": get_args(Schedule),
 }
-"""The options of `MetaConfig` that are limited to a fixed set of values, with those values."""
+"""The options of `MetaConfig` with a fixed set of values, and these values."""
 
-DECAYING = ("adamw", "lion")  # outer optimizers that have a weight decay
+DECAYING = ("adamw", "lion")  # outer optimizers with weight decay
 _OF_THE_RATE = ("inner_learning_rate", "rate_spread", "rate_units", "inner_schedule", "adamw_lr_scale")
 _FROZEN_BY_PHASE = ((), ("lstm_init_state/*", "rnn_params/*"), ("ff_mod_stack/*",))  # none, 1, 2
 _AT_LEAST_ONE = ("tasks_per_set", "truncation_length", "batch_size")
@@ -95,75 +95,74 @@ class MetaConfig:
 
     Attributes:
         variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors), "celo2-base", or a predecessor by its
-            name in `celo2.zoo`. Predecessors set their own step sizes, so the inner rate and the options that
-            shape it must keep their defaults.
+            name in `celo2.zoo`. Predecessors set their own step sizes, so the inner rate and its related
+            options must keep their defaults.
         phase: Phase of "celo": 1 trains the rule, 2 its schedule with the rule of `start` frozen, 0 both.
-        rule_options: Options of the rule that are not its defaults, as `NAME=VALUE` with the names of
-            `celo2.RuleConfig` and values as in JSON: "ff_hidden_size=16", "initial_rms_decays=[0.999]",
+        rule_options: Non-default options of the rule, as `NAME=VALUE` with the names of
+            `celo2.RuleConfig` and JSON values: "ff_hidden_size=16", "initial_rms_decays=[0.999]",
             "normalize_input=false".
-        outer_optimizer: Optax's optimizer of that name, which updates theta; "custom" for any other chain,
+        outer_optimizer: Name of the Optax optimizer that updates theta; "custom" for any other chain,
             given in Python.
-        outer_learning_rate: Peak rate of the outer optimizer. The published runs take 5e-5 (Celo2) and
+        outer_learning_rate: Peak rate of the outer optimizer. The published runs use 5e-5 (Celo2) and
             1e-4 (Celo2-base) for 100,000 iterations; the default is for a few thousand.
         outer_weight_decay: Weight decay of the outer optimizer; "adamw" and "lion" only.
         outer_warmup: Outer iterations over which the rate rises from zero.
-        outer_decay_steps: Outer iterations over which the rate falls to a tenth by a cosine; 0: never.
+        outer_decay_steps: Outer iterations over which a cosine lowers the rate to a tenth; 0: never.
         outer_clip: Global norm to which the meta-gradient is clipped; 0: not clipped.
-        frozen: Weight arrays that stay as they are at the start, by name or pattern: "w0__*", "b?", "w2".
-        families: Kinds of task, `NAME` or `NAME:WEIGHT`, by whose weights the pairs are allocated (each
-            gets at least one); the names are those of `celo2.tasks.families.FAMILIES`. The published
-            recipe has "mlp" alone.
+        frozen: Weight arrays that keep their starting values, by name or pattern: "w0__*", "b?", "w2".
+        families: Kinds of task, `NAME` or `NAME:WEIGHT`. Pairs are allocated by weight, at least one each;
+            the names are those of `celo2.tasks.families.FAMILIES`. The published recipe uses only "mlp".
         datasets: The image sets, over which the pairs of each family of image tasks are spread evenly.
-        tasks_per_set: Antithetic pairs for each image set; their product is the number of pairs of all
-            families, also of those that use no images.
+        tasks_per_set: Antithetic pairs per image set; times the number of image sets, this is the number of
+            pairs of all families, including those that use no images.
         estimator: Meta-gradient estimator: "pes", persistent evolution strategies; "truncated-es", which
-            ignores what a perturbation does after its K steps; "full-es", whole runs at each outer
-            iteration; "noise-reuse-es", one perturbation for a whole run (`meta.estimators` compares them).
+            ignores a perturbation's effects after its K steps; "full-es", whole runs in each outer
+            iteration; "noise-reuse-es", one perturbation per run (`meta.estimators` compares them).
         loss_difference: How the estimate uses a pair's loss difference: its "value", or its "sign"
             times `sign_scale`, so that no pair outweighs the others.
         sign_scale: Factor of the sign.
         reverse_steps: Inner steps at the start of each truncation through which the meta-loss is also
-            differentiated in reverse mode; the meta-gradient is then the mean of that gradient and of the
-            estimate by inverse variance (`meta.reverse`). From 2 to `truncation_length`; 0: no such gradient.
+            differentiated in reverse mode; the meta-gradient is then the inverse-variance mean of that
+            gradient and the estimate (`meta.reverse`). From 2 to `truncation_length`; 0: no such gradient.
             Celo2 and Celo2-base only.
         meta_loss: The objective of a rule: the mean "training" loss of the steps; the mean loss of a
-            "held-out" batch at each step, from the part of the set that is not trained on; or the "final"
+            "held-out" batch at each step, from the part of the set not used for training; or the "final"
             loss, the training loss of a run's last step.
-        loss_scale: "linear", or "log": the logarithm of each loss, so that a per cent counts alike on
-            every task and at every size of the loss. The difference within a pair is then that of the log
+        loss_scale: "linear", or "log": the logarithm of each loss, so that one per cent counts the same on
+            every task and at every size of the loss. The difference within a pair then equals that of the log
             ratios to any third rule (such as the start) on the same task, seed, rate and step, which cancels.
-        expert: Hand-designed optimizer of `celo2.baselines` to whose directions the rule is held, "muon" or
-            "normuon", say (`celo2.meta.inner.expert`); "": none. Celo2 and Celo2-base only.
-        expert_weight: Weight of the direction loss, which lies in [0, 2], beside each step's meta-loss, after
-            `loss_scale` and clipping; positive with an expert, 0 without one.
+        expert: Hand-designed optimizer of `celo2.baselines` whose directions the rule is kept close to, such
+            as "muon" or "normuon" (`celo2.meta.inner.expert`); "": none. Celo2 and Celo2-base only.
+        expert_weight: Weight of the direction loss, which lies in [0, 2] and is added to each step's
+            meta-loss after `loss_scale` and clipping; positive with an expert, 0 without one.
         sigma: Standard deviation of the perturbations of theta.
-        truncation_length: Inner steps K of one outer iteration, or of one piece of a whole run.
+        truncation_length: Inner steps K of one outer iteration, or of one segment of a whole run.
         min_unroll: Minimum length of an inner run, at least `truncation_length`.
         max_unroll: Maximum length of an inner run.
         unroll_law: Lengths are "log-uniform" (published) or "uniform" between the two. With
             "noise-reuse-es" they are rounded up to multiples of K, so that runs end with a truncation.
-        resume_probability: Probability, in [0, 1), that an inner run which has ended continues from a saved
-            state, and so becomes longer (`celo2.meta.inner.resume`); 0: a new task each time. Not for
-            "full-es". With the "cosine" schedule the rate is then that of the new length.
+        resume_probability: Probability, in [0, 1), that an ended inner run continues from a saved state and
+            so becomes longer (`celo2.meta.inner.resume`); 0: always a new task. Not for "full-es". The
+            "cosine" schedule then uses the new length.
         inner_clip: Norm to which the gradients of each inner step are clipped; 0: not clipped.
-        family_rates: `NAME:FACTOR`: a factor on the inner rate in a family's runs, so that the
-            rates drawn lie around each family's best.
+        family_rates: `NAME:FACTOR`: factor on the inner rate in a family's runs, so that the drawn rates lie
+            around each family's best.
         inner_learning_rate: Peak learning rate of the networks that are trained.
-        rate_spread: Each run's peak rate is drawn log-uniformly from the inner learning rate divided by
-            this factor to the rate times it; at least 1.
+        rate_spread: Each run's peak rate is drawn log-uniformly between the inner learning rate divided by
+            this factor and multiplied by it; at least 1.
         rate_units: Units of the rate. "stored", the published recipe: the parameters as the
             augmentation stores them, so that a scale also multiplies the change of the network. "network":
-            the parameters as the network uses them, so that the scales leave its changes alone.
+            the parameters as the network uses them, so that the scales do not affect its changes.
         inner_schedule: "constant", the published recipe, or "cosine": from the peak to zero over each
-            run, as in use.
-        adamw_lr_scale: Ratio of the learning rate of Celo2's AdamW branch to the inner one.
+            run, as in deployment.
+        adamw_lr_scale: Ratio of the learning rate of Celo2's AdamW branch to the inner learning rate.
         level: The granularity of the augmentation's scales, see `celo2.tasks.families.augmentation`.
         scale_range: Minimum and maximum scale of the augmentation.
-        mixture: Levels of which each task draws one, in place of `level`: "LEVEL", or "LEVEL:LOW:HIGH" for
-            another range than `scale_range`; one that occurs twice is twice as likely.
+        mixture: Levels from which each task draws one, instead of `level`: "LEVEL", or "LEVEL:LOW:HIGH" for a
+            range other than `scale_range`; a level listed twice is twice as likely.
         batch_size: Examples in an inner batch; for text, bytes to be predicted.
-        start: "random"; "adam", where the rule is Adam with Nesterov momentum until it learns better; or
-            weights, anything that `celo2.load_checkpoint` takes.
+        start: "random"; "adam", which makes the rule Adam with Nesterov momentum until it learns better; or
+            weights, anything that `celo2.load_checkpoint` accepts.
         seed: Seed of all random numbers, in [0, 2³²).
     """
 
@@ -247,7 +246,7 @@ class MetaConfig:
 
     @property
     def num_pairs(self) -> int:
-        """The antithetic pairs of one outer iteration."""
+        """The number of antithetic pairs in one outer iteration."""
         return len(self.datasets) * self.tasks_per_set
 
     @property
@@ -261,7 +260,7 @@ class MetaConfig:
 
     @property
     def frozen_names(self) -> frozenset[str]:
-        """The weight arrays that `frozen` matches, and those that the phase does not train."""
+        """The weight arrays that match `frozen`, and those that the phase does not train."""
         names = self.weight_shapes()
         patterns = (*self.frozen, *_FROZEN_BY_PHASE[self.phase])
         return frozenset(name for pattern in patterns for name in names if fnmatch.fnmatchcase(name, pattern))
@@ -273,12 +272,12 @@ class MetaConfig:
 
     @property
     def rate_factors(self) -> dict[str, float]:
-        """The factor on each family's inner rate; 1 for families that are not named."""
+        """The factor on each family's inner rate; 1 for families without one."""
         return parse_shares(self.family_rates, list(self.pairs_by_family)) if self.family_rates else {}
 
     @property
     def mean_unroll(self) -> float:
-        """The mean number of steps that a new run, or one that continues, gets, before rounding to `K`."""
+        """The mean number of steps of a new or continued run, before rounding to `K`."""
         if self.min_unroll == self.max_unroll or self.unroll_law == "uniform":
             return (self.min_unroll + self.max_unroll) / 2
         return (self.max_unroll - self.min_unroll) / math.log(self.max_unroll / self.min_unroll)
@@ -326,11 +325,11 @@ RECIPE_ONLY = tuple(
     for name, hint in get_type_hints(MetaConfig, include_extras=True).items()
     if RecipeOnly in getattr(hint, "__metadata__", ())
 )
-"""The options without a flag: a recipe file sets them, or Python."""
+"""The options without a flag, which a recipe file or Python sets."""
 
 
 def _check_values(config: MetaConfig) -> None:
-    """Checks each option by itself: its type, its range, and its choices."""
+    """Checks each option separately: its type, range and choices."""
     for name, choices in CHOICES.items():
         if getattr(config, name) not in choices:
             raise ValueError(f"{name} must be one of {choices}, got {getattr(config, name)!r}.")
@@ -372,7 +371,7 @@ def _check_outer(config: MetaConfig) -> None:
 
 
 def _check_variant(config: MetaConfig) -> None:
-    """Checks the phase, and refuses options that do not apply to a predecessor."""
+    """Checks the phase, and rejects options that do not apply to a predecessor."""
     phases = (0, 1, 2) if config.variant == "celo" else (0,)
     if config.phase not in phases:
         raise ValueError(f"phase must be one of {phases} for {config.variant!r}, got {config.phase!r}.")
@@ -392,7 +391,7 @@ def _check_variant(config: MetaConfig) -> None:
 
 
 def _check_expert(config: MetaConfig) -> None:
-    """Checks that an expert has a weight, and that there is such an expert for this variant."""
+    """Checks that an expert has a weight and exists for this variant."""
     if bool(config.expert) != (config.expert_weight > 0):
         raise ValueError(
             "expert and expert_weight belong together: name a hand-designed optimizer and a positive weight, "
@@ -419,7 +418,7 @@ def _check_resumption(config: MetaConfig) -> None:
 
 
 def _check_reverse(config: MetaConfig) -> None:
-    """Checks that a reverse-mode gradient exists and that it is comparable with the estimate."""
+    """Checks that a reverse-mode gradient exists and is comparable with the estimate."""
     what = f"reverse_steps={config.reverse_steps}"
     if config.member is not None:
         raise ValueError(

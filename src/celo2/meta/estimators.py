@@ -1,4 +1,4 @@
-"""Meta-gradient estimators: turns the losses of antithetic pairs into a meta-gradient, as the recipe selects.
+"""Meta-gradient estimators: convert the losses of antithetic pairs into a meta-gradient, by recipe.
 
 | estimator | an outer iteration sees | weighs losses with | both signs start from |
 |---|---|---|---|
@@ -8,11 +8,11 @@
 | `noise-reuse-es` | K steps | the run's one perturbation | their own states |
 
 The first is unbiased and has the largest variance. The second ignores the effect of a perturbation beyond its
-own K steps: small variance, and a bias towards short-sighted rules. The third is unbiased, and as slow as
-its longest run. The fourth is unbiased too: a run keeps its perturbation from its first step to its last, so
+own K steps: it has small variance, and a bias towards short-sighted rules. The third is unbiased, and as slow
+as its longest run. The fourth is also unbiased: a run keeps its perturbation from first step to last, so
 nothing accumulates.
 
-Source: arXiv 2112.13835, sections 2 and 3, where they are named PES and ES; truncated evolution strategies
+Source: arXiv 2112.13835, sections 2 and 3, which call them PES and ES; truncated evolution strategies
 continue from one state for both signs, as in learned_optimization's estimator of that name; noise-reuse
 evolution strategies: arXiv 2304.12180, algorithm 1.
 """
@@ -36,7 +36,7 @@ class Restored(NamedTuple):
 
     Attributes:
         resuming: Whether a pair does so, `(pairs,)` bool.
-        accumulator: The accumulator with which its saved state was reached, leading axis `pairs`.
+        accumulator: The accumulator at its saved state, leading axis `pairs`.
     """
 
     resuming: Array
@@ -50,7 +50,7 @@ def perturb(
     config: MetaConfig,
     restored: Restored | None = None,
 ) -> Theta:
-    """Selects the perturbation of each pair for this outer iteration: a new one, or that of its run.
+    """Selects each pair's perturbation for this outer iteration: a new one, or that of its run.
 
     Args:
         fresh: New perturbations, leading axis `pairs`.
@@ -67,9 +67,9 @@ def perturb(
 
 
 def mask_unread(perturbation: Theta, config: MetaConfig) -> Theta:
-    """Zeroes the perturbation of weights that the rule never reads, whose gradient would be pure noise.
+    """Zeroes the perturbation of unused weights, whose gradient would be pure noise.
 
-    These are the unused outputs of its last layer.
+    These are the weights of unused outputs of the last layer.
 
     Args:
         perturbation: Leading axis `pairs`.

@@ -30,10 +30,10 @@ TRUNCATIONS = 100  # × 64 runs: more than 5,000 gradients of each array
 
 
 def measure_gradients(weights: Weights, *, truncations: int = TRUNCATIONS) -> dict[str, np.ndarray]:
-    """Applies `sample_gradient_rms` to finished weights, with the recipe stated in their file.
+    """Applies `sample_gradient_rms` to finished weights, with the recipe in their file.
 
     Raises:
-        ValueError: The file states no recipe.
+        ValueError: The file contains no recipe.
     """
     recipe = weights.provenance.get("recipe")
     if recipe is None:
@@ -50,20 +50,20 @@ def sample_gradient_rms(
     """Samples the root mean squares of gradients in the inner runs of a recipe, at fixed weights.
 
     The runs are those of meta-training: its tasks, its learning rates, both signs of a perturbation drawn
-    for each truncation (also where the recipe estimates from whole runs), and a new task when a run ends
-    (also where the recipe lets some continue). At the end of a truncation every unfinished run gives one
-    gradient. The first runs begin in the middle with an untrained network, so the first `max_unroll` steps
-    are not counted.
+    for each truncation (even if the recipe estimates from whole runs), and a new task when a run ends
+    (even if the recipe lets some continue). At the end of a truncation each unfinished run yields one
+    gradient. The first runs begin midway with an untrained network, so the first `max_unroll` steps are
+    not counted.
 
     Args:
         theta: The rule's weights.
-        config: The recipe; its seed decides every random number.
+        config: The recipe; its seed determines every random number.
         data: The data that its families draw from.
-        truncations: The number of truncations that are counted, positive.
+        truncations: The number of counted truncations, positive.
 
     Returns:
-        For each family `(samples, arrays)` float32, over the arrays that the rule updates: all of
-        them in Celo2-base, the matrices in Celo2.
+        For each family `(samples, arrays)` float32, over the arrays that the rule updates: all arrays in
+        Celo2-base, the matrices in Celo2.
     """
     start_key, loop_key = jax.random.split(jax.random.key(config.seed))
     states = init_groups(jax.random.split(start_key, config.num_pairs), theta, config)

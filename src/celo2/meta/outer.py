@@ -1,7 +1,7 @@
 """Outer iterations of meta-training, and the outer optimizer.
 
-An iteration perturbs theta, unrolls every pair, estimates the meta-gradient and updates theta; several are
-compiled into one program. `make_outer_optimizer` builds the optimizer from the recipe.
+An iteration perturbs theta, unrolls every pair, estimates the meta-gradient and updates theta. Several
+iterations are compiled into one program. `make_outer_optimizer` builds the optimizer from the recipe.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class OuterState(NamedTuple):
         theta: The rule's weights.
         opt_state: State of the outer optimizer.
         inner: The inner runs of each group of pairs, see `celo2.meta.inner.families`.
-        accumulator: PES's sum of perturbations of each pair.
+        accumulator: Sum of perturbations of each pair, for PES.
         count: Number of outer iterations so far; with the seed it determines all later random numbers.
         buffer: Saved states from which ended runs continue; None if the recipe has no `resume_probability`.
     """
@@ -74,7 +74,7 @@ class OuterMetrics(NamedTuple):
         resets: Number of pairs that were reset, to a new task or to a saved state.
         ended_runs: Number of inner runs, of both signs, that took their last step.
         diverged_runs: Number of these whose loss at that step was not finite.
-        skipped: 1 if the meta-gradient, or the update made of it, was not finite and theta was left alone.
+        skipped: 1 if the meta-gradient or its update was not finite, so theta was left unchanged.
         resumed: Number of pairs that were reset to a saved state.
         reverse_share: Mean weight of the reverse-mode gradient in the meta-gradient, see `reverse.combine`.
     """
@@ -93,12 +93,12 @@ class OuterMetrics(NamedTuple):
 
 
 def make_mesh() -> Mesh:
-    """Makes a mesh of all devices of all processes along one axis, the pairs'."""
+    """Makes a mesh of all devices of all processes along the axis of the pairs."""
     return jax.make_mesh((jax.device_count(),), (PAIRS,), axis_types=(AxisType.Auto,))
 
 
 def init(config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None) -> OuterState:
-    """Makes the state before the first iteration, the pairs sharded over the mesh.
+    """Makes the state before the first iteration, with pairs sharded over the mesh.
 
     Args:
         config: The recipe.
@@ -135,7 +135,7 @@ def _state_shardings(mesh: Mesh) -> OuterState:
 def make_outer_steps(
     config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
 ) -> Callable[[OuterState, TaskData, ArrayLike], tuple[OuterState, OuterMetrics]]:
-    """Compiles several outer iterations into one program, without the host between them.
+    """Compiles several outer iterations into one program that does not return to the host between them.
 
     Args:
         config: The recipe.
@@ -144,8 +144,8 @@ def make_outer_steps(
 
     Returns:
         `(state, data, num_steps) → (state, metrics)`. The given state is donated. `num_steps` is in
-        [0, MAX_STEPS] and is not a compile-time constant. Each of the metrics has a leading axis
-        MAX_STEPS, of which the first `num_steps` are filled.
+        [0, MAX_STEPS] and is not a compile-time constant. Each metric has a leading axis MAX_STEPS, of which
+        the first `num_steps` entries are filled.
     """
     outer_step = _make_outer_step(config, mesh, optimizer)
 
@@ -225,7 +225,7 @@ def _make_outer_step(
 def _perturb(
     noise_key: Array, state: OuterState, restored: estimators.Restored | None, config: MetaConfig
 ) -> Theta:
-    """Draws the perturbation of each pair, or keeps that of its run, as the estimator says."""
+    """Draws each pair's perturbation, or keeps that of its run, depending on the estimator."""
     fresh = pes.sample_perturbations(
         noise_key, state.theta, config.sigma, config.num_pairs, frozen=config.frozen_names
     )
@@ -269,7 +269,7 @@ def _count_resumed(losses: Losses, restored: estimators.Restored | None) -> Arra
 
 
 def _mean_losses(losses: Losses, task_sizes: Sequence[int]) -> tuple[Array, Array]:
-    """Averages losses of both signs by weight over each task's pairs and over all; NaN without weight."""
+    """Averages losses of both signs by weight, per task and over all pairs; NaN if the weights are zero."""
     total = jnp.sum(losses.weight * (losses.positive + losses.negative) / 2.0, axis=0)
     weight = jnp.sum(losses.weight, axis=0)
     ends = list(accumulate(task_sizes))[:-1]
@@ -286,7 +286,7 @@ def _update_theta(
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.theta)
     finite = jnp.isfinite(optax.tree.norm(gradient)) & jnp.isfinite(optax.tree.norm(updates))
     theta = cast(Theta, optax.apply_updates(state.theta, updates))
-    # Frozen arrays keep their values even if the optimizer moves them without a gradient (by weight decay).
+    # Frozen arrays keep their values even if the optimizer moves them without a gradient (weight decay).
     theta = {name: state.theta[name] if name in frozen else new for name, new in theta.items()}
 
     def keep(new: Array, old: Array) -> Array:
@@ -328,8 +328,7 @@ def make_outer_optimizer(
         given: Any Optax chain with its own rate, schedule and clipping; the recipe's are not applied.
 
     Raises:
-        ValueError: A chain is given and the recipe's `outer_optimizer` is not "custom", or the other way
-            round.
+        ValueError: A chain is given and the recipe's `outer_optimizer` is not "custom", or vice versa.
     """
     if (given is not None) != (config.outer_optimizer == CUSTOM):
         raise ValueError(

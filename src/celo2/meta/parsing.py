@@ -1,4 +1,4 @@
-"""Parsing of settings: JSON objects of a dataclass's fields, family weights, and options of the rule."""
+"""Parses settings: JSON objects of a dataclass's fields, family weights, and options of the rule."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _MANY = {str: "a list of strings", float: "a list of numbers"}
 
 
 def parse_fields(cls: type, text: str, what: str) -> dict[str, Any]:
-    """Parses a JSON object whose names are fields of a dataclass, any of which may be missing.
+    """Parses a JSON object whose names are fields of a dataclass; any field may be missing.
 
     Args:
-        cls: The dataclass; the annotations of its fields decide which values fit.
+        cls: The dataclass; the annotations of its fields determine the valid values.
         text: The JSON text.
-        what: What the text should be, for messages.
+        what: What the text should be, for error messages.
 
     Raises:
         ValueError: The text is not a JSON object, has an unknown name, or a value of the wrong type.
@@ -61,10 +61,10 @@ def load_config(cls: type[Config], path: str | os.PathLike[str]) -> Config:
 
 
 def check_kind(name: str, value: Any, kind: Any) -> None:
-    """Checks that a JSON value fits a field's annotation: text, a number, a choice, or a list of these.
+    """Checks that a JSON value matches a field's annotation: text, a number, a choice, or a list of these.
 
     Raises:
-        ValueError: It does not.
+        ValueError: It does not match.
     """
     if get_origin(kind) is tuple:
         item = _plain(get_args(kind)[0])
@@ -90,7 +90,7 @@ def parse_shares(entries: Sequence[str], known: Sequence[str] | Registry[Any]) -
 
     Args:
         entries: The entries, at least one.
-        known: The allowed names; of a registry also `package.module:attribute`.
+        known: The allowed names; for a registry also `package.module:attribute`.
 
     Raises:
         ValueError: There is no entry, or an entry is malformed, unknown or repeated.
@@ -131,14 +131,14 @@ def _split_weight(entry: str, known: Container[str]) -> tuple[str, str, str]:
 
 
 def split_by_weight(total: int, weights: Mapping[str, float]) -> dict[str, int]:
-    """Allocates a number of pairs by weight: one for each name, then by the largest remainder.
+    """Allocates pairs by weight: one per name, then by the largest-remainder method.
 
     A name's quota is `total · weight / Σ weights`. Names with a quota below one get one; the
-    others share the remainder by their weights: the integer part of a quota, plus one for the largest
-    fractions (the first of equals).
+    others share the remainder by weight: the integer part of the quota, plus one for the largest
+    fractions (ties go to the first).
 
     Args:
-        total: Pairs in all, at least one for each name.
+        total: The total number of pairs, at least one per name.
         weights: Positive weights by name.
 
     Raises:
@@ -162,7 +162,7 @@ def split_by_weight(total: int, weights: Mapping[str, float]) -> dict[str, int]:
 
 
 def _below_one(total: int, weights: Mapping[str, float]) -> set[str]:
-    """Returns the names whose quota is below one, repeatedly, as the others' quotas shrink."""
+    """Returns the names with a quota below one, found repeatedly as the others' quotas shrink."""
     small: set[str] = set()
     while True:
         scale = sum(weight for name, weight in weights.items() if name not in small)
@@ -174,10 +174,10 @@ def _below_one(total: int, weights: Mapping[str, float]) -> set[str]:
 
 
 def parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
-    """Parses options of the rule, `NAME=VALUE` with values as in JSON.
+    """Parses options of the rule, `NAME=VALUE` with JSON values.
 
     Raises:
-        ValueError: A word is malformed, repeated, no option of the rule, or set by the variant.
+        ValueError: A word is malformed, repeated, not an option of the rule, or set by the variant.
     """
     options = {}
     for word in words:
@@ -196,5 +196,5 @@ def parse_rule_options(words: tuple[str, ...]) -> dict[str, Any]:
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:
-            options[name] = value  # plain text, which JSON would quote
+            options[name] = value  # plain text, quoted in JSON
     return options

@@ -9,8 +9,8 @@ With perturbations ε of standard deviation σ, and ξ their sum since a run beg
     g = 1/(2σ²) · mean over pairs ( ξ Σ_before (L⁺ - L⁻)/K + ε Σ_after (L⁺ - L⁻)/K )
 
 where "after" begins with the step at which the run was reset: its losses depend only on this
-truncation's ε. From there ξ restarts at ε; or at ξ_saved + ε, and so does the second term, where the run
-continues from a state that was reached with the sum ξ_saved.
+truncation's ε. From there ξ restarts at ε. If the run continues from a state reached with the sum ξ_saved, ξ
+restarts at ξ_saved + ε, which then also replaces ε in the second term.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Estimate(NamedTuple):
         gradient: Meta-gradient of the mean loss, a tree like theta.
         accumulator: Updated sum of perturbations of each pair, leading axis `pairs`.
         mean_loss: Mean meta-loss of both signs, a scalar.
-        signal_to_noise: `|ḡ|² / mean |gᵢ - ḡ|²` over the pairs' own gradients gᵢ, whose mean is ḡ. Pure
-            noise gives `1 / (pairs - 1)` in expectation; values above it indicate signal.
-        pair_gradients: The pairs' own gradients gᵢ, leading axis `pairs`.
+        signal_to_noise: `|ḡ|² / mean |gᵢ - ḡ|²` over the pairs' gradients gᵢ with mean ḡ. Pure noise
+            gives `1 / (pairs - 1)` in expectation; larger values indicate signal.
+        pair_gradients: The pairs' gradients gᵢ, leading axis `pairs`.
     """
 
     gradient: Theta
@@ -47,9 +47,9 @@ class Estimate(NamedTuple):
 def sample_perturbations(
     key: Array, theta: Theta, sigma: float, num_pairs: int, *, frozen: Collection[str] = ()
 ) -> Theta:
-    """Draws ε ~ N(0, σ²) for every pair: a tree like theta with a leading axis `num_pairs`.
+    """Draws ε ~ N(0, σ²) for each pair: a tree like theta with a leading axis `num_pairs`.
 
-    Arrays named in `frozen` get zeros; the draws of the others do not depend on it.
+    Arrays named in `frozen` get zeros, which does not affect the draws of the others.
     """
     keys = jax.random.split(key, len(theta))
 
@@ -66,7 +66,7 @@ def sample_perturbations(
 
 
 def antithetic(theta: Theta, perturbation: Theta) -> Theta:
-    """Stacks `[θ + ε, θ - ε]` on a new axis 1 behind `pairs`."""
+    """Stacks `[θ + ε, θ - ε]` along a new axis 1, after `pairs`."""
 
     def pair(array: Array, noise: Array) -> Array:
         return jnp.stack([array[None] + noise, array[None] - noise], axis=1)
@@ -96,10 +96,10 @@ def estimate(
         accumulator: Sum of the run's earlier perturbations, leading axis `pairs`.
         sigma: Standard deviation of the perturbations.
         weight: Factor of each loss in its pair's sum, `(K, pairs)`; 1/K makes the sum a mean.
-        sign_scale: If not zero, each pair's loss difference is replaced by `sign_scale` times the
+        sign_scale: If nonzero, each pair's loss difference is replaced by `sign_scale` times the
             sign of its weighted sum.
-        restored: Sum of the perturbations with which the state was reached from which a run that was reset
-            continues, leading axis `pairs`; zero for a new task. None: new tasks for all.
+        restored: Sum of the perturbations at the saved state from which a reset run continues, leading axis
+            `pairs`; zero for a new task. None: new tasks for all.
     """
     delta = loss_pos - loss_neg
     if sign_scale:
@@ -132,7 +132,7 @@ def estimate(
 
 
 def signal_to_noise(mean: Theta, gradients: Theta) -> Array:
-    """Computes the signal-to-noise ratio of `Estimate`; NaN for one pair, whose deviation is zero.
+    """Computes the signal-to-noise ratio of `Estimate`; NaN for a single pair, whose deviation is zero.
 
     Args:
         mean: The meta-gradient.

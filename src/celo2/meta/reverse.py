@@ -1,20 +1,20 @@
-"""Meta-gradients in reverse mode through a few inner steps, and their mean with evolution strategies'.
+"""Reverse-mode meta-gradients through a few inner steps, averaged with those of evolution strategies.
 
 With `reverse_steps` R above zero, each pair has a second gradient: that of its meta-loss over the first R
-steps of the truncation, differentiated at the unperturbed theta by backpropagation through inner training.
-An estimate by evolution strategies has the noise of one random direction for each pair; this one has all
-directions, and is short-sighted. Both are averaged with weights inverse to their variances,
+steps of the truncation, computed at the unperturbed theta by backpropagation through inner training.
+An estimate by evolution strategies has the noise of one random direction per pair; this one covers all
+directions but is short-sighted. The two are averaged with weights inverse to their variances,
 
     g = (g_es / v_es + g_rev / v_rev) / (1 / v_es + 1 / v_rev),
 
-for each number of theta on its own, v being the variance of a mean over the pairs, estimated from the pairs.
-Where backpropagation through chaotic training explodes, v_rev does too, and evolution strategies decide
-alone; so nothing is clipped.
+separately for each number of theta, where v is the variance of a mean over the pairs, estimated from the
+pairs. Where backpropagation through chaotic training explodes, so does v_rev, and evolution strategies decide
+alone; hence nothing is clipped.
 
 Source: Metz et al., "Understanding and correcting pathologies in the training of learned optimizers"
 (arXiv 1810.10180), where both estimates are unbiased and see the same steps. Here g_rev is biased: it ignores
-what theta does to losses after the R steps, what it did before them, and the smoothing by σ. The weights do
-not see a bias: the smaller R, the less noise, and the more of the mean is short-sighted.
+theta's effect on losses after the R steps, its effect before them, and the smoothing by σ. The weights do not
+account for bias: the smaller R, the less noise, and the more of the mean is short-sighted.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def compute_gradients(
 ) -> tuple[Theta, ...]:
     """Differentiates each pair's meta-loss over the next `reverse_steps` steps with respect to theta.
 
-    The runs go on, at the unperturbed theta, from the states under θ + ε: perturbations are symmetric, so
-    those under θ - ε have the same distribution, and one sign costs half of two. Batches, new tasks and
-    resets are those of the truncation that `unroll` runs with the same keys. A loss has the weight that
-    `loss_weight` gives it in a truncation of `reverse_steps` steps: the meta-loss remains a mean over steps.
-    Memory is that of one step, and of a state for each: steps are computed again (`jax.checkpoint`).
+    The runs continue, at the unperturbed theta, from the states under θ + ε: perturbations are symmetric, so
+    states under θ - ε have the same distribution, and one sign costs half as much. Batches, new tasks and
+    resets are those of the truncation that `unroll` runs with the same keys. Losses are weighted by
+    `loss_weight` as in a truncation of `reverse_steps` steps, so the meta-loss remains a mean over steps.
+    Memory holds one step, and one state per step: steps are recomputed (`jax.checkpoint`).
 
     Args:
         theta: The unperturbed weights.
@@ -62,8 +62,8 @@ def compute_gradients(
         config: The recipe, whose `reverse_steps` is above zero.
 
     Returns:
-        For each group the gradients of its pairs, leading axis `pairs`: zero in frozen arrays and in outputs
-        that the rule never reads, and not finite where backpropagation overflows.
+        For each group, the gradients of its pairs, leading axis `pairs`: zero for frozen arrays and unused
+        outputs, and not finite where backpropagation overflows.
     """
     groups = make_groups(config)
     parts = zip(groups, states, pair_keys, sets, restarts or [None] * len(groups), strict=True)
@@ -80,7 +80,7 @@ def _differentiate(
     data: TaskData,
     config: MetaConfig,
 ) -> Theta:
-    """Computes the gradients of one group's pairs; each has its own copy of theta, for one sign."""
+    """Computes the gradients of one group's pairs, each with its own copy of theta, for one sign."""
     thetas = {name: jnp.broadcast_to(array, (len(keys), 1, *array.shape)) for name, array in theta.items()}
     trained = {name: array for name, array in thetas.items() if name not in config.frozen_names}
     state = _first_sign(state)
@@ -114,14 +114,13 @@ def join_gradients(gradients: Sequence[Theta]) -> Theta:
 
 
 def combine(es_gradients: Theta, reverse_gradients: Theta) -> tuple[Theta, Array]:
-    """Averages two estimates of the meta-gradient by the inverse of their variances, number by number.
+    """Averages two estimates of the meta-gradient elementwise, weighted by inverse variance.
 
-    A pair whose reverse-mode gradient has any number that is not finite, or is zero in every number (its
-    losses are at the ceiling), counts as missing in that mean and its variance, which favours the pairs that
-    do not explode. A variance of zero is an infinite weight: where all pairs find that a number has no
-    effect, the result is zero. The estimate by evolution strategies alone remains where both variances are
-    zero, where fewer than two pairs count, and where a variance overflows. If it is not finite itself,
-    neither is the result.
+    A pair whose reverse-mode gradient contains a non-finite number, or is zero everywhere (its losses are at
+    the ceiling), is excluded from that mean and its variance, which favours pairs that do not explode. A
+    variance of zero is an infinite weight: where all pairs find that a number has no effect, the result is
+    zero. Only the estimate by evolution strategies is used where both variances are zero, where fewer than
+    two pairs count, and where a variance overflows. If it is not finite itself, neither is the result.
 
     Args:
         es_gradients: The gradients of the pairs by evolution strategies, leading axis `pairs`, at least two.
@@ -129,7 +128,7 @@ def combine(es_gradients: Theta, reverse_gradients: Theta) -> tuple[Theta, Array
 
     Returns:
         The mean gradient, a tree like theta; and the weight of the reverse-mode gradient in it, `()` in
-        [0, 1], its mean over the numbers of which a variance is not zero.
+        [0, 1], averaged over the numbers with a nonzero variance.
     """
     is_counted = jnp.stack(
         [
@@ -152,12 +151,12 @@ def combine(es_gradients: Theta, reverse_gradients: Theta) -> tuple[Theta, Array
 def _combine_array(
     es_gradients: Array, reverse_gradients: Array, is_counted: Array
 ) -> tuple[Array, Array, Array]:
-    """Returns the mean, the weight of the reverse-mode gradient, and where a variance is not zero."""
+    """Returns the mean, the weight of the reverse-mode gradient, and where a variance is nonzero."""
     es_mean, es_variance = _mean_and_variance(es_gradients, jnp.ones_like(is_counted))
     mean, variance = _mean_and_variance(reverse_gradients, is_counted)
     larger = jnp.maximum(es_variance, variance)
     is_usable = jnp.isfinite(larger) & (larger > 0.0)
-    # Divided by the larger of the two, the weights neither overflow nor vanish together.
+    # Dividing by the larger of the two keeps the weights from overflowing or vanishing together.
     es_weight, weight = variance / larger, es_variance / larger
     share = jnp.where(is_usable, weight / (es_weight + weight), 0.0)
     return jnp.where(is_usable, (1.0 - share) * es_mean + share * mean, es_mean), share, larger > 0.0

@@ -1,7 +1,7 @@
 """The meta-training loop: resume, iterate, report, save.
 
-`meta_train` runs a recipe; `CallSize` sizes the calls of the device, so that it stays busy and Ctrl-C is
-answered within about a second.
+`meta_train` runs a recipe; `CallSize` sizes the device calls, so that the device stays busy and Ctrl-C
+takes effect within about a second.
 """
 
 from __future__ import annotations
@@ -56,18 +56,18 @@ def meta_train(
     Args:
         config: The recipe.
         options: Folder, length, checkpoints and callbacks.
-        outer_optimizer: Any Optax chain, for a recipe whose `outer_optimizer` is "custom"; it must be passed
-            again to resume or repeat the run.
+        outer_optimizer: Any Optax chain, for a recipe whose `outer_optimizer` is "custom"; pass it again to
+            resume or repeat the run.
 
     Returns:
         The path of the last weights written.
 
-    Of several processes that `jax.distributed` has joined, each must call this alike, with one folder that
-    all of them see.
+    With several processes joined by `jax.distributed`, each must make the same call, with one folder that
+    all of them can access.
 
     Raises:
-        Stopped: A signal has ended the run. After the first one a checkpoint has been saved; a second one
-            ends it at once, and the last checkpoint is intact. It is a KeyboardInterrupt.
+        Stopped: A signal has ended the run; this is a KeyboardInterrupt. After a first signal, a checkpoint
+            has been saved; a second one ends the run at once, and the last checkpoint is intact.
         MetaGradientError: Too many meta-gradients were not finite; a checkpoint has been saved.
         RunWriteError: A file of the run could not be written; the last checkpoint is intact.
         ProcessLostError: Another process of the run has ended; the last checkpoint is intact.
@@ -75,7 +75,7 @@ def meta_train(
         ImportError: See `check_loggers`.
         FileExistsError, FileNotFoundError, ValueError: See `RunFiles.start`.
     """
-    make_outer_optimizer(config, outer_optimizer)  # refuses before anything is written
+    make_outer_optimizer(config, outer_optimizer)  # rejects before anything is written
     check_loggers(options.sinks)
     check_processes(options)
     check_variant(config, options)
@@ -189,7 +189,7 @@ def _as_records(
 
 
 def _number_or_none(value: ArrayLike, *, digits: int = 17) -> float | None:
-    """Converts a number for JSON, which has no NaN: non-finite values and means over nothing become null."""
+    """Converts a number for JSON, which has no NaN: non-finite values and empty means become null."""
     return float(f"{float(value):.{digits}g}") if np.isfinite(value) else None  # type: ignore[arg-type]
 
 
@@ -213,7 +213,7 @@ def _provenance(config: MetaConfig, options: TrainOptions, datasets: dict[str, D
 
 
 def _start_provenance(config: MetaConfig) -> dict[str, str]:
-    """Returns the provenance of the starting weights: how they were made, and the hash of their file."""
+    """Returns the provenance of the starting weights: how they were made, and their file's hash."""
     if config.start in BUILT_IN:
         return {}
     made = load_start(config).provenance

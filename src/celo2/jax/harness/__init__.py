@@ -1,1 +1,1 @@
-"""Optax transforms that stand around a direction: what `celo2.Harness` turns on, for any optimizer."""
+"""Optax transforms around a direction, which `celo2.Harness` enables and any optimizer can use."""

@@ -1,9 +1,9 @@
-"""Averages of the parameters over steps, to be evaluated in place of the last ones.
+"""Averages the parameters over steps, for evaluation in place of the last ones.
 
     a ← a + max(1 - β, 1 / n) (p - a)
 
-for the n-th set of parameters since the start: the plain mean at first, then the exponential one. With β = 1
-it is the mean of the tail.
+for the n-th set of parameters since the start: the plain mean at first, then the exponential average. With
+β = 1 it is the mean of the tail.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class AverageParamsState(NamedTuple):
 def average_params(decay: float = 0.999, *, start: int = 0) -> optax.GradientTransformationExtraArgs:
     """Keeps an average of the parameters in the optimizer's state, and passes updates through.
 
-    It belongs at the end of the outermost `optax.chain`, so that it sees the whole update. Sums are not
-    rounded to the parameters' dtype before they are averaged. Read the average with `averaged_params`. Its
-    state has 4 bytes for each float32 parameter.
+    Put it at the end of the outermost `optax.chain`, so that it sees the whole update. Sums are not
+    rounded to the parameters' dtype before they are averaged. Read the average with `averaged_params`. The
+    state has 4 bytes per float32 parameter.
 
     Args:
         decay: The decay β of the average, in [0, 1]; 1 is the mean of all parameters since `start`.
-        start: The number of updates before the first that counts, ≥ 0.
+        start: The number of updates before averaging starts, ≥ 0.
 
     Raises:
         ValueError: An argument is out of its range, or `update` got no parameters.
@@ -87,10 +87,10 @@ def average_params(decay: float = 0.999, *, start: int = 0) -> optax.GradientTra
 
 
 def averaged_params(state: optax.OptState) -> Any:
-    """Returns the average in the state of an optimizer that has `average_params`.
+    """Returns the average in the state of an optimizer that contains `average_params`.
 
     Raises:
-        KeyError: The state has none, or several.
+        KeyError: The state contains none, or several.
     """
     is_average = lambda node: isinstance(node, AverageParamsState)  # noqa: E731
     found = [node for node in jax.tree.leaves(state, is_leaf=is_average) if is_average(node)]

@@ -1,4 +1,4 @@
-"""Weight decay only where it agrees with the step."""
+"""Weight decay that applies only where it agrees with the step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_cautious_weight_decay(weight_decay: Any, mask: Any = None) -> optax.Grad
 
         u ← u + λ p · [u p ≥ 0]
 
-    It takes the place of `optax.add_decayed_weights`, before the learning rate.
+    It replaces `optax.add_decayed_weights`, before the learning rate.
 
     Args:
         weight_decay: The decay λ ≥ 0.

@@ -1,13 +1,13 @@
-"""Any optimizer in the eigenbasis of Shampoo's Kronecker factors, as SOAP runs Adam.
+"""Runs any optimizer in the eigenbasis of Shampoo's Kronecker factors, as SOAP runs Adam.
 
     G' = Q_Lᵀ G Q_R,    W' = Q_Lᵀ W Q_R
     step = Q_L inner(G', W') Q_Rᵀ
     L ← β L + (1 - β) G Gᵀ,    R ← β R + (1 - β) Gᵀ G
-    every so many steps: Q_L ← QR(L Q_L),    Q_R ← QR(R Q_R)
+    every few steps: Q_L ← QR(L Q_L),    Q_R ← QR(R Q_R)
 
 Source: SOAP, arXiv 2409.11321, algorithms 3 and 4. The inner optimizer's momenta follow the bases exactly;
 its second moments follow the order of the columns, which are sorted by decreasing eigenvalue, as in the
-authors' code. Also as there, the first gradient only initialises the bases, by an eigendecomposition, and
+authors' code. As in that code, the first gradient only initialises the bases, by an eigendecomposition, and
 the first step is zero.
 """
 
@@ -44,7 +44,7 @@ class EigenbasisState(NamedTuple):
         right: The factors R of the columns.
         left_basis: The bases Q_L.
         right_basis: The bases Q_R.
-        inner_state: The inner optimizer's, whose arrays belong to matrices `(batch, m, n)` in the basis.
+        inner_state: The inner optimizer's state, for matrices `(batch, m, n)` in the basis.
     """
 
     count: Array  # type: ignore[assignment]  # Optax's own name, tuple.count is not meant
@@ -66,29 +66,29 @@ def in_eigenbasis(
     """Runs an optimizer of directions on matrices in the eigenbasis of their gradients' factors.
 
     The inner optimizer sees every array of rank ≥ 2 as matrices `(batch, m, n)` of at least float32, so its
-    `dimension_numbers`, if it has some, are `DimensionNumbers(1, 2)`. Its state is taken along when the bases
+    `dimension_numbers`, if any, are `DimensionNumbers(1, 2)`. Its state is transformed when the bases
     change: trees in fields named `mu`, `momentum` or `trace` are rotated, those in `nu`, `rms`, `row` and
-    `col` are reordered. Arrays of rank < 2 go through it as they are. A matrix whose gradient is exactly zero
-    keeps its factors.
+    `col` are reordered. Arrays of rank < 2 are passed to it unchanged. A matrix whose gradient is exactly
+    zero keeps its factors.
 
-    `update` takes the optional extra argument `step`, the number of previous updates: it must equal the
-    state's own count, which it replaces. Under `jax.vmap` the state's count is batched, so that work due
+    `update` accepts the optional extra argument `step`, the number of previous updates: it must equal the
+    state's own count, which it replaces. Under `jax.vmap` the state's count is batched, so work that is due
     every n steps is computed, and discarded, at each step; an unbatched `step` avoids this.
 
     Args:
         inner: A transform such as `optax.scale_by_adam` or `celo2.scale_by_celo2`, without a learning rate.
         every: The number of steps between power iterations for the bases, ≥ 1.
         decay: The decay β of the factors, in [0, 1).
-        max_side: The longest side that gets a factor; along others the basis is the array's own.
+        max_side: The longest side that gets a factor; longer sides keep the array's own basis.
         dimension_numbers: The matrix axes, as in `celo2.scale_by_celo2`.
 
     Returns:
-        A transform whose state has, beside the inner one's, two square matrices of 4 bytes an element for
-        each side that gets a factor.
+        A transform whose state has, in addition to the inner state, two square matrices of 4 bytes per
+        element for each side that gets a factor.
 
     Raises:
         ValueError: An argument is out of its range, the inner optimizer needs parameters and `update` got
-            none, or its state has a tree in such a field that is not like the parameters.
+            none, or a tree in one of these fields of its state does not match the parameters.
 
     Example:
         SOAP is Adam in this basis:
@@ -162,7 +162,7 @@ def in_eigenbasis(
 
 
 def _split(pairs: Sequence[Basis], treedef: Any) -> tuple[Any, Any]:
-    """Returns a tree of what belongs to the left sides, and one for the right sides."""
+    """Returns one tree for the left sides and one for the right sides."""
     return treedef.unflatten([left for left, _ in pairs]), treedef.unflatten([right for _, right in pairs])
 
 
@@ -220,7 +220,7 @@ def _eigenvectors(factor: Array) -> Array:
     return jnp.linalg.eigh(factor)[1][..., ::-1]
 
 
-@functools.cache  # `switch` compiles anew for another function
+@functools.cache  # `switch` recompiles for a new function object
 def _next_of(treedef: Any) -> Callable[..., tuple[list[Basis], Any]]:
     return functools.partial(_next_bases, treedef)
 
@@ -228,7 +228,7 @@ def _next_of(treedef: Any) -> Callable[..., tuple[list[Basis], Any]]:
 def _next_bases(
     treedef: Any, factors: list[Basis], bases: list[Basis], inner_state: Any
 ) -> tuple[list[Basis], Any]:
-    """Takes one power iteration for each basis, and the inner state along."""
+    """Runs one power iteration for each basis, and transforms the inner state accordingly."""
     news, orders = [], []
     for own, old in zip(factors, bases, strict=True):
         pairs = [(None, None) if q is None else _power_iteration(f, q) for f, q in zip(own, old, strict=True)]
@@ -266,7 +266,7 @@ def _follow(state: Any, treedef: Any, olds: list[Basis], news: list[Basis], orde
     changes = dict.fromkeys(ROTATED, rotate) | dict.fromkeys(PERMUTED, reorder)
 
     def change(name: str, field: Any) -> Any:
-        """Applies to a tree like the parameters, or to a tuple of such trees, one for each decay."""
+        """Changes a tree like the parameters, or a tuple of such trees, one per decay."""
         leaves, structure = jax.tree.flatten(field)
         trees = field if isinstance(field, tuple) and structure != treedef else (field,)
         if any(jax.tree.structure(tree) != treedef for tree in trees):

@@ -1,4 +1,4 @@
-"""The arrays of a tree as matrices `(..., reduction, output)`, for transforms that act on whole matrices."""
+"""Views arrays of a tree as matrices `(..., reduction, output)`, for transforms of whole matrices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from celo2.jax.state import make_layouts, working_dtype
 
 
 class MatrixTree(NamedTuple):
-    """Views the arrays of a tree as matrices, and puts them back.
+    """Views the arrays of a tree as matrices, and converts them back.
 
     Attributes:
         treedef: The tree's structure.
@@ -37,7 +37,7 @@ class MatrixTree(NamedTuple):
         return cls(treedef, tuple(layouts), tuple(leaf.dtype for leaf in leaves))
 
     def enter(self, tree: Any) -> list[Array]:
-        """Returns the arrays in at least float32, from rank 2 on as matrices `(..., reduction, output)`."""
+        """Returns the arrays in at least float32; rank ≥ 2 as matrices `(..., reduction, output)`."""
         arrays = self.treedef.flatten_up_to(tree)
         return [
             layout.enter(array.astype(working_dtype(array)))
@@ -55,15 +55,15 @@ class MatrixTree(NamedTuple):
 
 
 def norms(matrices: Array) -> Array:
-    """Returns the Frobenius norm of each matrix, `(..., 1, 1)`; of an array of rank < 2 as a whole."""
+    """Returns the Frobenius norm of each matrix, `(..., 1, 1)`; for rank < 2, that of the whole array."""
     axes = (-2, -1) if matrices.ndim >= 2 else None
     return jnp.sqrt(jnp.sum(jnp.square(matrices), axes, keepdims=True))
 
 
 def factorize_each(factorize: Callable[[Array], Any], matrices: Array) -> Any:
-    """Applies a factorization to every matrix of an array, on CPUs one after the other, also under `vmap`.
+    """Applies a factorization to each matrix of an array; on CPUs sequentially, also under `vmap`.
 
-    Two large batches at once can wait for each other for ever on a CPU. The call runs on a thread of XLA's
+    On a CPU, two concurrent large batches can deadlock. The call runs on a thread of XLA's
     pool, gives the parts of its batch to the same pool, and waits (`ParallelBatchMap` in jaxlib's
     `lapack_kernels.cc`); no thread is left when there are as many calls as threads. A single matrix has no
     parts.
@@ -80,7 +80,7 @@ def factorize_each(factorize: Callable[[Array], Any], matrices: Array) -> Any:
 
 
 def on_any_mesh(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
-    """Lets an `update` reshape arrays on explicit mesh axes; results are sharded as its arguments."""
+    """Lets an `update` reshape arrays on explicit mesh axes; results are sharded like its arguments."""
 
     @functools.wraps(update)
     def update_anywhere(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
@@ -93,7 +93,7 @@ def on_any_mesh(update: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[A
 
 
 def init_on_any_mesh(init: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Lets an `init` reshape parameters on explicit mesh axes; there its state is replicated."""
+    """Lets an `init` reshape parameters on explicit mesh axes, where its state is replicated."""
 
     @functools.wraps(init)
     def init_anywhere(params: Any) -> Any:
@@ -107,7 +107,7 @@ def init_on_any_mesh(init: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def stateless(update: Callable[[Any, Any], Any]) -> optax.GradientTransformation:
-    """Makes a transform without state of a function of updates and parameters."""
+    """Makes a stateless transform from a function of updates and parameters."""
 
     def update_any(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return update(updates, params), state

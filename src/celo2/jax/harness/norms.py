@@ -1,4 +1,4 @@
-"""Norms of steps and of weights: how far a matrix moves, compared with its own size."""
+"""Controls the norms of steps and weights: how far a matrix moves relative to its size."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def floor_update_ratio(min_ratio: float, *, dimension_numbers: Any = None) -> op
 
         u ← u · max(1, min_ratio · ‖w‖ / ‖u‖)
 
-    Weights that have grown move by a share of their size, and do not freeze as at a constant length of steps.
-    It belongs before the learning rate, which multiplies both. Steps of zero stay zero; arrays of rank < 2
-    count as one matrix.
+    Weights that have grown keep moving by a share of their size; with steps of constant length they would
+    freeze. Put it before the learning rate, which multiplies both. Steps of zero stay zero; arrays of
+    rank < 2 count as one matrix.
 
     Args:
-        min_ratio: The least ratio of the norms, ≥ 0. At steps of root mean square 1, weights with a root mean
-            square above `1 / min_ratio` get longer steps.
+        min_ratio: The minimum ratio of the norms, ≥ 0. With steps of root mean square 1, weights whose root
+            mean square is above `1 / min_ratio` get longer steps.
         dimension_numbers: The matrix axes, as in `celo2.scale_by_celo2`.
 
     Raises:
@@ -68,12 +68,12 @@ class PreserveNormsState(NamedTuple):
 
 
 def preserve_norms(*, dimension_numbers: Any = None) -> optax.GradientTransformation:
-    """Brings each matrix w back to its initial norm R after the update u.
+    """Rescales each matrix w to its initial norm R after the update u.
 
         w + u ← R · (w + u) / ‖w + u‖
 
-    It belongs at the very end of a chain, behind the learning rate and its sign. Matrices whose update is
-    zero stay where they are. Matrices that are zero at `init` are left free, as are arrays of rank < 2.
+    Put it at the very end of a chain, after the learning rate and its sign. Matrices whose update is zero do
+    not change. Matrices that are zero at `init` are not constrained, nor are arrays of rank < 2.
 
     Args:
         dimension_numbers: The matrix axes, as in `celo2.scale_by_celo2`.
@@ -90,7 +90,7 @@ def preserve_norms(*, dimension_numbers: Any = None) -> optax.GradientTransforma
         [5.0, 0.0]
 
     References:
-        Hyperball, arXiv 2606.16899. There steps are a share of R too: `floor_update_ratio` with a large
+        Hyperball, arXiv 2606.16899. It also makes steps a share of R: `floor_update_ratio` with a large
         ratio.
     """
 

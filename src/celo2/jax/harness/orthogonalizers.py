@@ -1,4 +1,4 @@
-"""An orthogonaliser of the user's own, behind any direction."""
+"""Applies a user-defined orthogonaliser after any direction."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from celo2.jax.harness.matrices import MatrixTree, norms, stateless
 def orthogonalize_by(
     function: Callable[[Array], Array], *, dimension_numbers: Any = None
 ) -> optax.GradientTransformation:
-    """Replaces each matrix by what a function makes of it, at the root mean square that it had.
+    """Replaces each matrix by the result of a function, keeping its root mean square.
 
     Args:
-        function: Takes and returns matrices `(..., reduction, output)` in at least float32; their scale
-            does not matter. It is not called for arrays of rank < 2. Matrices of zeros stay zero.
+        function: Maps matrices `(..., reduction, output)` in at least float32 to matrices of the same shape
+            and any scale. It is not called for arrays of rank < 2. Matrices of zeros stay zero.
         dimension_numbers: The matrix axes, as in `celo2.scale_by_celo2`.
 
     Raises:

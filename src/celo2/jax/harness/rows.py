@@ -1,11 +1,11 @@
-"""Normalisation of a matrix's step by output neuron, after Newton–Schulz.
+"""Normalises a matrix's step per output neuron, after Newton–Schulz.
 
     v ← β v + (1 - β) mean of O ⊙ O over a neuron's inputs
     Ô = O / (√v + ε)
     step = Ô · ‖O‖ / ‖Ô‖
 
-Source: NorMuon, arXiv 2510.05491, algorithm 1, β = 0.95; ε = 1e-10 is the authors' code's. The paper gives
-the step a norm of its own; here it keeps the one that it had.
+Source: NorMuon, arXiv 2510.05491, algorithm 1, β = 0.95; ε = 1e-10 is from the authors' code. The paper
+gives the step a new norm; here the step keeps its norm.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ class NormalizeRowsState(NamedTuple):
 
     Attributes:
         mean_square: The running mean square of each output neuron's steps, a tree of arrays
-            `(..., 1, output)`; an array of rank < 2 has a scalar, which nothing reads.
+            `(..., 1, output)`; an array of rank < 2 has an unused scalar.
     """
 
     mean_square: optax.Params
 
 
 def normalize_rows(decay: float = 0.95, *, dimension_numbers: Any = None) -> optax.GradientTransformation:
-    """Divides the steps of every output neuron by the root of their running mean square.
+    """Divides the steps of each output neuron by the root of their running mean square.
 
-    The norm of each matrix's step is kept, and so are steps that are zero everywhere, together with their
-    mean squares, and arrays of rank < 2. It belongs behind an orthogonaliser, such as `scale_by_celo2`.
+    The norm of each matrix's step is preserved. Steps that are zero everywhere, with their mean squares, and
+    arrays of rank < 2 are left unchanged. Put it after an orthogonaliser, such as `scale_by_celo2`.
 
     Args:
         decay: The decay β of the running mean, in [0, 1).

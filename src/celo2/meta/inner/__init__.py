@@ -1,1 +1,1 @@
-"""Inner training, whose losses meta-training learns from: optimizer, unrolling, families, initial theta."""
+"""Inner training, from whose losses meta-training learns: optimizer, unrolling, families, initial theta."""

@@ -1,13 +1,13 @@
-"""Direction loss: measures how far the steps of the rule point away from those of an expert.
+"""Direction loss: measures how far the rule's steps deviate in direction from those of an expert.
 
     d = 1 - mean over arrays of ⟨u, v⟩ / (‖u‖ ‖v‖)
 
 u is the rule's step of an array; v is that of the expert, a hand-designed optimizer, for the same gradients
-and parameters. The expert has a state of its own, and the run follows the rule alone. Beside the task's loss,
-at a small constant weight, d is a trust region: it keeps the rule from drifting away from good steps.
+and parameters. The expert has its own state, and the run follows only the rule. Added to the task's loss
+with a small constant weight, d acts as a trust region: it keeps the rule from drifting away from good steps.
 
-Source: ELO (arXiv 2607.06772). There this is one of two imitation losses, and for most of the training the
-run follows a mixture of both steps.
+Source: ELO (arXiv 2607.06772), where this is one of two imitation losses, and runs follow a mixture of both
+steps for most of the training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jax import Array
 from celo2.baselines import LEARNED, OPTIMIZERS, OptimizerSpec
 from celo2.zoo.specs import PRESETS
 
-MAX_DIRECTION_LOSS = 2.0  # of opposite steps; also stands for steps that are not finite
+MAX_DIRECTION_LOSS = 2.0  # of opposite steps; also used for non-finite steps
 
 
 class DirectionLossState(NamedTuple):
@@ -41,11 +41,11 @@ class DirectionLossState(NamedTuple):
 
 
 def find_expert(name: str) -> OptimizerSpec:
-    """Finds a hand-designed optimizer whose steps mean something along another optimizer's run.
+    """Finds a hand-designed optimizer whose steps are meaningful along another optimizer's run.
 
     Raises:
         ValueError: There is none of this name (the message suggests the nearest); it is a learned optimizer;
-            or it evaluates other parameters than it trains.
+            or it evaluates parameters other than those it trains.
     """
     if name.partition(":")[0] in (*LEARNED, *PRESETS):
         raise ValueError(
@@ -64,7 +64,7 @@ def find_expert(name: str) -> OptimizerSpec:
 def make_expert(name: str) -> optax.GradientTransformationExtraArgs:
     """Makes a registered optimizer at the constant rate 1, without weight decay.
 
-    The rate does not matter to an optimizer whose steps are proportional to it; Fromage's are not. SOAP and
+    The rate does not matter for optimizers whose steps are proportional to it; Fromage's are not. SOAP and
     Shampoo factorize matrices at every step here, since the runs of a call are at different steps.
 
     Raises:
@@ -78,15 +78,15 @@ def with_direction_loss(
     expert: optax.GradientTransformationExtraArgs,
     is_compared: Callable[[Array], bool],
 ) -> optax.GradientTransformationExtraArgs:
-    """Measures the direction loss of each step of a rule; the steps are the rule's.
+    """Wraps a rule to measure the direction loss of each step; the steps remain the rule's.
 
-    The expert gets every array by itself, without its name. A Muon that leaves output heads and embeddings
+    The expert gets each array separately, without its name. A Muon that leaves output heads and embeddings
     to AdamW therefore treats them as matrices, as the rule does in meta-training.
 
     Args:
         rule: The rule.
-        expert: The optimizer whose directions are wanted.
-        is_compared: Whether an array counts, by its rank.
+        expert: The optimizer that provides the wanted directions.
+        is_compared: Whether arrays of a given rank count.
 
     Returns:
         A transform with the state `DirectionLossState`, whose `update` needs the parameters.
@@ -103,7 +103,7 @@ def with_direction_loss(
         updates: Any, state: DirectionLossState, params: Any = None, **extra: Any
     ) -> tuple[Any, DirectionLossState]:
         steps, rule_state = rule.update(updates, state.rule, params, **extra)
-        # Only the rule's steps have a derivative: the expert is a constant of a reverse-mode gradient.
+        # Only the rule's steps are differentiated: the expert is a constant in reverse mode.
         inputs = jax.lax.stop_gradient((compared(updates), state.expert, compared(params)))
         arrays = zip(*inputs, strict=True)
         made: list[Any] = [expert.update(grad, old, param, **extra) for grad, old, param in arrays]
@@ -116,11 +116,11 @@ def with_direction_loss(
 def compute_direction_loss(steps: Sequence[Array], wanted: Sequence[Array]) -> Array:
     """Computes one minus the mean cosine of pairs of arrays, `()` float32 in [0, 2].
 
-    A step of zero has the cosine 0 with any other; if a step is not finite, the loss is 2.
+    A zero step has cosine 0 with any other; if a step is not finite, the loss is 2.
 
     Args:
         steps: Steps of each array, of any size; only their directions matter.
-        wanted: The expert's, of the same shapes.
+        wanted: The expert's steps, of the same shapes.
     """
     cosines = [jnp.sum(_normalize(one) * _normalize(two)) for one, two in zip(steps, wanted, strict=True)]
     mean = sum(cosines, start=jnp.zeros((), jnp.float32)) / max(len(cosines), 1)
@@ -129,9 +129,9 @@ def compute_direction_loss(steps: Sequence[Array], wanted: Sequence[Array]) -> A
 
 
 def _normalize(step: Array) -> Array:
-    """Scales an array to norm 1, by way of a largest element of 1, so that squares stay in range."""
+    """Scales an array to norm 1, first dividing by the largest element so that squares stay in range."""
     step = step.astype(jnp.float32)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(step)))  # the result does not depend on it
     step = step / jnp.where(largest == 0, 1.0, largest)
     square = jnp.sum(jnp.square(step))
-    return step / jnp.sqrt(jnp.where(square == 0, 1.0, square))  # zeros stay zeros, also in derivatives
+    return step / jnp.sqrt(jnp.where(square == 0, 1.0, square))  # zeros stay zero, also in derivatives

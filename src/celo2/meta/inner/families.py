@@ -1,8 +1,8 @@
 """Task families of a run: groups of pairs, and the data that they share.
 
-Each family has a group of the pairs. The pairs of a group have a common shape, so each group has its own
-inner runs; everything else in an outer iteration has one row for each pair of all groups, in their order. All
-groups are unrolled in one program, and every device holds an equal part of each group.
+Each family has a group of pairs. The pairs of a group share their shapes, so each group has its own inner
+runs; everything else in an outer iteration has one row per pair across all groups, in their order. All
+groups are unrolled in one program, and each device holds an equal part of each group.
 `load_datasets` and `stack_data` provide the families' data as arrays.
 """
 
@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
     Attributes:
         family: Name of the family.
-        source: Kind of data that its batches are drawn from.
+        source: Kind of data from which its batches are drawn.
         first: Index of its first pair.
         sets: Index of the data set of each of its pairs, in ascending order; zeros if there are no sets.
     """
@@ -50,8 +50,8 @@ class Group(NamedTuple):
 def make_groups(config: MetaConfig) -> tuple[Group, ...]:
     """Makes the groups of a recipe, in the order of its families.
 
-    The pairs of image families are assigned to the image sets in turn (round-robin), each family continuing
-    where the previous one stopped.
+    The pairs of image families are assigned to the image sets round-robin; each family continues where the
+    previous one stopped.
     """
     groups: list[Group] = []
     first = dealt = 0
@@ -66,7 +66,7 @@ def make_groups(config: MetaConfig) -> tuple[Group, ...]:
 
 
 def check_devices(config: MetaConfig, num_devices: int) -> None:
-    """Checks that the devices can share every family's pairs equally.
+    """Checks that the devices can share each family's pairs equally.
 
     Raises:
         ValueError: They cannot; the message names the family and the remedy.
@@ -144,7 +144,7 @@ def unroll_groups(
     """Applies `unroll`, or `unroll_full` for the "full-es" estimator, to each group.
 
     Args:
-        thetas: The weights of each group's runs, see `unroll`; the following arguments are per group too.
+        thetas: The weights of each group's runs, see `unroll`; the arguments below are also per group.
         states: The current states of the runs.
         pair_keys: A key for each pair.
         sets: Data set of each pair.
@@ -168,7 +168,7 @@ def unroll_groups(
     return tuple(state for state, _ in done), tuple(losses for _, losses in done)
 
 
-TEXT_ROW = 64  # bytes; rows only cut the text, since a batch begins anywhere in it
+TEXT_ROW = 64  # bytes; rows only split the text, since a batch can begin anywhere in it
 TEXT_BYTES = 2_000_000
 
 

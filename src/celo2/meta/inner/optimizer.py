@@ -1,4 +1,4 @@
-"""The inner optimizer: the rule, or a predecessor, with the weights that are being learned."""
+"""The inner optimizer: the rule, or a predecessor, with the weights being learned."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def make_inner_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Makes the optimizer of the inner runs at the peak learning rate, without weight decay.
 
-    Celo2-base: the rule on every parameter. Celo2: the rule on matrices; vectors get Adam's
+    Celo2-base applies the rule to every parameter. Celo2 applies it to matrices; vectors get Adam's
     direction without bias correction at `adamw_lr_scale` times the rate, as in the published
-    meta-training. A predecessor is its public transform, unchanged. With an expert, the state is a
-    `DirectionLossState`, which compares the arrays that the rule updates.
+    meta-training. A predecessor is its unchanged public transform. With an expert, the state is a
+    `DirectionLossState`, for the arrays that the rule updates.
 
     Args:
         theta: The weights, traced.
         config: The recipe.
-        num_steps: Length of the run, which predecessors read.
+        num_steps: Length of the run, used by predecessors.
 
     Returns:
-        A transform whose `update` may be given the loss as `value=`.
+        A transform whose `update` accepts the loss as `value=`.
     """
     if config.member is not None:
         return make_transform(theta, config.member, num_steps)
@@ -73,7 +73,7 @@ def _make_celo2(theta: Theta, config: MetaConfig) -> optax.GradientTransformatio
 def from_params(
     make: Callable[[Any], optax.GradientTransformation],
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer that a function makes of the parameters, their names and shapes."""
+    """Returns the optimizer that a function makes from the parameters, their names and shapes."""
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         return optax.with_extra_args_support(make(params)).update(updates, state, params, **extra)
@@ -84,16 +84,16 @@ def from_params(
 def on_matrices(
     make_rule: Callable[[Any], optax.GradientTransformation], numbers: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Applies a rule to the matrices in each array, the longer axis last, and keeps its state so.
+    """Applies a rule to the matrices in each array with the longer axis last, and stores its state that way.
 
     The rule does not distinguish the two axes of a matrix unless they are equal, and a processor computes
     many short rows several times slower than a few long ones.
 
     Args:
-        make_rule: `(dimension numbers) → rule`, the numbers being those of the stacks of matrices that the
-            rule sees; None where an array is taken as stored.
-        numbers: Dimension numbers of the arrays, as `find_dimension_numbers` returns them; None: all of them
-            are taken as stored.
+        make_rule: `(dimension numbers) → rule`, given the numbers of the stacks of matrices that the rule
+            sees; None where an array is used as stored.
+        numbers: Dimension numbers of the arrays, as returned by `find_dimension_numbers`; None: all arrays
+            are used as stored.
     """
 
     def find(params: Any) -> tuple[Any, optax.GradientTransformationExtraArgs]:

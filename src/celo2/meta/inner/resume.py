@@ -1,16 +1,16 @@
-"""Buffer of inner states from which ended runs continue, so that rules are trained on longer runs.
+"""Buffers inner states from which ended runs continue, so that rules are trained on longer runs.
 
-Each pair keeps one state of its run: that before the truncation in which it did worst, or, if it never did
-worse than before, in which it ends. A run that ends continues from there with probability
-`resume_probability`, under the perturbations that the state was reached with, and the length drawn is added
+Each pair keeps one state of its run: the one before its worst truncation or, if it never became worse than
+before, the one before its last truncation. An ended run continues from there with probability
+`resume_probability`, under the perturbations with which the state was reached, and the drawn length is added
 to the steps taken; otherwise a new task begins.
 
-A truncation does worse than before if its mean loss lies above the lowest of the run, and worst if by more
-than ever. That rise is `V` of the source, `V ← max(0, V + ℓ - ℓ_previous)` with ℓ the mean loss of a
-truncation, whose sum telescopes to ℓ less the lowest so far.
+A truncation is worse than before if its mean loss lies above the lowest of the run, and the worst if that
+rise is the largest so far. The rise is `V` of the source, `V ← max(0, V + ℓ - ℓ_previous)`, where ℓ is the
+mean loss of a truncation; its sum telescopes to ℓ minus the lowest so far.
 
-Source: ELO (arXiv 2607.06772), the resume buffer. There both kinds of states replace each other; here the
-state of a rise stays, since a run that continued from its end would merely be a longer run.
+Source: the resume buffer of ELO (arXiv 2607.06772). There the two kinds of states replace each other; here
+the state of a rise is kept, since a run that continued from its end would merely be a longer run.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from celo2.meta.inner.families import split_pairs
 from celo2.meta.inner.unroll import InnerState, Losses, Restart, select_pairs
 from celo2.meta.pes import Theta
 
-_RESUMPTION_KEY = 0x5E0E  # folded into the key of a pair, whose other draws stay as they are
+_RESUMPTION_KEY = 0x5E0E  # folded into the key of a pair, so that its other draws do not change
 
 
 class Buffer(NamedTuple):
-    """The saved state of each pair; every array has the leading axis `pairs`, that of a group in `runs`.
+    """The saved state of each pair; every array has the leading axis `pairs` (in `runs`, that of a group).
 
     Attributes:
         runs: The inner runs of each group of pairs.
@@ -64,9 +64,9 @@ def init(runs: tuple[InnerState, ...], accumulator: Theta) -> Buffer:
 def save_ending(
     buffer: Buffer, runs: tuple[InnerState, ...], accumulator: Theta, count: Array, config: MetaConfig
 ) -> Buffer:
-    """Saves the states of runs that end in the next truncation and have never done worse than before.
+    """Saves the states of runs that end in the next truncation and have never become worse than before.
 
-    Before the first outer iteration none is saved: with "noise-reuse-es" no run has a perturbation yet.
+    Nothing is saved before the first outer iteration: with "noise-reuse-es" no run has a perturbation yet.
 
     Args:
         buffer: The saved states so far.
@@ -83,7 +83,7 @@ def save_ending(
 def save_rising(
     buffer: Buffer, runs: tuple[InnerState, ...], accumulator: Theta, losses: Losses, config: MetaConfig
 ) -> Buffer:
-    """Saves the states before a truncation in which the loss rose more than ever in the run.
+    """Saves the states before a truncation with the largest rise of the loss in the run so far.
 
     Args:
         buffer: The saved states so far.
@@ -113,7 +113,7 @@ def draw(pair_keys: Array, buffer: Buffer, config: MetaConfig) -> tuple[Restored
         config: The recipe.
 
     Returns:
-        These pairs for the estimator, and for each group of pairs with the saved runs.
+        The drawn pairs for the estimator; and those of each group, with the saved runs.
     """
     keys = jax.vmap(lambda key: jax.random.fold_in(key, _RESUMPTION_KEY))(pair_keys)
     resuming = (jax.vmap(jax.random.uniform)(keys) < config.resume_probability) & buffer.is_filled
@@ -124,7 +124,7 @@ def draw(pair_keys: Array, buffer: Buffer, config: MetaConfig) -> tuple[Restored
 def _save(
     buffer: Buffer, wanted: Array, runs: tuple[InnerState, ...], accumulator: Theta, config: MetaConfig
 ) -> Buffer:
-    """Saves the states of the pairs that are wanted, `(pairs,)` bool, and whose parameters are finite."""
+    """Saves the states of the selected pairs, `(pairs,)` bool, whose parameters are finite."""
     saved = wanted & _join([_is_finite(group.params) for group in runs])
     groups = zip(split_pairs(saved, config), runs, buffer.runs, strict=True)
     return buffer._replace(

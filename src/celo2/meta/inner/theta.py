@@ -20,17 +20,17 @@ from celo2.zoo.registry import init_theta as init_predecessor
 BUILT_IN = ("random", "adam")  # values of `MetaConfig.start` that are not weight files
 
 ADAM_MIXTURE: Mapping[tuple[str, int], float] = {("normalized_momentum", 0): 0.5, ("normalized_grad", 0): 0.5}
-"""The direction of the "adam" start: the mean of m₀.₉ · rsqrt(v) and g · rsqrt(v), each normalised as every
-input is. The gradient beside its momentum is Nesterov's term, as in NAdam."""
+"""The direction of the "adam" start: the mean of m₀.₉ · rsqrt(v) and g · rsqrt(v), each normalised like every
+input. The gradient added to its momentum is Nesterov's term, as in NAdam."""
 
 
 def init_theta(key: Array, config: MetaConfig) -> Theta:
     """Makes the weights before the first outer iteration, float32 arrays of `config.weight_shapes()`.
 
-    "random", for a predecessor: see `celo2.zoo.init_theta`. For Celo2: truncated normal of scale 1/√fan_in
-    and zero biases; the first layer's fan-in is its number of channels over all groups (30 by default).
+    "random": for a predecessor, see `celo2.zoo.init_theta`; for Celo2, truncated normal of scale 1/√fan_in
+    and zero biases, where the first layer's fan-in is its number of channels over all groups (30 by default).
     "adam": the same, except that two units of each hidden layer carry an Adam direction with Nesterov
-    momentum to the first output, and no other unit reaches it yet. Anything else: see `load_start`.
+    momentum to the first output, and no other unit contributes to it yet. Anything else: see `load_start`.
     """
     if config.start == "random" and config.member is not None:
         return init_predecessor(config.variant, key)
@@ -42,7 +42,7 @@ def init_theta(key: Array, config: MetaConfig) -> Theta:
 
 
 def make_start(config: MetaConfig) -> AnyWeights[Any]:
-    """Makes the initial weights of a recipe as a weight object with provenance."""
+    """Makes the initial weights of a recipe, with provenance."""
     theta_key, _ = jax.random.split(jax.random.key(config.seed))
     arrays = {name: np.asarray(array) for name, array in init_theta(theta_key, config).items()}
     return make_weights(arrays, config, {"made_by": f"start {config.start!r}, seed {config.seed}"})
@@ -59,14 +59,14 @@ def load_start(config: MetaConfig) -> AnyWeights[Any]:
     """Loads the weights that `config.start` names, from which the recipe can continue.
 
     Raises:
-        ValueError: They belong to another variant, or have other options; Celo's phases share theirs.
+        ValueError: They belong to another variant or have different options; Celo's phases share theirs.
         OSError: The file cannot be read.
     """
     source, schema = config.start, config.member or config.rule
     found = checkpoint.load_weights(source, AnyWeights).kind
     if found != schema.kind:
         raise ValueError(f"{source} has weights of {found!r}, expected {schema.kind!r}.")
-    # Options that the recipe may choose: the variant, which public files do not carry, and Celo's phase.
+    # Options that the recipe may choose: the variant, which public files do not state, and Celo's phase.
     chosen = {name: getattr(schema, name) for name in ("orthogonalize", "phase") if hasattr(schema, name)}
     weights = checkpoint.load_weights(source, AnyWeights, **chosen)
     if weights.config != schema:
@@ -100,14 +100,14 @@ def _random_theta(key: Array, config: MetaConfig) -> Theta:
 
 
 def mixture_theta(theta: Theta, config: RuleConfig, mixture: Mapping[tuple[str, int], float]) -> Theta:
-    """Sets the first output to a weighted sum of channels, exactly; no other unit reaches it.
+    """Sets the first output to an exact weighted sum of channels; no other unit contributes to it.
 
     Units 0 and 1 of each hidden layer become `relu(s)` and `relu(-s)`, output 0 their difference.
 
     Args:
-        theta: Weights of the rule; entries that these units do not replace are kept.
+        theta: Weights of the rule; entries that are not replaced by these units are kept.
         config: The rule's options.
-        mixture: Weight of each channel, by feature and number within its group.
+        mixture: Weight of each channel, by feature and index within its group.
 
     Raises:
         ValueError: The rule lacks a channel or a second hidden unit.

@@ -1,10 +1,10 @@
-"""Unrolls inner training: K steps of every antithetic pair with resets, or whole runs.
+"""Unrolls inner training: K steps of each antithetic pair with resets, or whole runs.
 
 A pair is one task trained twice, under θ + ε and under θ - ε, from the same start, on the same
-batches and for the same number of steps. Runs have log-uniform lengths and begin at a random place of
-their first run, so that they do not reset together; a run that has ended starts over on a new task, or
-continues from a saved state (`celo2.meta.inner.resume`). Whole runs begin anew at each outer iteration. The
-pairs of one call belong to one family, whose trees they share.
+batches and for the same number of steps. Runs have log-uniform lengths. First runs begin at a random step, so
+that they do not reset together; an ended run starts over on a new task, or continues from a saved state
+(`celo2.meta.inner.resume`). Whole runs restart in each outer iteration. The pairs of one call belong to one
+family, whose trees they share.
 
 The module also draws each run's learning rates (`sample_rates`, `rate_share`) and turns losses into
 meta-losses (`Losses`, `loss_weight`, `scale_loss`).
@@ -42,10 +42,10 @@ class InnerState(NamedTuple):
         params: Stored parameters of both signs, `(pairs, 2, …)`.
         opt_state: The inner optimizer's state, `(pairs, 2, …)`.
         scales: The task's scales, `(pairs, …)`.
-        rates: Peak learning rate of each stored array as a multiple of `inner_learning_rate`, `(pairs, …)`.
+        rates: Peak learning rate of each stored array, in units of `inner_learning_rate`, `(pairs, …)`.
         step: Steps taken so far, `(pairs,)` int32.
         length: Steps after which the run ends, `(pairs,)` int32.
-        problem: The task's own data, if its family shares none, `(pairs, …)`.
+        problem: The task's own data if its family shares none, `(pairs, …)`.
     """
 
     params: Params
@@ -62,7 +62,7 @@ class Restart(NamedTuple):
 
     Attributes:
         runs: The saved runs, leading axis `pairs`.
-        resuming: Whether a pair continues from its saved run in place of a new task, `(pairs,)` bool.
+        resuming: Whether a pair continues from its saved run instead of a new task, `(pairs,)` bool.
     """
 
     runs: InnerState
@@ -124,7 +124,7 @@ def unroll(
     family: str = PUBLISHED,
     restart: Restart | None = None,
 ) -> tuple[InnerState, Losses]:
-    """Runs K inner steps of every pair.
+    """Runs K inner steps of each pair.
 
     Args:
         thetas: The weights of each run, `(pairs, 2, …)`.
@@ -135,10 +135,10 @@ def unroll(
             `config.splits`; None if it shares no data.
         config: The recipe.
         family: The pairs' family, by name.
-        restart: Saved states from which some of the runs that end continue; None: new tasks for all.
+        restart: Saved states from which some of the ended runs continue; None: new tasks for all.
 
     Raises:
-        ValueError: The recipe's meta-loss is the held-out one, and `data` has no held-out splits.
+        ValueError: The recipe uses the held-out meta-loss and `data` has no held-out splits.
     """
     draw, step = make_step(thetas, pair_keys, set_index, data, config, family=family, restart=restart)
     return jax.lax.scan(step, state, draw(jnp.arange(config.truncation_length)))
@@ -154,14 +154,14 @@ def make_step(
     family: str = PUBLISHED,
     restart: Restart | None = None,
 ) -> tuple[Callable[[Array], Draws], Callable[[InnerState, Draws], tuple[InnerState, Losses]]]:
-    """Makes the inner step of a truncation, which resets runs that have ended, and the draws of its batches.
+    """Makes the inner step of a truncation, which resets ended runs, and the draws of its batches.
 
     The arguments and errors are those of `unroll`, except that the axis of the signs may have length 1; the
-    positive and the negative losses are then the same.
+    positive and negative losses are then equal.
 
     Returns:
-        `draw`, of the numbers of steps within the truncation `(n,)`, whose result has the leading axis `n`;
-        and `step`, `(state, draws) → (state, losses)`, the losses `(pairs,)`.
+        `draw`, which maps step numbers within the truncation `(n,)` to draws with a leading axis `n`; and
+        `step`, `(state, draws) → (state, losses)`, with losses `(pairs,)`.
     """
     fresh, draw, advance = _make_advance(thetas, pair_keys, set_index, data, family, config)
     if restart is not None:
@@ -187,9 +187,9 @@ def unroll_full(
     *,
     family: str = PUBLISHED,
 ) -> tuple[InnerState, Losses]:
-    """Runs every pair from a new start to the end of its length.
+    """Runs each pair from a new start to the end of its length.
 
-    All pairs take steps until the longest run has ended, in pieces of K; losses after a run's
+    All pairs take steps until the longest run has ended, in segments of K; losses after a run's
     own end have weight zero. The result does not depend on K.
 
     The arguments and errors are those of `unroll`; the runs in `state` are discarded.
@@ -276,7 +276,7 @@ def _for_signs(tree: Any, num_signs: int) -> Any:
 
 
 def _length_unit(config: MetaConfig) -> int:
-    """Returns the unit that lengths are multiples of: runs under one perturbation end with a truncation."""
+    """Returns the unit of run lengths: runs under one perturbation end with a truncation."""
     return config.truncation_length if config.estimator == "noise-reuse-es" else 1
 
 
@@ -308,7 +308,7 @@ def _sample_start(key: Array, thetas: Theta, family_name: str, config: MetaConfi
 
 
 def _make_step(family: TaskFamily, config: MetaConfig) -> Callable[..., tuple[Params, Any, Array]]:
-    """Makes one step of one pair: `(thetas, state, batch, held_out) → (params, opt_state, both losses)`.
+    """Makes the step of one pair: `(thetas, state, batch, held_out) → (params, opt_state, both losses)`.
 
     The losses are measured before the step, on the held-out batch if there is one, else on the batch.
     """
@@ -355,7 +355,7 @@ def select_pairs(mask: Array, new: Any, old: Any) -> Any:
 
 
 def sample_rates(key: Array, scales: Params, config: MetaConfig, family_factor: float = 1.0) -> Params:
-    """Draws the task's rate factor; in the network's units, an array's rate falls as its scale grows."""
+    """Draws the task's rate factors; in network units, an array's rate falls as its scale grows."""
     factor = family_factor * log_uniform(key, 1.0 / config.rate_spread, config.rate_spread)
     return jax.tree.map(lambda scale: factor / scale if config.rate_units == "network" else factor, scales)
 
@@ -380,7 +380,7 @@ class Losses(NamedTuple):
         negative: Meta-loss under θ - ε, likewise.
         is_done: Whether the run was reset just before this step, to a new task or to a saved state.
         diverged: Number of the pair's runs (0, 1 or 2) whose loss was not finite.
-        is_running: Whether the step was part of a run, and not after its end.
+        is_running: Whether the step was part of a run rather than after its end.
         is_last: Whether the step was the run's last.
         weight: Factor of the loss in its pair's meta-loss.
     """
@@ -398,8 +398,8 @@ def loss_weight(step: Array, length: Array, config: MetaConfig) -> Array:
     """Computes the factor of a loss in its pair's meta-loss.
 
     The meta-loss is a mean over the truncation or, with "full-es", over the whole run. If only final
-    losses count, a truncation that holds one represents all those of the same run that hold none: the
-    factor is their number, `mean_unroll / K`, so that the expected meta-loss is the final loss.
+    losses count, the truncation that contains one represents all truncations of its run: the factor is
+    their number, `mean_unroll / K`, so that the expected meta-loss is the final loss.
 
     Args:
         step: Steps that the run has taken, int32.

@@ -1,12 +1,12 @@
-"""Rules whose direction is a weighted sum of the odd channels, bent or not: 22 or 24 parameters.
+"""Rules whose direction is a weighted sum of the odd channels, optionally bent: 22 or 24 parameters.
 
-The network of the rule (arXiv 2602.19142, section 3) has 30 input channels, of which fifteen change their
-sign with the gradient. Any weighted sum of these passes through two hidden units exactly,
-`relu(s) - relu(-s) = s`, so it is a rule that the package can run; Adam's direction with Nesterov momentum is
-one of them. Together with the decays of the accumulators a rule is then a vector of 22 numbers, which is few
-enough for evolution strategies that learn a covariance, and its steps cost a fraction of the network's.
+The network of the rule (arXiv 2602.19142, section 3) has 30 input channels, fifteen of which change sign with
+the gradient. Two hidden units represent any weighted sum s of these exactly, `relu(s) - relu(-s) = s`, so the
+package can run it as a rule; Adam's direction with Nesterov momentum is one example. Together with the decays
+of the accumulators, a rule is then a vector of 22 numbers. These are few enough for evolution strategies that
+learn a covariance, and the rule's steps cost a fraction of the network's.
 
-Two more numbers, γ and τ, bend the sum s where it is large, by two more units of the second hidden layer:
+Two more numbers, γ and τ, bend s where it is large, by two more units of the second hidden layer:
 `s + γ (relu(s - τ) - relu(-s - τ))`, which clips for γ = -1 and favours large elements for γ > 0.
 """
 
@@ -49,15 +49,15 @@ CHANNELS: tuple[tuple[str, int], ...] = tuple(
     if feature.name in _ODD + _ODD_OF_MATRICES
     for index in range(_DEFAULTS.num_channels(feature))
 )
-"""The odd channels: feature and index within its group. The parameter is left out: decay is the user's."""
+"""The odd channels: feature and index within its group. Not the parameter: weight decay is the user's."""
 
 _DECAYS = tuple(
     (name, index)
     for name in ("initial_momentum_decays", "initial_rms_decays", "initial_adafactor_decays")
     for index in range(len(getattr(_DEFAULTS, name)))
 )
-DECAY_UNIT = 4.0  # change of log(1 - β) for a change of 1 of its coordinate
-BEND_UNIT = 4.0  # change of γ, and of log τ, for a change of 1 of their coordinates
+DECAY_UNIT = 4.0  # change of log(1 - β) per unit of its coordinate
+BEND_UNIT = 4.0  # change of γ, and of log τ, per unit of their coordinates
 _NO_MIXTURE = (
     "these weights are no mixture: their direction is not a weighted sum of the odd channels. Mixtures are "
     "what `celo2 search` and `make_weights` make."
@@ -73,7 +73,7 @@ class Mixture(NamedTuple):
         initial_momentum_decays: The three decays of the momenta.
         initial_rms_decays: The decay of the second moment.
         initial_adafactor_decays: The three decays of the factored second moments.
-        bend: γ and τ, τ as a multiple of the magnitudes' sum of `shares`; None for a weighted sum alone.
+        bend: γ and τ, with τ as a multiple of the sum of magnitudes of `shares`; None: not bent.
     """
 
     shares: Any
@@ -84,10 +84,10 @@ class Mixture(NamedTuple):
 
 
 def to_vector(bends: bool = False) -> np.ndarray:
-    """Returns the vector of the Adam-like start: its channel weights, and 0 for every other number.
+    """Returns the vector of the Adam-like start: its channel weights, and 0 for all other numbers.
 
     Args:
-        bends: Whether the rules are bent: `(24,)` in place of `(22,)`.
+        bends: Whether the rules are bent: `(24,)` instead of `(22,)`.
     """
     shares = [ADAM_MIXTURE.get(channel, 0.0) for channel in CHANNELS]
     return np.asarray([*shares, *np.zeros(len(_DECAYS) + 2 * bends)])
@@ -96,8 +96,8 @@ def to_vector(bends: bool = False) -> np.ndarray:
 def to_mixture(vector: Any) -> Mixture:
     """Decodes a vector, `(22,)` or `(24,)`, which may be traced: channel weights, decays, the bend.
 
-    A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, kept within [1e-4, 1]. The last two
-    coordinates, where there are 24, are γ / 4 and log(τ) / 4.
+    A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, clipped to [1e-4, 1]. With 24
+    coordinates, the last two are γ / 4 and log(τ) / 4.
     """
     shares, coordinates = vector[: len(CHANNELS)], vector[len(CHANNELS) :]
     decays: dict[str, list[Any]] = {}
@@ -110,18 +110,18 @@ def to_mixture(vector: Any) -> Mixture:
 
 
 def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]) -> Weights:
-    """Makes finished weights of a vector's rule, channel weights scaled to magnitudes that sum to 1.
+    """Makes finished weights from a vector, with channel weights scaled so that their magnitudes sum to 1.
 
     Args:
         vector: The rule, `(22,)` or `(24,)`.
         variant: "celo2" or "celo2-base".
-        provenance: Provenance stated in the weight file.
+        provenance: Provenance for the weight file.
     """
     return weights_of_mixture(to_mixture(np.asarray(vector, np.float64)), variant, provenance)
 
 
 def weights_of_mixture(mixture: Mixture, variant: str, provenance: Mapping[str, str]) -> Weights:
-    """Makes finished weights of a mixture, as `make_weights` does of its vector."""
+    """Makes finished weights from a mixture, as `make_weights` does from its vector."""
     decays = {name: tuple(round(float(b), 6) for b in getattr(mixture, name)) for name, _ in _DECAYS}
     config = dataclasses.replace(_DEFAULTS, orthogonalize=variant == "celo2", **decays)
     shares = np.asarray(mixture.shares, np.float64)
@@ -147,10 +147,10 @@ def _mix(theta: Mapping[str, Any], config: RuleConfig, mixture: Mixture) -> dict
 
 
 def read_mixture(weights: Weights) -> Mixture:
-    """Reads the mixture of finished weights: the inverse of `make_weights`.
+    """Reads the mixture of finished weights; the inverse of `make_weights`.
 
     Raises:
-        ValueError: The network computes something else than a weighted sum of `CHANNELS`.
+        ValueError: The network computes something other than a weighted sum of `CHANNELS`.
     """
     names = {feature.name: name for name, feature in weights.config.feature_groups(2)}
     try:
@@ -177,7 +177,7 @@ def _scale_by_mixture(
     Args:
         mixture: The rule.
         orthogonalizes: Whether Newton–Schulz follows on matrices.
-        dimension_numbers: Dimension numbers of stacks of matrices, None for arrays taken as stored.
+        dimension_numbers: Dimension numbers of stacks of matrices, None for arrays used as stored.
     """
 
     def init(params: Any) -> ScaleByCelo2State:
@@ -235,18 +235,18 @@ def make_optimizer(
     eigenbasis_every: int = 0,
     stored_kernels: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes the complete optimizer of a mixture, as `celo2.celo2` or `celo2.celo2_base` do for weights.
+    """Makes the complete optimizer of a mixture, as `celo2.celo2` or `celo2.celo2_base` does for weights.
 
     Args:
         mixture: The rule; may be traced.
         variant: "celo2" or "celo2-base".
         schedule: Learning-rate schedule.
         weight_decay: Decoupled weight decay.
-        adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
-        eigenbasis_every: Steps between renewals of the eigenbasis in which the rule runs, as in
-            `celo2.Harness`; 0: no basis. `update` then takes the number of the step as `step=`.
-        stored_kernels: Whether kernels of convolutions are stacks of small matrices as they are stored, in
-            place of the one matrix that the public optimizers find in each.
+        adamw_lr_scale: Learning rate of AdamW's share divided by that of the rule.
+        eigenbasis_every: Steps between updates of the eigenbasis in which the rule runs, as in
+            `celo2.Harness`; 0: no basis. With a basis, `update` accepts the step number as `step=`.
+        stored_kernels: Whether convolution kernels are stacks of small matrices, as stored, instead of the
+            single matrix that the public optimizers find in each.
     """
     is_base = variant == "celo2-base"
     adamw = optax.adamw(
@@ -273,7 +273,7 @@ def make_optimizer(
 
 
 def find_updated(params: Any, variant: str) -> Any:
-    """Returns a tree of booleans: whether the rule updates an array, rather than AdamW."""
+    """Returns a tree of booleans: whether an array is updated by the rule rather than by AdamW."""
     labels = param_labels(params, undecided="allow")
     return jax.tree.map(lambda label: variant == "celo2-base" or label == "celo2", labels)
 
@@ -291,5 +291,5 @@ def describe(vector: np.ndarray) -> str:
 
 
 def is_vector(vector: np.ndarray, bends: bool = False) -> bool:
-    """Returns whether a vector has the length of `to_vector` and finite numbers."""
+    """Returns whether a vector has the length of `to_vector` and only finite numbers."""
     return vector.shape == to_vector(bends).shape and bool(np.isfinite(vector).all())

@@ -4,16 +4,17 @@ For a candidate and a task,
 
     r = min over the rates of log loss(candidate) - min over the rates of log loss(start),
 
-the loss being the mean training loss over the last fifth of a run, both from the same initial parameters, on
-the same batches, on a cosine schedule. A candidate's value is the weighted soft maximum of its tasks' r,
+where the loss is the mean training loss over the last fifth of a run; both runs have the same initial
+parameters, the same batches and a cosine schedule. A candidate's value is the weighted soft maximum of its
+tasks' r,
 
     1/κ · log Σ w exp(κ r),
 
 so that a gain on one kind of task cannot offset a loss on another: with κ = 25 a task that is 8 % worse
 counts as much as e² unchanged tasks.
 
-Gradients may be multiplied by a factor that is drawn for each task and seed, the same one for all candidates
-and the start, so that a rule which depends on their scale is not preferred.
+Gradients may be multiplied by a factor drawn for each task and seed, the same for all candidates and the
+start, so that a rule that depends on their scale is not preferred.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from celo2.meta.task_sets import END_SHARE, TaskEntry, TaskSet
 from celo2.training.protocol import DIVERGENCE_MARGIN, cosine_schedule, seed_keys
 
 RATE_FACTORS = (0.6, 1.0, 1.67)  # times the task's own rate
-LARGEST_CORRECTION = 0.02  # limit of how far the parabola may lower the log loss
+LARGEST_CORRECTION = 0.02  # limit on how far the parabola may lower the log loss
 SHARPNESS = 25.0  # κ
 _SCALE_KEY = 0x5CA1E  # of the gradients' factor, folded into the key of a run's initial parameters
 
@@ -47,7 +48,7 @@ def soft_maximum(ratios: np.ndarray, weights: Sequence[float], sharpness: float 
     Args:
         ratios: Log ratios of tasks, `(..., tasks)`.
         weights: Weights of the tasks, summing to 1.
-        sharpness: κ > 0; towards 0 it is the weighted mean, towards infinity the maximum.
+        sharpness: κ > 0; the weighted mean in the limit 0, the maximum in the limit of infinity.
 
     Example:
         >>> soft_maximum(np.array([-0.04, -0.04]), [0.5, 0.5]).round(3)
@@ -61,10 +62,10 @@ def soft_maximum(ratios: np.ndarray, weights: Sequence[float], sharpness: float 
 
 
 def best_of_rates(losses: np.ndarray) -> np.ndarray:
-    """Estimates the lowest log loss over the rate, by the parabola through three rates of equal ratio.
+    """Estimates the lowest log loss over the rate, by a parabola through three rates of equal ratio.
 
     Args:
-        losses: `(…, 3)`, rising rates.
+        losses: `(…, 3)`, by increasing rate.
 
     Returns:
         `(…,)`: the parabola's minimum if it lies between the outer rates, otherwise the lowest of
@@ -86,15 +87,15 @@ def best_of_rates(losses: np.ndarray) -> np.ndarray:
 
 
 class Objective:
-    """The tasks of a set, compiled when first measured.
+    """The tasks of a set, compiled when they are first measured.
 
     Args:
         task_set: The tasks that candidates are trained on.
         variant: "celo2" or "celo2-base".
-        adamw_lr_scale: Learning rate of AdamW's share over that of the rule.
-        eigenbasis_every: Steps between renewals of the eigenbasis in which all rules run; 0: no basis.
-        gradient_scales: Smallest and largest factor of the gradients, drawn uniformly in its logarithm.
-        stored_kernels: Whether kernels of convolutions are taken as stored, as in `mixture.make_optimizer`.
+        adamw_lr_scale: Learning rate of AdamW's share divided by that of the rule.
+        eigenbasis_every: Steps between updates of the eigenbasis in which all rules run; 0: no basis.
+        gradient_scales: Smallest and largest factor of the gradients, drawn log-uniformly.
+        stored_kernels: Whether convolution kernels are used as stored, as in `mixture.make_optimizer`.
 
     Attributes:
         task_set: The tasks that candidates are trained on.
@@ -122,12 +123,12 @@ class Objective:
         self._tasks = {entry.name: entry.make() for entry in task_set.tasks}
 
     def measure(self, name: str, vectors: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-        """Measures log losses of a task at the end of the runs, at each candidate's best rate.
+        """Measures a task's log losses at the end of the runs, at each candidate's best rate.
 
         Args:
             name: Name of the task.
-            vectors: Candidates, `(candidates, 22 or 24)`; another number of them is compiled anew.
-            seeds: Seeds of the runs; the same for all candidates.
+            vectors: Candidates, `(candidates, 22 or 24)`; a different number of them recompiles.
+            seeds: Seeds of the runs, the same for all candidates.
 
         Returns:
             The means over the seeds, `(candidates,)`.
@@ -165,8 +166,8 @@ class Objective:
             seed: Seed of the runs, one for each task.
 
         Returns:
-            One value for each array that the rule updates and each step, of all tasks together, `(samples,)`,
-            without zeros.
+            One value per array that the rule updates and per step, over all tasks, `(samples,)`, without
+            zeros.
         """
         found = []
         for entry in self.task_set.tasks:
@@ -181,7 +182,7 @@ class Objective:
     def _train(self, entry: TaskEntry) -> Any:
         """Compiles `(vector, rate, seed, data) → log of the loss at the end`, NaN if it diverged.
 
-        With `with_rms`, the gradients' root mean squares `(steps, arrays)` come second.
+        With `with_rms`, it also returns the gradients' root mean squares `(steps, arrays)`.
         """
         task = self._tasks[entry.name]
         variant = self._variant
@@ -220,7 +221,7 @@ class Objective:
 
 
 def _draw_scale(init_key: Array, low: float, high: float) -> Array | None:
-    """Draws the factor of a run's gradients, by the key of its initial parameters; None for a factor of 1."""
+    """Draws the factor of a run's gradients from its initial parameters' key; None for a factor of 1."""
     if low == high == 1.0:
         return None
     key = jax.random.fold_in(init_key, _SCALE_KEY)

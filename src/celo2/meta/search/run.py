@@ -1,16 +1,16 @@
-"""The search loop: candidates from CMA-ES, their values from short runs, everything recorded.
+"""The search loop: gets candidates from CMA-ES, measures them by short runs, and records everything.
 
 Source: N. Hansen, "The CMA evolution strategy: a tutorial" (arXiv 1604.00772), by the library `cmaes`. Each
-generation trains on some of the set's tasks, in turn, with seeds that no earlier one had. All its candidates
-have the same tasks, seeds and batches, and so have the start and the distribution's mean, which are trained
-beside them.
+generation trains on some of the set's tasks, in turn, with seeds that no earlier generation used. All its
+candidates have the same tasks, seeds and batches, as do the start and the distribution's mean, which are
+trained with them.
 
-OUT/config.json          the settings that decide the result
-OUT/generations.jsonl    one line for each generation: tasks, candidates' values, the mean, its log ratios
+OUT/config.json          the settings that determine the result
+OUT/generations.jsonl    one line per generation: tasks, candidates' values, the mean, its log ratios
 OUT/weights/             the mean as finished weights, at intervals, and its average over the last third of
                          the generations, which is less noisy than single ones
 
-Candidates depend on the seed and on the values of earlier generations alone, so the record is also the
+Candidates depend only on the seed and the values of earlier generations, so the record is also the
 checkpoint: resuming asks for them again, tells the recorded values, and continues.
 """
 
@@ -48,25 +48,25 @@ SearchVariant = Literal["celo2", "celo2-base"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """Settings that decide the result of a search, except for its length.
+    """Settings that determine the result of a search, except for its length.
 
     Attributes:
         variant: "celo2" (Newton–Schulz on matrices, AdamW on vectors) or "celo2-base".
         task_set: Declared set of tasks, a name or a TOML file.
-        tasks_per_generation: Tasks that a generation trains on, in turn; 0: all of the set.
-        population: Candidates of a generation, at least 4.
+        tasks_per_generation: Tasks that each generation trains on, in turn; 0: the whole set.
+        population: Candidates per generation, at least 4.
         spread: Standard deviation of the first candidates; the weights of the start's channels are a half.
-        seeds: Runs of each task, rate and candidate.
+        seeds: Runs per task, rate and candidate.
         bends: Whether two more numbers bend the weighted sum where it is large.
-        adamw_lr_scale: Learning rate of AdamW's share over that of the rule; 5 is that of the "plus" preset.
-        eigenbasis_every: Steps between renewals of the eigenbasis in which all rules run, the start too; 10,
-            beside a share of 5, is the "eigenbasis" preset. 0: no basis.
-        gradient_scales: Smallest and largest factor that gradients are multiplied by, drawn for each task and
-            seed, so that the rule does not depend on their scale.
-        stored_kernels: Whether kernels of convolutions are taken as stored, and not as the one matrix that
+        adamw_lr_scale: Learning rate of AdamW's share divided by that of the rule; the "plus" preset has 5.
+        eigenbasis_every: Steps between updates of the eigenbasis in which all rules, including the start,
+            run; 10 with a share of 5 is the "eigenbasis" preset. 0: no basis.
+        gradient_scales: Smallest and largest factor by which gradients are multiplied, drawn for each task
+            and seed, so that the rule does not depend on their scale.
+        stored_kernels: Whether convolution kernels are used as stored instead of as the single matrix that
             the public optimizers find in each. The shipped weights were found that way.
-        start: Numbers to begin at, such as the vector of an earlier record's last line; none: the Adam-like
-            start.
+        start: Numbers to start from, such as the vector in the last line of an earlier record; none: the
+            Adam-like start.
         seed: Seed of the candidates, the tasks' order and the runs.
         set_digest: `TaskSet.digest` that the task set must have; empty, as before a search: any.
 
@@ -145,7 +145,7 @@ class Generation:
         values: Values of the candidates, soft maxima of their log ratios over units; lower is better.
         mean: Log ratio of the distribution's mean to the start, by task.
         vector: The measured mean of the distribution.
-        spread: Mean standard deviation of a coordinate of the distribution.
+        spread: Mean standard deviation of the distribution's coordinates.
         seconds: Duration.
     """
 
@@ -169,8 +169,8 @@ def search(
     """Runs or resumes a search up to a number of generations.
 
     Args:
-        config: The settings that decide the result.
-        out: Folder of the search; made, or one that holds a search with the same settings.
+        config: The settings that determine the result.
+        out: Folder of the search; created, or one that contains a search with the same settings.
         generations: Total number of generations.
         save_every: Generations between weight files.
         on_generation: Called with each new line of the record.
@@ -179,7 +179,7 @@ def search(
         The mean of the distributions of the last third of the generations, `(22,)` or `(24,)`.
 
     Raises:
-        ValueError: The folder's search has other settings, the task set has another digest than
+        ValueError: The folder's search has different settings, the task set's digest differs from
             `config.set_digest`, or a run's seed would be out of range.
         OSError: The folder cannot be written, or another process uses it.
     """
@@ -213,7 +213,7 @@ def _search(
     save_every: int,
     on_generation: Callable[[Generation], Any] | None,
 ) -> np.ndarray:
-    """Runs `search` in a folder that no other process writes into."""
+    """Runs `search` in a folder that no other process writes to."""
     records = _open(config, out)
     strategy = CMA(
         mean=np.asarray(config.start) if config.start else mixture.to_vector(config.bends),
@@ -246,11 +246,11 @@ def _search(
 
 
 def _open(config: SearchConfig, out: Path) -> list[dict[str, Any]]:
-    """Checks the folder; returns the record without a torn last line."""
+    """Checks the folder and returns the record without a torn last line."""
     path = out / CONFIG
     if path.exists():
         wanted = json.loads(config.to_json())
-        before = {"stored_kernels": True, "set_digest": config.set_digest}  # what older folders do not say
+        before = {"stored_kernels": True, "set_digest": config.set_digest}  # missing in older folders
         known = {**json.loads(SearchConfig().to_json()), **before, **read_object(path)}
         differing = [name for name, value in wanted.items() if known[name] != value]
         if differing:
@@ -279,7 +279,7 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def _tasks_of(config: SearchConfig, names: tuple[str, ...], number: int) -> tuple[str, ...]:
-    """Selects the tasks of a generation: all in a random order, a few at a time, then in another order."""
+    """Selects the tasks of a generation: all in random order, a few at a time, then in another order."""
     size = config.tasks_per_generation or len(names)
     per_round = -(-len(names) // size)
     order = np.random.default_rng([config.seed, number // per_round]).permutation(len(names))

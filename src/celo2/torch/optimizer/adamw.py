@@ -1,7 +1,7 @@
-"""AdamW for the parameters that the rule does not train: PyTorch's own, on one group at a time.
+"""AdamW for parameters that the rule does not train: PyTorch's own, one group at a time.
 
-Parameters and gradients of float16 and bfloat16 are updated in float32, with moments in float32, so
-that the small second moments of an embedding are not lost.
+float16 and bfloat16 parameters are updated in float32, with float32 moments, so that the small second
+moments of an embedding are not lost.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def update(leaves: Sequence[AdamWLeaf], group: dict[str, Any], *, cautious: bool
 
 
 def _fits_fused(leaf: AdamWLeaf) -> bool:
-    """Returns whether PyTorch's fused kernel supports a parameter; on a CPU it assumes contiguous memory."""
+    """Returns whether PyTorch's fused kernel supports a parameter; on CPUs it assumes contiguous memory."""
     tensors = (leaf.param, leaf.grad, leaf.exp_avg, leaf.exp_avg_sq)
     device = leaf.param.device.type
     return device != "meta" and (device != "cpu" or all(tensor.is_contiguous() for tensor in tensors))
@@ -95,7 +95,7 @@ def _update(
 
 
 def _decay_agreeing(leaf: AdamWLeaf, param: Tensor, share: Any, beta1: float, *, maximize: bool) -> None:
-    """Takes a share off the weights that the step to come does not pull away from zero, in place.
+    """Decays, in place, the weights that the coming step does not pull away from zero.
 
     The step has the sign of the running mean of the gradient, and does not depend on the weights.
     """
@@ -106,5 +106,5 @@ def _decay_agreeing(leaf: AdamWLeaf, param: Tensor, share: Any, beta1: float, *,
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """Views a complex tensor as twice as many real numbers, each updated by itself."""
+    """Views a complex tensor as twice as many real numbers, each updated separately."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

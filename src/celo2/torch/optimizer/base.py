@@ -69,7 +69,7 @@ def _uncompiled(method: _Method) -> _Method:
 class RuleOptimizer(Optimizer):
     """A `torch.optim.Optimizer` that updates each parameter by the rule or by AdamW; see `Celo2`."""
 
-    _base: bool  # whether every parameter gets the rule
+    _base: bool  # whether the rule updates every parameter
 
     def __init__(
         self,
@@ -127,11 +127,11 @@ class RuleOptimizer(Optimizer):
             tell_stored(self.param_groups, self._routes, module, base=self._base)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as `torch.optim.Optimizer` does, and refuses parameters that cannot be trained.
+        """Adds a group as `torch.optim.Optimizer` does, and rejects parameters that cannot be trained.
 
-        Its parameters are routed by the module that the optimizer was given, as long as that is alive and the
-        optimizer is not a copy; parameters that the module does not hold are taken as stored, with a
-        `RoutingWarning`. The group needs no names: the module has them.
+        Parameters are routed by the module that the optimizer was given, as long as it is alive and the
+        optimizer is not a copy; parameters that the module does not contain are used as stored, with a
+        `RoutingWarning`. The group needs no names: the module provides them.
         """
         module, groups = self._find_module(), self.param_groups
         has_names = "param_names" in groups[0] if groups else module is not None
@@ -166,20 +166,20 @@ class RuleOptimizer(Optimizer):
             tell_stored([group], self._routes, module, base=self._base)
 
     def _find_routes(self, group: Mapping[str, Any]) -> list[Route]:
-        """Finds the routes of a group that is added, and keeps them in `_routes`."""
+        """Finds the routes of a new group and stores them in `_routes`."""
         module, params = self._find_module(), group["params"]
         if module is not None and any(param not in self._routes for param in params):
             for name, route in find_routes(module, base=self._base, **self._routing).items():
                 param = module.get_parameter(name)
                 self._routes.setdefault(param, route)
-        if any(param not in self._routes for param in params):  # not held by a module
+        if any(param not in self._routes for param in params):  # not in a module
             routes = route_stored(group, len(self.param_groups) - 1, base=self._base)
             stored = zip(params, routes, strict=True)
             self._routes = {param: fit_route(route, param) for param, route in stored} | self._routes
         return [self._routes[param] for param in params]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores a pickled state; groups of an older release get the new options' defaults."""
+        """Restores a pickled state; groups from an older release get defaults for new options."""
         loaded = state["state"].items()
         own = {param: found.state if isinstance(found, Checked) else found for param, found in loaded}
         state["state"] = defaultdict(dict, own)
@@ -194,7 +194,7 @@ class RuleOptimizer(Optimizer):
                 group.setdefault(name, default)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the state for copies and pickles; unlike a state dict it has routing and weights."""
+        """Returns the state for copies and pickles; unlike a state dict, it includes routing and weights."""
         names = (
             "_network",
             "_state_dtype",
@@ -248,12 +248,12 @@ class RuleOptimizer(Optimizer):
         self._apply(group, zip(leaves, steps, strict=True))
 
     def _check_capture(self) -> None:
-        """Refuses graph capture without `capturable`; PyTorch's check has had two names."""
+        """Rejects graph capture without `capturable`; PyTorch has had two names for its check."""
         check = getattr(self, "_accelerator_graph_capture_health_check", None)
         (check or self._cuda_graph_capture_health_check)()
 
     def _find_nonfinite(self) -> set[Tensor]:
-        """Finds and counts the parameters that this step leaves out, and warns the first time."""
+        """Finds and counts the parameters that this step skips, and warns the first time."""
         found = find_nonfinite(param for group in self.param_groups for param in group["params"])
         if found and not self.num_nonfinite:
             names = [name for name, param, _ in named_params(self.param_groups) if param in found]
@@ -267,7 +267,7 @@ class RuleOptimizer(Optimizer):
     def _collect(
         self, group: dict[str, Any], offset: int, left_out: Collection[Tensor]
     ) -> tuple[list[Target], list[AdamWLeaf]]:
-        """Collects the leaves of a group by algorithm; state is made at the first gradient."""
+        """Collects the leaves of a group by algorithm; state is created at the first gradient."""
         by_rule: list[Target] = []
         by_adamw: list[AdamWLeaf] = []
         for place, param in enumerate(group["params"]):
@@ -315,7 +315,7 @@ class RuleOptimizer(Optimizer):
                 leaf.param.copy_(param)
 
     def _complete_state(self, param: Tensor, route: Route, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Returns the parameter's state, initialised if missing; entries that others have added stay."""
+        """Returns the parameter's state, initialised if missing; keeps entries added by others."""
         state = self.state[param]
         if "step" not in state:
             state.update(self._init_state(param, route, group))
@@ -350,7 +350,7 @@ class RuleOptimizer(Optimizer):
         return route._replace(algorithm=group["algorithm"], reason="the group's algorithm")
 
     def _adopt(self) -> None:
-        """Routes parameters that a trainer has put in place of those given, for example their shards."""
+        """Routes parameters that a trainer has substituted for the given ones, such as their shards."""
         params = [group["params"] for group in self.param_groups]
         if [len(own) for own in params] != [len(routes) for routes in self._places]:
             raise ValueError("the groups have lost or gained parameters; construct the optimizer anew.")
@@ -365,11 +365,11 @@ class RuleOptimizer(Optimizer):
         return matrix_numbers(tuple(param.shape), route.numbers) if whole else route.numbers
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what `state_dict` returned, and continues bit for bit.
+        """Loads a result of `state_dict`; training then continues bit for bit.
 
-        Parameters are matched by their names where both sides have the same ones, else by their places.
-        State keeps its own dtypes, whatever the parameters', and entries that others have put into it. If it
-        does not fit, nothing is changed.
+        Parameters are matched by name if both sides have the same names, else by position. State keeps its
+        dtypes, whatever the parameters', and entries added by others. If it does not fit, nothing is
+        changed.
 
         Raises:
             ValueError: The groups differ, or the state was saved under another routing.
@@ -387,7 +387,7 @@ class RuleOptimizer(Optimizer):
             handle.remove()
 
     def __repr__(self) -> str:
-        """Returns the groups' options, and the routing as a table."""
+        """Returns the groups' options and the routing table."""
         lines = [f"{type(self).__name__} ("]
         for number, group in enumerate(self.param_groups):
             options = {k: v for k, v in sorted(group.items()) if k not in ("params", "param_names")}

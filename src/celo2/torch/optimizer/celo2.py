@@ -1,7 +1,7 @@
 """`Celo2` and `Celo2Base`: the rule as PyTorch optimizers.
 
-Source: arXiv 2602.19142. State, groups, hooks and checkpoints are those of `torch.optim.Optimizer`. The
-options that `celo2.jax.transform.celo2` has too come first, in the same order, with the same defaults.
+Source: arXiv 2602.19142. State, groups, hooks and checkpoints are those of `torch.optim.Optimizer`. Options
+shared with `celo2.jax.transform.celo2` come first, in the same order, with the same defaults.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Celo2(RuleOptimizer):
-    """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and all else by AdamW.
+    """Updates hidden matrices by Celo2, the learned rule with Newton–Schulz, and other parameters by AdamW.
 
     With learning rate η and weight decay λ, for the rule's matrices and for the other parameters p:
 
@@ -34,68 +34,69 @@ class Celo2(RuleOptimizer):
 
     Every feature x enters the network as x / rms(x). The step of a matrix has root mean square 1, so the
     learning rate is its change per step; try 1e-4 to 1e-2. Embeddings, positional tables, output heads,
-    routers and everything of rank ≤ 1 get AdamW.
+    routers and everything of rank ≤ 1 are updated by AdamW.
 
-    The state has about 16 bytes for each parameter of the rule, 8 or 5 with `state_dtype`, and 8 for each of
+    The state has about 16 bytes per parameter of the rule, 8 or 5 with `state_dtype`, and 8 per parameter of
     AdamW.
 
     Args:
         params: A module, whose layers decide the routing (`celo2.torch.find_routes`), or what every
-            torch optimizer takes: parameters, named parameters, groups. Parameters without a module
-            are taken as stored, the reference's convention, and rank ≥ 2 gets the rule.
-        lr: The root mean square of a matrix's change per step, unless `harness` or `match` change that: a
+            torch optimizer accepts: parameters, named parameters, groups. Parameters without a module
+            are used as stored, as in the reference, and the rule updates those of rank ≥ 2.
+        lr: The root mean square of a matrix's change per step, unless changed by `harness` or `match`: a
             float or a scalar tensor, ≥ 0. Default 1e-3.
         weights: The network's weights: `"celo2"`, a path or a hub repository as in
             `celo2.load_checkpoint`, `celo2.Weights`, or a tree of arrays. Default: the shipped `"celo2"`.
         weight_decay: Decoupled weight decay λ ≥ 0, multiplied by each algorithm's learning rate. Default 0.
-        adamw_lr_scale: The learning rate of AdamW, divided by `lr`, ≥ 0. None: the harness's, 20 in the
-            paper's; 1 with `match`.
+        adamw_lr_scale: The learning rate of AdamW divided by `lr`, ≥ 0. None: the harness's, which is 20 in
+            "paper"; 1 with `match`.
         adamw_betas: The decays of AdamW, in [0, 1); the rule has its own. Default 0.9 and 0.95.
-        betas: An alias of `adamw_betas`, the name that `torch.optim.AdamW` and groups have; a scheduler that
+        betas: An alias of `adamw_betas`, the name used by `torch.optim.AdamW` and in groups; a scheduler that
             cycles momentum changes the first.
         overrides: Corrections of the routing, as in `find_routes`.
         dimension_numbers: The matrix axes of parameters, as in `find_routes`.
         split_heads: As in `find_routes`.
-        state_dtype: None, `torch.bfloat16` or `torch.int8`: momenta and rms in 8 or 5 bytes a parameter
-            instead of 16, rounded stochastically by a hash of the step's number, so that a run repeats
-            exactly. int8 keeps momenta as codes with a scale for each row (`celo2.torch.quantization`), and
-            rms as bfloat16; it needs whole rows of a `DTensor` in one process.
-        skip_zero_gradients: Whether a matrix that the rule updates (each one of a stack) is left as if it had
-            no gradient where that is exactly zero, as of an idle expert: no step, no change of its state; the
-            decay goes on. False: such a matrix moves by the full learning rate, as in the reference.
-        skip_nonfinite_gradients: Whether a parameter whose gradient has an infinity or NaN is left out, as if
-            it had none, counted in `num_nonfinite`, and told once by a warning. Each step then waits for the
-            device. False: one NaN makes its whole matrix and state NaN for good.
+        state_dtype: None, `torch.bfloat16` or `torch.int8`. With a dtype, momenta and rms use 8 or 5 bytes
+            per parameter instead of 16, and are rounded stochastically by a hash of the step count, so runs
+            repeat exactly. int8 stores momenta as codes with one scale per row
+            (`celo2.torch.quantization`), and rms as bfloat16; it needs whole rows of a `DTensor` in one
+            process.
+        skip_zero_gradients: Whether matrices updated by the rule (individually in a stack) are skipped if
+            their gradient is exactly zero, such as an idle expert's: no step and no change of their state,
+            while weight decay continues. False: such a matrix moves by the full learning rate, as in the
+            reference.
+        skip_nonfinite_gradients: Whether parameters whose gradient contains an infinity or NaN are skipped,
+            as if they had none, counted in `num_nonfinite`, and reported once by a warning. Each step then
+            waits for the device. False: one NaN makes its whole matrix and state NaN for good.
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
-        harness: What is done to matrices beyond the learned direction, and AdamW's share: "paper", as in the
-            Celo2 paper; "plus", the best one at the paper's cost; "eigenbasis", the best one; or a
-            `Harness` of your own.
-        match: None, or "adamw": the learning rate and the weight decay are those that AdamW was tuned with.
-            The step of a matrix then has root mean square 0.2, and AdamW's share is the learning rate
-            itself.
+        harness: How matrices are treated beyond the learned direction, and AdamW's share: "paper", as in the
+            Celo2 paper; "plus", the best one at the paper's cost; "eigenbasis", the best one; or your own
+            `Harness`.
+        match: None, or "adamw" to use the learning rate and weight decay that AdamW was tuned with. A matrix
+            step then has root mean square 0.2, and AdamW's share uses the learning rate itself.
         foreach: True: PyTorch's own operations, small tensors of equal shape together; False: one
-            tensor after the other. For both algorithms, as is `fused`.
-        fused: True: compiled kernels, for the rule by Numba on a CPU and by Triton on a CUDA device; False:
-            none. By default, with `foreach` None too, the fastest that is installed.
-        capturable: Keeps the step's number on the device, for CUDA graphs; not with `eigenbasis_every`.
+            tensor at a time. Applies to both algorithms, as does `fused`.
+        fused: True: compiled kernels, for the rule by Numba on CPUs and by Triton on CUDA devices; False:
+            none. By default, if `foreach` is also None, the fastest that is installed.
+        capturable: Keeps the step count on the device, for CUDA graphs; not with `eigenbasis_every`.
         maximize: Maximizes the objective instead of minimizing it.
-        algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also of a group.
-        module: The module that the parameters or groups belong to, for its routing and its names. Matrices
-            that it does not hold are taken as stored, with a `RoutingWarning`.
-        process_group: The processes that hold the same parameters and gradients (replicated training,
-            as under `DistributedDataParallel`): Newton–Schulz is divided among them. Not needed for
+        algorithm: `"celo2"` or `"adamw"` for all parameters, whatever their routing; also a group option.
+        module: The module that the parameters or groups belong to, for its routing and names. Matrices that
+            it does not contain are used as stored, with a `RoutingWarning`.
+        process_group: The processes with the same parameters and gradients (replicated training,
+            as with `DistributedDataParallel`): Newton–Schulz is divided among them. Not needed for
             `DTensor`s (`fully_shard`, tensor parallelism), which carry their own device mesh.
 
     Attributes:
-        num_nonfinite: The number of times that `skip_nonfinite_gradients` has left a parameter out of a step.
+        num_nonfinite: The number of times that `skip_nonfinite_gradients` has skipped a parameter.
 
     Raises:
-        RuntimeError: `fused=True` where kernels are not installed or not available.
-        TypeError: A parameter is not a dense tensor of floating-point numbers, or is complex and given to
-            the rule; or an option is of another type.
+        RuntimeError: `fused=True`, but kernels are not installed or not available.
+        TypeError: A parameter is not a dense floating-point tensor, or is complex and routed to the rule; or
+            an option has the wrong type.
         ValueError: An option is out of its range, two contradict each other, the parameters are a module and
-            `module` is another, or the weights are of another variant.
+            `module` is a different one, or the weights are of another variant.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -103,7 +104,7 @@ class Celo2(RuleOptimizer):
         >>> model(torch.ones(1, 4)).sum().backward()
         >>> optimizer.step()
 
-        At a learning rate of AdamW's, with normalised rows:
+        At AdamW's learning rate, with normalised rows:
 
         >>> Celo2(model, 3e-4, harness=Harness(row_decay=0.95), match="adamw").defaults["adamw_lr_scale"]
         1.0
@@ -186,15 +187,15 @@ class Celo2Base(Celo2):
         p ← p - η (d / rms(d) + λ p),    d = network(30 features of g, p and accumulators; 15 below rank 2)
 
     Every feature x enters the network as x / rms(x). Every step has root mean square 1, so the learning rate
-    is the change per step; try 1e-4 to 1e-2. AdamW updates only what a group's `algorithm` or an override
-    gives it. The state has about 16 bytes for each parameter.
+    is the change per step; try 1e-4 to 1e-2. AdamW updates only parameters that a group's `algorithm` or an
+    override assigns to it. The state has about 16 bytes per parameter.
 
     Args:
-        params: As in `Celo2`; a module's layers decide which axes are a parameter's matrix.
+        params: As in `Celo2`; a module's layers decide which axes form a parameter's matrix.
         lr: The root mean square of every tensor's change per step, as in `Celo2`.
         weights: As in `Celo2`; the default is the shipped `"celo2-base"`.
-        **options: As in `Celo2`, with the same defaults, but for `ns_coeffs`, `harness` and `match`,
-            which are for the steps of Newton–Schulz.
+        **options: As in `Celo2`, with the same defaults, except for `ns_coeffs`, `harness` and `match`,
+            which apply to Newton–Schulz steps.
 
     Raises:
         RuntimeError: As in `Celo2`.

@@ -15,7 +15,7 @@ from celo2.torch.routing.labels import find_routes_by_name
 
 
 def named_groups(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Returns a module's named parameters, without frozen ones of untrainable (quantised) dtypes."""
+    """Returns a module's named parameters, except frozen ones of untrainable (quantised) dtypes."""
     return [
         (name, param)
         for name, param in module.named_parameters()
@@ -24,11 +24,11 @@ def named_groups(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def check_module(params: Any, module: Any) -> None:
-    """Raises an error for a `module=` that is none, or another one than the parameters.
+    """Raises an error if `module=` is not a module, or differs from a module given as parameters.
 
     Raises:
-        TypeError: `module` is no `nn.Module`.
-        ValueError: `params` is a module too, and another one.
+        TypeError: `module` is not an `nn.Module`.
+        ValueError: `params` is a different module.
     """
     if module is None:
         return
@@ -45,11 +45,11 @@ def check_module(params: Any, module: Any) -> None:
 
 
 def name_params(group: dict[str, Any], number: int, module: nn.Module | None) -> dict[str, Any]:
-    """Adds names to a group of bare parameters: PyTorch wants them in all groups of an optimizer or in none.
+    """Adds names to a group of bare parameters: PyTorch requires them in all groups or in none.
 
     Args:
-        group: As `add_param_group` takes it; one with names, or any other object, is returned unchanged.
-        number: The group's index, used in the names of parameters that the module does not hold.
+        group: As in `add_param_group`; a group with names, or any other object, is returned unchanged.
+        number: The group's index, used to name parameters that the module does not contain.
         module: The module whose names are used.
     """
     if not isinstance(group, dict) or "param_names" in group or isinstance(group["params"], set):
@@ -65,17 +65,17 @@ def name_params(group: dict[str, Any], number: int, module: nn.Module | None) ->
 
 
 def _stranger(number: int, place: int) -> str:
-    """Returns what stands for the name of a parameter that the module does not hold."""
+    """Returns a placeholder name for a parameter that the module does not contain."""
     return f"group {number}.{place}"
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Joins the first five names, and says how many more there are."""
+    """Joins the first five names and states how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def named_params(groups: Iterable[Mapping[str, Any]]) -> list[tuple[str, Tensor, Mapping[str, Any]]]:
-    """Lists every parameter with its name, or else the numbers of its group and place, and its group."""
+    """Lists every parameter with its name, or else its group number and position, and its group."""
     entries = []
     for number, group in enumerate(groups):
         names = group.get("param_names") or [f"{number}.{i}" for i in range(len(group["params"]))]
@@ -84,12 +84,12 @@ def named_params(groups: Iterable[Mapping[str, Any]]) -> list[tuple[str, Tensor,
 
 
 def route_stored(group: Mapping[str, Any], number: int, *, base: bool) -> list[Route]:
-    """Returns the routes of a group without a module: by its names if any, else the rule for rank ≥ 2.
+    """Returns the routes of a group without a module: by name if it has names, else the rule for rank ≥ 2.
 
     Args:
         group: A group of an optimizer.
         number: Its index.
-        base: Whether every parameter gets the rule.
+        base: Whether the rule updates every parameter.
     """
     params, names = group["params"], group.get("param_names")
     if not names:
@@ -102,7 +102,7 @@ def route_stored(group: Mapping[str, Any], number: int, *, base: bool) -> list[R
 
 
 def _as_stored(route: Route, param: Tensor) -> Route:
-    """Drops the axes of a route whose one matrix is the parameter, so that states load either way."""
+    """Drops the axes of a route whose only matrix is the parameter itself, so that states load either way."""
     whole = route.numbers is not None and param.ndim == 2 and route.numbers.output_splits == 1
     return route._replace(numbers=None) if whole else route
 
@@ -114,13 +114,13 @@ def tell_stored(
     *,
     base: bool,
 ) -> None:
-    """Warns of matrices that were routed without their module, unless their group's algorithm is given.
+    """Warns about matrices that were routed without their module, unless their group sets the algorithm.
 
     Args:
-        groups: The groups that were added.
+        groups: The added groups.
         routes: The routes of their parameters.
-        module: The module that was given, which may not hold all of them; None: there was none.
-        base: Whether every parameter gets the rule.
+        module: The given module, which may not contain all of them, or None.
+        base: Whether the rule updates every parameter.
     """
     held = set() if module is None else set(module.parameters())
     bare = [
@@ -179,7 +179,7 @@ def _route_nameless(param: Tensor, *, base: bool) -> Route:
 
 
 def check_param(param: Tensor, name: str, route: Route) -> None:
-    """Raises a TypeError for a parameter that its algorithm cannot train, with the remedy."""
+    """Raises a TypeError, with the remedy, for a parameter that its algorithm cannot train."""
     if param.layout != torch.strided:
         raise TypeError(
             f"{name} is a sparse tensor ({param.layout}); make it dense with .to_dense(), or give it to "
@@ -218,7 +218,7 @@ def check_group(group: dict[str, Any]) -> None:
     """Checks the types and ranges of a group's options.
 
     Raises:
-        TypeError: An option is of another type.
+        TypeError: An option has the wrong type.
         ValueError: An option is out of its range.
     """
     scales = ("lr", "weight_decay", "adamw_lr_scale")

@@ -16,7 +16,7 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 class Checked:
     """A checked state, which `torch.optim.Optimizer.load_state_dict` passes through unchanged.
 
-    It would cast bare tensors to the parameter's dtype.
+    That method would cast bare tensors to the parameter's dtype.
 
     Attributes:
         state: As given.
@@ -29,11 +29,11 @@ class Checked:
 def fit_state_dict(
     saved: Mapping[str, Any], groups: Groups, make_state: Callable[[Tensor, Mapping[str, Any]], State]
 ) -> dict[str, Any]:
-    """Orders a saved state dict as an optimizer's parameters, with each state checked and `Checked`.
+    """Orders a saved state dict like the optimizer's parameters, and wraps each checked state in `Checked`.
 
-    Parameters are matched by name where both have the same names, whatever the order of parameters and
-    groups and whatever wrappers such as `DistributedDataParallel` add to the names. Otherwise they are
-    matched by position, as in PyTorch. Nothing is changed.
+    Parameters are matched by name if both have the same names, whatever the order of parameters and groups
+    and whatever wrappers such as `DistributedDataParallel` add to the names. Otherwise they are matched by
+    position, as in PyTorch. The arguments are not changed.
 
     Args:
         saved: A result of `state_dict`.
@@ -41,7 +41,7 @@ def fit_state_dict(
         make_state: Makes the initial state of a parameter in a group.
 
     Raises:
-        ValueError: The state of a parameter lacks entries, or has entries of other shapes.
+        ValueError: The state of a parameter lacks entries, or has entries of the wrong shape.
     """
     saved_groups = _order_groups(saved["param_groups"], groups)
     state = dict(saved["state"])
@@ -57,12 +57,12 @@ def fit_state_dict(
 
 
 def _order_groups(saved: Groups, own: Groups) -> Groups:
-    """Returns the saved groups in the order of the optimizer's, as far as names determine it."""
+    """Returns the saved groups in the optimizer's order, as far as names determine it."""
     whole = [len(group.get("param_names", ())) == len(group["params"]) for group in (*saved, *own)]
     if len(saved) != len(own) or not all(whole):
         return saved
     if any(isinstance(index, str) for group in saved for index in group["params"]):
-        # From `torch.distributed.checkpoint.state_dict`, in the optimizer's order but for the names.
+        # From `torch.distributed.checkpoint.state_dict`, in the optimizer's order except for the names.
         return [{**group, "param_names": mine["param_names"]} for group, mine in zip(saved, own, strict=True)]
     ids = [
         (_plain_name(name), index)

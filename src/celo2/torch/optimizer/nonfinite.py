@@ -13,10 +13,10 @@ from celo2.torch.sharding.dtensor import is_dtensor, local_grad
 
 
 def find_nonfinite(params: Iterable[Any]) -> set[Tensor]:
-    """Returns the parameters that have an infinity or NaN in a dense gradient.
+    """Returns the parameters whose dense gradient contains an infinity or NaN.
 
     Waits for each device once. All processes that share a `DTensor` must call this together, and get the
-    same answer.
+    same result.
 
     Args:
         params: The parameters, the same in the same order in every process.

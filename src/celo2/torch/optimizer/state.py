@@ -1,4 +1,4 @@
-"""Initialises the state of one parameter, under flat names, and checks a saved one."""
+"""Initialises the state of one parameter, under flat names, and checks a saved state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def check_state_dtype(dtype: Any) -> torch.dtype | None:
-    """Returns the dtype of momentum and rms: None (the computation's own), bfloat16, or int8 of momentum."""
+    """Returns the dtype of momentum and rms: None (the working dtype), bfloat16, or int8 (momentum only)."""
     if dtype not in (None, torch.bfloat16, torch.int8):
         raise ValueError(f"state_dtype must be None (float32), torch.bfloat16 or torch.int8, got {dtype!r}.")
     return dtype
@@ -43,15 +43,15 @@ def init_rule(
     With int8 there are also `momentum_scale_0 …`, of the parameter's rows, and rms is bfloat16.
 
     Args:
-        param: The parameter; its shape, dtype and device count.
+        param: The parameter, of which only shape, dtype and device matter.
         layout: Its layout.
         config: The decays.
-        dtype: The dtype of momentum and rms; None: the working dtype; int8: of momentum.
+        dtype: The dtype of momentum and rms; None: the working dtype; int8: for momentum only.
         on_device: Whether `step` is a tensor on the parameter's device rather than on the CPU.
-        fused: Whether kernels were requested, whose `step` is float32 whatever the default dtype.
+        fused: Whether kernels were requested; their `step` is float32 whatever the default dtype.
 
     Raises:
-        ValueError: The dtype is int8, and processes share rows of the parameter.
+        ValueError: The dtype is int8 and processes share rows of the parameter.
     """
     working = working_dtype(param.dtype)
 
@@ -85,14 +85,14 @@ def init_adamw(param: Tensor, *, on_device: bool, fused: bool = False) -> State:
 
 
 def adamw_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype that AdamW computes in: the rule's, or complex64 or complex128 for complex ones."""
+    """Returns AdamW's working dtype: the rule's, or complex64 or complex128 for complex parameters."""
     if dtype.is_complex:
         return torch.promote_types(dtype, torch.complex64)
     return working_dtype(dtype)
 
 
 def rule_accumulators(state: Mapping[str, Tensor]) -> Accumulators:
-    """Returns the local accumulators in a state of `init_rule`, without a copy; int8 momenta `Quantized`."""
+    """Returns the local accumulators in a state of `init_rule`, without copies; int8 as `Quantized`."""
     families: dict[str, list[Any]] = {"momentum": [], "rms": [], "row": [], "col": []}
     for name, tensor in state.items():
         family, _, number = name.rpartition("_")
@@ -106,18 +106,18 @@ def rule_accumulators(state: Mapping[str, Tensor]) -> Accumulators:
 def check_state(
     name: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor], device: torch.device
 ) -> State:
-    """Converts a saved state to the expected dtypes and devices, and copies its further entries.
+    """Converts a saved state to the expected dtypes and devices, and copies its other entries.
 
     Args:
         name: The parameter's name, for the error message.
-        saved: The state in a state dict. Further entries, such as those of a wrapper that averages
+        saved: The state in a state dict. Other entries, such as those of a wrapper that averages
             parameters, are copied.
         expected: A new state of that parameter.
         device: The parameter's device.
 
     Raises:
-        ValueError: Entries are missing or have other shapes: the parameter was trained by another algorithm
-            or along other axes. Or momenta are codes where numbers are expected, or the other way round.
+        ValueError: Entries are missing or have the wrong shapes: the parameter was trained by another
+            algorithm or along other axes. Or momenta are codes where numbers are expected, or vice versa.
     """
     foreign = {key: value for key, value in saved.items() if key not in expected}
     missing = [key for key in expected if key not in saved]
@@ -158,7 +158,7 @@ def _shape(value: Any) -> torch.Size:
 
 
 def _check_rows(param: Any) -> None:
-    """Refuses a parameter whose rows, which have one scale each, are shared among processes."""
+    """Rejects a parameter whose rows, which have one scale each, are shared among processes."""
     if not is_dtensor(param):
         return
     shares = zip(param.placements, param.device_mesh.shape, strict=True)
@@ -171,7 +171,7 @@ def _check_rows(param: Any) -> None:
 
 def _init_step(param: Tensor, on_device: bool, fused: bool) -> Tensor:
     """Makes `step` as PyTorch does: float64 if that is the default dtype, except for fused kernels."""
-    on_device = on_device and param.device.type != "meta"  # whose tensors have no value
+    on_device = on_device and param.device.type != "meta"  # meta tensors have no value
     double = torch.get_default_dtype() == torch.float64 and not fused
     dtype = torch.float64 if double else torch.float32
     return torch.zeros((), dtype=dtype, device=param.device if on_device else "cpu")

@@ -160,7 +160,7 @@ def _is_named_output(
 
 
 def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:
-    """Returns the last matrix of a network that is a single numbered chain of layers: it must be the output."""
+    """Returns the last matrix of a network that is a single numbered chain of layers, which is its output."""
     depth = network.depth
     if len(chain) < 2 or any(len(param.unit) != depth + 1 for param in chain):
         return None

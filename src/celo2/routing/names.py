@@ -92,7 +92,7 @@ def is_norm(name: Name) -> bool:
 
 
 def is_decay(own: Name) -> bool:
-    """Returns whether a parameter's own name denotes the decays of a state-space layer, a vector per channel."""
+    """Returns whether a parameter's own name denotes a state-space layer's decays, a vector per channel."""
     return own.text.lower() in DECAYS
 
 

@@ -76,7 +76,7 @@ def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]
 
 
 def by_experts(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Yields routers: gates beside experts, and matrices on the experts' inputs with one output per expert."""
+    """Yields routers: gates beside experts, and matrices on their inputs with one output per expert."""
     counts = _count_experts(network)
     for param in _open(network, found):
         if param.matrix is None or param.owner:

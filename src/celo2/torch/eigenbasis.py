@@ -7,7 +7,8 @@
 
 Source: SOAP, arXiv 2409.11321, algorithms 3 and 4. Momenta follow the bases exactly; second moments follow
 the order of their columns, which are sorted by decreasing eigenvalue. The first gradient only initialises
-the bases, by an eigendecomposition, and its step is zero. G is the clipped gradient, so its squares are finite.
+the bases, by an eigendecomposition, and its step is zero. G is the clipped gradient, so that its squares are
+finite.
 
 `left` belongs to the rows of the layout's matrices, `right` to the columns: for a linear layer, stored as
 `(out, in)`, these are JAX's right and left. Sharded parameters are gathered, and every process has all

@@ -190,7 +190,7 @@ def _scale(w, x):
 
 @njit(**_OPTIONS)
 def _add(h, x, w):
-    """Adds an input times its weights to as many numbers; empty weights add nothing, empty `h` means zeros."""
+    """Adds an input times its weights to as many numbers; empty weights add nothing, empty `h` is zeros."""
     if len(w) == 0:
         return h
     if len(h) == 0:

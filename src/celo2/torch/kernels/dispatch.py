@@ -30,7 +30,7 @@ from celo2.torch.weights import Network
 Implementation = Literal["auto", "plain", "passes", "blocks", "numba", "triton"]
 
 KERNELS: dict[str, Implementation] = {"cpu": "numba", "cuda": "triton"}  # by device type
-# Least elements of a matrix that blocks serve; below, stacking equal tensors in the plain program is cheaper.
+# Elements of the smallest matrix that blocks serve; below, stacking in the plain program is cheaper.
 # Measured by `benchmarks/torch_step.py --programs plain blocks --size 8x32x32 8x48x48 8x64x64 8x96x96
 # 8x128x128 8x192x192 8x384x384` (one thread, commit 29a05c1, shipped weights): blocks took 3.0, 2.8, 2.5,
 # 0.96, 0.76, 1.5 and 0.70 times as long as the plain program.

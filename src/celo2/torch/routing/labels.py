@@ -127,7 +127,7 @@ def routing_table(module: nn.Module, **options: Any) -> str:
 
 
 def format_routes(entries: Sequence[tuple[str, Tensor, Route]]) -> str:
-    """Formats a table of `(name, parameter, route)`, with equal layers on one line and totals per algorithm."""
+    """Formats a table of `(name, parameter, route)`, equal layers on one line, with totals per algorithm."""
     return format_table(
         [Row(name, tuple(param.shape), route, param.requires_grad) for name, param, route in entries]
     )

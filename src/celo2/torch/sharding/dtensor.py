@@ -78,7 +78,7 @@ def local(tensor: Any) -> Tensor:
 
 
 def local_grad(grad: Any, param: Any) -> Tensor:
-    """Returns the local gradient, redistributed like its parameter: it may still be partial sums, for example."""
+    """Returns the local gradient, placed like its parameter; it may have been partial sums, for example."""
     if is_dtensor(param) and is_dtensor(grad) and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     return local(grad)

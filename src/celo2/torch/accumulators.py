@@ -106,7 +106,7 @@ def update_factored(
     row_busy = col_busy = busy
     if (
         busy is not None and axes is not None
-    ):  # if matrices share a mean, one that has a gradient is enough
+    ):  # where matrices share a mean, one that has a gradient is enough
         row_busy, col_busy = (busy.amax(axis, keepdim=True) for axis in (axes.large, axes.small))
     _decay_all(accumulators.row, row_mean + FACTORED_EPS, decays, row_busy)
     if col_mean is not None:

@@ -38,7 +38,8 @@ def make(
 
     Args:
         name: A key of `PRESETS`: "celo", "celo_phase1", "celo_adam", "adafac_mlp", "rnn_mlp", "nn_adam",
-            "velo", "velo_s" or "velo_4000". The last two have fixed sizes; the others have those of the weights.
+            "velo", "velo_s" or "velo_4000". The last two have fixed sizes; the others get theirs from the
+            weights.
         weights: The result of `load_weights`; a source that it accepts (a path or a hub repository); or
             arrays by name or nested as upstream, possibly traced. No weights ship with the package.
         num_steps: The length of the run, required by Celo, Celo-Adam and VeLO; more steps may be taken.

@@ -177,7 +177,7 @@ def update(
 
 
 def main(steps: int = 100) -> list[float]:
-    """Trains a perceptron on 8 × 8 pictures of digits."""
+    """Trains an MLP on 8 × 8 images of digits."""
     from celo2.tasks.vision.datasets import load_digits_8x8
 
     data, hidden = load_digits_8x8().train, {"hidden"}

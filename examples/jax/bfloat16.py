@@ -60,7 +60,7 @@ def train(steps: int, param_dtype: Any) -> list[float]:
 def main(steps: int = 100) -> list[list[float]]:
     runs = []
     # float32 parameters are the safer choice. In bfloat16, numbers between 0.5 and 1 are 0.004 apart, and
-    # an update of less than half of that rounds to zero.
+    # an update of less than half of that is rounded away.
     for dtype in (jnp.float32, jnp.bfloat16):
         runs.append(train(steps, dtype))
         print(f"{jnp.dtype(dtype)} parameters: loss {runs[-1][0]:.3f} → {runs[-1][-1]:.3f}")

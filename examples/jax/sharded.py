@@ -1,4 +1,4 @@
-"""Trains an MLP whose parameters and optimizer state are sharded over eight devices.
+"""Trains an MLP whose parameters and optimizer state are placed on eight devices.
 
 Here the devices are parts of one CPU. Without the two `jax.config` lines, they are those of the machine.
 

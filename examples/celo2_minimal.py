@@ -4,8 +4,8 @@
 
 Source: arXiv 2602.19142, section 3. Names follow the paper: gradient `g`, parameter `p`, momenta `m`, second
 moment `v`, row and column means of the squared gradient `r` and `c`, decays β. It computes what `celo2.celo2`
-does, with two simplifications: matrices are taken as they are stored, and a gradient that is exactly zero
-is not treated apart.
+does, with two simplifications: matrices are used as stored, and a gradient that is exactly zero is not
+treated specially.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def update(
 
 
 def main(steps: int = 100) -> list[float]:
-    """Trains a perceptron on 8 × 8 pictures of digits."""
+    """Trains an MLP on 8 × 8 images of digits."""
     from celo2.tasks.vision.datasets import load_digits_8x8
 
     data, hidden = load_digits_8x8().train, {"hidden"}

@@ -4,8 +4,8 @@
 
 Source: arXiv 2602.19142, section 3. The twin of `celo2_minimal.py`, with the same names in the same order:
 gradient `g`, parameter `p`, momenta `m`, second moment `v`, row and column means of the squared gradient `r`
-and `c`, decays β. It computes what `celo2.torch.Celo2` does, with two simplifications: matrices are taken
-as they are stored, and a gradient that is exactly zero is not treated apart.
+and `c`, decays β. It computes what `celo2.torch.Celo2` does, with two simplifications: matrices are used as
+stored, and a gradient that is exactly zero is not treated specially.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def update(
 
 
 def main(steps: int = 100) -> list[float]:
-    """Trains a perceptron on 8 × 8 pictures of digits."""
+    """Trains an MLP on 8 × 8 images of digits."""
     from celo2.tasks.vision.datasets import load_digits_8x8
 
     data, hidden = load_digits_8x8().train, {"hidden"}

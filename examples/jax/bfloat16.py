@@ -1,4 +1,4 @@
-"""Trains in bfloat16: compute and optimizer state, and then the parameters too.
+"""Trains in bfloat16: first compute and optimizer state, then the parameters too.
 
 pip install 'celo2[jax]'
 python examples/jax/bfloat16.py
@@ -23,7 +23,7 @@ Params = dict[str, Array]
 def loss_fn(params: Params, images: Array, labels: Array) -> Array:
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     logits = jax.nn.relu(images.astype(jnp.bfloat16) @ params["hidden"]) @ params["head"]
-    logits = logits.astype(jnp.float32)  # logarithms and means need more digits than bfloat16 has
+    logits = logits.astype(jnp.float32)  # logarithms and means need more precision than bfloat16 has
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
@@ -37,9 +37,9 @@ def train(steps: int, param_dtype: Any) -> list[float]:
         "head": jax.random.normal(keys[1], (64, 10)) / 8,
     }
     params = jax.tree.map(lambda p: p.astype(param_dtype), params)
-    # Momenta and second moments of the rule in 8 bytes a parameter instead of 16, whatever the parameters'
-    # dtype. They are rounded stochastically: rounded to the nearest, an average that moves by less than half
-    # a digit would stand still.
+    # Momenta and second moments of the rule in 8 bytes per parameter instead of 16, whatever the parameters'
+    # dtype. They are rounded stochastically: with rounding to nearest, an average that moves by less than
+    # half a digit would not change.
     optimizer = celo2.celo2(2e-3, state_dtype="bfloat16")
     state = optimizer.init(params)
 
@@ -59,8 +59,8 @@ def train(steps: int, param_dtype: Any) -> list[float]:
 
 def main(steps: int = 100) -> list[list[float]]:
     runs = []
-    # Parameters in float32 are the safer choice. In bfloat16 numbers between 0.5 and 1 are 0.004 apart, and
-    # an update of less than half of that rounds to nothing.
+    # float32 parameters are the safer choice. In bfloat16, numbers between 0.5 and 1 are 0.004 apart, and
+    # an update of less than half of that is rounded away.
     for dtype in (jnp.float32, jnp.bfloat16):
         runs.append(train(steps, dtype))
         print(f"{jnp.dtype(dtype)} parameters: loss {runs[-1][0]:.3f} → {runs[-1][-1]:.3f}")

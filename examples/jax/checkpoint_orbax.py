@@ -1,4 +1,4 @@
-"""Saves a run with Orbax in its middle, restores it, and goes on to the same numbers.
+"""Saves a run with Orbax halfway, restores it, and continues to the same numbers.
 
 pip install 'celo2[jax]' orbax-checkpoint
 python examples/jax/checkpoint_orbax.py
@@ -31,7 +31,7 @@ def loss_fn(params: dict[str, Array], images: Array, labels: Array) -> Array:
 def main(steps: int = 60) -> tuple[list[float], list[float]]:
     data = load_digits_8x8().train
     images, labels = data["image"].reshape(-1, 64) / np.float32(255), data["label"].astype(np.int32)
-    # A schedule needs no checkpoint of its own: it is a function of the step, which is part of the state.
+    # A schedule needs no checkpoint: it is a function of the step count, which is part of the state.
     optimizer = celo2.celo2(optax.cosine_decay_schedule(2e-3, steps), weight_decay=0.1)
 
     def init(key: Array) -> Run:
@@ -52,7 +52,7 @@ def main(steps: int = 60) -> tuple[list[float], list[float]]:
     def train(run: Run, until: int) -> tuple[Run, list[float]]:
         losses = []
         for step in range(int(run["step"]), until):
-            # Batches made from the step's number: a resumed run gets those that it would have had.
+            # Batches depend only on the step count, so a resumed run gets the same ones.
             rows = np.random.default_rng(step).integers(len(images), size=128)
             run, loss = train_step(run, jnp.asarray(images[rows]), jnp.asarray(labels[rows]))
             losses.append(float(loss))
@@ -65,7 +65,7 @@ def main(steps: int = 60) -> tuple[list[float], list[float]]:
         checkpointer.wait_until_finished()  # it writes in the background
         _, uninterrupted = train(run, steps)
 
-        # Shapes and dtypes alone say what to restore: a new process needs no arrays for it.
+        # Restoring needs only shapes and dtypes, so a new process needs no arrays.
         like = jax.eval_shape(init, jax.random.key(0))
         _, resumed = train(checkpointer.restore(path, like), steps)
 

@@ -26,7 +26,7 @@ def init_params(key: Array) -> Params:
         return {"w": jax.random.normal(key, (inputs, outputs)) * inputs**-0.5, "b": jnp.zeros(outputs)}
 
     keys = jax.random.split(key, 4)
-    # Celo2 reads names and shapes. An "embed" is an embedding; the last matrix, of 256 outputs, is the head.
+    # Celo2 reads names and shapes: "embed" is an embedding; the last matrix, with 256 outputs, is the head.
     return {
         "model/embed": {"embeddings": jax.random.normal(keys[0], (256, WIDTH))},
         "model/mlp/linear_0": linear(keys[1], CONTEXT * WIDTH, HIDDEN),
@@ -36,7 +36,7 @@ def init_params(key: Array) -> Params:
 
 
 def loss_fn(params: Params, text: Array) -> Array:
-    """Mean cross-entropy of the byte that follows `CONTEXT` bytes."""
+    """Returns the mean cross-entropy of the byte that follows `CONTEXT` bytes."""
     x = params["model/embed"]["embeddings"][text[:, :CONTEXT]].reshape(len(text), -1)
     for name in ("model/mlp/linear_0", "model/mlp/linear_1"):
         x = jax.nn.relu(x @ params[name]["w"] + params[name]["b"])
@@ -48,7 +48,7 @@ def main(steps: int = 200) -> list[float]:
     text = load_stdlib_text(CONTEXT + 1, max_bytes=1_000_000).train["text"].astype(np.int32)
 
     params = init_params(jax.random.key(0))
-    # Where names mislead, correct the routing: overrides={"regular expression of the path": "adamw"}.
+    # If names mislead, correct the routing: overrides={"regular expression of the path": "adamw"}.
     print(celo2.label_table(params))
     optimizer = celo2.celo2(1e-3)
     state = optimizer.init(params)

@@ -1,4 +1,4 @@
-"""Trains a perceptron of Equinox with Celo2 on 8 × 8 pictures of digits.
+"""Trains an Equinox MLP with Celo2 on 8 × 8 images of digits.
 
 pip install 'celo2[jax]' equinox
 python examples/jax/equinox_mlp.py
@@ -40,7 +40,7 @@ def main(steps: int = 100) -> list[float]:
 
     model = eqx.nn.MLP(64, 10, width_size=64, depth=2, key=jax.random.key(0))
     params = eqx.filter(model, eqx.is_inexact_array)  # a model also holds functions, such as the activation
-    print(celo2.label_table(params))  # the last of a chain of layers is the head: AdamW
+    print(celo2.label_table(params))  # the last in a chain of layers is the head: AdamW
     optimizer = celo2.celo2(1e-3, weight_decay=0.1)
     state = optimizer.init(params)
 

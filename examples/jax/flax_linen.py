@@ -1,4 +1,4 @@
-"""Trains a convolutional network of Flax Linen with Celo2, in Flax's `TrainState`.
+"""Trains a Flax Linen convolutional network with Celo2, in Flax's `TrainState`.
 
 pip install 'celo2[jax]' flax
 python examples/jax/flax_linen.py
@@ -44,7 +44,7 @@ def main(steps: int = 100) -> list[float]:
 
     model = Classifier()
     params = model.init(jax.random.key(0), images[:1])["params"]
-    # The table shows what the rule takes as the matrix of a kernel (3, 3, in, out): 9·in inputs, out outputs.
+    # The table shows the matrix that the rule sees in a kernel (3, 3, in, out): 9·in inputs, out outputs.
     print(celo2.label_table(params))
     state = TrainState.create(apply_fn=model.apply, params=params, tx=celo2.celo2(1e-3, weight_decay=0.1))
 

@@ -1,4 +1,4 @@
-"""Trains a perceptron of Flax NNX with Celo2 on 8 × 8 pictures of digits.
+"""Trains a Flax NNX MLP with Celo2 on 8 × 8 images of digits.
 
 pip install 'celo2[jax]' flax
 python examples/jax/flax_nnx.py
@@ -42,7 +42,7 @@ def main(steps: int = 100) -> list[float]:
     images, labels = data["image"].reshape(-1, 64) / np.float32(255), data["label"].astype(np.int32)
 
     model = Classifier(nnx.Rngs(0))
-    print(celo2.label_table(nnx.state(model, nnx.Param)))  # which parameter gets the rule, which AdamW
+    print(celo2.label_table(nnx.state(model, nnx.Param)))  # which parameters get the rule, and which AdamW
     optimizer = nnx.Optimizer(model, celo2.celo2(1e-3, weight_decay=0.1), wrt=nnx.Param)
 
     rng, losses = np.random.default_rng(0), []

@@ -1,4 +1,4 @@
-"""Celo2 on the mean gradient of several small batches, by `optax.MultiSteps`.
+"""Trains with Celo2 on the mean gradient of several small batches, using `optax.MultiSteps`.
 
 pip install 'celo2[jax]'
 python examples/jax/gradient_accumulation.py
@@ -32,10 +32,10 @@ def main(steps: int = 60, accumulate: int = 4) -> list[float]:
         "hidden": jax.random.normal(keys[0], (64, 64)) / 8,
         "head": jax.random.normal(keys[1], (64, 10)) / 8,
     }
-    # The schedule counts steps of Celo2, not batches.
+    # The schedule counts Celo2 steps, not batches.
     schedule = optax.cosine_decay_schedule(2e-3, decay_steps=steps)
-    # Between two steps the updates are zero, and neither weights nor momenta decay. Averaging Celo2's updates
-    # instead of the gradients would be another algorithm, since each update is normalised.
+    # Between steps the updates are zero, and neither weights nor momenta decay. Averaging Celo2's updates
+    # instead of the gradients would be a different algorithm, since each update is normalised.
     optimizer = optax.MultiSteps(celo2.celo2(schedule, weight_decay=0.1), every_k_schedule=accumulate)
     state = optimizer.init(params)
 

@@ -1,6 +1,6 @@
 """Trains a residual network whose equal layers are stacked in one array and run by `lax.scan`.
 
-A network of many layers then compiles as fast as one of a single layer. The text is the source code of
+A network with many layers then compiles as fast as one with a single layer. The text is the source code of
 Python's standard library; the network predicts the byte that follows a few bytes.
 
 pip install 'celo2[jax]'
@@ -29,7 +29,7 @@ def init_params(key: Array) -> Params:
     return {
         "embedding": jax.random.normal(keys[0], (256, 16)),
         "project_in": jax.random.normal(keys[1], (CONTEXT * 16, WIDTH)) / 11,
-        "layers": {  # the leading axis counts the layers: lax.scan takes one after the other
+        "layers": {  # the leading axis is the layer: lax.scan runs one after the other
             "up": jax.random.normal(keys[2], (LAYERS, WIDTH, 2 * WIDTH)) / 8,
             "bias": jnp.zeros((LAYERS, 2 * WIDTH)),
             "down": jax.random.normal(keys[3], (LAYERS, 2 * WIDTH, WIDTH)) / 32,
@@ -51,9 +51,9 @@ def main(steps: int = 200) -> list[float]:
     text = load_stdlib_text(CONTEXT + 1, max_bytes=1_000_000).train["text"].astype(np.int32)
 
     params = init_params(jax.random.key(0))
-    # In the column "matrix", 1 → 2 says that a stack (layers, in, out) holds matrices with inputs on axis 1
-    # and outputs on axis 2. Each gets a Newton–Schulz and a step of root mean square 1 of its own. The biases
-    # are vectors, although their array has two axes, so AdamW updates them. Where names do not tell:
+    # In the column "matrix", 1 → 2 means that a stack (layers, in, out) contains matrices with inputs on axis
+    # 1 and outputs on axis 2. Each gets its own Newton–Schulz and its own step of root mean square 1. The
+    # biases are vectors, although their array has two axes, so AdamW updates them. If names are not enough:
     # dimension_numbers={"regular expression of the path": celo2.DimensionNumbers(1, 2)}
     print(celo2.label_table(params))
     optimizer = celo2.celo2(1e-3)

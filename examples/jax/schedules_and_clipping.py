@@ -1,4 +1,4 @@
-"""Celo2 with a schedule, gradient clipping, and weight decay of matrices alone.
+"""Trains with Celo2, a schedule, gradient clipping, and weight decay on matrices only.
 
 pip install 'celo2[jax]'
 python examples/jax/schedules_and_clipping.py
@@ -19,12 +19,12 @@ Params = dict[str, Array]
 
 
 def make_optimizer(steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    # The learning rate is the change of a matrix per step, however small the gradient: decay it to zero, or
-    # training ends with steps as large as those it began with.
+    # The learning rate is a matrix's change per step, however small the gradient: decay it to zero, or
+    # training ends with steps as large as at the start.
     schedule = optax.warmup_cosine_decay_schedule(0.0, 2e-3, warmup_steps=steps // 20, decay_steps=steps)
     optimizer = optax.chain(
-        # Clipping comes first. It bounds no step, since the rule normalises its steps anyway, but keeps a
-        # spike out of the momenta.
+        # Clipping comes first. It does not bound steps, which the rule normalises anyway, but keeps spikes
+        # out of the momenta.
         optax.clip_by_global_norm(1.0),
         celo2.celo2(
             schedule,  # both the rule and AdamW (at 20 times the rate) follow it

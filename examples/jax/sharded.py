@@ -1,6 +1,6 @@
-"""Trains a perceptron whose parameters, and with them the optimizer's state, lie on eight devices.
+"""Trains an MLP whose parameters and optimizer state are placed on eight devices.
 
-Here the devices are parts of one CPU. Without the two lines of `jax.config` they are those of the machine.
+Here the devices are parts of one CPU. Without the two `jax.config` lines, they are those of the machine.
 
 pip install 'celo2[jax]'
 python examples/jax/sharded.py
@@ -25,7 +25,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)  # before the first use of a device
 
 SPECS = {
-    "up": P("data", "model"),  # cut along both axes, as with FSDP and tensor parallelism together
+    "up": P("data", "model"),  # sharded along both axes, as with FSDP and tensor parallelism together
     "up_bias": P("model"),
     "down": P("model", "data"),
     "head": P(),  # on every device
@@ -43,8 +43,8 @@ def main(steps: int = 60) -> list[float]:
     data = load_digits_8x8().train
     images, labels = data["image"].reshape(-1, 64) / np.float32(255), data["label"].astype(np.int32)
 
-    # With automatic axes the compiler chooses how intermediate results are cut. With explicit ones, which
-    # Celo2 takes as well, the network's own products must say it.
+    # With automatic axes, the compiler chooses how intermediate results are sharded. With explicit ones,
+    # which Celo2 also supports, the network's own products must specify it.
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     keys = jax.random.split(jax.random.key(0), 3)
     params = {
@@ -55,7 +55,7 @@ def main(steps: int = 60) -> list[float]:
     }
     params = {name: jax.device_put(param, NamedSharding(mesh, SPECS[name])) for name, param in params.items()}
     optimizer = celo2.celo2(2e-3, weight_decay=0.1)
-    state = optimizer.init(params)  # outside jit, so that each array of it is placed as its parameter
+    state = optimizer.init(params)  # outside jit, so that each array is placed like its parameter
 
     @jax.jit
     def train_step(params: Params, state: optax.OptState, images: Array, labels: Array) -> tuple:
@@ -70,7 +70,7 @@ def main(steps: int = 60) -> list[float]:
         params, state, loss = train_step(params, state, *batch)
         losses.append(float(loss))
 
-    momentum = optax.tree.get(state, "momentum")  # of what the rule updates: one tree for each decay
+    momentum = optax.tree.get(state, "momentum")  # of the parameters the rule updates: one tree per decay
     for name in ("up", "down"):
         print(f"{name} {params[name].shape}: {params[name].sharding.spec}")
         print(f"its momentum: {momentum[0][name].sharding.spec}")

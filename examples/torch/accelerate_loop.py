@@ -1,4 +1,4 @@
-"""Trains a small network with Celo2 and Accelerate, which puts the plain loop on many devices.
+"""Trains a small network with Celo2 and Accelerate, which runs the plain loop on many devices.
 
 pip install accelerate
 accelerate launch examples/torch/accelerate_loop.py

@@ -1,4 +1,4 @@
-"""Trains a small language model with Celo2 in the Trainer of Hugging Face transformers.
+"""Trains a small language model with Celo2 in the Hugging Face Trainer.
 
 The model has random weights and the text is generated, so nothing is downloaded.
 
@@ -23,7 +23,7 @@ from celo2.torch import Celo2
 
 
 def make_text(rows: int = 64, length: int = 16, vocabulary: int = 32) -> list[dict[str, torch.Tensor]]:
-    """Counting with a step that each row has to find out from its beginning."""
+    """Makes rows that count in steps, whose size must be inferred from the start of the row."""
     rows_of_tokens = [torch.arange(length) * (1 + row % 3) + row for row in range(rows)]
     return [{"input_ids": row % vocabulary, "labels": row % vocabulary} for row in rows_of_tokens]
 

@@ -30,7 +30,7 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict:
-        optimizer = Celo2(self, lr=3e-3, weight_decay=0.1)  # a strategy that shards has done so by now
+        optimizer = Celo2(self, lr=3e-3, weight_decay=0.1)  # a sharding strategy has already sharded it
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

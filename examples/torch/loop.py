@@ -1,4 +1,4 @@
-"""Trains a small network on generated data with Celo2, in the plain loop of PyTorch.
+"""Trains a small network on generated data with Celo2, in a plain PyTorch loop.
 
 python examples/torch/loop.py
 """
@@ -18,7 +18,7 @@ def main(steps: int = 60) -> list[float]:
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
 
     optimizer = Celo2(model, lr=3e-3, weight_decay=0.1)
-    print(optimizer)  # which parameter gets the rule, which AdamW, and why
+    print(optimizer)  # which parameters get the rule, which AdamW, and why
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     losses = []

@@ -1,4 +1,4 @@
-"""Trains a small GPT on bytes with Celo2 or AdamW: one file, to be changed.
+"""Trains a small GPT on bytes with Celo2 or AdamW: one file, meant to be modified.
 
 The text is the source code of Python's standard library, which every machine has.
 
@@ -25,7 +25,7 @@ from torch.nn import functional
 from celo2.torch import Celo2
 
 VOCABULARY = 256  # bytes
-# The best of 1e-3, 3e-3, 6e-3 and of 5e-4, 1e-3, 2e-3, 4e-3, by validation loss with --steps 150.
+# The best of 1e-3, 3e-3, 6e-3 and of 5e-4, 1e-3, 2e-3, 4e-3 by validation loss with --steps 150.
 DEFAULT_RATES = {"celo2": 3e-3, "adamw": 1e-3}
 TINY = {"steps": 30, "width": 32, "layers": 1, "heads": 2, "context": 32, "batch_size": 8, "eval_every": 15}
 
@@ -91,9 +91,9 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, VOCABULARY, bias=False)
-        self.head.weight = self.token_embedding.weight  # tied; Celo2 sees it and gives it to AdamW
+        self.head.weight = self.token_embedding.weight  # tied; Celo2 detects this and assigns it to AdamW
         self.apply(self._init)
-        for block in blocks:  # what is added to the residual stream starts smaller, as in GPT-2
+        for block in blocks:  # additions to the residual stream start smaller, as in GPT-2
             for layer in (block.out_proj, block.down):
                 nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * layers))
 
@@ -111,7 +111,7 @@ class GPT(nn.Module):
 
 
 def load_text(max_bytes: int = 4_000_000) -> tuple[Tensor, Tensor]:
-    """The library's source as bytes: the last tenth is for validation."""
+    """Returns the library's source as bytes, with the last tenth for validation."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     text = b"".join(file.read_bytes() for file in files)[:max_bytes]
     tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)
@@ -148,7 +148,7 @@ def make_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.optim
     ]
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95))
-    # Groups say nothing about layers: `module` tells what is an embedding, a head or a hidden matrix.
+    # Groups contain no layers: `module` shows which parameters are embeddings, heads or hidden matrices.
     optimizer = Celo2(groups, lr=lr, module=model)
     print(optimizer)
     return optimizer
@@ -157,7 +157,7 @@ def make_optimizer(model: nn.Module, options: argparse.Namespace) -> torch.optim
 def make_schedule(
     optimizer: torch.optim.Optimizer, options: argparse.Namespace
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up, then a cosine to zero. Celo2's AdamW share follows it too, at 20 times the rate."""
+    """Makes a linear warm-up, then a cosine to zero; Celo2's AdamW share follows it at 20 times the rate."""
     warmup = max(1, round(options.warmup * options.steps))
 
     def factor(step: int) -> float:
@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     model = GPT(options.width, options.layers, options.heads, options.context).to(options.device)
     optimizer = make_optimizer(model, options)
     scheduler = make_schedule(optimizer, options)
-    generator = torch.Generator().manual_seed(options.seed)  # of the batches
+    generator = torch.Generator().manual_seed(options.seed)  # for the batches
     first = 0
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
 
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
             loss = compute_loss(model, draw_batch(train_text, options, generator)) / options.accumulate
             loss.backward()
             total += loss.item()
-        if options.clip is not None:  # after the last batch; it bounds no step of Celo2, which are normalised
+        if options.clip is not None:  # after the last batch; Celo2's steps are normalised anyway
             nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         optimizer.step()
         scheduler.step()

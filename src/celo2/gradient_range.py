@@ -14,17 +14,17 @@ from celo2.weights.checkpoint import Weights, load_checkpoint
 
 FIELD = "gradient_rms"  # the provenance field
 # Low and high. Up to a tenth of the gradients in meta-training vanish (runs that fit a small image set
-# without error, networks whose units are all dead): not a range the weights were trained on.
+# without error, networks with only dead units), which is not a range the weights were trained on.
 QUANTILES = (0.1, 0.99)
 
 
 def gradient_range(weights: Weights) -> tuple[float, float]:
-    """Returns the range of the gradients' root mean squares in meta-training, without its extremes.
+    """Returns the range of gradient root mean squares in meta-training, without extremes.
 
     The range spans the 10 % to 99 % quantiles over updated arrays and steps of inner runs.
 
     Args:
-        weights: Weights whose file states the range, as those of the shipped weights do.
+        weights: Weights whose file states the range, as the shipped ones do.
 
     Returns:
         Low and high, for gradients of the loss in nats with respect to the stored parameters; 0 < low < high.
@@ -53,7 +53,7 @@ def gradient_range(weights: Weights) -> tuple[float, float]:
 
 
 def resolve_range(low: float | None, high: float | None, weights: Weights | str) -> tuple[float, float]:
-    """Returns low and high, taking those that are None from the weights.
+    """Returns low and high, taken from the weights where None.
 
     Raises:
         ValueError: 0 < low < high < ∞ does not hold, or the weights' file states no range.

@@ -1,12 +1,13 @@
-"""The polynomials of Newton–Schulz iterations, and how wide matrices need fewer products; for all backends.
+"""Polynomials of Newton–Schulz iterations, and the Gram form for wide matrices, for all backends.
 
 An iteration is `x ← (c₀ + c₁ A + c₂ A²) x`, `A = x xᵀ`. Since A and the factors B of x are polynomials of one
 matrix, the next A is `B² A`: several iterations can be computed from one Gram matrix A, and x is multiplied
-once, by the product of their factors. For m × n matrices that saves products of size m²n.
+only once, by the product of the factors. For m × n matrices this saves products of size m²n.
 
 References:
     Muon (Jordan et al., 2024): one polynomial for all iterations. Polar Express (arXiv 2505.16932): the best
-    polynomial for each. Gram Newton–Schulz (Dao-AILab, 2026): products of Gram matrices, with restarts.
+    polynomial for each iteration. Gram Newton–Schulz (Dao-AILab, 2026): products of Gram matrices, with
+    restarts.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 
 Polynomial = tuple[float, float, float]
 
-# The best polynomials, one after the other, for singular values from 1e-3 to 1; the last stands for all later
-# ones. `tests/oracle/polar_express.py` computes them.
+# The best polynomials in order, for singular values from 1e-3 to 1; the last one serves all later
+# iterations. `tests/oracle/polar_express.py` computes them.
 _POLAR_EXPRESS: tuple[Polynomial, ...] = (
     (8.287212018146, -23.5958865191, 17.30038731253),
     (4.107059111542, -2.947849916738, 0.5448431082927),
@@ -28,24 +29,24 @@ _POLAR_EXPRESS: tuple[Polynomial, ...] = (
     (1.875001480792, -1.250001645277, 0.375000164486),
     (1.875, -1.25, 0.375),
 )
-_SAFETY = 1.01  # the paper's: rounding may bring singular values as much above the interval
+_SAFETY = 1.01  # the paper's: rounding may push singular values above the interval by as much
 
-# Sizes from which on the Gram form was faster on a CPU, in both backends (`benchmarks/newton_schulz.py`).
+# Sizes from which the Gram form was faster on a CPU, in both backends (`benchmarks/newton_schulz.py`).
 _GRAM_SIDE = 128  # of the shorter side
 _GRAM_RATIO = 2  # of the longer side to the shorter
-# Rounding leaves the eigenvalue s² of A an error of constant size. That matters for the s that a segment
-# brings to 1, which are at least 1 / ∏ c₀, so ∏ c₀² says how much it grows. The first A has trace 1, and so
-# less rounding. With these limits errors stay within 1.5e-4, several times those of iterations on x
+# Rounding leaves an error of constant size in the eigenvalues s² of A. It matters for the s that a segment
+# brings to 1, which are at least 1 / ∏ c₀, so it grows by ∏ c₀². The first A has trace 1, and so less
+# rounding. With these limits errors stay within 1.5e-4, several times those of iterations on x
 # (`tests/parity`).
 _FIRST_GROWTH = 2000.0
 _LATER_GROWTH = 200.0
 
 
 def polar_express(num_iterations: int = 5) -> tuple[Polynomial, ...]:
-    """Returns the Polar Express coefficients, one triple for each iteration, for `ns_coeffs`.
+    """Returns the Polar Express coefficients, one triple per iteration, for `ns_coeffs`.
 
-    Of singular values between a thousandth of the Frobenius norm and all of it, the worst ends nearer to 1
-    than by as many iterations with Muon's coefficients.
+    For singular values between a thousandth of the Frobenius norm and the norm itself, the worst ends closer
+    to 1 than after as many iterations with Muon's coefficients.
 
     Args:
         num_iterations: From 1 to 100; the last polynomial depends on it.
@@ -74,12 +75,12 @@ def _shrink_argument(polynomial: Polynomial) -> Polynomial:
 
 
 def has_each_iteration(ns_coeffs: Any) -> bool:
-    """Returns whether coefficients are those of each iteration, and not one triple for all."""
+    """Returns whether there are coefficients for each iteration, rather than one triple for all."""
     return isinstance(ns_coeffs, list | tuple) and any(isinstance(entry, list | tuple) for entry in ns_coeffs)
 
 
 def coefficient_options(ns_coeffs: Any) -> dict[str, Any]:
-    """Returns the options of the rule for an optimizer's `ns_coeffs`: triples also set the iterations."""
+    """Returns the rule's options for an optimizer's `ns_coeffs`; triples also set the iteration count."""
     if ns_coeffs is None:
         return {}
     if hasattr(ns_coeffs, "tolist"):  # an array
@@ -91,13 +92,13 @@ def coefficient_options(ns_coeffs: Any) -> dict[str, Any]:
 def plan_segments(
     polynomials: Sequence[Polynomial], rows: int, columns: int, *, gram: bool
 ) -> list[list[Polynomial]]:
-    """Divides iterations into segments, each from one Gram matrix, that are as long as precision allows.
+    """Divides iterations into segments, each with one Gram matrix and as long as precision allows.
 
     Args:
         polynomials: The coefficients of each iteration.
         rows: The shorter side of the matrices.
         columns: The longer side.
-        gram: Whether segments may have several iterations, which needs products in float32 or better.
+        gram: Whether segments may have several iterations, which requires products in float32 or better.
 
     Example:
         >>> [len(segment) for segment in plan_segments([(3.4445, -4.775, 2.0315)] * 5, 384, 1536, gram=True)]

@@ -1,13 +1,13 @@
-"""Registry of optimizers by name, each with the range of learning rates that it is tuned over.
+"""Registry of optimizers by name, each with its tuning range of learning rates.
 
-Every entry is an Optax transform in its well-known form: the hand-designed ones are Optax's own
+Every entry is an Optax transform in its well-known form: hand-designed ones are Optax's own
 (`from_optax.py`) or have one file each, at strong settings, since a comparison is only as good as its weakest
-baseline. The learned rule with the shipped weights is named `celo2`, with another harness `celo2-plus` (AdamW
-at 5, not 20 × the rate) and `celo2-eigenbasis`, without one `celo2-base`; `celo2:PATH` has other weights.
+baseline. The learned rule with the shipped weights is `celo2`; with other harnesses, `celo2-plus` (AdamW at
+5, not 20 × the rate) and `celo2-eigenbasis`; without one, `celo2-base`. `celo2:PATH` has other weights.
 Earlier learned optimizers, whose weights are not shipped, are `celo:PATH`, `velo_s:PATH` and so on
-(`celo2.zoo`). The path or the hub repository of weights may stand alone: `qualified_name` reads whose they
-are. An optimizer of your own has the name under which it was registered (`register_optimizer`, or the entry
-points `celo2.optimizers` of a package), or is named by the function that makes it, `package.module:make`.
+(`celo2.zoo`). The path or hub repository of weights may stand alone: `qualified_name` reads which optimizer
+they belong to. Your own optimizer has the name under which it was registered (`register_optimizer`, or the
+entry points `celo2.optimizers` of a package), or the function that makes it, `package.module:make`.
 """
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ _HAND_DESIGNED_SPECS = sorted(
     key=lambda spec: spec.name,
 )
 
-OWN_RANGE = (1e-4, 1e-1)  # of an optimizer that says nothing about its learning rates
+OWN_RANGE = (1e-4, 1e-1)  # of an optimizer that does not specify its learning rates
 
 
 def _as_spec(name: str, thing: Any) -> OptimizerSpec:
-    """Converts what somebody registers as an optimizer: a function that makes it, or an entry."""
+    """Converts a registered object, an entry or a function that makes the optimizer, to an entry."""
     if isinstance(thing, OptimizerSpec):
         if thing.sets_own_rate:
             raise ValueError(f"optimizer {name!r}: sets_own_rate is for the predecessors of Celo2 only.")
@@ -135,7 +135,7 @@ def _as_spec(name: str, thing: Any) -> OptimizerSpec:
             )
         return made
 
-    update_wrapper(make, thing, assigned=(), updated=())  # says where the code is
+    update_wrapper(make, thing, assigned=(), updated=())  # records where the code is
     return OptimizerSpec(name, first_line(thing) or f"made by {name}", make, OWN_RANGE, origin=name)
 
 
@@ -149,12 +149,12 @@ OPTIMIZERS: Registry[OptimizerSpec] = Registry(
 
 
 def register_optimizer(name: str, make: MakeOptimizer | OptimizerSpec) -> None:
-    """Registers an optimizer for the command line's and Python's comparisons, suites and probes.
+    """Registers an optimizer for comparisons, suites and probes, on the command line and in Python.
 
     Args:
         name: Its name; letters, digits and `_ . + -`.
         make: A function `(learning_rate, weight_decay=0.0)`, or `(learning_rate)`, that returns an Optax
-            transform, such as `optax.adamw`; the learning rate may be a schedule. It is tuned from 1e-4 to
+            transform, such as `optax.adamw`; the learning rate may be a schedule. The tuning range is 1e-4 to
             1e-1; an `OptimizerSpec` has its own range, schedule and description.
 
     Raises:
@@ -171,14 +171,14 @@ def register_optimizer(name: str, make: MakeOptimizer | OptimizerSpec) -> None:
 
 
 def qualified_name(name: str) -> str:
-    """Returns an optimizer's name; of weights that stand alone, with the optimizer that they belong to.
+    """Returns an optimizer's name; for weights alone, prefixed with the optimizer they belong to.
 
-    The file is read only if the name is the path or the hub repository of weights by itself. A name of any
-    other kind is returned as it is, known or not.
+    The file is read only if the name is just a path or a hub repository of weights. Any other name is
+    returned as it is, known or not.
 
     Raises:
-        ValueError: It is no weight file, or one that does not say which optimizer's it is.
-        OSError, ImportError: The weights cannot be read, as `celo2.load_checkpoint`.
+        ValueError: It is not a weight file, or one that does not state its optimizer.
+        OSError, ImportError: The weights cannot be read, as in `celo2.load_checkpoint`.
 
     Example:
         >>> qualified_name("adamw"), qualified_name("celo2:mine.safetensors")
@@ -202,7 +202,7 @@ def qualified_name(name: str) -> str:
 
 
 def check_optimizer_name(name: str) -> None:
-    """Raises a ValueError that suggests the nearest name for a name unknown to `find_optimizer`."""
+    """Raises a ValueError that suggests the nearest name if `find_optimizer` does not know a name."""
     variant, colon, source = name.partition(":")
     if name in OPTIMIZERS or (colon and source and variant in (*LEARNED, *PRESETS)):
         return
@@ -234,8 +234,8 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
 
     Args:
         name: A key of `OPTIMIZERS`, `package.module:make`, or `celo2:SOURCE` and the like, where the source
-            is anything that `celo2.load_checkpoint` takes, such as a path; or `PRESET:SOURCE` with a preset
-            of `celo2.zoo` and a source that `celo2.zoo.load_weights` takes; or a source alone
+            is anything that `celo2.load_checkpoint` accepts, such as a path; or `PRESET:SOURCE` with a preset
+            of `celo2.zoo` and a source that `celo2.zoo.load_weights` accepts; or a source alone
             (`qualified_name`).
         num_steps: The length of the runs, required by some presets of `celo2.zoo`.
 
@@ -273,7 +273,7 @@ def find_optimizer(name: str, *, num_steps: int | None = None) -> OptimizerSpec:
 
 
 def _suggest_name(source: str, name: str) -> str:
-    """Returns a sentence with the right name of weights that were named as another optimizer's, or ""."""
+    """Returns a sentence with the right name for weights named as a different optimizer's, or ""."""
     try:
         other = qualified_name(source)
     except (OSError, ImportError, ValueError):
@@ -311,7 +311,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     num_steps: int | None = None,
 ) -> optax.GradientTransformation:
-    """Builds an optimizer by name; the arguments and errors are those of `find_optimizer`.
+    """Builds an optimizer by name; arguments and errors as in `find_optimizer`.
 
     Example:
         >>> make_optimizer("muom", 1e-3)

@@ -1,4 +1,4 @@
-"""AdaMuon: the orthogonalised sign of the momentum, divided elementwise by its root second moment.
+"""AdaMuon: the orthogonalised sign of the momentum, divided elementwise by the root of its second moment.
 
     M ← β M + G
     O = NewtonSchulz(sign(M))
@@ -7,7 +7,7 @@
     step = rms · √(mn) / ‖Ô‖ · Ô
 
 Source: arXiv 2507.11005v3, algorithm 1, with β = 0.95, ε = 1e-8 and rms = 0.2. The sign makes the scale of
-M, and the final norm that of V, irrelevant: neither is corrected for its start at zero.
+M irrelevant, and the final norm that of V, so neither is bias-corrected.
 """
 
 from __future__ import annotations

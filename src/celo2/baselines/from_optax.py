@@ -1,7 +1,7 @@
 """Hand-designed optimizers from Optax, each at its published settings.
 
-Weight decay is AdamW's wherever the publication does not specify it: decoupled, and multiplied by the
-learning rate. LARS and LAMB put it under their trust ratio, as their papers do.
+Where a publication does not specify weight decay, it is AdamW's: decoupled and multiplied by the learning
+rate. LARS and LAMB include it in their trust ratio, as in their papers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Builds Optax transforms from rules for single matrices, with AdamW for all other parameters.
 
-They share Celo2's routing (`param_labels`), so that all compared optimizers update the same matrices.
+They share Celo2's routing (`param_labels`), so all compared optimizers update the same matrices.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def scale_by_matrix_rule(rule: MatrixRule) -> optax.GradientTransformationExtraA
 
     The state is float32, or float64 for float64 parameters; updates have the gradient's dtype.
 
-    `update` takes the optional extra argument `step`, the number of previous updates: it must equal the
-    state's own count, which it replaces. Under `jax.vmap` the state's count is batched, so that work due
-    every n steps is computed, and discarded, at each step; an unbatched `step` avoids this.
+    `update` accepts the optional extra argument `step`, the number of previous updates: it must equal the
+    state's own count, which it replaces. Under `jax.vmap` the state's count is batched, so work due every
+    n steps is computed, and discarded, at each step; an unbatched `step` avoids this.
     """
 
     def init(params: optax.Params) -> ScaleByMatrixRuleState:
@@ -101,7 +101,7 @@ def matrix_axes(rank: int) -> MuonDimensionNumbers:
 
 
 def axes_of_all(params: optax.Params) -> Any:
-    """Returns the matrix axes of every parameter, all of rank ≥ 2, as Optax's Muon takes them."""
+    """Returns the matrix axes of every parameter, all of rank ≥ 2, in the form for Optax's Muon."""
     return jax.tree.map(lambda param: matrix_axes(param.ndim), params)
 
 

@@ -1,7 +1,7 @@
 """Muon: the orthogonalised momentum of a matrix.
 
 References:
-    Jordan et al., 2024 (kellerjordan.github.io/posts/muon); arXiv 2502.16982 for the size of the step.
+    Jordan et al., 2024 (kellerjordan.github.io/posts/muon); arXiv 2502.16982 for the step size.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@
     step = rms · √(mn) / ‖Ô‖ · Ô
 
 Source: arXiv 2510.05491, algorithm 1, with β₁ = β₂ = 0.95 and rms = 0.2; Nesterov momentum and ε = 1e-10 are
-the authors' code's. A neuron is a row of their matrices (output, input) and a column of ours.
+from the authors' code. A neuron is a row of their matrices (output, input) and a column of ours.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
 with M, A, L and R divided by 1 - βᵗ. The roots are recomputed every ten steps. An axis longer than 1024 has
 no factor, and the other axis then uses the inverse square root.
 
-Source: arXiv 1802.09568; with exponential averages, bias correction and the step's size grafted from Adam as
-in arXiv 2309.06497, algorithm 2, at its settings as AdamW's replacement (betas 0.9 and 0.999). The ridge
-under the roots is relative to the largest eigenvalue, as in arXiv 2002.09018, as float32 requires.
+Source: arXiv 1802.09568; with exponential averages, bias correction and step size grafted from Adam as in
+arXiv 2309.06497, algorithm 2, at its settings for replacing AdamW (betas 0.9 and 0.999). The ridge under
+the roots is relative to the largest eigenvalue, as in arXiv 2002.09018, which float32 requires.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def scale_by_shampoo(
         b1: Decay of the momentum, in [0, 1).
         b2: Decay of the factors and of Adam's second moment, in [0, 1).
         eps: Added to the root of Adam's second moment.
-        ridge: Added to a factor's eigenvalues, as a share of the largest.
+        ridge: Added to a factor's eigenvalues, as a fraction of the largest.
         every: Steps between recomputations of the roots, ≥ 1.
         max_dim: The longest axis that gets a factor.
     """
@@ -132,7 +132,7 @@ def _inverse_root(factor: Array, order: int, ridge: float) -> Array:
 
 
 def _graft(direction: Array, size: Array) -> Array:
-    """Scales each matrix of `direction` to the Frobenius norm of that of `size`."""
+    """Scales each matrix of `direction` to the Frobenius norm of its counterpart in `size`."""
     own, wanted = (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) for x in (direction, size))
     return direction * (wanted / (own + TINY))
 

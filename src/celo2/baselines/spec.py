@@ -18,20 +18,20 @@ EvalParams = Callable[[Any, Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """Tunable optimizer.
+    """A tunable optimizer.
 
     Attributes:
         name: The name on the command line and in reports.
         description: One line for reports: what it is, and its fixed settings.
         make: Builds the Optax transform, `(learning rate or schedule, weight decay) → transform`.
-        learning_rate_range: The lowest and the highest learning rate of the default grid: around the
+        learning_rate_range: The lowest and highest learning rates of the default grid: around the
             published default, and wide enough for the tasks of this package.
         reference: The paper.
-        origin: The code that it comes from, such as `optax.lion`.
+        origin: The code it comes from, such as `optax.lion`.
         schedule: The learning-rate schedule, by its name in `celo2.training.protocol.SCHEDULES`.
         eval_params: Computes the parameters to evaluate from the optimizer's state and the trained
             parameters; None: the trained parameters themselves.
-        sets_own_rate: Whether it chooses its step sizes itself: there is one run for each seed, at "rate" 1,
+        sets_own_rate: Whether it chooses its own step sizes: there is one run per seed, at "rate" 1,
             and weight decay, which scales with a learning rate, does not apply.
         weights: The checksum of a learned optimizer's weights (`celo2.weights.checkpoint.compute_checksum`),
             filled in by `find_optimizer`; "" for a hand-designed one.
@@ -65,7 +65,7 @@ class OptimizerSpec:
 def decoupled(
     direction: optax.GradientTransformation, learning_rate: optax.ScalarOrSchedule, weight_decay: float
 ) -> optax.GradientTransformationExtraArgs:
-    """Applies `params -= learning_rate · (direction + weight_decay · params)`, the weight decay of AdamW."""
+    """Applies `params -= learning_rate · (direction + weight_decay · params)`, as in AdamW."""
     return optax.chain(
         direction,
         optax.add_decayed_weights(weight_decay),

@@ -1,7 +1,8 @@
 """Routing of parameters to the rule (hidden matrices, with their axes) or AdamW, shared by all backends.
 
-`celo2.jax.routing` reads trees of arrays and `celo2.torch.routing` modules; both describe each parameter by
-a `Param`. This package has the rest: names, evidence in order of precedence, routes and their table.
+`celo2.jax.routing` reads trees of arrays and `celo2.torch.routing` reads modules; both describe each
+parameter by a `Param`. This package has the rest: names, evidence in order of precedence, routes and
+their table.
 """
 
 from celo2.routing.choices import ALGORITHMS, check_algorithm, choose

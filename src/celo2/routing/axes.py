@@ -1,6 +1,6 @@
-"""Infers the matrix inside a parameter, its input and output axes, from names and shape.
+"""Infers the matrix inside a parameter, with its input and output axes, from names and shape.
 
-This serves parameters whose layer is not known (JAX's trees, user-defined classes). `kernel` and bare arrays
+This serves parameters of unknown layers (JAX trees, user-defined classes). `kernel` and bare arrays
 are `(in, out)`, as in Flax and Haiku; `weight` is `(out, in)`, as in PyTorch and Equinox.
 """
 
@@ -36,7 +36,7 @@ Axes = tuple[int, ...]
 def make_matrix(
     shape: Sequence[int], reduction: Axes, output: Axes, splits: int = 1, note: str = "hidden matrix"
 ) -> Matrix:
-    """Makes a matrix along these axes; axes in neither are batch axes.
+    """Makes a matrix along these axes; all other axes are batch axes.
 
     Example:
         >>> make_matrix((64, 4, 16), (0,), (1, 2)).outputs
@@ -62,9 +62,9 @@ def find_matrix(
     Args:
         names: The names on the parameter's path, root first.
         shape: The parameter's shape, rank ≥ 2 without the batch axes.
-        batch: The axes that count layers (a scan) or experts, where known.
+        batch: The axes over layers (a scan) or experts, where known.
         transposed: Whether a matrix is stored `(out, in)`.
-        in_attention: Whether a query, key or value is among its siblings.
+        in_attention: Whether its siblings include a query, key or value.
 
     Example:
         >>> from celo2.routing.params import make_names
@@ -92,7 +92,7 @@ def find_matrix(
 
 
 def with_parts(matrix: Matrix, shape: Sequence[int], parts: int, note: str) -> Matrix:
-    """Splits the output of a matrix into equal parts, each a matrix of its own."""
+    """Splits the output of a matrix into equal parts, each a separate matrix."""
     if parts == 1:
         return matrix
     numbers = matrix.numbers or DimensionNumbers(len(shape) - 2, len(shape) - 1)
@@ -100,11 +100,11 @@ def with_parts(matrix: Matrix, shape: Sequence[int], parts: int, note: str) -> M
 
 
 def count_parts(names: Sequence[Name], matrix: Matrix, head_inputs: Sequence[int] = ()) -> tuple[int, str]:
-    """Returns how many matrices a fused one contains, by its names, and a description of them.
+    """Counts the matrices in a fused one by its names, and describes them.
 
-    Query, key and value count as three where each is as wide as the input or as what the layer's output
-    projection reads; grouped queries make unequal parts, and stay one matrix. Layers called
-    `query_key_value` keep the three of each head together, and are not split either.
+    Query, key and value count as three if each is as wide as the input or as the input of the layer's output
+    projection; grouped queries have unequal parts and stay one matrix. Layers called `query_key_value` keep
+    the three of each head together, and are not split either.
 
     Args:
         names: The names on the parameter's path.
@@ -135,23 +135,23 @@ def count_parts(names: Sequence[Name], matrix: Matrix, head_inputs: Sequence[int
 
 
 def looks_fused(names: Sequence[Name], matrix: Matrix, *, by_size: bool = False) -> bool:
-    """Returns whether an unsplit matrix may still be a fused one, by its name or by its readers.
+    """Returns whether an unsplit matrix may still be fused, by its name or its readers.
 
     Args:
         names: The names on the parameter's path.
         matrix: The matrix in it.
-        by_size: Whether the layers beside it read a part of its output.
+        by_size: Whether sibling layers read a part of its output.
     """
     if is_interleaved(names) or (matrix.numbers is not None and matrix.numbers.output_splits > 1):
         return False
     words = _layer_words(names)
     if {"query", "key", "value"} <= words:
-        return False  # by heads, each of them with all three: no equal parts side by side
+        return False  # by head, each with all three: no equal parts side by side
     return by_size or {"gate", "up"} <= words or bool(FUSED_WORDS & words)
 
 
 def is_interleaved(names: Sequence[Name]) -> bool:
-    """Returns whether a class is known to interleave the parts of a fused matrix, by head or in turns."""
+    """Returns whether a class is known to interleave the parts of a fused matrix, by head or alternately."""
     return any(name.is_class and name.text in INTERLEAVED for name in names)
 
 
@@ -177,7 +177,7 @@ def _attention_axes(
     if not in_attention or len(axes) != 3:
         return None
     first, second, third = (shape[axis] for axis in axes)
-    if OUTPUT_WORDS & layer.words:  # (heads, head_dim, d), or (d, heads, head_dim) read from behind
+    if OUTPUT_WORDS & layer.words:  # (heads, head_dim, d), or (d, heads, head_dim) read backwards
         return (axes[1:], axes[:1]) if first == second * third != third else (axes[:2], axes[2:])
     return (axes[:1], axes[1:]) if first == second * third else None
 

@@ -1,4 +1,4 @@
-"""Applies the user's choices for some parameters, given by regular expressions or by a callable."""
+"""Applies the user's choices for some parameters, given as regular expressions or a callable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ALGORITHMS = ("celo2", "adamw")
 
 
 def check_algorithm(value: Any, source: str, what: str = "algorithm") -> str:
-    """Returns a valid algorithm; a ValueError names the valid ones for any other."""
+    """Returns the value if it is a valid algorithm, else raises a ValueError that names the valid ones."""
     if not isinstance(value, str) or value not in ALGORITHMS:
         hint = nearest_name(value, ALGORITHMS) if isinstance(value, str) else "."
         raise ValueError(
@@ -29,10 +29,10 @@ def choose(
     """Returns the user's choice for each parameter that has one.
 
     Args:
-        choices: A mapping from regular expressions to choices, tried with `re.search` on the path; the
-            first match wins. Or a callable `(path, parameter) → choice`, None for no choice.
+        choices: A mapping from regular expressions to choices, tried with `re.search` on the path, where
+            the first match wins; or a callable `(path, parameter) → choice`, None for no choice.
         named: All parameters with their paths.
-        argument: The name of `choices` in an error message.
+        argument: The name of `choices` in error messages.
 
     Raises:
         ValueError: An expression is invalid, or matches no path.
@@ -60,7 +60,7 @@ def choose(
 
 
 def refuse(argument: str, entry: str, what: str, paths: Sequence[str]) -> None:
-    """Raises a ValueError that shows the nearest path, and the first few."""
+    """Raises a ValueError that shows the nearest path and the first few paths."""
     shown = ", ".join(paths[:5]) + (", …" if len(paths) > 5 else "")
     raise ValueError(
         f"{argument}: {entry!r} {what}{nearest_name(entry, paths)} The paths: {shown or 'none'}."

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 class DimensionNumbers(NamedTuple):
     """The matrix axes of a parameter, named as in `optax.contrib.MuonDimensionNumbers`.
 
-    Axes named in neither are batch axes: each of their entries is a matrix of its own.
+    Axes named in neither are batch axes: each of their entries is a separate matrix.
 
     Attributes:
         reduction_axis: The axis or axes that the layer sums over (its input).
         output_axis: The axis or axes of the layer's output.
-        output_splits: The number of matrices side by side in the output, 3 for a fused query, key and
-            value kernel of shape `(d, 3 d)`; the output size must be a multiple of it.
+        output_splits: The number of matrices side by side in the output, such as 3 for a fused query, key
+            and value kernel of shape `(d, 3 d)`; the output size must be a multiple of it.
 
     Example:
         >>> DimensionNumbers(0, 2)  # (d, heads, head_dim), one matrix for each head
@@ -40,7 +40,7 @@ class MatrixAxes(NamedTuple):
 
 
 def find_matrix_axes(shape: Sequence[int], numbers: Any) -> MatrixAxes:
-    """Checks dimension numbers against a shape, and resolves their axes.
+    """Checks dimension numbers against a shape and resolves their axes.
 
     Args:
         shape: The parameter's shape, rank ≥ 2.

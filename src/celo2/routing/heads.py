@@ -1,7 +1,7 @@
-"""Finds output heads by their modules' names, by the vocabulary, and by outputs that no layer reads.
+"""Finds output heads by module names, by the vocabulary, and by outputs that no layer reads.
 
-A module called `head` or `classifier` may hold hidden layers too (VGG's): its heads are the matrices that
-none of the others in it reads. Nothing here depends on the order of registration or on a wrapper, since
+A module called `head` or `classifier` may also contain hidden layers (as in VGG): its heads are the matrices
+whose output no other matrix in it reads. Nothing here depends on wrappers or the order of registration, since
 only numbered layers (`0`, `2`, `4`) have an order.
 """
 
@@ -20,13 +20,13 @@ from celo2.routing.names import (
 from celo2.routing.network import Finding, Findings, Network, natural_order
 from celo2.routing.params import Param
 
-# What a table may have an entry for instead of each token.
+# Things other than tokens for which a table may have entries.
 COUNTED = {"type", "segment", "mask", "query", "queries", "object"}
 COUNTED |= {"register", "registers", "latents", "slots"}
 
 
 def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Yields the last matrices of modules that are named as heads."""
+    """Yields the last matrices of modules named as heads."""
     members = {}
     for param in _open(network, found):
         if name := _head_name(network, param):
@@ -80,7 +80,7 @@ def by_output(network: Network, found: Findings) -> Iterator[tuple[Param, Findin
 
 
 def _counts_others(param: Param) -> bool:
-    """Returns whether a table has an entry for each position, kind or slot, rather than each token."""
+    """Returns whether a table has an entry per position, kind or slot rather than per token."""
     other = any(is_position(name) or COUNTED & name.words for name in param.nearest)
     return other or param.kind == "bare"
 
@@ -124,7 +124,7 @@ def _head_name(network: Network, param: Param) -> Name | None:
 
 
 def _comes_later(reader: Param, param: Param) -> bool:
-    """Returns whether a possible reader follows a layer, where each could read the other's output."""
+    """Returns whether a possible reader follows a layer, if each could read the other's output."""
     if param.inputs != reader.outputs:
         return True
     if reader.holder != param.holder:
@@ -149,7 +149,7 @@ def _ends_decoder(param: Param, readers: Sequence[Param]) -> Name | None:
 def _is_named_output(
     network: Network, param: Param, readers: Sequence[Param], layers: Sequence[Param]
 ) -> Name | None:
-    """Returns a name such as `out` near the root, where possible readers may as well read the data."""
+    """Returns a name such as `out` near the root, where possible readers may equally read the data."""
     near = [name for name in param.names if not name.is_class][network.depth : len(param.unit)][:2]
     name = next(filter(is_output, near), None)
     if name is None:
@@ -160,7 +160,7 @@ def _is_named_output(
 
 
 def _last_of_chain(network: Network, chain: Sequence[Param]) -> Param | None:
-    """Returns the last matrix of a network that is one numbered chain of layers, which must be its output."""
+    """Returns the last matrix of a network that is a single numbered chain of layers, which is its output."""
     depth = network.depth
     if len(chain) < 2 or any(len(param.unit) != depth + 1 for param in chain):
         return None

@@ -1,7 +1,7 @@
-"""Word lists and predicates that tell a parameter's role from the names on its path.
+"""Word lists and predicates that infer a parameter's role from the names on its path.
 
-Names are compared word by word (`multi_head` has the word "head", `overhead` does not). Where a framework
-has classes, the class of a module counts as a further name besides the module's own.
+Names are compared word by word (`multi_head` has the word "head", `overhead` does not). In frameworks with
+classes, the class of a module counts as another name besides the module's own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Name(NamedTuple):
 
 
 def split_words(text: str) -> list[str]:
-    """Splits a name at underscores, digits and changes of case; all in lower case.
+    """Splits a name at underscores, digits and changes of case, in lower case.
 
     Example:
         >>> split_words("MultiHeadAttention_0"), split_words("pos_embedding2"), split_words("overhead")

@@ -18,7 +18,7 @@ from celo2.routing.names import (
 from celo2.routing.params import Param
 
 PARTS = (1, 2, 3, 4)  # numbers of parts into which an output may be split: gated MLP, query-key-value, gates
-COLORS = 4  # a convolution that reads or makes so few channels is at an end of the network
+COLORS = 4  # a convolution with so few input or output channels is at an end of the network
 Place = tuple[str, ...]
 Role = Literal["vector", "embedding", "position", "router", "head", "hidden"]
 
@@ -39,10 +39,10 @@ class Network:
 
     Attributes:
         params: All parameters, in their framework's order.
-        depth: The number of names that all paths share at the start, such as a wrapper's.
+        depth: The number of leading names that all paths share, such as a wrapper's.
         under: The parameters in each module, at any depth.
         matrices: The parameters that multiply a layer's input: projections and stacks of them, no tables.
-        is_part: Whether these are known to be a part of a network, so that others may read its outputs.
+        is_part: Whether these are known to be only a part of a network, whose outputs others may read.
     """
 
     def __init__(self, params: Sequence[Param], *, is_part: bool = False):
@@ -64,11 +64,11 @@ class Network:
                 self._units[param.unit[: length + 1]].add(param.unit)
 
     def is_repeated(self, param: Param) -> bool:
-        """Returns whether numbered layers have several parameters like this one."""
+        """Returns whether several numbered layers have a parameter like this one."""
         return self._alike[_pattern(param)] > 1
 
     def in_body(self, param: Param) -> bool:
-        """Returns whether attention, a block or a numbered layer of several matrices holds a parameter."""
+        """Returns whether a parameter is in attention, a block or a numbered layer of several matrices."""
         if self._is_in_mixer(param):
             return True
         return any(self.starts_body(param, index) for index in range(len(param.names) - param.is_kernel))
@@ -88,7 +88,7 @@ class Network:
         return not self._mixers.isdisjoint(holders) or any(map(is_attention, param.names))
 
     def add_widths(self, widths: set[int]) -> None:
-        """Adds widths of features known to be read, such as those that a table adds its vectors to."""
+        """Adds widths of features known to be read, such as those to which a table adds its vectors."""
         self._widths |= widths
 
     def is_width(self, size: int) -> bool:
@@ -96,7 +96,7 @@ class Network:
         return size in self._widths
 
     def readers(self, param: Param, among: Sequence[Param], *, concatenated: bool = False) -> Iterator[Param]:
-        """Returns the matrices that could read this one's output: whole, in parts, flattened or unflattened.
+        """Yields the matrices that could read this one's output: whole, in parts, flattened or unflattened.
 
         Args:
             param: The parameter whose output is read.
@@ -132,9 +132,9 @@ def natural_order(param: Param) -> list[tuple[int, str]]:
 
 
 def _find_mixers(params: Sequence[Param]) -> set[Place]:
-    """Finds modules that are attention or state-space layers by their parameters, whatever their names.
+    """Finds attention and state-space layers by their parameters, whatever the modules' names.
 
-    Attention has queries and keys, or keys and values; a critic's `value` alone is none.
+    Attention has queries and keys, or keys and values; a critic's `value` alone is not attention.
     """
     queries: dict[Place, set[str]] = defaultdict(set)
     for param in params:

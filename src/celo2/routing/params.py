@@ -12,16 +12,16 @@ from celo2.routing.dimension_numbers import DimensionNumbers, find_matrix_axes
 from celo2.routing.names import KERNEL_NAMES, Name, make_name
 
 Kind = Literal[
-    "linear",  # multiplies by a matrix: the framework says so
+    "linear",  # multiplies by a matrix, according to the framework
     "convolution",
-    "depthwise",  # a convolution with a kernel for each channel
+    "depthwise",  # a convolution with one kernel per channel
     "attention",  # a matrix of an attention layer
     "recurrent",  # a matrix of a recurrent cell
     "embedding",  # a table of vectors that are looked up
     "norm",
-    "matrix",  # has the shape and the name of a linear layer's matrix, of unknown layer
-    "stack",  # several matrices, those of the experts or of layers under a scan
-    "bare",  # a parameter of no known layer
+    "matrix",  # has the shape and name of a linear layer's matrix; the layer is unknown
+    "stack",  # several matrices: of experts, or of layers under a scan
+    "bare",  # a parameter of an unknown layer
 ]
 
 
@@ -30,8 +30,8 @@ class Matrix:
     """The matrix, or the equal matrices, inside a parameter.
 
     Attributes:
-        numbers: The axes; None takes a matrix as stored, `(in, out)` in JAX.
-        inputs: The number of input channels; for a convolution without its window.
+        numbers: The axes; None: as stored, `(in, out)` in JAX.
+        inputs: The number of input channels; for a convolution, without its window.
         outputs: The number of output channels, of all parts of a fused matrix together.
         note: The reason for the route of a hidden matrix: `hidden matrix`, `hidden, convolution`.
         second_input: The number of channels of a second input (bilinear layers), or 0.
@@ -46,17 +46,17 @@ class Matrix:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Param:
-    """Everything that routing knows of a parameter.
+    """Everything that routing knows about a parameter.
 
     Attributes:
         path: Its name as its framework writes it: `block_0/attention/query/kernel`, `layers.0.fc.weight`.
-        names: The names of its modules and its own, root first, without wrappers; a class follows the name
-            of its module.
+        names: The names of its modules and its own, root first, without wrappers; each module's class follows
+            its name.
         shape: Its shape.
-        kind: The kind of the layer that holds it.
+        kind: The kind of the layer that contains it.
         layer: The class of that layer, or empty.
         matrix: The matrix in it, if it has two axes longer than 1.
-        identity: Equal for two parameters that are one array in memory.
+        identity: Equal for parameters that are the same array in memory.
         owner: The path of the parameter that this one adapts (LoRA), or empty.
         is_complex: Whether it is complex, which the rule does not support.
         trainable: Whether it is trained.
@@ -85,7 +85,7 @@ class Param:
 
     @property
     def is_vector(self) -> bool:
-        """Whether it has fewer than two axes longer than 1; a kernel (64, 1) is a vector in effect."""
+        """Whether it has fewer than two axes longer than 1; a kernel (64, 1) is effectively a vector."""
         return sum(size > 1 for size in self.shape) < 2
 
     @property
@@ -105,12 +105,12 @@ class Param:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether its own name is one that layers give their matrix."""
+        """Whether its own name is one that layers use for their matrix."""
         return self.own.text in KERNEL_NAMES
 
     @property
     def nearest(self) -> tuple[Name, ...]:
-        """Its own name, then the name of its module and of that module's class."""
+        """Its own name, its module's name and that module's class."""
         holders = [name for name in self.names[:-1] if not name.is_class]
         if not holders:
             return self.names[::-1]
@@ -124,12 +124,12 @@ class Param:
 
     @cached_property
     def unit(self) -> tuple[str, ...]:
-        """The path of the layer that holds it; its own path if it is not a kernel."""
+        """The path of the layer that contains it; its own path if it is not a kernel."""
         return self.places[:-1] if self.is_kernel and len(self.places) > 1 else self.places
 
     @cached_property
     def holder(self) -> tuple[str, ...]:
-        """The path of the module that holds its layer."""
+        """The path of the module that contains its layer."""
         return self.unit[:-1]
 
     @property
@@ -145,7 +145,7 @@ def make_names(names: Sequence[str], classes: Sequence[str] = ()) -> tuple[Name,
 
     Args:
         names: The names on the path, root first, the parameter's own last.
-        classes: The classes of the modules with these names, for all but the last; empty if unknown.
+        classes: The class of the module behind each name but the last; empty if unknown.
 
     Example:
         >>> [name.text for name in make_names(["gate", "weight"], ["TopKRouter"])]

@@ -1,8 +1,7 @@
 """Finds the role of each parameter in the network from layers, names, shapes and shared arrays.
 
-The rules go from the strongest evidence to the weakest: the kind of the layer, its names, ties, shapes.
-Each rule sees the parameters that the rules before it left open; a parameter that none of them claims is a
-hidden matrix.
+The rules are ordered from the strongest evidence to the weakest: layer kinds, names, ties, shapes. Each rule
+sees the parameters that earlier rules left open; a parameter that no rule claims is a hidden matrix.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from celo2.routing.params import Param
 
 
 def find_roles(network: Network) -> dict[Param, Finding]:
-    """Finds the role of each parameter, as far as the evidence goes."""
+    """Finds the role of each parameter, as far as the evidence allows."""
     found: dict[Param, Finding] = {}
     for rule in RULES:
         found |= dict(rule(network, found))
@@ -42,7 +41,7 @@ def find_roles(network: Network) -> dict[Param, Finding]:
 
 
 def by_shape(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Yields vectors, and parameters that are vectors in effect."""
+    """Yields vectors and effective vectors."""
     del found
     for param in network.params:
         if param.rank <= 1:
@@ -54,7 +53,7 @@ def by_shape(network: Network, found: Findings) -> Iterator[tuple[Param, Finding
 
 
 def by_layer(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Yields parameters whose layer's kind the framework gives."""
+    """Yields parameters whose layer kind is known from the framework."""
     for param in _open(network, found):
         if param.kind == "norm":
             yield param, Finding("vector", f"norm, {param.layer}")
@@ -67,7 +66,7 @@ def by_layer(network: Network, found: Findings) -> Iterator[tuple[Param, Finding
 def by_name(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
     """Yields parameters whose names are unambiguous.
 
-    For parameters known to multiply their inputs, names tell only whether they are routers.
+    For parameters known to multiply their inputs, names only indicate whether they are routers.
     """
     for param in _open(network, found):
         if param.owner:
@@ -125,10 +124,10 @@ def by_bare(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]
 
 
 def by_owner(network: Network, found: Findings) -> Iterator[tuple[Param, Finding]]:
-    """Yields adapters, which have the role of the parameter that they adapt."""
+    """Yields adapters, which take the role of the parameter they adapt."""
     by_path = {param.path: param for param in network.params}
     for param in network.params:
-        owner = by_path.get(param.owner) if param.owner else None  # an array by itself has an empty path
+        owner = by_path.get(param.owner) if param.owner else None  # a lone array has an empty path
         if owner is not None and not param.is_vector:
             of = found.get(owner) or _hidden(owner)
             adapted = of.role if of.decided else "hidden"
@@ -214,7 +213,7 @@ def _nearest_lookup(network: Network, param: Param) -> Name | None:
 
 
 def _count_experts(network: Network) -> dict[tuple[str, ...], set[tuple[int, int]]]:
-    """Returns for each module the `(experts, input size)` of the experts it holds, in a list or in stacks."""
+    """Returns the `(experts, input size)` of the experts in each module, in a list or in stacks."""
     counts: dict[tuple[str, ...], set[tuple[int, int]]] = defaultdict(set)
     lists: dict[tuple[str, ...], dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for param in network.matrices:
@@ -237,7 +236,7 @@ def _count_experts(network: Network) -> dict[tuple[str, ...], set[tuple[int, int
 
 
 def _gate_beside_experts(network: Network, param: Param) -> Name | None:
-    """Finds a gate that chooses experts. The gate of a gated MLP has a sibling of its shape."""
+    """Finds a gate that chooses experts, unlike a gated MLP's gate, which has a sibling of its shape."""
     for length, text in enumerate(param.places):
         name = next(name for name in param.names if name.text == text and not name.is_class)
         if GATE_WORDS & name.words:

@@ -1,8 +1,8 @@
-"""Assigns an algorithm and matrix axes to each parameter: the user's choice, else by the evidence.
+"""Assigns an algorithm and matrix axes to each parameter: the user's choice, or else by evidence.
 
 Source: the published recipe (arXiv 2602.19142): the rule with Newton–Schulz is for hidden matrices;
 embeddings, the output head and everything of rank ≤ 1 get AdamW. Positional tables and routers are
-tables and heads of their own and go the same way.
+tables and heads too, so they also get AdamW.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Algorithm = Literal["celo2", "adamw"]
 Undecided = Literal["warn", "raise", "allow"]
 
 
-FLAT_SIZE = 4096  # elements; a bare vector of fewer is rather a parameter than a flattened network
+FLAT_SIZE = 4096  # elements; a shorter bare vector is more likely a parameter than a flattened network
 
 
 class RoutingWarning(UserWarning):
-    """A warning that some parameters are routed on too little evidence; the message lists them."""
+    """Warning that some parameters are routed on too little evidence; the message lists them."""
 
 
 class Route(NamedTuple):
@@ -35,8 +35,8 @@ class Route(NamedTuple):
     Attributes:
         algorithm: `"celo2"` (the rule) or `"adamw"`.
         reason: The evidence for it, as a short phrase.
-        numbers: The matrix axes; None takes the parameter as stored.
-        decided: False where the evidence was not enough and `"celo2"` is only the default.
+        numbers: The matrix axes; None: as stored.
+        decided: False if the evidence was insufficient and `"celo2"` is only the default.
     """
 
     algorithm: Algorithm
@@ -56,14 +56,14 @@ def make_routes(
     """Routes all parameters of a network.
 
     Args:
-        params: The descriptions that the framework's reader made.
+        params: The descriptions made by the framework's reader.
         algorithms: The user's algorithms for some paths.
-        numbers: The user's dimension numbers for some paths; None takes the parameter as stored.
+        numbers: The user's dimension numbers for some paths; None: the parameter as stored.
         base: Whether every parameter gets the rule (Celo2-base), along the same axes.
         is_part: Whether the parameters are known to be only a part of a network.
 
     Raises:
-        TypeError: Dimension numbers are of another type.
+        TypeError: Dimension numbers have the wrong type.
         ValueError: An algorithm is unknown, or dimension numbers do not fit a shape.
     """
     network = Network(params, is_part=is_part)
@@ -84,10 +84,10 @@ def make_routes(
 
 
 def check_numbers(numbers: Any, shape: Sequence[int]) -> DimensionNumbers | None:
-    """Converts dimension numbers (Optax's too) to `DimensionNumbers`, if they fit a shape.
+    """Converts dimension numbers (also Optax's) to `DimensionNumbers` if they fit a shape.
 
     Raises:
-        TypeError: `numbers` is of another type.
+        TypeError: `numbers` has the wrong type.
         ValueError: They do not fit.
     """
     if numbers is None:
@@ -107,7 +107,7 @@ def tell(params: Sequence[Param], routes: Sequence[Route], undecided: Undecided 
         undecided: `"warn"`, `"raise"` or `"allow"`.
 
     Raises:
-        ValueError: Some are undecided and `undecided` is `"raise"`, or it is none of the three.
+        ValueError: Some are undecided and `undecided` is `"raise"`, or `undecided` is none of the three.
     """
     if undecided not in get_args(Undecided):
         raise ValueError(f"undecided must be one of {get_args(Undecided)}, got {undecided!r}.")
@@ -140,7 +140,7 @@ def _describe_undecided(cases: Sequence[tuple[Param, Route]], num_params: int) -
 
 
 def _is_flattened(params: Sequence[Param], routes: Sequence[Route]) -> bool:
-    """Returns whether a long vector without a name is all that there is, and nobody said what it is."""
+    """Returns whether the only parameter is a long unnamed vector without an override."""
     if len(params) != 1 or params[0].path or params[0].rank != 1 or routes[0].reason == "override":
         return False
     return params[0].trainable and params[0].shape[0] >= FLAT_SIZE

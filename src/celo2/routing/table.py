@@ -1,4 +1,4 @@
-"""Formats the routing as a text table, with one line for equal layers and the totals per algorithm."""
+"""Formats the routing as a text table, with equal layers on one line and the totals per algorithm."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Row(NamedTuple):
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Formats a table of parameters, and the totals of each algorithm over trained parameters.
+    """Formats a table of parameters, with totals per algorithm over trained parameters.
 
-    Parameters whose names differ in numbers only, and that are equal in all else, share a line. The matrix
-    is given as outputs × inputs with its axes; `3 of 8 × 8` are three of them. A `?` follows the algorithm
-    of an undecided parameter.
+    Parameters that differ only in the numbers in their names share a line. Matrices are shown as
+    outputs × inputs with their axes; `3 of 8 × 8` means three of them. A `?` follows the algorithm of an
+    undecided parameter.
 
     Example:
         >>> print(format_table([Row(f"h{i}/w", (8, 8), Route("celo2", "hidden matrix")) for i in range(3)]))

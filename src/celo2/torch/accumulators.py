@@ -1,7 +1,7 @@
 """The accumulators of the rule: three momenta, one second moment, factored second moments.
 
 Source: arXiv 2602.19142, section 3; the factored moments are Adafactor's (arXiv 1804.04235, eq. 4).
-With `g` the clipped gradient and `β` a decay, none of them bias-corrected unless asked for:
+With `g` the clipped gradient and `β` a decay, and without bias correction unless requested:
 
     momentum  m ← β m + (1-β) g
     rms       v ← β v + (1-β) g²
@@ -11,7 +11,7 @@ With `g` the clipped gradient and `β` a decay, none of them bias-corrected unle
 A parameter of rank < 2 is not factored: its `row` is the full second moment, and it has no `col`.
 
 With `Network.skip_zero_gradients`, `busy` marks the matrices that have a gradient; the accumulators of the
-others keep their values.
+others are unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from celo2.torch.dimensions import Axes, Layout
 
 
 class Accumulators(NamedTuple):
-    """The accumulators of one tensor, or of several stacked in front; one entry for each decay.
+    """The accumulators of one tensor, or of several stacked along a leading axis; one entry per decay.
 
     Attributes:
         momentum: Tensors of the layout's shape.
@@ -54,10 +54,10 @@ def col_shape(layout: Layout) -> tuple[int, ...] | None:
 
 
 def find_busy(squares: Tensor) -> Tensor:
-    """Returns 1 for each matrix that has a gradient, 0 where all squares are zero: `(..., 1, 1)`.
+    """Returns 1 for each matrix that has a gradient and 0 where all squares are zero, `(..., 1, 1)`.
 
     Args:
-        squares: The squared gradient, or sums of some of the squares, of any shape `(..., rows, cols)`.
+        squares: The squared gradient, or sums of some of the squares, with any shape `(..., rows, cols)`.
     """
     return (squares.sum((-2, -1), keepdim=True) != 0).to(squares.dtype)
 
@@ -75,7 +75,7 @@ def update(
     Args:
         accumulators: The accumulators before this update; changed in place.
         grad: The clipped gradient, in the accumulators' dtype.
-        axes: The axes that are factored, None for rank < 2.
+        axes: The factored axes, None for rank < 2.
         config: The decays.
         skip_zero: Whether matrices without a gradient keep their accumulators.
 
@@ -116,7 +116,7 @@ def update_factored(
 def update_full(
     accumulators: Accumulators, grad: Tensor, config: RuleConfig, busy: Tensor | None = None
 ) -> None:
-    """Updates momentum and rms by one step, in place; the tensors may be blocks of larger ones."""
+    """Updates momentum and rms by one step, in place; tensors may be blocks of larger ones."""
     _decay_all(accumulators.momentum, grad, config.initial_momentum_decays, busy)
     _decay_all(accumulators.rms, grad * grad, config.initial_rms_decays, busy)
 
@@ -126,7 +126,7 @@ def unbias(accumulators: Accumulators, count: Tensor, config: RuleConfig) -> Acc
 
     Args:
         accumulators: Stacked or not.
-        count: The number of updates so far, ≥ 1, of a shape that broadcasts to the accumulators'.
+        count: The number of updates so far, ≥ 1, broadcastable to the accumulators.
         config: The decays.
     """
 

@@ -1,7 +1,7 @@
 """Updates many parameters by the rule, stacking small ones of equal shape.
 
 Updating a small tensor launches some hundred operations, so the vectors of a deep network would cost more
-than its matrices. Large tensors are updated where they are, without a copy.
+than its matrices. Large tensors are updated in place, without a copy.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from celo2.torch.rounding import round_all
 from celo2.torch.three_pass import Matrix
 from celo2.torch.weights import Network
 
-# Elements of the largest tensor that is worth a copy. Measured by `benchmarks/torch_step.py --programs
+# Elements of the largest tensor worth copying. Measured by `benchmarks/torch_step.py --programs
 # plain-alone plain numba-alone numba --size 8x32x32 8x128x128 8x181x181` (one thread, commit 4549e84):
-# stacked, the plain program took 0.18, 0.92 and 1.13 times as long as one by one, and Numba's kernels 0.18,
-# 0.34 and 0.57 times.
+# with stacking, the plain program took 0.18, 0.92 and 1.13 times as long as one by one, and Numba's kernels
+# 0.18, 0.34 and 0.57 times.
 STACK_LIMIT = 1 << 15
-# Elements of leaves whose steps exist at once. A bound on memory (16 and 256 MiB in float32), not a measured
-# optimum.
+# Elements of leaves whose steps exist at the same time. A memory bound (16 and 256 MiB in float32), not a
+# measured optimum.
 TOGETHER_LIMIT = {"cpu": 1 << 22, "gpu": 1 << 26}
 
 
@@ -37,7 +37,7 @@ class Leaf(NamedTuple):
 
     Attributes:
         grad: The gradient, not negated.
-        param: The parameter, of the same shape and device.
+        param: The parameter, with the same shape and device.
         accumulators: In the parameter's shape (momentum, rms) and the layout's (row, col); updated
             in place. Momentum and rms may be bfloat16, and momentum `Quantized`; everything else has the
             working dtype.
@@ -55,7 +55,7 @@ class Leaf(NamedTuple):
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns the dtype that the rule computes in: float64 for float64, float32 for all others."""
+    """Returns the dtype in which the rule computes: float64 for float64, float32 for all others."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -66,7 +66,7 @@ def iterate_leaves(
 
     Args:
         network: The weights and the options.
-        leaves: The parameters to update; their accumulators change.
+        leaves: The parameters to update; their accumulators are updated in place.
         stack: Whether small tensors of equal shape may be copied into one stack.
         kernels: Whether compiled kernels may be used.
     """
@@ -79,7 +79,7 @@ def iterate_leaves(
 
 
 def _group(leaves: Sequence[Leaf], choose: Callable[[Leaf], Implementation], stack: bool) -> list[list[Leaf]]:
-    """Groups leaves to update together: small ones of equal shape, with kernels also large ones."""
+    """Groups leaves to update together: small ones of equal shape, and with kernels also large ones."""
     groups: dict[Hashable, list[Leaf]] = {}
     for index, leaf in enumerate(leaves):
         grad, param, accumulators, _, layout, _ = leaf
@@ -104,7 +104,7 @@ def _update(network: Network, leaves: Sequence[Leaf], chosen: Implementation) ->
     """Computes the steps of leaves of one layout; small ones are copied into one stack."""
     layout, config = leaves[0].layout, network.config
     stacks = [leaves] if _is_small(leaves[0]) else [[leaf] for leaf in leaves]
-    # Triton's kernels convert what they read.
+    # Triton's kernels convert their inputs.
     entered = [_enter(own, convert=chosen != "triton") for own in stacks]
     if chosen == "plain":
         counts = [_counts(own) if config.bias_correction else None for own in stacks]
@@ -122,9 +122,9 @@ def _update(network: Network, leaves: Sequence[Leaf], chosen: Implementation) ->
 
 
 def hold_counts(leaves: Sequence[Leaf], busy: Tensor | None) -> None:
-    """Reverts the step counts of parameters none of whose matrices was busy.
+    """Reverts the step counts of parameters without a busy matrix.
 
-    A count on another device than `busy` is not reverted, since that would wait for the device.
+    A count on a different device than `busy` is not reverted, since that would wait for the device.
 
     Args:
         leaves: The leaves after their update.
@@ -139,7 +139,7 @@ def hold_counts(leaves: Sequence[Leaf], busy: Tensor | None) -> None:
 
 
 def _enter(leaves: Sequence[Leaf], *, convert: bool) -> Matrix:
-    """Stacks leaves in their layout, with contiguous accumulators of the working dtype."""
+    """Stacks leaves in their layout, with contiguous accumulators in the working dtype."""
     layout, dtype = leaves[0].layout, working_dtype(leaves[0].param.dtype)
 
     def stack(tensors: Sequence[Tensor]) -> Tensor:
@@ -165,7 +165,7 @@ def _counts(leaves: Sequence[Leaf]) -> Tensor:
 
 
 def _write_back(leaf: Leaf, updated: Accumulators) -> None:
-    """Copies updated accumulators back, rounding momenta and rms where the state's dtype is narrower."""
+    """Copies updated accumulators back, rounding momenta and rms if the state's dtype is narrower."""
     own = leaf.accumulators
     full, targets = updated.momentum + updated.rms, own.momentum + own.rms
     if targets[0].dtype != full[0].dtype:

@@ -1,11 +1,11 @@
 """Layouts: the matrices in a tensor and the axes of its factored accumulators, as in `celo2.jax.dimensions`.
 
-Without dimension numbers the reference's conventions hold (arXiv 2602.19142 and its code): the
+Without dimension numbers, the reference's conventions apply (arXiv 2602.19142 and its code): the
 accumulators are factored over the two largest axes, while normalisation and Newton–Schulz act on
 the last two. With them, the tensor is viewed as matrices and both act on these, whatever the storage.
 
-Here matrices keep the order of storage: a linear layer's `(out, in)` is not transposed; its axes are
-named instead, so that `enter` and `leave` copy nothing.
+Unlike in JAX, matrices keep their storage order: a linear layer's `(out, in)` is not transposed; its axes
+are named instead, so `enter` and `leave` copy nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from celo2.routing.dimension_numbers import DimensionNumbers, find_matrix_axes
 
 
 class Axes(NamedTuple):
-    """The factored axes, counted from the end: `row` is averaged over `large`, `col` over `small`."""
+    """Factored axes, counted from the end: `row` is averaged over `large`, `col` over `small`."""
 
     small: int
     large: int
@@ -43,7 +43,7 @@ def make_axes(shape: Sequence[int]) -> Axes | None:
 
 
 class MatrixView(NamedTuple):
-    """A parameter seen as matrices, `(batch, output, reduction)` or `(batch, reduction, output)`."""
+    """A parameter viewed as matrices, `(batch, output, reduction)` or `(batch, reduction, output)`."""
 
     permutation: tuple[int, ...]
     permuted_shape: tuple[int, ...]
@@ -79,7 +79,7 @@ class MatrixView(NamedTuple):
 
 
 def make_view(shape: Sequence[int], numbers: DimensionNumbers) -> MatrixView:
-    """Makes the matrix view of a shape, and checks the dimension numbers against it.
+    """Makes the matrix view of a shape and checks the dimension numbers against it.
 
     Args:
         shape: The parameter's shape, rank ≥ 2.
@@ -107,9 +107,9 @@ class Layout(NamedTuple):
     """The shape and axes in which the rule computes one parameter.
 
     Attributes:
-        shape: The shape that the rule computes in, rank ≥ 2: a vector of n numbers is `(n, 1)`.
-        axes: The axes that are factored, None for a parameter of rank < 2.
-        view: The matrix view; None where the parameter is taken as stored.
+        shape: The shape in which the rule computes, rank ≥ 2: a vector of n numbers is `(n, 1)`.
+        axes: The factored axes, None for a parameter of rank < 2.
+        view: The matrix view; None: the parameter as stored.
     """
 
     shape: tuple[int, ...]
@@ -132,13 +132,13 @@ class Layout(NamedTuple):
 
 @functools.cache
 def make_layout(shape: tuple[int, ...], numbers: DimensionNumbers | None = None) -> Layout:
-    """Makes the layout of a shape; without numbers it is taken as stored, the reference's convention."""
+    """Makes the layout of a shape; without numbers, as stored, which is the reference's convention."""
     if numbers is None:
         axes = make_axes(shape)
         return Layout(tuple(shape) if axes else (math.prod(shape), 1), axes)
     view = make_view(shape, numbers)
     rows, columns = view.shape[1:]
-    # The order of a tie is that of (reduction, output), so that a square matrix gives the same either way.
+    # Ties are ordered as (reduction, output), so that a square matrix gives the same result either way.
     last_is_large = columns > rows or (columns == rows and not view.output_first)
     return Layout(view.shape, Axes(-2, -1) if last_is_large else Axes(-1, -2), view)
 

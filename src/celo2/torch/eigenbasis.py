@@ -5,13 +5,14 @@
     L ← β L + (1 - β) G Gᵀ,    R ← β R + (1 - β) Gᵀ G
     every so many steps: Q_L ← QR(L Q_L),    Q_R ← QR(R Q_R)
 
-Source: SOAP, arXiv 2409.11321, algorithms 3 and 4. Momenta follow the bases exactly, second moments the order
-of their columns, which are sorted by decreasing eigenvalue. The first gradient only initialises the bases,
-by an eigendecomposition, and its step is zero. G is the clipped gradient, so that its squares are finite.
+Source: SOAP, arXiv 2409.11321, algorithms 3 and 4. Momenta follow the bases exactly; second moments follow
+the order of their columns, which are sorted by decreasing eigenvalue. The first gradient only initialises
+the bases, by an eigendecomposition, and its step is zero. G is the clipped gradient, so that its squares are
+finite.
 
-`left` belongs to the rows of the layout's matrices, `right` to the columns: of a linear layer, stored as
-`(out, in)`, these are JAX's right and left. A sharded parameter is gathered, and every process has all
-factors and bases; the rule between `enter` and `leave` sees shards as always.
+`left` belongs to the rows of the layout's matrices, `right` to the columns: for a linear layer, stored as
+`(out, in)`, these are JAX's right and left. Sharded parameters are gathered, and every process has all
+factors and bases; the rule between `enter` and `leave` sees shards as usual.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Basis(NamedTuple):
     """The bases of a stack of matrices.
 
     Attributes:
-        left: Orthogonal matrices `(batch, rows, rows)`; None for a long side, which keeps its own.
-        right: The same of the columns.
+        left: Orthogonal matrices `(batch, rows, rows)`; None for a long side, which keeps its own basis.
+        right: The same for the columns.
     """
 
     left: Tensor | None
@@ -57,7 +58,7 @@ class Basis(NamedTuple):
 def matrix_numbers(shape: tuple[int, ...], numbers: DimensionNumbers | None) -> DimensionNumbers | None:
     """Returns dimension numbers for the rule in a basis, which sees a parameter of rank ≥ 2 as matrices.
 
-    Without numbers of its own, these are the last two axes, the output in front of the reduction.
+    Without its own numbers, these are the last two axes, with the output before the reduction.
     """
     if numbers is not None or len(shape) < 2:
         return numbers
@@ -65,7 +66,7 @@ def matrix_numbers(shape: tuple[int, ...], numbers: DimensionNumbers | None) -> 
 
 
 def state_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the factors and bases that a layout's matrices have, by name."""
+    """Returns the shapes of the factors and bases of a layout's matrices, by name."""
     if layout.axes is None or 0 in layout.shape:
         return {}
     sizes = {side: layout.shape[axis] for side, axis in SIDES.items()}
@@ -80,7 +81,7 @@ def state_shapes(layout: Layout) -> dict[str, tuple[int, ...]]:
 def enter(target: Target) -> Leaf | None:
     """Adds the gradient to the factors, and returns the leaf with gradient and parameter in the basis.
 
-    Its count leaves the first gradient out, after which None is returned: there is no basis before it.
+    For the first gradient it returns None, since there is no basis yet; the leaf's count excludes that step.
     """
     leaf = target.leaf
     count = _previous_updates(target)
@@ -101,10 +102,10 @@ def enter(target: Target) -> Leaf | None:
 
 
 def leave(target: Target, step: Tensor | None, every: int) -> Tensor:
-    """Returns the step outside of the basis, and takes the power iteration that may be due.
+    """Returns the step outside the basis, and takes a power iteration if one is due.
 
     Args:
-        target: As `enter` took it.
+        target: The argument of `enter`.
         step: The local step in the basis; None: the first, which is zero.
         every: The number of steps between power iterations.
     """
@@ -136,7 +137,7 @@ def _basis(target: Target) -> Basis:
 
 
 def _accumulate(target: Target, grad: Tensor) -> dict[str, Tensor]:
-    """Updates the factors in place, except of matrices without a gradient; returns them by side."""
+    """Updates the factors in place, except for matrices without a gradient; returns them by side."""
     busy = (grad != 0).any(-1, keepdim=True).any(-2, keepdim=True)
     factors = {
         side: local(target.state[f"{side}_factor"]) for side in SIDES if f"{side}_factor" in target.state
@@ -148,7 +149,7 @@ def _accumulate(target: Target, grad: Tensor) -> dict[str, Tensor]:
 
 
 def _refresh(target: Target) -> None:
-    """Takes a power iteration for the bases, and brings the rule's accumulators into them."""
+    """Takes a power iteration for the bases and transforms the rule's accumulators to them."""
     old, accumulators = _basis(target), target.leaf.accumulators
     updated: dict[str, Tensor | None] = dict.fromkeys(SIDES)
     orders: dict[str, Tensor] = {}
@@ -172,14 +173,14 @@ def _refresh(target: Target) -> None:
 
 
 def _power_iteration(factor: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the new basis, and the old index of each of its columns, `(batch, size)`."""
+    """Returns the new basis and the old index of each of its columns, `(batch, size)`."""
     product = factor @ basis
     order = torch.argsort((basis * product).sum(-2), dim=-1, descending=True, stable=True)
     return torch.linalg.qr(product.take_along_dim(order[..., None, :], -1)).Q, order
 
 
 def _reorder(matrices: Tensor, orders: dict[str, Tensor]) -> Tensor:
-    """Reorders the rows and columns of `(batch, rows, columns)`, or of a tensor with some of length 1."""
+    """Reorders the rows and columns of `(batch, rows, columns)`; either may have length 1 instead."""
     for side, order in orders.items():
         axis = SIDES[side]
         if matrices.shape[axis] == order.shape[-1]:

@@ -2,8 +2,8 @@
 
 Source: arXiv 2602.19142, section 3; the order is `celo2.config.FEATURES`.
 
-A channel is a tensor that broadcasts to the parameter's shape: the row and column features stay
-vectors, and no tensor ever has a trailing axis of features.
+A channel is a tensor that broadcasts to the parameter's shape: row and column features stay vectors, and
+no tensor ever has a trailing feature axis.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Inputs(NamedTuple):
         param: The parameter, of the same shape.
         accumulators: The accumulators after the update with this gradient, bias-corrected if that is on.
         factors: The result of `compute_factors` for the accumulators.
-        raw_factors: The same without bias correction, where that is on: the reference leaves the factored
-            gradient uncorrected, and only that.
+        raw_factors: The same without bias correction, if that is on: the reference leaves only the factored
+            gradient uncorrected.
     """
 
     grad: Tensor
@@ -59,12 +59,12 @@ def make_inputs(
 
 
 def full_names(config: RuleConfig, *, factored: bool) -> list[str]:
-    """Returns the weight names of the groups whose channels have the parameter's shape."""
+    """Returns the weight names of groups whose channels have the parameter's shape."""
     return [name for name, feature in config.feature_groups(1 + factored) if feature.name not in VECTORS]
 
 
 def full_channels(config: RuleConfig, *, factored: bool) -> list[tuple[str, int]]:
-    """Returns the channels of the parameter's shape, in order, as `(feature, index within the feature)`."""
+    """Returns the channels with the parameter's shape, in order, as `(feature, index within the feature)`."""
     return [
         (feature.name, index)
         for _, feature in config.feature_groups(1 + factored)
@@ -74,7 +74,7 @@ def full_channels(config: RuleConfig, *, factored: bool) -> list[tuple[str, int]
 
 
 def vector_names(config: RuleConfig, *, factored: bool) -> list[str]:
-    """Returns the weight names of the groups whose channels are rows or columns."""
+    """Returns the weight names of groups whose channels are rows or columns."""
     return [name for name, feature in config.feature_groups(1 + factored) if feature.name in VECTORS]
 
 

@@ -1,9 +1,9 @@
 """Tools to measure and normalize the scale of gradients, as in `celo2.jax.gradient_scale`.
 
-The rule's epsilons and its clipped-gradient feature are absolute numbers, so that multiplying the loss
-by a constant changes its steps. `share_outside` measures how much of a network has gradients of a scale
-that the weights did not meet in meta-training. `GradientNormalizer` removes the scale: with `s` the
-running mean of `mean(g²)` of a tensor, the gradient becomes `g · target / √s`.
+The rule's epsilons and its clipped-gradient feature are absolute numbers, so multiplying the loss by a
+constant changes its steps. `share_outside` measures how much of a network has gradients at a scale that the
+weights did not see in meta-training. `GradientNormalizer` removes the scale: with `s` the running mean of
+`mean(g²)` of a tensor, the gradient becomes `g · target / √s`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from celo2.weights.checkpoint import SHIPPED, Weights
 
 
 class GradientNormalizer:
-    """Divides each gradient by the root of the running mean of its mean square, times `target`.
+    """Divides each gradient by the root of the running mean of its mean square, and multiplies by `target`.
 
-    Call it between `backward` (and clipping, if any) and the optimizer's step: it changes `param.grad`. A
-    gradient that is not finite stays as it is and leaves the running mean alone; a missing one leaves it
-    alone too. Squares are taken in float32: root mean squares below 1e-23 count as zero, above 1e19 as not
-    finite. Nothing waits for the device.
+    Call it between `backward` (and clipping, if any) and the optimizer's step: it changes `param.grad`.
+    Non-finite gradients stay as they are and do not change the running mean; missing ones do not either.
+    Squares are taken in float32: root mean squares below 1e-23 count as zero, above 1e19 as non-finite.
+    Nothing waits for the device.
 
     Args:
         params: A module or parameters; only the rule's need it, since AdamW ignores the scale.
-        target: Root mean square that gradients get on average, positive.
-        decay: The decay of the running mean, in [0, 1); the mean is corrected for its start at zero.
+        target: Average root mean square of the scaled gradients, positive.
+        decay: The decay of the running mean, in [0, 1); the mean is bias-corrected.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -70,10 +70,10 @@ class GradientNormalizer:
         return {"mean_square": [m.clone() for m in self._means], "weight": [w.clone() for w in self._weights]}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Loads what `state_dict` returned.
+        """Loads a state returned by `state_dict`.
 
         Raises:
-            ValueError: The state has another number of parameters.
+            ValueError: The state has a different number of parameters.
         """
         for own, saved in ((self._means, "mean_square"), (self._weights, "weight")):
             for tensor, value in zip(own, state_dict[saved], strict=True):
@@ -89,22 +89,22 @@ def share_outside(
 ) -> Tensor:
     """Computes the share of parameters in tensors whose gradient has a root mean square outside [low, high].
 
-    A tensor counts by its number of parameters. One whose gradient is zero everywhere has no scale and is
-    left out; a gradient that is not finite is outside.
+    Tensors are weighted by their number of parameters. Those whose gradient is zero everywhere have no scale
+    and are skipped; non-finite gradients are outside.
 
     Args:
         grads: Gradients of any floating dtypes, such as `[p.grad for p in model.parameters()]`; None and
-            tensors without elements are left out.
+            empty tensors are skipped.
         low: The lower end of the range; None: that of the weights.
         high: The upper end of the range; None: that of the weights.
-        weights: The weights whose range holds where low or high is None: what `celo2.load_checkpoint`
-            returns or takes.
+        weights: The weights whose range is used if low or high is None: a result or an argument of
+            `celo2.load_checkpoint`.
 
     Returns:
-        A float32 scalar in [0, 1], on the gradients' device; 0 where nothing has a gradient.
+        A float32 scalar in [0, 1], on the gradients' device; 0 if nothing has a gradient.
 
     Raises:
-        ValueError: Unless 0 < low < high < ∞, or if the file of the weights states no range.
+        ValueError: 0 < low < high < ∞ does not hold, or the weights' file states no range.
 
     Example:
         >>> grads = [torch.full((3, 2), 1e-7), torch.full((2,), 1e-2), None]

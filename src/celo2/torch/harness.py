@@ -1,15 +1,15 @@
 """Applies the parts of `celo2.Harness` to steps and weights, as `celo2.jax.harness`, which has the sources.
 
-    u ← orthogonalizer(u), at the norm of u                        a function of the user's
+    u ← orthogonalizer(u), at the norm of u                        a user-supplied function
     u ← rows of u / (√v + ε), at the norm of u                     v, running means of squares
     u ← u · max(1, min_update_ratio · ‖p‖ / ‖u‖)
     u ← 0.2 u                                                      under `match`
     p' ← p - lr (u + λ p · [u p ≥ 0])                              or decay without the condition
     p ← p' · ‖p at first‖ / ‖p'‖
 
-Each part is a generator that yields the sums over matrices that it needs, so that a sharded parameter's run
-together with those of others (`sharding.runtime`), and gather nothing. Only a user's orthogonaliser and the
-eigenbasis need whole matrices.
+Each part is a generator that yields the sums over matrices that it needs, so that sums of sharded parameters
+are batched with those of others (`sharding.runtime`) and nothing is gathered. Only a user's orthogonaliser
+and the eigenbasis need whole matrices.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MATRIX = (-2, -1)
 
 
 class Parts(NamedTuple):
-    """Chooses what an optimizer does to a matrix beyond the rule's own step.
+    """What an optimizer does to a matrix beyond the rule's own step.
 
     Attributes:
         harness: The options.
@@ -50,22 +50,22 @@ class Parts(NamedTuple):
 
     @property
     def change_matrices(self) -> bool:
-        """Whether there is anything to do to steps and weights but to scale and to decay them."""
+        """Whether steps and weights are changed in any way other than scaling and decay."""
         changed = self.harness.changed()
         changed.pop("adamw_lr_scale", None)
         return callable(changed.pop("orthogonalizer", None)) or bool(changed)
 
 
 def init_state(parts: Parts, target: Target) -> UpdateTask:
-    """Makes the parts' state of one parameter.
+    """Makes the parts' state for one parameter.
 
-    The names are `row_mean_square`, of the layout's shape with its reduction axis of length 1; `radius`, the
-    norms of the parameter's matrices as it is now, `(..., 1, 1)`; and those of `eigenbasis.state_shapes`.
+    Its entries are `row_mean_square`, with the layout's shape and a reduction axis of length 1; `radius`, the
+    current norms of the parameter's matrices, `(..., 1, 1)`; and those of `eigenbasis.state_shapes`.
     Every process holds all of it.
 
     Args:
         parts: The parts.
-        target: The parameter; its leaf's gradient and accumulators do not count.
+        target: The parameter; its leaf's gradient and accumulators are ignored.
 
     Yields:
         A request for sums over the shards.
@@ -106,7 +106,7 @@ def update_all(
         network: The weights and the options.
         parts: The parts.
         targets: The parameters to update; sharded ones in the same order in every process.
-        group: A parameter group: lr and weight_decay.
+        group: A parameter group, with lr and weight_decay.
         buckets: As in `sharding.runtime.run_tasks`.
         stack: As in `batching.iterate_leaves`.
         kernels: As in `batching.iterate_leaves`.
@@ -144,7 +144,7 @@ def update_all(
 
 
 def _divide(targets: Mapping[int, Target]) -> list[list[int]]:
-    """Divides parameters into groups of a bounded size, since all of a group have rotated copies at once."""
+    """Divides parameters into groups of bounded size, since a whole group has rotated copies at once."""
     groups: list[list[int]] = []
     size = 0
     for number, target in targets.items():
@@ -158,7 +158,7 @@ def _divide(targets: Mapping[int, Target]) -> list[list[int]]:
 
 
 def _apply(parts: Parts, target: Target, step: Tensor, group: Mapping[str, Any]) -> UpdateTask:
-    """Applies the parts to a local step in their order, and moves the parameter."""
+    """Applies the parts to a local step in order, and updates the parameter."""
     harness, leaf, state = parts.harness, target.leaf, target.state
     if callable(harness.orthogonalizer) and target.has_matrices:
         step = _orthogonalize_by(harness.orthogonalizer, target, step)
@@ -180,7 +180,7 @@ def _apply(parts: Parts, target: Target, step: Tensor, group: Mapping[str, Any])
 
 
 def _orthogonalize_by(function: Callable[[Tensor], Tensor], target: Target, step: Tensor) -> Tensor:
-    """Replaces each matrix of a step by what a function makes of it, at the norm that it had."""
+    """Applies a function to each matrix of a step, keeping the matrix's norm."""
     whole, layout = target.gather(step), target.layout
     turned = output_axis(layout) == -2  # a function sees (..., reduction, output), as in JAX
     matrices = layout.enter(whole)
@@ -197,7 +197,7 @@ def _orthogonalize_by(function: Callable[[Tensor], Tensor], target: Target, step
 
 
 def _normalize_rows(target: Target, steps: Blocks, mean: Tensor, decay: float) -> UpdateTask:
-    """Divides the steps of every output neuron by the root of their running mean square, which it updates."""
+    """Divides each output neuron's step by the root of its running mean square, which it updates."""
     layout, output = target.layout, output_axis(target.layout)
     inputs = -3 - output
     [squares] = yield from target.sum_squares((steps, (inputs,)))
@@ -218,7 +218,7 @@ def _floor_update_ratio(target: Target, steps: Blocks, params: Blocks, ratio: fl
 
 
 def _preserve_norms(target: Target, moved: Blocks, params: Blocks, radius: Tensor) -> UpdateTask:
-    """Brings moved matrices back to their first norms; those that were zero, or have not moved, are free."""
+    """Restores moved matrices to their initial norms, except those that were zero or have not moved."""
     changes = [new - old for new, old in zip(moved, params, strict=True)]
     total, change = yield from target.sum_squares((moved, MATRIX), (changes, MATRIX))
     bound = (radius > 0) & (change > 0)
@@ -234,7 +234,7 @@ def _move(param: Tensor, step: Tensor, *, lr: Any, decay: float, cautious: bool)
 
 
 def agreeing(param: Tensor, step: Tensor) -> Tensor:
-    """Returns the weights that an un-negated step does not pull away from zero, and 0 for the others.
+    """Returns the weights that an un-negated step does not push away from zero, and 0 for the others.
 
     Source: Cautious Weight Decay, arXiv 2510.12402, equation 1.
     """

@@ -1,7 +1,7 @@
 """The matrices of one parameter, of which this process may hold blocks; as `celo2.jax.harness.matrices`.
 
-What acts on whole matrices is written once, as a generator that yields the sums that it needs. For a
-parameter that one process holds in full, a sum over the shards is the summand (`sharding.runtime.run_alone`).
+Operations on whole matrices are written once, as generators that yield the sums they need. If one process
+holds a parameter in full, the sum over the shards is the summand itself (`sharding.runtime.run_alone`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Target(NamedTuple):
     """A parameter to update by the rule.
 
     Attributes:
-        leaf: What the rule needs, local tensors.
-        spec: The sharding spec; None where this process computes the step alone.
+        leaf: The rule's inputs, as local tensors.
+        spec: The sharding spec; None if this process computes the step alone.
         state: The parameter's state, which may have `DTensor`s.
         param: The parameter, which may be a `DTensor`.
     """
@@ -46,7 +46,7 @@ class Target(NamedTuple):
 
     @property
     def has_matrices(self) -> bool:
-        """Whether the parameter has rank ≥ 2 and elements."""
+        """Whether the parameter has rank ≥ 2 and is not empty."""
         return self.layout.axes is not None and 0 not in self.layout.shape
 
     def enter(self, own: Tensor) -> list[Tensor]:
@@ -60,7 +60,7 @@ class Target(NamedTuple):
         return self.spec.shard.from_blocks(blocks, like=self.leaf.param)
 
     def scale(self, blocks: Sequence[Tensor], factors: Tensor) -> list[Tensor]:
-        """Multiplies blocks by factors of the layout's shape, some axes of which have length 1."""
+        """Multiplies blocks by factors with the layout's shape, where some axes have length 1."""
         if self.spec is None:
             return [blocks[0] * factors]
         regions = self.spec.shard.regions
@@ -70,13 +70,13 @@ class Target(NamedTuple):
         """Sums squares over axes of whole matrices.
 
         Args:
-            *wanted: Blocks, and the axes to sum over, of the last two, counted from the end.
+            *wanted: Blocks, and the axes to sum over, among the last two, counted from the end.
 
         Yields:
             One request for all sums.
 
         Returns:
-            For each, the sums in the layout's shape, where these axes have length 1.
+            The sums of each, in the layout's shape with length 1 along these axes.
         """
         return (yield AllReduce([self._sum_own(*pair) for pair in wanted]))
 
@@ -89,7 +89,7 @@ class Target(NamedTuple):
         return total
 
     def gather(self, own: Tensor) -> Tensor:
-        """Returns the whole tensor that is placed as the parameter, in its shape."""
+        """Returns the whole tensor, in the parameter's shape, from local parts placed as the parameter."""
         if self.spec is None or self.spec.num_shards == 1 or not is_dtensor(self.param):
             return own
         from torch.distributed.tensor import DTensor
@@ -112,11 +112,11 @@ class Target(NamedTuple):
 
 
 def output_axis(layout: Layout) -> int:
-    """Returns the axis of a matrix along which its output neurons lie, -2 or -1; as stored it is -2."""
+    """Returns the axis of a matrix along which its output neurons lie, -2 or -1; -2 if as stored."""
     return -2 if layout.view is None or layout.view.output_first else -1
 
 
 def reduced(layout: Layout, axes: Sequence[int]) -> tuple[int, ...]:
-    """Returns the layout's shape with axes, counted from the end, of length 1."""
+    """Returns the layout's shape with length 1 along some axes, counted from the end."""
     rank = len(layout.shape)
     return tuple(1 if place - rank in axes else size for place, size in enumerate(layout.shape))

@@ -2,9 +2,9 @@
 
 Source: arXiv 2602.19142, section 3: 30 → 8 → 8 → 3 with ReLU, element by element.
 
-Each channel `x` enters divided by its root mean square over the last two axes. Instead of dividing
-the tensors, `rsqrt(mean(x²) + 1e-9)` multiplies the channel's row of the first layer. This is the
-plain version, unit by unit; the fast versions are in `kernels`.
+Each channel `x` is divided by its root mean square over the last two axes. Instead of dividing the tensors,
+`rsqrt(mean(x²) + 1e-9)` multiplies the channel's row of the first layer. This is the plain version, unit by
+unit; the fast versions are in `kernels`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh
 
 
 def mean_square(tensor: Tensor) -> Tensor:
-    """Computes the mean of squares over the last two axes, which are kept."""
+    """Computes the mean square over the last two axes, which are kept."""
     return (tensor * tensor).mean((-2, -1), keepdim=True)
 
 
 def normalizer(mean_square: Tensor) -> Tensor:
-    """Returns the factor that gives a tensor of this mean square the root mean square 1."""
+    """Returns the factor that scales a tensor with this mean square to root mean square 1."""
     return torch.rsqrt(mean_square + NORM_EPS)
 
 
@@ -52,17 +52,17 @@ def compute(
     """Computes the direction and magnitude of every element.
 
     Args:
-        groups: Weight name → channels, each of a shape that broadcasts to the parameter's.
+        groups: Weight name → channels, each broadcastable to the parameter's shape.
         scales: The result of `input_scales`; None: the channels enter as they are.
-        weights: The network's arrays by name, as nested lists of numbers, of the shapes of
+        weights: The network's arrays by name, as nested lists of numbers, with the shapes of
             `RuleConfig.weight_shapes`.
         config: The options: sizes, activation.
         vectors: The contributions of vector channels and of the bias to each unit of the first layer,
-            `(units, ...)`, where `groups` does not contain them.
+            `(units, ...)`, if `groups` does not contain them.
 
     Returns:
-        The direction, of the parameter's shape, and the magnitude; None when `exp_mult` is 0, since an
-        unused output is not computed.
+        The direction, in the parameter's shape, and the magnitude; None if `exp_mult` is 0, since unused
+        outputs are not computed.
     """
     activation = _ACTIVATIONS[config.mlp_activation]
     units, num_outputs = _first_layer(groups, scales, weights, vectors), config.num_outputs_read
@@ -83,7 +83,7 @@ def _first_layer(
         for name, group in groups.items()
         for index, (channel, row) in enumerate(zip(group, weights[name], strict=True))
     ]
-    channels.sort(key=lambda entry: entry[0].numel())  # vectors are added up before they broadcast
+    channels.sort(key=lambda entry: entry[0].numel())  # vectors are summed before they broadcast
     units = []
     for j, bias in enumerate(weights["b0"]):
         total: Any = sum(vector[j] for vector in vectors) if vectors else bias

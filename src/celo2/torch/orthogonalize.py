@@ -3,7 +3,7 @@
 Source: Muon (Jordan et al., 2024), used by Celo2 (arXiv 2602.19142, section 3.4). With
 `X = U S Vᵀ`, the polynomial `c₀ X + (c₁ A + c₂ A²) X`, `A = X Xᵀ`, moves every singular value
 towards 1 (between about 0.7 and 1.2 after five iterations), so the result is close to `U Vᵀ`.
-Wide matrices are multiplied by way of their Gram matrix (`celo2.newton_schulz`).
+Wide matrices are multiplied through their Gram matrix (`celo2.newton_schulz`).
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from celo2.config import RuleConfig
 from celo2.newton_schulz import Polynomial, plan_segments
 
-# Elements of a batch: enough work for a large device, 128 MiB a copy. Not measured on a GPU:
-# `benchmarks/torch_step.py --only Celo2` does.
+# Elements of a batch: enough work for a large device, 128 MiB per copy. Not measured on a GPU;
+# `benchmarks/torch_step.py --only Celo2` measures it.
 BATCH_LIMIT = 1 << 25
-HALVED_SIDE = 256  # rows from which a CPU leaves out a quarter of a symmetric product
+HALVED_SIDE = 256  # rows from which a CPU skips a quarter of a symmetric product
 
 
 def compute(matrices: Tensor, config: RuleConfig) -> Tensor:
     """Orthogonalises the last two axes of a tensor of rank ≥ 2, slice by slice.
 
-    The products of float32 matrices are taken in float32 on CPUs, in bfloat16 elsewhere, as in Muon:
-    the polynomial lets singular values end anywhere near 1, so rounding does not matter, and a
-    GPU multiplies bfloat16 many times faster. The Gram form needs float32.
+    Products of float32 matrices are computed in float32 on CPUs, in bfloat16 elsewhere, as in Muon:
+    singular values end anywhere near 1 anyway, so rounding does not matter, and GPUs multiply bfloat16
+    many times faster. The Gram form needs float32.
 
     Args:
         matrices: Shape `(..., m, n)`.
@@ -39,7 +39,7 @@ def compute(matrices: Tensor, config: RuleConfig) -> Tensor:
 
 
 def compute_all(matrices: Sequence[Tensor], config: RuleConfig) -> list[Tensor]:
-    """Applies `compute` to tensors of one shape, in batches on a GPU, which small products leave idle."""
+    """Applies `compute` to tensors of one shape; in batches on a GPU, which small products leave idle."""
     if matrices[0].device.type == "cpu":
         return [compute(matrix, config) for matrix in matrices]
     size = max(BATCH_LIMIT // max(matrices[0].numel(), 1), 1)
@@ -48,13 +48,13 @@ def compute_all(matrices: Sequence[Tensor], config: RuleConfig) -> list[Tensor]:
 
 
 def iterate(matrices: Tensor, config: RuleConfig, dtype: torch.dtype, *, gram: bool = False) -> Tensor:
-    """Runs Newton–Schulz with products in the given dtype; norm and result have the matrices' own dtype.
+    """Runs Newton–Schulz with products in the given dtype; norm and result have the matrices' dtype.
 
     Args:
         matrices: Shape `(..., m, n)`.
         config: The options `ns_coeffs`, `ns_iters`, `ns_eps`.
         dtype: The dtype of the products.
-        gram: Whether wide matrices may take the Gram form.
+        gram: Whether wide matrices may use the Gram form.
     """
     norm = torch.sqrt((matrices * matrices).sum((-2, -1), keepdim=True))
     x = (matrices / (norm + config.ns_eps)).to(dtype)
@@ -74,7 +74,7 @@ def _iterate_plain(x: Tensor, polynomial: Polynomial) -> Tensor:
 
 
 def _iterate_gram(x: Tensor, segment: Sequence[Polynomial]) -> Tensor:
-    """Runs several iterations as one product `Q x`, where `A ← B² A` and `Q ← B Q` for each."""
+    """Runs several iterations as one product `Q x`, with `A ← B² A` and `Q ← B Q` in each."""
     a = _symmetric(x, x.mT)
     q = b = _make_factor(a, *segment[0])
     for polynomial in segment[1:]:
@@ -96,7 +96,7 @@ def _symmetric(
 ) -> Tensor:
     """Returns `x y`, or `beta added + alpha x y`, which the caller knows to be symmetric.
 
-    Of a large product on a CPU, a quarter is not computed but copied from across the diagonal.
+    For large products on a CPU, a quarter is copied from across the diagonal instead of computed.
     """
     rows = x.shape[-2]
     if x.device.type != "cpu" or rows < HALVED_SIDE:

@@ -1,10 +1,10 @@
-"""Momenta in one byte a parameter: a sign and the root of the magnitude, as a share of the row's largest.
+"""Momenta in one byte per parameter: a sign and the root of the magnitude relative to the row's largest.
 
     s = max |x| of a row,    q = round(127 √(|x| / s)),    x ≈ sign(x) (q / 127)² s
 
-The twin of `celo2.jax.quantization`, with the same codes: why the root, why rounding is stochastic, and why
-second moments stay bfloat16, is there. A row is the last axis of the parameter's own shape, so a process that
-holds a shard must hold whole rows.
+The twin of `celo2.jax.quantization`, with the same codes; it explains the root, the stochastic rounding, and
+why second moments stay bfloat16. A row is the last axis of the parameter's own shape, so processes that hold
+a shard must hold whole rows.
 
 Block-wise codes with a scale: 8-bit optimizers, arXiv 2110.02861, section 2.
 """
@@ -18,16 +18,17 @@ from torch import Tensor
 
 from celo2.constants import CODE_LEVELS, NOISE_VALUES
 
-# The step of the roots. It multiplies, as XLA divides by a constant, which differs in the last place.
+# The step of the roots, used as a factor: XLA divides by constants this way, and true division would differ
+# in the last place.
 _STEP = 1 / CODE_LEVELS
 
 
 class Quantized(NamedTuple):
-    """Tensor in one byte an element.
+    """Tensor stored in one byte per element.
 
     Attributes:
-        codes: The signed codes from -127 to 127, int8, of the tensor's shape.
-        scale: The largest magnitude of each row, float32, of the tensor's shape with the last axis reduced
+        codes: The signed codes from -127 to 127, int8, in the tensor's shape.
+        scale: The largest magnitude of each row, float32, in the tensor's shape with the last axis reduced
             to 1.
     """
 
@@ -36,7 +37,7 @@ class Quantized(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that elements are stored in: int8."""
+        """The dtype in which elements are stored: int8."""
         return self.codes.dtype
 
 
@@ -46,11 +47,11 @@ def row_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def encode(tensor: Tensor, noise: Tensor) -> Quantized:
-    """Rounds a tensor stochastically to codes; values that codes hold are kept.
+    """Rounds a tensor stochastically to codes; values that codes represent exactly are kept.
 
     Args:
-        tensor: Any tensor of floating-point numbers; a row with an infinity or NaN is decoded as NaN.
-        noise: Uniform integers from 0 to 65535, of the tensor's shape.
+        tensor: Any tensor of floating-point numbers; rows with an infinity or NaN are decoded as NaN.
+        noise: Uniform integers from 0 to 65535, in the tensor's shape.
     """
     tensor = tensor.to(torch.float32)
     magnitudes = tensor.abs()
@@ -64,9 +65,9 @@ def encode(tensor: Tensor, noise: Tensor) -> Quantized:
 
 
 def decode(stored: Tensor | Quantized, dtype: torch.dtype) -> Tensor:
-    """Returns the tensor of some codes in a dtype, and any other tensor as it is.
+    """Decodes codes to a tensor in a dtype, and returns any other tensor as it is.
 
-    It is computed in float32, whatever the dtype, so that `encode` gives the same codes again.
+    The result is computed in float32, whatever the dtype, so that `encode` returns the same codes again.
     """
     if not isinstance(stored, Quantized):
         return stored
@@ -75,7 +76,7 @@ def decode(stored: Tensor | Quantized, dtype: torch.dtype) -> Tensor:
 
 
 def _largest(magnitudes: Tensor) -> Tensor:
-    """Returns the largest of each row; an empty one has 0."""
+    """Returns the largest magnitude of each row, 0 for empty rows."""
     shape = row_shape(tuple(magnitudes.shape))
     if magnitudes.numel() == 0:
         return magnitudes.new_zeros(shape)

@@ -1,12 +1,11 @@
 """Stochastic rounding of float32 to bfloat16, which keeps small changes on average.
 
-A bfloat16 has eight bits of precision: an accumulator with decay 0.999 moves by a thousandth of its
-distance to the gradient, which rounding to nearest would drop for ever. Rounding up with a
-probability equal to the fraction cut off makes the expectation exact (Gupta et al., arXiv 1502.02551,
-section 3).
+bfloat16 has eight bits of precision. An accumulator with decay 0.999 moves by a thousandth of its distance
+to the gradient, which rounding to nearest would always drop. Rounding up with a probability equal to the
+fraction cut off makes the expectation exact (Gupta et al., arXiv 1502.02551, section 3).
 
 The noise is a hash of the step count and the indices of the parameter and the element: no generator is
-used, a run repeats exactly, and a graph can be captured. The hash is MurmurHash3's finalizer (A. Appleby).
+used, runs repeat exactly, and graphs can be captured. The hash is MurmurHash3's finalizer (A. Appleby).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from celo2.torch.quantization import Quantized, encode
 
 _BITS_CUT = 16  # bits of a float32's significand that are cut off
 _LOWER = (1 << _BITS_CUT) - 1
-_WORDS = 64  # an upper bound of the random words that one element needs in one step
+_WORDS = 64  # upper bound on the random words that one element needs in one step
 
 
 def round_all(
@@ -31,11 +30,11 @@ def round_all(
     *,
     elements: Tensor | None = None,
 ) -> None:
-    """Rounds float32 tensors of one shape stochastically to what stores them.
+    """Rounds float32 tensors of one shape stochastically to their stored form.
 
     Args:
         tensors: float32 tensors of one shape; float64 is rounded to float32 first.
-        outputs: The bfloat16 tensors, or codes with their scales, to write to, as many, of the same shape.
+        outputs: The bfloat16 tensors, or codes with their scales, to write to; same number and shape.
         count: The step count, a scalar.
         number: The parameter's index.
         elements: The flat index of each element in its parameter, int32; None: the tensors are whole.
@@ -50,15 +49,15 @@ def round_all(
 
 
 def round_to_bfloat16(tensor: Tensor, noise: Tensor) -> Tensor:
-    """Rounds a tensor stochastically to numbers that bfloat16 holds, returned in float32.
+    """Rounds a tensor stochastically to bfloat16 values, returned in float32.
 
-    A value that bfloat16 holds is kept, and so are infinities and NaN; above 3.39e38, the largest
+    Values that bfloat16 represents exactly are kept, as are infinities and NaN; above 3.39e38, the largest
     bfloat16, the upper neighbour is infinity. float64 is rounded to float32 first.
 
     Args:
         tensor: Any tensor of floating-point numbers.
-        noise: Uniform integers from 0 to 65535, int32, of the tensor's shape: they are added to the bits,
-            whose lower sixteen are cleared.
+        noise: Uniform integers from 0 to 65535, int32, in the tensor's shape. They are added to the bits,
+            whose lower sixteen are then cleared.
     """
     tensor = tensor.to(torch.float32)
     bits = (tensor.view(torch.int32) + noise) & ~_LOWER
@@ -71,7 +70,7 @@ def make_noise(
     """Yields uniform integers from 0 to 65535, int32, for each of several tensors of one shape.
 
     Args:
-        like: A tensor of that shape and of their device.
+        like: A tensor of that shape on their device.
         num_tensors: The number of tensors.
         count: The step count, a scalar.
         number: The parameter's index. One hash serves two tensors, sixteen bits each.
@@ -88,7 +87,7 @@ def make_noise(
 
 
 def _hash(words: Tensor) -> Tensor:
-    """Mixes 32-bit words; sums and products wrap."""
+    """Mixes 32-bit words; sums and products wrap around."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         words = words ^ ((words >> shift) & ((1 << (32 - shift)) - 1))
         words = words * _signed(factor)

@@ -8,8 +8,8 @@ Source: arXiv 2602.19142, section 3.
     d ← NewtonSchulz(d)          Celo2 on matrices; Celo2-base leaves it out
     step ← d / rms(d)
 
-The step is not negated and has root mean square 1: the learning rate is the change per step. Where
-`Network.skip_zero_gradients` is on, a matrix whose gradient is exactly zero has the step 0 and keeps its
+The step is not negated and has root mean square 1, so the learning rate is the change per step. With
+`Network.skip_zero_gradients`, a matrix whose gradient is exactly zero has the step 0 and keeps its
 accumulators.
 """
 
@@ -45,13 +45,13 @@ def update(
     Args:
         network: The weights and the options.
         grad: The gradients, `(stack, *layout.shape)`.
-        param: The parameters, of the same shape and dtype (that of the accumulators).
-        accumulators: The accumulators before this update, with the same axis in front; updated in place.
+        param: The parameters, with the same shape and dtype (that of the accumulators).
+        accumulators: The accumulators before this update, with the same leading axis; updated in place.
         count: The step count including this update, `(stack, 1, …)`; needed only for bias correction.
         axes: The factored axes (`dimensions.make_axes`), None for rank < 2.
 
     Returns:
-        The un-negated steps, of the gradients' shape, and which matrices were busy
+        The un-negated steps, in the gradients' shape, and which matrices were busy
         (`accumulators.find_busy`); None: all.
     """
     config = network.config
@@ -88,7 +88,7 @@ def update_all(
 
     Args:
         network: The weights and the options.
-        matrices: Matrices of one shape, each a stack as in `update`; their accumulators change.
+        matrices: Matrices of one shape, each a stack as in `update`; their accumulators are updated in place.
         passes: The implementation of the passes.
         axes: As in `update`.
     """

@@ -10,8 +10,8 @@ Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of 
 The passes are pluggable: this module has the version on whole tensors, `kernels/cpu_blocked.py` the one on
 blocks that stay in a CPU's cache, `kernels/cpu_numba.py` and `kernels/gpu_triton.py` the compiled kernels.
 Between the passes, the factored moments, their factors and the contributions of row and column channels to
-the first layer are computed, stacked over equal matrices, so that a deep network has one handful of small
-operations instead of one for each matrix. A parameter of rank < 2 is a matrix of one row.
+the first layer are computed, stacked over equal matrices, so that a deep network needs one handful of small
+operations instead of one per matrix. A parameter of rank < 2 is a matrix with one row.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from celo2.torch.weights import Network
 class Matrix(NamedTuple):
     """One matrix, or several in one tensor, before the update; the twin of `celo2.jax.accumulators.Leaf`.
 
-    A `batching.Leaf` has more here: each parameter has a step count of its own.
+    `batching.Leaf` has more here: each parameter has its own step count.
 
     Attributes:
         grad: The gradient, `(..., rows, cols)`, not clipped.
-        param: The parameter, of the same shape.
-        accumulators: The accumulators before this update, in the working dtype; changed in place.
+        param: The parameter, in the same shape.
+        accumulators: The accumulators before this update, in the working dtype; updated in place.
     """
 
     grad: Tensor
@@ -52,9 +52,9 @@ class Direction(NamedTuple):
     """The network's output for one matrix.
 
     Attributes:
-        values: The matrix's shape, not normalised.
+        values: The output, in the matrix's shape, not normalised.
         mean_square: The mean square of the values over the last two axes, which are kept with length 1.
-        busy: 0 where the gradient is exactly zero and skipped, else 1, of the same shape; None: 1.
+        busy: 0 where the gradient is exactly zero and skipped, else 1, in the same shape; None: 1.
     """
 
     values: Tensor
@@ -66,9 +66,9 @@ Units = tuple[Tensor, Tensor]  # added to the first layer: (units, ..., rows, 1)
 
 
 class Passes(NamedTuple):
-    """The three passes over matrices, as `celo2.jax.three_pass.Passes` specifies them, but for two points.
+    """The three passes over matrices, as specified in `celo2.jax.three_pass.Passes`, with two differences.
 
-    `accumulate` changes the inputs' accumulators in place and returns only the channels' mean squares.
+    `accumulate` updates the inputs' accumulators in place and returns only the channels' mean squares.
     Factors and contributions along the rows come first, those along the columns second.
     """
 
@@ -78,7 +78,7 @@ class Passes(NamedTuple):
 
 
 def covers(axes: Axes | None, config: RuleConfig) -> bool:
-    """Returns whether the passes compute such a tensor: a vector, or factored over the last two axes."""
+    """Returns whether the passes support such a tensor: a vector, or factored over the last two axes."""
     return (
         (axes is None or set(axes) == {-2, -1})
         and config.normalize_input
@@ -93,12 +93,12 @@ def compute(
     """Computes the directions of matrices of one shape and dtype, and updates their accumulators.
 
     Args:
-        network: Weights and options, for which `covers` holds.
+        network: Weights and options that satisfy `covers`.
         matrices: Matrices of rank ≥ 2.
         passes: The implementation of the passes.
         axes: The factored axes, the last two; None for vectors, `(..., n, 1)`.
     """
-    if axes is None:  # a vector is a matrix of one row, whose column moments are its own second moments
+    if axes is None:  # a vector is a matrix with one row, whose column moments are its own second moments
         matrices = [_turn(matrix) for matrix in matrices]
     means = [passes.square_means(matrix.grad) for matrix in matrices]
     over_cols, over_rows = (torch.stack(side) for side in zip(*means, strict=True))
@@ -107,7 +107,7 @@ def compute(
     factors = sort_factors(vectors, axes)
     units = vector_units(vectors, network, axes)
     busy = [None] * len(matrices) if together is None else together.unbind()
-    directions = []  # one matrix after the other, so that the third pass finds it in a cache
+    directions = []  # one matrix at a time, so that the third pass finds it in a cache
     for index, (matrix, own) in enumerate(zip(matrices, busy, strict=True)):
         inputs = _make_inputs(matrix, factors, index)
         scales = mlp.normalizer(passes.accumulate(inputs, own))  # (channels, ..., 1, 1)
@@ -117,11 +117,11 @@ def compute(
 
 
 def make_passes(network: Network, *, factored: bool) -> Passes:
-    """Makes the passes on whole tensors by the plain formulas, the reference of the faster versions.
+    """Makes the passes on whole tensors by the plain formulas, the reference for the faster versions.
 
     Args:
         network: Weights and options.
-        factored: Whether the passes are for matrices; False: for vectors, as matrices of one row.
+        factored: Whether the passes are for matrices; False: for vectors, as matrices with one row.
     """
     config = network.config
     names = features.full_names(config, factored=factored)
@@ -171,7 +171,7 @@ def _update_factored(
 
 
 def sort_factors(vectors: Accumulators, axes: Axes | None) -> features.Factors:
-    """Returns for each decay the factors along the rows, `(..., rows, 1)`, and along the columns."""
+    """Returns, for each decay, the factors along the rows, `(..., rows, 1)`, and along the columns."""
     row, *col = (torch.stack(own) for own in (vectors.row, vectors.col) if own)  # all decays in one operation
     [sides] = features.compute_factors((row,), tuple(col), axes)
     if axes is None:
@@ -190,7 +190,7 @@ def _make_inputs(matrix: Matrix, factors: features.Factors, index: int) -> Input
 def _decay(
     olds: Sequence[tuple[Tensor, ...]], mean: Tensor, decays: Sequence[float], busy: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Updates factored moments of several matrices in place, and returns one stack for each decay."""
+    """Updates factored moments of several matrices in place, and returns one stack per decay."""
     mean = mean + FACTORED_EPS
     stacked = []
     for values, decay in zip(zip(*olds, strict=True), decays, strict=True):
@@ -202,7 +202,7 @@ def _decay(
 
 
 def vector_units(vectors: Accumulators, network: Network, axes: Axes | None) -> Units:
-    """Computes what the row and column channels, and the bias, add to each unit of the first layer."""
+    """Computes the contributions of row and column channels and of the bias to each first-layer unit."""
     config, like = network.config, vectors.row[0]
     if axes is None:
         bias = network.tensor("b0", like=like).view(-1, *[1] * like.ndim)

@@ -20,14 +20,14 @@ class Network:
     """Weights and options of the rule, read-only, and the smaller network that computes the same steps.
 
     Attributes:
-        weights: The weights that it was made from.
+        weights: The weights it was made from.
         options: The options in force, which go with these weights.
-        skip_zero_gradients: Whether a matrix whose gradient is exactly zero is left alone; the reference
-            moves it by the full learning rate.
-        config: The options of what is computed: `options` with the size and features of `simplify`. The
+        skip_zero_gradients: Whether matrices whose gradient is exactly zero are skipped; the reference
+            moves them by the full learning rate.
+        config: The options of the smaller network: `options` with the size and features of `simplify`. The
             accumulators are the same.
-        arrays: The weights of what is computed, by name.
-        numbers: These as nested lists.
+        arrays: The weights of the smaller network, by name.
+        numbers: These weights as nested lists.
     """
 
     def __init__(self, weights: Weights, config: RuleConfig, *, skip_zero_gradients: bool = False):
@@ -68,14 +68,14 @@ def make_network(
     skip_zero_gradients: bool = False,
     **options: Any,
 ) -> Network:
-    """Makes the network from weights given by name, by path or as arrays; see `Celo2`.
+    """Makes the network from weights given by name, path or arrays; see `Celo2`.
 
     Args:
         theta: The weights.
-        orthogonalize: Whether it is the network of Celo2 and not of Celo2-base.
+        orthogonalize: Whether it is the network of Celo2 rather than Celo2-base.
         newton_schulz: Whether Celo2's network runs with its Newton–Schulz.
         skip_zero_gradients: As in `Network`.
-        **options: Options of `RuleConfig` that weights leave to their user, such as `ns_coeffs`.
+        **options: Options of `RuleConfig` that weights leave to the user, such as `ns_coeffs`.
 
     Raises:
         ValueError: The weights are of another variant.

@@ -1,10 +1,10 @@
 """Weights of the rule and of the zoo: NumPy arrays with their training options and provenance.
 
-Three formats are read, none by pickle, from disk or from the Hugging Face hub: safetensors of this package,
-which carry everything; the public implementations' `theta.state`, which carries the arrays alone, so that the
-optimizer is identified by their names and shapes; and the public PyTorch port's safetensors, arrays alone
-too. Only float32 is accepted: other dtypes are refused, not converted. Files of this package carry the digest
-of their content, and are refused if it does not match.
+Three formats are read, none with pickle, from disk or from the Hugging Face hub: safetensors of this package,
+which contain everything; the public implementations' `theta.state`, which contains only the arrays, whose
+names and shapes identify the optimizer; and the public PyTorch port's safetensors, also only arrays. Only
+float32 is accepted: other dtypes are rejected, not converted. Files of this package contain the digest of
+their content and are rejected if it does not match.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class AnyWeights(Generic[SchemaT]):
         arrays: The arrays of `config.weight_shapes()` by name, float32, finite.
         config: The options; those not in `stated` are assumed to have their defaults.
         provenance: Free text by field: source, command, data, seed, outer_steps, date, …
-        stated: The names of the options that the file or the caller fixed; those that follow from the arrays'
-            shapes always are.
-        contract_version: The version of the feature table that the arrays belong to.
+        stated: The names of the options fixed by the file or the caller; always includes those that follow
+            from the arrays' shapes.
+        contract_version: The version of the feature table to which the arrays belong.
 
     Raises:
         ValueError: An array is missing, unexpected, misshapen, not float32 or not finite, or the contract
@@ -89,7 +89,7 @@ class AnyWeights(Generic[SchemaT]):
         object.__setattr__(self, "stated", self.stated.union(self.config.sizes_of(shapes)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Supports `copy.deepcopy` and `pickle`, which refuse read-only mappings."""
+        """Supports `copy.deepcopy` and `pickle`, which reject read-only mappings."""
         arrays, provenance = dict(self.arrays), dict(self.provenance)
         return type(self), (arrays, self.config, provenance, self.stated, self.contract_version)
 
@@ -107,7 +107,7 @@ class AnyWeights(Generic[SchemaT]):
 
         Raises:
             TypeError: An option is unknown.
-            ValueError: The options are of another variant, or the arrays do not fit them.
+            ValueError: The options belong to another variant, or the arrays do not fit them.
         """
         self.config.check_option_names(options)
         fixed = self.stated - self.config.deployment_options
@@ -121,12 +121,12 @@ class AnyWeights(Generic[SchemaT]):
         return resolved
 
     def with_options(self, **options: Any) -> Self:
-        """Returns the weights under the options of `resolve`, which become stated."""
+        """Returns the weights with the options of `resolve`, which become stated."""
         config = self.resolve(**options)
         return dataclasses.replace(self, config=config, stated=self.stated.union(options))
 
     def with_provenance(self, **texts: str) -> Self:
-        """Returns the weights with further fields of provenance."""
+        """Returns the weights with additional provenance fields."""
         return dataclasses.replace(self, provenance={**self.provenance, **texts})
 
     def _contradiction(self, wrong: Iterable[str], options: Mapping[str, Any]) -> str:
@@ -165,7 +165,7 @@ class ZooWeights(AnyWeights[MemberConfig]):
 
 
 def _wrong_variant(found: str, asked: str, *, orthogonalize: bool) -> str:
-    """Returns the message for weights of one published variant in the place of the other's."""
+    """Returns the message for weights of one published variant in place of the other's."""
     (wanted, own), use = SHIPPED, "celo2_base (Celo2Base in PyTorch)"
     if not orthogonalize:
         wanted, own, use = own, wanted, "celo2 (Celo2 in PyTorch)"
@@ -178,7 +178,7 @@ def _wrong_variant(found: str, asked: str, *, orthogonalize: bool) -> str:
 def make_weights(
     arrays: Mapping[str, Any], config: Schema, provenance: Mapping[str, str] | None = None
 ) -> AnyWeights[Any]:
-    """Packs arrays and options, all of them stated, as the weights of whichever optimizer they belong to."""
+    """Packs arrays and options, all of them stated, as weights of the optimizer they belong to."""
     return _class_of(config.kind)(arrays, config, provenance or {}, frozenset(config.option_names()))
 
 
@@ -206,9 +206,9 @@ def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:
         source: `"celo2"` or `"celo2-base"` (shipped); a path to safetensors of this package or of the public
             PyTorch port, to an upstream `theta.state`, or to a folder that holds one; otherwise a hub
             repository `"owner/name"` (needs the `hub` extra). Local files take precedence.
-        **config: Options of the rule that the file does not carry. Sizes are read from the arrays
-            and checked, as are options that the file does carry. Upstream files that are known by their
-            content or repository, and all of the port, have the published options.
+        **config: Options of the rule that the file does not state. Sizes are read from the arrays
+            and checked, as are options that the file does state. Upstream files known by their content or
+            repository, and all files of the port, have the published options.
 
     Returns:
         The weights, for `scale_by_celo2`.
@@ -228,12 +228,12 @@ def load_checkpoint(source: str | os.PathLike[str], **config: Any) -> Weights:
 
 
 def load_weights(source: str | os.PathLike[str], wanted: type[WeightsT], **options: Any) -> WeightsT:
-    """Loads weights of the wanted class; sources and errors are those of `load_checkpoint`.
+    """Loads weights of the wanted class; sources and errors as in `load_checkpoint`.
 
     Args:
         source: Where the weights are.
         wanted: `Weights`, `ZooWeights`, or `AnyWeights` for either.
-        **options: Options of the optimizer that the file does not carry.
+        **options: Options of the optimizer that the file does not state.
     """
     return decode_weights(find_file(source, wanted.max_bytes), wanted, **options)
 
@@ -243,7 +243,7 @@ def weights_from_tree(tree: Mapping[str, Any], **config: Any) -> Weights:
 
     Args:
         tree: The arrays, float32.
-        **config: Options of the rule; they and the sizes of the arrays become the stated options.
+        **config: Options of the rule; these and the sizes of the arrays become the stated options.
 
     Raises:
         TypeError: An option is unknown.
@@ -284,15 +284,15 @@ def fit_tree(
 def resolve_theta(
     theta: Weights | Mapping[str, Any] | str | os.PathLike[str] | None, **config: Any
 ) -> tuple[dict[str, Any], RuleConfig]:
-    """Returns the arrays by name and the options that a transform runs with.
+    """Returns the arrays by name and the options with which a transform runs.
 
     Args:
-        theta: Weights; a source that `load_checkpoint` takes, such as a path; a tree of arrays, possibly
+        theta: Weights; a source that `load_checkpoint` accepts, such as a path; a tree of arrays, possibly
             traced; or None for the shipped weights: `"celo2"`, or `"celo2-base"` with `orthogonalize=False`.
         **config: Options of the rule; they must agree with those that the weights state.
 
     Raises:
-        TypeError: An option is unknown, or theta has another type.
+        TypeError: An option is unknown, or theta has the wrong type.
         ValueError: The weights do not fit the options; the message names those that differ.
     """
     RuleConfig.check_option_names(config)
@@ -311,7 +311,7 @@ def resolve_theta(
 
 
 def without_newton_schulz(theta: Any) -> Any:
-    """Returns Celo2's weights as they run in front of another orthogonaliser; trees of arrays as they are."""
+    """Returns Celo2's weights for use before another orthogonaliser; trees of arrays as they are."""
     if not isinstance(theta, Weights):
         return theta
     return dataclasses.replace(theta, config=theta.config.replace(orthogonalize=False))
@@ -322,8 +322,8 @@ def save_weights(path: str | os.PathLike[str], weights: AnyWeights[Any]) -> None
 
     Args:
         path: `*.safetensors` for a file with optimizer, options, provenance and digest; `*.state` for the
-            public implementations' format, which carries the arrays alone.
-        weights: The weights to write. Of the zoo's, only the stated options are written.
+            public implementations' format, which contains only the arrays.
+        weights: The weights to write. For the zoo's, only the stated options are written.
 
     Raises:
         ValueError: The path has another suffix, the provenance is too long, or the variant of weights for
@@ -347,7 +347,7 @@ def save_weights(path: str | os.PathLike[str], weights: AnyWeights[Any]) -> None
 
 
 def decode_weights(file: WeightFile, wanted: type[WeightsT], **options: Any) -> WeightsT:
-    """Decodes a weight file that has been read; the arguments and errors are those of `load_weights`."""
+    """Decodes a weight file that has been read; arguments and errors as in `load_weights`."""
     try:
         weights = _decode(file, wanted, options)
     except ValueError as error:
@@ -363,7 +363,7 @@ def decode_weights(file: WeightFile, wanted: type[WeightsT], **options: Any) -> 
 
 
 def _decode(file: WeightFile, wanted: type[WeightsT], options: Mapping[str, Any]) -> WeightsT:
-    """Decodes the content of a weight file, in the format that its name and its arrays indicate."""
+    """Decodes the content of a weight file, in the format indicated by its name and arrays."""
     if not file.name.endswith(OURS):
         return _decode_upstream(file, wanted, options)
     arrays, _ = parse_arrays(file.data)
@@ -392,7 +392,7 @@ def _decode_port(
 ) -> WeightsT:
     """Decodes a file of the public PyTorch port (`celo2.weights.port_format`)."""
     for name, array in arrays.items():
-        _check_array(name, array)  # here, so that a message has the file's name of the array
+        _check_array(name, array)  # here, so that messages show the array's name in the file
     found = from_port(arrays)
     note = f"not in the file, whose form is {PORT_FORM}; those of {PORT_CONFIG.variant} as published"
     weights = _require(wanted, PORT_CONFIG.kind)(found, PORT_CONFIG, {**_origin(file), "options": note})
@@ -409,17 +409,17 @@ def _require(wanted: type[AnyWeights[Any]], kind: str) -> type[AnyWeights[Any]]:
 
 
 def _origin(file: WeightFile) -> dict[str, str]:
-    """Returns the provenance of weights in a format that carries none: the file's name and checksum."""
+    """Returns the provenance of weights in a format without provenance: the file's name and checksum."""
     return {"source": Path(file.name).name, "source_sha256": hashlib.sha256(file.data).hexdigest()}
 
 
 def read_integrity(file: WeightFile) -> Integrity:
     """Checks the digest of a weight file; see `celo2.weights.digests`.
 
-    Files without metadata have the digest of their arrays as upstream names them, whatever their form.
+    The digest of files without metadata is that of their arrays under upstream's names, whatever the format.
 
     Raises:
-        ValueError: It is not a weight file, or its content does not match the digest it carries.
+        ValueError: It is not a weight file, or its content does not match its digest.
     """
     if not file.name.endswith(OURS):
         return check_digest(flatten(decode_theta(file.data)), {})

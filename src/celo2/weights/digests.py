@@ -1,7 +1,7 @@
 """Content digests of weight files: computation, verification on loading, and lookup of released files.
 
-A digest is the SHA-256 of the metadata's texts and of every array's name, shape and bytes. It is computed
-from the file's content rather than from decoded objects, so that it stays valid when a later version adds
+A digest is the SHA-256 of the metadata texts and of every array's name, shape and bytes. It is computed
+from the file's content rather than from decoded objects, so it stays valid when a later version adds
 options. It detects damage but is not a signature: anyone who changes a file can recompute its digest.
 """
 
@@ -20,12 +20,12 @@ KNOWN_FILE = "known.json"  # in celo2/pretrained: {digest: fields of `Known`}
 
 
 class Known(NamedTuple):
-    """What the package knows of a released file.
+    """What the package knows about a released file.
 
     Attributes:
         what: The description.
-        variant: The variant of the rule, "celo2" or "celo2-base", of a file that does not say it itself; its
-            other options are the published ones. "": the file says what there is to say.
+        variant: The variant of the rule, "celo2" or "celo2-base", if the file does not state it; its other
+            options are the published ones. "": the file states its own options.
     """
 
     what: str
@@ -37,8 +37,8 @@ class Integrity(NamedTuple):
 
     Attributes:
         digest: The digest of the content that was read, in hexadecimal.
-        stored: Whether the file carries the same digest.
-        known: The released file with this digest, None if there is none.
+        stored: Whether the file contains the same digest.
+        known: The released file with this digest, or None.
     """
 
     digest: str
@@ -51,7 +51,7 @@ class Integrity(NamedTuple):
         return self.stored or self.known is not None
 
     def __str__(self) -> str:
-        """Describes the result in a clause for users, without the digest."""
+        """Describes the result for users in a clause, without the digest."""
         known = f"known: {self.known.what}" if self.known else ""
         if self.stored:
             return f"as it was written{f' ({known})' if known else ''}"
@@ -59,7 +59,7 @@ class Integrity(NamedTuple):
 
 
 def compute_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Returns the digest of a file's content, in hexadecimal; a digest in the metadata is left out of it.
+    """Returns the digest of a file's content, in hexadecimal, excluding any digest in the metadata.
 
     Args:
         arrays: The float32 arrays by name.
@@ -74,7 +74,7 @@ def compute_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 
 
 def check_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Integrity:
-    """Checks a file's content against the digest that it carries, if any.
+    """Checks a file's content against the digest it contains, if any.
 
     Raises:
         ValueError: They differ.
@@ -90,6 +90,6 @@ def check_digest(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) 
 
 
 def known_digests() -> dict[str, Known]:
-    """Reads what is known of shipped and publicly released weights, by digest."""
+    """Reads what is known about shipped and publicly released weights, by digest."""
     text = (resources.files("celo2") / "pretrained" / KNOWN_FILE).read_text(encoding="utf-8")
     return {digest: Known(**fields) for digest, fields in json.loads(text).items()}

@@ -1,8 +1,8 @@
 """Reads the weight files of the public PyTorch port, in which Celo2 and ELO-Celo2 were released.
 
 They are safetensors with the state of the port's network under its own names: `w0.0` … `w0.13`, `b0`,
-`dense_w.0`, `dense_b.0` and so on, of the shapes and the orientation of this package's arrays. They do not
-say whose weights they are, nor their options; what the port released has those of `PORT_CONFIG`.
+`dense_w.0`, `dense_b.0` and so on, with the shapes and orientation of this package's arrays. They state
+neither the optimizer nor its options; the port's releases have those of `PORT_CONFIG`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from celo2.config import RuleConfig
 from celo2.weights.schema import check_shapes, read_shapes
 
 PORT_CONFIG = RuleConfig()
-"""The options that files of this form stand for: Celo2, with Newton–Schulz, and the published decays."""
+"""The options implied by files of this format: Celo2, with Newton–Schulz, and the published decays."""
 
 PORT_FORM = "the public PyTorch port's"
 
@@ -41,10 +41,10 @@ def is_port_form(names: Iterable[str]) -> bool:
 
 
 def from_port(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the arrays of a file of the port by this package's names.
+    """Returns the arrays of a port file under this package's names.
 
     Raises:
-        ValueError: An array is missing, unexpected or misshapen; the message has the port's name of it.
+        ValueError: An array is missing, unexpected or misshapen; the message uses the port's name.
     """
     shapes = PORT_CONFIG.weight_shapes()
     expected = {port_name(name): shape for name, shape in shapes.items()}

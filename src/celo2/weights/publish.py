@@ -27,15 +27,15 @@ def prepare_repository(
     Args:
         weights: The weights.
         repo_id: The repository, `"owner/name"`.
-        folder: The output folder, made if needed. Files of the same names are replaced.
-        source: Where the weights are from; the card of shipped ones is theirs.
+        folder: The output folder, made if needed. Files with the same names are replaced.
+        source: Where the weights are from; shipped weights have their own card.
         licence: The licence's identifier on the hub.
 
     Returns:
-        The paths of the weights and of the card.
+        The paths of the weights and the card.
 
     Raises:
-        ValueError: The repository is not of the form `owner/name`, or the folder has a README.md of its own.
+        ValueError: The repository is not of the form `owner/name`, or the folder has its own README.md.
     """
     if not REPOSITORY.fullmatch(repo_id):
         raise ValueError(f"expected a repository OWNER/NAME, got {repo_id!r}.")
@@ -50,7 +50,7 @@ def prepare_repository(
 
 
 def make_card(weights: AnyWeights[Any], repo_id: str, *, source: str = "", licence: str = "mit") -> str:
-    """Returns the model card as Markdown; arguments as of `prepare_repository`."""
+    """Returns the model card as Markdown; arguments as in `prepare_repository`."""
     front = [
         "---",
         f"license: {licence}",
@@ -70,13 +70,13 @@ def make_card(weights: AnyWeights[Any], repo_id: str, *, source: str = "", licen
 
 
 def upload(repo_id: str, files: Sequence[Path], *, private: bool = False) -> str:
-    """Makes the repository if needed, uploads the files, and returns the address of the commit.
+    """Makes the repository if needed, uploads the files, and returns the URL of the commit.
 
-    The token is the hub's own: `HF_TOKEN`, or what `hf auth login` stored.
+    The token is the hub's own: `HF_TOKEN`, or the one stored by `hf auth login`.
 
     Args:
         repo_id: The repository, `"owner/name"`.
-        files: The files of `prepare_repository`; nothing else of their folder is uploaded.
+        files: The files of `prepare_repository`; nothing else in their folder is uploaded.
         private: Whether a new repository is private.
 
     Raises:

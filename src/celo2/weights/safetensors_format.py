@@ -1,8 +1,8 @@
 """Reads and writes this package's weight files: safetensors with options and provenance as metadata.
 
 The metadata are texts: the format, the contract version, the options and the provenance (JSON objects), and
-`sha256`, the digest of everything else, which older files lack. Files of the rule and of the zoo differ in
-the names of the fields, see `_Layout`.
+`sha256`, the digest of everything else, which older files lack. The field names of rule files and zoo files
+differ, see `_Layout`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class _Layout(NamedTuple):
     """Metadata of one format.
 
     Attributes:
-        format: The value of the field of this name.
-        version: The name of the contract version's field.
-        options: The name of the options' field.
-        optimizer: The name of the field that says whose options these are; None for the rule.
-        complete: Whether a file states every option, rather than those that its source stated.
+        format: The value of the field with this name.
+        version: The name of the contract version field.
+        options: The name of the options field.
+        optimizer: The name of the field for the optimizer; None for the rule.
+        complete: Whether a file states every option, rather than only those stated by its source.
     """
 
     format: str
@@ -83,7 +83,7 @@ def encode_safetensors(contents: Contents) -> bytes:
 
 
 def parse_arrays(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Decodes the arrays and the metadata of a safetensors file, without checking its digest.
+    """Decodes the arrays and metadata of a safetensors file, without checking its digest.
 
     Raises:
         ValueError: The bytes are not a safetensors file, or an array has another dtype.
@@ -114,7 +114,7 @@ def check_fields(metadata: Mapping[str, str], known: Iterable[str]) -> None:
 
 
 def encode_arrays(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """Returns the bytes of a safetensors file with these float32 arrays, these metadata and their digest.
+    """Returns the bytes of a safetensors file with these float32 arrays, metadata and their digest.
 
     The safetensors library writes metadata in random order, so its files have no reproducible checksum; the
     header is therefore written here: its length in eight bytes, then JSON, padded to a multiple of eight.

@@ -16,7 +16,7 @@ from celo2.zoo.specs import MEMBERS
 Shapes = Mapping[str, tuple[int, ...]]
 
 MAX_ARRAYS = 256  # the largest network of the zoo has 33
-KNOWN_SHARE = 0.5  # share of an optimizer's arrays above which a match identifies a damaged tree as its own
+KNOWN_SHARE = 0.5  # share of matching arrays above which a damaged tree is identified as an optimizer's
 
 _GROUP = re.compile(r"w0__\d+")
 _DECAYS = {
@@ -57,7 +57,7 @@ def flat_arrays(tree: Mapping[str, Any], schema: type[Schema]) -> dict[str, Any]
     """Returns a network's arrays by name, nested as in the public implementation or not at all.
 
     Raises:
-        ValueError: The tree has other levels than `schema.levels`; see also `flatten`.
+        ValueError: The tree's levels differ from `schema.levels`; see also `flatten`.
     """
     levels = schema.levels
     if levels and (levels[0] in tree or any(isinstance(value, Mapping) for value in tree.values())):
@@ -87,7 +87,7 @@ def _wrong_tree(tree: Mapping[str, Any], levels: tuple[str, ...]) -> str:
 
 
 def belongs_to(kind: str) -> str:
-    """Describes in a clause whose weights these are, and what loads them."""
+    """Describes in a clause which optimizer the weights belong to, and what loads them."""
     if kind == RuleConfig.kind:
         return "these are weights of Celo2; load them with celo2.load_checkpoint"
     return (
@@ -119,7 +119,7 @@ def read_shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def find_kind(shapes: Shapes) -> str | None:
-    """Returns the optimizer of the zoo that most of the arrays fit, or None if too few fit any.
+    """Returns the zoo optimizer that most of the arrays fit, or None if too few fit any.
 
     The arrays may be damaged or incomplete; `check_fit` reports what is wrong with them.
     """
@@ -129,7 +129,7 @@ def find_kind(shapes: Shapes) -> str | None:
 
 
 def identify(tree: Mapping[str, Any]) -> str | None:
-    """Applies `find_kind` to any tree, nested or flat; None for one without named arrays."""
+    """Applies `find_kind` to any tree, nested or flat; returns None for trees without named arrays."""
     try:
         return find_kind(read_shapes(flatten(tree)))
     except ValueError:
@@ -164,7 +164,7 @@ def check_shapes(shapes: Shapes, expected: Shapes, whose: str) -> None:
 
     Args:
         shapes: The shapes found, by name.
-        expected: Those that there should be.
+        expected: The expected shapes, by name.
         whose: The subject of the message, "weights of celo2".
     """
     missing, extra = expected.keys() - shapes.keys(), shapes.keys() - expected.keys()
@@ -202,7 +202,7 @@ def _check_groups(shapes: Shapes, config: RuleConfig) -> None:
 def _wrong_decays(
     groups: tuple[tuple[str, Feature], ...], found: tuple[int, ...], expected: tuple[int, ...]
 ) -> str:
-    """Describes the groups whose numbers of rows are wrong, one for each list of decays."""
+    """Describes the groups with a wrong number of rows, one for each list of decays."""
     wrong = {
         feature.channels: f"{name} ({feature.name}: {have}, expected {want}{_DECAYS[feature.channels]})"
         for (name, feature), have, want in reversed(list(zip(groups, found, expected, strict=True)))
@@ -212,7 +212,7 @@ def _wrong_decays(
 
 
 def _group_rows(shapes: Shapes) -> tuple[int, ...]:
-    """Returns the numbers of rows of `w0__0`, `w0__1`, … in order; a gap or a wrong rank is an error."""
+    """Returns the row counts of `w0__0`, `w0__1`, … in order; a gap or a wrong rank is an error."""
     count = sum(bool(_GROUP.fullmatch(name)) for name in shapes)
     rows = []
     for index in range(count):
@@ -225,7 +225,7 @@ def _group_rows(shapes: Shapes) -> tuple[int, ...]:
 
 
 def _feature_choices(rows: tuple[int, ...], config: RuleConfig, limit: int = 3) -> list[str]:
-    """Returns feature switches that give these rows under the config's decays, the nearest first."""
+    """Returns feature switches that give these rows under the config's decays, nearest first."""
     options = tuple(dict.fromkeys(feature.option for feature in FEATURES))
     channels = [(feature.option, config.num_channels(feature)) for feature in FEATURES]
     fitting = []

@@ -1,8 +1,8 @@
-"""Simplification of networks: units and features that cannot change a step are left out.
+"""Simplifies networks by removing units and features that cannot change a step.
 
-Weights that a search has found over few numbers, such as the shipped ones, are mostly zeros. A program made
-of the smaller network takes fewer operations, less memory traffic and less time to compile, and computes the
-same steps.
+Weights found by a search over few numbers, such as the shipped ones, are mostly zeros. The program for the
+smaller network has fewer operations, less memory traffic and a shorter compile time, and computes the same
+steps.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _ACTIVATIONS = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh}
 def simplify(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, Any], RuleConfig]:
     """Returns a network with fewer units and features that computes the same steps.
 
-    A hidden unit that no input reaches is a constant, which moves into the biases behind it. A unit that
-    nothing reads is left out, and so is a feature whose weights are all zero. Steps agree wherever the
+    A hidden unit that no input reaches is a constant, which is folded into the next layer's biases. Units
+    that nothing reads are removed, as are features whose weights are all zero. Steps agree wherever the
     features are finite: zero times infinity would be NaN.
 
     Args:
-        arrays: The network's arrays by name, as `RuleConfig.weight_shapes` says.
-        config: The options. Options of the accumulators stay as they are, so that a state fits both networks.
+        arrays: The network's arrays by name, as in `RuleConfig.weight_shapes`.
+        config: The options. Options of the accumulators do not change, so that a state fits both networks.
 
     Returns:
-        The arrays and the options. All hidden layers have the width of the widest; both are the arguments
-        themselves where an array is not NumPy's, since its values are not known yet, or nothing is idle.
+        The arrays and the options. All hidden layers have the width of the widest. The arguments themselves
+        are returned if an array is not NumPy's, since its values are not known yet, or if nothing is idle.
 
     Example:
         >>> from celo2.weights import load_checkpoint
@@ -55,20 +55,19 @@ def simplify(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, A
 
 
 def collapse(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, Any], RuleConfig]:
-    """Returns a network without the hidden layers that are linear, which computes the same steps.
+    """Returns a network without linear hidden layers that computes the same steps.
 
-    A pair of units that see opposite inputs, and that the next layer reads with opposite weights, adds
-    w relu(x) - w relu(-x) = w x. A first hidden layer that is made of such pairs is one layer with the
-    second.
+    A pair of units with opposite inputs, which the next layer reads with opposite weights, contributes
+    w relu(x) - w relu(-x) = w x. A first hidden layer that consists of such pairs is merged with the second.
 
     Args:
         arrays: The network's arrays by name.
         config: The options.
 
     Returns:
-        The arrays and the options: `ff_hidden_layers` is smaller, and `ff_hidden_size` the number of outputs
-        where no hidden layer is left. Both are the arguments themselves where the layer is not linear, or an
-        array is not NumPy's.
+        The arrays and the options: `ff_hidden_layers` is smaller, and `ff_hidden_size` is the number of
+        outputs if no hidden layer is left. The arguments themselves are returned if the layer is not linear
+        or an array is not NumPy's.
 
     Example:
         >>> from celo2.weights import load_checkpoint
@@ -91,7 +90,7 @@ def collapse(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, A
 
 
 def _result_dtype(arrays: Mapping[str, np.ndarray]) -> np.dtype:
-    """Returns the dtype of sums and products of the arrays: float32 at least."""
+    """Returns the dtype of sums and products of the arrays, at least float32."""
     return np.promote_types(np.result_type(*arrays.values()), np.float32)
 
 
@@ -104,7 +103,7 @@ def _read_columns(weight: np.ndarray, config: RuleConfig) -> np.ndarray:
 
 
 def _find_pairs(first: np.ndarray, second: np.ndarray) -> list[int] | None:
-    """Returns one unit of each pair that is linear, or None where a unit is in no such pair."""
+    """Returns one unit of each linear pair, or None if some unit is in no such pair."""
     ends = np.concatenate([first.T, second], axis=1)  # of each unit
     left, pairs = list(range(len(ends))), []
     while left:
@@ -127,7 +126,7 @@ def _split(product: np.ndarray, arrays: Mapping[str, np.ndarray], names: list[st
 def _shift(
     arrays: Mapping[str, np.ndarray], config: RuleConfig, first: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], RuleConfig]:
-    """Puts the new first layer before the layers from the second on."""
+    """Puts the new first layer before the second and later layers."""
     num_layers = config.ff_hidden_layers - 1
     later = {
         f"{kind}{layer}": arrays[f"{kind}{layer + 1}"] for layer in range(1, num_layers + 1) for kind in "wb"
@@ -148,7 +147,7 @@ def _fold_constants(work: dict[str, np.ndarray], inputs: list[str], config: Rule
 
 
 def _find_read_units(work: dict[str, np.ndarray], config: RuleConfig) -> list[np.ndarray]:
-    """Returns the indices of the units of each hidden layer that outputs in use depend on."""
+    """Returns the indices of the units in each hidden layer on which used outputs depend."""
     num_outputs = config.num_outputs_read
     read, kept = np.arange(num_outputs), []
     for layer in reversed(range(config.ff_hidden_layers)):
@@ -161,12 +160,12 @@ def _find_read_units(work: dict[str, np.ndarray], config: RuleConfig) -> list[np
 
 
 def _fill(units: np.ndarray, width: int, size: int) -> np.ndarray:
-    """Adds units that nothing reads, since all layers have one width."""
+    """Pads with units that nothing reads, since all layers have the same width."""
     return np.concatenate([units, np.setdiff1d(np.arange(size), units)[: width - len(units)]])
 
 
 def _switch_off_unread(work: dict[str, np.ndarray], config: RuleConfig) -> dict[str, bool]:
-    """Returns the switches of features that no unit reads; one that vectors have stays on."""
+    """Returns the switches of features that no unit reads; at least one that vectors have stays on."""
     used = {feature.option for name, feature in config.feature_groups(2) if np.any(work[name])}
     if not used & {feature.option for feature in FEATURES if feature.min_rank == 0}:
         used.add(config.feature_groups(0)[0][1].option)
@@ -180,7 +179,7 @@ def _take(
     smaller: RuleConfig,
     kept: list[np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Picks the arrays of the smaller network, in float32 or better."""
+    """Selects the arrays of the smaller network, in float32 or better."""
     names = {feature.name: name for name, feature in config.feature_groups(2)}
     taken = {name: work[names[feature.name]][:, kept[0]] for name, feature in smaller.feature_groups(2)}
     taken["b0"] = work["b0"][kept[0]]

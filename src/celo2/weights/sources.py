@@ -17,7 +17,7 @@ from celo2.weights.theta_state import THETA_FILE
 SHIPPED = ("celo2", "celo2-base")
 OURS, UPSTREAM = ".safetensors", ".state"  # suffixes of the two formats
 RELEASED = {"amoudgl/celo2": "celo2", "amoudgl/celo2-base": "celo2-base"}
-"""The variants of the hub repositories of Celo2's authors, whose files do not say theirs."""
+"""The variants of the hub repositories of Celo2's authors, whose files do not state them."""
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -41,11 +41,11 @@ class WeightFile(NamedTuple):
 
 
 def looks_like_source(text: str) -> bool:
-    """Returns whether a text is the path of a weight file or its folder, or like a hub repository.
+    """Returns whether a text is the path of a weight file or its folder, or looks like a hub repository.
 
-    A path with a colon in it, which could be something else, must exist.
+    A path that contains a colon, which could be something else, must exist.
     """
-    if ":" in text and not os.path.exists(text):  # unlike Path's, False for what can be no path
+    if ":" in text and not os.path.exists(text):  # unlike Path's, returns False for invalid paths
         return False
     is_file = text.endswith((OURS, UPSTREAM)) or os.path.isfile(os.path.join(text, THETA_FILE))
     return is_file or _REPO_ID.fullmatch(text) is not None
@@ -109,7 +109,7 @@ def download(repo_id: str, max_bytes: int) -> Path:
 
     Raises:
         ImportError: huggingface_hub is not installed.
-        FileNotFoundError: The hub knows no such repository.
+        FileNotFoundError: The hub has no such repository.
         ConnectionError: The hub cannot be reached and its cache does not hold the repository.
         ValueError: The repository holds no weight file, several, or one that is too large.
     """
@@ -153,7 +153,7 @@ def _from_cache(repo_id: str, reason: Exception) -> Path:
 
 
 def _pick(repo_id: str, names: Iterable[str]) -> str:
-    """Selects the one weight file among the names: top folder first, this package's format first."""
+    """Selects the one weight file among the names, preferring the top folder, then this package's format."""
     paths = sorted(PurePosixPath(name) for name in names)
     weights = [path for path in paths if path.suffix == ".safetensors" or path.name == THETA_FILE]
     top = [path for path in weights if len(path.parts) == 1] or weights

@@ -1,7 +1,7 @@
-"""Reads and writes `theta.state`, the public implementation's weight file, with msgpack alone.
+"""Reads and writes `theta.state`, the public implementation's weight file, using only msgpack.
 
-The file is one flax msgpack map. An array in it is the msgpack extension type 1, whose payload is in turn
-msgpack: `(shape, dtype name, little-endian bytes)`. It carries no options of the rule.
+The file is one flax msgpack map. Arrays have the msgpack extension type 1, whose payload is again
+msgpack: `(shape, dtype name, little-endian bytes)`. It contains no options of the rule.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def decode_theta(data: bytes) -> dict[str, Any]:
     """Decodes a `theta.state` file to nested dicts with float32 arrays at the leaves.
 
     Args:
-        data: The whole file; its length bounds the lengths that entries may declare.
+        data: The whole file; its length limits the lengths that entries may declare.
 
     Raises:
         ValueError: The bytes are not such a file; the message states what was expected and found.

@@ -4,8 +4,9 @@ Source: arXiv 2203.11860 and its public code, "small_fc_lopt".
 
     p ← p - 0.001 o₀ exp(0.001 o₁),   β = 1 - (1 - β₀) exp(10 θ)
 
-with the outputs o of a network 39 → 4 → 4 → 2: twelve of Celo2's groups of features, 28 channels, and
-`tanh(t/a - 1)` for eleven times a. It needs neither loss nor length of the run, and clips no gradient.
+with the outputs o of a network 39 → 4 → 4 → 2, whose inputs are twelve of Celo2's feature groups, 28
+channels, and `tanh(t/a - 1)` for eleven times a. It needs neither the loss nor the run's length, and does not
+clip gradients.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _update(theta: Theta, config: AdafacMlp, step: Step) -> Outcome:  # noqa: AR
 
 
 def learned_decays(theta: Theta, dtype: jnp.dtype) -> Decays:
-    """Returns the decays encoded in theta. Those of momentum may leave [0, 1]; the others are clipped."""
+    """Returns the decays encoded in theta. Momentum decays may leave [0, 1]; the others are clipped."""
 
     def decode(start: tuple[float, ...], name: str) -> Array:
         shift = jnp.exp(DECAY_SCALE * jnp.asarray(theta[name], dtype))

@@ -1,11 +1,11 @@
-"""Celo: a learned per-parameter rule, and a learned schedule shared by all tensors.
+"""Celo: a learned per-parameter rule with a learned schedule shared by all tensors.
 
 Source: arXiv 2501.12670 and its public code.
 
     p ← p - λ S,   λ = 0.1 exp(step_size(h))                      h: an LSTM that sees the loss and the time
     S = 0.001 D sqrt(mean p² + 1e-9) exp(0.001 E)                 D, E: a network of 14 groups of features
 
-With several networks their weights are averaged, `(1/N) Σ softmax(rnn_to_controls(h))_i W_i`: a mean, so that
+The weights of several networks are averaged, `(1/N) Σ softmax(rnn_to_controls(h))_i W_i`. As this is a mean,
 N equal networks are N times weaker than one. Phase 1 of meta-training has λ = 1 and no LSTM.
 """
 
@@ -33,7 +33,7 @@ def stacked_weights(theta: Theta) -> dict[str, Any]:
 
 
 def accumulate(step: Step) -> list[Leaf]:
-    """Returns the tensors with clipped gradients and accumulators updated by them."""
+    """Returns the tensors with clipped gradients and updated accumulators."""
     leaves = []
     for leaf, axes in zip(step.leaves, step.axes, strict=True):
         grad = accumulators_lib.clip(leaf.grad)
@@ -60,7 +60,7 @@ def _update(theta: Theta, config: Celo, step: Step) -> Outcome:
 
 
 def _average(theta: Theta, config: Celo, hidden: Array) -> Mapping[str, Any]:
-    """Returns the weights of this step; the share of a single network is 1 whatever its head outputs."""
+    """Returns this step's weights; a single network has the share 1 whatever its head outputs."""
     stack = stacked_weights(theta)
     if config.num_mlps == 1:
         return _single(stack)

@@ -4,7 +4,7 @@ Source: arXiv 2501.12670 and its public code.
 
     p ← p - 0.001 λ m̂ / (1e-8 + sqrt(v̂ + 1e-10)),   m̂ = m / (1 - 0.9^n),   v̂ = v / (1 - 0.999^n)
 
-with the multiplier `λ` of `celo2.zoo.loss_features`: 0.1 where its head outputs 0, a learning rate of 1e-4.
+with the multiplier `λ` of `celo2.zoo.loss_features`: 0.1 if its head outputs 0, a learning rate of 1e-4.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _init(theta: Theta, config: CeloAdam, tensors: int, dtype: jnp.dtype) -> los
 
 def _update(theta: Theta, config: CeloAdam, step: Step) -> Outcome:  # noqa: ARG001
     rate, memory = loss_features.step_schedule(theta, step.memory, step.loss, step.count, step.num_steps)
-    # Rounded to the accumulators' dtype first, so that averages and their correction use equal decays.
+    # First rounded to the accumulators' dtype, so that averages and their correction use equal decays.
     decays = Decays(*(tuple(jnp.asarray(decay, step.loss.dtype) for decay in part) for part in DECAYS))
     changes, states = [], []
     for leaf in step.leaves:

@@ -2,10 +2,9 @@
 
 Sources: arXiv 2203.11860 and its public code; Celo's (arXiv 2501.12670).
 
-They differ from Celo2's in three ways: the second moment's reciprocal root has 1e-6 under it, not 1e-8;
-tensors of rank < 2 have the factored
-groups too, from their full second moment `d`; and a channel is divided by its root mean square over the whole
-tensor, `rsqrt(mean(x²) + 1e-5)`.
+They differ from Celo2's in three ways: the reciprocal root of the second moment adds 1e-6 under the root, not
+1e-8; tensors of rank < 2 also have the factored groups, from their full second moment `d`; and channels are
+normalised over the whole tensor, by `rsqrt(mean(x²) + 1e-5)`.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ PRE_STEP = 0.001  # factor of the networks' directions
 
 
 def compute(leaf: Leaf, axes: Axes | None, config: RuleConfig, *, diagonal_eps: float = 0.0) -> FeatureGroups:
-    """Returns the enabled features of one array of any rank, each group under the name of its weight matrix.
+    """Returns the enabled features of one array of any rank, grouped by the name of their weight matrix.
 
     Args:
         leaf: Gradient, parameter, and the accumulators already updated with this gradient.
         axes: The factored axes, None for rank < 2.
         config: The options that enable features and set their channels.
-        diagonal_eps: Added to `d` under the root of the factored momentum, rank < 2. Without it the
-            smallest `d` is 1e-33, a normal number of float32.
+        diagonal_eps: Added to `d` under the root of the factored momentum, rank < 2. Without it, the
+            smallest `d` is 1e-33, a normal float32 number.
     """
     grad, param, accumulators = leaf
     groups = celo2_features.compute(grad, param, accumulators, axes, config, rms_eps=RMS_EPS)
@@ -67,12 +66,12 @@ def normalize(mean_squares: Array) -> Array:
 
 
 def step_mlp14(weights: Mapping[str, Any], leaf: Leaf, axes: Axes | None) -> Array:
-    """Returns the step of Celo and VeLO before its multiplier, of the parameter's shape.
+    """Returns the step of Celo and VeLO before its multiplier, in the parameter's shape.
 
     It is `0.001 · D · sqrt(mean(p²) + 1e-9) · exp(0.001 E)` with the network's outputs D and E.
 
     Args:
-        weights: The network's arrays by name (`w0__0` … `b2`), of the shapes of `MLP14`.
+        weights: The network's arrays by name (`w0__0` … `b2`), with the shapes of `MLP14`.
         leaf: See `compute`.
         axes: See `compute`.
     """

@@ -1,13 +1,13 @@
 """Loss and time features of the learned schedules, and the schedule of Celo and Celo-Adam.
 
-The first part serves Celo, Celo-Adam and VeLO: the elapsed share of the run and the decrease of the loss. The
-second standardises the losses for RNN-MLP (`Moments`); the third has the logarithms of VeLO and NN-Adam.
+The first part serves Celo, Celo-Adam and VeLO: the elapsed fraction of the run and the decrease in loss. The
+second standardises losses for RNN-MLP (`Moments`); the third has the logarithms of VeLO and NN-Adam.
 
 Source: arXiv 2211.09760 ("loss features") and the public code of Celo (arXiv 2501.12670).
 
-With `δ_j = exp(-1/τ_j)`, `τ_j` from 10 to the run's length T in ten logarithmic steps, `n` the losses before:
+With `δ_j = exp(-1/τ_j)`, ten `τ_j` log-spaced from 10 to the run's length T, and `n` previous losses:
 
-    x̃ = min(2 max_j |q_j|, x),  q_j = μ_j / (1 - δ_j^(n+1))       cuts off leaps; x̃ = x at first
+    x̃ = min(2 max_j |q_j|, x),  q_j = μ_j / (1 - δ_j^(n+1))       cuts off jumps; x̃ = x at first
     μ_j ← δ_j μ_j + (1 - δ_j) x̃,   μ̂_j = μ_j / (1 - δ_j^(n+1)),   low_j ← min(low_j, μ̂_j)
     feature_j = clip((μ̂_j - low_j) / max(1e-8, μ̂_{j+1} - low_j) - 1, ±1),  j = 0 … 8,  0 for the first two
 """
@@ -37,8 +37,8 @@ SHARES = (
     0.9,
     1.0,
     1.1,
-)  # elapsed shares of the run at which the features are centred
-STEP_SCALE = 0.1  # Celo's multiplier where its head outputs 0
+)  # elapsed fractions of the run at which the features are centred
+STEP_SCALE = 0.1  # Celo's multiplier if its head outputs 0
 
 
 class LossBuffer(NamedTuple):
@@ -68,7 +68,7 @@ def init_buffer(dtype: jnp.dtype) -> LossBuffer:
 def loss_features(
     buffer: LossBuffer, loss: Array, count: Array, horizon: ArrayLike
 ) -> tuple[Array, LossBuffer]:
-    """Returns the nine features after a loss, and the means updated with it.
+    """Returns the nine features after a loss and the means updated with it.
 
     Args:
         buffer: The means of the previous losses.
@@ -91,7 +91,7 @@ def loss_features(
 
 
 def share_features(count: Array, num_steps: ArrayLike, dtype: jnp.dtype) -> Array:
-    """Returns `tanh(10 (t/T - a))` for nine shares a, with t counted from 0."""
+    """Returns `tanh(10 (t/T - a))` for nine fractions a, with t counted from 0."""
     share = count.astype(dtype) / jnp.asarray(num_steps, dtype)
     return jnp.tanh(10.0 * (share - jnp.asarray(SHARES, dtype)))
 
@@ -134,7 +134,7 @@ def init_moments(dtype: jnp.dtype) -> Moments:
 
 
 def update_moments(moments: Moments, loss: Array, decay: float) -> Moments:
-    """Returns the moments updated with a loss; its deviation is from the new mean."""
+    """Returns the moments updated with a loss; its deviation is taken from the new mean."""
     mean = decay * moments.mean + (1.0 - decay) * loss
     variance = decay * moments.variance + (1.0 - decay) * jnp.square(mean - loss)
     return Moments(mean, variance, moments.seen + 1)
@@ -145,8 +145,8 @@ def training_features(
 ) -> Array:
     """Returns the training loss and the mean validation loss, in deviations from the mean training loss.
 
-    Both are clipped to ±5. Without a validation loss the second compares 0 with that mean, as the public code
-    does.
+    Both are clipped to ±5. Without a validation loss, the second compares 0 with that mean, as in the public
+    code.
     """
     correction = 1.0 / (1.0 - train_decay ** train.seen.astype(loss.dtype) + EPS)
     valid_mean = valid.mean / (1.0 - valid_decay ** valid.seen.astype(loss.dtype) + VALID_EPS)

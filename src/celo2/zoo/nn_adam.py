@@ -1,10 +1,10 @@
-"""NN-Adam: Adam with learning rate, two decays and epsilon set per tensor by an LSTM.
+"""NN-Adam: Adam whose learning rate, two decays and epsilon are set per tensor by an LSTM.
 
 Source: the public code of learned_optimization, its origin, and of Celo (arXiv 2501.12670).
 
     p ← p - lr (1 + ε) m / (ε + sqrt(v + 1e-10))                 no bias correction; large ε: momentum SGD
 
-The four numbers are stored as logarithms x. After each step, 0.01 × the LSTM's outputs is added to them:
+The four numbers are stored as logarithms x. After each step, 0.01 × the LSTM's outputs are added to them:
 
     lr = clip(e^{10x}, 1e-8, 1e3),   β = 1 - e^{clip(10x, -10, 0)},   ε = clip(e^{10x}, 1e-11, 1e4)
 """
@@ -33,7 +33,7 @@ INPUT_SCALE, INPUT_BOUND = 0.2, 5.0  # of the four numbers as inputs
 
 
 class NnAdamState(NamedTuple):
-    """State of NN-Adam beside its accumulators.
+    """State of NN-Adam besides its accumulators.
 
     Attributes:
         lstm: The LSTM's state, one row per tensor.

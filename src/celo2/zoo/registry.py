@@ -25,7 +25,7 @@ from celo2.zoo.weights import (
 
 ZooTheta = ZooWeights | Mapping[str, Any] | str | os.PathLike[str] | None
 
-MAX_NUMBERS = 256  # arrays of up to as many elements become numbers of a compiled program
+MAX_NUMBERS = 256  # arrays with up to this many elements become constants of a compiled program
 
 
 def make(
@@ -38,14 +38,15 @@ def make(
 
     Args:
         name: A key of `PRESETS`: "celo", "celo_phase1", "celo_adam", "adafac_mlp", "rnn_mlp", "nn_adam",
-            "velo", "velo_s" or "velo_4000". The last two have fixed sizes; the others those of the weights.
-        weights: The result of `load_weights`; a source that it takes (a path or a hub repository); or
+            "velo", "velo_s" or "velo_4000". The last two have fixed sizes; the others get theirs from the
+            weights.
+        weights: The result of `load_weights`; a source that it accepts (a path or a hub repository); or
             arrays by name or nested as upstream, possibly traced. No weights ship with the package.
         num_steps: The length of the run, required by Celo, Celo-Adam and VeLO; more steps may be taken.
         **options: Options of the optimizer that override the preset's; see `celo2.zoo.specs`.
 
     Raises:
-        TypeError: The optimizer has no such option, or the weights have another type.
+        TypeError: The optimizer has no such option, or the weights have the wrong type.
         ValueError: The name is unknown, weights or `num_steps` are missing, or the weights belong to another
             optimizer.
 
@@ -78,8 +79,8 @@ def make(
 def init_theta(name: str, key: Array, **options: Any) -> dict[str, Array]:
     """Returns initial meta-parameters for meta-training: float32 arrays by name.
 
-    Weights are truncated normals of scale 1/√fan_in and biases zero; decays and NN-Adam's four numbers start
-    at their published values.
+    Weights are truncated normals with scale 1/√fan_in, biases are zero, and decays and NN-Adam's four numbers
+    start at their published values.
 
     Args:
         name: A key of `PRESETS`.

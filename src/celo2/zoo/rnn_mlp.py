@@ -4,9 +4,10 @@ Source: the public code of learned_optimization, its origin, and of Celo (arXiv 
 
     p ← p - 0.001 o₀ exp(0.001 o₁)
 
-The network (54 → 32 → 32 → 18) sees the entry, the time and 17 numbers of the tensor's LSTM; the mean of its
-outputs o₂ … o₁₇ over the tensor, and the mean over all tensors of 18 numbers of their LSTMs, are inputs of
-the LSTM at the next step. Gradients are clipped to ten times a running size. It takes validation losses too.
+The network (54 → 32 → 32 → 18) sees the entry, the time and 17 numbers from the tensor's LSTM; the mean of
+its outputs o₂ … o₁₇ over the tensor, and the mean over all tensors of 18 numbers from their LSTMs, are inputs
+of the LSTM at the next step. Gradients are clipped to ten times a running size. Validation losses are also
+accepted.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ NUM_AXES = 4  # axes of a tensor whose lengths the LSTM reads
 
 
 class RnnMlpState(NamedTuple):
-    """State of RNN-MLP beside its accumulators.
+    """State of RNN-MLP besides its accumulators.
 
     Attributes:
         lstm: The LSTM's state, one row per tensor.
@@ -51,7 +52,7 @@ class RnnMlpState(NamedTuple):
         train: Moments of the training loss.
         valid: Moments of the validation loss.
         clip_size: The running size of the gradients, a scalar.
-        clip_count: One plus the number of gradients in it, int32.
+        clip_count: One plus the number of gradients in that size, int32.
     """
 
     lstm: LstmState
@@ -117,7 +118,7 @@ def _clip(grads: list[Array], memory: RnnMlpState) -> tuple[list[Array], RnnMlpS
 
 
 def _statistics(leaf: Leaf, loss_features: Array) -> Array:
-    """Returns 18 statistics of one tensor, from its new accumulators and the old parameter."""
+    """Returns 18 statistics of one tensor, from its new accumulators and old parameter."""
     grad, param, accumulators = leaf
     momentum, rms = jnp.stack(accumulators.momentum), jnp.stack(accumulators.rms)
     means = jnp.stack([jnp.mean(momentum), jnp.mean(rms), jnp.mean(param)])
@@ -137,7 +138,7 @@ def _statistics(leaf: Leaf, loss_features: Array) -> Array:
 
 
 def _apply_mlp(theta: Theta, leaf: Leaf, from_lstm: Array, step: Step) -> tuple[Array, Array]:
-    """Returns the update of one tensor, and its network's message to the LSTM."""
+    """Returns the update of one tensor and its network's message to the LSTM."""
     param = leaf.param
     columns = jnp.stack([column.ravel() for column in _columns(leaf)], axis=-1)
     columns *= jax.lax.rsqrt(NORM_EPS + jnp.mean(jnp.square(columns), axis=0, keepdims=True))
@@ -152,7 +153,7 @@ def _apply_mlp(theta: Theta, leaf: Leaf, from_lstm: Array, step: Step) -> tuple[
 
 
 def _first_layer(theta: Theta, columns: Array, same: Array) -> Array:
-    """Applies the first layer; the inputs that all entries share are multiplied only once."""
+    """Applies the first layer, multiplying inputs shared by all entries only once."""
     weight = jnp.asarray(theta["ffmod_params/mlp/~/linear_0/w"], columns.dtype)
     bias = jnp.asarray(theta["ffmod_params/mlp/~/linear_0/b"], columns.dtype)
     split = columns.shape[-1]
@@ -161,7 +162,7 @@ def _first_layer(theta: Theta, columns: Array, same: Array) -> Array:
 
 
 def _columns(leaf: Leaf) -> list[Array]:
-    """Returns the 23 inputs of an entry that are normalised over the tensor."""
+    """Returns the 23 inputs per entry that are normalised over the tensor."""
     grad, param, accumulators = leaf
     momentum, rms = accumulators.momentum, accumulators.rms
     inverse = [jax.lax.rsqrt(value + RMS_EPS) for value in rms]

@@ -15,7 +15,7 @@ from celo2.zoo.lstm import Theta
 
 
 class Decays(NamedTuple):
-    """Decays of the accumulators, in the form that `celo2.jax.accumulators` takes."""
+    """Decays of the accumulators, in the form for `celo2.jax.accumulators`."""
 
     initial_momentum_decays: tuple[Any, ...] = ()
     initial_rms_decays: tuple[Any, ...] = ()
@@ -30,11 +30,11 @@ class Step(NamedTuple):
     """Inputs of one step; all arrays have one dtype, float32 unless the parameters have more precision.
 
     Attributes:
-        leaves: Gradient, parameter and accumulators of each tensor that has elements.
+        leaves: Gradient, parameter and accumulators of each non-empty tensor.
         axes: The factored axes of each tensor, None for rank < 2.
-        memory: The optimizer's state beside the accumulators.
+        memory: The optimizer's state besides the accumulators.
         count: The number of previous steps, int32.
-        loss: The loss at the parameters where the gradients were taken, a scalar; None if not given.
+        loss: The loss at the parameters of the gradients, a scalar; None if not given.
         num_steps: The length of the run; None if not given.
         is_valid: Whether the loss is a validation loss, and the gradients are ignored (RNN-MLP).
     """
@@ -60,7 +60,7 @@ class Rule(NamedTuple):
     """Learned optimizer as a pair of pure functions.
 
     Attributes:
-        decays: The decays of its accumulators; where they are learned, only their number matters.
+        decays: The decays of its accumulators; if they are learned, only their number matters.
         init: Makes the initial state, `(theta, config, tensors, dtype) → memory`.
         update: Takes one step, `(theta, config, step) → outcome`.
     """

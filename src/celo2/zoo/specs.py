@@ -33,14 +33,14 @@ class MemberConfig(Schema):
     """Options of one optimizer of the zoo.
 
     Attributes:
-        needs: The inputs it needs beside gradients and parameters: "loss" (`value=` in `update`), "num_steps"
-            (the length of the run, given at construction).
+        needs: The inputs it needs besides gradients and parameters: "loss" (`value=` in `update`),
+            "num_steps" (the length of the run, given at construction).
     """
 
     _needs: ClassVar[tuple[str, ...]] = ("loss", "num_steps")
 
     def __post_init__(self) -> None:
-        """Checks that options have the types of their defaults, and that sizes are at least 1."""
+        """Checks that options have the types of their defaults and sizes are at least 1."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             kind, wanted = _TYPES[type(field.default)]
@@ -63,7 +63,7 @@ class MemberConfig(Schema):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The required inputs beside gradients and parameters; see the class."""
+        """The required inputs besides gradients and parameters; see the class."""
         return frozenset(self._needs)
 
     @classmethod
@@ -85,7 +85,8 @@ class Celo(MemberConfig):
     Attributes:
         lstm_size: The hidden size of the LSTM.
         num_mlps: The number of networks that the LSTM averages; one in the published optimizer.
-        phase: 2 for rule and schedule; 1 for the rule alone, which needs neither loss nor number of steps.
+        phase: 2 for rule and schedule; 1 for the rule alone, which needs neither the loss nor the number of
+            steps.
     """
 
     kind: ClassVar[str] = "celo"
@@ -190,7 +191,7 @@ class NnAdam(MemberConfig):
 
     Attributes:
         lstm_size: The hidden size of the LSTM.
-        decay_strength: The share by which they return to their initial values at each step, in [0, 1].
+        decay_strength: The fraction by which these return to their initial values at each step, in [0, 1].
     """
 
     kind: ClassVar[str] = "nn_adam"
@@ -220,8 +221,8 @@ class Velo(MemberConfig):
         lstm_size: The hidden size of the LSTM.
         num_mlps: The number of networks that are mixed.
         ff_mult: The factor of the mixed weights.
-        bugged_loss_features: Whether the loss features forget over 10 steps whatever the run's length, as in
-            the oldest published code.
+        bugged_loss_features: Whether the loss features forget over 10 steps regardless of the run's length,
+            as in the oldest published code.
         bugged_lstm_state: Whether the LSTM's state stays at its initial value, as in the oldest published
             code.
     """
@@ -265,7 +266,7 @@ PRESETS: dict[str, MemberConfig] = {
 """Optimizers that `celo2.zoo.make` builds by name, with their published options."""
 
 
-# The per-parameter network of Celo and VeLO has the features and the layers of Celo2's, with other sizes.
+# The per-parameter network of Celo and VeLO has the features and layers of Celo2's, with other sizes.
 MLP14 = RuleConfig(ff_hidden_size=4, initial_rms_decays=(0.999,), exp_mult=0.001, orthogonalize=False)
 # AdaFac-MLP's has twelve of the fourteen groups, in the same order, as one array.
 MLP12 = MLP14.replace(with_grad_clip_feat=False, with_rms_only_norm_g=False)

@@ -57,7 +57,7 @@ class ZooState(NamedTuple):
 def make_transform(
     theta: Theta, config: MemberConfig, num_steps: ArrayLike | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds the transform of an optimizer with these meta-parameters.
+    """Builds an optimizer's transform with these meta-parameters.
 
     Its updates are final: they include the learned step size and the sign, and need no learning rate.
 
@@ -68,8 +68,8 @@ def make_transform(
 
     Raises:
         ValueError: The optimizer needs `num_steps` and it is missing, or it is below 1. In `update`: the
-            loss or the parameters are missing, the loss is not a scalar, or `is_valid` is given to another
-            optimizer than RNN-MLP.
+            loss or the parameters are missing, the loss is not a scalar, or `is_valid` is given to an
+            optimizer other than RNN-MLP.
         TypeError: In `update`: `is_valid` is not a Python bool.
     """
     num_steps = _check_num_steps(config, num_steps)

@@ -1,12 +1,12 @@
-"""VeLO: a per-tensor LSTM that mixes a learned rule out of many and sets its step size.
+"""VeLO: a per-tensor LSTM that mixes a learned rule from many and sets its step size.
 
 Source: arXiv 2211.09760, and "velo" in the public code of Celo (arXiv 2501.12670).
 
     p ← p - λ S,   λ = step_size(h),   W = (ff_mult / N) Σ rnn_to_controls(h)_i W_i
 
-with `S` of `celo2.zoo.features.step_mlp14` under the weights W, and h the tensor's row of the LSTM. Neither λ
-nor the shares are bounded; λ may be negative. The LSTM sees the schedule's features and statistics of the
-tensor's accumulators as they were before this step.
+with `S` from `celo2.zoo.features.step_mlp14` with the weights W, and h the tensor's row of the LSTM. Neither
+λ nor the shares are bounded; λ may be negative. The LSTM sees the schedule's features and statistics of the
+tensor's accumulators from before this step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BUGGED_HORIZON = 10.0  # of the loss features in the oldest published code
 
 
 class VeloState(NamedTuple):
-    """State of VeLO beside its accumulators: one LSTM row per tensor, and the means of the loss."""
+    """State of VeLO besides its accumulators: one LSTM row per tensor, and the means of the loss."""
 
     lstm: LstmState
     losses: loss_features.LossBuffer
@@ -61,7 +61,7 @@ def _update(theta: Theta, config: Velo, step: Step) -> Outcome:
 
 
 def _inputs(config: Velo, step: Step) -> tuple[Array, loss_features.LossBuffer]:
-    """Returns the inputs of the LSTM, `(tensors, 30)`, and the loss means updated with this step's loss."""
+    """Returns the LSTM's inputs, `(tensors, 30)`, and the loss means updated with this step's loss."""
     horizon = BUGGED_HORIZON if config.bugged_loss_features else step.num_steps
     features, losses = loss_features.loss_features(step.memory.losses, step.loss, step.count, horizon)
     shared = jnp.concatenate(
@@ -71,16 +71,16 @@ def _inputs(config: Velo, step: Step) -> tuple[Array, loss_features.LossBuffer]:
 
 
 def _statistics(leaf: Leaf) -> Array:
-    """Returns 12 statistics of one tensor, from its old accumulators over the parameter's size.
+    """Returns 12 statistics of one tensor, from its old accumulators divided by the parameter's size.
 
-    The last three reproduce a mistake of the published code that its weights rely on: the second moment's
+    The last three reproduce a mistake in the published code on which its weights rely: the second moment's
     deviation from the mean of each momentum.
     """
     scale = jax.lax.rsqrt(jnp.maximum(jnp.mean(jnp.square(leaf.param)), PARAM_FLOOR))
     momenta = [scale * momentum for momentum in leaf.accumulators.momentum]
     (rms,) = (scale * rms for rms in leaf.accumulators.rms)
     long_axes = sum(size > 1 for size in leaf.param.shape)
-    rank = jax.nn.one_hot(long_axes, NUM_RANKS, dtype=scale.dtype)  # zeros where there are more
+    rank = jax.nn.one_hot(long_axes, NUM_RANKS, dtype=scale.dtype)  # zeros if there are more
     means = [jnp.mean(momentum) for momentum in momenta]
     numbers = [jnp.mean(rms), *(jnp.var(momentum) for momentum in momenta)]
     numbers += [jnp.mean(jnp.square(rms - mean)) for mean in means]

@@ -1,4 +1,4 @@
-"""Loading of the zoo's weights, and matching them to presets; `celo2.weights` reads and writes the files."""
+"""Loads the zoo's weights and matches them to presets; `celo2.weights` reads and writes the files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def load_weights(source: str | os.PathLike[str], **options: Any) -> ZooWeights:
     Raises:
         TypeError: The optimizer has no such option.
         ValueError: The file is not a weight file of the zoo, is damaged, or states other options.
-        FileNotFoundError, ConnectionError, ImportError: As `celo2.load_checkpoint`.
+        FileNotFoundError, ConnectionError, ImportError: As in `celo2.load_checkpoint`.
     """
     return checkpoint.load_weights(source, ZooWeights, **options)
 
 
-# Presets that take the sizes of the weights.
+# Presets that adopt the sizes of the weights.
 _ANY_SIZE = ("celo", "celo_phase1", "celo_adam", "rnn_mlp", "nn_adam", "velo")
 
 
@@ -48,7 +48,7 @@ def find_preset(name: str) -> MemberConfig:
 
 
 def sized_preset(name: str, arrays: Mapping[str, Any], **options: Any) -> MemberConfig:
-    """Returns a preset with the sizes of these arrays, unless its sizes are fixed, and a caller's options.
+    """Returns a preset with the sizes of these arrays, unless its sizes are fixed, and the caller's options.
 
     Raises:
         ValueError: The name is unknown, or an option is out of its range.
@@ -76,15 +76,15 @@ def check_stated(name: str, config: MemberConfig, weights: ZooWeights) -> None:
 
 
 def fitting_presets(weights: ZooWeights) -> list[str]:
-    """Returns the names under which `make` takes these weights without further options."""
+    """Returns the names under which `make` accepts these weights without further options."""
     return [name for name in PRESETS if _fits(name, weights)]
 
 
 def best_preset(weights: ZooWeights) -> str:
-    """Returns the name under which `make` takes these weights without further options.
+    """Returns the name under which `make` accepts these weights without further options.
 
     Raises:
-        ValueError: No preset fits, or several that differ in an option which the weights do not state.
+        ValueError: No preset fits, or several fit that differ in an option not stated by the weights.
     """
     names, kind = fitting_presets(weights), weights.kind
     free = {option: getattr(weights.config, option) for option in weights.config.deployment_options}

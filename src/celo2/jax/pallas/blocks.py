@@ -1,8 +1,8 @@
 """Runs GPU kernels over the blocks of batched matrices, and reads and writes masked blocks.
 
-A batch of matrices `(batch, rows, cols)` is cut into blocks, one for each program of the kernel; a
-vector along one side of the matrices, with length 1 along the other, is cut with them. A block that
-extends over the edge is masked.
+A batch of matrices `(batch, rows, cols)` is divided into blocks, one per program of the kernel; vectors
+along one side of the matrices, with length 1 along the other, are divided likewise. Blocks that extend
+past the edge are masked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 
 class Edges(NamedTuple):
-    """The masks of rows `(rows, 1)` and columns `(1, cols)` of a block inside the matrix; None: all are."""
+    """Masks of a block's rows `(rows, 1)` and columns `(1, cols)` that lie in the matrix; None: all do."""
 
     rows: Array | None
     cols: Array | None
@@ -60,21 +60,21 @@ def read(ref: Ref, edges: Edges) -> Array:
 
 
 def write(ref: Ref, value: Array, edges: Edges) -> None:
-    """Stores the part of a block inside the matrix."""
+    """Stores the part of a block that lies inside the matrix."""
     plgpu.store(ref, value, mask=edges.mask(ref.shape))
 
 
 def sum_of_squares(block: Array, edges: Edges) -> Array:
-    """Sums the squares of the part of a block inside the matrix."""
+    """Sums the squares of the part of a block that lies inside the matrix."""
     mask = edges.mask(block.shape)
     square = block * block
     return jnp.sum(square if mask is None else jnp.where(mask, square, 0.0))
 
 
 def fused_multiply_add(values: Array, weight: Any, total: Any) -> Array:
-    """Computes `total + values · weight` in one instruction of a CUDA device, rounded once.
+    """Computes `total + values · weight` in one CUDA instruction, rounded once.
 
-    XLA compiles a product and a sum to two instructions, and arithmetic limits the network's pass.
+    XLA compiles a product and a sum to two instructions, and the network's pass is compute-bound.
     Interpreted kernels cannot use it.
     """
     shape = values.shape
@@ -101,13 +101,13 @@ def call(
     """Runs a kernel over the blocks of a batch of matrices.
 
     Args:
-        kernel: The kernel; takes references to the inputs, then to the outputs.
+        kernel: The kernel; its arguments are references to the inputs, then to the outputs.
         inputs: Trees of arrays.
-        outputs: Trees of pairs of a shape and its block spec.
+        outputs: Trees of `(shape, block spec)` pairs.
         shape: The shape of the matrices, `(batch, rows, cols)`.
         block: The block of one program.
         interpret: As in `kernels.make_passes`.
-        aliases: Maps the index of an input to that of the output that reuses its memory.
+        aliases: Maps the index of an input to the index of the output that reuses its memory.
     """
     batch, rows, cols = shape
 

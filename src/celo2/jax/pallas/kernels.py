@@ -7,12 +7,12 @@ Source: arXiv 2602.19142, section 3, as in `step.py`; the formulas are those of 
     pass 2   g, p, m, v        → m, v in place; sums of squares of every full channel    40 bytes
     pass 3   g, p, m, v        → direction; sum of its squares                           28 bytes
 
-per parameter, with three momenta, one second moment and float32 throughout; the application of the
-step, left to the caller, moves another 12. The operations between them are in `three_pass.compute`.
+per parameter, with three momenta, one second moment and float32 throughout; applying the step, which is
+left to the caller, moves another 12. The operations between the passes are in `three_pass.compute`.
 
 The kernels are written in Pallas and lowered to Triton. Each program works on one block of one
-matrix; a block that extends over the edge is masked. Sums over the matrix add one partial sum for each
-block, always in the same order, so that a run repeats exactly.
+matrix; blocks that extend past the edge are masked. Sums over the matrix add one partial sum per
+block, always in the same order, so runs repeat exactly.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ from celo2.jax.pallas.blocks import (
 )
 from celo2.jax.three_pass import Passes, compute_direction
 
-BLOCK = Block(16, 64, 8)  # four elements a thread: their hidden units fit in 128 registers
+BLOCK = Block(16, 64, 8)  # four elements per thread: their hidden units fit in 128 registers
 SUMS_BLOCK = Block(64, 64, 4)  # for the first pass, which writes a partial sum for each row and column
 
 
 def make_passes(
     weights: Mapping[str, Any], config: RuleConfig, *, block: Block = BLOCK, interpret: bool = False
 ) -> Passes:
-    """Makes the passes as kernels, for arrays for which `dispatch.fits` holds.
+    """Makes the passes as kernels, for arrays that satisfy `dispatch.fits`.
 
     Args:
         weights: The network's weights as NumPy arrays, which become constants of the kernel.
@@ -163,7 +163,7 @@ def _direct(
     config: RuleConfig,
     block: Block,
 ) -> tuple[Array, Array]:
-    """Computes the direction, and the sum of its squares `(batch, 1)`."""
+    """Computes the direction and its sum of squares, `(batch, 1)`."""
     shape = inputs.grad.shape
     add = mlp.multiply_add if run.keywords["interpret"] else fused_multiply_add
 
@@ -204,7 +204,7 @@ def _clip(grad: Array) -> Array:
 
 
 def _not_finite(inputs: Inputs, config: RuleConfig) -> Array:
-    """Returns 0 where all inputs are finite, else NaN, which ReLU in Triton would turn into 0."""
+    """Returns 0 where all inputs are finite and NaN elsewhere, since ReLU in Triton turns NaN into 0."""
     momentum, rms = inputs.accumulators[:2]
     zero = 0.0 * momentum[0]
     for values in (*momentum[1:], *rms, *((inputs.param,) if config.with_p else ())):

@@ -1,6 +1,6 @@
 """Labels the leaves of a parameter tree for the rule (hidden matrices) or AdamW.
 
-The evidence and its precedence are those of `celo2.routing`, as for PyTorch; `params.py` reads the tree.
+As for PyTorch, `celo2.routing` defines the evidence and its precedence; `params.py` reads the tree.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Overrides = Callable[[str, Any], str | None] | Mapping[str | re.Pattern[str], st
 class Label(str):
     """A string, `"celo2"` or `"adamw"`, with the reason for it.
 
-    It is a plain `str` otherwise, so that a tree of labels goes straight into `optax.partition`.
+    It is otherwise a plain `str`, so a tree of labels can be passed directly to `optax.partition`.
 
     Attributes:
         reason: The evidence for the label, as a short phrase.
-        decided: False where the evidence was not enough and `"celo2"` is only the default.
-        numbers: The matrix axes of the leaf; None takes it as stored.
+        decided: False if the evidence was insufficient and `"celo2"` is only the default.
+        numbers: The matrix axes of the leaf; None: as stored.
     """
 
     reason: str
@@ -68,54 +68,54 @@ def param_labels(
 ) -> Any:
     """Labels each parameter `"celo2"` (a hidden matrix) or `"adamw"` (everything else).
 
-    Only paths, shapes, dtypes, the identity of arrays and the classes of Equinox's modules are read, so
+    Only paths, shapes, dtypes, the identity of arrays and the classes of Equinox modules are read, so
     `params` may hold arrays, tracers or `jax.ShapeDtypeStruct`s, in any tree: plain dicts, Flax Linen
-    and NNX, Equinox, Haiku. In this order, `"adamw"` goes to
+    and NNX, Equinox, Haiku. The label is `"adamw"` for, in this order:
 
-    1. rank ≤ 1, and what is a vector in effect: no two axes longer than 1, such as (1, 1, d);
-    2. what is an embedding, a norm or a depthwise convolution by its module or its parameter's own name;
-    3. what is named as a bias or norm (possibly stacked over layers), an embedding, a positional table, a
-       learned token or latent, a router. Names count by whole words, and not across attention or a block.
-       A projection of patches or of time is a matrix, whatever it is called;
-    4. routers: a gate beside experts, or what has one output for each of them;
+    1. parameters of rank ≤ 1, and effective vectors: no two axes longer than 1, such as (1, 1, d);
+    2. embeddings, norms and depthwise convolutions, by their module or the parameter's own name;
+    3. parameters named as a bias or norm (possibly stacked over layers), an embedding, a positional table, a
+       learned token or latent, or a router. Names match by whole words, and not across attention or a block.
+       A projection of patches or of time is a matrix, whatever its name;
+    4. routers: a gate beside experts, or a matrix with one output per expert;
     5. the last matrices of a module named `head`, `classifier` or the like;
-    6. the very array of an embedding in a second place (a tied head). Tracers do not show this;
-    7. the one matrix outside of the body that makes an output for each entry of an embedding;
-    8. matrices outside of attention, blocks and repeated layers whose output nothing reads; or which end
-       a part called `out` or `decoder`; or a chain of numbered layers.
+    6. the same array as an embedding in a second place (a tied head), which tracers do not show;
+    7. the one matrix outside the body that has an output for each entry of an embedding;
+    8. matrices outside attention, blocks and repeated layers whose output nothing reads, or that end
+       a part called `out` or `decoder` or a chain of numbered layers.
 
-    The rest is hidden and gets `"celo2"`. These are *undecided*: they get `"celo2"` with `decided=False`, and
-    `undecided` says what happens.
+    All other parameters are hidden and labelled `"celo2"`. The following are *undecided*: they are labelled
+    `"celo2"` with `decided=False` and handled according to `undecided`.
 
-    * A matrix outside of the body and of a layer's MLP has the vocabulary as an output, but that is a
-      hidden size too.
-    * A leaf of rank 2 without a telling name lies in a module in which everything has the same, small
-      leading size and something has rank 3 or more: perhaps one vector for each layer.
+    * A matrix outside the body and outside a layer's MLP whose number of outputs is the vocabulary size,
+      where that is also a hidden size.
+    * A leaf of rank 2 with an uninformative name, in a module in which everything has the same small
+      leading size and something has rank 3 or more: perhaps one vector per layer.
 
-    In a tree from which `optax.masked` took leaves, nothing is said about who reads what.
+    If `optax.masked` removed leaves from the tree, nothing is inferred from which layer reads which output.
 
     Args:
         params: The trainable leaves. `None` and `optax.MaskedNode` stay as they are.
         overrides: Labels of some or all leaves:
-            a callable `(path, leaf) → "celo2" | "adamw" | None`, None keeping the default;
+            a callable `(path, leaf) → "celo2" | "adamw" | None`, where None keeps the default;
             a mapping from regular expressions to labels, tried with `re.search` on the path
-            (`block_0/attention/query/kernel`), the first match wins;
-            or a tree of labels like `params`, from which parts may be missing or None, and in which
-            a label in the place of a module is meant for all of it. A mapping is read as a tree if
-            each of its keys is the path of a leaf or a module.
-        dimension_numbers: As in `celo2`; None among Optax's `MuonDimensionNumbers` is `"adamw"`.
+            (`block_0/attention/query/kernel`), where the first match wins;
+            or a tree of labels like `params`, parts of which may be missing or None, and in which a label
+            in place of a module applies to all of it. A mapping is read as a tree if each of its keys is
+            the path of a leaf or a module.
+        dimension_numbers: As in `celo2`; None among Optax's `MuonDimensionNumbers` means `"adamw"`.
         undecided: Handling of undecided leaves. `"warn"`: one `RoutingWarning` lists them. `"raise"`: a
             ValueError does. `"allow"`: silence; `label_table` still marks them.
 
     Returns:
-        A tree of exactly the structure of `params` with a `Label` for each leaf. Compute it once, and
-        give it to `optax.partition` rather than this function, which Optax would call on the gradients
-        too; where the tree is a module that can be called itself (an `eqx.nn.MLP`), as `lambda _: labels`.
+        A tree with exactly the structure of `params` and a `Label` for each leaf. Compute it once, and
+        pass it to `optax.partition` instead of this function, which Optax would also call on the
+        gradients. If the tree is itself a callable module (an `eqx.nn.MLP`), pass `lambda _: labels`.
 
     Raises:
-        TypeError: For a leaf that is not an array of floating-point numbers.
-        ValueError: For an unknown label, for an override that matches no path, and for undecided
-            leaves under `undecided="raise"`.
+        TypeError: A leaf is not an array of floating-point numbers.
+        ValueError: A label is unknown, an override matches no path, or leaves are undecided under
+            `undecided="raise"`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -142,7 +142,7 @@ def find_dimension_numbers(params: Any, dimension_numbers: Any = None, *, base: 
         base: Whether every leaf gets the rule.
 
     Returns:
-        A tree like `params` of `DimensionNumbers`; None takes a leaf as stored.
+        A tree like `params` of `DimensionNumbers`; None: the leaf as stored.
 
     Example:
         >>> import jax.numpy as jnp
@@ -156,7 +156,7 @@ def find_dimension_numbers(params: Any, dimension_numbers: Any = None, *, base: 
 def label_table(params: Any, labels: Any = None, **options: Any) -> str:
     """Formats a table of the parameters: path, shape, label, matrix, reason, and the totals per label.
 
-    Equal leaves of numbered layers share a line. The matrix is given as outputs × inputs, with its axes. A
+    Equal leaves of numbered layers share a line. Matrices are shown as outputs × inputs, with their axes. A
     `?` follows the label of an undecided leaf.
 
     Args:
@@ -165,7 +165,7 @@ def label_table(params: Any, labels: Any = None, **options: Any) -> str:
         **options: Options of `param_labels`, for `labels=None`.
 
     Raises:
-        ValueError: If `labels` has another number of leaves, or a label is unknown.
+        ValueError: `labels` has a different number of leaves, or a label is unknown.
 
     Example:
         >>> import jax.numpy as jnp

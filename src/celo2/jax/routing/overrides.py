@@ -1,4 +1,4 @@
-"""Resolves the user's choices for leaves, given by a callable, by regular expressions or by a tree."""
+"""Resolves the user's choices for leaves, given as a callable, regular expressions or a tree."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def choose_labels(overrides: Any, named: Sequence[tuple[str, Any]]) -> dict[str,
     """Returns the user's labels for some of the leaves `(path, leaf)`.
 
     Raises:
-        ValueError: For an unknown label, an invalid expression, or an entry that matches no path.
+        ValueError: A label is unknown, an expression is invalid, or an entry matches no path.
     """
     if overrides is None:
         return {}
@@ -43,11 +43,11 @@ def choose_numbers(
 ) -> tuple[dict[str, Any], set[str]]:
     """Returns the user's dimension numbers for some leaves, and the leaves that they assign to AdamW.
 
-    None in a tree of `DimensionNumbers` means inferred axes; under a regular expression it takes the leaf
+    None in a tree of `DimensionNumbers` means inferred axes; under a regular expression it means the leaf
     as stored, as in `celo2.torch`; and among Optax's `MuonDimensionNumbers` it means AdamW, as there.
 
     Raises:
-        ValueError: An invalid expression, or an entry that matches no path.
+        ValueError: An expression is invalid, or an entry matches no path.
     """
     if callable(numbers) and jax.tree_util.all_leaves([numbers]):
         numbers = numbers(params)
@@ -68,14 +68,14 @@ def _is_spec(node: Any) -> bool:
 
 
 def _is_axes(node: Any) -> bool:
-    """Returns whether a node is a bare sequence of axes, such as (0, 1), which routing refuses as a whole."""
+    """Returns whether a node is a bare sequence of axes, such as (0, 1), which routing rejects."""
     return type(node) in (tuple, list) and bool(node) and all(isinstance(x, int) or _is_axes(x) for x in node)
 
 
 def _is_patterns(
     choices: Any, paths: Sequence[str], is_choice: Callable[[Any], bool]
 ) -> TypeGuard[Mapping[Any, Any]]:
-    """Returns whether a mapping is from regular expressions to choices: its keys are not all paths."""
+    """Returns whether the keys of a mapping are regular expressions: they are not all paths."""
     return (
         isinstance(choices, Mapping)
         and all(map(is_choice, choices.values()))
@@ -90,7 +90,7 @@ def _is_at(path: str, place: str) -> bool:
 def _choose_by_tree(
     entries: Sequence[tuple[str, Any]], paths: Sequence[str], argument: str, *, strict: bool = True
 ) -> dict[str, Any]:
-    """Resolves a tree of choices: an entry for a module holds for all of it, and the most specific wins."""
+    """Resolves a tree of choices: a module's entry applies to all of it, and the most specific entry wins."""
     chosen: dict[str, Any] = {}
     for place, choice in sorted(entries, key=lambda entry: len(entry[0])):
         matches = [path for path in paths if _is_at(path, place)]

@@ -58,7 +58,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 def read_tree(tree: Any, is_leaf: Any = None) -> list[Leaf]:
     """Returns the leaves of a tree in the order of `jax.tree.leaves`.
 
-    Flax wraps an array in a box (`nnx.Variable`, `linen.Partitioned`) whose only child is the
+    Flax wraps arrays in a box (`nnx.Variable`, `linen.Partitioned`) whose only child is the
     attribute `value`. The box is not part of the name: `head/kernel`, not `head/kernel/value`.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
@@ -86,7 +86,7 @@ def describe_leaves(leaves: Sequence[Leaf]) -> list[Param]:
     """Describes each leaf by its module, its names and its shape.
 
     Raises:
-        TypeError: For a leaf that is not an array of floating-point or complex numbers.
+        TypeError: A leaf is not an array of floating-point or complex numbers.
     """
     shapes = {leaf.path: tuple(np.shape(leaf.value)) for leaf in leaves}
     stacks = find_stack_axes(shapes)
@@ -148,7 +148,7 @@ def _find_holders(tree: Any, keys: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _child(node: Any, key: Any) -> Any:
-    """Returns the child at a key of a node, or None if unknown."""
+    """Returns a node's child at a key, or None if unknown."""
     if isinstance(key, jax.tree_util.GetAttrKey):
         return getattr(node, key.name, None)
     if isinstance(key, jax.tree_util.SequenceKey) and isinstance(node, Sequence):
@@ -167,8 +167,8 @@ def _equinox_class(node: Any) -> str:
 
 
 def _class_names(texts: Sequence[str], holders: Sequence[Any]) -> list[str]:
-    """Returns the class of the user's module that each name but the last stands for, or empty strings."""
-    if len(holders) != len(texts):  # a dictionary's key that has slashes
+    """Returns the class of the user's module behind each name but the last, or empty strings."""
+    if len(holders) != len(texts):  # a dictionary key that contains slashes
         return []
     return [type(holder).__name__ if _equinox_class(holder) == "Module" else "" for holder in holders[1:]]
 
@@ -205,7 +205,7 @@ def _find_matrix(
     *,
     in_attention: bool,
 ) -> tuple[Kind, Matrix | None]:
-    """Returns kind and matrix of a parameter by names and shapes, including its siblings' shapes."""
+    """Returns a parameter's kind and matrix by names and shapes, including its siblings' shapes."""
     own = names[-1]
     if len(shape) < 2:
         return ("norm" if own.text == "scale" or any(map(is_norm, names[-2:])) else "bare"), None
@@ -235,7 +235,7 @@ def _find_owner(path: str, beside: Mapping[str, Sequence[str]]) -> str:
 
 
 def _find_depthwise(param: Param, params: Sequence[Param]) -> Param:
-    """Marks a convolution of one input channel as depthwise, unless it may be the one that reads the data."""
+    """Marks a convolution with one input channel as depthwise, unless it may read the data."""
     if not _has_one_input(param):
         return param
     depthwise = dataclasses.replace(param, kind="depthwise")
@@ -263,13 +263,13 @@ def _is_data_read(param: Param, params: Sequence[Param]) -> bool:
 
 
 def _unit(path: str) -> str:
-    """Returns the path of the layer that holds a kernel, or any other parameter's own path."""
+    """Returns the path of the layer that holds a kernel; for other parameters, their own path."""
     module, _, own = path.rpartition("/")
     return module if own in KERNEL_NAMES and module else path
 
 
 def _inputs_of_outputs(params: Sequence[Param]) -> Mapping[tuple[str, ...], set[int]]:
-    """Returns the input sizes of output projections, by module: all heads of attention together."""
+    """Returns the input sizes of output projections by module, all attention heads together."""
     found: dict[tuple[str, ...], set[int]] = defaultdict(set)
     for param in params:
         if param.matrix is not None and OUTPUT_WORDS & make_name(param.unit[-1]).words:

@@ -1,4 +1,4 @@
-"""Finds the axes of leaves that count layers, as in `nn.scan` and `vmap`ped blocks."""
+"""Finds the layer axes of leaves stacked by `nn.scan` or `vmap`ped blocks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Shape = tuple[int, ...]
 
 
 def find_stack_axes(shapes: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
-    """Returns, for each stacked leaf, the axis that counts layers, as a tuple.
+    """Returns the layer axis of each stacked leaf, as a tuple.
 
     A module is a stack if all of its leaves have rank ≥ 2, some of them exactly 2, and the same size along
-    one axis; and if it is named like a list of layers or holds what would otherwise be a vector, such as a
-    norm's scale.
+    one axis; and if it is named like a list of layers or contains what would otherwise be a vector, such as
+    a norm's scale.
 
     Args:
         shapes: The shapes of the leaves, by `/`-joined path.

@@ -1,14 +1,14 @@
-"""The three passes on a CPU by PyTorch operations on blocks of rows, with their buffers and sums.
+"""The three passes on a CPU as PyTorch operations on blocks of rows, with their buffers and sums.
 
 Pass 2 does not compute the channels: the sum of squares of a product of a momentum with a row and a
-column factor is a product of matrices, `rowᵀ m² col`, and so are those of the other products (`Sums`).
+column factor is a matrix product, `rowᵀ m² col`, as are those of the other products (`Sums`).
 Pass 3 writes a block's channels side by side, `(channels, elements)`, in the order of `Slots`, so that each
-layer of the network is one product of matrices; rows, columns and the bias of the first layer start its
-sum. Nothing of the whole tensor's size is stored but the direction: blocks are computed in `Buffers` that
-each thread keeps.
+layer of the network is one matrix product; the sum in the first layer starts from the rows, columns and bias.
+Only the direction is stored at the whole tensor's size: blocks are computed in `Buffers` that each thread
+keeps.
 
 Blocks are independent, and several threads work on them (`threads`); sums are taken block by block
-in a fixed order, so that a run repeats exactly on any number of threads.
+in a fixed order, so runs repeat exactly on any number of threads.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from celo2.torch.kernels import threads
 from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
-# Elements of a block, and of the longest row that blocks serve: a balance between the cache and the overhead
-# of calls. No other size has been recorded; `benchmarks/torch_step.py --programs passes blocks --size 3m`
+# Elements of a block, and of the longest row that blocks serve: a trade-off between cache use and call
+# overhead. No other size has been recorded; `benchmarks/torch_step.py --programs passes blocks --size 3m`
 # measures a change.
 BLOCK_SIZE = 1 << 15
 
@@ -69,7 +69,7 @@ def _matrices(tensor: Tensor) -> Sequence[Tensor]:
 
 
 def _sides(vectors: Tensor) -> Sequence[Tensor]:
-    """Splits vectors, `(number, ..., rows or 1, cols or 1)`, into those of each matrix."""
+    """Splits vectors, `(number, ..., rows or 1, cols or 1)`, by matrix."""
     return vectors.reshape(len(vectors), -1, *vectors.shape[-2:]).unbind(1)
 
 
@@ -128,7 +128,7 @@ def _square_means(grad: Tensor, config: RuleConfig) -> tuple[Tensor, Tensor]:
 
 
 def _accumulate(inputs: _Matrix, busy: float, config: RuleConfig, factored: bool) -> Tensor:
-    """Updates the moments in place unless `busy` is 0; returns mean squares of channels, `(channels,)`."""
+    """Updates the moments in place unless `busy` is 0; returns the channels' mean squares, `(channels,)`."""
     grad, param, momentum, rms, (along_rows, along_cols) = inputs
     rows, cols = grad.shape
     count, kept, decays = -(-rows // _rows(grad.shape)), len(momentum) + 1, len(along_rows)
@@ -173,7 +173,7 @@ def _direct(
     along_cols: Tensor,
     out: Tensor,
 ) -> Tensor:
-    """Computes the direction of a matrix into `out`, and returns its mean square.
+    """Computes the direction of a matrix into `out` and returns its mean square.
 
     Args:
         network: Weights and options.
@@ -241,13 +241,13 @@ def _fill(view: View, inputs: _Matrix, part: slice, slots: Slots, config: RuleCo
 class Slots(NamedTuple):
     """The layout of the rows of a block's buffer, `(channels, elements)`.
 
-    Channels that one operation makes are neighbours. All channels have a row; those of disabled features
-    have weights of zero. With the default options:
+    Channels computed by one operation are adjacent. All channels have a row; those of disabled features
+    have zero weights. With the default options:
 
         m0 m1 m2 g | p v | s | clip(g) | m0 s, m1 s, m2 s, g s | m0 f0, m1 f1, m2 f2 | g f0, g f1, g f2
 
     Attributes:
-        momentum: The first row of the momenta, which the gradient and the parameter follow.
+        momentum: The first row of the momenta, followed by the gradient and the parameter.
         rms: The first row of the second moments.
         rsqrt: The first row of the reciprocal roots of the second moments.
         clipped: The row of the clipped gradient.
@@ -269,7 +269,7 @@ class Slots(NamedTuple):
     @classmethod
     @functools.cache
     def make(cls, config: RuleConfig) -> Slots:
-        """Makes the layout for some options."""
+        """Makes the layout for these options."""
         momenta, second = len(config.initial_momentum_decays), len(config.initial_rms_decays)
         factored = len(config.initial_adafactor_decays)
         sizes = (momenta + 2, second, second, 1, momenta + second, momenta * config.with_fac_mom_mult)
@@ -302,7 +302,7 @@ class View(NamedTuple):
     Attributes:
         channels: The channels, `(channels, elements)`.
         hidden: Two buffers of hidden units, `(units + 1, elements)`; the last row is 1, for the next bias.
-        first: The units of the first of these as `(units, rows, cols)`.
+        first: The units of the first buffer as `(units, rows, cols)`.
         factors: Products of row and column factors, `(decays, elements)`.
         squares: Squares of the momenta and the gradient, `(momenta + 1, elements)`.
         inverses: Reciprocals of the second moments, `(rms decays, elements)`.
@@ -327,7 +327,7 @@ _own = _Own()
 
 
 class Buffers:
-    """Memory for blocks of up to some size, with the views for the last shape requested."""
+    """Memory for blocks up to some size, with the views for the last shape requested."""
 
     @staticmethod
     def of_thread(size: int, config: RuleConfig, *, like: Tensor) -> Buffers:
@@ -365,7 +365,7 @@ class Buffers:
 
 
 class Sums(NamedTuple):
-    """Sums of squares over a matrix, from which those of all channels are taken.
+    """Sums of squares over a matrix, from which those of all channels follow.
 
     Attributes:
         plain: The sums for the momenta and the gradient, `(momenta + 1,)`.

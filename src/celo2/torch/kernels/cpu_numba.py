@@ -1,8 +1,8 @@
 """The three passes as Numba kernels on a CPU: their launch and the kernels themselves.
 
-Work is divided into pieces, some rows of one matrix each. Pieces are independent, and several threads work
-on them (`threads`); sums are taken piece by piece in a fixed order, so that a run repeats exactly on any
-number of threads. Numba comes with `celo2[cpu]`; nothing else imports this module.
+Work is divided into pieces of some rows of one matrix. Pieces are independent, and several threads work
+on them (`threads`); sums are taken piece by piece in a fixed order, so runs repeat exactly on any number of
+threads. Numba comes with `celo2[cpu]`; nothing else imports this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
 # Elements of a piece of several rows: 0.1 ms in the last pass for two units, 0.4 ms for eight. On one thread,
-# `benchmarks/torch_step.py --programs blocks numba --size 3m` takes as long with sizes from 2¹⁵ to 2¹⁸.
+# `benchmarks/torch_step.py --programs blocks numba --size 3m` takes equally long with sizes from 2¹⁵ to 2¹⁸.
 PIECE_SIZE = 1 << 16
 
 
@@ -31,7 +31,7 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     """Makes the passes of `three_pass.make_passes` for float32 tensors on a CPU.
 
     Args:
-        network: Weights and options, for which `interface.fits` holds.
+        network: Weights and options that satisfy `interface.fits`.
         factored: As in `three_pass.make_passes`.
     """
     config = network.config
@@ -75,12 +75,12 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
 
 
 def _make_lengths(config: RuleConfig) -> tuple[tuple[bool, ...], ...]:
-    """Makes tuples whose lengths are constants to Numba, which compiles the kernels for them.
+    """Makes tuples whose lengths are compile-time constants for Numba's kernels.
 
-    The first is as long as there are units, the others as well where something is on, else empty: vectors,
-    then each feature of `interface.CHANNELS`. What is off is not computed, nor read if nothing else needs it.
-    What tensors of rank < 2 lack has weights of zero, so that one program serves all.
-    These are plain tuples, since Numba's cache keeps a class by its name and fails once that is gone.
+    The first has one entry per unit. The others, for vectors and for each feature of `interface.CHANNELS`,
+    have as many if it is on and are empty otherwise. Features that are off are not computed, nor read if
+    nothing else needs them. Features that tensors of rank < 2 lack have zero weights, so that one program
+    serves all. The tuples are plain, since Numba's cache stores a class by name and fails once it is gone.
     """
     units = (True,) * interface.count_units(config)
     names = {feature.name for _, feature in config.feature_groups(2)}
@@ -89,7 +89,7 @@ def _make_lengths(config: RuleConfig) -> tuple[tuple[bool, ...], ...]:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """Returns a tensor as `(batch, rows, cols)`; a view if contiguous, as outputs must be."""
+    """Returns a tensor as `(batch, rows, cols)`, a view if it is contiguous, as outputs must be."""
     return tensor.detach().contiguous().numpy().reshape(-1, *tensor.shape[-2:])
 
 
@@ -117,7 +117,7 @@ def _pieces(shape: tuple[int, int, int]) -> int:
 
 
 def _run(kernel: Callable[..., None], shape: tuple[int, int, int], *arguments: Any) -> None:
-    """Calls a kernel for every piece with its number in its matrix, its matrix and its rows."""
+    """Calls a kernel for every piece, with its index in the matrix, the matrix and its rows."""
     count, step = _pieces(shape), _rows(shape)
 
     def work(number: int) -> None:
@@ -128,7 +128,7 @@ def _run(kernel: Callable[..., None], shape: tuple[int, int, int], *arguments: A
     threads.run(lambda: work, shape[0] * count)
 
 
-# Vectorisation needs reordered sums and fused products; NaN and infinity keep their meaning.
+# Vectorisation requires reordered sums and fused products; NaN and infinity keep their meaning.
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
@@ -137,7 +137,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def _compile(function: Callable[..., Any]) -> Any:
-    """Compiles a kernel at its first call, cached on disk where a writable place exists."""
+    """Compiles a kernel at its first call, with an on-disk cache if a writable place exists."""
     try:
         return njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:
@@ -169,7 +169,7 @@ def _take(rows, first, length):
 
 @njit(**_OPTIONS)
 def _take_rows(rows, first, length):
-    """Returns as many rows, as tuples."""
+    """Returns `length` rows as tuples."""
     if len(length) == 2:
         return _take(rows, first, length), _take(rows, first + 1, length)
     return (
@@ -190,7 +190,7 @@ def _scale(w, x):
 
 @njit(**_OPTIONS)
 def _add(h, x, w):
-    """Adds an input times its weights to as many numbers; no weights change nothing, no numbers are zeros."""
+    """Adds an input times its weights to as many numbers; empty weights add nothing, empty `h` is zeros."""
     if len(w) == 0:
         return h
     if len(h) == 0:
@@ -205,7 +205,7 @@ def _add(h, x, w):
 
 @njit(**_OPTIONS)
 def _add_vectors(h, vectors, j, length):
-    """Adds an element of each unit's vector; nothing where the length is 0."""
+    """Adds an element of each unit's vector, or nothing if the length is 0."""
     if len(length) == 0:
         return h
     if len(h) == 2:
@@ -267,11 +267,11 @@ def _accumulate_kernel(
     grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, busy, lengths,
     constants, sums, piece, matrix, start, stop,
 ):  # fmt: skip
-    """Updates momenta and rms in place, and sums squares of the channels that are on over these rows.
+    """Updates momenta and rms in place, and sums squares of the enabled channels over these rows.
 
     The sums are `(batch, pieces, channels)`. `constants` are the bounds of the gradient and of its clipped
-    channel, the epsilon below the root, and the weight of a new value in each momentum and in rms, 1 - β,
-    which is multiplied by `busy`, `(batch,)`. `lengths` are those of `_make_lengths`.
+    channel, the epsilon under the root, and the weight of a new value in each momentum and in rms, 1 - β,
+    which is multiplied by `busy`, `(batch,)`. `lengths` is the result of `_make_lengths`.
     """
     _, _, grad_on, clipped_on, param_on, m_on, rms_on, ms_on, s_on, gf_on, gs_on, mf_on = lengths
     clip, small_clip, eps, own_busy = constants[0], constants[1], constants[2], busy[matrix]
@@ -326,10 +326,10 @@ def _direct_kernel(
     grads, params, momenta_0, momenta_1, momenta_2, seconds, row_factors, col_factors, row_units, col_units,
     weights, lengths, constants, directions, sums, piece, matrix, start, stop,
 ):  # fmt: skip
-    """Computes the direction of these rows, and the sum of its squares, `(batch, pieces)`.
+    """Computes the direction of these rows and its sum of squares, `(batch, pieces)`.
 
-    `weights` are `interface.pack_weights` for each matrix, whose channels' scales multiply the first
-    layer. `row_units` and `col_units` are `interface.pack_units`, read where vectors are on.
+    `weights` are `interface.pack_weights` for each matrix, with the first layer multiplied by the scales of
+    its channels. `row_units` and `col_units` are `interface.pack_units`, read if vectors are on.
     """
     units, vectors, grad_on, clipped_on, param_on, m_on, rms_on, ms_on, s_on, gf_on, gs_on, mf_on = lengths
     clip, small_clip, eps, one = constants[0], constants[1], constants[2], np.float32(1.0)

@@ -1,7 +1,7 @@
 """Chooses the implementation for each tensor: the plain program, compiled kernels, or blocks on a CPU.
 
-By default, kernels serve matrices on a CPU where Numba is installed and on a CUDA device where Triton is,
-blocks other matrices on a CPU, and the plain program (`step.py`) vectors and rare options. The
+By default, kernels serve matrices on a CPU if Numba is installed and on a CUDA device if Triton is;
+blocks serve other matrices on a CPU; and the plain program (`step.py`) serves vectors and rare options. The
 optimizer's `foreach` and `fused` switch kernels off and on; benchmarks and tests choose with `use`.
 """
 
@@ -29,16 +29,16 @@ from celo2.torch.weights import Network
 
 Implementation = Literal["auto", "plain", "passes", "blocks", "numba", "triton"]
 
-KERNELS: dict[str, Implementation] = {"cpu": "numba", "cuda": "triton"}  # by the device's type
-# Elements of a matrix that blocks serve; below, stacking equal tensors in the plain program costs less.
+KERNELS: dict[str, Implementation] = {"cpu": "numba", "cuda": "triton"}  # by device type
+# Elements of the smallest matrix that blocks serve; below, stacking in the plain program is cheaper.
 # Measured by `benchmarks/torch_step.py --programs plain blocks --size 8x32x32 8x48x48 8x64x64 8x96x96
 # 8x128x128 8x192x192 8x384x384` (one thread, commit 29a05c1, shipped weights): blocks took 3.0, 2.8, 2.5,
 # 0.96, 0.76, 1.5 and 0.70 times as long as the plain program.
 LEAST_SIZE = 1 << 13
 # On a GPU the kernels serve matrices with both sides at least LEAST_SIDE, since narrower ones leave most of
 # each block empty, and those of at most SMALL_SIZE elements, for which launches cost more than empty blocks.
-# Not measured on a GPU: `benchmarks/torch_step.py --programs plain triton --size 8x16x4096 8x16x8192
-# 8x32x4096` does so.
+# Not measured on a GPU; `benchmarks/torch_step.py --programs plain triton --size 8x16x4096 8x16x8192
+# 8x32x4096` measures it.
 LEAST_SIDE = 32
 SMALL_SIZE = 1 << 16
 LARGEST_SIDE = 1 << 20  # CUDA's limit of a grid, not a measured one: 65,535 blocks of 16 rows
@@ -49,12 +49,12 @@ _working: WeakKeyDictionary[Network, dict[torch.device, bool]] = WeakKeyDictiona
 
 @contextlib.contextmanager
 def use(implementation: Implementation) -> Iterator[None]:
-    """Selects the implementation of all updates inside the block, wherever it supports a tensor.
+    """Selects the implementation of all updates inside the `with` block, wherever it supports a tensor.
 
     Args:
-        implementation: `"auto"`; `"plain"`, the formulas as the paper has them; `"passes"`, the same
-            in three passes; `"blocks"`, the same on blocks on a CPU; `"numba"`, the kernels for CPUs;
-            `"triton"`, those for GPUs, on a CPU in Triton's interpreter.
+        implementation: `"auto"`; `"plain"`, the formulas as in the paper; `"passes"`, the same
+            in three passes; `"blocks"`, the same on blocks on a CPU; `"numba"`, the CPU kernels;
+            `"triton"`, the GPU kernels, run on a CPU in Triton's interpreter.
     """
     if implementation not in get_args(Implementation):
         names = ", ".join(map(repr, get_args(Implementation)))
@@ -71,7 +71,7 @@ def choose(network: Network, param: Tensor, layout: Layout, *, kernels: bool = T
 
     Args:
         network: The weights and the options.
-        param: The parameter; its dtype, device and size count.
+        param: The parameter, of which dtype, device and size matter.
         layout: Its layout.
         kernels: Whether compiled kernels may be chosen; `use` takes precedence.
     """
@@ -108,9 +108,9 @@ def make_passes(network: Network, implementation: Implementation, *, factored: b
 
 
 def check_kernels(network: Network, device: torch.device) -> None:
-    """Raises a RuntimeError, with the remedy, where a network has no compiled kernels on a device.
+    """Raises a RuntimeError, with the remedy, if a network has no compiled kernels on a device.
 
-    Even where it has some, single tensors may be of a kind that they do not support, for example float64.
+    Even if it has some, they may not support individual tensors, for example float64 ones.
     """
     compiled = KERNELS.get(device.type)
     remedy = "leave fused None."
@@ -128,7 +128,7 @@ def check_kernels(network: Network, device: torch.device) -> None:
 
 
 def _suits(network: Network, param: Tensor, shape: Sequence[int], compiled: Implementation) -> bool:
-    """Returns whether kernels suit such a matrix: no grid too large, no mostly empty blocks."""
+    """Returns whether kernels suit such a matrix: the grid is not too large and blocks not mostly empty."""
     rows, cols = shape[-2:]
     if param.device.type != "cpu":
         narrow = min(rows, cols) < LEAST_SIDE and rows * cols > SMALL_SIZE
@@ -138,7 +138,7 @@ def _suits(network: Network, param: Tensor, shape: Sequence[int], compiled: Impl
 
 
 def _fits(network: Network, param: Tensor, compiled: Implementation) -> bool:
-    """Returns whether kernels are installed and support such a network and parameter."""
+    """Returns whether kernels are installed and support this network and parameter."""
     return param.dtype != torch.float64 and interface.fits(network.config) and _is_installed(compiled)
 
 
@@ -167,7 +167,7 @@ def _try(network: Network, device: torch.device) -> bool:
         passes = make_passes(network, KERNELS[device.type], factored=True)
         passes.square_means(matrix)
         passes.direct(inputs, passes.accumulate(inputs, None), (units[..., None], units[:, None]))
-    except Exception as error:  # whatever it is, other programs still work
+    except Exception as error:  # whatever the error, other programs still work
         warn(f"compiled kernels are not used, since they do not run: {error!r}")
         return False
     return True

@@ -1,6 +1,6 @@
 """The three passes as Triton kernels, for a CUDA device or Triton's interpreter: launch and kernels.
 
-Nothing waits for the device, so that a step can be captured in a CUDA graph. Triton comes with PyTorch
+Nothing waits for the device, so a step can be captured in a CUDA graph. Triton comes with PyTorch
 for CUDA on Linux; nothing else imports this module.
 """
 
@@ -23,8 +23,8 @@ from celo2.torch.kernels import interface
 from celo2.torch.three_pass import Passes, Units
 from celo2.torch.weights import Network
 
-BLOCK = (16, 64)  # rows and columns of the second and third pass: four elements a thread
-SUMS_BLOCK = (64, 64)  # the same of the first pass, which writes a partial sum for each row and column
+BLOCK = (16, 64)  # rows and columns of the second and third pass: four elements per thread
+SUMS_BLOCK = (64, 64)  # the same for the first pass, which writes a partial sum for each row and column
 WARPS, SUMS_WARPS = 8, 4
 
 
@@ -32,8 +32,8 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
     """Makes the passes of `three_pass.make_passes` for gradients and parameters of any dtype but float64.
 
     Args:
-        network: Weights, which become constants of the kernels, and options, for which `interface.fits`
-            holds.
+        network: Weights, which become constants of the kernels, and options that satisfy
+            `interface.fits`.
         factored: As in `three_pass.make_passes`.
     """
     config = network.config
@@ -80,7 +80,7 @@ def make_passes(network: Network, *, factored: bool) -> Passes:
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
-    """Returns the inputs in the kernels' order; tensors that are written to must be contiguous already."""
+    """Returns the inputs in the kernels' order; tensors written in place must already be contiguous."""
     sides = [interface.pack_vectors(torch.stack(side)) for side in zip(*inputs.factors, strict=True)]
     full = (inputs.grad.contiguous(), inputs.param.contiguous())
     return [*full, *inputs.accumulators.momentum, *inputs.accumulators.rms, *sides]
@@ -102,7 +102,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], warp
 
 
 # pyright: reportGeneralTypeIssues=false
-# Triton types a jitted function as one that never returns, since it can be called from kernels alone.
+# Triton types jitted functions as never returning, since they can only be called from kernels.
 
 
 GRAD_CLIP = tl.constexpr(_GRAD_CLIP)
@@ -122,9 +122,9 @@ def _relu(x):
 
 @triton.jit
 def _place(rows, cols, R: tl.constexpr, C: tl.constexpr):
-    """Returns rows `(R, 1)`, columns `(1, C)`, offsets into the matrices and mask of the program's block.
+    """Returns the rows `(R, 1)`, columns `(1, C)`, matrix offsets and mask of the program's block.
 
-    A tensor may have 2³¹ elements and more, so offsets are products with an index of a matrix in int64. Rows
+    A tensor may have 2³¹ or more elements, so offsets are products with an int64 matrix index. Rows
     and columns are at most `dispatch.LARGEST_SIDE`; their products with a constant stay in int32.
     """
     i = tl.program_id(1) * R + tl.arange(0, R)[:, None]
@@ -135,7 +135,7 @@ def _place(rows, cols, R: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def _number():
-    """Returns the index of this program among all, of which no memory holds 2³¹; int64 for its products."""
+    """Returns the index of this program among all (fewer than 2³¹), as int64 for its products."""
     block = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     return (block * tl.num_programs(2) + tl.program_id(2)).to(tl.int64)
 
@@ -176,11 +176,11 @@ def _accumulate_kernel(
     grad, param, momentum_0, momentum_1, momentum_2, rms, row_factors, col_factors, busy, sums, rows, cols,
     weight_0, weight_1, weight_2, weight_rms, ON: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Updates momenta and rms in place, and sums squares of channels of each block, `(blocks, channels)`.
+    """Updates momenta and rms in place, and sums squares of each block's channels, `(blocks, channels)`.
 
     Sums of channels that are not `ON` are not written; nothing that only they need is read or computed.
 
-    A new value has the weight 1 - β, multiplied by `busy`, `(batch,)`.
+    New values have the weight 1 - β, multiplied by `busy`, `(batch,)`.
     """
     own_busy = tl.load(busy + tl.program_id(0))
     i, j, at, inside = _place(rows, cols, R, C)
@@ -245,7 +245,7 @@ def _channel(h, x, scales, channel: tl.constexpr, W: tl.constexpr, UNITS: tl.con
 
 @triton.jit
 def _row(zero, W: tl.constexpr, row: tl.constexpr, UNITS: tl.constexpr):
-    """Returns a row of weights as a block for each unit."""
+    """Returns a row of weights as one block per unit."""
     at: tl.constexpr = row * UNITS
     if UNITS == 2:
         return zero + W[at], zero + W[at + 1]
@@ -265,7 +265,7 @@ def _unit(row_units, col_units, index: tl.constexpr, i, j, rows, cols, UNITS: tl
 
 @triton.jit
 def _units(r, c, i, j, rows, cols, U: tl.constexpr):
-    """Returns what the vectors along rows and columns add to each unit."""
+    """Returns the contributions of the vectors along rows and columns to each unit."""
     if U == 2:
         return _unit(r, c, 0, i, j, rows, cols, U), _unit(r, c, 1, i, j, rows, cols, U)
     else:
@@ -283,10 +283,10 @@ def _direct_kernel(
     col_units, direction, sums, rows, cols, W: tl.constexpr, UNITS: tl.constexpr, ON: tl.constexpr,
     VECTORS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
-    """Computes the direction, and the sum of its squares for each block.
+    """Computes the direction and its sum of squares for each block.
 
-    `W` is `interface.pack_weights`. The units' vectors are read if there are `VECTORS`, else they are the
-    first layer's bias. Nothing is computed for channels that are not `ON`.
+    `W` is `interface.pack_weights`. The units' vectors are read if there are `VECTORS`; otherwise they are
+    the first layer's bias. Nothing is computed for channels that are not `ON`.
     """
     i, j, at, inside = _place(rows, cols, R, C)
     zero = tl.zeros((R, C), tl.float32)

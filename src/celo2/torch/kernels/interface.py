@@ -16,9 +16,9 @@ from celo2.torch.weights import Network
 CHANNELS = (
     ("grad", 1), ("clipped_grad", 1), ("param", 1), ("momentum", 3), ("rms", 1), ("normalized_momentum", 3),
     ("rsqrt_rms", 1), ("factored_grad", 3), ("normalized_grad", 1), ("factored_momentum", 3),
-)  # fmt: skip  # the kernels' order: that of `features.full_channels` with every feature on
+)  # fmt: skip  # the kernels' order: as in `features.full_channels` with every feature on
 NUM_CHANNELS = 18
-UNITS = (2, 8)  # the sizes that kernels are compiled for; other networks are padded
+UNITS = (2, 8)  # the sizes for which kernels are compiled; other networks are padded
 
 
 def fits(config: RuleConfig) -> bool:
@@ -33,7 +33,7 @@ def fits(config: RuleConfig) -> bool:
 
 
 def count_units(config: RuleConfig) -> int:
-    """Returns the number of units of the kernels for a network."""
+    """Returns the kernels' number of units for a network."""
     return next(units for units in UNITS if units >= config.ff_hidden_size)
 
 
@@ -43,11 +43,11 @@ def has_vectors(config: RuleConfig) -> bool:
 
 
 def pack_weights(network: Network, *, factored: bool) -> np.ndarray:
-    """Packs the weights that the kernels use as rows of one number for each unit, padded with zeros.
+    """Packs the weights that the kernels use as rows of one number per unit, padded with zeros.
 
-    The rows are those of the first layer for all channels, `(18, units)`, zero where they are off; those of
-    the second layer, `(units, units)`; the bias of the first, zero where the units' vectors are read, which
-    include it; the bias of the second; the direction's column of the third; and its bias, repeated.
+    The rows are the first layer for all channels, `(18, units)`, zero for those that are off; the second
+    layer, `(units, units)`; the bias of the first, zero if the units' vectors are read, which include it;
+    the bias of the second; the direction's column of the third; and its bias, repeated.
     """
     arrays, config = network.arrays, network.config
     size, units = config.ff_hidden_size, count_units(config)
@@ -76,7 +76,7 @@ def pack_vectors(vectors: Tensor) -> Tensor:
 
 
 def pack_units(vectors: Tensor, config: RuleConfig) -> Tensor:
-    """Packs what is added to the units of the first layer like `pack_vectors`, padded with zeros."""
+    """Packs the contributions to the units of the first layer like `pack_vectors`, padded with zeros."""
     padding = vectors.new_zeros(count_units(config) - len(vectors), *vectors.shape[1:])
     return pack_vectors(torch.cat([vectors, padding]) if len(padding) else vectors)
 

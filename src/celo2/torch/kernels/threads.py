@@ -1,7 +1,7 @@
 """Runs independent pieces of work on a pool of threads whose PyTorch operations are single-threaded.
 
-On a CPU, an operation on a block that fits into the cache is too short to be divided: its threads would
-wait for each other a hundred times a block. Whole blocks are long enough, since PyTorch releases the GIL
+On a CPU, an operation on a block that fits in the cache is too short to be parallelised: its threads would
+wait for each other a hundred times per block. Whole blocks are long enough, since PyTorch releases the GIL
 while an operation runs.
 """
 
@@ -20,15 +20,15 @@ def run(make_worker: Callable[[], Callable[[int], None]], count: int) -> None:
     """Calls workers with 0, 1, …, `count` - 1, on as many threads as `torch.get_num_threads()`.
 
     Args:
-        make_worker: Called once for each thread; makes a worker with memory of its own. The result must
-            not depend on which worker gets which number.
+        make_worker: Makes a worker with its own memory; called once per thread. The result must not depend
+            on which worker gets which number.
         count: The number of pieces.
     """
     threads = min(torch.get_num_threads(), count)
     if threads < 2:
         _work(make_worker, range(count))
         return
-    numbers = iter(range(count))  # `next` of it is atomic
+    numbers = iter(range(count))  # `next` is atomic
     futures = [_pool(threads).submit(_work, make_worker, numbers) for _ in range(threads)]
     for future in futures:
         future.result()
@@ -47,13 +47,13 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         pool = ThreadPoolExecutor(threads, "celo2", initializer=_use_one_thread)
         for future in [pool.submit(_wait) for _ in range(threads)]:
             future.result()
-        torch.set_num_threads(before)  # for later threads: each thread has its own number
+        torch.set_num_threads(before)  # for later threads: each thread has its own setting
         _pools[threads] = pool
     return _pools[threads]
 
 
 def _use_one_thread() -> None:
-    torch.get_num_threads()  # sets the thread up, and would undo what follows if it came later
+    torch.get_num_threads()  # sets the thread up; if called later, it would undo the next line
     torch.set_num_threads(1)
 
 

@@ -1,6 +1,6 @@
 """Routes the parameters of a module to the rule (hidden matrices) or to AdamW.
 
-The evidence and its precedence are those of `celo2.routing`, as for JAX; `params.py` reads the module.
+As for JAX, `celo2.routing` defines the evidence and its precedence; `params.py` reads the module.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ def find_routes(
     base: bool = False,
     undecided: Undecided = "warn",
 ) -> dict[str, Route]:
-    r"""Routes every parameter of a module by the layers that hold it.
+    r"""Routes every parameter of a module by the layers that contain it.
 
-    In this order, `"adamw"` goes to rank ≤ 1 and what is a vector in effect; to norms of any rank,
-    embeddings and depthwise convolutions, by the layer's class or one that it derives from; to tables,
-    tokens, routers and heads by the names of modules, classes and parameters; to routers that have one
-    output for each expert beside them; to an embedding in a second place (a tied head); to what has the
-    vocabulary's size, and to projections whose output no layer reads. The rest is hidden. What a
-    parametrization or an adapter holds is routed like the layer that it belongs to. Wrappers and the order
-    of registration change nothing ("What updates what" in the documentation has examples).
+    The following get `"adamw"`, in this order: rank ≤ 1 and effective vectors; norms of any rank,
+    embeddings and depthwise convolutions, by the layer's class or a base class; tables, tokens, routers
+    and heads, by the names of modules, classes and parameters; routers with one output per expert beside
+    them; an embedding in a second place (a tied head); matrices with the vocabulary's size; and
+    projections whose output no layer reads. All other parameters are hidden. Parameters of a
+    parametrization or an adapter are routed like the layer they belong to. Wrappers and the order of
+    registration do not matter ("What updates what" in the documentation has examples).
 
     Args:
-        module: The module to train. Only its layers' types and sizes, and its parameters' names and
+        module: The module to train. Only its layers' types and sizes and its parameters' names and
             shapes are read.
         overrides: The algorithm of some parameters: a mapping from regular expressions to `"celo2"` or
-            `"adamw"`, tried with `re.search` on the parameter's name (without wrappers' parts of it), the
-            first match wins; or a callable `(name, parameter) → "celo2" | "adamw" | None`.
+            `"adamw"`, tried with `re.search` on the parameter's name (without parts added by wrappers), where
+            the first match wins; or a callable `(name, parameter) → "celo2" | "adamw" | None`.
         dimension_numbers: The matrix inside some parameters, by regular expressions as in `overrides`:
-            `{r"qkv\.weight": DimensionNumbers(1, 0, output_splits=3)}`. None takes one as stored.
-        split_heads: Whether each head of `nn.MultiheadAttention` gets query, key and value matrices of
-            its own, rather than each of the three one for all heads.
+            `{r"qkv\.weight": DimensionNumbers(1, 0, output_splits=3)}`. None: the parameter as stored.
+        split_heads: Whether each head of `nn.MultiheadAttention` has its own query, key and value
+            matrices, instead of one of each for all heads.
         base: Whether every parameter gets the rule (Celo2-base), along the same axes.
         undecided: Handling of parameters with too little evidence, which get the rule. `"warn"`: one
             `RoutingWarning` lists them; `"raise"`: a ValueError does; `"allow"`: silence.
@@ -90,14 +90,14 @@ def find_routes(
 
 
 def fit_route(route: Route, param: Tensor) -> Route:
-    """Returns the route, or AdamW where the rule cannot train the parameter and no override demands it."""
+    """Returns the route, or AdamW if the rule cannot train the parameter and no override demands it."""
     if param.is_complex() and route.algorithm == "celo2" and route.reason != "override":
         return route._replace(algorithm="adamw", reason="complex numbers")
     return route
 
 
 def find_routes_by_name(named: Iterable[tuple[str, Tensor]], *, base: bool = False) -> list[Route]:
-    """Routes parameters that came without their module by their names and shapes, in order.
+    """Routes parameters given without their module by names and shapes, in order.
 
     Example:
         >>> import torch
@@ -127,7 +127,7 @@ def routing_table(module: nn.Module, **options: Any) -> str:
 
 
 def format_routes(entries: Sequence[tuple[str, Tensor, Route]]) -> str:
-    """Formats a table of `(name, parameter, route)`, equal layers in one line, with totals per algorithm."""
+    """Formats a table of `(name, parameter, route)`, equal layers on one line, with totals per algorithm."""
     return format_table(
         [Row(name, tuple(param.shape), route, param.requires_grad) for name, param, route in entries]
     )
@@ -136,7 +136,7 @@ def format_routes(entries: Sequence[tuple[str, Tensor, Route]]) -> str:
 def _one_for_each(
     params: Sequence[Param], routes: Sequence[Route], chosen: set[str]
 ) -> dict[str, tuple[Param, Route]]:
-    """Returns one route per parameter, by its first name: the user's, else AdamW if any place says so."""
+    """Returns one route per parameter, by its first name: the user's, or else AdamW if any place gets it."""
     first: dict[int, str] = {}
     kept: dict[str, tuple[Param, Route]] = {}
     for param, route in zip(params, routes, strict=True):

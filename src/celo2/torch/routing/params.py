@@ -1,4 +1,4 @@
-"""Describes the parameters of a module for routing: the layer that holds each, and the matrix in it."""
+"""Describes the parameters of a module for routing: the layer of each, and the matrix in it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class ParamInfo(NamedTuple):
     """The place of a parameter in its module: its layer, and the names on its path without wrappers.
 
     Attributes:
-        layer: The module that holds it, or that owns its parametrization or adapter.
+        layer: The module that contains it, or that owns its parametrization or adapter.
         own: The parameter's name in that layer; `weight` for a parametrized weight.
         names: The names of the modules from the root down, and the parameter's own.
         classes: The classes of these modules; empty for containers.
         owner: The name of the parameter that this one adapts, or empty.
-        parent: The module that holds the layer; the root is its own parent.
+        parent: The module that contains the layer; the root is its own parent.
     """
 
     layer: nn.Module
@@ -56,7 +56,7 @@ class ParamInfo(NamedTuple):
 
 
 def describe_parameters(module: nn.Module, *, split_heads: bool) -> list[Param]:
-    """Describes every parameter of a module, a shared one in each of its places.
+    """Describes every parameter of a module, shared ones once per place.
 
     Args:
         module: The module to train.
@@ -87,7 +87,7 @@ def describe_parameters(module: nn.Module, *, split_heads: bool) -> list[Param]:
 
 
 def describe_named(named: Iterable[tuple[str, Tensor]]) -> list[Param]:
-    """Describes parameters without a module, by their names and shapes alone."""
+    """Describes parameters without a module by their names and shapes."""
     found = []
     for path, param in named:
         names, kind, matrix = make_names(path.split(".")), "matrix", None
@@ -146,7 +146,7 @@ def _class_of(layer: nn.Module) -> str:
 def _find_matrix(
     place: ParamInfo, names: Sequence[Name], param: Tensor, widths: set[int], *, split_heads: bool
 ) -> tuple[Kind, Matrix | None]:
-    """Returns the kind of a layer, and the matrix in one of its parameters."""
+    """Returns the kind of a layer and the matrix in one of its parameters."""
     layer, own, shape = place.layer, place.own, tuple(param.shape)
     if isinstance(layer, NORMS) or type(layer).__name__.endswith("Norm"):
         return "norm", None
@@ -194,7 +194,7 @@ def _attention(
 
 
 def _linear(place: ParamInfo, names: Sequence[Name], shape: tuple[int, ...], *, reduction: int) -> Matrix:
-    """Returns the matrix of a linear layer, split if its name and sizes show that it is fused."""
+    """Returns the matrix of a linear layer, split if its name and sizes indicate that it is fused."""
     whole = make_matrix(shape, (reduction,), (1 - reduction,))
     if whole.numbers is None:
         whole = Matrix(DimensionNumbers(0, 1), whole.inputs, whole.outputs, whole.note)
@@ -205,7 +205,7 @@ def _linear(place: ParamInfo, names: Sequence[Name], shape: tuple[int, ...], *, 
 
 
 def _inputs_of_outputs(place: ParamInfo) -> list[int]:
-    """Returns the input sizes of the output projections beside a layer: all heads of attention together."""
+    """Returns the input sizes of the output projections beside a layer, all attention heads together."""
     return [
         layer.in_features
         for name, layer in place.parent.named_children()
@@ -216,7 +216,7 @@ def _inputs_of_outputs(place: ParamInfo) -> list[int]:
 def _from_names(
     names: Sequence[Name], own: str, param: Tensor, widths: set[int], layer: nn.Module | None
 ) -> tuple[Kind, Matrix]:
-    """Returns kind and matrix of a parameter of an unknown class, by its names and shape."""
+    """Returns the kind and matrix of a parameter of an unknown class by its names and shape."""
     shape = tuple(param.shape)
     transposed = own == "weight" or own.startswith("weight_")
     if param.ndim == 2:
@@ -247,7 +247,7 @@ def _bias_says_inputs_first(layer: nn.Module, shape: tuple[int, ...]) -> bool:
 
 
 def _outputs_first(own: str, shape: tuple[int, ...], layer: nn.Module | None, widths: set[int]) -> bool:
-    """Returns whether a stack of experts is stored as (experts, out, in), by its neighbours and the width."""
+    """Returns whether a stack of experts is stored as (experts, out, in), by its siblings and the width."""
     neighbours = [] if layer is None else [tuple(p.shape) for _, p in layer.named_parameters(recurse=False)]
     _, first, second = shape
     for other in neighbours:
@@ -264,7 +264,7 @@ def _outputs_first(own: str, shape: tuple[int, ...], layer: nn.Module | None, wi
 
 
 def _widths(module: nn.Module) -> set[int]:
-    """Returns the sizes of the residual stream: of embeddings, and of the vectors of norms."""
+    """Returns the sizes of the residual stream, from embeddings and norm vectors."""
     sizes = {layer.embedding_dim for layer in module.modules() if isinstance(layer, EMBEDDINGS)}
     for layer in module.modules():
         if isinstance(layer, NORMS) or type(layer).__name__.endswith("Norm"):

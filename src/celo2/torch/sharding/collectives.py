@@ -1,9 +1,9 @@
 """Process meshes, batched collectives, and the collective requests of sharded updates.
 
 The processes that share a parameter form a mesh, as in `torch.distributed.device_mesh`: the parameter is
-sharded along some axes of the mesh and replicated along the others. Replicated training is a mesh with one
+sharded along some mesh axes and replicated along the others. Replicated training is a mesh with one
 axis, along which nothing is sharded. The update of a sharded parameter is a generator, an `UpdateTask`,
-which yields `AllReduce` and `Orthogonalize` requests; `runtime` batches and answers them.
+that yields `AllReduce` and `Orthogonalize` requests; `runtime` batches and answers them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ class Processes(NamedTuple):
         coordinates: The mesh coordinates of every rank.
         rank: The rank of this process.
         group: The process group of the whole mesh.
-        axis_groups: One process group per mesh axis: the ranks that differ from this one only along that
-            axis.
+        axis_groups: One process group per mesh axis, with the ranks that differ from this one only along it.
     """
 
     shape: tuple[int, ...]
@@ -41,7 +40,7 @@ class Processes(NamedTuple):
 
 
 def mesh_processes(mesh: Any) -> Processes:
-    """Returns the processes of a `DeviceMesh`; every process of the mesh must call it."""
+    """Returns the processes of a `DeviceMesh`; every process in the mesh must call it."""
     group: Any = None
     if mesh.ndim == 1:
         group = mesh.get_group()
@@ -66,14 +65,14 @@ def replicas(group: Any) -> Processes:
 def all_reduce(
     requests: Mapping[int, tuple[Sequence[Any], Sequence[Tensor]]],
 ) -> dict[int, list[Tensor]]:
-    """Sums tensors over processes; tensors of equal groups, dtype and device share one all-reduce.
+    """Sums tensors over processes; tensors with equal groups, dtype and device share one all-reduce.
 
     Args:
-        requests: For each request's number, the groups to sum over, one after the other, and the tensors.
-            Every process passes the same numbers in the same order.
+        requests: For each request number, the groups to sum over in sequence, and the tensors. Every process
+            passes the same numbers in the same order.
 
     Returns:
-        For each request's number, the sums, in the shapes of its tensors.
+        For each request number, the sums, in the shapes of its tensors.
     """
     together: dict[Hashable, list[int]] = {}
     for number, (groups, values) in requests.items():
@@ -97,7 +96,7 @@ def all_to_all(
         outgoing: For each rank, the tensors to send to it.
         incoming: For each rank, the number of elements to receive from it.
         processes: The participating processes.
-        like: A tensor of the dtype and device of all tensors.
+        like: A tensor with the dtype and device of all tensors.
 
     Returns:
         For each rank, one flat tensor of the elements received from it.
@@ -123,13 +122,13 @@ def _mesh_places(ranks: Tensor) -> list[tuple[list[int], int]]:
 
 
 class AllReduce(NamedTuple):
-    """Requests the sums of these tensors over all shards."""
+    """Request for the sums of these tensors over all shards."""
 
     values: list[Tensor]
 
 
 class Orthogonalize(NamedTuple):
-    """Requests the orthogonalisation of a tensor, given and answered as this process's blocks of it."""
+    """Request for the orthogonalisation of a tensor, given and returned as this process's blocks."""
 
     blocks: list[Tensor]
 

@@ -16,7 +16,7 @@ from celo2.torch.sharding.spec import ShardingSpec, is_shard
 
 
 class ShardingSpecs:
-    """The sharding specs of an optimizer's parameters, each made once.
+    """Cache of the sharding specs of an optimizer's parameters.
 
     Args:
         group: The processes that train replicas together and hold every plain tensor in full; None: this
@@ -34,9 +34,9 @@ class ShardingSpecs:
         self.buckets: Buckets = {}
 
     def find(self, param: Any, layout: Layout, numbers: Any, *, orthogonalize: bool) -> ShardingSpec | None:
-        """Returns a parameter's sharding spec, or None where this process computes its step alone.
+        """Returns a parameter's sharding spec, or None if this process computes its step alone.
 
-        A parameter that no mesh axis shards has a spec only for Newton–Schulz.
+        A parameter that no mesh axis shards only has a spec for Newton–Schulz.
 
         Args:
             param: The parameter.
@@ -67,29 +67,29 @@ class ShardingSpecs:
 
 
 def is_dtensor(tensor: Any) -> bool:
-    """Returns whether a tensor is a `DTensor`; none exists before `torch.distributed.tensor` is imported."""
+    """Returns whether a tensor is a `DTensor`; none exist before `torch.distributed.tensor` is imported."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Any) -> Tensor:
-    """Returns the local tensor of a `DTensor`, sharing its memory, and a plain tensor as it is."""
+    """Returns the local tensor of a `DTensor`, sharing its memory; plain tensors are returned as they are."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def local_grad(grad: Any, param: Any) -> Tensor:
-    """Returns the local gradient, placed as its parameter: it may still be partial sums, for example."""
+    """Returns the local gradient, placed like its parameter; it may have been partial sums, for example."""
     if is_dtensor(param) and is_dtensor(grad) and grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
     return local(grad)
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, like: Any, *, whole: bool = False) -> Tensor:
-    """Makes a state tensor of zeros on the device of a parameter.
+    """Makes a state tensor of zeros on a parameter's device.
 
     Args:
-        shape: The shape of the whole state tensor: the parameter's, but for axes reduced to 1, which no
-            process shares, and axes of length 1 behind.
+        shape: The shape of the whole state tensor: the parameter's, except for axes reduced to 1, which are
+            not sharded, and trailing axes of length 1.
         dtype: The dtype of the state tensor.
         like: The parameter. The state of a `DTensor` has its placements.
         whole: Whether every process holds the whole state tensor instead.
@@ -110,7 +110,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, like: Any, *, whole: bool = 
 
 
 def match(saved: Any, expected: Any) -> Tensor:
-    """Returns a saved state tensor, placed as the expected one.
+    """Returns a saved state tensor, placed like the expected one.
 
     Raises:
         ValueError: The state was saved from shards, and the parameter is a plain tensor.
@@ -131,7 +131,7 @@ def match(saved: Any, expected: Any) -> Tensor:
 
 
 def check_wrappers(module: nn.Module) -> None:
-    """Raises a TypeError for parameters that FSDP1 has flattened: their matrices are gone."""
+    """Raises a TypeError for parameters flattened by FSDP1, whose matrices are lost."""
     if any(type(layer).__name__ == "FullyShardedDataParallel" for layer in module.modules()):
         raise TypeError(
             "FullyShardedDataParallel flattens parameters, and the rule needs their matrices; use "

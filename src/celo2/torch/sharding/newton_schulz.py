@@ -2,7 +2,7 @@
 
 Matrices are assigned to owner ranks so that the work is balanced. The owner of a matrix gathers it,
 orthogonalises it and sends every process the tiles that it holds. This happens in buckets, in each of which
-a process gathers one large matrix or several small ones. A matrix that some processes hold in full is bucket
+a process gathers one large matrix or several small ones. A matrix that some processes hold in full is owned
 by one of them.
 """
 
@@ -20,14 +20,14 @@ from celo2.torch import orthogonalize
 from celo2.torch.sharding.collectives import Processes, all_to_all
 from celo2.torch.sharding.spec import ShardingSpec, Tile
 
-BUCKET_SIZE = 1 << 22  # elements of the small matrices that a process gathers together
+BUCKET_SIZE = 1 << 22  # elements of small matrices that a process gathers together
 
 
 class _OwnedMatrix(NamedTuple):
     """A matrix and the rank that orthogonalises it.
 
     Attributes:
-        request: The position of its tensor in the requests of `orthogonalize_all`.
+        request: The index of its tensor in the requests of `orthogonalize_all`.
         matrix: Its index among the matrices of that tensor.
         spec: The sharding spec of that tensor.
         owner: The rank that orthogonalises it.
@@ -77,13 +77,13 @@ def orthogonalize_all(
     like: Tensor,
     buckets: Buckets,
 ) -> list[list[Tensor]]:
-    """Orthogonalises the matrices of tensors that the same processes share.
+    """Orthogonalises the matrices of tensors shared by the same processes.
 
     Args:
-        requests: The sharding spec and the local blocks of each tensor; the same specs in the same order
-            in every process.
+        requests: The sharding spec and the local blocks of each tensor, with the same specs in the same
+            order in every process.
         config: The Newton–Schulz options.
-        like: A tensor of the dtype and device of all blocks.
+        like: A tensor with the dtype and device of all blocks.
         buckets: The owner assignments of earlier calls; a new one is added.
 
     Returns:
@@ -131,7 +131,7 @@ def orthogonalize_all(
 
 
 def _gather_transfers(bucket: Sequence[_OwnedMatrix], rank: int) -> Iterator[_Transfer]:
-    """Yields the transfers to the owners from and to one rank."""
+    """Yields one rank's outgoing and incoming transfers to the owners."""
     for matrix in bucket:
         for sender in matrix.holders if matrix.owner == rank else [rank]:
             if matrix.sends(sender):
@@ -139,7 +139,7 @@ def _gather_transfers(bucket: Sequence[_OwnedMatrix], rank: int) -> Iterator[_Tr
 
 
 def _scatter_transfers(bucket: Sequence[_OwnedMatrix], rank: int) -> Iterator[_Transfer]:
-    """Yields the transfers from the owners from and to one rank."""
+    """Yields one rank's outgoing and incoming transfers from the owners."""
     for matrix in bucket:
         for holder in matrix.holders if matrix.owner == rank else [rank]:
             tiles = matrix.holders.get(holder, [])
@@ -162,8 +162,8 @@ def _copy(
         read: Returns the tile that a transfer sends.
         write: Stores the tile that a transfer delivers.
         processes: The participating processes.
-        like: A tensor of the dtype and device of all tiles.
-        local: Whether no transfer of any process leaves that process.
+        like: A tensor with the dtype and device of all tiles.
+        local: Whether all transfers of all processes stay within the process.
     """
     listed = list(transfers)
     if local:
@@ -196,9 +196,9 @@ def _orthogonalize(matrices: dict[_OwnedMatrix, Tensor], config: RuleConfig) -> 
 
 
 def _assign_owners(specs: tuple[ShardingSpec, ...]) -> list[list[_OwnedMatrix]]:
-    """Assigns every matrix to an owner rank, the costly ones first, and groups the matrices in buckets.
+    """Assigns every matrix to an owner rank, costly ones first, and groups the matrices into buckets.
 
-    In one bucket, a rank owns matrices of at most `BUCKET_SIZE` elements, or one larger matrix.
+    In one bucket, a rank owns matrices with at most `BUCKET_SIZE` elements in total, or one larger matrix.
     """
     size = specs[0].processes.size
     todo = [(request, matrix) for request, d in enumerate(specs) for matrix in range(d.num_matrices)]
@@ -223,6 +223,6 @@ def _flat(block: Tensor) -> Tensor:
 
 
 def _cost(spec: ShardingSpec) -> int:
-    """Returns the multiplications of the plain form on one of the spec's matrices, up to a factor."""
+    """Returns the multiplications in the plain form for one of the spec's matrices, up to a factor."""
     *_, rows, columns = spec.layout.shape
     return rows * columns * min(rows, columns)

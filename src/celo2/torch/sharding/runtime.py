@@ -1,9 +1,9 @@
 """Runs the updates of sharded parameters concurrently and batches their collective requests.
 
-The updates of `step` advance together, in batches of `BATCH_SIZE` local elements, so that a batch's sums of
-one kind share one all-reduce: Celo2-base has three all-reduces of vectors for each batch, each dtype in it
-and each set of sharded mesh axes, in every parameter group, and gathers nothing. Newton–Schulz, which needs
-whole matrices, is in `newton_schulz`.
+The updates of `step` advance together, in batches of `BATCH_SIZE` local elements, so that all sums of one
+kind in a batch share one all-reduce. In every parameter group, Celo2-base has three all-reduces of vectors
+per batch, dtype and set of sharded mesh axes, and gathers nothing. Newton–Schulz, which needs whole
+matrices, is in `newton_schulz`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from celo2.torch.sharding.newton_schulz import Buckets, orthogonalize_all
 from celo2.torch.sharding.spec import ShardingSpec
 from celo2.torch.weights import Network
 
-BATCH_SIZE = 1 << 24  # local elements whose intermediate results are kept at the same time
+BATCH_SIZE = 1 << 24  # local elements whose intermediate results exist at the same time
 
 
 def run_tasks(
@@ -31,12 +31,12 @@ def run_tasks(
     specs: Sequence[ShardingSpec],
     buckets: Buckets,
 ) -> list[Any]:
-    """Runs updates such as `step.update`, and returns the result of each.
+    """Runs updates such as `step.update` and returns the result of each.
 
     Args:
         network: The weights and the options.
-        tasks: The updates, none of which has begun.
-        leaves: The leaf of each; the same parameters in the same order in every process.
+        tasks: The updates, none of which has started.
+        leaves: The leaf of each, with the same parameters in the same order in every process.
         specs: The sharding spec of each.
         buckets: The owner assignments of earlier steps; new ones are added.
     """
@@ -48,7 +48,7 @@ def run_tasks(
 
 
 def run_alone(task: UpdateTask) -> Any:
-    """Runs an update of a parameter that this process holds in full: a sum over the shards is the summand."""
+    """Runs the update of a parameter that this process holds in full: the sum over shards is the summand."""
     answer: Any = None
     while True:
         try:
@@ -79,7 +79,7 @@ def _run(
     pairs: Sequence[tuple[Leaf, ShardingSpec]],
     buckets: Buckets,
 ) -> list[Any]:
-    """Advances all updates from request to request and answers the requests of all of them together."""
+    """Advances all updates from request to request and answers their requests together."""
     answers: dict[int, Any] = dict.fromkeys(range(len(running)))
     results: dict[int, Any] = {}
     while answers:
@@ -101,7 +101,7 @@ def _orthogonalize(
     config: RuleConfig,
     buckets: Buckets,
 ) -> dict[int, list[Tensor]]:
-    """Answers the `Orthogonalize` requests; those of the same processes, dtype and device together."""
+    """Answers the `Orthogonalize` requests, those with equal processes, dtype and device together."""
     shared: dict[Hashable, dict[int, tuple[ShardingSpec, list[Tensor]]]] = {}
     for index, request in requests.items():
         if isinstance(request, Orthogonalize):

@@ -1,10 +1,10 @@
 """Sharding specs: the elements of a parameter that each process holds, as rows and columns of its matrices.
 
-A `Shard`, the elements that one process holds, is a product of index sets, one for each axis of the
-parameter, and stays one when axes are merged into the rows and columns of a matrix. Where the matrices of a
-fused kernel lie side by side, a shard may end inside of one: it then has several `Region`s, each a product
-of index sets again. A `Tile` is the intersection of a region with one matrix. A `ShardingSpec` has the
-shards of all processes and the groups over which sums over the shards go.
+A `Shard`, the elements that one process holds, is a product of index sets, one per axis of the
+parameter, and remains one when axes are merged into the rows and columns of a matrix. If the matrices of a
+fused kernel lie side by side, a shard may end inside one: it then has several `Region`s, each again a
+product of index sets. A `Tile` is the intersection of a region with one matrix. A `ShardingSpec` has the
+shards of all processes and the groups for sums over the shards.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from celo2.torch.sharding.collectives import Processes
 
 
 class Region(NamedTuple):
-    """A region of the layout's tensor: a product of index sets, one for each axis.
+    """A region of the layout's tensor: a product of index sets, one per axis.
 
     Attributes:
         indices: For each axis of `Layout.shape`, the indices held, on the CPU.
         ranges: The same as slices; None for an axis whose indices have gaps.
         start: The start of the region along the output axis of the local tensor.
-        splits: The number of matrices of a fused kernel that the region cuts at the same rows.
+        splits: The number of matrices of a fused kernel that the region covers at the same rows.
     """
 
     indices: tuple[Tensor, ...]
@@ -43,11 +43,11 @@ class Region(NamedTuple):
         return tuple(len(index) for index in self.indices)
 
     def matrices(self, shape: Sequence[int]) -> Tensor:
-        """Returns the flat indices of the region's matrices over the leading axes of the layout's shape."""
+        """Returns the region's flat matrix indices over the leading axes of the layout's shape."""
         return _ravel(self.indices[:-2], shape[:-2])
 
     def index_in(self, shape: Sequence[int]) -> tuple[Any, ...]:
-        """Returns the region's index into a tensor of the layout's leading axes, some of them of length 1."""
+        """Returns the region's index into a tensor with the layout's leading axes, some of length 1."""
         rank = len(shape)
         ranges = [r if size > 1 else slice(0, 1) for r, size in zip(self.ranges[:rank], shape, strict=True)]
         if None not in ranges:
@@ -63,7 +63,7 @@ class Shard(NamedTuple):
     Attributes:
         shape: The shape of the local tensor.
         layout: The layout of the whole parameter.
-        regions: The regions of the layout's tensor that make up the local tensor; none if that is empty.
+        regions: The regions of the layout's tensor that make up the local tensor; none if it is empty.
         merged: The local tensor's batch, row and column sizes; empty for a layout without a view.
         elements: For each axis of the parameter, the indices held.
     """
@@ -90,7 +90,7 @@ class Shard(NamedTuple):
         return blocks
 
     def from_blocks(self, blocks: Sequence[Tensor], like: Tensor) -> Tensor:
-        """Inverts `to_blocks`; an empty shard takes its dtype and device from `like`."""
+        """Inverts `to_blocks`; empty shards get their dtype and device from `like`."""
         view = self.layout.view
         if not blocks:
             return like.new_empty(self.shape)
@@ -106,7 +106,7 @@ class Shard(NamedTuple):
         return permuted.permute(order)
 
     def flat_indices(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Returns the flat index of every local element in the whole parameter of this shape, int32."""
+        """Returns the flat int32 index of every local element in the whole parameter of this shape."""
         flat = _ravel(self.elements, shape)
         return flat.to(device, torch.int32)
 
@@ -121,8 +121,8 @@ def held_indices(
 ) -> tuple[Tensor, ...]:
     """Returns, for each axis of a tensor, the indices that the process at a mesh coordinate holds.
 
-    The placement is that of `torch.distributed.tensor`: along each axis of the mesh in turn, in chunks of
-    equal size, of which the last may be smaller and some empty.
+    Placement follows `torch.distributed.tensor`: along each mesh axis in turn, in chunks of equal size, of
+    which the last may be smaller and some empty.
     """
     held = [torch.arange(size) for size in shape]
     for placement, num_chunks, position in zip(placements, mesh_shape, coordinate, strict=True):
@@ -134,7 +134,7 @@ def held_indices(
 def make_shard(
     shape: Sequence[int], layout: Layout, numbers: DimensionNumbers | None, held: tuple[Tensor, ...]
 ) -> Shard:
-    """Makes the shard of a parameter that consists of these indices of each axis.
+    """Makes the shard of a parameter that has these indices along each axis.
 
     Args:
         shape: The shape of the whole parameter.
@@ -166,10 +166,10 @@ def make_shard(
 
 
 def _cut(output: Tensor, width: int) -> list[tuple[int, Tensor, Tensor]]:
-    """Splits the output indices held into runs within one matrix, and joins neighbours of equal rows.
+    """Splits the output indices held into runs within one matrix, and joins neighbours with equal rows.
 
     Returns:
-        For each run, its start, the indices of its matrices, and the rows held of each of them.
+        For each run, its start, the indices of its matrices, and the rows held of each.
     """
     numbers, lengths = torch.unique_consecutive(output // width, return_counts=True)
     runs: list[tuple[int, list[Tensor], Tensor]] = []
@@ -192,7 +192,7 @@ def _chunk(indices: Tensor, placement: Any, num_chunks: int, position: int) -> T
 
 
 def _ravel(indices: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
-    """Returns the flat index of every element of a product of indices in a tensor of this shape."""
+    """Returns the flat index in a tensor of this shape of every element of a product of indices."""
     flat = torch.zeros(1, dtype=torch.int64)
     for index, size in zip(indices, shape, strict=True):
         flat = (flat[:, None] * size + index).flatten()
@@ -210,8 +210,8 @@ class Tile(NamedTuple):
     """The rows and columns of one matrix that a region of a shard covers.
 
     Attributes:
-        region: The position of the region in `Shard.regions`.
-        position: The position of the matrix in that region.
+        region: The index of the region in `Shard.regions`.
+        position: The index of the matrix in that region.
         rows: The indices of the matrix's rows.
         columns: The indices of its columns.
     """
@@ -241,8 +241,7 @@ class ShardingSpec:
         layout: As given.
         processes: As given.
         shape: As given.
-        groups: The groups over which a sum over the shards goes, one after the other; none if no axis is
-            sharded.
+        groups: The groups for a sum over the shards, in sequence; none if no axis is sharded.
         num_shards: The number of distinct shards.
         shard: The shard of this process.
     """

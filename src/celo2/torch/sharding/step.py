@@ -1,8 +1,8 @@
 """The update of one sharded parameter: `celo2.torch.step` on the local elements.
 
-The rule needs a whole matrix only for means: of squared gradients along rows and columns, of the squares of
-each input channel and of the step. Each is a sum over the shards. Every process holds the whole row and
-column accumulators, so features of these need no sum. An update is a generator that yields its collective
+The rule needs whole matrices only for means: of squared gradients along rows and columns, and of the squares
+of each input channel and of the step. Each is a sum over the shards. Every process holds the whole row and
+column accumulators, so their features need no sum. An update is a generator that yields its collective
 requests, so that `runtime` can batch those of all parameters.
 """
 
@@ -41,13 +41,13 @@ def update(network: Network, leaf: Leaf, spec: ShardingSpec, *, kernels: bool = 
         leaf: The local tensors and the layout of the whole parameter. Row and column accumulators are
             those of the whole parameter; for rank < 2 they are local.
         spec: The parameter's sharding spec.
-        kernels: Whether this process may use compiled kernels; these yield the same requests.
+        kernels: Whether this process may use compiled kernels, which yield the same requests.
 
     Yields:
         Requests to the other processes.
 
     Returns:
-        The un-negated step, of the local shape.
+        The un-negated step, in the local shape.
     """
     config, shard = network.config, spec.shard
     dtype = working_dtype(leaf.param.dtype)
@@ -97,7 +97,7 @@ def _accumulate(leaf: Leaf, grad: Tensor, spec: ShardingSpec, network: Network) 
             total[region.index_in(total.shape)] += block.sum(axis, keepdim=True)
     if totals:
         totals = yield AllReduce(totals)
-    # The last total, a sum over the matrices or along one side of them, tells which have a gradient.
+    # The last total, a sum over the matrices or along one of their sides, shows which have a gradient.
     busy = accumulators_lib.find_busy(totals[-1]) if network.skip_zero_gradients else None
     if axes is None:
         accumulators_lib.update_factored(accumulators, square.reshape(-1, 1), None, None, config, busy)
@@ -110,7 +110,7 @@ def _accumulate(leaf: Leaf, grad: Tensor, spec: ShardingSpec, network: Network) 
 
 
 def _spread(busy: Tensor | None, spec: ShardingSpec, like: Tensor) -> Tensor | None:
-    """Expands one value per matrix of the whole parameter to one per local element, or one for all."""
+    """Expands one value per matrix of the whole parameter to one per local element, or to one for all."""
     if busy is None:
         return None
     if spec.num_matrices == 1:
@@ -120,7 +120,7 @@ def _spread(busy: Tensor | None, spec: ShardingSpec, like: Tensor) -> Tensor | N
 
 
 def _split_inputs(whole: Inputs, spec: ShardingSpec) -> Iterator[Inputs]:
-    """Splits inputs of the parameter's local shape, `whole`, into those of every region."""
+    """Splits inputs with the parameter's local shape, `whole`, by region."""
     shard, factored = spec.shard, spec.layout.axes is not None
     momentum, rms, row, col = whole.accumulators
     full = [shard.to_blocks(tensor) for tensor in (whole.grad, whole.param, *momentum, *rms)]
@@ -182,7 +182,7 @@ def _sum_matrices(
     Args:
         channels: The channels of each region.
         num_channels: The number of channels; a process may have no region.
-        like: A tensor of the dtype and device of the channels.
+        like: A tensor with the dtype and device of the channels.
         spec: The sharding spec of the tensor.
     """
     totals = like.new_zeros(num_channels, *spec.layout.shape[:-2], 1, 1)

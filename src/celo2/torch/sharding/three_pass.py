@@ -1,7 +1,7 @@
 """The three passes of `celo2.torch.three_pass` on the local elements, with sums over the shards in between.
 
-The local elements are blocks of matrices, and a pass over one block is independent of the others. The steps
-between the passes request the same sums as the plain program of `step`, so each process may choose its own.
+The local elements are blocks of matrices, and passes over different blocks are independent. The steps between
+the passes request the same sums as the plain program of `step`, so each process may choose its own program.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def compute(network: Network, leaf: Leaf, spec: ShardingSpec, passes: Passes) ->
     """Computes the directions of the local elements and updates the leaf's accumulators.
 
     Args:
-        network: Weights and options, for which `three_pass.covers` holds.
+        network: Weights and options that satisfy `three_pass.covers`.
         leaf: The leaf, as in `step.update`.
-        spec: The sharding spec, of a factored layout.
+        spec: The sharding spec, with a factored layout.
         passes: The implementation of the passes.
 
     Yields:
@@ -75,7 +75,7 @@ def compute(network: Network, leaf: Leaf, spec: ShardingSpec, passes: Passes) ->
 
 
 def round_shard(leaf: Leaf, updated: Sequence[Tensor], spec: ShardingSpec) -> None:
-    """Writes the local momenta and rms back, rounded where the state's dtype is narrower."""
+    """Writes the local momenta and rms back, rounded if the state's dtype is narrower."""
     targets = leaf.accumulators.momentum + leaf.accumulators.rms
     if targets[0].dtype != updated[0].dtype:
         elements = spec.shard.flat_indices(spec.shape, updated[0].device)

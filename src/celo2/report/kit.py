@@ -73,7 +73,7 @@ def cell(text: str, *, bold: bool = False) -> Text:
 
 
 def figure_label(name: str) -> str:
-    """Escapes a label for Matplotlib, so that dollars are not mathematics and legends do not hide the label."""
+    """Escapes a label for Matplotlib: dollars are not mathematics, and legends do not hide the label."""
     label = _printable(shorten(name)).replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
 

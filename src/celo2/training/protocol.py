@@ -2,7 +2,7 @@
 
 Runs are in float32, with a linear warm-up over 5 % of the steps, a cosine decay to zero, and the same initial
 parameters and batches for every optimizer (arXiv 2602.19142, evaluation set-up). An optimizer
-designed for a constant learning rate gets one after the warm-up; one that sets its own step sizes has neither.
+designed for a constant learning rate gets one after the warm-up; one that sets its step sizes has neither.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def constant_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
 
 
 def linear_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
-    """Makes the same warm-up, then a linear decay to zero at the last step; arguments as `cosine_schedule`."""
+    """Makes the same warm-up, then a linear decay to zero at the last step; same arguments."""
     warmup = _warmup_length(steps)
 
     def schedule(count: ArrayLike) -> Array:

@@ -166,7 +166,7 @@ class PlacedTask:
 
 
 def bytes_needed(compiled: Any) -> float:
-    """Returns the bytes that a compiled program needs on one device; 0 if the backend does not report them."""
+    """Returns the bytes that a compiled program needs on one device; 0 if the backend does not say."""
     memory: Any = compiled.memory_analysis()
     if memory is None:
         return 0.0

@@ -1,8 +1,8 @@
 """Compares optimizers on one task, each tuned over equally many learning rates: a suite of one task.
 
 Every optimizer gets the same seeds, initial parameters, batches and number of learning rates, and the same
-schedule unless it was designed for another. Its rate with the lowest final loss (mean over the seeds) represents
-it. Results, storage and reports are those of suites.
+schedule unless it was designed for another. The rate with the lowest final loss (mean over the seeds)
+represents it. Results, storage and reports are those of suites.
 """
 
 from __future__ import annotations

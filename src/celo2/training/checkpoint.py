@@ -1,7 +1,7 @@
 """Checkpoints within long runs: a stopped run resumes at one of its validations, with identical results.
 
-It contains everything that the remaining steps depend on (parameters, optimizer state, the source of the
-batches) and the losses so far; batches are a function of the seed and the step. It is written at a
+A checkpoint holds everything that the remaining steps depend on (parameters, optimizer state, the source of
+the batches) and the losses so far; batches are a function of the seed and the step. It is written at a
 validation, but only some minutes after the previous checkpoint, so short runs write none.
 """
 

@@ -23,7 +23,7 @@ def make_ray_engine(address: str, *, num_cpus: float | None = None, num_gpus: fl
     Args:
         address: The address of the cluster: "auto", "HOST:PORT", "ray://HOST:PORT", or "local" for this
             machine alone.
-        num_cpus: The cores that a group reserves; None: all cores of the smallest machine, or its share per GPU.
+        num_cpus: The cores that a group reserves; None: all of the smallest machine, or its share per GPU.
         num_gpus: The GPUs that a group reserves; None: one, if the cluster has any.
 
     Raises:

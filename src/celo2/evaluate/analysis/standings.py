@@ -55,8 +55,8 @@ class TaskRuns:
     def baseline_loss(self) -> float | None:
         """The baseline's final loss (mean over its seeds); None where scores are undefined.
 
-        They are undefined if the baseline was not run or diverged, or if ratios are meaningless because losses
-        are negative or its return is not positive.
+        They are undefined if the baseline was not run or diverged, or if ratios are meaningless because
+        losses are negative or its return is not positive.
         """
         if self.baseline not in self.cells or self.cells[self.baseline].best is None:
             return None
@@ -74,8 +74,8 @@ class TaskRuns:
         """Returns the speed-up over the baseline's whole run in reaching its final training loss.
 
         Training losses are known at every step, validation losses only at ten steps, so this compares
-        training curves at the best settings (means over the seeds). The result is 0 if the loss is never reached, and
-        None without a `baseline_loss` or if times were measured differently.
+        training curves at the best settings (means over the seeds). The result is 0 if the loss is never
+        reached, and None without a `baseline_loss` or if times were measured differently.
 
         Args:
             optimizer: The name of the optimizer.

@@ -193,7 +193,7 @@ def _find_faults(task: Any) -> Iterator[str]:
     key = jax.random.key(0)
     try:
         params = jax.eval_shape(task.init, key)
-    except Exception as error:  # whatever somebody's function raises
+    except Exception as error:  # a user's function may raise anything
         yield f"init cannot be traced by JAX: {_one_line(error)}"
         return
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
@@ -227,7 +227,7 @@ def _find_data_faults(task: Task) -> Iterator[str]:
 def _find_scalar_faults(what: str, function: Callable[..., Any], params: Any, batch: Any) -> Iterator[str]:
     try:
         found = jax.eval_shape(function, params, batch)
-    except Exception as error:  # whatever somebody's function raises
+    except Exception as error:  # a user's function may raise anything
         yield f"{what} cannot be traced by JAX: {_one_line(error)}"
         return
     if not isinstance(found, jax.ShapeDtypeStruct):

@@ -2,7 +2,7 @@
 
 A run is a (learning rate, seed) pair. A step is two compiled programs: losses and gradients, which every
 optimizer of the task shares (`task_step.py`), and the optimizer's update. Compiling one program for
-both would take longer than training a small task does, once for each optimizer.
+both, once per optimizer, would take longer than training a small task.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Program:
     def fit(self, num_runs: int, max_memory: float) -> int:
         """Compiles for as many runs at once as fit into memory; returns their number.
 
-        The number of runs is halved until the memory fits according to the compiler. The
+        The number of runs is halved until they fit, by the compiler's memory estimate. The
         result is a multiple of the number of devices: at least one run on each.
         """
         devices = self.placed.mesh.size

@@ -3,8 +3,8 @@
 Only the same program may resume a checkpoint. The name covers the settings of the runs, the task's
 facts, the versions of JAX, Optax and NumPy, the JAX options that affect results, all of this package's files,
 and the parts of the task and the optimizer (`celo2.evaluate.suite.program_digest`): the files in which their
-functions and classes are defined, their arrays, and their settings. With another name, the folder is another,
-and the runs start from the beginning.
+functions and classes are defined, their arrays, and their settings. If the name changes, so does the
+folder, and the runs start from the beginning.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ defaults, arguments of partial functions, wrapped functions), objects to their a
 their bases. For each function and class, the whole source file is digested, or its own code if
 there is no file, as in a notebook. Imports are not followed.
 
-All files of this package are digested, and none of Python's library and of the packages whose versions are
+All files of this package are digested, but none of Python's library or of the packages whose versions are
 known (`celo2.evaluate.environment.PACKAGES`).
 """
 

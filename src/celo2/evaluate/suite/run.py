@@ -78,7 +78,7 @@ def run_suite(
         machine: The resources of each group.
         engine: The engine that trains the groups.
         on_progress: Called at the start, and as groups proceed.
-        command: The command that other processes are told has locked the folder.
+        command: The name of this command, shown to other processes that find the folder locked.
 
     Returns:
         The groups that could not be trained, with reasons; the next call retries them.

@@ -96,7 +96,7 @@ def load_stdlib_records(unit: RecordUnit, length: int, *, max_bytes: int = MAX_B
         unit: Unit of a record: `"lines"`, or `"paragraphs"`, which are separated by blank lines. Whitespace
             around records is stripped, and empty records are dropped.
         length: Tokens in a record, ≥ 2; longer records are truncated, shorter ones padded with 0.
-        max_bytes: Maximum bytes of text in all.
+        max_bytes: Maximum total bytes of text.
 
     Returns:
         `tokens` uint16 `(N, length)` in each split; byte b is token b + 3, see `NUM_SPECIAL`. The

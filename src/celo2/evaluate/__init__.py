@@ -1,7 +1,7 @@
 """Benchmarking of optimizers: training runs, their statistics, and reports.
 
-`compare` trains one task with several optimizers, `run_suite` many tasks into a folder of runs; `arrange`
-sorts runs by task and optimizer, `write_report` renders them.
+`compare` trains one task with several optimizers, and `run_suite` many tasks into a folder of runs;
+`arrange` groups runs by task and optimizer; `write_report` renders them.
 
     from celo2.evaluate import CompareConfig, compare, write_report
 

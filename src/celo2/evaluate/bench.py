@@ -20,7 +20,7 @@ from celo2.training.optimizer_step import make_step
 from celo2.training.timing import CompilerOptions, Step, TimedStep, time_steps
 
 REFERENCE = "adamw"  # all times are divided by this optimizer's
-COLUMNS = (  # heads of the columns of `BenchRow.cells`
+COLUMNS = (  # column heads of `BenchRow.cells`
     "optimizer",
     "ms/step",
     "ns/param",
@@ -44,15 +44,15 @@ class BenchRow(NamedTuple):
 
     Attributes:
         optimizer: The name of the optimizer.
-        num_parameters: The number of parameters of the tree.
-        seconds: The time of one step, the median over interleaved rounds; None if it was only compiled.
+        num_parameters: The number of parameters in the tree.
+        seconds: The time of one step, as the median over interleaved rounds; None if it was only compiled.
         ratio: The median over the rounds of the step's time divided by AdamW's in the same round.
         compile_seconds: The time to trace, lower and compile the step.
         state_bytes: The size of the optimizer's state.
         temp_bytes: The peak size of the temporaries according to the compiler; None if the backend does not
             report it.
-        weights: The checksum of a learned optimizer's weights, as in `OptimizerSpec`; "" for a hand-designed
-            one.
+        weights: The checksum of a learned optimizer's weights, as in `OptimizerSpec`; "" for hand-designed
+            optimizers.
     """
 
     optimizer: str
@@ -65,7 +65,7 @@ class BenchRow(NamedTuple):
     weights: str = ""
 
     def cells(self) -> tuple[str, ...]:
-        """Returns the texts of the row, one for each of `COLUMNS`; missing measurements are dashes."""
+        """Returns the row as text, one cell for each of `COLUMNS`; missing measurements are dashes."""
         count = self.num_parameters
         return (
             shorten(self.optimizer),
@@ -86,7 +86,7 @@ class BenchStopped(Stopped):
     """Raised when a signal arrives before everything was measured.
 
     Attributes:
-        rows: The rows of the optimizers compiled so far, with times from the finished rounds.
+        rows: The rows for the optimizers compiled so far, with times from the finished rounds.
     """
 
     def __init__(self, stop: KeyboardInterrupt, rows: list[BenchRow]) -> None:
@@ -222,7 +222,7 @@ def _rows(candidates: Sequence[_Candidate], num_parameters: int) -> list[BenchRo
 
 def _row(candidate: _Candidate, reference: TimedStep, num_parameters: int) -> BenchRow:
     step = candidate.step
-    # An interrupted round has no times of some candidates.
+    # An interrupted round lacks the times of some candidates.
     ratios = [own / other for own, other in zip(step.times, reference.times, strict=False)]
     return BenchRow(
         candidate.spec.name,
@@ -237,7 +237,7 @@ def _row(candidate: _Candidate, reference: TimedStep, num_parameters: int) -> Be
 
 
 def _random(tree: Tree, scale: float) -> Tree:
-    """Returns normal random arrays of a tree's shapes, the same ones in each call."""
+    """Returns normal random arrays with a tree's shapes, the same in each call."""
 
     def make(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return (scale * jax.random.normal(jax.random.key(leaf.size), leaf.shape)).astype(leaf.dtype)

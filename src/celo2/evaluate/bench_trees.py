@@ -17,9 +17,9 @@ class TreeSpec(NamedTuple):
     """Parameter tree to benchmark.
 
     Attributes:
-        summary: One line for the help.
-        make: Makes the tree of shapes.
-        timed: Whether a usual machine has the memory to run it; otherwise it is only compiled.
+        summary: One line for the command's help.
+        make: Function that makes the tree of shapes.
+        timed: Whether the step fits into an ordinary machine's memory; otherwise it is only compiled.
     """
 
     summary: str

@@ -1,8 +1,8 @@
-"""Compares optimizers on one task, each tuned over as many learning rates as the others: a suite of one task.
+"""Compares optimizers on one task, each tuned over equally many learning rates: a suite of one task.
 
 Every optimizer gets the same seeds, initial parameters, batches and number of learning rates, and the same
-schedule unless it is made for another; the rate with the lowest final loss (mean over the seeds) stands for
-it. Results, storage and report are those of suites.
+schedule unless it was designed for another. The rate with the lowest final loss (mean over the seeds)
+represents it. Results, storage and reports are those of suites.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ class CompareConfig:
         task: Name of the task (`celo2.tasks.registry.TASKS`), with `@tiny` or `@small` where it has sizes.
         optimizers: Names (`celo2.baselines.OPTIMIZERS`), `celo2:PATH` for other weights of the rule, or
             `celo:PATH` and so on for its predecessors (`celo2.zoo`); also paths and hub repositories of
-            weights, which get such names, here and in `learning_rates`.
-        learning_rates: Peak learning rates by optimizer, or for `"all"` of them; the others get
-            their default grid.
-        num_learning_rates: Values in each default grid; 0 means 7, or 4 when quick.
-        seeds: Runs of each learning rate; 0 means 3, or 1 when quick.
-        steps: Length of a run; 0 means 200, or 100 when quick.
+            weights, which are given such names, here and in `learning_rates`.
+        learning_rates: Peak learning rates by optimizer, or for `"all"` of them; optimizers without an entry
+            use their default grid.
+        num_learning_rates: Values in each default grid; 0 means 7, or 4 with `quick`.
+        seeds: Runs of each learning rate; 0 means 3, or 1 with `quick`.
+        steps: Length of a run; 0 means 200, or 100 with `quick`.
         first_seed: The seeds are this one and the ones after it.
         weight_decay: Decoupled weight decay, multiplied by the learning rate; the same for every optimizer.
-        refine: Whether each optimizer gets two more learning rates, between its best and the neighbours, or
+        refine: Whether each optimizer gets two more learning rates, between its best and the neighbours or
             beyond the edge of its default grid.
-        quick: Fewer learning rates, seeds and steps, for a first look; nothing is refined.
-        devices: How many of the local devices to use; 0 is all of them.
-        max_memory: GiB that the runs trained together may take.
-        rank_by: The loss that chooses each optimizer's learning rate and ranks them; a task without
-            validation data is ranked by the training loss.
+        quick: Fewer learning rates, seeds and steps and no refinement, for a first look.
+        devices: Number of local devices to use; 0 is all of them.
+        max_memory: GiB that the runs trained together may use.
+        rank_by: The loss by which optimizers are tuned and ranked; a task without
+            validation data uses the training loss.
 
     Raises:
         ValueError: A setting is out of its range, or a name is unknown or appears twice.
-        OSError, ImportError: Weights that stand alone cannot be read.
+        OSError, ImportError: Weights given by a path or repository cannot be read.
     """
 
     task: str = "fashion-mlp"
@@ -105,7 +105,7 @@ class CompareConfig:
             )
 
     def suite(self) -> Suite:
-        """Returns the suite of this one task.
+        """Returns the suite with this one task.
 
         Raises:
             ValueError: A setting is out of its range, or a name is unknown or appears twice.
@@ -125,12 +125,12 @@ class CompareConfig:
 
     @property
     def machine(self) -> Machine:
-        """The resources, with steps timed alone."""
+        """The resources; steps are timed alone."""
         return Machine(self.devices, self.max_memory * 2**30, time_alone=True)
 
     @property
     def baseline(self) -> str:
-        """The optimizer that times and scores are relative to (`default_baseline`)."""
+        """The optimizer to which times and scores are relative (`default_baseline`)."""
         return default_baseline(self.optimizers)
 
 
@@ -141,13 +141,13 @@ def compare(
 
     Args:
         config: The settings.
-        folder: The folder of the runs, from which the same call goes on when it was stopped; None: they are
-            kept in memory, and an interrupt loses them.
+        folder: The folder of the runs, from which the same call resumes after an interrupt; None: they are
+            kept in memory and lost on an interrupt.
         on_progress: Called at the start and as training proceeds.
 
     Raises:
-        RuntimeError: An optimizer or the task failed; with a folder, the others' runs are there.
-        ValueError: The folder has runs of another length or with other weights.
+        RuntimeError: An optimizer or the task failed; with a folder, the others' runs are saved.
+        ValueError: The folder contains runs of another length or with other weights.
 
     Example:
         ```python

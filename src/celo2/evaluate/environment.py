@@ -35,7 +35,7 @@ def describe_environment() -> dict[str, str]:
 
 
 def describe_task(task: Task) -> TaskFacts:
-    """Returns the facts about a task for reports."""
+    """Returns facts about a task for reports."""
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     return TaskFacts(
         name=task.name,
@@ -66,7 +66,7 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-    """Returns the processor's name, from /proc/cpuinfo where it exists."""
+    """Returns the processor's name, from /proc/cpuinfo if it exists."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

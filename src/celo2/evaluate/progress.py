@@ -14,12 +14,12 @@ from celo2.evaluate.suite.run import SuiteProgress
 from celo2.report.kit import shorten
 from celo2.training.runner import Progress as GridProgress
 
-LEAST_SHARE = 0.05  # least share of the work trained in this call before a time left is shown
-PLAIN_INTERVAL = 5.0  # least seconds between two plain lines about one optimizer
+LEAST_SHARE = 0.05  # minimum share of the work trained in this call before the time left is shown
+PLAIN_INTERVAL = 5.0  # minimum seconds between two plain lines about one optimizer
 
 
 class _Status(NamedTuple):
-    """Displayed status: share done, current work as text, and whether it is finished or training."""
+    """Displayed status: share of work done, current work as text, and whether it is finished or training."""
 
     done: float
     label: str
@@ -29,7 +29,7 @@ class _Status(NamedTuple):
 
 
 class ProgressDisplay:
-    """Progress callback of `run_suite`, and a context manager around their calls.
+    """Progress callback for `run_suite`, and a context manager around the calls.
 
     Args:
         console: The console to print to; its `is_terminal` enables the bar.
@@ -75,7 +75,7 @@ class ProgressDisplay:
             self._console.print(line.rstrip(), highlight=False, markup=False)
 
     def _line_is_due(self, status: _Status) -> bool:
-        """Returns whether to print a line: at the start and end of each item, and rarely in between."""
+        """Returns whether to print a line: at the start and end of each item, and occasionally in between."""
         now, (last, label) = time.monotonic(), self._last_line
         due = label != status.label or status.finished or now - last >= PLAIN_INTERVAL
         if due:
@@ -83,9 +83,9 @@ class ProgressDisplay:
         return due
 
     def _time_left(self, done: float, trains: bool) -> str:
-        """Formats the time left, estimated from training since the first call, without compilation.
+        """Formats the time left, estimated from training since the first call, excluding compilation.
 
-        Work done before the first call does not count: a resumed suite begins in the middle.
+        Work done before the first call does not count, since a resumed suite begins in the middle.
         """
         now = time.monotonic()
         if self._last_call is not None and self._last_call[2]:
@@ -111,7 +111,7 @@ def _describe_suite(progress: SuiteProgress) -> _Status:
         return _Status(done, group.task, f"{group.task}: compiling", finished=False, trains=False)
     done += grid.done * len(group.specs()) / progress.total
     label = f"{group.task}, {shorten(group.optimizer)}"
-    done = min(done, 1.0)  # a group may repeat runs that exist
+    done = min(done, 1.0)  # a group may repeat existing runs
     return _Status(done, label, f"{label}: {_describe(grid)}", grid.done == 1.0, trains=True)
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 
 def render_page(template: str, **context: Any) -> str:
-    """Renders a template of this package; text is escaped, and an undefined name is an error.
+    """Renders a template of this package; text is escaped, and undefined names are errors.
 
     Args:
         template: The path inside the package, such as "evaluate/report/report.html.j2".
@@ -37,14 +37,14 @@ class MeanStd(NamedTuple):
 
     @classmethod
     def over(cls, values: np.ndarray) -> MeanStd | None:
-        """Computes mean and deviation over the runs of one setting, `(S,)`; None without runs."""
+        """Computes the mean and deviation over the runs of one setting, `(S,)`; None without runs."""
         if values.size == 0:
             return None
         exact = values.astype(np.float64)
         return cls(float(exact.mean()), float(exact.std(ddof=1)) if exact.size > 1 else math.nan)
 
     def __str__(self) -> str:
-        """Formats the mean with four digits after the point, and the deviation if there is one."""
+        """Formats the mean with four decimals, and the deviation if there is one."""
         if math.isnan(self.std):
             return f"{self.mean:.4f}"
         return f"{self.mean:.4f} ±{self.std:.4f}"
@@ -73,7 +73,7 @@ def cell(text: str, *, bold: bool = False) -> Text:
 
 
 def figure_label(name: str) -> str:
-    """Escapes a label for Matplotlib: dollars are not mathematics, and legends do not hide it."""
+    """Escapes a label for Matplotlib: dollars are not mathematics, and legends do not hide the label."""
     label = _printable(shorten(name)).replace("$", r"\$")
     return f" {label}" if label.startswith("_") else label
 

@@ -1,6 +1,6 @@
 """The style of all figures, and their output as PNG files and SVG elements.
 
-Figures are drawn without pyplot, so that nothing global is touched.
+Figures are drawn without pyplot, so no global state is changed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def figure_svg(figure: Figure) -> str:
 
 
 def scale_losses(axes: Axes) -> None:
-    """Sets a log scale with plain numbers as ticks, unless a line is not above zero, as returns may be."""
+    """Sets a log scale with plain numbers as ticks, unless a value is not positive, as in returns."""
     lines = [np.asarray(line.get_ydata(), np.float64) for line in axes.get_lines()]
     if any((line <= 0).any() for line in lines if line.size):
         return

@@ -1,4 +1,4 @@
-"""Tables of all reports: cells with sort keys, shown on a terminal, in Markdown, or on a page."""
+"""Tables for all reports: cells with sort keys, shown on a terminal, in Markdown, or on a page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Datum(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Table of column heads and rows of cells; the first column is text, the others are numbers."""
+    """Table with column heads and rows of cells; the first column is text, the others are numbers."""
 
     columns: tuple[str, ...]
     rows: list[list[Datum]]
@@ -58,7 +58,7 @@ def as_markdown_table(table: Table) -> list[str]:
 
 
 def as_rich_table(table: Table, title: str, width: int) -> RichTable:
-    """Builds a table for the terminal; one that is wider than the terminal is transposed.
+    """Builds a table for the terminal, transposed if it is wider than the terminal.
 
     Args:
         table: The table.
@@ -78,11 +78,11 @@ def as_rich_table(table: Table, title: str, width: int) -> RichTable:
 
 
 def mean_datum(value: MeanStd | None, *, negate: bool = False, best: bool = False) -> Datum:
-    """Formats a mean with four digits and two of its deviation; None is "diverged".
+    """Formats a mean with four digits and its deviation with two; None is "diverged".
 
     Args:
-        value: Mean and deviation over the seeds.
-        negate: Whether to change the sign, as of returns, which are minimised as negative numbers.
+        value: The mean and deviation over the seeds.
+        negate: Whether to change the sign, for returns, which are minimised as negative numbers.
         best: Whether the cell is highlighted.
     """
     if value is None:
@@ -92,7 +92,7 @@ def mean_datum(value: MeanStd | None, *, negate: bool = False, best: bool = Fals
 
 
 def number_datum(value: float | None, form: str, *, unit: str = "") -> Datum:
-    """Formats a number; None and NaN are a dash."""
+    """Formats a number; None and NaN become a dash."""
     if value is None or math.isnan(value):
         return Datum(NONE, None)
     return Datum("∞" if value == math.inf else f"{value:{form}}{unit}", value)
@@ -104,7 +104,7 @@ def _marked(datum: Datum) -> str:
 
 
 def _width(table: Table) -> int:
-    """Returns the characters that the table takes on a terminal, heads broken at their blanks."""
+    """Returns the table's width on a terminal in characters, with heads broken at their spaces."""
     heads = [max(map(len, column.split())) for column in table.columns]
     cells = [max((len(row[i].text) for row in table.rows), default=0) for i in range(len(heads))]
     return sum(map(max, heads, cells)) + GAP * len(heads)

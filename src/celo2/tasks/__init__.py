@@ -1,6 +1,6 @@
 """Tasks: the problems that meta-training learns from and that comparisons train on.
 
-A task of your own is a function that returns a `Task`, or what `task_from_model` makes of a model, a loss and
+To add a task, write a function that returns a `Task`, or use `task_from_model` with a model, a loss and
 arrays. `celo2 compare --task package.module:make_task` trains it; `register_task` gives it a name.
 """
 

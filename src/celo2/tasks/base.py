@@ -22,11 +22,11 @@ class Dataset:
     """A data set in memory.
 
     Attributes:
-        name: Name shown in results; a stand-in or a sample has its own name.
+        name: Name shown in results; stand-ins and samples have their own names.
         train: Arrays by name, with examples on the leading axis.
-        valid: Held-out arrays of the same names.
-        origin: One sentence with the source of the arrays and their licence.
-        stands_in_for: The published set that this one replaces, or of which it is a part; otherwise "".
+        valid: Held-out arrays with the same names.
+        origin: One sentence on the source and licence of the arrays.
+        stands_in_for: The published set that this one replaces or is a part of; otherwise "".
     """
 
     name: str
@@ -36,38 +36,38 @@ class Dataset:
     stands_in_for: str = ""
 
     def size(self, split: Split) -> int:
-        """Returns the number of examples of a split; 0 if the set has no arrays."""
+        """Returns the number of examples in a split; 0 if the set has no arrays."""
         return len(next(iter(getattr(self, split).values()), ()))
 
 
 class Stream(Protocol):
-    """A source of batches other than a data set, for example the actions of an agent.
+    """A source of batches other than a data set, such as the actions of an agent.
 
-    All methods are pure. The count of steps is the same for all runs that are trained together, so that
-    `lax.cond` on it stays a condition under `vmap`.
+    All methods are pure. The step count is the same for all runs that are trained together, so
+    `lax.cond` on it remains a conditional under `vmap`.
     """
 
     def init(self, params: Params, key: Array) -> Any:
-        """Makes the stream's state before the first step."""
+        """Initializes the stream's state before the first step."""
         ...
 
     def next(self, state: Any, params: Params, key: Array, count: Array) -> tuple[Any, Batch]:
-        """Returns the next state, and the batch of step `count` (from 0)."""
+        """Returns the next state and the batch of step `count` (from 0)."""
         ...
 
     def validate(self, params: Params, key: Array) -> Array:
-        """Measures the objective, `()`, on fresh data that was never trained on."""
+        """Measures the objective, `()`, on fresh data not used in training."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One training problem.
+    """A training problem.
 
-    `loss` maps (params, batch) to the mean loss of the batch, a float32 scalar; `accuracy`, where
-    it is defined, maps the same to the accuracy in [0, 1]. All are pure: they can
-    be jitted, and vmapped over parameters, batches and keys. A batch has the names of the data set's
-    arrays, in their storage types (such as uint8 images): the functions convert.
+    `loss` maps (params, batch) to the mean loss of the batch, a float32 scalar; `accuracy`, if
+    defined, maps them to the accuracy in [0, 1]. All functions are pure: they can
+    be jitted, and vmapped over parameters, batches and keys. A batch has the data set's array
+    names and storage types (such as uint8 images); the functions convert them.
 
     Attributes:
         name: Name for the command line and the reports.
@@ -76,16 +76,16 @@ class Task:
         loss: `(params, batch) → ()`.
         accuracy: `(params, batch) → ()`, or None.
         batch_size: Examples in a training batch.
-        initial_loss: Approximate loss of an untrained network; a final loss above it is a divergence.
-        stochastic: Whether the loss draws random numbers (such as dropout): each batch then has a `key`, the
+        initial_loss: Approximate loss of an untrained network; a final loss above it counts as divergence.
+        stochastic: Whether the loss draws random numbers (as dropout does); each batch then has a `key`, the
             data of a random key, uint32 `(2,)`.
-        stream: Source of the batches, if it is not the data set.
-        objective: `(loss, batch) → ()`: recorded and judged in place of the loss; lower is better.
-        tokens_per_batch: Tokens of a training batch of a language model; None elsewhere.
-        mean_over_examples: Whether loss and accuracy of a batch are the means of those of its examples, so
-            that it can be computed in parts (`celo2.tasks.micro_batches`).
-        rows_at_once: Examples of a batch that are computed together; None: all.
-        undivided: Loss and accuracy of a batch as a whole, where `loss` and `accuracy` are computed in parts.
+        stream: Source of the batches, if not the data set.
+        objective: `(loss, batch) → ()`: recorded and judged instead of the loss; lower is better.
+        tokens_per_batch: Tokens in a training batch of a language model; None for other tasks.
+        mean_over_examples: Whether a batch's loss and accuracy are means over its examples, so
+            that they can be computed in parts (`celo2.tasks.micro_batches`).
+        rows_at_once: Number of examples computed together; None: the whole batch.
+        undivided: Loss and accuracy of a whole batch, where `loss` and `accuracy` are computed in parts.
     """
 
     name: str
@@ -113,19 +113,19 @@ class Task:
         return batch
 
     def init_stream(self, params: Params, key: Array) -> Any:
-        """Makes the state of `next_batch` before the first step; empty without a stream."""
+        """Initializes the state of `next_batch` before the first step; empty without a stream."""
         return () if self.stream is None else self.stream.init(params, key)
 
     def next_batch(
         self, state: Any, params: Params, key: Array, count: Array, arrays: Mapping[str, Array]
     ) -> tuple[Any, Batch]:
-        """Returns the next state, and the training batch of step `count`, from the stream or the arrays."""
+        """Returns the next state and the training batch of step `count`, from the stream or the arrays."""
         if self.stream is None:
             return state, self.sample_batch(key, arrays)
         return self.stream.next(state, params, key, count)
 
     def first_batch(self, params: Params, key: Array) -> Batch:
-        """Makes a training batch as at the first step, for timing and measurements."""
+        """Makes the training batch of the first step, for timing and measurements."""
         init_key, batch_key = jax.random.split(key)
         state = self.init_stream(params, init_key)
         count = jnp.zeros((), jnp.int32)

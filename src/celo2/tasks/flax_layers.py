@@ -1,7 +1,7 @@
-"""Layers and initial values in Flax for the published image networks.
+"""Flax layers and initializers for the published image networks.
 
-Initial values are drawn as vectors and then shaped: XLA compiles the drawing of an array with four axes
-more than ten times as long.
+Initial values are drawn as vectors and then reshaped: XLA takes more than ten times as long to compile
+random draws of an array with four axes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def make_functions(
     """Returns `key → params` and `(params, images) → outputs` of a network that has only parameters.
 
     Args:
-        network: A module of images `(N, *image_shape)` float32.
+        network: A module that accepts images `(N, *image_shape)` float32.
         image_shape: Shape of one image.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -48,7 +48,7 @@ def haiku_normal(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> 
 
 
 def lecun_normal(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-    """Draws Flax's default: `haiku_normal` corrected for its truncation, standard deviation 1/√fan_in."""
+    """Draws Flax's default: `haiku_normal` corrected for truncation, with standard deviation 1/√fan_in."""
     return haiku_normal(key, shape, dtype) / TRUNCATED_STD
 
 
@@ -59,7 +59,7 @@ def glorot_uniform(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -
 
 
 def normal(std: float) -> Callable[..., Array]:
-    """Makes an initializer, a zero-mean normal of this deviation: `(key, shape, dtype) → array`."""
+    """Makes a zero-mean normal initializer with this deviation: `(key, shape, dtype) → array`."""
 
     def draw(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
         return std * jax.random.normal(key, (math.prod(shape),), dtype).reshape(shape)
@@ -68,7 +68,7 @@ def normal(std: float) -> Callable[..., Array]:
 
 
 def haiku_linear(size: int, name: str) -> nn.Dense:
-    """Makes a linear layer with a kernel `(inputs, size)` by `haiku_normal`, and a zero bias."""
+    """Makes a linear layer with a `haiku_normal` kernel `(inputs, size)` and a zero bias."""
     return nn.Dense(size, kernel_init=haiku_normal, name=name)
 
 
@@ -90,16 +90,16 @@ class Conv3x3(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Convolves with a kernel `(3, 3, C, size)` and adds a bias `(size,)`, zero at first."""
+        """Convolves with a kernel `(3, 3, C, size)` and adds a bias `(size,)`, initially zero."""
         kernel = self.param("kernel", haiku_normal, (3, 3, inputs.shape[-1], self.size))
         bias = self.param("bias", nn.initializers.zeros, (self.size,))
         return conv({"kernel": kernel, "bias": bias}, inputs, self.stride)
 
 
 class BatchNorm(nn.Module):
-    """Normalisation of each channel over this batch, in training and in validation alike.
+    """Normalisation of each channel over the current batch, in both training and validation.
 
-    No running averages are kept for validation: the published evaluation is in training mode.
+    There are no running averages: the published evaluation is in training mode.
     """
 
     @nn.compact
@@ -114,9 +114,9 @@ class BatchNorm(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """A convolution whose stride is its size, VALID: `(N, H, W, C)` → `(N, H // patch · W // patch, width)`.
+    """Convolution whose stride is its size, VALID: `(N, H, W, C)` → `(N, H // patch · W // patch, width)`.
 
-    Written as one matrix product over the pixels of each patch; rows of patches follow one another.
+    Computed as one matrix product over the pixels of each patch, in row-major order of patches.
 
     Attributes:
         patch: Side of a patch in pixels.

@@ -1,4 +1,4 @@
-"""Makes a task of a Flax, Equinox or plain-function model, a loss, and arrays."""
+"""Makes a task from a Flax, Equinox or plain-function model, a loss, and arrays."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ def task_from_model(
     initial_loss: float | None = None,
     origin: str = "",
 ) -> Task:
-    """Makes a task that `celo2 compare`, `evaluate` and `probe` train like their own.
+    """Makes a task that `celo2 compare`, `evaluate` and `probe` can train like the built-in ones.
 
     Args:
-        name: The name in reports.
+        name: The name for reports.
         model: One of
 
-            - a Flax Linen module, whose parameters are made from the arrays named by `inputs`;
-            - a function `key → model` that makes a Flax NNX or an Equinox module (NNX: `lambda key:
-              Net(nnx.Rngs(key))`), of which all floating-point arrays are trained;
+            - a Flax Linen module, initialized with the arrays named by `inputs`;
+            - a function `key → model` that makes a Flax NNX or Equinox module (NNX: `lambda key:
+              Net(nnx.Rngs(key))`), whose floating-point arrays are all trained;
             - a pair `(init, apply)`: `key → parameters`, and `(parameters, *inputs) → outputs`.
         loss: `(model, batch) → ()`, the mean over the batch, float32. The model is called like the module;
-            the batch is a dict of arrays with the names of `train`.
-        train: Arrays by name, examples on the leading axis.
-        valid: Held-out arrays of the same names.
+            the batch is a dict of arrays with the names in `train`.
+        train: Arrays by name, with examples on the leading axis.
+        valid: Held-out arrays with the same names.
         inputs: Names of the arrays that a Linen module is called with.
         batch_size: Examples in a training batch, drawn with replacement.
-        accuracy: `(model, batch) → ()`, in [0, 1]; None: none is reported.
+        accuracy: `(model, batch) → ()`, in [0, 1]; None: not reported.
         initial_loss: The approximate loss of an untrained network, above which a run counts as diverged;
             None: measured on the first validation examples.
-        origin: One sentence with the source of the arrays and their licence.
+        origin: One sentence on the source and licence of the arrays.
 
     Raises:
-        ValueError: The model has state besides its parameters (such as batch statistics), which a task
-            cannot keep, or the task is not as `celo2.tasks.registry.check_task` expects.
+        ValueError: The model has state besides its parameters (such as batch statistics), which tasks
+            do not support, or `celo2.tasks.registry.check_task` rejects the task.
 
     Example:
         >>> import jax.numpy as jnp, numpy as np
@@ -99,7 +99,7 @@ def _measure_initial_loss(task: Task) -> float:
 
 
 def _find_functions(model: Any, inputs: tuple[str, ...], arrays: Mapping[str, Any]) -> Functions:
-    """Returns how parameters are made, and how they become a model that can be called."""
+    """Returns functions that make the parameters, and that make a callable model from them."""
     linen, nnx = sys.modules.get("flax.linen"), sys.modules.get("flax.nnx")
     if linen is not None and isinstance(model, linen.Module):
         return _of_linen(model, inputs, arrays)
@@ -145,7 +145,7 @@ def _of_nnx(make: Callable[[Array], Any], made: Any, nnx: Any) -> Functions:
 
 
 def _of_tree(make: Callable[[Array], Any], made: Any) -> Functions:
-    """Trains the floating-point arrays of a tree that can be called, such as an Equinox module."""
+    """Trains the floating-point arrays of a callable tree, such as an Equinox module."""
 
     def is_trained(leaf: Any) -> bool:
         return isinstance(leaf, jax.Array | np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)

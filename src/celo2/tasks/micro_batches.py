@@ -1,8 +1,8 @@
-"""Computes a batch's loss and gradient part by part, for batches whose activations do not fit into memory.
+"""Computes a batch's loss and gradient in micro-batches, if its activations do not fit into memory.
 
 The loss of a batch is the mean of the losses of its examples, so the gradient is the mean of the gradients of
-equal parts (micro-batches). They are computed one after the other and added up, in float32 where parameters
-are of a shorter type: in memory at once are the activations of one part, and two trees of gradients.
+equal parts (micro-batches). They are computed one after the other and summed, in float32 if the parameters
+have a shorter type. Memory holds the activations of one part and two trees of gradients at a time.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Loss = Callable[[Params, Batch], Array]
 
 
 def in_micro_batches(function: Loss, rows: int) -> Loss:
-    """Returns a function that averages a mean over examples part by part; its gradient likewise.
+    """Returns a function that computes a mean over examples, and its gradient, part by part.
 
-    Reverse mode only, and by the parameters only: there is no gradient with respect to the batch (JAX takes
-    it to be zero). What has no more than `rows` examples is computed as a whole.
+    Only reverse mode is supported, and only with respect to the parameters; JAX treats the gradient with
+    respect to the batch as zero. Batches of at most `rows` examples are computed as a whole.
 
     Args:
         function: `(params, batch) → ()`, the mean over the examples of a batch.
-        rows: Examples that are computed together, ≥ 1.
+        rows: Number of examples computed together, ≥ 1.
 
     Raises:
         ValueError: When called: `rows` does not divide the number of examples.
@@ -49,14 +49,14 @@ def in_micro_batches(function: Loss, rows: int) -> Loss:
 
 
 def split_batches(task: Task, rows: int) -> Task:
-    """Returns the task with loss and accuracy computed for so many examples at once.
+    """Returns the task with loss and accuracy computed for `rows` examples at once.
 
-    Of a task that is computed in parts already, the new number replaces the old one.
+    If the task is already computed in parts, the new number replaces the old one.
 
     Raises:
         ValueError: The batch cannot be divided into equal parts, or the task does not declare
             (`mean_over_examples`) that its loss is a mean over examples. Batch norm makes examples depend on
-            each other, and a mean over the tokens that are no padding weighs parts differently.
+            each other, and a mean over non-padding tokens weighs parts differently.
     """
     if not task.mean_over_examples:
         raise ValueError(
@@ -75,7 +75,7 @@ def split_batches(task: Task, rows: int) -> Task:
 
 
 def check_rows(batch_size: int, rows: int) -> None:
-    """Raises a ValueError unless a batch can be divided into parts of so many examples, or is one."""
+    """Raises a ValueError unless a batch can be divided into parts of `rows` examples or fits into one."""
     if rows < 1 or (batch_size > rows and batch_size % rows):
         raise ValueError(f"batch_size must be a multiple of {rows} rows, got {batch_size}.")
 

@@ -1,4 +1,4 @@
-"""Network primitives of the tasks; parameters are plain dicts of float32 arrays.
+"""Network primitives for the tasks; parameters are plain dicts of float32 arrays.
 
 Initial values follow Haiku's defaults, which the published tasks use: a normal truncated at two
 standard deviations, then multiplied by 1/√fan_in without correcting for the truncation.
@@ -28,7 +28,7 @@ class Initial:
     Attributes:
         shape: Shape of the array.
         mean: Mean of the distribution.
-        scale: Scale of the normal; the standard deviation is `0.8796 · scale`, and 0 makes a constant.
+        scale: Scale of the normal; the standard deviation is `0.8796 · scale`; 0 gives a constant.
     """
 
     shape: tuple[int, ...]
@@ -39,8 +39,8 @@ class Initial:
 def sample_params(key: Array, template: Any) -> Params:
     """Draws a tree of float32 arrays from a tree of `Initial`.
 
-    All random numbers come from one draw, split into arrays: in a compiled program every further draw
-    brings the code of the generator once more, and a network of ten matrices takes ten times as long
+    All random numbers come from one draw, split into arrays: in a compiled program, every further draw
+    repeats the generator's code, and a network of ten matrices takes ten times as long
     to compile.
 
     Args:
@@ -66,7 +66,7 @@ def sample_params(key: Array, template: Any) -> Params:
 
 
 def linear_template(num_in: int, num_out: int, *, scale: float | None = None) -> dict[str, Initial]:
-    """Makes a kernel `(num_in, num_out)`, of scale 1/√num_in unless given, and a zero bias."""
+    """Makes a kernel `(num_in, num_out)`, with scale 1/√num_in by default, and a zero bias."""
     scale = 1 / math.sqrt(num_in) if scale is None else scale
     return {"kernel": Initial((num_in, num_out), scale=scale), "bias": Initial((num_out,))}
 
@@ -90,8 +90,8 @@ def linear(params: dict[str, Array], inputs: Array) -> Array:
 def conv(params: dict[str, Array], inputs: Array, stride: int) -> Array:
     """Applies a 3 × 3 convolution, SAME padding: `(N, H, W, C)` → `(N, ⌈H / stride⌉, ⌈W / stride⌉, C')`.
 
-    One matrix product over the nine shifted inputs: inside `scan`
-    and `vmap`, XLA's own is several times slower on CPU.
+    Computed as one matrix product over the nine shifted inputs: inside `scan`
+    and `vmap`, XLA's convolution is several times slower on CPU.
     """
     (rows, row_padding), (cols, col_padding) = (_same_padding(size, stride) for size in inputs.shape[1:3])
     padded = jnp.pad(inputs, ((0, 0), row_padding, col_padding, (0, 0)))
@@ -106,9 +106,9 @@ def conv(params: dict[str, Array], inputs: Array, stride: int) -> Array:
 
 
 def _same_padding(size: int, stride: int) -> tuple[int, tuple[int, int]]:
-    """Returns the output length, and the zeros before and after: an odd one comes after, as in TensorFlow.
+    """Returns the output length and the zeros before and after; an odd zero is after, as in TensorFlow.
 
-    The last stride's unread pixels are padded too, so that every slice has the output's length.
+    The unread pixels of the last stride are padded too, so that every slice has the output's length.
     """
     length = -(-size // stride)
     before = max((length - 1) * stride + 3 - size, 0) // 2
@@ -138,12 +138,12 @@ def cross_entropies(logits: Array, labels: Array) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Averages `cross_entropies`, to `()`."""
+    """Computes the mean of `cross_entropies`, `()`."""
     return cross_entropies(logits, labels).mean()
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """Computes the share of largest logits that are the label's, in [0, 1]; shapes as in `cross_entropy`."""
+    """Computes the fraction of examples whose label has the largest logit; shapes as in `cross_entropy`."""
     return (logits.argmax(axis=-1) == labels.astype(jnp.int32)).astype(jnp.float32).mean()
 
 

@@ -1,4 +1,4 @@
-"""Ill-conditioned quadratic task of a matrix, observed through random rows; its minimum is zero."""
+"""Ill-conditioned quadratic task on a matrix, observed through random rows; its minimum is zero."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def make_quadratic(
 ) -> Task:
     """Makes the task `½ mean‖A (W - W*)‖²` over random batches of rows of A.
 
-    The rows are normal, with a covariance `Q diag(λ) Qᵀ`: a random rotation Q, and λ evenly spaced on
+    The rows are normal with covariance `Q diag(λ) Qᵀ`: a random rotation Q, and λ evenly spaced on
     a log scale from 1 to 1/`condition`, then scaled to mean one. A batch smaller than `num_in` makes
-    the gradient noisy everywhere but at the minimum `W = W*`, where every row's loss is zero.
+    the gradient noisy everywhere except at the minimum `W = W*`, where every row's loss is zero.
 
     Args:
         num_in: Rows of W, ≥ 1.

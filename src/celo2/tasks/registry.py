@@ -1,8 +1,8 @@
-"""Registry of the tasks by name, and checks of the tasks of others.
+"""Registry of tasks by name, and checks of user-defined tasks.
 
-The plain name of a published task has the published size; a suffix selects a smaller one: `NAME@tiny`,
-`NAME@small`. A task of your own has the name under which it was registered (`register_task`, or the entry
-points `celo2.tasks` of a package), or is named by the function that makes it, `package.module:make_task`.
+The plain name of a published task selects the published size; suffixes select smaller sizes: `NAME@tiny`,
+`NAME@small`. Your own tasks have the name under which they were registered (`register_task`, or a package's
+entry points `celo2.tasks`), or the name of the function that makes them, `package.module:make_task`.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class TaskSpec:
     """Entry of the registry.
 
     Attributes:
-        make: Function that builds the task; its keywords are the task's options.
+        make: Function that builds the task; its keyword arguments are the task's options.
         summary: One line for the command line.
-        sized: Whether `make` takes `size`, one of `celo2.tasks.base.SIZES`.
-        checked: Whether tasks are checked when they are made, as those of others are.
+        sized: Whether `make` accepts `size`, one of `celo2.tasks.base.SIZES`.
+        checked: Whether tasks are checked when made, as user-defined ones are.
     """
 
     make: Callable[..., Task]
@@ -78,7 +78,7 @@ _BUILT_IN: Mapping[str, TaskSpec] = {
 
 
 def _as_spec(name: str, thing: Any) -> TaskSpec:
-    """Converts what somebody registers as a task: a function that makes it, a task, or an entry."""
+    """Converts a user's task to an entry: a function that makes it, a task, or an entry."""
     if isinstance(thing, TaskSpec):
         return dataclasses.replace(thing, checked=True)
     if isinstance(thing, Task):
@@ -93,16 +93,16 @@ def _as_spec(name: str, thing: Any) -> TaskSpec:
 
 
 TASKS: Registry[TaskSpec] = Registry("task", "celo2.tasks", _BUILT_IN, _as_spec)
-"""The tasks by name: those of this package, registered ones, those of installed packages."""
+"""The tasks by name: this package's, registered ones, and those of installed packages."""
 
 
 def register_task(name: str, make: Callable[..., Task] | Task | TaskSpec) -> None:
-    """Registers a task for the command line's and Python's comparisons, suites and probes.
+    """Registers a task for comparisons, suites and probes, on the command line and in Python.
 
     Args:
-        name: Its name; letters, digits and `_ . + -`.
-        make: A function without required arguments that returns the task; one with an argument `size`
-            ("tiny", "small" or "full") makes `NAME@tiny` and `NAME@small` too. Or the task itself.
+        name: Its name, of letters, digits and `_ . + -`.
+        make: A function without required arguments that returns the task, or the task itself. A function with
+            an argument `size` ("tiny", "small" or "full") also provides `NAME@tiny` and `NAME@small`.
 
     Raises:
         ValueError: The name is taken, or `make` is something else.
@@ -117,14 +117,14 @@ def register_task(name: str, make: Callable[..., Task] | Task | TaskSpec) -> Non
 
 
 def describe_tasks() -> str:
-    """Formats one line per task, for a command's help; a star marks those that have sizes."""
+    """Formats one line per task for a command's help; a star marks tasks with sizes."""
     lines = TASKS.describe(lambda spec: f"{'*' if spec.sized else ' '} {spec.summary}")
     width = max(map(len, lines))
     return "\n".join(f"  {name + line[0]:{width + 1}}{line[1:]}" for name, line in lines.items())
 
 
 def check_task_name(name: str) -> None:
-    """Raises a ValueError, with the nearest name, if `make_task` has no task of this name and size."""
+    """Raises a ValueError that suggests the nearest name if there is no task of this name and size."""
     base, at, size = name.partition("@")
     spec = TASKS.find(base)
     if at and not spec.sized:
@@ -138,11 +138,11 @@ def make_task(name: str, **options: Any) -> Task:
 
     Args:
         name: Name of the task, or `package.module:attribute`.
-        **options: Keywords of the function that builds it, such as `batch_size`.
+        **options: Keyword arguments of the function that builds it, such as `batch_size`.
 
     Raises:
-        ValueError: No task has this name (the message suggests the nearest), it has no such size, or it is
-            somebody's own and not as `check_task` expects.
+        ValueError: No task has this name (the message suggests the nearest), the task lacks this size,
+            or `check_task` rejects it.
         TypeError: The task has no such option.
         FileNotFoundError, ImportError: Its data set cannot be loaded.
 
@@ -167,20 +167,20 @@ def make_task(name: str, **options: Any) -> Task:
 
 
 def check_task(name: str, task: Any) -> None:
-    """Raises a ValueError that says in what a task differs from the interface, if it does.
+    """Raises a ValueError that describes how a task differs from the interface, if it does.
 
     Nothing is trained: shapes are inferred by tracing.
 
     Args:
-        name: The name of the task in messages.
-        task: What was made as the task.
+        name: The name of the task for messages.
+        task: The object made as the task.
     """
     for fault in _find_faults(task):
         raise ValueError(f"task {name!r}: {fault}")
 
 
 def _find_faults(task: Any) -> Iterator[str]:
-    """Yields what is wrong with a task, the most basic first."""
+    """Yields the faults of a task, the most basic first."""
     if not isinstance(task, Task):
         yield f"it is made as {type(task).__name__}, expected a celo2.tasks.Task."
         return
@@ -193,7 +193,7 @@ def _find_faults(task: Any) -> Iterator[str]:
     key = jax.random.key(0)
     try:
         params = jax.eval_shape(task.init, key)
-    except Exception as error:  # whatever somebody's function raises
+    except Exception as error:  # a user's function may raise anything
         yield f"init cannot be traced by JAX: {_one_line(error)}"
         return
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves(params)}
@@ -227,7 +227,7 @@ def _find_data_faults(task: Task) -> Iterator[str]:
 def _find_scalar_faults(what: str, function: Callable[..., Any], params: Any, batch: Any) -> Iterator[str]:
     try:
         found = jax.eval_shape(function, params, batch)
-    except Exception as error:  # whatever somebody's function raises
+    except Exception as error:  # a user's function may raise anything
         yield f"{what} cannot be traced by JAX: {_one_line(error)}"
         return
     if not isinstance(found, jax.ShapeDtypeStruct):
@@ -239,5 +239,5 @@ def _find_scalar_faults(what: str, function: Callable[..., Any], params: Any, ba
 
 
 def _one_line(error: Exception) -> str:
-    """Formats an error without the pages that JAX adds."""
+    """Formats an error without the long explanations that JAX adds."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

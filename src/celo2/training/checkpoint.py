@@ -1,8 +1,8 @@
-"""Checkpoints within long runs: a stopped run goes on from one of its validations, to the same numbers.
+"""Checkpoints within long runs: a stopped run resumes at one of its validations, with identical results.
 
-A checkpoint has everything that the remaining steps depend on (parameters, optimizer state, the source of the
-batches) and the losses so far; batches are a function of the seed and the step. It is written at a
-validation, if the last one is some minutes ago, so that short runs write none.
+A checkpoint holds everything that the remaining steps depend on (parameters, optimizer state, the source of
+the batches) and the losses so far; batches are a function of the seed and the step. It is written at a
+validation, but only some minutes after the previous checkpoint, so short runs write none.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ class Checkpoints(NamedTuple):
     """Folder for the checkpoints of one group of runs.
 
     Attributes:
-        folder: The folder, made when the first is written; only for runs of the same settings.
-        min_seconds: Least seconds between two checkpoints of runs that are trained together.
+        folder: The folder, created with the first checkpoint; only for runs with the same settings.
+        min_seconds: Minimum seconds between two checkpoints of runs that are trained together.
     """
 
     folder: Path
     min_seconds: float = MIN_SECONDS
 
     def of(self, pairs: np.ndarray) -> RunCheckpoint:
-        """Returns the checkpoint of the runs with these pairs of learning rate and seed, `(R, 2)` float64."""
+        """Returns the checkpoint of the runs with these (learning rate, seed) pairs, `(R, 2)` float64."""
         name = hashlib.sha256(np.ascontiguousarray(pairs).tobytes()).hexdigest()[:16]
         return RunCheckpoint(self.folder / f"{name}.npz", self.min_seconds)
 
 
 class RunCheckpoint:
-    """Checkpoint of runs that are trained together: one file, replaced as a whole.
+    """Checkpoint of runs that are trained together: one file, replaced atomically.
 
     Args:
         path: The file.
-        min_seconds: Least seconds between two of them.
+        min_seconds: Minimum seconds between two checkpoints.
     """
 
     def __init__(self, path: Path, min_seconds: float) -> None:
@@ -55,14 +55,14 @@ class RunCheckpoint:
         self._warned = False
 
     def is_due(self) -> bool:
-        """Returns whether the last one, or the start, is long enough ago."""
+        """Returns whether enough time has passed since the last checkpoint, or since the start."""
         return time.monotonic() - self._last >= self._min_seconds
 
     def save(self, history: Mapping[str, np.ndarray], carry: Any) -> None:
-        """Writes what was recorded, and the tree that the remaining steps start from.
+        """Writes the recorded results and the tree that the remaining steps start from.
 
-        A file that cannot be written, on a full disk say, costs the runs nothing but this: it is told once,
-        the checkpoint before stays, and the next one is tried when it is due.
+        If the file cannot be written, for example because the disk is full, the runs continue: a warning is
+        shown once, the previous checkpoint stays, and the next one is attempted when it is due.
         """
         leaves = {f"carry_{at}": _as_numpy(leaf) for at, leaf in enumerate(jax.tree.leaves(carry))}
         try:
@@ -76,15 +76,15 @@ class RunCheckpoint:
         self._last = time.monotonic()
 
     def load(self, like: Any) -> tuple[dict[str, np.ndarray], Any] | None:
-        """Reads history and tree.
+        """Reads the recorded results and the tree.
 
         Args:
             like: Tree of arrays or `jax.ShapeDtypeStruct` with the structure, dtypes and shardings of the one
                 that was saved.
 
         Returns:
-            What was recorded, and the tree; None if there is none, or, with a warning, if it is damaged or
-            of other shapes: the runs then start from the beginning.
+            The recorded results and the tree; None if there is no checkpoint, or, with a warning, if it is
+            damaged or has other shapes: the runs then start from the beginning.
         """
         try:
             with self._path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -105,14 +105,14 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _as_numpy(leaf: Any) -> np.ndarray:
-    """Returns an array's numbers; of random keys, those that they consist of."""
+    """Converts an array to NumPy; random keys are converted to their data."""
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
 def _restore(array: np.ndarray, like: Any) -> Any:
-    """Places an array as another one; types that files do not know, such as bfloat16, come as bytes."""
+    """Places an array like another one; types that files cannot represent, such as bfloat16, are bytes."""
     if _is_key(like):
-        kinds: list[Any] = []  # tracing tells what shapes alone do not
+        kinds: list[Any] = []  # tracing reveals the key type, which shapes alone do not
         like_data = jax.eval_shape(
             lambda keys: kinds.append(jax.random.key_impl(keys)) or jax.random.key_data(keys), like
         )
@@ -122,7 +122,7 @@ def _restore(array: np.ndarray, like: Any) -> Any:
 
 
 def _check(array: np.ndarray, like: Any) -> np.ndarray:
-    """Returns an array of a file; raises a ValueError unless it has this shape and type."""
+    """Returns an array from a file; raises a ValueError unless it has this shape and type."""
     if array.dtype != like.dtype and array.dtype.kind == "V":
         array = array.view(like.dtype)
     if (array.shape, array.dtype) != (like.shape, like.dtype):

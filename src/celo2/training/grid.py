@@ -18,14 +18,14 @@ class RunGrid:
     Attributes:
         learning_rates: Peak learning rates, `(L,)`.
         seeds: Seeds, `(S,)`.
-        train_loss: Loss of every training batch before its step, `(L, S, steps)`.
-        valid_steps: Steps taken before each validation, `(V,)`; the last is the run's length.
+        train_loss: Loss of each training batch before its step, `(L, S, steps)`.
+        valid_steps: Number of steps before each validation, `(V,)`; the last is the run's length.
         valid_loss: Mean loss over the validation examples, `(L, S, V)`.
-        valid_accuracy: Share of right answers in [0, 1], `(L, S, V)`; None where the task has none.
+        valid_accuracy: Fraction of correct answers in [0, 1], `(L, S, V)`; None where the task has none.
         initial_loss: Approximate loss of an untrained network.
-        seconds_per_step: Wall-clock of a step of one run, validations left out: a step of the runs trained
-            side by side, divided by their number; the median over the pieces between validations. NaN if
-            it was not measured.
+        seconds_per_step: Wall-clock time of a step of one run, excluding validations: a step of the runs
+            trained side by side, divided by their number; the median over the pieces between validations. NaN
+            if it was not measured.
     """
 
     learning_rates: np.ndarray
@@ -44,7 +44,7 @@ class RunGrid:
 
     @cached_property
     def window_means(self) -> np.ndarray:
-        """The mean batch loss over each 5 % of consecutive steps, `(L, S, W)`; the last is the run's end."""
+        """The mean batch loss over each 5 % of consecutive steps, `(L, S, W)`; the last ends with the run."""
         length = window_length(self.steps)
         windows = np.lib.stride_tricks.sliding_window_view(self.train_loss, length, axis=-1)
         with np.errstate(invalid="ignore"):  # a diverged run may have +inf and -inf in one window
@@ -64,8 +64,8 @@ class RunGrid:
     def diverged_at(self) -> np.ndarray:
         """The step at which a run's loss ceased to be finite, `(L, S)`.
 
-        A run that stayed finite but ended above an untrained network's loss (by 5 %) has the run's
-        length; one that did not diverge has -1.
+        For a run that stayed finite but ended above an untrained network's loss (by 5 %), this is the run's
+        length; for a run that did not diverge, -1.
         """
         finite = np.isfinite(self.train_loss)
         blew_up = np.where(finite.all(-1), -1, finite.argmin(-1))
@@ -80,11 +80,11 @@ class RunGrid:
         return self.diverged_at >= 0
 
     def curve(self, num_points: int = 100) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the training loss in `num_points` points (or fewer, if there are fewer windows).
+        """Returns the training loss at `num_points` points (or fewer, if there are fewer windows).
 
         Returns:
-            Steps taken, `(P,)`, and the mean batch loss over the 5 % of the steps before,
-            `(L, S, P)`; NaN from the point on at which a run ceased to be finite.
+            The steps taken, `(P,)`, and the mean batch loss over the preceding 5 % of the steps,
+            `(L, S, P)`; NaN from the point at which a run ceased to be finite.
         """
         count = self.window_means.shape[-1]
         chosen = np.linspace(0, count - 1, min(num_points, count)).round().astype(int)

@@ -1,8 +1,8 @@
 """Training steps of many runs of one task with one optimizer, compiled and run together.
 
-A run is (learning rate, seed). A step is two compiled programs: losses and gradients, which every
+A run is a (learning rate, seed) pair. A step is two compiled programs: losses and gradients, which every
 optimizer of the task shares (`task_step.py`), and the optimizer's update. Compiling one program for
-both would take longer than training a small task does, once for each optimizer.
+both, once per optimizer, would take longer than training a small task.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from celo2.training.task_step import (
 
 AHEAD = 2  # steps that may be queued on the devices: each holds its gradients
 
-MakeFromSchedule = Callable[..., optax.GradientTransformation]  # of the schedule and what is given with it
+MakeFromSchedule = Callable[..., optax.GradientTransformation]  # of the schedule and the inputs
 TrainState = Any  # (params, optimizer state)
 
 
@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Results of a part of the steps: steps taken in all, losses and validations, and seconds."""
+    """Results of a part of the steps: total steps taken, losses and validations, and seconds."""
 
     stop: int
     record: Record
@@ -76,9 +76,9 @@ def make_step(task: Task, optimizer: optax.GradientTransformation) -> Callable[.
 def _make_update(optimizer: optax.GradientTransformation) -> Callable[..., TrainState]:
     """Makes the optimizer's part of a step: `((params, state), gradients, loss) → (params, state)`.
 
-    Optimizers that accept it get the loss as Optax's extra argument `value`, and the number of steps taken
-    as `step`, if it is given: as it is the same for all runs of a vmap, JAX knows that periodic work of an
-    optimizer is due in all of them or in none.
+    Optimizers that accept them get the loss as Optax's extra argument `value` and the number of steps taken,
+    if given, as `step`. Since it is the same for all runs of a vmap, JAX knows that an optimizer's periodic
+    work is due in all of them or in none.
     """
     extended = optax.with_extra_args_support(optimizer)
 
@@ -97,10 +97,10 @@ class Program:
         placed: The task, its data and its own programs.
         make_optimizer: `(schedule, *inputs) → Optax transform`; called under tracing.
         steps: Length of a run.
-        inputs: Trees of arrays for `make_optimizer`; `train` takes others of the same shapes.
+        inputs: Trees of arrays for `make_optimizer`; `train` accepts others of the same shapes.
         num_evals: Validations of a run, the last one after its last step.
         schedule: Name of the learning-rate schedule in `SCHEDULES`.
-        eval_params: Parameters that are validated, as in `OptimizerSpec`; None: the trained parameters.
+        eval_params: The parameters to validate, as in `OptimizerSpec`; None: the trained parameters.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class Program:
         self.bounds = [(start, min(start + self.piece, steps)) for start in range(0, steps, self.piece)]
 
     def fit(self, num_runs: int, max_memory: float) -> int:
-        """Compiles for as many runs at once as the memory holds; returns their number.
+        """Compiles for as many runs at once as fit into memory; returns their number.
 
-        The memory of a number of runs is the compiler's own figure; the number is halved until it fits. The
-        result is a multiple of the devices, and never less than one run on each.
+        The number of runs is halved until they fit, by the compiler's memory estimate. The
+        result is a multiple of the number of devices: at least one run on each.
         """
         devices = self.placed.mesh.size
         width = math.ceil(num_runs / devices) * devices
@@ -139,9 +139,9 @@ class Program:
     def train(
         self, runs: Runs, inputs: Sequence[Any], checkpoint: RunCheckpoint | None = None
     ) -> Iterator[Piece]:
-        """Trains runs, as many as `fit` returned, to the end, piece by piece; each ends with a validation.
+        """Trains as many runs as `fit` returned to the end, in pieces that each end with a validation.
 
-        With a checkpoint, the pieces that it has come first, as they were, and the steps go on behind them.
+        With a checkpoint, yields the pieces that it contains first, and then continues training.
         """
         mesh = self.placed.mesh
         spread = jax.device_put(_as_arrays(runs), NamedSharding(mesh, RUNS))
@@ -174,7 +174,7 @@ class Program:
     def _start(
         self, runs: Runs, spread: Runs, given: Sequence[Any], checkpoint: RunCheckpoint | None
     ) -> tuple[list[Piece], Feed, TrainState]:
-        """Returns pieces, feed and state to start from: those of the checkpoint, or else new ones."""
+        """Returns the pieces, feed and state to start from, from the checkpoint or newly made."""
         carry = self._task.feed, self._train_state
         if checkpoint is not None and (found := checkpoint.load(carry)) is not None:
             return _split_history(found[0], self.bounds), *found[1]
@@ -182,7 +182,7 @@ class Program:
         return [], self._task.start(params, spread.seed), (params, self._init(params, spread, given))
 
     def _compile(self, width: int) -> float:
-        """Compiles for a number of runs; returns the bytes that they take, all devices counted."""
+        """Compiles for a number of runs; returns the bytes that they need on all devices together."""
         placed = self.placed
         params = placed.params_shapes(width)
         runs = placed.place_shapes(_as_arrays(Runs(np.zeros(width), np.zeros(width))), RUNS)
@@ -226,7 +226,7 @@ class Program:
 
 
 def _join_history(pieces: Sequence[Piece]) -> dict[str, np.ndarray]:
-    """Returns the results of pieces as arrays by name: those of `Record`, and the seconds of each piece."""
+    """Returns the results of pieces as arrays by name: the fields of `Record`, and each piece's seconds."""
     records = [piece.record for piece in pieces]
     history = {
         name: np.concatenate([getattr(record, name) for record in records], axis=1) for name in Record._fields
@@ -235,7 +235,7 @@ def _join_history(pieces: Sequence[Piece]) -> dict[str, np.ndarray]:
 
 
 def _split_history(history: Mapping[str, np.ndarray], bounds: Sequence[tuple[int, int]]) -> list[Piece]:
-    """Returns the pieces that `_join_history` joined."""
+    """Splits the result of `_join_history` into pieces again."""
     losses, *judged = (history[name] for name in Record._fields)
     return [
         Piece(

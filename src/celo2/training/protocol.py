@@ -1,8 +1,8 @@
-"""Training protocol of comparisons: schedules, seeds, validation and divergence, equal for all optimizers.
+"""Training protocol of comparisons: schedules, seeds, validation and divergence, the same for all optimizers.
 
-A cosine decay to zero after a linear warm-up over 5 % of the steps, float32, and the same initial
-parameters and batches for every optimizer (arXiv 2602.19142, evaluation set-up). An optimizer that is
-made for a constant learning rate has one after the warm-up; one that sets its own step sizes has neither.
+Runs are in float32, with a linear warm-up over 5 % of the steps, a cosine decay to zero, and the same initial
+parameters and batches for every optimizer (arXiv 2602.19142, evaluation set-up). An optimizer
+designed for a constant learning rate gets one after the warm-up; one that sets its step sizes has neither.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ DIVERGENCE_MARGIN = 1.05  # a run that ends above this multiple of an untrained 
 
 
 def cosine_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
-    """Makes a linear warm-up to `peak` over 5 % of the steps, then a cosine to zero at the last.
+    """Makes a linear warm-up to `peak` over 5 % of the steps, then a cosine decay to zero at the last step.
 
-    The first step already moves: with W warm-up steps out of T, step t (from 0) has the learning rate
+    The first learning rate is not zero: with W warm-up steps out of T, step t (from 0) has the learning rate
     `peak · min((t + 1) / W, (1 + cos(π (t - W) / (T - W))) / 2)`.
 
     Args:
@@ -45,7 +45,7 @@ def cosine_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
 
 
 def constant_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
-    """Makes the same warm-up, then `peak` to the end; arguments as of `cosine_schedule`."""
+    """Makes the same warm-up, then a constant `peak`; the arguments are those of `cosine_schedule`."""
     warmup = _warmup_length(steps)
 
     def schedule(count: ArrayLike) -> Array:
@@ -56,7 +56,7 @@ def constant_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
 
 
 def linear_schedule(peak: ArrayLike, steps: int) -> optax.Schedule:
-    """Makes the same warm-up, then a line to zero at the last step; arguments as of `cosine_schedule`."""
+    """Makes the same warm-up, then a linear decay to zero at the last step; same arguments."""
     warmup = _warmup_length(steps)
 
     def schedule(count: ArrayLike) -> Array:
@@ -83,6 +83,6 @@ def window_length(steps: int) -> int:
 
 
 def seed_keys(seed: ArrayLike) -> tuple[Array, Array]:
-    """Derives the keys of a run's initial parameters and of its batches from the seed alone."""
+    """Derives the keys of a run's initial parameters and batches from the seed alone."""
     init_key, loop_key = jax.random.split(jax.random.key(jnp.asarray(seed, jnp.uint32)))
     return init_key, loop_key

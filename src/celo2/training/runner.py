@@ -1,6 +1,6 @@
 """Trains one task with one optimizer at all learning rates and seeds together.
 
-The runs of a grid are trained side by side, as many at once as the memory holds, piece by piece so
+The runs of a grid are trained side by side, as many at once as fit into memory, in pieces so
 that progress can be shown.
 """
 
@@ -32,7 +32,7 @@ class Progress(NamedTuple):
         done: Share of the work done, in [0, 1].
         step: Steps taken by the current runs.
         steps: Length of a run.
-        loss: The lowest mean training loss among them in the last piece; NaN before the first.
+        loss: The lowest mean training loss of these runs in the last piece; NaN before the first.
     """
 
     done: float
@@ -45,24 +45,24 @@ OnProgress = Callable[[Progress], None]
 
 
 class GridRunner:
-    """A task with every learning rate and seed, compiled and ready to be trained.
+    """A task with all learning rates and seeds, compiled and ready to train.
 
-    The initial parameters and the batches depend on the seed alone: runs of the same seed see the
-    same ones whatever the optimizer, the learning rate and the number of devices.
+    The initial parameters and the batches depend on the seed alone: runs with the same seed see the
+    same ones regardless of optimizer, learning rate and number of devices.
 
     Args:
-        task: The problem; runners of several optimizers share one, with its compiled programs.
+        task: The problem; runners of several optimizers can share it, with its compiled programs.
         make_optimizer: `(schedule of the learning rate, *inputs) → Optax transform`; called under tracing.
         learning_rates: Peak learning rates, positive.
         seeds: Seeds, non-negative.
         steps: Length of a run, ≥ 2.
         devices: Number of local devices to use; 0: all of them.
-        max_memory: Bytes that the runs trained together may take, all devices counted.
-        inputs: Trees of arrays for `make_optimizer`: arguments of the compiled program, so that another
-            training with other numbers compiles nothing.
+        max_memory: Bytes that the runs trained together may use on all devices.
+        inputs: Trees of arrays for `make_optimizer`: arguments of the compiled program, so training
+            with other values needs no compilation.
         num_evals: Validations of a run, the last one after its last step.
         schedule: Name of the learning-rate schedule in `celo2.training.protocol.SCHEDULES`.
-        eval_params: Parameters that are validated, as in `OptimizerSpec`; None: the trained parameters.
+        eval_params: The parameters to validate, as in `OptimizerSpec`; None: the trained parameters.
 
     Attributes:
         initial_loss: Approximate loss of an untrained network.
@@ -111,9 +111,9 @@ class GridRunner:
 
         Args:
             on_progress: Called after each piece.
-            inputs: Replacement of the constructor's `inputs`, of the same shapes.
-            learning_rates: Replacement of the constructor's learning rates, of the same number.
-            checkpoints: Where long runs leave checkpoints, and go on from those that are there.
+            inputs: Replacement for the constructor's `inputs`, with the same shapes.
+            learning_rates: Replacement for the constructor's learning rates; as many.
+            checkpoints: The folder in which long runs save checkpoints, and from which they resume.
 
         Raises:
             ValueError: The number of rates differs, or one is out of range.
@@ -149,7 +149,7 @@ def run_grid(
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> RunGrid:
-    """Compiles and trains in one call; the other arguments, and the errors, are those of `GridRunner`."""
+    """Compiles and trains in one call; the other arguments and the errors are those of `GridRunner`."""
     return GridRunner(SharedTask(task), make_optimizer, learning_rates, **options).train(on_progress)
 
 
@@ -164,7 +164,7 @@ def _train_in_chunks(
     """Trains `(learning rate, seed)` pairs, `width` at a time; a last, shorter chunk repeats its last run.
 
     Returns:
-        Their results, and the seconds of a step of one run, as `RunGrid` has them.
+        Their results and the seconds of a step of one run, as in `RunGrid`.
     """
     chunks = [pairs[np.arange(at, at + width).clip(max=len(pairs) - 1)] for at in range(0, len(pairs), width)]
     records, seconds = [], []

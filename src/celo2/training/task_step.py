@@ -37,11 +37,11 @@ class TaskProgram(NamedTuple):
 
     Attributes:
         start: `(params, seeds) → feed` before the first step.
-        differentiate: `(feed, params, seeds, count, train) → (feed, losses (R,), gradients)`; the given feed
-            is donated, and the objective of step `count` is put into the new one.
+        differentiate: `(feed, params, seeds, count, train) → (feed, losses (R,), gradients)`; the input feed
+            is donated, and the new one contains the objective of step `count`.
         validate: `(params, valid) → (losses (R,), accuracies (R,))`, NaN if the task has none.
         feed: Shapes and shardings of a feed.
-        num_bytes: Bytes that `differentiate` or `validate` takes on all devices, the larger of the two.
+        num_bytes: Bytes that `differentiate` or `validate`, whichever is larger, needs on all devices.
     """
 
     start: Callable[..., Feed]
@@ -52,9 +52,9 @@ class TaskProgram(NamedTuple):
 
 
 class SharedTask:
-    """A task that several optimizers train, with its placed data and compiled programs.
+    """A task shared by several optimizers, with its placed data and compiled programs.
 
-    Threads may share one; a thread that needs a program which another is compiling waits for it.
+    Threads can share it; a thread that needs a program which another is compiling waits for it.
 
     Args:
         task: The problem.
@@ -93,7 +93,7 @@ class PlacedTask:
         self._lock = threading.Lock()
 
     def make_params(self, seeds: Sequence[int]) -> Params:
-        """Makes the initial parameters of runs with these seeds, stacked `(R, ...)`, on the devices."""
+        """Makes the initial parameters of runs with these seeds on the devices, stacked `(R, ...)`."""
         distinct, index = np.unique(np.asarray(seeds), return_inverse=True)
         params = [self._init(seed_keys(int(seed))[0]) for seed in distinct]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves)[index], *params)
@@ -122,7 +122,7 @@ class PlacedTask:
         return lowered.compile(compiler_options(self.mesh.devices.flat[0].platform))
 
     def program(self, width: int, piece: int) -> TaskProgram:
-        """Returns the compiled program, compiling it at the first call.
+        """Returns the compiled program, compiling it on the first call.
 
         Args:
             width: Number of runs, a multiple of the number of devices.
@@ -166,7 +166,7 @@ class PlacedTask:
 
 
 def bytes_needed(compiled: Any) -> float:
-    """Returns the bytes that a compiled program takes on one device; 0 if the backend does not say."""
+    """Returns the bytes that a compiled program needs on one device; 0 if the backend does not say."""
     memory: Any = compiled.memory_analysis()
     if memory is None:
         return 0.0
@@ -175,7 +175,7 @@ def bytes_needed(compiled: Any) -> float:
 
 
 def _validate(task: Task, params: Params, batches: Batch) -> tuple[Array, Array]:
-    """Computes mean loss and accuracy (NaN without one) over the validation batches, each `()`."""
+    """Computes the mean loss and accuracy (NaN without one) over the validation batches, each `()`."""
     nothing = jnp.asarray(jnp.nan, jnp.float32)
     if task.stream is not None:
         return task.stream.validate(params, jax.random.key(VALID_SEED)), nothing
@@ -188,7 +188,7 @@ def _validate(task: Task, params: Params, batches: Batch) -> tuple[Array, Array]
 
 
 def _valid_batches(task: Task) -> Batch:
-    """Samples the batches that every validation uses, stacked; empty if a stream validates."""
+    """Samples the batches of every validation, stacked; empty if a stream does the validation."""
     if task.stream is not None:
         return {}
     keys = jax.random.split(jax.random.key(VALID_SEED), VALID_BATCHES)

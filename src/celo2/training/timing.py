@@ -1,4 +1,4 @@
-"""Times training steps of several optimizers in interleaved rounds, so that load affects all alike."""
+"""Times training steps of several optimizers in interleaved rounds, so that load affects all equally."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def count_bytes(tree: Any) -> int:
 
 
 class TimedStep:
-    """One optimizer's compiled step, in which parameters and state are donated, and its times.
+    """One optimizer's compiled step, with donated parameters and state, and its times.
 
     Args:
         step: `((params, state), inputs) → ((params, state), anything)`.
-        optimizer: The optimizer, which makes the state.
-        params: Shapes and dtypes of the parameters; arrays will do.
-        inputs: The same of the inputs.
+        optimizer: The optimizer, which initializes the state.
+        params: Shapes and dtypes of the parameters, or arrays.
+        inputs: The same for the inputs.
         options: XLA options, such as `celo2.compiler_options()`; None: XLA's defaults.
 
     Attributes:
@@ -62,11 +62,11 @@ class TimedStep:
         return statistics.median(self.times)
 
     def finish(self) -> None:
-        """Gives parameters and state back to the device."""
+        """Frees the parameters and the state."""
         self._carry = None
 
     def start(self, params: Any) -> None:
-        """Makes the state; the parameters are donated to the first step."""
+        """Initializes the state; the parameters are donated to the first step."""
         self._carry = params, jax.jit(self._init)(params)
 
     def run(self, inputs: Any) -> float:
@@ -82,10 +82,10 @@ def time_steps(
     """Times steps in turn, round by round; the first step of each does not count.
 
     Args:
-        steps: The steps, which collect their `times`.
+        steps: The steps; their times are appended to `times`.
         make_params: Makes the initial parameters, once for each step.
         inputs: The inputs of every step.
-        budget: The seconds for all of them together; at least `MIN_ROUNDS` rounds are run.
+        budget: The seconds for all steps together; at least `MIN_ROUNDS` rounds are run.
     """
     try:
         for step in steps:

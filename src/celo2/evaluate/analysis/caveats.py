@@ -14,11 +14,11 @@ from celo2.evaluate.analysis.summary import OptimizerRow
 from celo2.evaluate.suite.results import RunResult
 from celo2.zoo.specs import sets_own_rate
 
-PARITY = 1.05  # largest speed-up of the baseline over itself without a comment
+PARITY = 1.05  # largest speed-up of the baseline over itself that needs no comment
 
 
 def verdict(standings: Standings, rows: Sequence[OptimizerRow]) -> str:
-    """Returns the result in a sentence: the order by final loss on one task, by score on several.
+    """Returns the result as a sentence: the order by final loss for one task, by score for several.
 
     Args:
         standings: The runs.
@@ -51,7 +51,7 @@ def defeats(standings: Standings) -> list[str]:
 
 
 def describe_ranking(standings: Standings) -> str:
-    """Returns the name of the loss that ranks; where tasks differ, with the rule."""
+    """Returns the name of the loss used for ranking, with the rule if tasks differ."""
     names = {task.loss_name for task in standings.tasks}
     if len(names) == 1:
         return names.pop()
@@ -62,14 +62,14 @@ def describe_ranking(standings: Standings) -> str:
 
 
 def describe_loss(task: TaskRuns, loss: float) -> str:
-    """Formats a final loss with four digits; returns get their original sign."""
+    """Formats a final loss with four digits; returns have their original sign."""
     if not math.isfinite(loss):
         return "diverged"
     return f"{-loss if task.returns else loss:.4g}"
 
 
 def describe_divergence(run: RunResult) -> str:
-    """Formats the run that diverged and the step at which it did."""
+    """Describes a diverged run and the step at which it diverged."""
     when = (
         "ended above an untrained network's loss"
         if run.diverged_at >= run.spec.steps
@@ -79,7 +79,7 @@ def describe_divergence(run: RunResult) -> str:
 
 
 def join(names: Iterable[str], most: int = 6) -> str:
-    """Joins names with commas, only the first few if there are many."""
+    """Joins names with commas; only the first few if there are many."""
     found = list(names)
     rest = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(found[:most]) + rest
@@ -99,7 +99,7 @@ def _verdict_on(task: TaskRuns) -> str:
 
 
 def _distance(task: TaskRuns, winner: str, name: str) -> str:
-    """Describes how far the winner is ahead of another optimizer, and whether that may be chance."""
+    """Describes the winner's lead over another optimizer, and whether it may be chance."""
     best, loss = task.cells[winner].mean_loss, task.cells[name].mean_loss
     if not math.isfinite(loss):
         return f"{name} diverged"
@@ -152,7 +152,7 @@ def _defeats_on(task: TaskRuns) -> Iterator[str]:
 
 
 def _behind(task: TaskRuns, loss: float, best: float) -> str:
-    """Formats the loss, and its ratio to the best if that is meaningful."""
+    """Formats the loss, with its ratio to the best if that is meaningful."""
     text = describe_loss(task, loss)
     if not math.isfinite(loss) or best == 0 or (best < 0) != task.returns:
         return text
@@ -212,7 +212,7 @@ def _seeds(standings: Standings) -> Iterator[str]:
 
 
 def _settings(standings: Standings) -> Iterator[str]:
-    """Yields warnings about optimizers that were not tuned, or over more or fewer settings than others."""
+    """Yields warnings about optimizers that were not tuned, or were tuned over more or fewer settings."""
     for name in filter(sets_own_rate, standings.optimizers):
         yield f"{name} sets its own step sizes: nothing of it was tuned."
 
@@ -250,7 +250,7 @@ def _lost(standings: Standings) -> Iterator[str]:
 
 
 def _parity(standings: Standings) -> Iterator[str]:
-    """Yields the baseline's speed-up over itself if it could be mistaken for an advantage."""
+    """Yields a note on the baseline's speed-up over itself if it could be mistaken for an advantage."""
     name = standings.baseline
     found = [task.speed_up(name) for task in standings.tasks if name in task.cells]
     known = [value for value in found if value is not None]

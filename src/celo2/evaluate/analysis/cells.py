@@ -1,7 +1,7 @@
-"""Runs of one optimizer on one task: their settings, the best of them, and its statistics.
+"""Runs of one optimizer on one task: the settings, the best setting, and its statistics.
 
-The best setting (learning rate, weight decay) is the one with the lowest final loss, validation or training
-(`Cell.rank_by`), mean over the seeds. A setting with a diverged seed, or with fewer seeds than another one,
+The best setting (learning rate, weight decay) has the lowest final validation or training loss
+(`Cell.rank_by`), averaged over the seeds. A setting with a diverged seed, or with fewer seeds than another,
 cannot be the best. This module needs no JAX.
 """
 
@@ -68,28 +68,28 @@ class Cell:
 
     @cached_property
     def mean_losses(self) -> dict[Setting, float]:
-        """The final loss of each setting, mean over the seeds; +inf where one diverged."""
+        """The final loss of each setting, averaged over the seeds; +inf if a seed diverged."""
         return {setting: float(self._finals(runs).mean()) for setting, runs in self.settings.items()}
 
     @cached_property
     def best(self) -> Setting | None:
-        """The best setting; None if each has a diverged run."""
+        """The best setting; None if every setting has a diverged run."""
         best = min(self.complete, key=self.mean_losses.__getitem__)
         return best if math.isfinite(self.mean_losses[best]) else None
 
     @property
     def shown(self) -> Setting:
-        """The setting for figures: the best or, without one, the one whose runs got farthest."""
+        """The setting for figures: the best or, without a best one, the one whose runs got farthest."""
         return self.best or max(self.settings, key=lambda setting: min(map(_reached, self.settings[setting])))
 
     @property
     def best_runs(self) -> tuple[RunResult, ...]:
-        """The runs of the best setting; none without a best setting."""
+        """The runs at the best setting; empty without a best setting."""
         return () if self.best is None else self.settings[self.best]
 
     @property
     def losses(self) -> np.ndarray:
-        """The final losses at the best setting, `(S,)`; +inf for every seed without one."""
+        """The final losses at the best setting, `(S,)`; all +inf without a best setting."""
         return self._finals(self.best_runs) if self.best_runs else np.full(self.num_seeds, np.inf)
 
     @property
@@ -112,7 +112,7 @@ class Cell:
 
     @property
     def edge(self) -> str:
-        """The edge of the grid at which the best learning rate lies: "lowest", "highest", or "" for none."""
+        """The edge of the grid at which the best learning rate lies: "lowest", "highest", or ""."""
         rates = list(self.rates)
         if self.best is None or len(rates) < 2:
             return ""
@@ -120,27 +120,27 @@ class Cell:
 
     @property
     def decay_at_edge(self) -> bool:
-        """Whether the best weight decay is the highest of several tried (0, the lowest, is a bound)."""
+        """Whether the best weight decay is the highest of several (0, the lowest, is a bound)."""
         decays = {setting.weight_decay for setting in self.settings}
         return self.best is not None and len(decays) > 1 and self.best.weight_decay == max(decays)
 
     @property
     def timing(self) -> str:
-        """The way `seconds_per_step` was measured, in words; times compare only where it is equal."""
+        """How `seconds_per_step` was measured, in words; times are comparable only if this is equal."""
         return min(map(_timing, self.runs))
 
     @property
     def seconds_per_step(self) -> float:
-        """The median over the runs that were measured as `timing` describes."""
+        """The median over the runs measured as `timing` describes."""
         chosen = self.timing
         return float(np.median([run.seconds_per_step for run in self.runs if _timing(run) == chosen]))
 
     def measure(self, of: Callable[[RunResult], float]) -> MeanStd | None:
-        """Returns mean and deviation of a quantity of the runs at the best setting; None without one."""
+        """Returns the mean and deviation of a quantity over the best setting's runs; None without one."""
         return MeanStd.over(np.array([of(run) for run in self.best_runs]))
 
     def mean_curve(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns steps, `(P,)`, and the training loss at the best setting, mean over the seeds, `(P,)`."""
+        """Returns the steps and the mean training loss over seeds at the best setting, `(P,)` each."""
         steps, losses = stack_curves([(run.train_steps, run.train_loss) for run in self.best_runs])
         return steps, losses.mean(axis=0)
 
@@ -151,16 +151,16 @@ class Cell:
 
 
 def stack_curves(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Resamples curves to the steps of the one with the fewest points: `(P,)` and `(curves, P)` float64.
+    """Resamples curves to the steps of the curve with the fewest points: `(P,)` and `(curves, P)` float64.
 
-    Packed runs have fewer points than others; curves are interpolated linearly.
+    Packed runs have fewer points than others. Interpolation is linear.
     """
     steps = min((steps for steps, _ in curves), key=len)
     return steps, np.stack([np.interp(steps, xs, np.asarray(ys, np.float64)) for xs, ys in curves])
 
 
 def _timing(run: RunResult) -> str:
-    """Describes the machine and the way in which the run's time was measured."""
+    """Describes the machine and how the run's time was measured."""
     return ", ".join([run.timing, *(str(run.environment.get(name)) for name in ("processor", "devices"))])
 
 

@@ -26,10 +26,10 @@ class TaskRuns:
     """All runs on one task with one data set and one length.
 
     Attributes:
-        label: The name of the task, with the length or the data set if there are several.
+        label: The name of the task, with the length or data set if there are several.
         steps: The length of each run.
         facts: The facts about the task.
-        cells: The optimizers' runs by name.
+        cells: The runs by optimizer name.
         baseline: The name of the optimizer that the others are compared with.
         rank_by: The loss that optimizers are tuned and ranked by.
     """
@@ -43,7 +43,7 @@ class TaskRuns:
 
     @property
     def loss_name(self) -> str:
-        """The name of the quantity that ranks, such as "validation loss" or "training return"."""
+        """The name of the quantity used for ranking, such as "validation loss" or "training return"."""
         return f"{self.rank_by} {'return' if self.returns else 'loss'}"
 
     @property
@@ -53,10 +53,10 @@ class TaskRuns:
 
     @cached_property
     def baseline_loss(self) -> float | None:
-        """The baseline's final loss, mean over its seeds; None where scores are undefined.
+        """The baseline's final loss (mean over its seeds); None where scores are undefined.
 
-        That is the case if the baseline was not run or diverged, or if a ratio is meaningless because losses
-        are negative or its return is not positive.
+        They are undefined if the baseline was not run or diverged, or if ratios are meaningless because
+        losses are negative or its return is not positive.
         """
         if self.baseline not in self.cells or self.cells[self.baseline].best is None:
             return None
@@ -73,13 +73,13 @@ class TaskRuns:
     def speed_up(self, optimizer: str, *, in_seconds: bool = False) -> float | None:
         """Returns the speed-up over the baseline's whole run in reaching its final training loss.
 
-        Training losses are known at every step, validation losses only at ten, so the training curves decide,
-        at each one's best setting, means over the seeds. The result is 0 if the loss is never reached, and
-        None without a `baseline_loss` or if the times were not measured in the same way.
+        Training losses are known at every step, validation losses only at ten steps, so this compares
+        training curves at the best settings (means over the seeds). The result is 0 if the loss is never
+        reached, and None without a `baseline_loss` or if times were measured differently.
 
         Args:
             optimizer: The name of the optimizer.
-            in_seconds: Whether the speed-up is in seconds; otherwise in steps.
+            in_seconds: Whether to measure in seconds rather than steps.
         """
         if self.baseline_loss is None or (in_seconds and self.time_ratio(optimizer) is None):
             return None
@@ -123,8 +123,8 @@ class Standings(NamedTuple):
 
     Attributes:
         tasks: The tasks, in the order of their labels.
-        optimizers: The names: Celo2's, then the baseline, then the others in alphabetical order.
-        baseline: The name of the optimizer that the others are compared with; it may have no runs.
+        optimizers: The names: Celo2's variants, then the baseline, then the others in alphabetical order.
+        baseline: The name of the optimizer that the others are compared with, possibly without runs.
     """
 
     tasks: tuple[TaskRuns, ...]
@@ -143,7 +143,7 @@ def is_ours(optimizer: str) -> bool:
 
 
 def default_baseline(optimizers: Iterable[str]) -> str:
-    """Returns AdamW or, without it, the first by name that is not Celo2, or else the first."""
+    """Returns AdamW if present, else the first by name that is not Celo2, else the first."""
     names = sorted(set(optimizers), key=lambda name: (name != BASELINE, is_ours(name), name))
     return names[0]
 
@@ -153,13 +153,13 @@ def arrange(
 ) -> Standings:
     """Arranges runs by task and optimizer.
 
-    Runs of different lengths, or on different data, count as different tasks and are labelled accordingly.
+    Runs of different lengths or on different data count as different tasks and are labelled accordingly.
 
     Args:
         results: Finished runs, in any order.
         baseline: The name of the optimizer that the others are compared with.
-        rank_by: The loss that optimizers are tuned and ranked by; tasks without validation data are ranked by
-            the training loss in any case.
+        rank_by: The loss that optimizers are tuned and ranked by; tasks without validation data always use
+            the training loss.
 
     Raises:
         ValueError: There are no runs, or one appears twice.
@@ -195,7 +195,7 @@ def _cells(runs: Sequence[RunResult], order: Sequence[str], rank_by: RankBy) -> 
 
 
 def _label(key: tuple[str, int, str], keys: Sequence[tuple[str, int, str]]) -> str:
-    """Returns the task's name, with its length or data set if others have the same name."""
+    """Returns the task's name, with its length or data set if it is not unique."""
     same = [other for other in keys if other[0] == key[0]]
     steps = f", {key[1]} steps" if len({other[1] for other in same}) > 1 else ""
     return key[0] + steps + (f", on {key[2]}" if len({other[2] for other in same}) > 1 else "")

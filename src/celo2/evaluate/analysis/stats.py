@@ -1,9 +1,9 @@
-"""Statistics of a suite, as pure functions on arrays.
+"""Statistics of a suite, as pure functions of arrays.
 
-Objectives are losses, lower is better; a return is negated. A diverged run is never excluded: its
-final loss is +inf, its score 0, its ratio to any loss +inf, its speed-up 0. With
+Objectives are losses, where lower is better; returns are negated. Diverged runs are never excluded: the
+final loss is +inf, the score 0, the ratio to any loss +inf, and the speed-up 0. With
 
-    L  final loss of a run            B  final loss of the baseline, mean over its seeds
+    L  final loss of a run            B  final loss of the baseline (mean over its seeds)
 
 the score of a run is `B / L`, or `return / baseline's return`: 1 equals the baseline, higher is better.
 
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-TOLERANCE = 0.1  # relative loss within which a learning rate counts as good as the best
+TOLERANCE = 0.1  # relative loss within which a learning rate counts as equal to the best
 HALF_DECADE = 0.5
 ROUNDING = 0.03  # decades; rates are rounded, and 1, 3, 10 are half a decade apart
 RESAMPLES = 2000
@@ -42,7 +42,7 @@ class RateSensitivity(NamedTuple):
     Attributes:
         half_decade: The loss ratio (≥ 1) half a decade off the best rate, on the worse side; +inf if runs
             diverged there, NaN if the grid does not extend so far on either side.
-        width: The decades of rates around the best whose loss is within 10 % of the best one.
+        width: The range of rates around the best, in decades, whose loss is within 10 % of the best.
         bounded: Whether both ends of that range lie inside the grid; otherwise the width is a lower bound.
     """
 
@@ -52,7 +52,7 @@ class RateSensitivity(NamedTuple):
 
 
 def final_losses(curves: np.ndarray, diverged: np.ndarray) -> np.ndarray:
-    """Returns the last points of curves, `(R, P)` → `(R,)`; +inf if not finite or if the run diverged."""
+    """Returns the last points of curves, `(R, P)` → `(R,)`; +inf if not finite or the run diverged."""
     last = np.asarray(curves, np.float64)[:, -1]
     return np.where(np.asarray(diverged, bool) | ~np.isfinite(last), np.inf, last)
 
@@ -64,9 +64,9 @@ def lowest(curves: np.ndarray) -> np.ndarray:
 
 
 def steps_to_target(steps: np.ndarray, losses: np.ndarray, target: float) -> float:
-    """Returns the first step of a curve at which the loss is at or below a target; +inf if there is none.
+    """Returns the first step of a curve at which the loss reaches a target or less; +inf if there is none.
 
-    Nothing is interpolated: the result is a point of the curve, never too early.
+    There is no interpolation: the result is a point of the curve, never too early.
 
     Args:
         steps: The steps (or seconds) at each point, `(P,)`, ascending.
@@ -82,7 +82,7 @@ def steps_to_target(steps: np.ndarray, losses: np.ndarray, target: float) -> flo
 
 
 def speed_up(steps: np.ndarray, losses: np.ndarray, target: float, length: float) -> float:
-    """Returns the speed-up in reaching the baseline's final loss: `length ÷ steps_to_target`.
+    """Computes the speed-up in reaching the baseline's final loss: `length ÷ steps_to_target`.
 
     Args:
         steps: The steps, or seconds, at each point of the optimizer's curve, `(P,)`.
@@ -97,15 +97,15 @@ def speed_up(steps: np.ndarray, losses: np.ndarray, target: float, length: float
 
 
 def normalized_scores(losses: np.ndarray, baseline: float, *, returns: bool = False) -> np.ndarray:
-    """Returns scores relative to the baseline, `baseline / loss`: 1 equals it, higher is better.
+    """Computes scores relative to the baseline, `baseline / loss`: 1 equals it, higher is better.
 
     For returns (negated, as losses) the score is the inverse, `return / baseline's return`, and 0 for
-    negative returns. A diverged run (a loss that is not finite) scores 0; a loss of exactly 0 scores +inf, or
+    negative returns. Diverged runs (a loss that is not finite) score 0; a loss of exactly 0 scores +inf, or
     1 if the baseline's is 0 too.
 
     Args:
         losses: The final losses, any shape.
-        baseline: The baseline's final loss, mean over its seeds.
+        baseline: The baseline's final loss (mean over its seeds).
         returns: Whether the losses are negated returns.
 
     Raises:
@@ -132,7 +132,7 @@ def normalized_scores(losses: np.ndarray, baseline: float, *, returns: bool = Fa
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Returns the mean of the middle half of the scores, `(…, N)` → `(…)`: rliable's IQM, section 4.3."""
+    """Computes the mean of the middle half of the scores, `(…, N)` → `(…)`: rliable's IQM, section 4.3."""
     return np.asarray(stats.trim_mean(scores, 0.25, axis=-1))
 
 
@@ -145,16 +145,16 @@ def bootstrap_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Returns a percentile bootstrap interval of a statistic, with seeds resampled within each task.
+    """Computes a percentile bootstrap interval of a statistic, resampling seeds within each task.
 
-    The interval covers the variation over seeds on the same tasks; with `tasks`, tasks are first drawn with
-    replacement, and it covers the variation over similar tasks too.
+    The interval covers the variation over seeds on the same tasks. With `tasks`, tasks are first drawn with
+    replacement, so it also covers the variation over similar tasks.
 
     Args:
-        scores: The scores of the seeds of each task, `(S_t,)`, S_t ≥ 1. With one seed per task, the interval
+        scores: The scores of each task's seeds, `(S_t,)`, S_t ≥ 1. With one seed per task, the interval
             over seeds alone is a point.
         statistic: The statistic, `(R, N) → (R,)`.
-        tasks: Whether tasks are resampled too; a drawn task contributes as many runs as the one it replaces.
+        tasks: Whether to resample tasks too; a drawn task contributes as many runs as the task it replaces.
         level: The coverage in (0, 1).
         resamples: The number R of resamples.
         seed: The random seed; the same arguments give the same interval.
@@ -171,17 +171,17 @@ def bootstrap_interval(
         drawn.append(padded[chosen[:, None], seeds])
     values = statistic(np.concatenate(drawn, axis=1))
     tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")  # defined for +inf, too
+    low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")  # also defined for +inf
     return Interval(float(low), float(high))
 
 
 def probability_of_improvement(losses: Sequence[np.ndarray], baseline: Sequence[np.ndarray]) -> float:
-    """Returns the probability that a run ends lower than the baseline: mean P(X < Y) + ½ P(X = Y) over tasks.
+    """Computes the probability of ending lower than the baseline: mean P(X < Y) + ½ P(X = Y) over tasks.
 
-    The share of pairs of seeds is the Mann-Whitney statistic (rliable, section 4.3). Diverged runs are +inf.
+    The share over pairs of seeds is the Mann-Whitney statistic (rliable, section 4.3). Diverged runs: +inf.
 
     Args:
-        losses: The final losses of the seeds of each task, `(S_t,)`.
+        losses: The final losses of each task's seeds, `(S_t,)`.
         baseline: The same for the baseline, `(S'_t,)`.
     """
     shares = []
@@ -192,19 +192,20 @@ def probability_of_improvement(losses: Sequence[np.ndarray], baseline: Sequence[
 
 
 def performance_profile(scores: Sequence[np.ndarray], thresholds: np.ndarray) -> np.ndarray:
-    """Returns the share of runs that score at least each threshold, tasks weighted equally, `(T,)` → `(T,)`.
+    """Computes the share of runs that score at least each threshold, with tasks weighted equally.
 
-    The run-score distribution of rliable (section 4.2): Dolan and Moré's profile of the ratio 1 / score.
+    Thresholds are `(T,)`, and so is the result. This is the run-score distribution of rliable (section 4.2):
+    Dolan and Moré's profile of the ratio 1 / score.
     """
     shares = [(np.asarray(one)[:, None] >= thresholds[None, :]).mean(0) for one in scores]
     return np.mean(shares, axis=0)
 
 
 def mean_ranks(losses: np.ndarray) -> np.ndarray:
-    """Returns the mean ranks over tasks, `(tasks, optimizers)` → `(optimizers,)`; 1 is the lowest loss.
+    """Computes mean ranks over tasks, `(tasks, optimizers)` → `(optimizers,)`; 1 is the lowest loss.
 
-    Equal losses, such as those of diverged runs, share the mean of their ranks. NaN marks optimizers that
-    were not run on a task, which are not ranked there; the result is NaN for an optimizer without any run.
+    Equal losses, such as those of diverged runs, share the mean of their ranks. NaN marks optimizers
+    not run, and hence not ranked, on a task; the result is NaN for optimizers without any run.
     """
     ranks = np.asarray(stats.rankdata(losses, axis=1, nan_policy="omit"))
     run = np.isfinite(ranks)
@@ -216,8 +217,8 @@ def rate_sensitivity(rates: np.ndarray, ratios: np.ndarray) -> RateSensitivity:
 
     Args:
         rates: The learning rates, `(L,)`, ascending.
-        ratios: The final losses over the lowest of them, `(L,)`, ≥ 1, with 1 at the best rate; +inf where a
-            run diverged. Between such a rate and its neighbour the loss counts as infinite.
+        ratios: The final losses divided by the lowest, `(L,)`, ≥ 1, with 1 at the best rate; +inf where a
+            run diverged. Between such a rate and its neighbour, the loss counts as infinite.
 
     Example:
         >>> rate_sensitivity(np.array([0.01, 0.1, 1.0]), np.array([1.2, 1.0, np.inf]))
@@ -227,7 +228,7 @@ def rate_sensitivity(rates: np.ndarray, ratios: np.ndarray) -> RateSensitivity:
     sides = [(place[best] - place[best::-1], ratios[best::-1]), (place[best:] - place[best], ratios[best:])]
     off = [_interpolate(away, grown) for away, grown in sides if away[-1] >= HALF_DECADE - ROUNDING]
     ends = [_crossing(away, grown) for away, grown in sides]
-    width = round(sum(end for end, _ in ends), 6)  # removes rounding errors of the rates' logarithms
+    width = round(sum(end for end, _ in ends), 6)  # removes rounding errors in the logarithms
     return RateSensitivity(max(off, default=math.nan), width, all(inside for _, inside in ends))
 
 
@@ -242,7 +243,7 @@ def _interpolate(away: np.ndarray, ratios: np.ndarray) -> float:
 
 
 def _crossing(away: np.ndarray, ratios: np.ndarray) -> tuple[float, bool]:
-    """Returns the distance up to which the ratio is tolerated, and whether it ends inside the grid."""
+    """Returns the distance up to which the ratio is within tolerance, and whether it ends inside the grid."""
     beyond = ratios > 1 + TOLERANCE
     if not beyond.any():
         return float(away[-1]), False

@@ -23,21 +23,21 @@ class TaskRow(NamedTuple):
         unit: The unit of the losses; "return": they are negated returns.
         learning_rate: The best learning rate.
         weight_decay: The best weight decay.
-        edge: "lowest" or "highest" if the best learning rate is at that edge of the grid, otherwise "".
+        edge: "lowest" or "highest" if the best learning rate lies at that edge of the grid, otherwise "".
         settings: The number of settings tried.
-        rank_by: The loss that the optimizers of the task are tuned and ranked by.
+        rank_by: The loss that optimizers are tuned and ranked by on the task.
         final_valid_loss: The validation loss after the last step.
         final_train_loss: The mean objective over the last 5 % of the steps.
         best_train_loss: The lowest point of the training curve.
         best_valid_loss: The lowest validation loss.
         accuracy: The validation accuracy after the last step, in [0, 1]; None for tasks without one.
-        score: The mean of the scores (`stats.normalized_scores`); None if the baseline defines none.
+        score: The mean score (`stats.normalized_scores`); None if scores are undefined.
         speed_up: The speed-up over the baseline's run, in steps, by training loss (`TaskRuns.speed_up`).
         time_speed_up: The speed-up in wall-clock time.
         half_decade: The loss ratio half a decade off the best rate (`stats.RateSensitivity`).
-        width: The decades of rates within 10 % of the best loss.
+        width: The range of rates within 10 % of the best loss, in decades.
         bounded: Whether the width ends inside the grid; otherwise it is a lower bound.
-        diverged: The number of diverged runs at all settings.
+        diverged: The number of diverged runs over all settings.
         runs: The total number of runs.
         seconds_per_step: The wall-clock time of a step.
         time_ratio: The time of a step relative to the baseline's; None if they were measured differently.
@@ -76,18 +76,18 @@ class TaskRow(NamedTuple):
 
 
 class OptimizerRow(NamedTuple):
-    """Results of one optimizer over all its tasks; None where no task has a score.
+    """Results of one optimizer over all its tasks; fields are None if no task has a score.
 
     Attributes:
         optimizer: The name of the optimizer.
-        tasks: The number of tasks with scores, over which the next seven fields are computed.
+        tasks: The number of tasks with scores, on which the next seven fields are based.
         score: The interquartile mean of the scores of all seeds on all tasks.
         over_seeds: The 95 % interval of the score over seeds on the same tasks; None with one seed.
         over_tasks: The 95 % interval of the score over tasks and seeds; None with one task.
-        improvement: The probability that a run ends lower than one of the baseline.
-        speed_up: The lower median speed-up over the tasks, in steps; 0: the baseline's loss is never reached.
+        improvement: The probability that a run ends lower than a run of the baseline.
+        speed_up: The lower median speed-up over the tasks, in steps; 0: never reaches the baseline's loss.
         time_speed_up: The lower median speed-up in wall-clock time.
-        time_ratio: The time per step relative to the baseline's, geometric mean over the tasks.
+        time_ratio: The time per step relative to the baseline's, as a geometric mean over the tasks.
         rank: The mean rank by final loss over all its tasks; 1 is best.
         wins: The number of tasks on which no other optimizer ended lower.
         diverged: The number of diverged runs.
@@ -110,7 +110,7 @@ class OptimizerRow(NamedTuple):
 
 
 def rank_tasks(standings: Standings) -> list[TaskRow]:
-    """Returns a row per task and optimizer: tasks in order, optimizers by final loss, the best first."""
+    """Returns a row per task and optimizer: tasks in order, optimizers by final loss, best first."""
     rows = []
     for task in standings.tasks:
         ranked = sorted(task.cells.values(), key=lambda cell: cell.mean_loss)
@@ -119,9 +119,9 @@ def rank_tasks(standings: Standings) -> list[TaskRow]:
 
 
 def rank_optimizers(standings: Standings) -> list[OptimizerRow]:
-    """Returns a row per optimizer: those with scores on the most tasks first, among them the highest score.
+    """Returns a row per optimizer, sorted by the number of tasks with scores, then by score, highest first.
 
-    Scores over fewer tasks are another quantity, so they follow, and those without a score come last.
+    Scores over fewer tasks are not comparable, so they follow; optimizers without a score come last.
     """
     ranks = dict(zip(standings.optimizers, stats.mean_ranks(_loss_table(standings)), strict=True))
     rows = [_optimizer_row(standings, name, float(ranks[name])) for name in standings.optimizers]

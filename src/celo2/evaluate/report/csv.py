@@ -1,4 +1,4 @@
-"""CSV export of a suite's report: full precision, objectives as minimised (returns are negated)."""
+"""CSV export of a suite's report, in full precision; objectives are as minimised (returns are negated)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def as_csv(records: Iterable[dict[str, Any]]) -> str:
 
 
 def table_records(rows: Iterable[OptimizerRow | TaskRow]) -> Iterator[dict[str, Any]]:
-    """Yields records for summary.csv and tasks.csv; mean and deviation, or interval ends, are two columns."""
+    """Yields records for summary.csv and tasks.csv; mean and deviation, or interval ends, get two columns."""
     for row in rows:
         record: dict[str, Any] = {}
         for name, value in row._asdict().items():
@@ -47,7 +47,7 @@ def table_records(rows: Iterable[OptimizerRow | TaskRow]) -> Iterator[dict[str, 
 
 
 def run_records(standings: Standings) -> Iterator[dict[str, Any]]:
-    """Yields records for runs.csv: every run, and whether its setting is the best one."""
+    """Yields records for runs.csv: every run, and whether it has the best setting."""
     for task in standings.tasks:
         for cell in task.cells.values():
             for run in cell.runs:

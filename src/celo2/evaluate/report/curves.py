@@ -1,6 +1,6 @@
-"""Computes the data of a suite's figures: bands over seeds, rate sensitivities, performance profiles.
+"""Computes the data for a suite's figures: bands over seeds, rate sensitivities, performance profiles.
 
-Returns get their original sign here, since a reader expects higher returns to be better.
+Returns have their original sign here, since readers expect higher returns to be better.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from celo2.evaluate.suite.results import RunResult
 from celo2.report.kit import page_label
 from celo2.report.plots import COLORS
 
-MAX_POINTS = 120  # most points of a curve
-DIGITS = 5  # significant digits of a number in the page
+MAX_POINTS = 120  # maximum points of a curve
+DIGITS = 5  # significant digits of numbers in the page
 LINES = {"-": "solid", "--": "dash", ":": "dot", "-.": "dashdot"}  # Matplotlib's names and Plotly's
 
 
 class Band(NamedTuple):
-    """Mean, lowest and highest over the seeds, `(P,)` each, up to the point where one diverged."""
+    """Mean, lowest and highest over the seeds, `(P,)` each, up to the point where a seed diverged."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -55,12 +55,12 @@ def upper_limit(task: TaskRuns) -> float | None:
 
 
 def line_style(index: int) -> tuple[str, str]:
-    """Returns colour and dash style (Matplotlib's) of the optimizer at this index; 28 pairs are distinct."""
+    """Returns the colour and Matplotlib dash style of the optimizer at this index; 28 pairs are distinct."""
     return COLORS[index % len(COLORS)], list(LINES)[index // len(COLORS) % len(LINES)]
 
 
 def make_profile(standings: Standings) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Returns log-uniform thresholds, `(T,)`, and each optimizer's share of runs that reach them, `(T,)`."""
+    """Returns log-spaced thresholds, `(T,)`, and each optimizer's share of runs that reach them, `(T,)`."""
     scores = {
         name: [task.scores(name) for task in tasks]
         for name in standings.optimizers
@@ -74,7 +74,7 @@ def make_profile(standings: Standings) -> tuple[np.ndarray, dict[str, np.ndarray
 
 
 def figure_data(standings: Standings, rows: Sequence[OptimizerRow]) -> dict[str, Any]:
-    """Returns the data of all figures of the page, in JSON types."""
+    """Returns the data for all figures of the page, as JSON types."""
     thresholds, profiles = make_profile(standings)
     return {
         "baseline": page_label(standings.baseline),
@@ -114,7 +114,7 @@ def _curve_data(task: TaskRuns, cell: Cell) -> dict[str, Any]:
 
 
 def _rate_data(task: TaskRuns, cell: Cell) -> dict[str, Any]:
-    """Returns mean final losses by learning rate, and the rates at which a seed diverged."""
+    """Returns the mean final losses by learning rate, and the rates at which a seed diverged."""
     sign = -1.0 if task.returns else 1.0
     good = {rate: sign * loss for rate, loss in cell.rates.items() if math.isfinite(loss)}
     return {
@@ -126,7 +126,7 @@ def _rate_data(task: TaskRuns, cell: Cell) -> dict[str, Any]:
 
 
 def _score_data(row: OptimizerRow) -> dict[str, Any]:
-    """Returns the score with its interval; numbers that are not finite are not drawn."""
+    """Returns the score with its interval, without numbers that are not finite, which are not drawn."""
     score = math.nan if row.score is None else row.score
     interval = row.over_tasks or row.over_seeds or stats.Interval(score, score)
     numbers = {"score": score, "low": interval.low, "high": interval.high}

@@ -1,4 +1,4 @@
-"""Draws the pictures of a report with Matplotlib: one task in four panels, several tasks, scores."""
+"""Draws a report's figures with Matplotlib: one task in four panels, several tasks, scores."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = 3
 
 
 def draw_curves(standings: Standings) -> Figure:
-    """Draws each optimizer at its best setting: one task in four panels, several in a panel each."""
+    """Draws each optimizer at its best setting: a single task in four panels, several in one panel each."""
     tasks = standings.tasks
     columns, panels = (2, 4) if len(tasks) == 1 else (min(COLUMNS, len(tasks)), len(tasks))
     rows = math.ceil(panels / columns)
@@ -66,7 +66,7 @@ def draw_scores(standings: Standings, rows: Sequence[OptimizerRow]) -> Figure:
 
 
 def _draw_task(panels: Sequence[Axes], task: TaskRuns, optimizers: Sequence[str]) -> None:
-    """Draws validation, training against steps and time, and the sensitivity to the learning rate."""
+    """Draws validation, training by steps and by time, and the sensitivity to the learning rate."""
     what = "return" if task.returns else "loss"
     for axes, band, name in ((panels[0], valid_band, "validation"), (panels[1], train_band, "training")):
         _draw_bands(axes, task, optimizers, band)
@@ -92,7 +92,7 @@ def _draw_bands(
     *,
     in_seconds: bool = False,
 ) -> None:
-    """Draws the mean over the seeds and a band from the lowest to the highest; a cross ends diverged ones."""
+    """Draws the mean over the seeds and the range from lowest to highest; diverged curves end in a cross."""
     for index, name in enumerate(optimizers):
         if name not in task.cells:
             continue
@@ -108,7 +108,7 @@ def _draw_bands(
 
 
 def _draw_sensitivity(axes: Axes, task: TaskRuns, optimizers: Sequence[str]) -> None:
-    """Draws the final loss by learning rate; a rate with a diverged seed is a cross at the upper edge."""
+    """Draws the final loss by learning rate; rates with a diverged seed are crosses at the upper edge."""
     sign = -1.0 if task.returns else 1.0
     for index, name in enumerate(optimizers):
         if name not in task.cells:

@@ -1,4 +1,4 @@
-"""Writes the report of a comparison or a suite: a page, CSV tables, pictures, and Markdown."""
+"""Writes the report of a comparison or suite: an HTML page, CSV tables, figures, and Markdown."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def write_report(
     """Writes the report of runs into a folder.
 
     Args:
-        results: Finished runs, in any order; a grid need not be complete.
-        folder: The output folder, made if needed. Files of the same names are replaced.
+        results: Finished runs, in any order; grids may be incomplete.
+        folder: The output folder, created if needed. Files with the same names are replaced.
         baseline: The name of the optimizer that scores and speed-ups are relative to.
         rank_by: The loss that optimizers are tuned and ranked by, as in `arrange`.
 
@@ -123,9 +123,9 @@ def render_report(standings: Standings, rows: Sequence[OptimizerRow], task_rows:
 def as_markdown(
     results: Iterable[RunResult], *, baseline: str = BASELINE, rank_by: RankBy = "validation"
 ) -> str:
-    """Formats the tables, the verdict and Celo2's defeats as Markdown for the documentation.
+    """Formats the tables, the verdict, and Celo2's defeats as Markdown for the documentation.
 
-    Arguments and errors are those of `write_report`.
+    The arguments and errors are those of `write_report`.
     """
     standings = arrange(results, baseline, rank_by)
     rows, task_rows = rank_optimizers(standings), rank_tasks(standings)
@@ -175,7 +175,7 @@ def _data_sets(standings: Standings) -> list[dict[str, str]]:
 
 
 def _environments(runs: Sequence[RunResult]) -> list[tuple[dict[str, Any], int]]:
-    """Lists each software and machine once with its number of runs, the most frequent first."""
+    """Lists each combination of software and machine with its number of runs, the most frequent first."""
     counts: dict[str, int] = {}
     for run in runs:
         text = json.dumps(dict(run.environment), sort_keys=False, default=str)

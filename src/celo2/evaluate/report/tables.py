@@ -32,7 +32,7 @@ def summary_table(rows: Sequence[OptimizerRow], baseline: str) -> Table:
 
 
 def task_table(rows: Sequence[TaskRow]) -> Table:
-    """Builds the table of one task, with one row per optimizer; all rows must be of that task.
+    """Builds the table of one task, with one row per optimizer; all rows must belong to that task.
 
     The losses that optimizers are ranked by come first; the lowest is highlighted.
     """
@@ -42,14 +42,14 @@ def task_table(rows: Sequence[TaskRow]) -> Table:
 
 
 def split_task_table(rows: Sequence[TaskRow]) -> tuple[Table, Table]:
-    """Builds the columns of `task_table` as two tables: losses, and speed with sensitivity."""
+    """Builds `task_table` as two tables: losses, and speed with sensitivity."""
     table = task_table(rows)
     at = table.columns.index("score")
     return table.only(table.columns[:at]), table.only((table.columns[0], *table.columns[at:]))
 
 
 def brief_task_table(rows: Sequence[TaskRow]) -> Table:
-    """Builds the columns of `task_table` that fit on a terminal."""
+    """Builds `task_table` with only the columns that fit on a terminal."""
     table = task_table(rows)
     at = table.columns.index("score")
     return table.only((*table.columns[:at], "ms/step", "state B/param"))
@@ -85,7 +85,7 @@ def _summary_cells(row: OptimizerRow) -> list[Datum]:
 
 
 def _task_cells(row: TaskRow, best: float) -> dict[str, Datum]:
-    """Returns the cells of a row by the names of their columns."""
+    """Returns the cells of a row by column name."""
     returns = row.unit == "return"
     what = "return" if returns else "loss"
     ratio = "" if row.time_ratio is None else f" ({row.time_ratio:.2g}×)"
@@ -131,7 +131,7 @@ def _setting(row: TaskRow) -> Datum:
 
 
 def _final(row: TaskRow | None, best: float) -> Datum:
-    """Returns the cell of the final loss that optimizers are ranked by."""
+    """Returns the cell with the final loss that optimizers are ranked by."""
     if row is None:
         return Datum(NONE, None)
     final = row.final_loss

@@ -1,10 +1,10 @@
-"""Names the checkpoint folders of groups after all that their numbers depend on.
+"""Names the checkpoint folders of groups by everything that affects their results.
 
-A checkpoint is continued by the same program only. In the name are the settings of the runs, the task's
-facts, the versions of JAX, Optax and NumPy, JAX's options that change numbers, all of this package's files,
-and what the task and the optimizer are made of (`celo2.evaluate.suite.program_digest`): the files where their
-functions and classes are written, their arrays and settings. Another name means another folder, and the runs
-start from the beginning.
+Only the same program may resume a checkpoint. The name covers the settings of the runs, the task's
+facts, the versions of JAX, Optax and NumPy, the JAX options that affect results, all of this package's files,
+and the parts of the task and the optimizer (`celo2.evaluate.suite.program_digest`): the files in which their
+functions and classes are defined, their arrays, and their settings. If the name changes, so does the
+folder, and the runs start from the beginning.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from celo2.evaluate.suite.spec import Group
 from celo2.tasks.base import Task
 from celo2.tasks.registry import TASKS
 
-OPTIONS = (  # of JAX, that change numbers
+OPTIONS = (  # JAX options that affect results
     "jax_default_matmul_precision",
     "jax_default_prng_impl",
     "jax_enable_x64",
     "jax_numpy_dtype_promotion",
     "jax_threefry_partitionable",
 )
-DIGITS = 16  # hexadecimal ones of a SHA-256
+DIGITS = 16  # hexadecimal digits of a SHA-256
 
 
 def name_checkpoints(group: Group, facts: TaskFacts, rows_at_once: int, digests: Sequence[str]) -> str:
-    """Returns the name of the folder of a group's checkpoints.
+    """Returns the name of the folder for a group's checkpoints.
 
     Args:
-        group: The group; its data set is that of `facts`.
+        group: The group; its data set is the one in `facts`.
         facts: The facts about its task.
-        rows_at_once: The examples that are computed together (`Machine.rows_at_once`).
-        digests: Those of the task and of the optimizer, by `digest_task` and `digest_optimizer`.
+        rows_at_once: The number of examples computed together (`Machine.rows_at_once`).
+        digests: The results of `digest_task` and `digest_optimizer`.
     """
     settings = {
         "group": group._replace(dataset=facts.dataset),
@@ -61,18 +61,18 @@ def name_checkpoints(group: Group, facts: TaskFacts, rows_at_once: int, digests:
 
 
 def digest_task(name: str, task: Task) -> str:
-    """Returns the digest of a task, its data, and the function that makes it under this name."""
+    """Returns the digest of a task, its data, and the function registered under this name."""
     name = name.partition("@")[0]
     return digest_program(task, TASKS.find(name).make, *_find_named(name))
 
 
 def digest_optimizer(name: str, spec: OptimizerSpec) -> str:
-    """Returns the digest of an optimizer that was found under this name."""
+    """Returns the digest of the optimizer found under this name."""
     return digest_program(spec, *_find_named(name))
 
 
 def belongs_to(name: str, task: str, optimizer: str) -> bool:
-    """Returns whether a folder has this name for runs of an optimizer on a task, whatever their settings."""
+    """Returns whether a folder name belongs to an optimizer's runs on a task, with any settings."""
     return name.partition("-")[0] == _name_owner(task, optimizer)
 
 
@@ -81,7 +81,7 @@ def _name_owner(task: str, optimizer: str) -> str:
 
 
 def _find_named(name: str) -> Iterator[ModuleType]:
-    """Yields the module of a name `package.module:make`, which need not be where `make` is written."""
+    """Yields the module in a name `package.module:make`; `make` may be defined in another module."""
     if REFERENCE.fullmatch(name) and (module := sys.modules.get(name.partition(":")[0])):
         yield module
 

@@ -1,4 +1,4 @@
-"""Trains the groups of a suite locally: compiles those of a task in parallel, then trains them in turn."""
+"""Trains the groups of a suite locally: compiles a task's groups in parallel, then trains them in turn."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from celo2.training.runner import DEFAULT_MAX_MEMORY, GridRunner, Progress
 from celo2.training.task_step import SharedTask
 from celo2.training.timing import TimedStep, count_bytes, time_steps
 
-TIMING_BUDGET = 3.0  # seconds in which the steps of all optimizers of a task are timed
+TIMING_BUDGET = 3.0  # seconds for timing the steps of all optimizers of a task
 
 
 class Machine(NamedTuple):
-    """Resources of a group, and the way to time a step.
+    """Resources of a group, and how steps are timed.
 
     Attributes:
         devices: The number of local devices to use; 0: all.
-        max_memory: The bytes that the runs trained together may take.
-        time_alone: Whether to time each optimizer's step of one run alone, in rounds interleaved with the
-            others'; otherwise a step's time is its share of the runs trained side by side.
-        rows_at_once: The examples of a batch that are computed together (`celo2.tasks.micro_batches`); 0: as
-            the task has it.
-        checkpoints: The folder for checkpoints within runs; None: there are none.
-        checkpoint_seconds: The least seconds between two checkpoints of a run.
+        max_memory: The bytes that the runs trained together may use.
+        time_alone: Whether to time each optimizer's step alone, for a single run, in rounds interleaved with
+            the others'; otherwise, a step's time is its share of the runs trained side by side.
+        rows_at_once: The number of examples computed together (`celo2.tasks.micro_batches`); 0: the task's
+            own.
+        checkpoints: The folder for checkpoints within runs; None: no checkpoints.
+        checkpoint_seconds: The minimum seconds between two checkpoints of a run.
     """
 
     devices: int = 0
@@ -58,7 +58,7 @@ ONE_MACHINE = Machine()
 
 
 class Failure(NamedTuple):
-    """Group that could not be trained, and the reason."""
+    """Group that could not be trained, with the reason."""
 
     group: Group
     reason: str
@@ -87,10 +87,10 @@ class _Prepared(NamedTuple):
 def train_groups(
     groups: Sequence[Group], machine: Machine = ONE_MACHINE, on_progress: OnGroupProgress | None = None
 ) -> Iterator[list[RunResult] | Failure]:
-    """Trains groups of one task; yields the runs of each, or its failure, in the order given.
+    """Trains groups of one task; yields each group's runs or failure, in the order given.
 
-    The programs are compiled in parallel, and nothing else runs while they train, so that their step times
-    can be compared.
+    The programs are compiled in parallel, but nothing else runs during training, so that step times
+    are comparable.
 
     Args:
         groups: The groups, all of the same task.
@@ -128,7 +128,7 @@ def train_groups(
 
 
 def _digest(name: str, task: Task) -> str:
-    read_sources()  # of the modules that making the task has imported, before hours of training
+    read_sources()  # of the modules imported to make the task, before hours of training
     return digest_task(name, task)
 
 
@@ -164,14 +164,14 @@ def _compile_alone(task: Task, spec: OptimizerSpec, group: Group) -> TimedStep:
 
 
 def _time_alone(task: Task, steps: Sequence[TimedStep | None]) -> None:
-    """Times the steps that are to be timed alone, all together; if one fails, none has a time."""
+    """Times the steps that are to be timed alone, interleaved; if one fails, none has a time."""
     chosen = [step for step in steps if step is not None]
     if not chosen:
         return
     try:
         _, batch = _timing_inputs(task)
         time_steps(chosen, lambda: _timing_inputs(task)[0], batch, TIMING_BUDGET)
-    except Exception:  # an optimizer that fails is told when it is trained; the others go on
+    except Exception:  # a failing optimizer is reported when it is trained; the others go on
         for step in chosen:
             step.times.clear()
 
@@ -189,7 +189,7 @@ def _state_bytes(task: Task, spec: OptimizerSpec, group: Group) -> int:
 def _place_checkpoints(
     group: Group, spec: OptimizerSpec, facts: TaskFacts, task_digest: str, machine: Machine
 ) -> Checkpoints | None:
-    """Returns the folder for a group's checkpoints; None if there are to be none."""
+    """Returns the folder for a group's checkpoints; None without checkpoints."""
     if machine.checkpoints is None:
         return None
     digests = (task_digest, digest_optimizer(group.optimizer, spec))

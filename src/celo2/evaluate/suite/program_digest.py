@@ -1,13 +1,13 @@
-"""Digests what a program of runs is made of: source files, arrays, and the settings that functions hold.
+"""Digests the parts of a program: source files, arrays, and the settings that functions hold.
 
-A task is a few functions, and most of them are closures: that of a model holds the model and the loss, that
-of micro-batches holds the loss of a whole batch. So functions are followed to what they hold (closures,
-defaults, arguments of partial functions, what decorators wrap), objects to their attributes, and classes to
-their bases. Of each function and class counts the whole file that it is written in, or its own code where
-there is no file, as in a notebook. What a file imports is not followed.
+A task is a few functions, mostly closures: for a model, one holds the model and the loss; for micro-batches,
+one holds the loss of a whole batch. So functions are followed to what they hold (closures,
+defaults, arguments of partial functions, wrapped functions), objects to their attributes, and classes to
+their bases. For each function and class, the whole source file is digested, or its own code if
+there is no file, as in a notebook. Imports are not followed.
 
-This package counts by all of its files, Python's library and the packages whose versions are known
-(`celo2.evaluate.environment.PACKAGES`) by none.
+All files of this package are digested, but none of Python's library or of the packages whose versions are
+known (`celo2.evaluate.environment.PACKAGES`).
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from jax.core import Tracer
 from celo2.evaluate.environment import PACKAGES
 
 PACKAGE = Path(__file__).resolve().parents[2]
-STANDARD = Path(os.__file__).parent  # Python's library
+STANDARD = Path(os.__file__).parent  # Python's standard library
 INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 PLAIN = (bool, int, float, complex, str, bytes, type(None), np.generic)
-WHOLE_BYTES = 2**24  # of arrays that are read as a whole
-PIECES, PIECE_BYTES = 256, 2**14  # of a larger one, evenly spaced
+WHOLE_BYTES = 2**24  # maximum size of arrays that are read completely
+PIECES, PIECE_BYTES = 256, 2**14  # sample of larger arrays, evenly spaced
 _sources: WeakKeyDictionary[ModuleType, tuple[ModuleSpec | None, str]] = WeakKeyDictionary()
 
 
 def read_sources() -> None:
-    """Reads the files of this package and of somebody's own modules, unless they have been read.
+    """Reads the source files of this package and of the user's modules, unless they have been read.
 
-    Called before the first run and when a task has been made, so that what is written into a file hours
-    later, while others train, is not taken for what was imported. Installed packages are left out: they have
-    many files, and are not edited.
+    This is called before the first run and after making a task, so that edits to a file hours
+    later, while other tasks train, are not mistaken for the imported code. Installed packages are omitted:
+    they have many files, and are not edited.
     """
     digest_package()
     for name, module in list(sys.modules.items()):
@@ -58,7 +58,7 @@ def read_sources() -> None:
 
 @cache
 def digest_package() -> str:
-    """Returns the digest of all Python files of this package, which are read once in a process."""
+    """Returns the digest of all Python files of this package, which are read once per process."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()} {_digest_file(path)}\n".encode())
@@ -66,10 +66,10 @@ def digest_package() -> str:
 
 
 def digest_program(*parts: Any) -> str:
-    """Returns the digest of what the parts of a program are made of.
+    """Returns the digest of the parts of a program.
 
-    Arrays count with their shapes, types and bytes; of those above 16 MiB a sample of 4 MiB is read. The same
-    parts, made anew in another process, have the same digest.
+    Arrays are digested by shape, type and bytes; above 16 MiB, only a sample of 4 MiB is read. The same
+    parts have the same digest in another process.
 
     Args:
         *parts: Tasks, optimizers, functions, or modules.
@@ -81,15 +81,15 @@ def digest_program(*parts: Any) -> str:
 
 
 class _Walk:
-    """Follows objects to what they hold, each once, and digests it in the order it is met in."""
+    """Follows objects to what they hold, and digests each once, in the order of discovery."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
         self._modules: dict[str, ModuleType] = {}
-        self._seen: dict[int, tuple[int, Any]] = {}  # keeps objects: the id of one that is gone is reused
+        self._seen: dict[int, tuple[int, Any]] = {}  # keeps objects alive, since ids are reused
 
     def finish(self) -> str:
-        """Returns the digest of all that was visited and of its source files."""
+        """Returns the digest of everything visited and of its source files."""
         for name in sorted(self._modules):
             self._add(name, _digest_source(self._modules[name]))
         return self._digest.hexdigest()
@@ -144,7 +144,7 @@ class _Walk:
             self.visit(thing)
 
     def _visit_module(self, name: str | None) -> bool:
-        """Notes a module; returns whether it has no file, so that the code itself must be read."""
+        """Records a module; returns whether it has no file, so that the code itself must be read."""
         module = sys.modules.get(name or "")
         if not isinstance(module, ModuleType) or _is_known(module.__name__):
             return False
@@ -169,7 +169,7 @@ class _Walk:
                 continue
 
     def _visit_object(self, thing: Any) -> None:
-        """Digests an object's class and attributes; of a dataclass its fields, as others may be caches."""
+        """Digests an object's class and attributes; of dataclasses only fields, as others may be caches."""
         self._visit_class(type(thing))
         held: Mapping[str, Any] = getattr(thing, "__dict__", {})
         if dataclasses.is_dataclass(thing):
@@ -182,10 +182,10 @@ class _Walk:
 
 
 def _describe_array(array: Any) -> tuple[str, str, str]:
-    """Returns shape, type and checksum of an array; of a large one the checksum of a sample."""
+    """Returns the shape, type and checksum of an array; for large arrays, the checksum of a sample."""
     shape, dtype, checksum = str(array.shape), str(array.dtype), 0
     if isinstance(array, jax.Array):
-        if isinstance(array, Tracer) or array.is_deleted():  # an object has kept it for nothing
+        if isinstance(array, Tracer) or array.is_deleted():  # it is held but cannot be used
             return shape, dtype, ""
         if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             array = jax.random.key_data(array)
@@ -197,7 +197,7 @@ def _describe_array(array: Any) -> tuple[str, str, str]:
 
 
 def _pieces(array: np.ndarray) -> list[np.ndarray]:
-    """Returns the array, or pieces of it: the first elements, the last, and some between."""
+    """Returns the array, or pieces of it: the first and last elements, and some between."""
     if array.nbytes <= WHOLE_BYTES:
         return [array]
     length = max(1, PIECE_BYTES // array.itemsize)
@@ -210,10 +210,10 @@ def _is_ours(name: str) -> bool:
 
 
 def _is_known(name: str) -> bool:
-    """Returns whether a module's file need not be read: this package's, or one whose version is known."""
+    """Returns whether a module's file need not be read: it is this package's, or its version is known."""
     if _is_ours(name) or (top := name.partition(".")[0]) in PACKAGES:
         return True
-    path = _find_file(sys.modules[name]) if name in sys.modules else None  # somebody's may be named alike
+    path = _find_file(sys.modules[name]) if name in sys.modules else None  # the user's may have the same name
     return top in sys.stdlib_module_names and (path is None or path.is_relative_to(STANDARD))
 
 
@@ -226,7 +226,7 @@ def _find_file(module: ModuleType) -> Path | None:
 def _digest_source(module: ModuleType) -> str:
     """Returns the digest of a module's file; "" for one without.
 
-    The file is read once for each import: what is written into it later is not what was imported.
+    The file is read once for each import, since later edits are not what was imported.
     """
     spec = vars(module).get("__spec__")
     if module not in _sources or _sources[module][0] is not spec:  # it is new, or was reloaded

@@ -1,4 +1,4 @@
-"""Trains a suite's groups on the machines of a Ray cluster and collects the results on this one."""
+"""Trains a suite's groups on a Ray cluster and collects the results on this machine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from celo2.jax.runtime import num_cores, use_cpu_devices
 
 
 def make_ray_engine(address: str, *, num_cpus: float | None = None, num_gpus: float | None = None) -> Engine:
-    """Makes an engine for `run_suite` that runs each group as a task on any machine of a Ray cluster.
+    """Makes an engine for `run_suite` that runs each group as a Ray task on any machine of a cluster.
 
-    The machines need this package and the data, at the same versions and paths; only this process writes
-    the folder of runs, so that they need no shared file system. Step times are those of the machine that ran
-    them.
+    All machines need this package and the data, at the same versions and paths. Only this process writes
+    the folder of runs, so they need no shared file system. Step times are those of the machine that trained
+    the group.
 
     Args:
         address: The address of the cluster: "auto", "HOST:PORT", "ray://HOST:PORT", or "local" for this
@@ -57,7 +57,7 @@ def make_ray_engine(address: str, *, num_cpus: float | None = None, num_gpus: fl
 def _train_one(group: Group, machine: Machine) -> list[RunResult] | Failure:
     """Trains one group on a worker."""
     use_cpu_devices(machine.devices or num_cores())
-    [outcome] = train_groups([group], machine._replace(checkpoints=None))  # its disk may be of that machine
+    [outcome] = train_groups([group], machine._replace(checkpoints=None))  # the disk may be the worker's own
     return outcome
 
 

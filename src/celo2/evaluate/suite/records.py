@@ -15,12 +15,12 @@ def from_record(cls: type[Built], record: Any, what: str) -> Built:
     """Builds an instance of a dataclass of plain values.
 
     Args:
-        cls: The dataclass; its fields are numbers or texts, possibly optional.
+        cls: The dataclass; its fields are numbers or strings, possibly optional.
         record: The parsed JSON.
-        what: The name of the record in messages.
+        what: The name of the record for messages.
 
     Raises:
-        ValueError: The record is not an object, has other fields, or a field has another type or range.
+        ValueError: The record is not an object, or its fields differ in name, type or range.
     """
     hints = typing.get_type_hints(cls)
     check_fields(record, {field.name for field in dataclasses.fields(cls)}, what)  # type: ignore[arg-type]

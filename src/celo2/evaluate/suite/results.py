@@ -16,7 +16,7 @@ RankBy = Literal["validation", "training"]  # the loss that optimizers are tuned
 
 @dataclasses.dataclass(frozen=True, kw_only=True, order=True)
 class RunSpec:
-    """Settings of one run. Data, weights, software and machine belong to its result.
+    """Settings of one run; its data, weights, software and machine are part of the result.
 
     Attributes:
         task: The task with its size (`celo2.tasks.registry`), such as "Conv_Cifar10_32x64x64@tiny".
@@ -57,18 +57,18 @@ class RunSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """Facts about a task for reports.
+    """Facts about a task, for reports.
 
     Attributes:
         name: The name of the task.
         dataset: The name of the data set; a stand-in has its own name.
-        origin: The source and the licence of the data set.
+        origin: The source and licence of the data set.
         stands_in_for: The published set that this one replaces; "" if it is the published set.
         train_examples: The number of training examples; 0 without a data set.
         valid_examples: The number of held-out examples.
         batch_size: The number of examples in a training batch.
         num_parameters: The number of parameters of the network.
-        initial_loss: The approximate loss of an untrained network; None: unbounded (tasks judged by returns).
+        initial_loss: The approximate loss of an untrained network; None: unbounded (for returns).
         tokens_per_batch: The number of tokens in a batch of a language model; None for other tasks.
         unit: The unit of the objective: "nats", "return", …; lower is always better, so returns are negated.
     """
@@ -86,7 +86,7 @@ class TaskFacts:
     stands_in_for: str = ""
 
     def rank_by(self, wanted: RankBy) -> RankBy:
-        """Returns the loss to rank optimizers by: the training loss where the task has no validation data."""
+        """Returns the loss to rank optimizers by: the training loss if the task has no validation data."""
         return wanted if self.valid_examples else "training"
 
 
@@ -97,22 +97,22 @@ class RunResult:
     Attributes:
         spec: The settings of the run.
         facts: The facts about the task.
-        train_steps: The steps taken at each point of the training curve, `(P,)`, ascending; the last is the
-            run's length.
+        train_steps: The number of steps at each point of the training curve, `(P,)`, ascending; the last is
+            the run's length.
         train_loss: The mean objective over the 5 % of the steps before each point, `(P,)`; NaN from the
-            point on where the run ceased to be finite.
-        valid_steps: The steps taken before each validation, `(V,)`; the last is the run's length.
+            point at which the run ceased to be finite.
+        valid_steps: The number of steps before each validation, `(V,)`; the last is the run's length.
         valid_loss: The mean objective over the validation examples, `(V,)`.
         valid_accuracy: The share of correct answers in [0, 1], `(V,)`; None for tasks without accuracy.
-        diverged_at: The step at which the loss ceased to be finite, the run's length if it ended above an
-            untrained network's loss, -1 if it did not diverge.
+        diverged_at: The step at which the loss ceased to be finite; the run's length if it ended above an
+            untrained network's loss; -1 if it did not diverge.
         seconds_per_step: The wall-clock time of a step, measured as `timing` describes.
         timing: A description such as "share of 15 runs side by side on 2 device(s)" or "alone".
         state_bytes: The size of the optimizer's state.
         weights: The checksum of a learned optimizer's weights, as in `OptimizerSpec`; "" for a
             hand-designed one.
-        created: The time when it was finished, ISO 8601 with the offset from UTC.
-        environment: The software and the machine (`describe_environment`).
+        created: The time at which the run finished, ISO 8601 with the UTC offset.
+        environment: The software and machine (`describe_environment`).
     """
 
     spec: RunSpec
@@ -137,7 +137,7 @@ class RunResult:
 
     @property
     def final_train_loss(self) -> float:
-        """The mean objective over the last 5 % of the steps; NaN where it is not finite."""
+        """The mean objective over the last 5 % of the steps; NaN if it is not finite."""
         return float(self.train_loss[-1])
 
     @property
@@ -152,5 +152,5 @@ class RunResult:
         return float(self.valid_loss[-1])
 
     def final_loss(self, rank_by: RankBy) -> float:
-        """Returns the final loss of a kind: `final_valid_loss` or `final_train_loss`."""
+        """Returns `final_valid_loss` or `final_train_loss`."""
         return self.final_valid_loss if rank_by == "validation" else self.final_train_loss

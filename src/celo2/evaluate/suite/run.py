@@ -1,4 +1,4 @@
-"""Trains the runs of a suite that its folder lacks, locally or on a Ray cluster."""
+"""Trains the runs of a suite that are missing from its folder, locally or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from celo2.evaluate.suite.spec import Group, Suite
 from celo2.evaluate.suite.store import RunStore
 
 SUITE_FILE = "suite.json"
-CHECKPOINTS = "checkpoints"  # folder beside the runs; has none of a suite that is finished
+CHECKPOINTS = "checkpoints"  # folder beside the runs; a finished suite has no checkpoints in it
 
 
 class SuiteProgress(NamedTuple):
@@ -35,7 +35,7 @@ class SuiteProgress(NamedTuple):
 
     Attributes:
         done: The number of runs in the folder.
-        total: The number of runs of the suite, those of a refinement included.
+        total: The number of runs of the suite, including refinement.
         current: The group being trained; None before the first.
     """
 
@@ -48,7 +48,7 @@ OnSuiteProgress = Callable[[SuiteProgress], None]
 Engine = Callable[
     [Sequence[Sequence[Group]], Machine, Callable[[GroupProgress], None]], Iterator[list[RunResult] | Failure]
 ]
-"""Trains groups, given task by task, in whatever order."""
+"""Trains groups, given by task, in any order."""
 
 
 def run_locally(
@@ -68,25 +68,25 @@ def run_suite(
     on_progress: OnSuiteProgress | None = None,
     command: str = "celo2 evaluate",
 ) -> list[Failure]:
-    """Trains every run of the suite that the folder lacks, and writes each group when it is finished.
+    """Trains every run of the suite that the folder lacks, writing each group when it is finished.
 
-    The folder is locked meanwhile: no other process may write into it.
+    Meanwhile the folder is locked against other writers.
 
     Args:
         suite: The suite to run.
-        store: The folder; its file `suite.json` records the last requested suite.
+        store: The folder; its `suite.json` records the last requested suite.
         machine: The resources of each group.
-        engine: The engine that trains groups.
+        engine: The engine that trains the groups.
         on_progress: Called at the start, and as groups proceed.
-        command: What another process is told that has the folder.
+        command: The name of this command, shown to other processes that find the folder locked.
 
     Returns:
         The groups that could not be trained, with reasons; the next call retries them.
 
     Raises:
-        FolderInUseError: Another process writes into the folder.
-        ValueError: The folder's runs of a task have another length, or those of an optimizer other weights.
-        KeyboardInterrupt: Ctrl-C was pressed; all groups finished by then are in the folder.
+        FolderInUseError: Another process is writing into the folder.
+        ValueError: The folder has runs of a task with another length, or of an optimizer with other weights.
+        KeyboardInterrupt: Ctrl-C was pressed; all groups finished by then have been saved.
     """
     _plan(suite, store.load().results, store.folder)  # raises before anything is written
     store.folder.mkdir(parents=True, exist_ok=True)
@@ -124,16 +124,16 @@ def train_in_memory(
 
 
 class _Training:
-    """Training of a suite: the grids, then the learning rates around the best of each.
+    """Trains a suite: the grids, then the learning rates around the best of each.
 
     Args:
         suite: The suite.
-        stored: The runs that there are.
+        stored: The existing runs.
         keep: Called with the runs of each finished group.
-        machine, engine, on_progress: As of `run_suite`.
+        machine, engine, on_progress: As in `run_suite`.
 
     Attributes:
-        results: All runs; of one that was trained again, the stored one.
+        results: All runs; for a run that was trained again, the stored one.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class _Training:
         return list(self._runs.values())
 
     def run(self, groups: Sequence[Sequence[Group]]) -> list[Failure]:
-        """Trains the groups of each task, and returns those that could not be trained."""
+        """Trains the groups of each task and returns those that could not be trained."""
         self._later = sum(self._suite.count_refined(group) for whole in groups for group in whole)
         failures = self._train(groups, self._machine)
         refined = [[more for group in whole if (more := self._refine(group))] for whole in groups]
@@ -179,7 +179,7 @@ class _Training:
         return failures
 
     def _with_known_time(self, run: RunResult) -> RunResult:
-        """Returns a run with the time of its optimizer's step alone, where that was measured before."""
+        """Returns a run with its optimizer's step time measured alone, if that was measured before."""
         if not self._machine.time_alone or run.timing == "alone":
             return run
         for known in self.results:
@@ -196,21 +196,21 @@ class _Training:
             self._on_progress(SuiteProgress(len(self._done()), total, current))
 
     def _refine(self, group: Group) -> Group | None:
-        """Returns the group around the best learning rate; None if there is none, or nothing to refine."""
+        """Returns the group around the best learning rate; None without one, or if nothing is refined."""
         if not self._suite.count_refined(group):
             return None
         runs = [self._runs[spec] for spec in group.specs() if spec in self._runs]
         if len(runs) < len(group.specs()):
-            return None  # it failed, and is tried again the next time
+            return None  # it failed, and is retried the next time
         [task] = arrange(runs, rank_by=self._suite.rank_by).tasks
         best = task.cells[group.optimizer].best
         return group.around(best.learning_rate) if best else None
 
 
 def _remove_checkpoints(suite: Suite, folder: Path) -> None:
-    """Removes what other settings or other code have left of a suite that is finished.
+    """Removes a finished suite's checkpoints, including those left by other settings or code.
 
-    Checkpoints of optimizers and tasks that are not the suite's stay: another suite may go on from them.
+    Checkpoints of other optimizers and tasks stay: another suite may resume from them.
     """
     for place in folder.glob("*"):
         if any(belongs_to(place.name, *owner) for owner in product(suite.tasks, suite.optimizers)):
@@ -218,7 +218,7 @@ def _remove_checkpoints(suite: Suite, folder: Path) -> None:
 
 
 def _where(run: RunResult) -> tuple[object, ...]:
-    """Returns what a step's time depends on: task, optimizer and machine."""
+    """Returns what a step's time depends on: the task, optimizer and machine."""
     machine = (run.environment.get("processor"), run.environment.get("devices"))
     return (run.spec.task, run.spec.optimizer, *machine)
 
@@ -241,7 +241,7 @@ def _plan(suite: Suite, stored: Sequence[RunResult], folder: Path) -> list[list[
 
 
 def _missing(groups: Sequence[Sequence[Group]], done: Set[RunSpec]) -> list[list[Group]]:
-    """Returns the unfinished part of each task's groups, without tasks that are finished."""
+    """Returns the unfinished part of each task's groups, omitting finished tasks."""
     left = [
         [
             part
@@ -254,7 +254,7 @@ def _missing(groups: Sequence[Sequence[Group]], done: Set[RunSpec]) -> list[list
 
 
 def _check_lengths(suite: Suite, stored: Sequence[RunResult], folder: Path) -> None:
-    """Raises a ValueError for runs of different lengths, which cannot be compared."""
+    """Raises a ValueError for runs of different lengths, which are not comparable."""
     for result in stored:
         task, steps = result.spec.task, result.spec.steps
         wanted = suite.steps_of.get(task, suite.steps)

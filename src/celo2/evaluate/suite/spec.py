@@ -30,32 +30,32 @@ SUITES = ("tiny", "small", "full")  # names of the TOML files beside this module
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Grid of runs, with equally many settings for every optimizer by default.
+    """Grid of runs; by default, every optimizer has equally many settings.
 
     Attributes:
-        name: The name in the report.
-        tasks: The names of tasks (`celo2.tasks.registry`), most of them with a size: `NAME@tiny`.
-        optimizers: The names of optimizers (`celo2.baselines`). Weights that stand alone, such as
-            "mine.safetensors", get their full names, here and in `rates_of`.
-        num_learning_rates: The number of values in each optimizer's default grid; one that sets its own step
-            sizes has a single run instead.
-        rates_of: Learning rates by optimizer, in place of its default grid, for example those of a published
-            sweep. The report names optimizers that were tuned over more settings.
+        name: The name for the report.
+        tasks: The names of the tasks (`celo2.tasks.registry`), most of them with a size: `NAME@tiny`.
+        optimizers: The names of the optimizers (`celo2.baselines`). Weights without an optimizer, such as
+            "mine.safetensors", are given their full names, here and in `rates_of`.
+        num_learning_rates: The number of values in each optimizer's default grid; an optimizer that sets its
+            own step sizes has a single run instead.
+        rates_of: Learning rates by optimizer that replace its default grid, for example those of a published
+            sweep. The report states which optimizers were tuned over more settings.
         weight_decays: The weight decays, each combined with every learning rate.
         seeds: The number of runs of each setting.
-        first_seed: The first seed; the others follow it.
+        first_seed: The first of consecutive seeds.
         steps: The length of a run.
-        steps_of: The length by task, for tasks with another one.
+        steps_of: The length by task, for tasks with a different length.
         schedule: The learning-rate schedule, by its name in `celo2.training.protocol.SCHEDULES`; optimizers
-            made for a constant rate keep that.
-        refine: Whether each optimizer gets two more learning rates: halfway, on a log scale, from its best
-            to the neighbours in its default grid, or as far beyond the edge. Grids are coarse, so without it
-            the luck of where a grid's points lie can decide. Rates that were named are not refined.
-        rank_by: The loss that chooses each optimizer's best setting, and ranks them.
+            designed for a constant rate keep it.
+        refine: Whether each optimizer gets two more learning rates: halfway, on a log scale, between its best
+            and its neighbours in the default grid, or as far beyond the edge. Grids are coarse, so otherwise
+            the chance position of the grid points can decide. Rates in `rates_of` are not refined.
+        rank_by: The loss by which each optimizer's best setting is chosen and optimizers are ranked.
 
     Raises:
         ValueError: A name is unknown or appears twice, or a number is out of its range.
-        OSError, ImportError: Weights that stand alone cannot be read.
+        OSError, ImportError: Weights without an optimizer cannot be read.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Suite:
         """Returns the suite with learning rates in place of default grids.
 
         Args:
-            rates: The rates by optimizer; those of `"all"` are every tuned optimizer's that is not named.
+            rates: The rates by optimizer; those of `"all"` apply to every tuned optimizer without an entry.
         """
         named = {name: values for name, values in qualify_keys(rates).items() if name != ALL}
         tuned = [name for name in self.optimizers if not sets_own_rate(name)] if ALL in rates else []
@@ -137,12 +137,12 @@ class Suite:
         return dataclasses.replace(self, rates_of=rates_of)
 
     def count_runs(self) -> int:
-        """Returns the total number of runs, those of a refinement included."""
+        """Returns the total number of runs, including refinement."""
         groups = [group for task in self.tasks for group in self.groups(task)]
         return sum(len(group.specs()) + self.count_refined(group) for group in groups)
 
     def count_refined(self, group: Group) -> int:
-        """Returns the number of runs that a refinement adds to a group; 0 for one rate, or named rates."""
+        """Returns the number of runs that refinement adds to a group; 0 for a single rate or given rates."""
         refined = self.refine and len(group.learning_rates) > 1 and group.optimizer not in self.rates_of
         return 2 * len(group.seeds) if refined else 0
 
@@ -150,14 +150,14 @@ class Suite:
 class Group(NamedTuple):
     """Runs that are trained together: learning rates × seeds of one optimizer on one task.
 
-    The fields that are not listed are those of `RunSpec`.
+    Fields not listed here are those of `RunSpec`.
 
     Attributes:
         task: The task, as in `RunSpec`.
         learning_rates: The learning rates of the runs.
         seeds: The seeds of the runs with each learning rate.
         weights: The required weights of the optimizer (`OptimizerSpec.weights`).
-        dataset: The required data set of the task, if the folder has runs on it; "": any.
+        dataset: The required data set of the task, if the folder already has runs on it; "": any.
     """
 
     task: str
@@ -171,7 +171,7 @@ class Group(NamedTuple):
     dataset: str = ""
 
     def specs(self) -> list[RunSpec]:
-        """Returns its runs in the order of `RunGrid`: the seeds of each learning rate together."""
+        """Returns the runs in the order of `RunGrid`: the seeds of each learning rate together."""
         common = {
             "task": self.task,
             "optimizer": self.optimizer,
@@ -186,22 +186,22 @@ class Group(NamedTuple):
         ]
 
     def around(self, best: float) -> Group:
-        """Returns a group with two learning rates: halfway from the best to its neighbours, on a log scale.
+        """Returns a group with two rates: halfway between the best and its neighbours, on a log scale.
 
         Args:
-            best: One of the learning rates, of which there must be several. Beyond the edge of the grid, a
-                rate is half as far, on a log scale, as the neighbour inside.
+            best: One of the learning rates, of which there must be several. At the edge of the grid, the new
+                rate beyond is half as far away, on a log scale, as the neighbour inside.
         """
         rates = sorted(self.learning_rates)
         at = rates.index(best)
-        inner = best / (rates[at - 1] if at else rates[1])  # its distance from a neighbour, as a ratio
+        inner = best / (rates[at - 1] if at else rates[1])  # distance from a neighbour, as a ratio
         below = best / rates[at - 1] if at else 1 / inner
         above = rates[at + 1] / best if at + 1 < len(rates) else inner
         found = (best / below**0.5, best * above**0.5)
         return self._replace(learning_rates=tuple(float(f"{rate:.3g}") for rate in found))
 
     def only(self, missing: Sequence[RunSpec]) -> Group | None:
-        """Returns the smallest group that contains the missing runs; None if none is missing."""
+        """Returns the smallest group that contains all missing runs; None if none is missing."""
         if not missing:
             return None
         rates, seeds = ({getattr(spec, name) for spec in missing} for name in ("learning_rate", "seed"))
@@ -212,7 +212,7 @@ class Group(NamedTuple):
 
 
 def qualify_keys(rates: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """Returns learning rates by the full names of their optimizers (`celo2.baselines.qualified_name`)."""
+    """Returns the learning rates by the full names of their optimizers (`celo2.baselines.qualified_name`)."""
     return {qualified_name(name): values for name, values in rates.items()}
 
 
@@ -236,7 +236,7 @@ def load_suite(name_or_path: str, **changes: Any) -> Suite:
         **changes: Fields to replace.
 
     Raises:
-        ValueError: Neither a suite nor a file has this name, or the file's content is invalid.
+        ValueError: There is no suite or file of this name, or the file's content is invalid.
     """
     content = _read(name_or_path)
     fields = {field.name for field in dataclasses.fields(Suite)}

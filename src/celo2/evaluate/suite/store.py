@@ -1,13 +1,13 @@
-"""Storage of a suite's runs: one folder each, written atomically and never changed.
+"""Storage of a suite's runs: one folder per run, written atomically and never changed.
 
     OUT/runs/TASK/OPTIMIZER/lr-0.001_wd-0_seed-0_KEY/
         spec.json     settings, facts about the task, software and machine
         curve.npz     the curves
         status.json   "finished" and the checksums of the other two; written last
 
-A run's folder is made under a temporary name and renamed when it is complete, so that a killed process leaves
-no partial one under the final name. A folder that does not match its checksums is not read, and its run is
-repeated. `pack` writes many runs into one small file, for a repository.
+A run's folder is written under a temporary name and renamed when complete, so that a killed process leaves
+no partial folder under the final name. A folder that does not match its checksums is ignored, and its run is
+repeated. `pack` writes many runs into one small file, suitable for a repository.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCHEMA = "celo2-run/1"
 PACK_SCHEMA = "celo2-runs/1"
 SPEC, CURVE, STATUS = "spec.json", "curve.npz", "status.json"
 CURVES = ("train_steps", "train_loss", "valid_steps", "valid_loss", "valid_accuracy")
-UNREADABLE = (  # errors caused by damaged bytes and records of another version
+UNREADABLE = (  # errors caused by damaged data and by records of another version
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
@@ -48,25 +48,25 @@ UNREADABLE = (  # errors caused by damaged bytes and records of another version
     ValueError,
 )
 MAX_NAME = 128  # bytes; file systems allow 255, and temporary names are longer
-PACK_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same runs make the same file
+PACK_DATE = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same runs give the same file
 
 
 class Loaded(NamedTuple):
-    """Content of a folder: its finished runs in order, and the reasons why others could not be read."""
+    """Content of a folder: its finished runs in order, and why others could not be read."""
 
     results: list[RunResult]
     damaged: dict[Path, str]
 
 
 class RunStore:
-    """Folder of a suite's runs; one process writes at a time, others may read meanwhile."""
+    """Folder of a suite's runs; only one process may write at a time, while others may read."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._runs = folder / "runs"
 
     def prepare(self) -> None:
-        """Makes the folder if needed, and removes the partial runs of killed processes."""
+        """Creates the folder if needed, and removes partial runs of killed processes."""
         self._runs.mkdir(parents=True, exist_ok=True)
         for left in self._runs.glob("*/*/.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
@@ -78,17 +78,17 @@ class RunStore:
         return self._runs / _file_name(spec.task) / _file_name(spec.optimizer) / f"{numbers}_{spec.key}"
 
     def has(self, spec: RunSpec) -> bool:
-        """Returns whether the run is stored, finished and undamaged."""
+        """Returns whether the run is stored, complete and undamaged."""
         try:
             return _read(self.path(spec)).spec == spec
         except (OSError, ValueError):
             return False
 
     def add(self, results: Sequence[RunResult]) -> None:
-        """Writes runs except those stored already; damaged ones are replaced.
+        """Writes runs that are not stored yet; damaged ones are replaced.
 
-        All are written before the first is renamed, so that a killed process nearly always leaves either all
-        runs that were trained together or none.
+        All runs are written before the first is renamed, so that a killed process nearly always leaves either
+        all runs that were trained together or none.
         """
         partials: dict[Path, Path] = {}
         for result in results:
@@ -132,11 +132,11 @@ def _write_partial(path: Path, result: RunResult) -> Path:
 
 
 def load_results(place: Path) -> Loaded:
-    """Loads the runs of a suite's folder, or of a file written by `pack`.
+    """Loads the runs from a suite's folder or a file written by `pack`.
 
     Raises:
         FileNotFoundError: The path is neither.
-        ValueError: The file is damaged or of another schema.
+        ValueError: The file is damaged or has another schema.
     """
     if place.is_file():
         return Loaded(unpack(place), {})
@@ -148,12 +148,12 @@ def load_results(place: Path) -> Loaded:
 
 
 def pack(results: Sequence[RunResult], path: Path, *, max_points: int = 60) -> None:
-    """Writes runs into one file: their settings as JSON, their curves stacked, in float32.
+    """Writes runs into one file: their settings as JSON, and their curves stacked, in float32.
 
     Args:
         results: The runs.
-        path: The file, whose name ends in `.npz`.
-        max_points: The most points to keep of a training curve, the last one included.
+        path: The file; its name must end in `.npz`.
+        max_points: The maximum number of points to keep of a training curve, including the last.
     """
     ordered = sorted(results, key=lambda result: result.spec)
     environments = _unique(result.environment for result in ordered)
@@ -181,10 +181,10 @@ def pack(results: Sequence[RunResult], path: Path, *, max_points: int = 60) -> N
 
 
 def unpack(path: Path) -> list[RunResult]:
-    """Loads the runs of a file written by `pack`.
+    """Loads the runs from a file written by `pack`.
 
     Raises:
-        ValueError: The file is damaged, or of another schema.
+        ValueError: The file is damaged, or has another schema.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -217,7 +217,7 @@ def _read(path: Path) -> RunResult:
     """Reads a run's folder.
 
     Raises:
-        ValueError: The folder is incomplete, damaged, or of another schema.
+        ValueError: The folder is incomplete, damaged, or has another schema.
     """
     try:
         contents = {name: (path / name).read_bytes() for name in (STATUS, SPEC, CURVE)}
@@ -241,7 +241,7 @@ def _read(path: Path) -> RunResult:
 
 
 def _result(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> RunResult:
-    """Builds a run from its JSON record and its curves.
+    """Builds a run from its JSON record and curves.
 
     Raises:
         ValueError: The record does not have this version's format.
@@ -262,10 +262,10 @@ def _result(record: dict[str, Any], arrays: dict[str, np.ndarray]) -> RunResult:
 
 
 def _curves(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray | None]:
-    """Checks the curves, each as long as its steps, and returns them.
+    """Returns the curves after checking them; each must be as long as its steps.
 
     Raises:
-        ValueError: One is missing, is empty, or has another length or kind of numbers.
+        ValueError: A curve is missing or empty, or has another length or kind of numbers.
     """
     curves = {name: arrays.get(name) for name in CURVES}
     for name, array in curves.items():
@@ -300,7 +300,7 @@ def _scalars(result: RunResult) -> dict[str, Any]:
 
 
 def _arrays(result: RunResult) -> dict[str, np.ndarray]:
-    """Returns the curves that the run has."""
+    """Returns the run's curves."""
     return {name: getattr(result, name) for name in CURVES if getattr(result, name) is not None}
 
 
@@ -338,7 +338,7 @@ def _unique(values: Iterable[Any]) -> list[Any]:
 
 
 def _file_name(name: str) -> str:
-    """Returns a name that is safe for file systems and shells, of at most `MAX_NAME` bytes."""
+    """Converts to a name that is safe for file systems and shells, at most `MAX_NAME` bytes long."""
     safe = re.sub(r"[^\w@.+-]", "_", name)
     if len(safe.encode()) <= MAX_NAME:
         return safe

@@ -1,7 +1,7 @@
-"""Task families by name, which meta-training can mix.
+"""Task families by name, for meta-training, which can mix them.
 
-A family of your own is a subclass of `TaskFamily`, named `package.module:Class`, registered by
-`register_family`, or found by the entry points `celo2.families` of a package.
+To add a family, subclass `TaskFamily`; name it as `package.module:Class`, or register it by
+`register_family` or a package's entry points `celo2.families`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["FAMILIES", "TaskFamily", "register_family"]
 
 
 def _as_family(name: str, thing: Any) -> type[TaskFamily]:
-    """Checks what somebody registers as a family."""
+    """Checks a family that a user registers."""
     if not (isinstance(thing, type) and issubclass(thing, TaskFamily)):
         raise ValueError(
             f"family {name!r} is {thing!r:.60}, expected a subclass of celo2.tasks.families.TaskFamily."
@@ -58,10 +58,10 @@ def register_family(name: str, family: type[TaskFamily]) -> None:
     """Registers a family of tasks for meta-training (`celo2 meta-train --families`).
 
     Args:
-        name: Its name; letters, digits and `_ . + -`.
-        family: The class, with its `source` and the three abstract methods of `TaskFamily`.
+        name: Its name, of letters, digits and `_ . + -`.
+        family: The class, with a `source` and the three abstract methods of `TaskFamily`.
 
     Raises:
-        ValueError: The name is taken, or the class is not such a one.
+        ValueError: The name is taken, or the class lacks these.
     """
     FAMILIES.register(name, family)

@@ -1,8 +1,8 @@
 """Task augmentation by rescaling of parameters.
 
 Source: Celo (arXiv 2501.12670, section 3.3) and Celo2 (arXiv 2602.19142, section 3.5). The initial
-parameters are divided by a scale and used multiplied by it, so that the function at the start is the
-same while its landscape is stretched: `p̃₀ = p₀ / s`, `loss̃(p̃) = loss(s · p̃)`.
+parameters are divided by a scale and multiplied by it again when used, so that the initial function is the
+same but the landscape is stretched: `p̃₀ = p₀ / s`, `loss̃(p̃) = loss(s · p̃)`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def parse_mixture(entries: Sequence[str], scale_range: tuple[float, float]) -> t
 
     Args:
         entries: The entries as text.
-        scale_range: Range of the entries that state none.
+        scale_range: Range of the entries without one.
 
     Raises:
         ValueError: An entry is malformed, or its numbers are not positive and ascending.
@@ -59,13 +59,13 @@ def parse_mixture(entries: Sequence[str], scale_range: tuple[float, float]) -> t
 
 
 def log_uniform(key: Array, low: float, high: float) -> Array:
-    """Draws a number between two positive ones whose logarithm is uniform, `()` float32."""
+    """Draws a log-uniform number between two positive ones, `()` float32."""
     bounds = jnp.log(jnp.float32(low)), jnp.log(jnp.float32(high))
     return jnp.exp(jax.random.uniform(key, (), minval=bounds[0], maxval=bounds[1]))
 
 
 def sample_scales(key: Array, params: Params, level: Level, scale_range: tuple[float, float]) -> Params:
-    """Draws the scales of one task, log-uniform.
+    """Draws the log-uniform scales of one task.
 
     Args:
         key: Random key.
@@ -75,7 +75,7 @@ def sample_scales(key: Array, params: Params, level: Level, scale_range: tuple[f
         scale_range: Minimum and maximum scale, both positive.
 
     Returns:
-        A tree like `params`, of scalars, or of arrays of the parameters' shapes for "parameter".
+        A tree like `params` of scalars, or, for "parameter", of arrays with the parameters' shapes.
     """
     leaves, treedef = jax.tree.flatten(params)
     low, high = (jnp.log(jnp.float32(bound)) for bound in scale_range)
@@ -95,15 +95,15 @@ def sample_scales(key: Array, params: Params, level: Level, scale_range: tuple[f
 
 
 def sample_mixed_scales(key: Array, params: Params, laws: Sequence[ScaleLaw]) -> Params:
-    """Draws one of the laws, all equally likely, and the scales of one task from it.
+    """Draws one of the laws uniformly, and the scales of one task from it.
 
     Args:
         key: Random key.
         params: The tree to be scaled; only its shapes are used.
-        laws: At least one; one that occurs twice is twice as likely.
+        laws: At least one law; a law that occurs twice is twice as likely.
 
     Returns:
-        A tree like `params`, of scalars, or of arrays of the parameters' shapes if a law has the level
+        A tree like `params` of scalars, or of arrays with the parameters' shapes if a law has the level
         "parameter".
     """
     law_key, scale_key = jax.random.split(key)

@@ -1,9 +1,9 @@
-"""Task families: distributions of tasks of one kind, each task with its own parameter scales.
+"""Task families: distributions of tasks of one kind, where each task has its own parameter scales.
 
-A family defines how its parameters are drawn, the source of its batches and its loss; the
-augmentation, which is the same for all, is here, and so is the data that families share. Every
-family's loss has one unit, so that a meta-gradient can sum over families: an untrained network scores
-about `log(10)`, as ten-class classifiers do.
+A family defines how its parameters are drawn, the source of its batches, and its loss. The
+augmentation, which is the same for all families, and the data that they share are defined here. Every
+family's loss has the same unit, so that meta-gradients can be summed over families: an untrained network
+scores about `log(10)`, as in ten-class classification.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class TextData(NamedTuple):
 
 
 class TaskData(NamedTuple):
-    """The data of a run's families; None for sources that none of them needs."""
+    """The data of a run's families; None for sources that no family needs."""
 
     images: FamilyData | None = None
     text: TextData | None = None
@@ -77,7 +77,7 @@ class TaskData(NamedTuple):
 
 
 def stack_datasets(datasets: Sequence[Dataset], *, splits: Sequence[Split] = ("train",)) -> FamilyData:
-    """Concatenates sets (`image` of any shape, `label`): all of one split, then the next."""
+    """Concatenates sets (`image` of any shape, `label`): one split of all sets, then the next."""
     parts: list[Mapping[str, Any]] = [getattr(dataset, split) for split in splits for dataset in datasets]
     sizes = [len(part["label"]) for part in parts]
     return FamilyData(
@@ -92,27 +92,27 @@ def stack_datasets(datasets: Sequence[Dataset], *, splits: Sequence[Split] = ("t
 
 
 def stack_texts(datasets: Sequence[Dataset], *, splits: Sequence[Split] = ("train",)) -> TextData:
-    """Concatenates texts (`text` in rows of any length): all of one split, then the next."""
+    """Concatenates texts (`text` in rows of any length): one split of all texts, then the next."""
     parts = [np.ravel(getattr(dataset, split)["text"]) for split in splits for dataset in datasets]
     return TextData(jnp.asarray(np.concatenate(parts)), *_places([part.size for part in parts]))
 
 
 def _places(sizes: Sequence[int]) -> tuple[Array, Array]:
-    """Returns offsets and sizes of concatenated parts."""
+    """Returns the offsets and sizes of concatenated parts."""
     return jnp.asarray(np.cumsum([0, *sizes[:-1]]), jnp.int32), jnp.asarray(sizes, jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskFamily(abc.ABC):
-    """Base class of a family; all methods are pure, and can be jitted and vmapped over keys and tasks.
+    """Base class of a family; all methods are pure and can be jitted and vmapped over keys and tasks.
 
     Attributes:
-        batch_size: Examples in a batch; for text, bytes to be predicted.
+        batch_size: Examples in a batch; for text, bytes to predict.
         level: Granularity of the augmentation's scales (`augmentation.sample_scales`).
         scale_range: Minimum and maximum scale.
-        mixture: Laws from which each task draws one, in place of `level` and `scale_range`; empty: none.
+        mixture: Laws from which each task draws one, instead of `level` and `scale_range`; empty: none.
         source: Source of the batches: the "images" or the "text" that all tasks share, or a
-            "problem" of each task's own.
+            "problem" of its own for each task.
     """
 
     batch_size: int = 64
@@ -127,11 +127,11 @@ class TaskFamily(abc.ABC):
 
     @abc.abstractmethod
     def make_batch(self, draw: Array, data: Any) -> Batch:
-        """Makes the batch of a draw.
+        """Makes the batch for a draw.
 
         Args:
             draw: From `sample_draw`.
-            data: Data of the `source`: `FamilyData`, `TextData`, or the task's own from `sample_problem`.
+            data: Data of the `source`: `FamilyData`, `TextData`, or the task's own, from `sample_problem`.
         """
 
     @abc.abstractmethod
@@ -144,12 +144,12 @@ class TaskFamily(abc.ABC):
         return ()
 
     def sample_draw(self, key: Array, data: Any, set_index: Array) -> Array:
-        """Draws a batch's randomness that does not depend on the task, so that many steps can draw at once.
+        """Draws a batch's task-independent randomness, so that it can be drawn for many steps at once.
 
         Args:
             key: Random key.
             data: Data shared by all tasks; None if there is none.
-            set_index: Index of the data set, `()` int32; a problem has no sets.
+            set_index: Index of the data set, `()` int32; problems have no sets.
 
         Returns:
             A small array: indices into the data, or the key itself if each task has its own problem.
@@ -158,7 +158,7 @@ class TaskFamily(abc.ABC):
         return key
 
     def sample_batch(self, key: Array, data: Any, set_index: Array) -> Batch:
-        """Draws a batch with replacement; the arguments are those of `sample_draw` and `make_batch`."""
+        """Draws a batch with replacement; arguments as in `sample_draw` and `make_batch`."""
         return self.make_batch(self.sample_draw(key, data, set_index), data)
 
     def sample_draws(self, keys: Array, data: Any, set_index: Array) -> Array:
@@ -171,7 +171,7 @@ class TaskFamily(abc.ABC):
         Args:
             draws: From `sample_draws`.
             data: Data shared by all tasks; None if there is none.
-            problems: Each task's own data otherwise, leading axis `tasks`.
+            problems: Otherwise each task's own data, with leading axis `tasks`.
         """
         if self.source == "problem":
             return jax.vmap(self.make_batch)(draws, problems)

@@ -21,12 +21,12 @@ NUM_PIXELS = SIDE * SIDE
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageFamily(TaskFamily):
-    """Base class of tasks on the grey 8 × 8 image sets, ten classes each."""
+    """Base class of tasks on the grey 8 × 8 image sets with ten classes each."""
 
     source = "images"
 
     def sample_draw(self, key: Array, data: FamilyData, set_index: Array) -> Array:
-        """Draws the indices of images of one set: `(batch,)` int32."""
+        """Draws the indices of images from one set: `(batch,)` int32."""
         index = jax.random.randint(key, (self.batch_size,), 0, data.sizes[set_index])
         return index + data.offsets[set_index]
 
@@ -37,7 +37,7 @@ class ImageFamily(TaskFamily):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageMLPFamily(ImageFamily):
-    """Perceptrons that classify images, by cross-entropy in nats; 2,410 parameters.
+    """Perceptrons that classify images, with cross-entropy in nats; 2,410 parameters.
 
     Attributes:
         widths: Layer sizes, input and classes included.
@@ -56,9 +56,9 @@ class ImageMLPFamily(ImageFamily):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeepMLPFamily(ImageMLPFamily):
-    """Perceptrons like `ImageMLPFamily`'s with five hidden layers of 16; 2,298 parameters.
+    """Perceptrons as in `ImageMLPFamily`, with five hidden layers of 16; 2,298 parameters.
 
-    Each layer shrinks its signal to 0.6 of its input, so that the gradients begin small and grow.
+    Each layer shrinks its input to 0.6, so that gradients start small and grow.
     """
 
     widths: tuple[int, ...] = (NUM_PIXELS, 16, 16, 16, 16, 16, NUM_CLASSES)
@@ -88,7 +88,7 @@ _LEAST_CONTRAST = 1e-3  # mean square of a batch's pixels around mid-grey; image
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AutoencoderFamily(ImageFamily):
-    """Perceptrons 64-16-8-16-64 with a sigmoid that reproduce an image; 2,408 parameters.
+    """64-16-8-16-64 perceptrons with a sigmoid that reconstruct images; 2,408 parameters.
 
     Attributes:
         widths: Layer sizes, from pixels to pixels.
@@ -101,7 +101,7 @@ class AutoencoderFamily(ImageFamily):
         return init_mlp(key, self.widths)
 
     def compute_loss(self, params: Params, batch: Batch) -> Array:
-        """Computes the squared error over a mid-grey image's (an untrained network's answer), × log(10)."""
+        """Computes the squared error over that of mid-grey (an untrained network's output), × log(10)."""
         answers = jax.nn.sigmoid(compute_mlp(params, batch["x"]))
         error = jnp.mean(jnp.square(answers - batch["x"]))
         contrast = jnp.mean(jnp.square(0.5 - batch["x"]))

@@ -1,4 +1,4 @@
-"""Quadratic family: a matrix observed through random rows, with each task's own spectrum and noise."""
+"""Quadratic family: a matrix observed through random rows; each task has its own spectrum and noise."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NOISE = (0.01, 0.3)  # minimum and maximum standard deviation of the noise on ta
 def sample_rotation(key: Array, size: int) -> Array:
     """Draws a random orthogonal matrix, uniform up to the signs of its columns: `(size, size)`.
 
-    A product of reflections, each of which turns an axis into a random direction among the remaining ones.
-    LAPACK's QR is avoided: if several host devices share few threads, its calls of one program hold the
-    threads that they wait for (jaxlib 0.10), and the program never ends.
+    A product of reflections, each of which maps an axis to a random direction among the remaining ones.
+    LAPACK's QR is avoided: if several host devices share few threads, one program's QR calls hold the
+    threads that they wait for (jaxlib 0.10), so the program never ends.
 
     Source: Stewart, "The efficient generation of random orthogonal matrices" (SIAM J. Numer. Anal., 1980).
     """
@@ -44,8 +44,8 @@ def sample_rotation(key: Array, size: int) -> Array:
 class QuadraticFamily(TaskFamily):
     """`mean |A (W - W*) - noise|²` of a 32 × 16 matrix W, over rows of A; 512 parameters.
 
-    The rows are normal with a covariance `Q diag(λ) Qᵀ` of mean eigenvalue one: a random rotation Q, and
-    λ evenly spaced on a log scale down to 1 / condition. Rotation, condition, W* and the noise's size
+    The rows are normal with covariance `Q diag(λ) Qᵀ` of mean eigenvalue one: a random rotation Q, and
+    λ evenly spaced on a log scale down to 1 / condition. Rotation, condition, W* and noise level
     differ between tasks.
 
     Attributes:
@@ -63,7 +63,7 @@ class QuadraticFamily(TaskFamily):
         return sample_params(key, {"matrix": {"kernel": Initial((self.num_in, self.num_out), scale=scale)}})
 
     def sample_problem(self, key: Array) -> Any:
-        """Draws `root` with root rootᵀ the covariance of A's rows, `optimum` W*, and `noise`, log-uniform."""
+        """Draws `root` (root rootᵀ is the covariance of A's rows), `optimum` W*, and log-uniform `noise`."""
         rotation_key, condition_key, optimum_key, noise_key = jax.random.split(key, 4)
         rotation = sample_rotation(rotation_key, self.num_in)
         condition = log_uniform(condition_key, *CONDITION)
@@ -77,7 +77,7 @@ class QuadraticFamily(TaskFamily):
         }
 
     def make_batch(self, draw: Array, data: Any) -> Batch:
-        """Makes rows of A, `(batch, num_in)`, and their targets A W* + noise, `(batch, num_out)`."""
+        """Makes rows of A, `(batch, num_in)`, and the targets A W* + noise, `(batch, num_out)`."""
         row_key, noise_key = jax.random.split(draw)
         row = jax.random.normal(row_key, (self.batch_size, self.num_in)) @ data["root"].T
         noise = data["noise"] * jax.random.normal(noise_key, (self.batch_size, self.num_out))
@@ -86,7 +86,7 @@ class QuadraticFamily(TaskFamily):
     def compute_loss(self, params: Params, batch: Batch) -> Array:
         """Computes the squared error over that of an untrained W, times log(10).
 
-        A W starts with mean square TRUNCATED_STD², independent of the targets, whose mean square is one.
+        Initially A W has mean square TRUNCATED_STD², independent of the targets, whose mean square is one.
         """
         error = jnp.mean(jnp.square(batch["row"] @ params["matrix"]["kernel"] - batch["target"]))
         return UNTRAINED_LOSS * error / (1.0 + TRUNCATED_STD**2)

@@ -1,4 +1,4 @@
-"""Regression family: every task has a random teacher network to learn."""
+"""Regression family: every task is to learn a random teacher network."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from celo2.tasks.families.base import UNTRAINED_LOSS, TaskFamily
 from celo2.tasks.nn import TRUNCATED_STD
 from celo2.tasks.vision.mlp import compute_mlp, init_mlp
 
-NUM_PROBES = 256  # inputs on which a teacher's answers are standardised
+NUM_PROBES = 256  # inputs on which a teacher's outputs are standardised
 NOISE = (0.01, 0.3)  # minimum and maximum standard deviation of the noise on answers of mean square one
-# Mean square of an untrained student's answers to standard normal inputs: each of its two layers
+# Mean square of an untrained student's outputs for standard normal inputs: each of its two layers
 # multiplies by TRUNCATED_STD², and ReLU keeps half.
 STUDENT_POWER = TRUNCATED_STD**4 / 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegressionFamily(TaskFamily):
-    """Perceptrons 16-32-4 that learn the outputs of a random tanh network, with noise; 676 parameters.
+    """16-32-4 perceptrons that learn the noisy outputs of a random tanh network; 676 parameters.
 
     Attributes:
         num_in: Number of inputs, standard normal.
@@ -42,7 +42,7 @@ class RegressionFamily(TaskFamily):
         return init_mlp(key, (self.num_in, self.width, self.num_out))
 
     def sample_problem(self, key: Array) -> Any:
-        """Draws a teacher whose answers have mean zero and mean square one, and its `noise`, log-uniform."""
+        """Draws a teacher whose outputs have mean zero and mean square one, and its log-uniform `noise`."""
         first_key, last_key, probe_key, noise_key = jax.random.split(key, 4)
         first = jax.random.normal(first_key, (self.num_in, self.width))
         first = first * (1.5 / self.num_in**0.5)  # large enough for tanh to saturate
@@ -52,7 +52,7 @@ class RegressionFamily(TaskFamily):
         return {"first": first, "last": last / size, "noise": log_uniform(noise_key, *NOISE)}
 
     def make_batch(self, draw: Array, data: Any) -> Batch:
-        """Makes `x` `(batch, num_in)`, standard normal, and the noisy answers `y` `(batch, num_out)`."""
+        """Makes standard normal `x` `(batch, num_in)` and the noisy outputs `y` `(batch, num_out)`."""
         input_key, noise_key = jax.random.split(draw)
         x = jax.random.normal(input_key, (self.batch_size, self.num_in))
         noise = data["noise"] * jax.random.normal(noise_key, (self.batch_size, self.num_out))

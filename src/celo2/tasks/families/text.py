@@ -31,10 +31,10 @@ _PER_NAT = UNTRAINED_LOSS / math.log(VOCABULARY)  # rescales the loss: log(256) 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextFamily(TaskFamily):
-    """Base class of models of a text's bytes; a batch predicts `batch_size` bytes, in rows of `context`.
+    """Base class of byte-level models; a batch predicts `batch_size` bytes, in rows of `context`.
 
     Attributes:
-        context: Number of bytes that a row reads.
+        context: Number of input bytes in a row.
     """
 
     context: int = 16
@@ -45,7 +45,7 @@ class TextFamily(TaskFamily):
         """Computes the scores of the next byte: `(rows, context)` int32 → `(rows, context, 256)`."""
 
     def sample_draw(self, key: Array, data: TextData, set_index: Array) -> Array:
-        """Draws the first byte's index of each row of one text: `(rows, 1)` int32, at least one row."""
+        """Draws the index of each row's first byte in one text: `(rows, 1)` int32, at least one row."""
         num_rows = max(1, self.batch_size // self.context)
         start = jax.random.randint(key, (num_rows, 1), 0, data.sizes[set_index] - self.context)
         return data.offsets[set_index] + start
@@ -61,7 +61,7 @@ class TextFamily(TaskFamily):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerFamily(TextFamily):
-    """One causal block of width 16 with two heads; 10,960 parameters, most of them the bytes' embeddings.
+    """One causal block of width 16 with two heads; 10,960 parameters, most of them byte embeddings.
 
     Attributes:
         width: Width of the residual stream.
@@ -88,10 +88,10 @@ class TransformerFamily(TextFamily):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RecurrentFamily(TextFamily):
-    """An LSTM of 16 units on embeddings of 16 numbers; 10,592 parameters, most of them the embeddings.
+    """An LSTM of 16 units on embeddings of width 16; 10,592 parameters, most of them embeddings.
 
     Attributes:
-        width: Number of units, and of numbers in a byte's embedding.
+        width: Number of units, and width of a byte's embedding.
     """
 
     width: int = 16

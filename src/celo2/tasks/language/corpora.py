@@ -1,8 +1,8 @@
 """LM1B and Wikipedia as padded records of T5 tokens, read from local files only.
 
-A copy is looked up in the folders `lm1b` and `wikipedia`, as described in `celo2.tasks.vision.datasets`. It
-is tokenised with T5's SentencePiece model, `t5/sentencepiece.model` beside them, and the tokens are kept in
-the copy's folder. Without a copy a task gets source code instead, under its own name.
+Copies are looked up in folders `lm1b` and `wikipedia`, as described in `celo2.tasks.vision.datasets`. A copy
+is tokenised with T5's SentencePiece model, `t5/sentencepiece.model` beside them, and the tokens are saved in
+the copy's folder. Without a copy, tasks use source code instead, under its own name.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from celo2.tasks.language.stdlib_text import (
 )
 from celo2.tasks.vision.datasets import find_folder
 
-T5_VOCABULARY = 32_100  # `cc_all.32000` and 100 ids that no text has
+T5_VOCABULARY = 32_100  # `cc_all.32000` and 100 ids that do not occur in texts
 MAX_RECORDS = (
     1_000_000  # of the training split, spread evenly over the copy; 1 % of it of the validation split
 )
 _SPECIAL_IDS = {"pad": 0, "eos": 1, "unk": 2}
 _CHUNK = 4_096  # records tokenised at once
-_CHARACTERS_PER_TOKEN = 64  # the length of a text's beginning that is tokenised first
+_CHARACTERS_PER_TOKEN = 64  # determines how much of a text is tokenised first
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Specification of a published text.
+    """Specification of a published text corpus.
 
     Attributes:
-        title: Name given by its authors.
+        title: Name given by the authors.
         name: Name of its folder and of the data set.
-        patterns: Patterns of files, at any depth, that hold its records, one a line (`.jsonl`: as `text`).
+        patterns: Patterns of files, at any depth, with one record per line (`.jsonl`: as `text`).
         train_from: Share of the records before the training split; validation is from 0.01 to 0.02.
-        stand_in: Records of the standard library's source that replace it.
+        stand_in: Records of the standard library's source code that replace it.
         content: Expected content of the folder, for messages.
     """
 
@@ -83,13 +83,13 @@ def load_corpus(corpus: Corpus, length: int) -> Dataset:
 
     Args:
         corpus: `LM1B` or `WIKIPEDIA`.
-        length: Tokens in a record, ≥ 2: a model's context and the token after it.
+        length: Tokens in a record, ≥ 2: a model's context plus one.
 
     Returns:
         `tokens` uint16 `(N, length)` in each split, from `load_published_corpus` or `load_stdlib_records`.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: There is a copy that cannot be read; see
+        FileNotFoundError, ImportError, ValueError: There is a copy, but it cannot be read; see
         `load_published_corpus`.
     """
     folder = find_folder(corpus.name)
@@ -110,17 +110,17 @@ def _load_once(corpus: Corpus, folder: Path, length: int) -> Dataset:
 def load_published_corpus(
     corpus: Corpus, folder: Path, length: int, *, max_records: int = MAX_RECORDS
 ) -> Dataset:
-    """Loads each record's first tokens, padded with 0 on the right; nothing marks its beginning or end.
+    """Loads each record's first tokens, padded with 0 on the right, without begin or end tokens.
 
-    The splits are those of the published tasks, by shares of the records in the order of the files: the
-    second per cent is validation, the records from `corpus.train_from` on training. Reading takes minutes;
-    the tokens are then kept in `folder/celo2-tokens`, if it can be written.
+    The splits are those of the published tasks, by fractions of the records in file order: the
+    second per cent is for validation, and the records from `corpus.train_from` on for training. Reading takes
+    minutes; the tokens are then saved in `folder/celo2-tokens`, if it is writable.
 
     Args:
         corpus: The text.
-        folder: Folder of its files.
+        folder: Folder with the text's files.
         length: Tokens in a record, ≥ 2.
-        max_records: Maximum records of the training split, evenly spread; validation has at most 1 % of that.
+        max_records: Maximum training records, evenly spread; validation has at most 1 % of that.
 
     Returns:
         `tokens` uint16 `(N, length)` in each split. The name has the number of records: `lm1b-t5-1000000`.
@@ -128,7 +128,7 @@ def load_published_corpus(
     Raises:
         FileNotFoundError: There are no files, or no SentencePiece model.
         ImportError: sentencepiece is not installed.
-        ValueError: The copy has fewer than 100 records, a line is no article, or the model is not T5's.
+        ValueError: The copy has fewer than 100 records, a line is not an article, or the model is not T5's.
     """
     files = sorted(path for pattern in corpus.patterns for path in folder.rglob(pattern) if path.is_file())
     if not files:
@@ -187,7 +187,7 @@ def _parse(path: Path, line: bytes) -> str:
 
 
 def _tokenize(texts: Iterable[str], processor: Any, length: int) -> np.ndarray:
-    """Tokenizes all texts that have a token into rows, `(N, length)` uint16."""
+    """Tokenizes all texts with at least one token into rows, `(N, length)` uint16."""
     rows = [np.zeros((0, length), np.uint16)]
     while chunk := list(itertools.islice(texts, _CHUNK)):
         starts = [_beginning(text, _CHARACTERS_PER_TOKEN * length) for text in chunk]
@@ -202,7 +202,7 @@ def _tokenize(texts: Iterable[str], processor: Any, length: int) -> np.ndarray:
 
 
 def _beginning(text: str, characters: int) -> str:
-    """Truncates a text to a number of characters, at a space if there is one: no token crosses spaces."""
+    """Truncates a text to a number of characters, at a space if possible, since no token crosses spaces."""
     space = text.rfind(" ", 0, characters) if len(text) > characters else -1
     return text[:space] if space > 0 else text
 

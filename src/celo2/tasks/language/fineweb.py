@@ -1,8 +1,8 @@
 """FineWeb as rows of GPT-2 tokens, read from local binary shards only.
 
-The shards are those of the repositories `kjj0/fineweb10B-gpt2` and `kjj0/finewebedu10B-gpt2`: 256 int32 of
-header (magic, version, number of tokens), then the tokens as uint16. They are looked up as described in
-`celo2.tasks.vision.datasets`, in folders of the repositories' names.
+The shards are those of the repositories `kjj0/fineweb10B-gpt2` and `kjj0/finewebedu10B-gpt2`: a header of
+256 int32 (magic, version, number of tokens), then the tokens as uint16. They are looked up as described in
+`celo2.tasks.vision.datasets`, in folders named after the repositories.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from celo2.tasks.vision.datasets import find_folder
 
 GPT2_VOCABULARY = 50_257
 VALID_TOKENS = 20_000_000  # of the published split
-_MAX_VALID_SHARE = 0.05  # of a copy that is too small for that
+_MAX_VALID_SHARE = 0.05  # of a copy too small for that
 _MAGIC, _VERSION, _HEADER_BYTES = 20_240_520, 1, 256 * 4
-_PERMUTATION_SEED = 0  # of the rows, before they are divided
+_PERMUTATION_SEED = 0  # for the rows, before they are split
 
 
 def load_token_shards(name: str, context: int, train_tokens: int) -> Dataset:
@@ -29,10 +29,10 @@ def load_token_shards(name: str, context: int, train_tokens: int) -> Dataset:
     Args:
         name: Name of the folder, for example `fineweb10B-gpt2`.
         context: Tokens in a row, ≥ 2.
-        train_tokens: Maximum tokens of the training split.
+        train_tokens: Maximum tokens in the training split.
 
     Returns:
-        `tokens` `(N, context)` in each split, uint16 from `load_published_shards`, or uint8, the bytes of
+        `tokens` `(N, context)` in each split: uint16 from `load_published_shards`, or uint8 bytes of
         `load_stdlib_text` under its name.
 
     Raises:
@@ -43,7 +43,7 @@ def load_token_shards(name: str, context: int, train_tokens: int) -> Dataset:
 
 
 def load_bytes(context: int, stands_in_for: str) -> Dataset:
-    """Loads the stand-in: `load_stdlib_text`, its bytes as `tokens`."""
+    """Loads the stand-in: the bytes of `load_stdlib_text` as `tokens`."""
     text = load_stdlib_text(context)
     train, valid = ({"tokens": split["text"]} for split in (text.train, text.valid))
     return Dataset(text.name, train, valid, text.origin, stands_in_for)
@@ -55,23 +55,23 @@ def _load_once(folder: Path, context: int, train_tokens: int) -> Dataset:
 
 
 def load_published_shards(folder: Path, context: int, train_tokens: int) -> Dataset:
-    """Loads contiguous rows of the shards `*_train_*.bin` in the order of their names, across documents.
+    """Loads contiguous rows, across documents, from the shards `*_train_*.bin` in the order of their names.
 
-    A permutation of the rows with a fixed seed selects those held out: 20 million tokens, or a twentieth of
-    a copy that has less than 400 million.
+    A permutation of the rows with a fixed seed selects the validation split: 20 million tokens, or a
+    twentieth of a copy with less than 400 million.
 
     Args:
-        folder: Folder of the shards.
-        context: Tokens in a row, ≥ 2; a shard's last, shorter row is left out.
-        train_tokens: Maximum tokens of the training split; shards beyond are not read.
+        folder: Folder with the shards.
+        context: Tokens in a row, ≥ 2; a shard's last, shorter row is dropped.
+        train_tokens: Maximum tokens in the training split; shards beyond are not read.
 
     Returns:
-        `tokens` uint16 `(N, context)` in each split. The name has the number of training tokens:
+        `tokens` uint16 `(N, context)` in each split. The name includes the number of training tokens:
         `fineweb10B-gpt2-2470640640`.
 
     Raises:
         FileNotFoundError: There are no shards.
-        ValueError: A shard is damaged, or all of them have fewer than two rows.
+        ValueError: A shard is damaged, or the shards together have fewer than two rows.
     """
     paths = sorted(folder.glob("*_train_*.bin"))
     if not paths:
@@ -99,10 +99,10 @@ def load_published_shards(folder: Path, context: int, train_tokens: int) -> Data
 
 
 def read_shard(path: Path) -> np.ndarray:
-    """Reads the tokens of one shard, `(N,)` uint16, mapped from the file.
+    """Reads the tokens of one shard, `(N,)` uint16, memory-mapped.
 
     Raises:
-        ValueError: The header is not a shard's, or the file's length differs from it.
+        ValueError: The header is not a shard's, or does not match the file's length.
     """
     size = path.stat().st_size
     header = np.fromfile(path, "<i4", _HEADER_BYTES // 4)

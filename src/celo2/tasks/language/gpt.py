@@ -16,12 +16,12 @@ ROTARY_BASE = 1e4
 class GPT(nn.Module):
     """GPT language model, tokens `(N, T)` int32 → logits of the next token `(N, T, vocabulary)`.
 
-    The logits are the products of rms(x) with a separate output embedding, `(vocabulary, width)`.
+    The logits are the products of rms(x) with a separate output embedding `(vocabulary, width)`.
 
     Attributes:
         vocabulary: Number of tokens.
         width: Width of the residual stream, a multiple of `head_size`.
-        num_layers: Blocks of attention and MLP.
+        num_layers: Number of blocks of attention and MLP.
         head_size: Width of an attention head.
     """
 
@@ -55,10 +55,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention, query and key normalised and rotated in each head: `(N, T, width)` → the same.
+    """Causal attention with normalised and rotated queries and keys per head: `(N, T, width)` → the same.
 
-    Its arrays are `qkv`, `(3, heads, width, head_size)`, and `output`, `(heads, head_size, width)`, uniform
-    as Glorot's with the leading axes counted as a receptive field.
+    Its arrays are `qkv`, `(3, heads, width, head_size)`, and `output`, `(heads, head_size, width)`. They are
+    initialized Glorot-uniformly, with the leading axes counted as a receptive field.
 
     Attributes:
         head_size: Width of a head, a divisor of the stream's width.
@@ -106,7 +106,7 @@ def rotate(inputs: Array) -> Array:
         inputs: `(N, T, heads, S)`, S even.
 
     Returns:
-        The same shape; the product of a rotated query and key depends on the distance alone.
+        The same shape; the product of a rotated query and key depends only on their distance.
     """
     half = inputs.shape[-1] // 2
     speed = ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)

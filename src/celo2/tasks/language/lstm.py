@@ -1,4 +1,4 @@
-"""The published recurrent language model: embedding, one LSTM with trained initial states, head."""
+"""The published recurrent language model: embedding, one LSTM with trained initial state, head."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class LSTMLM(nn.Module):
 class LSTM(nn.Module):
     """LSTM layer, `(N, T, inputs)` → `(N, T, size)`.
 
-    One linear map of `[input, hidden]` gives the gates i, g, f, o, in this order:
+    One linear map of `[input, hidden]` computes the gates i, g, f, o, in this order:
     `c ← σ(f + 1) c + σ(i) tanh(g)`, `h ← σ(o) tanh(c)`. Every sequence starts from the same h and c,
-    parameters that are initially zero.
+    which are parameters, initially zero.
 
     Attributes:
         size: Width of h and c.
@@ -52,7 +52,7 @@ class LSTM(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """Computes h at every position; the gates' input part is computed at once, before the recurrence."""
+        """Computes h at every position; the input part of all gates is computed before the recurrence."""
         count, _, num_in = inputs.shape
         kernel_init = nn.initializers.truncated_normal(1 / math.sqrt(num_in + self.size))
         kernel = self.param("kernel", kernel_init, (num_in + self.size, 4 * self.size))

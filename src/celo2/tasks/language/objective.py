@@ -16,24 +16,24 @@ from celo2.tasks.nn import cross_entropies, cross_entropy
 
 
 class Network(Protocol):
-    """The part of a Flax module that the tasks use."""
+    """The interface of a Flax module that the tasks use."""
 
     def init(self, rngs: Any, tokens: Array) -> Any:
-        """Returns the variables, the trained ones under `params`."""
+        """Returns the variables, with the trained ones under `params`."""
         ...
 
     def apply(self, variables: Any, tokens: Array, *, rngs: Any = None) -> Any:
-        """Computes logits `(N, T, vocabulary)` of the following tokens, from `(N, T)` int32."""
+        """Computes next-token logits `(N, T, vocabulary)` from `(N, T)` int32."""
         ...
 
 
 def padded_loss(logits: Array, tokens: Array) -> Array:
     """Averages the cross-entropy over the batch's non-padding input tokens, in nats.
 
-    The step from the last token to the padding counts, the steps within the padding do not.
+    The step from the last token to the padding counts; steps within the padding do not.
 
     Args:
-        logits: Logits of the tokens after the first T, `(N, T, vocabulary)`.
+        logits: Next-token logits after each of the first T tokens, `(N, T, vocabulary)`.
         tokens: `(N, T + 1)` integers; the first of each row is not padding.
     """
     counted = (tokens[:, :-1] != PAD).astype(jnp.float32)
@@ -44,7 +44,7 @@ def contiguous_loss(logits: Array, tokens: Array) -> Array:
     """Averages the cross-entropy of all tokens but the first of each row, in nats.
 
     Args:
-        logits: `(N, T, vocabulary)`; those of the last position predict nothing.
+        logits: `(N, T, vocabulary)`; those at the last position are unused.
         tokens: `(N, T)` integers.
     """
     return cross_entropy(logits[:, :-1], tokens[:, 1:])
@@ -63,9 +63,9 @@ def make_padded_task(
 
     Args:
         name: The task's name.
-        network: A Flax module; its `dropout` stream is a batch's key, if the task is stochastic.
+        network: A Flax module; its `dropout` stream is the batch's key if the task is stochastic.
         dataset: `tokens` `(N, T + 1)` in each split.
-        batch_size: Records of a training batch.
+        batch_size: Records in a training batch.
         initial_loss: Approximate loss of an untrained network.
         stochastic: Whether the network draws random numbers.
     """
@@ -103,9 +103,9 @@ def make_contiguous_task(
         name: The task's name.
         network: A Flax module.
         dataset: `tokens` `(N, T)` in each split.
-        batch_size: Rows of a training batch.
+        batch_size: Rows in a training batch.
         initial_loss: Approximate loss of an untrained network.
-        rows_at_once: Rows whose activations are in memory together, if fewer than the batch's.
+        rows_at_once: Number of rows computed together, if fewer than the batch's.
 
     Raises:
         ValueError: `rows_at_once` does not divide the batch size.
@@ -130,7 +130,7 @@ def make_contiguous_task(
 
 
 def _make_init(network: Network, context: int) -> Callable[[Array], Params]:
-    """Returns `key → params`, compiled, so that the logits which Flax computes on the way are eliminated."""
+    """Returns a compiled `key → params`, so that the logits that Flax computes on the way are eliminated."""
 
     def init(key: Array) -> Params:
         params_key, dropout_key = jax.random.split(key)

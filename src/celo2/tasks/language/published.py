@@ -2,7 +2,7 @@
 
 `GPTS`: the 30-million LM, GPT-2 124M and GPT-3 XL of arXiv 2602.19142, on FineWeb. Networks and data are as
 in the public code of those runs; the batch sizes are those of its AdamW runs, since the learned rule's were
-not published. `RNN_LMS`: an LSTM on LM1B and on Wikipedia. `TRANSFORMER_LMS`:
+not published. `RNN_LMS`: an LSTM on LM1B and Wikipedia. `TRANSFORMER_LMS`:
 `TransformerLM_LM1B_MultiRuntime_0`, `_2` and `_5`. The last two are defined by
 google/learned_optimization.
 """
@@ -40,11 +40,11 @@ class GPTConfig:
         width: Width of the residual stream, a multiple of `head_size`.
         num_layers: Blocks of attention and MLP.
         head_size: Width of an attention head.
-        context: Tokens of a row.
-        batch_size: Rows of a training batch.
-        rows_at_once: Rows whose activations are in memory together; None: the whole batch.
-        train_tokens: Tokens that the published run trains on.
-        folder: Name of the tokens' folder.
+        context: Tokens in a row.
+        batch_size: Rows in a training batch.
+        rows_at_once: Number of rows computed together; None: the whole batch.
+        train_tokens: Tokens on which the published run trains.
+        folder: Name of the folder with the tokens.
     """
 
     vocabulary: int = GPT2_VOCABULARY
@@ -58,7 +58,7 @@ class GPTConfig:
     folder: str = ""
 
 
-_bytes_gpt = partial(GPTConfig, vocabulary=256)  # of the bytes of `load_bytes`
+_bytes_gpt = partial(GPTConfig, vocabulary=256)  # for the bytes of `load_bytes`
 _GPT_SIZES: Mapping[Size, Mapping[str, GPTConfig]] = {
     "full": {
         "lm-30m": GPTConfig(
@@ -103,7 +103,7 @@ _GPT_SIZES: Mapping[Size, Mapping[str, GPTConfig]] = {
 
 
 def make_gpt(name: str, *, size: Size = "full", batch_size: int | None = None) -> Task:
-    """Makes a GPT on FineWeb's tokens; smaller sizes read bytes of source code.
+    """Makes a GPT on FineWeb's tokens; smaller sizes use bytes of source code.
 
     Args:
         name: One of `GPTS`.
@@ -175,11 +175,11 @@ _LSTM_SIZES: Mapping[Size, RNNLMConfig] = {
 
 
 def make_rnn_lm(name: str, corpus: Corpus, *, size: Size = "full", batch_size: int | None = None) -> Task:
-    """Makes a published recurrent language model; smaller sizes read bytes of source code.
+    """Makes a published recurrent language model; smaller sizes use bytes of source code.
 
     Args:
         name: One of `RNN_LMS`.
-        corpus: The text that it learns.
+        corpus: The text to learn.
         size: See `celo2.tasks.base.Size`.
         batch_size: Records of a training batch; None: the published number, or the size's.
 
@@ -197,7 +197,7 @@ def make_rnn_lm(name: str, corpus: Corpus, *, size: Size = "full", batch_size: i
         LSTMLM(config.vocabulary, config.embedding_size, config.hidden_size),
         load(corpus, config.context + 1),
         batch_size=batch_size or config.batch_size,
-        initial_loss=math.log(config.vocabulary),  # zero states keep the first logits small
+        initial_loss=math.log(config.vocabulary),  # the zero initial state keeps the first logits small
     )
 
 
@@ -220,7 +220,7 @@ class TransformerLMConfig:
         vocabulary: Number of tokens in the vocabulary.
         width: Width of the residual stream.
         num_heads: Attention heads.
-        head_size: Width of a head; the heads together need not have the stream's width.
+        head_size: Width of a head; the heads' total width may differ from the stream's.
         num_layers: Blocks of attention and MLP.
         context: Tokens of a record that are read.
         dropout: Probability of dropping an output of a block, in [0, 1).
@@ -250,7 +250,7 @@ _TRANSFORMERS: Mapping[str, TransformerLMConfig] = {
 }
 _TRANSFORMER_CHANGES: Mapping[
     Size, Mapping[str, Any]
-] = {  # differences from the full size; depth and dropout stay
+] = {  # differences from the full size; depth and dropout are the same
     "full": {},
     "small": {"vocabulary": BYTE_VOCABULARY, "batch_size": 32},
     "tiny": {
@@ -265,7 +265,7 @@ _TRANSFORMER_CHANGES: Mapping[
 
 
 def make_transformer_lm(name: str, *, size: Size = "full", batch_size: int | None = None) -> Task:
-    """Makes a published transformer language model on LM1B; smaller sizes read bytes of source code.
+    """Makes a published transformer language model on LM1B; smaller sizes use bytes of source code.
 
     Args:
         name: One of `TRANSFORMER_LMS`.
@@ -293,7 +293,7 @@ def make_transformer_lm(name: str, *, size: Size = "full", batch_size: int | Non
         ),
         load(LM1B, config.context + 1),
         batch_size=batch_size or config.batch_size,
-        # The logits are normal: a vector of mean square one times a truncated normal's columns.
+        # The logits are normal: a vector of mean square one times columns of truncated normals.
         initial_loss=math.log(config.vocabulary) + TRUNCATED_STD**2 / 2,
         stochastic=config.dropout > 0,
     )

@@ -1,7 +1,7 @@
-"""Text that every Python installation has: the source code of its standard library.
+"""Text available in every Python installation: the source code of its standard library.
 
-It replaces the published texts of the language tasks, under names of its own: as one text of bytes
-for contiguous texts, as padded records of byte tokens for sentences or articles.
+It replaces the published texts of the language tasks, under its own names: as one text of bytes
+for contiguous texts, and as padded records of byte tokens for sentences or articles.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from celo2.tasks.base import Dataset
 
 PAD = 0  # the padding token, as in T5's vocabulary
-NUM_SPECIAL = 3  # T5's padding, end and unknown: the bytes of a record come after them
+NUM_SPECIAL = 3  # T5's padding, end and unknown; byte tokens come after them
 BYTE_VOCABULARY = NUM_SPECIAL + 256
 MAX_BYTES = 8_000_000
 
@@ -39,35 +39,35 @@ _SEPARATORS: Mapping[RecordUnit, re.Pattern[bytes]] = {
 def load_stdlib_text(length: int = 65, *, max_bytes: int = MAX_BYTES) -> Dataset:
     """Loads the source of the running interpreter's standard library, in rows of bytes.
 
-    The files are taken in the order of their paths, without the tests, until `max_bytes`; the last
-    5 % of them are the validation split. Each split is one text, cut into rows.
+    Files are read in the order of their paths, without tests, up to `max_bytes`; the last
+    5 % of the files are the validation split. Each split is one text, cut into rows.
 
     Args:
         length: Bytes in a row, ≥ 2: a model's context and the byte after it.
-        max_bytes: Maximum bytes of text in all.
+        max_bytes: Maximum total bytes of text.
 
     Returns:
-        `text` uint8 `(N, length)` in each split. The name carries Python's version
-        (`python-3.11-stdlib`), since other versions have other text.
+        `text` uint8 `(N, length)` in each split. The name includes Python's version
+        (`python-3.11-stdlib`), since the text differs between versions.
 
     Raises:
         FileNotFoundError: This interpreter has no standard library on disk.
-        ValueError: A split has less than one row.
+        ValueError: A split has no complete row.
     """
     return _make_dataset("stdlib", max_bytes, lambda files: {"text": _rows(b"".join(files), length)})
 
 
 def load_pydoc_text(length: int = 65) -> Dataset:
-    """Loads Python's language reference in English, as `help()` prints it, in rows of bytes.
+    """Loads Python's English language reference, as printed by `help()`, in rows of bytes.
 
-    The topics come in the order of their names; the last 10 % of the text are the validation split. The
-    file that holds them comes after the part of the library that `load_stdlib_text` reads.
+    The topics are in alphabetical order; the last 10 % of the text are the validation split. The
+    file that contains them comes after the part of the library that `load_stdlib_text` reads.
 
     Args:
         length: Bytes in a row, ≥ 2: a model's context and the byte after it.
 
     Returns:
-        `text` uint8 `(N, length)` in each split, about 660 kB in all; the name carries Python's version.
+        `text` uint8 `(N, length)` in each split, about 660 kB in total; the name includes Python's version.
 
     Raises:
         FileNotFoundError: This interpreter has no `pydoc_data`.
@@ -90,16 +90,16 @@ def load_pydoc_text(length: int = 65) -> Dataset:
 
 
 def load_stdlib_records(unit: RecordUnit, length: int, *, max_bytes: int = MAX_BYTES) -> Dataset:
-    """Loads the same files as padded records: lines for sentences, paragraphs for articles.
+    """Loads the same files as padded records: lines instead of sentences, paragraphs instead of articles.
 
     Args:
-        unit: Unit of a record: `"lines"`, or `"paragraphs"`, which are separated by blank lines. Space
-            around it is stripped, and empty ones are dropped.
-        length: Tokens in a record, ≥ 2: longer ones are truncated, shorter ones are padded with 0.
-        max_bytes: Maximum bytes of text in all.
+        unit: Unit of a record: `"lines"`, or `"paragraphs"`, which are separated by blank lines. Whitespace
+            around records is stripped, and empty records are dropped.
+        length: Tokens in a record, ≥ 2; longer records are truncated, shorter ones padded with 0.
+        max_bytes: Maximum total bytes of text.
 
     Returns:
-        `tokens` uint16 `(N, length)` in each split; a byte b is the token b + 3, see `NUM_SPECIAL`. The
+        `tokens` uint16 `(N, length)` in each split; byte b is token b + 3, see `NUM_SPECIAL`. The
         name is, for example, `python-3.11-stdlib-lines`.
 
     Raises:
@@ -119,10 +119,10 @@ def load_stdlib_records(unit: RecordUnit, length: int, *, max_bytes: int = MAX_B
 
 
 def pad_records(tokens: np.ndarray, lengths: Sequence[int], length: int) -> np.ndarray:
-    """Pads concatenated records to `(N, length)`, with `PAD` on the right.
+    """Splits concatenated records into rows `(N, length)`, padded with `PAD` on the right.
 
     Args:
-        tokens: All records' tokens, `(sum of lengths,)`.
+        tokens: The tokens of all records, `(sum of lengths,)`.
         lengths: Length of each record, at most `length`.
         length: Tokens in a row.
     """
@@ -150,7 +150,7 @@ def _make_dataset(
     )
 
 
-@functools.lru_cache(maxsize=2)  # a suite asks for one text in many shapes
+@functools.lru_cache(maxsize=2)  # a suite needs one text in many shapes
 def _read_sources(folder: Path, max_bytes: int) -> tuple[bytes, ...]:
     texts: list[bytes] = []
     room = max_bytes

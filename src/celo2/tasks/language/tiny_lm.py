@@ -1,4 +1,4 @@
-"""A small causal transformer on bytes: pre-layer-norm, learned positions, a separate or a tied head."""
+"""A small causal byte-level transformer: pre-layer-norm, learned positions, a separate or tied head."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class TransformerConfig:
         context: Maximum input length in tokens.
         mlp_ratio: Ratio of the MLP's hidden width to `width`.
         symbols: Number of tokens in the vocabulary, 2 to 256.
-        tied: Whether the head is the embedding's table, without a bias.
-        init_scale: Standard deviation of every weight before training, as in GPT-2 (0.02); 0: by fan-in, see
+        tied: Whether the head is the embedding table, without a bias.
+        init_scale: Initial standard deviation of every weight, as in GPT-2 (0.02); 0: by fan-in, see
         `init_transformer`.
 
     Raises:
@@ -71,9 +71,9 @@ class TransformerConfig:
 
 
 def init_transformer(key: Array, config: TransformerConfig) -> Params:
-    """Draws parameters `embedding`, `positions`, `block_0`, …, `final_norm`, and `head` unless it is tied.
+    """Draws parameters `embedding`, `positions`, `block_0`, …, `final_norm`, and, unless tied, `head`.
 
-    The scale of the head, or of the tied table, is 1/width instead of 1/√width: the first logits are near
+    The head, or the tied table, has scale 1/width instead of 1/√width: the first logits are near
     zero, and the first loss is ln 256.
     """
     width = config.width
@@ -91,7 +91,7 @@ def init_transformer(key: Array, config: TransformerConfig) -> Params:
 
 
 def _rescale(template: Any, deviation: float) -> Any:
-    """Returns the template with one standard deviation for everything that is not constant."""
+    """Returns the template with one standard deviation for every array that is not constant."""
 
     def rescale(initial: Initial) -> Initial:
         return dataclasses.replace(initial, scale=deviation / TRUNCATED_STD) if initial.scale else initial
@@ -101,7 +101,7 @@ def _rescale(template: Any, deviation: float) -> Any:
 
 def _block_template(config: TransformerConfig) -> dict[str, Any]:
     width, hidden = config.width, config.mlp_ratio * config.width
-    residual = 1 / math.sqrt(2 * config.num_layers)  # keeps the stream's size independent of depth
+    residual = 1 / math.sqrt(2 * config.num_layers)  # keeps the stream's scale independent of depth
     return {
         "attention_norm": layer_norm_template(width),
         "attention": {
@@ -119,12 +119,12 @@ def _block_template(config: TransformerConfig) -> dict[str, Any]:
 
 
 def compute_logits(params: Params, tokens: Array, config: TransformerConfig) -> Array:
-    """Computes the scores of the next byte at every position.
+    """Computes next-byte logits at every position.
 
     Args:
         params: From `init_transformer`.
         tokens: `(N, T)` integers in `[0, config.symbols)`, T ≤ `config.context`.
-        config: The sizes that `params` was made with.
+        config: The sizes with which `params` was made.
 
     Returns:
         `(N, T, config.symbols)` float32.
@@ -143,7 +143,7 @@ def compute_logits(params: Params, tokens: Array, config: TransformerConfig) -> 
 
 
 def _attend(params: Params, inputs: Array, num_heads: int) -> Array:
-    """Applies causal attention with logits over √head_size: `(N, T, width)` → the same."""
+    """Applies causal attention with logits divided by √head_size: `(N, T, width)` → the same."""
     count, length, width = inputs.shape
     query, key, value = (
         linear(params[name], inputs).reshape(count, length, num_heads, width // num_heads)
@@ -156,14 +156,14 @@ def _attend(params: Params, inputs: Array, num_heads: int) -> Array:
 def make_tiny_lm(
     *, config: TransformerConfig | None = None, batch_size: int = 16, max_bytes: int = 8_000_000
 ) -> Task:
-    """Makes a language model of the standard library's bytes: two layers, 137,216 parameters.
+    """Makes a language-modelling task on the standard library's bytes: two layers, 137,216 parameters.
 
     The loss is the mean cross-entropy of the next byte, in nats.
 
     Args:
         config: The transformer's sizes; None: the defaults.
         batch_size: Rows of `context` + 1 bytes in a training batch.
-        max_bytes: Maximum bytes of text, see `load_stdlib_text`.
+        max_bytes: Maximum bytes of text; see `load_stdlib_text`.
     """
     config = TransformerConfig() if config is None else config
     return _make_task(
@@ -172,17 +172,17 @@ def make_tiny_lm(
 
 
 def make_byte_lm(*, text: str = "stdlib", batch_size: int = 16, **sizes: Any) -> Task:
-    """Makes a byte-level transformer of any size on one of two texts that every Python installation has.
+    """Makes a byte-level transformer of any size on one of two texts available in every Python installation.
 
     Args:
-        text: "stdlib", source code, or "pydoc", the English of Python's language reference.
+        text: "stdlib" (source code) or "pydoc" (the English of Python's language reference).
         batch_size: Rows of `context` + 1 bytes in a training batch.
         **sizes: Options of `TransformerConfig`. With fewer than 256 `symbols`, the most frequent bytes of the
-            training text keep one each, and all others share the last: a small model then learns from
-            the context rather than the bytes' frequencies.
+            training text get one each, and all others share the last: a small model then learns from
+            the context rather than byte frequencies.
 
     Raises:
-        ValueError: An unknown text, or sizes that do not fit.
+        ValueError: An unknown text, or incompatible sizes.
         TypeError: An unknown size.
 
     Example:
@@ -216,7 +216,7 @@ def _make_task(name: str, config: TransformerConfig, dataset: Dataset, batch_siz
 
 
 def _reduce_symbols(dataset: Dataset, symbols: int) -> Dataset:
-    """Maps the text's bytes to a number of symbols, the rare ones to the last."""
+    """Maps the text's bytes to a number of symbols, rare bytes to the last."""
     counts = np.bincount(dataset.train["text"].ravel(), minlength=VOCABULARY)
     table = np.full(VOCABULARY, symbols - 1, np.uint8)
     table[np.argsort(-counts, kind="stable")[: symbols - 1]] = np.arange(symbols - 1)

@@ -1,6 +1,6 @@
-"""The decoder of the published transformer language models: pre-layer-norm, without positions.
+"""The decoder of the published transformer language models: pre-layer-norm, without positional embeddings.
 
-Without positions, only causality distinguishes a token from the one before it.
+Without them, only causality distinguishes a token from the one before it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class TransformerLM(nn.Module):
     Attributes:
         vocabulary: Number of tokens.
         width: Width of the residual stream.
-        num_heads: Attention heads.
-        head_size: Width of a head; the heads together need not have the stream's width.
+        num_heads: Number of attention heads.
+        head_size: Width of a head; the heads' total width may differ from the stream's.
         num_layers: Blocks of attention and MLP.
         dropout: Probability of dropping an output of a block, in [0, 1).
     """
@@ -86,7 +86,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with a head size independent of the width: `(N, T, width)` → the same.
+    """Multi-head attention whose head size is independent of the width: `(N, T, width)` → the same.
 
     Attributes:
         num_heads: Attention heads.
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, readable: Array) -> Array:
-        """Applies softmax(query · key / √head_size) over the readable keys to the values."""
+        """Applies softmax(query · key / √head_size) over readable keys to the values."""
         count, length, width = inputs.shape
         query, key, value = (
             _dense(self.num_heads * self.head_size, self.num_layers, name)(inputs).reshape(

@@ -1,10 +1,10 @@
 """Differentiable AdaFac-MLP update, for reverse mode through many updates.
 
 Source: arXiv 2203.11860 and its public code. The rule and its constants are those of `celo2.zoo.adafac_mlp`,
-and a test compares the two. There the weights are fixed, or theta is learned without
-gradients, and no array has a feature axis. Here a gradient flows back through every update: the tensors
-are concatenated in one vector of P numbers and the channels are stacked, so that an update is a few
-operations on `(channels, P)` whatever the number of tensors.
+and a test compares the two. There, the weights are fixed, or theta is learned without
+gradients, and no array has a feature axis. Here, a gradient flows back through every update: the tensors
+are concatenated into one vector of P elements and the channels are stacked, so that an update is a few
+operations on `(channels, P)` for any number of tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from celo2.zoo.specs import MLP12
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Layout of tensors concatenated in one vector.
+    """Layout of tensors concatenated into one vector.
 
     Attributes:
         shapes: Shapes of the tensors, in order.
@@ -47,7 +47,7 @@ class Layout:
 
     @cached_property
     def member(self) -> np.ndarray:
-        """The membership of each number in a tensor: `(P, tensors)`, zeros and a one in each row."""
+        """The membership of each element in a tensor: `(P, tensors)`, one-hot rows."""
         return np.repeat(np.eye(len(self.shapes), dtype=np.float32), self.sizes, axis=0)
 
     def split(self, vector: Array) -> list[Array]:
@@ -58,7 +58,7 @@ class Layout:
         ]
 
     def join(self, tensors: Sequence[Array], leading: tuple[int, ...] = ()) -> Array:
-        """Concatenates tensors to `(*leading, P)`; each is `leading` plus a shape that broadcasts."""
+        """Concatenates tensors to `(*leading, P)`; each has shape `leading` plus a broadcastable shape."""
         full = [
             jnp.broadcast_to(x, (*leading, *shape)) for x, shape in zip(tensors, self.shapes, strict=True)
         ]
@@ -72,14 +72,14 @@ class RuleState(NamedTuple):
         momentum: Momenta of the gradient, `(3, P)`.
         rms: Second moment of the gradient, `(1, P)`.
         second: For each tensor, means of the squared gradient over its largest and over its second
-            largest axis, which stay with length 1 behind the three decays; the square itself for rank < 2.
+            largest axis, kept with length 1, behind the three decays; the square itself for rank < 2.
         count: Number of updates so far, a scalar of theta's dtype.
     """
 
     momentum: Array
     rms: Array
     second: list[tuple[Array, ...]]
-    count: Array  # type: ignore[assignment]  # tuple.count is not meant
+    count: Array  # type: ignore[assignment]  # shadows tuple.count
 
 
 class _Decays(NamedTuple):
@@ -106,10 +106,10 @@ def init_state(layout: Layout, dtype: jnp.dtype) -> RuleState:
 def update(
     theta: Theta, layout: Layout, state: RuleState, grad: Array, param: Array
 ) -> tuple[Array, RuleState]:
-    """Updates all tensors once.
+    """Takes one update step for all tensors.
 
     Args:
-        theta: The meta-parameters by name, as of `celo2.zoo.init_theta("adafac_mlp", key)`.
+        theta: The meta-parameters by name, as from `celo2.zoo.init_theta("adafac_mlp", key)`.
         layout: Layout of the tensors.
         state: State before this update.
         grad: Gradient, `(P,)`.
@@ -127,7 +127,7 @@ def update(
 
 
 def _accumulate(decays: _Decays, layout: Layout, state: RuleState, grad: Array) -> RuleState:
-    """Updates the accumulators, without bias correction: they start at zero, too small at first."""
+    """Updates the accumulators; without bias correction, they are too small at first."""
     second = [
         tuple(_average(decays.adafactor, old, new) for old, new in zip(olds, _reduce(square), strict=True))
         for olds, square in zip(state.second, layout.split(grad * grad + FACTORED_EPS), strict=True)
@@ -143,7 +143,7 @@ def _average(decays: Array, old: Array, new: Array) -> Array:
 
 
 def _reduce(square: Array) -> tuple[Array, ...]:
-    """Averages over the largest and over the second largest axis; returns the array itself for rank < 2."""
+    """Averages over the largest and over the second-largest axis; returns the array itself for rank < 2."""
     axes = make_axes(square.shape)
     if axes is None:
         return (square,)
@@ -151,7 +151,7 @@ def _reduce(square: Array) -> tuple[Array, ...]:
 
 
 def _compute_channels(layout: Layout, state: RuleState, grad: Array, param: Array) -> Array:
-    """Computes the 28 inputs that differ between numbers, in the order of theta's rows: `(28, P)`."""
+    """Computes the 28 inputs that differ between elements, in the order of theta's rows: `(28, P)`."""
     momentum, rms, second, _ = state
     rows, cols = [means[0] for means in second], [means[-1] for means in second]
     factors = [
@@ -181,7 +181,7 @@ def _compute_channels(layout: Layout, state: RuleState, grad: Array, param: Arra
 
 
 def _compute_factors(row: Array, col: Array, axes: Axes | None) -> tuple[Array, Array]:
-    """Computes the factors that divide the gradient, and the momenta, by the factored root."""
+    """Computes the factors that divide the gradient and the momenta by the factored root."""
     if axes is None:
         return jax.lax.rsqrt(jnp.maximum(row + FACTOR_FLOOR, FACTOR_FLOOR)), jax.lax.rsqrt(row + RMS_EPS)
     relative = row / (row.mean(axes.small + 1, keepdims=True) + FACTOR_FLOOR)
@@ -192,7 +192,7 @@ def _compute_factors(row: Array, col: Array, axes: Axes | None) -> tuple[Array, 
 
 
 def _normalize(channels: Array, layout: Layout) -> Array:
-    """Divides each channel by its root mean square over each tensor, by two matrix products."""
+    """Divides each channel by its root mean square over each tensor, using two matrix products."""
     member = jnp.asarray(layout.member, channels.dtype)
     sizes = jnp.asarray(layout.sizes, channels.dtype)[None]
     mean_squares = jnp.matmul(channels * channels, member, precision="highest") / sizes
@@ -200,7 +200,7 @@ def _normalize(channels: Array, layout: Layout) -> Array:
 
 
 def _compute_network(theta: Theta, channels: Array, count: Array) -> tuple[Array, Array]:
-    """Applies the network 39 → 4 → 4 → 2 with ReLU; the time, equal for all, enters by the first bias."""
+    """Applies the 39 → 4 → 4 → 2 ReLU network; the time, equal for all, enters through the first bias."""
     weights, biases = ([theta[f"nn/~/{kind}{layer}"] for layer in range(3)] for kind in "wb")
     from_channels, from_time = jnp.split(weights[0], [len(channels)])
     time = jnp.tanh(count / jnp.asarray(TIMES, count.dtype) - 1.0)

@@ -1,4 +1,4 @@
-"""Meta-training as a task: the parameters are a learned optimizer's weights, which trains a perceptron.
+"""Meta-training as a task: the parameters are the weights of a learned optimizer that trains a perceptron.
 
 Source: `LOpt_AdafacMLPLOpt_FashionMnist_50` of google/learned_optimization.
 """
@@ -27,7 +27,7 @@ INITIAL_LOSS = 2.33  # nats, to 1 % at every size; the published curves begin at
 
 @dataclasses.dataclass(frozen=True)
 class InnerTraining:
-    """The inner training that each loss runs.
+    """The inner training run by each loss.
 
     Attributes:
         steps: Number of updates.
@@ -48,21 +48,21 @@ _SIZES: Mapping[Size, InnerTraining] = {
 
 
 def init_theta(key: Array) -> Params:
-    """Draws the 197 untrained meta-parameters, with the names and distributions of the zoo's."""
+    """Draws the 197 untrained meta-parameters, with the zoo's names and distributions."""
     specs = AdafacMlp().array_specs()
     template = {name: Initial(spec.shape, spec.value, spec.scale) for name, spec in specs.items()}
     return sample_params(key, template)
 
 
 def compute_loss(theta: Params, batch: Batch, inner: InnerTraining) -> Array:
-    """Trains a fresh perceptron with the optimizer theta; returns the mean of the losses before each update.
+    """Trains a new perceptron with the optimizer theta; returns the mean of the losses before each update.
 
-    Every inner step is checkpointed: reverse mode keeps the state before a step and recomputes the rest.
+    Every inner step is rematerialized: reverse mode keeps the state before a step and recomputes the rest.
 
     Args:
         theta: Weights, as from `init_theta`.
-        batch: `image` uint8 `(steps · batch_size, 8, 8)` and `label`, cut into batches in their order, and
-            the `key` of the perceptron's initial parameters.
+        batch: `image` uint8 `(steps · batch_size, 8, 8)` and `label`, cut into batches in order, and
+            the `key` for the perceptron's initial parameters.
         inner: The inner training.
 
     Returns:
@@ -96,11 +96,11 @@ def compute_loss(theta: Params, batch: Batch, inner: InnerTraining) -> Array:
 def make_learned_optimizer(*, size: Size = "full") -> Task:
     """Makes the task of AdaFac-MLP, 197 parameters, training a perceptron 50 steps on Fashion-MNIST 8 × 8.
 
-    An example is one image of an inner batch; a batch has those of all inner steps, 50 × 128. Images are
-    rounded to whole grey levels after the resize.
+    An example is one image of an inner batch; a batch has the images of all inner steps, 50 × 128. Images are
+    rounded to integer grey levels after resizing.
 
     Args:
-        size: `"small"` has 20 inner steps of 32 images, `"tiny"` 5 of 16 and 8 hidden units instead of 32.
+        size: `"small"` has 20 inner steps of 32 images; `"tiny"` has 5 of 16 and 8 hidden units, not 32.
     """
     inner = _SIZES[size]
     return Task(

@@ -23,9 +23,9 @@ class _Perceptron(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Perceptrons `actor` and `critic` without shared layers: two hidden ReLU layers each, then a `head`.
+    """Perceptrons `actor` and `critic` without shared layers: each has two hidden ReLU layers and a `head`.
 
-    Orthogonal initial kernels of gain √2, the actor's head 0.01, the critic's 1; biases are zero.
+    Initial kernels are orthogonal with gain √2 (the actor's head: 0.01, the critic's: 1); biases are zero.
 
     Attributes:
         num_actions: Number of outputs of the actor, A.
@@ -37,7 +37,7 @@ class ActorCritic(nn.Module):
 
     @nn.compact
     def __call__(self, observations: Array) -> tuple[Array, Array]:
-        """Computes logits `(N, A)` and values `(N,)`, float32, of observations `(N, ...)` of any dtype."""
+        """Computes float32 logits `(N, A)` and values `(N,)` from observations `(N, ...)` of any dtype."""
         inputs = observations.reshape(len(observations), -1).astype(jnp.float32)
         logits = _Perceptron(self.hidden, self.num_actions, 0.01, name="actor")(inputs)
         values = _Perceptron(self.hidden, 1, 1.0, name="critic")(inputs)

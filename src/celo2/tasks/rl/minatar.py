@@ -1,7 +1,7 @@
-"""PPO tasks on three games of MinAtar (arXiv 1903.03176), in gymnax's implementation.
+"""PPO tasks on three MinAtar games (arXiv 1903.03176), in gymnax's implementation.
 
-Source of the settings: purejaxrl's for Space Invaders, used for all three. The published run has 10⁷ steps of
-the environments: 1,220 rollouts, 39,040 gradient steps.
+The settings are purejaxrl's for Space Invaders, used for all three games. The published run has 10⁷
+environment steps: 1,220 rollouts, 39,040 gradient steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Game = Literal["asterix", "freeway", "space-invaders"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Sizes:
-    """Settings of a size; a time limit of None is the game's own."""
+    """Settings of a size; a time limit of None means the game's own."""
 
     ppo: PPOConfig
     hidden: int
@@ -46,14 +46,14 @@ _SIZES: Mapping[Size, _Sizes] = {
 
 
 def make_minatar_ppo(game: Game, *, size: Size = "full") -> Task:
-    """Makes the task of PPO on a game, with a separate actor and critic of two hidden layers each.
+    """Makes a PPO task on a game, with a separate actor and critic of two hidden layers each.
 
     The networks read the flattened observation.
 
     Args:
         game: Name of the game.
         size: `"full"` has 64 environments of 128 steps and hidden layers of 64; `"small"` 16 of 64 and 32,
-            episodes end after 500 steps; `"tiny"` 8 of 16 and 12, episodes end after 100 steps.
+            with episodes of at most 500 steps; `"tiny"` 8 of 16 and 12, with episodes of at most 100 steps.
 
     Raises:
         ImportError: gymnax or Flax is not installed.
@@ -77,7 +77,7 @@ def make_minatar_ppo(game: Game, *, size: Size = "full") -> Task:
 
 
 def make_minatar(game: Game, time_limit: int | None = None) -> Environment:
-    """Makes a game with minimal, non-sticky actions; observations are 10 × 10 × C, 0 or 1.
+    """Makes a game with minimal, non-sticky actions and binary 10 × 10 × C observations.
 
     Args:
         game: Name of the game.
@@ -116,7 +116,7 @@ def _reset(played: Any, settings: Any, key: Array) -> tuple[Any, Array]:
 def _step(
     played: Any, settings: Any, key: Array, state: Any, action: Array
 ) -> tuple[Any, Array, Array, Array]:
-    """Takes a step; gymnax restarts finished episodes itself, and both kinds of end count as one."""
+    """Takes a step; gymnax itself restarts finished episodes, and both kinds of end are treated alike."""
     with _usual_promotion():
         observation, state, reward, terminated, truncated, _ = played.step(key, state, action, settings)
     return state, observation.astype(jnp.uint8), reward.astype(jnp.float32), terminated | truncated
@@ -124,7 +124,7 @@ def _step(
 
 @contextlib.contextmanager
 def _usual_promotion() -> Iterator[None]:
-    """Restores JAX's default promotion, which gymnax needs, although the caller may use stricter rules."""
+    """Restores JAX's default type promotion, which gymnax needs, even if the caller uses stricter rules."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 

@@ -1,6 +1,6 @@
-"""Proximal policy optimisation (PPO) as a task, with batches from rollouts of the trained network.
+"""Proximal policy optimisation (PPO) as a task, with batches from rollouts of the network being trained.
 
-Source: arXiv 1707.06347, as in the public code of purejaxrl, whose settings for MinAtar are the defaults.
+Source: arXiv 1707.06347, as in purejaxrl's public code, whose settings for MinAtar are the defaults.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class PPOConfig:
         num_envs: Number of copies of the environment, E.
         rollout_length: Steps of each copy in a rollout, T.
         epochs: Number of passes over a rollout.
-        minibatches: Number of minibatches of an epoch, a divisor of E · T.
+        minibatches: Number of minibatches per epoch, a divisor of E · T.
         discount: Discount factor γ.
         trace: Trace decay λ of the advantages.
-        clip: Maximum deviation ε of the probability ratio from 1, and of the value from the old one.
+        clip: Maximum deviation ε of the probability ratio from 1, and of the value from the old value.
         entropy_weight: Weight of the policy's entropy.
         value_weight: Weight of the critic's loss.
 
@@ -72,7 +72,7 @@ class PPOConfig:
 
     @property
     def num_transitions(self) -> int:
-        """The number of transitions of a rollout, E · T."""
+        """The number of transitions in a rollout, E · T."""
         return self.num_envs * self.rollout_length
 
     @property
@@ -90,11 +90,11 @@ class PPOState(NamedTuple):
     """State of a `PPOStream`.
 
     Attributes:
-        actors: The environments, as the last rollout left them.
+        actors: The environments after the last rollout.
         rollout: `observation`, `action`, `log_prob`, `value`, `advantage` and `target` of its transitions,
             `(E · T, ...)` each.
         order: Transitions of each minibatch until the next rollout, `(epochs · minibatches, batch_size)`.
-        mean_return: Mean return of the episodes that ended last, `()`; 0 before any did.
+        mean_return: Mean return of the episodes that ended last, `()`; 0 before any has ended.
     """
 
     actors: Actors
@@ -105,11 +105,11 @@ class PPOState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PPOStream:
-    """Stream of minibatches of rollouts, see `celo2.tasks.base.Stream`.
+    """Stream of minibatches from rollouts; see `celo2.tasks.base.Stream`.
 
     Attributes:
         environment: The environment.
-        policy: The policy that acts in it.
+        policy: The policy that acts in the environment.
         config: Sizes of rollouts and minibatches.
     """
 
@@ -118,7 +118,7 @@ class PPOStream:
     config: PPOConfig
 
     def init(self, params: Params, key: Array) -> PPOState:
-        """Starts the environments, with an empty rollout: step 0 plays the first."""
+        """Starts the environments with an empty rollout; step 0 plays the first."""
         config = self.config
         actors = start_actors(self.environment, key, config.num_envs)
         shapes = jax.eval_shape(self._play, params, actors, key, jnp.zeros(()))
@@ -128,7 +128,7 @@ class PPOStream:
     def next(self, state: PPOState, params: Params, key: Array, count: Array) -> tuple[PPOState, Batch]:
         """Returns the minibatch of step `count`, from a new rollout if the last one is used up.
 
-        `mean_return` comes with the batch, `()`.
+        The batch includes `mean_return`, `()`.
         """
         place = count % self.config.steps_per_rollout
         state = jax.lax.cond(
@@ -141,7 +141,7 @@ class PPOStream:
         return state, batch | {"mean_return": state.mean_return}
 
     def validate(self, params: Params, key: Array) -> Array:
-        """Returns minus the mean return of a new episode in each copy; NaN if a parameter is not finite."""
+        """Returns the negated mean return of a new episode in each copy; NaN if a parameter is not finite."""
         mean_return = play_episodes(self.environment, self.policy, params, key, self.config.num_envs)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
         return jnp.where(finite, -mean_return, jnp.nan)
@@ -178,13 +178,13 @@ def compute_loss(params: Params, batch: Batch, *, policy: Policy, config: PPOCon
         -mean min(ρ A, clip(ρ, 1 ± ε) A) + ½ w_v mean max((v - R)², (v_old + clip(v - v_old, ±ε) - R)²)
         - w_e mean entropy
 
-    with ρ the ratio of the action's probability to its old one, and A standardised over the minibatch.
+    where ρ is the ratio of the action's probability to the old one, and A is standardised over the minibatch.
 
     Args:
         params: Parameters of the policy.
         batch: B transitions from `PPOStream.next`.
         policy: Actor and critic.
-        config: Settings with ε and the weights.
+        config: Settings that include ε and the weights.
 
     Returns:
         The loss, `()`.
@@ -204,7 +204,7 @@ def compute_loss(params: Params, batch: Batch, *, policy: Policy, config: PPOCon
 
 
 def judge_return(loss: Array, batch: Batch) -> Array:
-    """Returns minus the mean return of the episodes that ended last; NaN if the loss is not finite."""
+    """Returns the negated mean return of the episodes that ended last; NaN if the loss is not finite."""
     return jnp.where(jnp.isfinite(loss), -batch["mean_return"], jnp.nan)
 
 
@@ -217,9 +217,9 @@ def make_ppo(
 ) -> Task:
     """Makes a task from an environment and a policy, judged by the returns of its episodes.
 
-    The loss varies with the transitions played and does not measure progress. Optimizers get its
-    unclipped gradient: the clipping to a global norm of 0.5 and the learning rate's linear decay of the
-    published settings are those of its Adam, not of the task.
+    The loss depends on the transitions played and does not measure progress. Optimizers get its
+    unclipped gradient: in the published settings, the clipping to a global norm of 0.5 and the linear
+    learning-rate decay belong to Adam, not to the task.
 
     Args:
         name: The task's name.
@@ -234,7 +234,7 @@ def make_ppo(
         init=init,
         loss=partial(compute_loss, policy=policy, config=config),
         batch_size=config.batch_size,
-        initial_loss=math.inf,  # returns have no bound to compare with
+        initial_loss=math.inf,  # returns have no bound for comparison
         stream=PPOStream(environment, policy, config),
         objective=judge_return,
     )

@@ -1,7 +1,7 @@
-"""Environments, rollouts of a policy in them, and advantages.
+"""Environments, rollouts of a policy, and advantages.
 
-Source: generalised advantage estimation, arXiv 1506.02438, equations 11 and 16. Time limits end an episode
-like any other end: the value behind them counts as zero, as in the public PPO that the tasks are taken from.
+Source: generalised advantage estimation, arXiv 1506.02438, equations 11 and 16. Time limits are treated
+like any other end of an episode: the value after them is zero, as in the public PPO code of the tasks.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Policy = Callable[[Params, Array], tuple[Array, Array]]
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """An environment, as pure functions of one copy of it.
+    """An environment as pure functions of a single copy.
 
     Attributes:
         name: Name shown in results.
         reset: `key → (state, observation)`.
         step: `(key, state, action) → (state, observation, reward, done)`. Where `done`, the episode is over,
-            and the state and the observation are already those of the next one.
-        num_actions: Number of actions, which are 0 to this, exclusive.
+            and the state and observation already belong to the next one.
+        num_actions: Number of actions; actions are in [0, `num_actions`).
         max_steps: Maximum length of an episode.
-        origin: One sentence with the source of the game and its licence.
+        origin: One sentence on the source and licence of the game.
     """
 
     name: str
@@ -47,8 +47,8 @@ class Actors(NamedTuple):
 
     Attributes:
         state: States of the environments, `(E, ...)` each.
-        observation: Observations from which the next actions are chosen, `(E, ...)`.
-        episode_return: Sum of the rewards of the episode so far, `(E,)`.
+        observation: Observations on which the next actions are based, `(E, ...)`.
+        episode_return: Sum of the episode's rewards so far, `(E,)`.
     """
 
     state: Any
@@ -57,7 +57,7 @@ class Actors(NamedTuple):
 
 
 class Transition(NamedTuple):
-    """Steps of E copies, `(E,)` each, or `(T, E)` of T steps.
+    """Steps of E copies, `(E,)` each, or `(T, E)` for T steps.
 
     Attributes:
         observation: Observation before the action, `(E, ...)`.
@@ -65,8 +65,8 @@ class Transition(NamedTuple):
         log_prob: Log probability of the action under the policy that chose it.
         value: The critic's value of the state before the action.
         reward: Reward of the action.
-        done: Whether it ended the episode.
-        episode_return: Sum of the rewards of the episode, this one included.
+        done: Whether the action ended the episode.
+        episode_return: Sum of the episode's rewards, including this one.
     """
 
     observation: Array
@@ -87,7 +87,7 @@ def start_actors(environment: Environment, key: Array, num_envs: int) -> Actors:
 def play_steps(
     environment: Environment, policy: Policy, params: Params, actors: Actors, key: Array, steps: int
 ) -> tuple[Actors, Transition]:
-    """Plays a number of steps, with actions drawn from the policy.
+    """Plays a number of steps with actions sampled from the policy.
 
     Returns:
         The actors afterwards, and the transitions `(steps, E, ...)`.
@@ -102,7 +102,7 @@ def play_steps(
 def play_episodes(
     environment: Environment, policy: Policy, params: Params, key: Array, num_envs: int
 ) -> Array:
-    """Returns the mean return of a new episode in each of `num_envs` copies, `()`; actions are drawn."""
+    """Returns the mean return of a new episode in each of `num_envs` copies, `()`; actions are sampled."""
     start_key, play_key = jax.random.split(key)
     actors = start_actors(environment, start_key, num_envs)
 
@@ -121,7 +121,7 @@ def play_episodes(
 
 
 def mean_finished_return(played: Transition, otherwise: Array) -> Array:
-    """Averages the returns of the episodes that ended in these transitions; `otherwise` if none did."""
+    """Averages the returns of episodes that ended in these transitions; returns `otherwise` if none did."""
     count = played.done.sum()
     total = jnp.where(played.done, played.episode_return, 0.0).sum()
     return jnp.where(count > 0, total / jnp.maximum(count, 1).astype(total.dtype), otherwise)

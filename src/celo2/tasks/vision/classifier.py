@@ -11,7 +11,7 @@ from jax import Array
 from celo2.tasks.base import Batch, Dataset, Params, Task
 from celo2.tasks.nn import accuracy, cross_entropy
 
-NUM_CLASSES = 10  # of every image set that is shipped
+NUM_CLASSES = 10  # of every shipped image set
 
 
 def make_classifier(
@@ -24,7 +24,7 @@ def make_classifier(
     num_classes: int = NUM_CLASSES,
     initial_loss: float | None = None,
 ) -> Task:
-    """Makes an image task: cross-entropy in nats on images in [0, 1], neither centred nor scaled.
+    """Makes an image task: cross-entropy in nats on images in [0, 1], without centring or scaling.
 
     Args:
         name: The task's name.
@@ -54,7 +54,7 @@ LOSS_CLIP = 1.5  # upper bound of a loss, as a multiple of an untrained network'
 
 
 def clip_or_ceiling(loss: Array, num_classes: int) -> Array:
-    """Clips a cross-entropy to [0, 1.5 ln K]; NaN becomes the ceiling."""
+    """Clips a cross-entropy to [0, 1.5 ln K]; NaN becomes the upper bound."""
     ceiling = LOSS_CLIP * math.log(num_classes)
     clipped = jnp.clip(loss, 0.0, ceiling)
     return jnp.where(jnp.isnan(loss), jnp.asarray(ceiling, loss.dtype), clipped)

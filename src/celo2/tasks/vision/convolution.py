@@ -28,7 +28,7 @@ def init_conv_net(key: Array, channels: Sequence[int]) -> Params:
 
 
 def compute_conv_net(params: Params, images: Array) -> Array:
-    """Applies 3 × 3 convolutions of stride 2, each with ReLU, the mean over positions, then the head.
+    """Applies 3 × 3 convolutions of stride 2 with ReLU, averages over positions, and applies the head.
 
     Args:
         params: From `init_conv_net`.
@@ -49,7 +49,7 @@ def make_fashion_conv(
     """Makes the task of Fashion-MNIST 28 × 28 with three strided convolutions, 6,218 parameters.
 
     Args:
-        prefer: Full set or shipped sample, see `load_fashion_mnist`.
+        prefer: Full set or shipped sample; see `load_fashion_mnist`.
         channels: Output channels of each convolution.
         batch_size: Images in a training batch.
     """
@@ -61,10 +61,10 @@ def make_fashion_conv(
 def make_conv(
     *, images: str = "fashion-mnist", channels: Sequence[int] = (8, 16), batch_size: int = 64
 ) -> Task:
-    """Makes a classifier of strided convolutions, of any number and width, on a shipped image set.
+    """Makes a classifier with any number and width of strided convolutions, on a shipped image set.
 
     Args:
-        images: A name of `celo2.tasks.vision.datasets.load_shipped_images`.
+        images: A name accepted by `celo2.tasks.vision.datasets.load_shipped_images`.
         channels: Output channels of each convolution.
         batch_size: Images in a training batch.
 

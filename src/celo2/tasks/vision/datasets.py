@@ -1,8 +1,8 @@
-"""Image data sets, read from local files only: nothing here opens a connection.
+"""Image data sets, read from local files only, without network access.
 
-A set is looked up in `$CELO2_DATA`, then in `~/.cache/celo2`, then (Fashion-MNIST) in the folder of Debian's
-package `dataset-fashion-mnist`. Small real sets are shipped with the package. A sample or
-a stand-in has a name of its own, so that every result states its data.
+Sets are looked up in `$CELO2_DATA`, then in `~/.cache/celo2`, then (Fashion-MNIST) in the folder of Debian's
+package `dataset-fashion-mnist`. Small real sets are shipped with this package. Samples and
+stand-ins have their own names, so that every result states its data.
 
 Images are uint8 in memory, `image` and `label` in each split; the tasks divide by 255.
 """
@@ -26,13 +26,13 @@ from celo2.tasks.vision.transforms import photograph_crops, resize_bilinear, to_
 Prefer = Literal["auto", "full", "sample"]
 
 _DEBIAN_FOLDER = Path("/usr/share/datasets")  # of Debian's package dataset-fashion-mnist
-_SAMPLE_TRAIN = 9_000  # of the 10,000 images shipped; the rest are the validation split
+_SAMPLE_TRAIN = 9_000  # of the 10,000 shipped images; the rest are for validation
 _MNIST_TRAIN = 8_500  # of 10,000
 _DIGITS_TRAIN = 1_500  # of 1,797
 
 
 def find_folder(name: str) -> Path | None:
-    """Finds the first folder of this name in `$CELO2_DATA`, `~/.cache/celo2` and Debian's folder."""
+    """Returns the first folder of this name in `$CELO2_DATA`, `~/.cache/celo2` and Debian's folder."""
     places = [Path.home() / ".cache" / "celo2", _DEBIAN_FOLDER]
     if os.environ.get("CELO2_DATA"):
         places.insert(0, Path(os.environ["CELO2_DATA"]))
@@ -44,8 +44,8 @@ def load_fashion_mnist(prefer: Prefer = "auto") -> Dataset:
 
     Args:
         prefer: `"full"` requires the full set (60,000 / 10,000 images, name `fashion-mnist`),
-            `"sample"` on the shipped 10,000 images of the official test set (9,000 / 1,000, name
-            `fashion-mnist-sample-10k`); `"auto"` uses the full set if there is one.
+            `"sample"` the shipped 10,000 images of the official test set (9,000 / 1,000, name
+            `fashion-mnist-sample-10k`); `"auto"` uses the full set if available.
 
     Returns:
         `image` uint8 `(N, 28, 28)` and `label` uint8 `(N,)` in each split.
@@ -63,7 +63,7 @@ def load_fashion_mnist(prefer: Prefer = "auto") -> Dataset:
 
 
 def load_fashion_mnist_8x8(prefer: Prefer = "auto") -> Dataset:
-    """Loads Fashion-MNIST resized to 8 × 8; the name says whether it is the full set."""
+    """Loads Fashion-MNIST resized to 8 × 8; the name tells whether it is the full set."""
     return map_images(load_fashion_mnist(prefer), "8x8", lambda images: resize_bilinear(images, 8))
 
 
@@ -78,7 +78,7 @@ def load_mnist(prefer: Prefer = "auto") -> Dataset:
 
 
 def load_mnist_8x8() -> Dataset:
-    """Loads the shipped 10,000 images of MNIST resized to 8 × 8 (8,500 / 1,500)."""
+    """Loads the shipped 10,000 MNIST images resized to 8 × 8 (8,500 / 1,500)."""
     return map_images(load_mnist("sample"), "8x8", lambda images: resize_bilinear(images, 8))
 
 
@@ -89,7 +89,7 @@ def load_digits_8x8() -> Dataset:
 
 
 def load_patches_8x8() -> Dataset:
-    """Loads crops of ten photographs, class = photograph, 8 × 8 (30,000 / 5,000); needs scikit-image.
+    """Loads 8 × 8 crops of ten photographs, which are the classes (30,000 / 5,000); needs scikit-image.
 
     Raises:
         ImportError: scikit-image is not installed.
@@ -142,7 +142,7 @@ def load_cifar100() -> Dataset:
 
 
 def load_svhn_8x8() -> Dataset:
-    """Loads SVHN's cropped digits, grey, 8 × 8 (73,257 / 26,032), from a local copy of its .mat files.
+    """Loads SVHN's cropped digits, grey, 8 × 8 (73,257 / 26,032), from local copies of its .mat files.
 
     Raises:
         FileNotFoundError: There is no folder `svhn`, or it lacks a file.
@@ -167,10 +167,10 @@ IMAGE_SETS: Mapping[str, Callable[[], Dataset]] = {
     "cifar10": load_cifar10_8x8,
     "svhn": load_svhn_8x8,
 }
-"""The grey 8 × 8 sets that meta-training can draw from, ten classes each."""
+"""The grey 8 × 8 sets available to meta-training, with ten classes each."""
 
 DEFAULT_IMAGE_SETS = ("fashion-mnist", "mnist", "digits", "patches")
-"""The four of them that need no download."""
+"""The four of these sets that need no download."""
 
 
 def load_image_sets(names: Sequence[str] | None = None) -> dict[str, Dataset]:
@@ -180,8 +180,8 @@ def load_image_sets(names: Sequence[str] | None = None) -> dict[str, Dataset]:
         names: Names of the sets; `DEFAULT_IMAGE_SETS` if None.
 
     Returns:
-        One data set for each name, in the order asked for: `image` uint8 `(N, 8, 8)` and
-        `label` uint8 `(N,)` with 0 to 9 in each split.
+        One data set for each name, in the order given: `image` uint8 `(N, 8, 8)` and
+        `label` uint8 `(N,)` from 0 to 9 in each split.
 
     Raises:
         ValueError: An unknown name.
@@ -207,7 +207,7 @@ _SHIPPED_IMAGES: Mapping[str, Callable[[], Dataset]] = {
 
 
 def load_shipped_images(name: str) -> Dataset:
-    """Loads an image set that is the same on every machine; ten classes each.
+    """Loads an image set with ten classes that is the same on every machine.
 
     Args:
         name: "fashion-mnist", "mnist", "digits" or "patches", grey, 8 × 8; "fashion-mnist-28x28" or
@@ -227,7 +227,7 @@ def load_shipped_images(name: str) -> Dataset:
 
 
 def _load_idx_set(name: str, source: str, prefer: Prefer) -> Dataset | None:
-    """Reads a full set from the folder of its name; None if the shipped sample is to be used."""
+    """Reads a full set from the folder of its name; returns None if the shipped sample is to be used."""
     if prefer not in get_args(Prefer):
         raise ValueError(f'prefer must be "auto", "full" or "sample", got {prefer!r}.')
     folder = None if prefer == "sample" else find_folder(name)
@@ -279,7 +279,7 @@ def _shipped(file: str, name: str, num_train: int, origin: str) -> Dataset:
 
 
 def map_images(dataset: Dataset, suffix: str, function: Callable[[np.ndarray], np.ndarray]) -> Dataset:
-    """Maps the images of a set through a function, rounded to uint8 (ties to even).
+    """Applies a function to the images of a set and rounds to uint8 (ties to even).
 
     Args:
         dataset: Data set with `image` and `label` in each split.
@@ -299,7 +299,7 @@ def map_images(dataset: Dataset, suffix: str, function: Callable[[np.ndarray], n
 
 
 def need_folder(name: str, content: str) -> Path:
-    """Returns `find_folder`'s result, or raises a FileNotFoundError with the expected content."""
+    """Returns `find_folder`'s result, or raises a FileNotFoundError that states the expected content."""
     folder = find_folder(name)
     if folder is None:
         raise FileNotFoundError(f"no folder {name} in $CELO2_DATA or ~/.cache/celo2: put {content} there.")

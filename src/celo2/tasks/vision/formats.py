@@ -1,6 +1,6 @@
-"""Readers of the file formats that the image sets are published in; never pickle.
+"""Readers for the published file formats of the image sets; none uses pickle.
 
-Each reader checks what it reads, and names the file, what was found and what was expected.
+Each reader checks its input; errors state the file, what was found, and what was expected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
     """Reads an IDX file of unsigned bytes (the format of MNIST and Fashion-MNIST).
 
     Args:
-        path: The file, gzipped when its name ends in `.gz`.
+        path: The file, gzipped if its name ends in `.gz`.
         rank: Required number of dimensions: 3 for images, 1 for labels.
 
     Returns:
@@ -32,7 +32,7 @@ def read_idx(path: Path, rank: int) -> np.ndarray:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged: another magic number, or more or fewer bytes than its header says.
+        ValueError: The file is damaged: the magic number or the number of bytes is wrong.
     """
     content = _read_bytes(path)
     expected = bytes((0, 0, _IDX_UINT8, rank))
@@ -67,7 +67,7 @@ def read_cifar10_binary(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_cifar100_binary(path: Path, num_records: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads one file of CIFAR-100's binary version, with the fine of its two labels.
+    """Reads one file of CIFAR-100's binary version, with the fine labels.
 
     Args:
         path: `train.bin` or `test.bin`.
@@ -84,7 +84,7 @@ def read_cifar100_binary(path: Path, num_records: int) -> tuple[np.ndarray, np.n
 
 
 def _read_cifar(path: Path, records: int, num_labels: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Reads records of labels, of which the last counts, and pixels."""
+    """Reads records of labels, of which the last is used, and pixels."""
     content = _read_bytes(path)
     length = num_labels + _CIFAR_PIXELS
     if len(content) != length * records:
@@ -106,7 +106,7 @@ def read_svhn_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         FileNotFoundError: There is no such file.
         ImportError: SciPy is not installed.
-        ValueError: The file is damaged, or is not of this set.
+        ValueError: The file is damaged or does not belong to this set.
     """
     require("eval", "scipy")
     from scipy import io

@@ -1,8 +1,8 @@
-"""Keeps images in the host's memory or on its disk, where they are more than a device holds.
+"""Keeps images in the host's memory or on disk if they do not fit on a device.
 
-The data set on the device has the images' numbers instead, so that batches are drawn as ever; loss and
-accuracy ask the host for the images of a batch. The device waits meanwhile: reading 1,024 images of
-224 × 224 × 3 means 154 MB for each step.
+On the device, the data set has the images' indices instead, so that batches are drawn as usual; loss and
+accuracy fetch a batch's images from the host. Meanwhile the device waits: 1,024 images of
+224 × 224 × 3 are 154 MB per step.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from jax import Array
 
 from celo2.tasks.base import Batch, Params, Task
 
-MAX_DEVICE_BYTES = 8 * 2**30  # of training images that are placed on the device
+MAX_DEVICE_BYTES = 8 * 2**30  # maximum size of training images placed on the device
 Objective = Callable[[Params, Batch], Array]  # loss or accuracy
-READERS = 16  # threads: reads of a mapped file wait for the disk
+READERS = 16  # threads, since reads of a mapped file wait for the disk
 
 
 def keep_on_host(task: Task) -> Task:
-    """Returns the task with its images, the arrays `image`, left where they are; nothing else changes.
+    """Returns the task with its images (the arrays `image`) left on the host; nothing else changes.
 
-    A batch's `image` has numbers of images, int32: those of the training split, then those of the other.
+    A batch's `image` contains int32 indices into the training split followed by the validation split.
 
     Args:
-        task: A task on images `(N, H, W, C)` in each split, arrays or mapped files.
+        task: A task on images `(N, H, W, C)` in each split, as arrays or mapped files.
     """
     splits = tuple(getattr(task.dataset, split)["image"] for split in ("train", "valid"))
     counts = [len(images) for images in splits]
@@ -65,7 +65,7 @@ def keep_on_host(task: Task) -> Task:
 
 
 def _read(splits: tuple[np.ndarray, ...], wanted: np.ndarray) -> np.ndarray:
-    """Reads images by their numbers over both splits: `(...)` int32 → `(..., H, W, C)`."""
+    """Reads images by their indices over both splits: `(...)` int32 → `(..., H, W, C)`."""
     first = splits[0]
     images = np.empty((wanted.size, *first.shape[1:]), first.dtype)
     flat = wanted.ravel()

@@ -1,11 +1,11 @@
-"""Image sets of the published evaluation tasks: a local copy, or a stand-in under its own name.
+"""Image sets for the published evaluation tasks: a local copy, or a stand-in under its own name.
 
 The published tasks train on the first 80 % of a set's training file, `NAME-80pct`, and validate on its
-last 10 %; the 10 % between and the official test set are not used. The order is that of the original
-files. The published loader reads records shuffled by its own library: the sizes are the same,
-the members are not.
+last 10 %; the 10 % in between and the official test set are not used. The order is that of the original
+files. The published loader reads records shuffled by its own library: the splits have the same sizes
+but different members.
 
-Nothing here opens a connection. The folders looked up in `$CELO2_DATA` and `~/.cache/celo2` are
+There is no network access. The folders looked up in `$CELO2_DATA` and `~/.cache/celo2` are
 `mnist` and `fashion-mnist` (IDX files), `cifar-10-batches-bin`, `cifar-100-binary`, and `imagenet`
 (arrays, see `load_imagenet`).
 """
@@ -37,10 +37,10 @@ Portion = Literal["80pct", "1pct"]  # of the training file
 IMAGENET_SIDE = 224  # pixels
 IMAGENET_TITLE = "ImageNet-1k"
 _IMAGENET_CLASSES = 1_000
-_ONE_PERCENT = 500  # images: 1 % of a training file of CIFAR, and as many of a stand-in
+_ONE_PERCENT = 500  # images: 1 % of CIFAR's training file, and as many of a stand-in
 _PATCHES = (20_000, 2_500)  # training and validation crops
 _ENLARGED_PATCHES = (500, 100)  # the same at 224 × 224 pixels
-_CELLS = (5, 2)  # rows and columns of cells, for 100 classes of ten photographs
+_CELLS = (5, 2)  # rows and columns of cells, for 100 classes from ten photographs
 
 
 class _Source(NamedTuple):
@@ -59,9 +59,9 @@ def load_evaluation_set(name: str, side: int, portion: Portion = "80pct") -> Dat
 
     Args:
         name: `"mnist"`, `"fashion-mnist"`, `"cifar10"` or `"cifar100"`.
-        side: Side of the images in pixels; those of another size are resized, without antialiasing.
-        portion: `"1pct"`: train on the first 500 images only. The loaders of the reference do so for
-            CIFAR-100, by an oversight that its published results share.
+        side: Side of the images in pixels; images of other sizes are resized without antialiasing.
+        portion: `"1pct"`: train on the first 500 images only. The reference's loaders do so for
+            CIFAR-100, by an oversight that also affects its published results.
 
     Returns:
         `image` uint8 `(N, side, side)` or `(N, side, side, 3)` and `label` uint8 `(N,)` in each split.
@@ -81,11 +81,11 @@ def load_evaluation_set(name: str, side: int, portion: Portion = "80pct") -> Dat
 def load_patches(
     num_classes: Literal[10, 100], num_train: int = _PATCHES[0], num_valid: int = _PATCHES[1]
 ) -> Dataset:
-    """Loads colour crops of ten photographs, 32 × 32 × 3, the stand-in for the published colour sets.
+    """Loads 32 × 32 × 3 crops of ten photographs, the stand-in for the published colour sets.
 
     Args:
-        num_classes: 10: the photographs; 100: ten cells of each.
-        num_train: Training crops, a multiple of the classes.
+        num_classes: 10: the photographs; 100: ten cells of each photograph.
+        num_train: Training crops, a multiple of `num_classes`.
         num_valid: Validation crops, from other pixels.
 
     Raises:
@@ -102,16 +102,16 @@ def load_patches(
 
 
 def load_imagenet() -> Dataset:
-    """Loads ImageNet-1k, 224 × 224 × 3, from local arrays; crops of photographs if there are none.
+    """Loads ImageNet-1k, 224 × 224 × 3, from local arrays, or crops of photographs if there are none.
 
     The folder `imagenet` holds `train_image.npy` and `valid_image.npy`, uint8 `(N, 224, 224, 3)`, resized and
     cropped beforehand, and `train_label.npy` and `valid_label.npy`, integers `(N,)` from 0 to 999. Images
     are mapped into memory, 150,528 bytes each; a task places them on the device, or leaves them on the host
-    where they are too many (`celo2.tasks.vision.host_images`).
+    if there are too many (`celo2.tasks.vision.host_images`).
 
     Returns:
-        `image` uint8 and `label` integers in each split; name `imagenet`, or `patches100-rgb-224x224`, which
-        are crops of 32 × 32, enlarged.
+        `image` uint8 and `label` integers in each split. The name is `imagenet`, or
+        `patches100-rgb-224x224` for enlarged 32 × 32 crops.
 
     Raises:
         FileNotFoundError: The folder lacks a file.
@@ -150,7 +150,7 @@ def _imagenet_split(folder: Path, split: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _prepare(name: str, side: int, portion: Portion, folder: Path | None) -> Dataset:
-    """Loads like `load_evaluation_set`; the folder is that of the local copy, None for the stand-in."""
+    """Loads as `load_evaluation_set` does, from the folder of the local copy; None: the stand-in."""
     source = _SOURCES[name]
     if folder is None:
         dataset = dataclasses.replace(source.load_stand_in(), stands_in_for=source.title)

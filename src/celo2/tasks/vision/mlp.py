@@ -39,7 +39,7 @@ def init_mlp(key: Array, sizes: Sequence[int]) -> Params:
 
 
 def compute_mlp(params: Params, inputs: Array, activation: Activation = jax.nn.relu) -> Array:
-    """Flattens each example, then applies a linear map and an activation for each hidden layer, and the head.
+    """Flattens each example and applies the hidden layers (linear, activation) and the head.
 
     Args:
         params: From `init_mlp`.
@@ -60,10 +60,10 @@ def make_fashion_mlp(
 ) -> Task:
     """Makes the task of Fashion-MNIST 28 × 28 with a 784-128-128-10 perceptron, 118,282 parameters.
 
-    The first of the published tasks (`ImageMLP_FashionMnist_Relu128x128`), except for its split of the data.
+    Equals the first published task (`ImageMLP_FashionMnist_Relu128x128`), except for the data split.
 
     Args:
-        prefer: Full set or shipped sample, see `load_fashion_mnist`.
+        prefer: Full set or shipped sample; see `load_fashion_mnist`.
         widths: Hidden widths.
         batch_size: Images in a training batch.
     """
@@ -120,7 +120,7 @@ def make_autoencoder(
     activation: str = "relu",
     batch_size: int = 64,
 ) -> Task:
-    """Makes an autoencoder, a perceptron with a sigmoid, with the mean squared error of a pixel as loss.
+    """Makes an autoencoder: a perceptron with a sigmoid, trained on the mean squared error per pixel.
 
     Args:
         images: A name of `celo2.tasks.vision.datasets.load_shipped_images`.
@@ -146,7 +146,7 @@ def make_autoencoder(
         init=partial(init_mlp, sizes=(num_pixels, *widths, num_pixels)),
         loss=loss,
         batch_size=batch_size,
-        initial_loss=float(((some - 0.5) ** 2).mean()),  # an untrained network answers mid-grey
+        initial_loss=float(((some - 0.5) ** 2).mean()),  # an untrained network outputs mid-grey
     )
 
 

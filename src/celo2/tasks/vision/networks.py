@@ -15,7 +15,7 @@ Norm = Literal["none", "batch", "layer"]
 
 
 class Perceptron(nn.Module):
-    """Perceptron: flattens, then linear, optional layer norm and activation for each width, then the head.
+    """Perceptron: flattens, applies linear, optional layer norm and activation for each width, then the head.
 
     Parameters: `layer_0`, …, `norm_0`, … and `head`.
 
@@ -23,7 +23,7 @@ class Perceptron(nn.Module):
         widths: Widths of the hidden layers.
         outputs: Number of outputs of the head.
         activation: Elementwise function.
-        norm: Whether a layer norm comes before each activation.
+        norm: Whether to apply layer norm before each activation.
     """
 
     widths: tuple[int, ...]
@@ -51,7 +51,7 @@ class ConvNet(nn.Module):
     Attributes:
         channels: Output channels of each layer.
         outputs: Number of outputs of the head.
-        norm: Norm after ReLU: over a batch and its positions, over the channels of each position, or none.
+        norm: Norm after ReLU: over the batch and positions, over the channels of each position, or none.
     """
 
     channels: tuple[int, ...]

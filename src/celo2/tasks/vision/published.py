@@ -1,6 +1,6 @@
 """Published image tasks: perceptrons, convolutional networks and autoencoders, by their published names.
 
-Source: google/learned_optimization, which defines them, and Celo (arXiv 2501.12670), which evaluates on them.
+Source: google/learned_optimization, which defines them; Celo (arXiv 2501.12670) evaluates on them.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SIZES: Mapping[Size, ImageSize] = {
     "tiny": ImageSize(grey_side=8, colour_side=8, narrow=4, fewer=8),
 }
 NUM_CLASSES = {"mnist": 10, "fashion-mnist": 10, "cifar10": 10, "cifar100": 100}
-CLASSIFIER_BATCH = 128  # images, of every published classifier
+CLASSIFIER_BATCH = 128  # images, for every published classifier
 CONTRAST_IMAGES = 1_000  # sample for an untrained autoencoder's loss
 
 
@@ -121,13 +121,13 @@ def make_image_autoencoder(
     batch_size: int | None = None,
     size: Size = "full",
 ) -> Task:
-    """Makes an autoencoder: a perceptron with a sigmoid that reproduces an image, by mean squared error.
+    """Makes an autoencoder: a perceptron with a sigmoid, trained on the mean squared error.
 
     Args:
         name: Name of the task.
         images: Name of a set of `load_evaluation_set`.
         widths: Hidden widths, the narrowest in the middle.
-        full_batch: Images in a training batch of the published task.
+        full_batch: Batch size of the published task.
         batch_size: Images in a training batch; None: the size's.
         size: See `SIZES`.
     """
@@ -189,7 +189,7 @@ def _narrow(widths: tuple[int, ...], size: Size) -> tuple[int, ...]:
 
 
 def _contrast(dataset: Dataset) -> float:
-    """Computes the pixels' mean squared distance from mid-grey, an untrained autoencoder's answer."""
+    """Computes the pixels' mean squared distance from mid-grey, an untrained autoencoder's output."""
     pixels = dataset.train["image"][:CONTRAST_IMAGES].astype(np.float32) / 255.0
     return float(np.square(pixels - 0.5).mean())
 

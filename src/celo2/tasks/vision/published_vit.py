@@ -1,7 +1,7 @@
-"""Published vision transformers: on CIFAR-100, by their published names, and ViT-S/16 on ImageNet.
+"""Published vision transformers: on CIFAR-100, under their published names, and ViT-S/16 on ImageNet.
 
-Source: google/learned_optimization for the first two. For ViT-S/16 Beyer et al. (arXiv 2205.01580), the plain
-variant; their augmentation, mix-up and gradient clipping are left out, so its results are not comparable with
+Source: google/learned_optimization for CIFAR-100; for ViT-S/16, Beyer et al. (arXiv 2205.01580), the plain
+variant. Their augmentation, mix-up and gradient clipping are omitted, so results are not comparable with
 the published ones.
 """
 
@@ -39,11 +39,11 @@ class ViTSize:
         side: Side of an image in pixels.
         patch: Side of a patch in pixels.
         width: Width of the residual stream.
-        num_heads: Number of heads of each attention.
+        num_heads: Number of attention heads.
         depth: Number of blocks.
         batch_size: Images in a training batch.
         num_classes: Number of classes.
-        rows_at_once: Images whose activations are in memory together; None: the whole batch.
+        rows_at_once: Number of images computed together; None: the whole batch.
     """
 
     side: int
@@ -113,8 +113,8 @@ def make_cifar100_vit(
 def make_vit_s16(*, size: Size = "full", batch_size: int | None = None) -> Task:
     """Makes ViT-S/16 on ImageNet-1k, 224 × 224, pixels in [-1, 1]; smaller sizes train on CIFAR-100.
 
-    Fixed positions, the mean of all tokens, no augmentation; 22,122,472 parameters. More than 8 GiB of
-    training images stay on the host.
+    It has fixed positions, mean pooling and no augmentation; 22,122,472 parameters. Training images
+    stay on the host if they exceed 8 GiB.
 
     Args:
         size: One of `VIT_S16`.

@@ -1,4 +1,4 @@
-"""Image transforms in NumPy: resizing, conversion to grey, crops of photographs."""
+"""Image transforms in NumPy: resizing, greyscale conversion, crops of photographs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PHOTOGRAPHS = (
 """Ten PNG photographs inside the scikit-image wheel (lossless, hence the same on every machine)."""
 
 _CROP_SIDE = 32  # pixels, of photographs of 300 to 600
-_CROP_BLOCK = 4  # pixels: such a block of a grey crop becomes one pixel
+_CROP_BLOCK = 4  # pixels: each block of this side in a grey crop becomes one pixel
 
 
 def to_grey(images: np.ndarray) -> np.ndarray:
@@ -32,12 +32,12 @@ def to_grey(images: np.ndarray) -> np.ndarray:
 
 
 def resize_bilinear(images: np.ndarray, size: int) -> np.ndarray:
-    """Resizes bilinearly with half-pixel centres and **no antialiasing**, as TensorFlow 2's default.
+    """Resizes bilinearly with half-pixel centres and **no antialiasing**, as TensorFlow 2 does by default.
 
     Output pixel `i` samples the input at `(i + ½) n / size - ½`, between its two neighbours: four
-    pixels of the input make one of the output, however many lie between. 28 → 8 reads the pairs
-    (1, 2), (4, 5), (8, 9), … with weights (¾, ¼), (¼, ¾) in turn; 32 → 8 the middle 2 × 2 of each
-    4 × 4 block. Antialiased resizing (Pillow, torchvision) gives other images.
+    input pixels give one output pixel, however many lie in between. 28 → 8 reads the pairs
+    (1, 2), (4, 5), (8, 9), … with weights (¾, ¼), (¼, ¾) in turn; 32 → 8 reads the middle 2 × 2 of each
+    4 × 4 block. Antialiased resizing (Pillow, torchvision) gives different images.
 
     Args:
         images: `(N, H, W)` or `(N, H, W, C)`, any range.
@@ -65,14 +65,14 @@ def block_mean(images: np.ndarray, block: int) -> np.ndarray:
 
 
 def photograph_crops(num_train: int, num_valid: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Draws random 32 × 32 crops of ten photographs, resized by area to 8 × 8; the class is the photograph.
+    """Draws random 32 × 32 crops of ten photographs, area-resized to 8 × 8; the class is the photograph.
 
     Training crops lie in the left three quarters of a photograph and validation crops in the right
-    quarter, so that no pixel is in both. The positions come from a fixed seed.
+    quarter, so that they share no pixel. The positions come from a fixed seed.
 
     Args:
-        num_train: Training crops in all, a multiple of ten.
-        num_valid: Validation crops in all, a multiple of ten.
+        num_train: Total training crops, a multiple of ten.
+        num_valid: Total validation crops, a multiple of ten.
 
     Returns:
         Training images `(num_train, 8, 8)` and labels, validation images and labels, all uint8,
@@ -96,15 +96,15 @@ def photograph_crops(num_train: int, num_valid: int) -> tuple[np.ndarray, np.nda
 def colour_crops(
     num_train: int, num_valid: int, grid: tuple[int, int] = (1, 1)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Draws random 32 × 32 crops of ten photographs; the class is the photograph and its cell.
+    """Draws random 32 × 32 crops of ten photographs; the class is the photograph and cell.
 
     Grey photographs have three equal channels. Training crops lie in the left three quarters of a cell and
-    validation crops in its right quarter, so that no pixel is in both. The positions come from a fixed seed.
+    validation crops in its right quarter, so that they share no pixel. The positions come from a fixed seed.
 
     Args:
-        num_train: Training crops in all, a multiple of the classes.
-        num_valid: Validation crops in all, a multiple of the classes.
-        grid: Rows and columns of equal cells that each photograph is cut into; there are
+        num_train: Total training crops, a multiple of the number of classes.
+        num_valid: Total validation crops, a multiple of the number of classes.
+        grid: Rows and columns of equal cells into which each photograph is cut; there are
             `10 · rows · columns` classes. Cells must be at least 32 pixels high and 128 wide.
 
     Returns:
@@ -157,7 +157,7 @@ def _crops(picture: np.ndarray, count: int, rng: np.random.Generator) -> np.ndar
     windows = np.lib.stride_tricks.sliding_window_view(picture, shape)
     windows = windows.reshape(
         *windows.shape[:2], *shape
-    )  # without the ones of the axes that a crop has in full
+    )  # without the axes of length one, which a crop covers completely
     top = rng.integers(0, windows.shape[0], count)
     left = rng.integers(0, windows.shape[1], count)
     return windows[top, left]

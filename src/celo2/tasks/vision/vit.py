@@ -1,6 +1,6 @@
-"""Vision transformer of the published tasks, in Flax; pre-norm, without dropout.
+"""Vision transformer for the published tasks, in Flax; pre-norm, without dropout.
 
-Source: Dosovitskiy et al. (arXiv 2010.11929) for classification by a class token, and Beyer et al.
+Source: Dosovitskiy et al. (arXiv 2010.11929) for classification with a class token, and Beyer et al.
 (arXiv 2205.01580) for the plain variant, which averages the tokens and has fixed positions.
 """
 
@@ -19,23 +19,23 @@ from celo2.tasks.flax_layers import PatchEmbedding, glorot_uniform, lecun_normal
 Pooling = Literal["token", "mean"]
 
 LAYER_NORM_EPS = 1e-6  # Flax's
-MLP_RATIO = 4  # hidden units of a block's MLP for each of the stream
+MLP_RATIO = 4  # hidden width of a block's MLP, relative to the stream's
 POSITION_STD = 0.02  # of learned positions
 MLP_BIAS_STD = 1e-6
-TEMPERATURE = 10_000.0  # the longest wave of fixed positions is about 2π times this
+TEMPERATURE = 10_000.0  # the longest wavelength of fixed positions is about 2π times this
 
 
 class VisionTransformer(nn.Module):
-    """Vision transformer: patches → tokens → blocks → class scores; head starts at zero, the loss at ln K.
+    """Vision transformer: patches → tokens → blocks → logits; the head starts at zero, the loss at ln K.
 
     Attributes:
         num_classes: Number of classes, K.
         patch: Side of a patch in pixels.
-        width: Width of the stream; a multiple of `num_heads`, and of 4 if positions are fixed.
+        width: Width of the residual stream; a multiple of `num_heads`, and of 4 if positions are fixed.
         depth: Number of blocks.
-        num_heads: Number of heads of each attention.
-        pooling: `"token"`: a learned token is read out, and positions are learned; `"mean"`: the mean of all
-            tokens goes through a linear layer with tanh, and positions are fixed waves.
+        num_heads: Number of attention heads.
+        pooling: `"token"`: a class token and learned positions; `"mean"`: the mean of all
+            tokens goes through a linear layer with tanh, and positions are fixed sinusoids.
     """
 
     num_classes: int
@@ -47,7 +47,7 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """Computes class scores: `(N, H, W, C)` → `(N, num_classes)`."""
+        """Computes logits: `(N, H, W, C)` → `(N, num_classes)`."""
         count, height, width = images.shape[:3]
         stream = PatchEmbedding(self.patch, self.width, name="embedding")(images)
         if self.pooling == "token":
@@ -101,9 +101,9 @@ def _layer_norm(name: str) -> nn.LayerNorm:
 
 
 def sine_positions(rows: int, columns: int, width: int) -> np.ndarray:
-    """Computes fixed positions of a grid: sines and cosines of the column, then of the row.
+    """Computes fixed position embeddings of a grid: sines and cosines of the column, then of the row.
 
-    A quarter of the width each, with frequencies from 1 to 1/10,000 in equal ratios.
+    Each takes a quarter of the width, with geometrically spaced frequencies from 1 to 1/10,000.
 
     Args:
         rows: Number of rows of patches.
@@ -111,7 +111,7 @@ def sine_positions(rows: int, columns: int, width: int) -> np.ndarray:
         width: Width of a token; a multiple of 4, at least 8.
 
     Returns:
-        `(rows · columns, width)` float32, row after row.
+        `(rows · columns, width)` float32, in row-major order.
     """
     if width % 4 or width < 8:
         raise ValueError(f"width must be a multiple of 4 and at least 8 for fixed positions, got {width}.")

@@ -1,15 +1,15 @@
-"""The ablations of the text (arXiv 2602.19142) at one equal budget: meta-trains, probes, writes the table.
+"""Repeats the paper's ablations (arXiv 2602.19142) at one equal budget: meta-trains, probes, writes a table.
 
     python benchmarks/ablations.py --out runs/ablations                 # resumes where it was stopped
     python benchmarks/ablations.py --out runs/ablations --only hidden-4 hidden-16 --seeds 0
     python benchmarks/ablations.py --out runs/ablations --table         # only reads what is done
 
-Every setting changes one thing in the same recipe (momenta and factored moments are one: the rule pairs
-them), and is meta-trained with every seed. Each finished rule then trains the probe tasks, each at its own
-best learning rate. A setting's score on a task is the logarithm of its loss over that of the unchanged
-recipe with the same seed; the table has the mean over the seeds, tasks counting alike, Student's 95 %
-interval of that mean, and the same logarithm of the text's losses of LM-30M. `docs/ablations.md` gets the
-table, and `docs/assets/ablations.json` every loss.
+Every setting changes one thing in the same recipe (momenta and factored moments count as one: the rule pairs
+them) and is meta-trained with every seed. Each finished rule then trains the probe tasks, each at its own
+best learning rate. A setting's score on a task is the log ratio of its loss to that of the unchanged recipe
+with the same seed. The table has the mean over the seeds, with tasks weighted equally, Student's 95 %
+interval of that mean, and the same log ratio of the paper's losses on LM-30M. The table is written to
+`docs/ablations.md`, and every loss to `docs/assets/ablations.json`.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ RECIPE = MetaConfig(
     inner_schedule="cosine",
     max_unroll=400,
 )
-PUBLISHED_RECIPE = 3.812  # the text's validation loss of LM-30M with the unchanged recipe
+PUBLISHED_RECIPE = 3.812  # the paper's validation loss on LM-30M with the unchanged recipe
 
 
 class Ablation(NamedTuple):
-    """One change of the recipe: in words, as options of `MetaConfig`, and what the text found.
+    """One change to the recipe: in words, as options of `MetaConfig`, and the paper's result.
 
-    `published` is the text's validation loss of LM-30M, None for a change that it does not report.
+    `published` is the paper's validation loss on LM-30M, or None if it does not report the change.
     """
 
     what: str
@@ -115,12 +115,12 @@ def main() -> None:
 
 
 def _config(name: str, seed: int, outer_steps: int) -> MetaConfig:
-    """The recipe of one cell."""
+    """Returns the recipe of one cell."""
     return dataclasses.replace(RECIPE, seed=seed, outer_decay_steps=outer_steps, **ABLATIONS[name].options)
 
 
 def _run(folder: Path, name: str, seed: int, outer_steps: int, probe: ProbeConfig) -> None:
-    """Meta-trains and probes one cell, unless that has been done."""
+    """Meta-trains and probes one cell, unless it is finished."""
     config, record = _config(name, seed, outer_steps), folder / "probe.json"
     if (folder / "config.json").exists() and MetaConfig.load(folder / "config.json") != config:
         raise SystemExit(f"{folder} is a run of another recipe; use another folder, or remove it.")
@@ -137,11 +137,11 @@ def _run(folder: Path, name: str, seed: int, outer_steps: int, probe: ProbeConfi
     facts = {"name": name, "seed": seed, "outer_steps": outer_steps, "probe": json.loads(probe.to_json())}
     text = json.dumps({**facts, "environment": describe_environment(), "tasks": tasks}, indent=2)
     write_atomic(record, f"{text}\n".encode())
-    jax.clear_caches()  # programs of a cell keep its tasks' data in memory
+    jax.clear_caches()  # a cell's programs keep its tasks' data in memory
 
 
 def _load(out: Path, outer_steps: int, probe: ProbeConfig) -> list[dict[str, Any]]:
-    """The records of the folder that are of these settings, and of the recipe as it is now."""
+    """Loads the folder's records of these settings and of the current recipe."""
     wanted = json.loads(probe.to_json())
     records = []
     for path in sorted(out.glob("*/probe.json")):
@@ -154,7 +154,7 @@ def _load(out: Path, outer_steps: int, probe: ProbeConfig) -> list[dict[str, Any
 
 
 def _write(out: Path, outer_steps: int, probe: ProbeConfig) -> None:
-    """Replaces the table of the page by what is done with these settings."""
+    """Replaces the page's table with the finished cells of these settings."""
     records = _load(out, outer_steps, probe)
     cells: dict[str, dict[int, dict[str, TaskRecord]]] = {}
     for one in records:
@@ -194,7 +194,7 @@ def _table(cells: dict[str, dict[int, dict[str, TaskRecord]]], tasks: Sequence[s
 
 
 def _published(name: str) -> str:
-    """The text's score of a setting, its loss of LM-30M over that of the unchanged recipe."""
+    """Formats the paper's score of a setting: its loss on LM-30M relative to the unchanged recipe."""
     loss = ABLATIONS[name].published
     return "" if loss is None else f"{np.log(loss / PUBLISHED_RECIPE):+.3f}"
 
@@ -205,7 +205,7 @@ def _mean_loss(seeds: dict[int, dict[str, TaskRecord]], task: str) -> str:
 
 
 def _score(scores: Sequence[float | None]) -> list[str]:
-    """Mean of the logarithms, and Student's interval; a dash where it cannot be told."""
+    """Formats the mean of the logarithms and Student's interval, with a dash for what is undefined."""
     known = [score for score in scores if score is not None]
     if not known or len(known) < len(scores):
         return ["diverged" if scores else "–", "–"]

@@ -1,12 +1,12 @@
-"""What a step costs on a GPU, and whether it is right: one call, one table for each question, one JSON file.
+"""Measures the cost of a step on a GPU and checks its results; prints tables and writes a JSON file.
 
     python benchmarks/gpu.py --json gpu.json
 
-In this order, the file being written after each: the kernels against the plain program and against the
-float64 oracle; bytes a second of a copy, and of the kernels on one matrix, for several sizes of block;
-steps on GPT-2 small and, where memory allows, GPT-3 XL, against AdamW and Muon; a whole training step of a
-GPT of GPT-2's size; XLA's passes and the kernels on one matrix. Without a GPU it compares tiny arrays with
-the kernels interpreted, says so, and ends.
+It runs these in order and writes the file after each: the kernels against the plain program and the float64
+oracle; the bandwidth of a copy, and of the kernels on one matrix for several block sizes; steps on GPT-2
+small and, if memory allows, GPT-3 XL, against AdamW and Muon; a whole training step of a GPT of GPT-2's size;
+XLA's passes and the kernels on one matrix. Without a GPU it compares tiny arrays with interpreted kernels,
+says so, and exits.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from celo2.jax.pallas.blocks import Block
 from celo2.tasks.language.tiny_lm import TransformerConfig
 from celo2.weights.checkpoint import load_checkpoint
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"  # the oracle and the tolerances are theirs
-BYTES_PER_PARAMETER = 84  # that a step of the base rule must move, its application included
-KERNEL_BYTES = 72  # of them by the kernels
+TESTS = Path(__file__).resolve().parents[1] / "tests"  # with the oracle and the tolerances
+BYTES_PER_PARAMETER = 84  # that a step of the base rule must move, including its application
+KERNEL_BYTES = 72  # of these, moved by the kernels
 COPY_BYTES = 1 << 30
 MATRIX = (4096, 4096)
 ROUNDS = 20
@@ -48,7 +48,7 @@ TINY_SHAPES = ((40, 36),)
 OPTIMIZERS = ("muon", "celo2-base", "celo2")
 GPT2 = TransformerConfig(width=768, num_layers=12, num_heads=12, context=1024)  # on bytes: 86 M parameters
 GPT2_BATCH = 8
-XL_MEMORY = 120e9  # bytes that three optimizers of 1.3 B parameters need at once, about
+XL_MEMORY = 120e9  # approximate bytes that three optimizers of 1.3 B parameters need at once
 
 Record = dict[str, Any]
 
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def make_stages(seconds: float) -> dict[str, Callable[[Record], Any]]:
-    """What is measured, in order; each gets what was found before it."""
+    """Returns the measurements in order; each receives the earlier results."""
 
     def tree(name: str) -> Callable[[Record], Any]:
         return lambda found: show_rows(
@@ -102,12 +102,12 @@ def make_stages(seconds: float) -> dict[str, Callable[[Record], Any]]:
 
 
 def memory() -> float:
-    """Bytes that the first device may use."""
+    """Returns the number of bytes that the first device may use."""
     return float((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
 
 
 def check_parity(shapes: tuple[tuple[int, ...], ...], name: Any) -> list[Record]:
-    """Three steps of the base rule by the kernels, the plain program and the float64 oracle."""
+    """Compares three steps of the base rule by the kernels, the plain program and the float64 oracle."""
     from helpers.tolerances import relative_error, tolerance
 
     records = []
@@ -128,14 +128,14 @@ def check_parity(shapes: tuple[tuple[int, ...], ...], name: Any) -> list[Record]
 
 
 def make_arrays(shape: tuple[int, ...]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """A parameter and three gradients, float32."""
+    """Makes a parameter and three gradients in float32."""
     rng = np.random.default_rng(0)
     param = rng.standard_normal(shape).astype(np.float32)
     return param, [(1e-2 * rng.standard_normal(shape)).astype(np.float32) for _ in range(3)]
 
 
 def take_steps(shape: tuple[int, ...], name: Any) -> np.ndarray:
-    """The third step of the shipped base weights."""
+    """Computes the third step of the shipped base weights."""
     weights, axes = load_checkpoint("celo2-base"), make_axes(shape)
     config = weights.config
     param, grads = make_arrays(shape)
@@ -149,7 +149,7 @@ def take_steps(shape: tuple[int, ...], name: Any) -> np.ndarray:
 
 
 def take_oracle_steps(shape: tuple[int, ...]) -> np.ndarray:
-    """The same in float64."""
+    """Computes the same in float64."""
     from oracle import rule as oracle
 
     weights = load_checkpoint("celo2-base")
@@ -163,7 +163,7 @@ def take_oracle_steps(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def time_calls(function: Callable[..., Any], *arguments: Any) -> float:
-    """Median seconds of a compiled call."""
+    """Returns the median time of a compiled call in seconds."""
     jax.block_until_ready(function(*arguments))
     seconds = []
     for _ in range(ROUNDS):
@@ -174,7 +174,7 @@ def time_calls(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def measure_copy() -> Record:
-    """Bytes a second of a pass that reads an array and writes one."""
+    """Measures the bytes per second of a pass that reads one array and writes another."""
     array = jnp.zeros(COPY_BYTES // 4, jnp.float32)
     seconds = time_calls(jax.jit(lambda x: x + 1), array)
     found = {"bytes_per_second": 2 * COPY_BYTES / seconds}
@@ -183,7 +183,7 @@ def measure_copy() -> Record:
 
 
 def measure_blocks(found: Record) -> list[Record]:
-    """The three kernels on one matrix, for several sizes of block; the state is copied, not donated."""
+    """Times the three kernels on one matrix for several block sizes; the state is copied, not donated."""
     weights, axes = load_checkpoint("celo2-base"), make_axes(MATRIX)
     assert axes is not None
     param, (grad, *_) = make_arrays(MATRIX)
@@ -198,7 +198,7 @@ def measure_blocks(found: Record) -> list[Record]:
         run = jax.jit(compute).lower(matrix).compile()
         compiled = time.perf_counter() - begin
         seconds = time_calls(run, matrix)
-        moved = KERNEL_BYTES + 32  # four arrays of state are copied before they are changed
+        moved = KERNEL_BYTES + 32  # four state arrays are copied before they are updated
         rate = moved * grad.size / seconds
         records.append({"block": block, "seconds": seconds, "compile": compiled, "bytes_per_second": rate})
         share = rate / found["copy"]["bytes_per_second"]
@@ -207,7 +207,7 @@ def measure_blocks(found: Record) -> list[Record]:
 
 
 def measure_matrix(found: Record, name: Any) -> list[Record]:
-    """A tree of one matrix by one implementation."""
+    """Times one implementation on a tree of one matrix."""
     tree = {"kernel": jax.ShapeDtypeStruct(MATRIX, jnp.float32)}
     with dispatch.use(name):
         rows = bench_tree(tree, ("celo2-base",), budget=2.0, on_progress=print)
@@ -215,7 +215,7 @@ def measure_matrix(found: Record, name: Any) -> list[Record]:
 
 
 def show_rows(rows: list[BenchRow], copy: float) -> list[Record]:
-    """Prints a table, with the bytes that a copy would have moved in a step's time."""
+    """Prints a table that includes the bytes that a copy would have moved in the time of a step."""
     print(" | ".join((*COLUMNS, f"copied bytes/param (rule: {BYTES_PER_PARAMETER})")))
     records = []
     for row in rows:

@@ -1,13 +1,13 @@
-"""What a factor on the loss does to the shipped weights, with and without `normalize_gradients`.
+"""Measures how scaling the loss affects the shipped weights, with and without `normalize_gradients`.
 
     python benchmarks/gradient_scale.py --rates 2e-3 5e-3 --seeds 1
     python benchmarks/gradient_scale.py --meta-training
 
-Printed: final training loss of each task (the unscaled loss, its mean over the last 5 % of the steps and
-over the seeds, at the best of the learning rates) by the factor on the loss. "range" is the root mean
-square of the matrices' unscaled gradients while AdamW trains at 3e-3: least and largest over matrices and
-steps. With `--meta-training` instead: quantiles of the root mean square over the inner runs that the
-shipped weights were meta-trained on, and the arrays that the rule updates there.
+Prints the final training loss of each task (the unscaled loss, averaged over the last 5 % of the steps and
+over the seeds, at the best of the learning rates) for each factor on the loss. "range" is the minimum and
+maximum, over matrices and steps, of the root mean square of a matrix's unscaled gradient while AdamW trains
+at 3e-3. With `--meta-training`, prints quantiles of the root mean square instead, over the inner runs that
+the shipped weights were meta-trained on and the arrays that the rule updates there.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _parse() -> argparse.Namespace:
 
 
 def _scale_loss(factor: jax.Array, target: jax.Array) -> optax.GradientTransformation:
-    """The gradients of a loss times `factor`, then `normalize_gradients(target)` unless the target is 0."""
+    """Scales gradients by `factor`, then applies `normalize_gradients(target)` unless the target is 0."""
     normalize = normalize_gradients(1.0)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -99,7 +99,7 @@ def _final_losses(
     rates: Sequence[float],
     seeds: Sequence[int],
 ) -> np.ndarray:
-    """`(targets, factors)`, all of them traced, so that one compilation serves; NaN: every rate diverged."""
+    """Returns losses `(targets, factors)`, with one compilation for all; NaN if every rate diverged."""
     train = jax.device_put(dict(task.dataset.train))
 
     def run(target: jax.Array, factor: jax.Array, rate: jax.Array, seed: jax.Array) -> jax.Array:
@@ -122,7 +122,7 @@ def _final_losses(
 
 
 def _on_all_devices(run: Callable[..., jax.Array], *columns: np.ndarray) -> np.ndarray:
-    """`run` for each row of the columns, vmapped on each device; rows that only fill up are dropped."""
+    """Runs `run` for each row of the columns, vmapped on each device; drops padding rows."""
     devices = jax.local_devices()
     missing = -len(columns[0]) % len(devices)
     padded = [np.concatenate([column, column[-1:].repeat(missing)]) for column in columns]
@@ -137,7 +137,7 @@ def _on_all_devices(run: Callable[..., jax.Array], *columns: np.ndarray) -> np.n
 
 
 def _gradient_range(task: Task, steps: int) -> tuple[float, float]:
-    """Least and largest root mean square of a matrix's gradient while AdamW trains."""
+    """Returns the minimum and maximum root mean square of a matrix's gradient while AdamW trains."""
     optimizer = optax.adamw(optax.cosine_decay_schedule(3e-3, steps))
     train = jax.device_put(dict(task.dataset.train))
 
@@ -154,7 +154,7 @@ def _gradient_range(task: Task, steps: int) -> tuple[float, float]:
 
 
 def _print_trained_range(variant: str) -> None:
-    """Quantiles of the gradients in the inner runs of the shipped weights' recipe."""
+    """Prints quantiles of the gradients in the inner runs of the shipped weights' recipe."""
     for family, found in measure_gradients(load_checkpoint(variant)).items():
         quantiles = zip(SHARES, np.quantile(found, SHARES), strict=True)
         cells = (f"{100 * share:g} %: {value:.1e} " for share, value in quantiles)

@@ -1,15 +1,15 @@
-"""Measures what each part of the harness gives, and writes the tables of docs/harness.md.
+"""Measures the gain from each part of the harness and writes the tables of docs/harness.md.
 
-    python benchmarks/harness.py --out results/judging --train      what is there is not trained again
+    python benchmarks/harness.py --out results/judging --train      # trains only what is missing
     python benchmarks/harness.py --out results/judging
     python benchmarks/harness.py --out results/judging --reference start+eigenbasis
 
 Every row trains the tasks of a declared set with the same seeds, starts and batches, each at its own best
-learning rate, and its losses are divided by Muon's. Step times are ratios to celo2's, of interleaved steps in
-one process. `--train` only trains what is missing, about 20 minutes a row on one core; `--rates` makes the
-table of learning rates that carry over from AdamW.
+learning rate, and its losses are divided by Muon's. Step times are ratios to celo2's, measured with
+interleaved steps in one process. `--train` only trains what is missing, which takes about 20 minutes per row
+on one core; `--rates` makes the table of learning rates that carry over from AdamW.
 
-With `PYTHONPATH=benchmarks`, a part alone can be named wherever an optimizer can, as `harness:rows`.
+With `PYTHONPATH=benchmarks`, a single part can be used like any optimizer, as `harness:rows`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PAGE = DOCS / "harness.md"
 REFERENCE = "muon"
 OTHERS = ("celo2-eigenbasis", "celo2-plus", "celo2", "normuon", "soap", "adamw", "schedule-free-adamw")
 AVERAGE_DECAY = 0.99
-WEIGHTS = find_optimizer("celo2").weights  # records belong to these
+WEIGHTS = find_optimizer("celo2").weights  # the weights that records belong to
 
 Records = Mapping[str, TaskRecord]  # by task
 
@@ -83,7 +83,7 @@ average = OptimizerSpec(
 )
 matched = _spec("celo2+match", 'match="adamw"', match="adamw")
 small_state = _spec("celo2+int8", "momenta in one byte each", state_dtype="int8")
-# What the search of the shipped weights began from, `celo2.meta.search.mixture.to_vector` as a file.
+# The start of the search for the shipped weights, `celo2.meta.search.mixture.to_vector` as a file.
 START = celo2.load_checkpoint(DOCS.parent / "recipes" / "search" / "celo2-start.safetensors")
 unlearned = OptimizerSpec(
     "start+eigenbasis",
@@ -114,7 +114,7 @@ def _shared(learning_rate: optax.ScalarOrSchedule, weight_decay: float) -> optax
     return on_matrices(matrices, learning_rate, weight_decay, adamw_lr_scale=share)
 
 
-CONTROLS = (  # what Muon gains by the same
+CONTROLS = (  # what Muon gains from the same parts
     OptimizerSpec("muon+share", "Muon with the preset's share of AdamW", _shared, UNIT_STEP_RANGE),
     OptimizerSpec("muon+floor", "Muon with the floor", _floored, UNIT_STEP_RANGE),
 )
@@ -150,7 +150,7 @@ def main() -> None:
         return
     records = load_complete(names, config, store)
     tables = {"rates": rate_table(records)} if options.rates else loss_tables(records, options)
-    machine = format_machine(describe_environment())  # before the page changes, and with it the commit
+    machine = format_machine(describe_environment())  # before the page, and with it the commit, changes
     for name, table in tables.items():
         text = table + machine
         print(f"{name}:\n{text}")
@@ -159,7 +159,7 @@ def main() -> None:
 
 
 def train(names: list[str], config: ProbeConfig, store: RecordStore) -> None:
-    """Trains the tasks of rows that the store lacks."""
+    """Trains the rows' tasks that are missing in the store."""
     if cautious.name in names:
         copy_undecayed(config, store)
     for name, task, record in measure(load_candidates(names), config, store.load, store.save):
@@ -167,7 +167,7 @@ def train(names: list[str], config: ProbeConfig, store: RecordStore) -> None:
 
 
 def copy_undecayed(config: ProbeConfig, store: RecordStore) -> None:
-    """Gives cautious decay celo2's records of tasks without weight decay, where the two do the same."""
+    """Copies celo2's records of tasks without weight decay to cautious decay, which does the same there."""
     [(name, weights)] = load_candidates(["celo2"]).items()
     known, own = store.load(name, weights), store.load(cautious.name, None)
     tasks = [entry.name for entry in config.load().tasks if not entry.weight_decay and entry.name in known]
@@ -175,7 +175,7 @@ def copy_undecayed(config: ProbeConfig, store: RecordStore) -> None:
 
 
 def load_complete(names: list[str], config: ProbeConfig, store: RecordStore) -> dict[str, Records]:
-    """Returns the records of the rows that have every task, and tells what the others lack."""
+    """Returns the records of the rows that have every task; reports what is missing in the others."""
     tasks, found = [entry.name for entry in config.load().tasks], {}
     for name, weights in load_candidates(names).items():
         known = store.load(name, weights)
@@ -188,7 +188,7 @@ def load_complete(names: list[str], config: ProbeConfig, store: RecordStore) -> 
 
 
 def loss_tables(records: Mapping[str, Records], options: argparse.Namespace) -> dict[str, str]:
-    """Makes the table of means, with the cost of a step, and the table of tasks."""
+    """Makes the table of means, which includes the cost of a step, and the table of tasks."""
     reference, costs = records[options.reference], measure_costs(list(records), options.seconds)
     means, tasks = [], []
     for name, record in records.items():
@@ -212,7 +212,7 @@ def _both(train: Comparison, valid: Comparison, index: int) -> str:
 
 
 def measure_costs(names: list[str], seconds: float) -> dict[str, list[str]]:
-    """Returns the time of a step, divided by celo2's, and the bytes of state, of each row on gpt2-15m."""
+    """Measures each row's step time relative to celo2's, and its bytes of state, on gpt2-15m."""
     tree = TREES["gpt2-15m"].make()
     timed = bench_tree(tree, names, budget=seconds, options=compiler_options(), on_progress=_say)
     own = next(row for row in timed if row.optimizer == "celo2")
@@ -228,7 +228,7 @@ def _say(line: str) -> None:
 
 
 def rate_table(records: Mapping[str, Records]) -> str:
-    """Makes the table of best rates of AdamW and of celo2 matched to it, and what AdamW's costs celo2."""
+    """Makes the table of best rates of AdamW and of matched celo2, and of what AdamW's rates cost celo2."""
     rows = []
     for task, theirs in records["adamw"].items():
         own, rate = records[matched.name][task], theirs["valid_rate"]
@@ -242,7 +242,7 @@ def rate_table(records: Mapping[str, Records]) -> str:
 
 
 def _loss_at(record: TaskRecord, rate: float) -> float | None:
-    """Returns the mean validation loss at a rate, interpolated between those tried; None beyond them."""
+    """Returns the mean validation loss at a rate, interpolated between those tried; None outside them."""
     pairs = sorted(
         (math.log(tried), sum(losses) / len(losses))
         for tried, losses in zip(record["rates"], record["valid_losses"], strict=True)

@@ -1,11 +1,11 @@
-"""What weights do on the tasks they are meta-trained on, at several learning rates.
+"""Measures weights on the tasks that they are meta-trained on, at several learning rates.
 
     python benchmarks/inner_rates.py adam runs/celo2-base/weights/celo2-base-004000.safetensors
 
-Each rule ("random" and "adam" are the starts of `celo2 meta-train`) trains the same small networks of the
-four image sets, unscaled, for 500 steps with a cosine. Printed for each learning rate: the loss over the
-last tenth, and over the whole run. A rule that gains at small rates and not at the best one has learned
-to step further, not better.
+Each rule ("random" and "adam" are the starts of `celo2 meta-train`) trains the same small networks on the
+four image sets, unscaled, for 500 steps with a cosine schedule. Prints the loss over the last tenth and over
+the whole run at each learning rate. A rule that gains at small rates but not at the best one has learned to
+take larger steps, not better ones.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _train(config: MetaConfig, data: FamilyData) -> np.ndarray:
-    """Losses `(rates, steps)`, the means over the runs."""
+    """Returns losses `(rates, steps)`, averaged over the runs."""
     family = make_family(config)
     theta = {name: np.asarray(array) for name, array in init_theta(jax.random.key(0), config).items()}
     optimizer = make_inner_optimizer(theta, config)

@@ -1,15 +1,14 @@
-"""What meta-training costs: seconds for an outer iteration, and to compile it.
+"""Measures the cost of meta-training: the seconds to run and to compile an outer iteration.
 
     python benchmarks/meta_training.py
 
-The published setting: four image sets × eight tasks × two signs, K = 50, networks 64-32-10, batches of 64.
-Both rules are compiled first and then timed in turn, a call of several iterations each, as `celo2
-meta-train` makes them; printed are the least and the median call. A processor is seen as one device for
-each core, a GPU as it is.
+The setting is the published one: four image sets × eight tasks × two signs, K = 50, networks 64-32-10,
+batches of 64. Both rules are compiled first and then timed in turn, with calls of several iterations as made
+by `celo2 meta-train`; the minimum and median are printed. A CPU is used as one device per core, a GPU as is.
 
-The public engine needs 2.0 s for an iteration of either rule on two cores with AVX-512, and 4.5 hours of an
-L40S for 100,000 of them (both figures are not ours; the first was measured with its code, the second is
-its authors').
+The public engine needs 2.0 s for an iteration of either rule on two cores with AVX-512, and 4.5 hours on an
+L40S for 100,000 iterations (neither figure is ours; the first was measured with its code, the second is its
+authors').
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from celo2.meta import outer
 from celo2.meta.config import MetaConfig, Variant
 from celo2.meta.inner.families import load_datasets, stack_data
 
-PUBLIC_SECONDS = 2.0  # an iteration of the public engine on two cores
+PUBLIC_SECONDS = 2.0  # per iteration of the public engine on two cores
 PUBLISHED_ITERATIONS = 100_000
 
 
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def _start(config: MetaConfig) -> Callable[[int], None]:
-    """A function that computes as many more iterations of a run."""
+    """Returns a function that computes a given number of further iterations of a run."""
     mesh = outer.make_mesh()
     data = stack_data(load_datasets(config), config)
     outer_steps = outer.make_outer_steps(config, mesh)

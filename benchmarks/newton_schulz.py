@@ -1,13 +1,13 @@
-"""Newton–Schulz with fewer products against iterations on the whole matrix: time, instructions, exactness.
+"""Compares Newton–Schulz with fewer products and on the whole matrix: time, instructions, exactness.
 
     taskset -c 0 env OMP_NUM_THREADS=1 python benchmarks/newton_schulz.py
 
-Printed for each shape and backend: milliseconds of processor time of the plain form, that of the package's
-form divided by it (medians of interleaved calls in one process), both forms' errors in float32 (the spectral
-norm of the difference to float64), and for JAX the instructions of the compiled program and the processor
-time to compile it.
+Prints for each shape and backend: the plain form's CPU time in milliseconds, the package's form's divided by
+it (medians of interleaved calls in one process), both forms' errors in float32 (the spectral norm of the
+difference to float64), and for JAX the number of instructions in the compiled program and the CPU time to
+compile it.
 
-What coefficients do to losses, paired by seeds on tasks that may choose:
+The effect of coefficients on losses, paired by seeds on tasks that may be used for choices:
 
     PYTHONPATH=benchmarks celo2 probe celo2 newton_schulz:polar_express_5 newton_schulz:polar_express_4 \\
         --set choosing --tasks patches-perceptron stdlib-transformer
@@ -41,8 +41,8 @@ COEFFICIENTS = {
     "polar-express": celo2.polar_express(5),
     "polar-express-4": celo2.polar_express(4),
 }
-SECONDS = 10.0  # of calls for each shape and backend
-WHOLE = mock.patch.object(in_torch, "HALVED_SIDE", 1 << 30)  # symmetric products without halves
+SECONDS = 10.0  # per shape and backend
+WHOLE = mock.patch.object(in_torch, "HALVED_SIDE", 1 << 30)  # does not halve symmetric products
 
 
 def polar_express_5(learning_rate: Any, weight_decay: float = 0.0) -> optax.GradientTransformation:
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def make_matrix(rows: int, columns: int) -> np.ndarray:
-    """Returns a matrix with singular values 1, 1/2, 1/3, … in float32."""
+    """Returns a float32 matrix with singular values 1, 1/2, 1/3, …"""
     rng = np.random.default_rng(0)
     size = min(rows, columns)
     left, right = (np.linalg.qr(rng.standard_normal((side, size)))[0] for side in (rows, columns))
@@ -92,7 +92,7 @@ def iterate_float64(matrix: np.ndarray, config: RuleConfig) -> np.ndarray:
 
 
 def prepare_jax(matrix: np.ndarray, config: RuleConfig, gram: bool) -> tuple[Callable[[], Any], str]:
-    """Returns one form's call, and what it took to compile."""
+    """Returns a function that calls one form, and a description of its compilation."""
     x = jnp.asarray(matrix)
     form = jax.jit(
         partial(in_jax.iterate, config=config, dtype=x.dtype, gram=gram),
@@ -105,7 +105,7 @@ def prepare_jax(matrix: np.ndarray, config: RuleConfig, gram: bool) -> tuple[Cal
 
 
 def measure_compilation(form: Any, x: jax.Array) -> float:
-    """Returns the seconds of processor time that XLA takes, without any cache."""
+    """Returns XLA's CPU time in seconds, without any cache."""
     jax.clear_caches()
     lowered = form.lower(x)
     start = time.process_time()
@@ -114,14 +114,14 @@ def measure_compilation(form: Any, x: jax.Array) -> float:
 
 
 def prepare_torch(matrix: np.ndarray, config: RuleConfig, gram: bool) -> tuple[Callable[[], Any], str]:
-    """Returns one form's call; the plain one does not halve symmetric products either."""
+    """Returns a function that calls one form; the plain form does not halve symmetric products either."""
     x = torch.from_numpy(matrix)
     form = partial(in_torch.iterate, x, config, x.dtype, gram=gram)
     return (form if gram else WHOLE(form)), ""
 
 
 def measure(forms: tuple[Callable[[], Any], ...]) -> list[float]:
-    """Returns the median seconds of processor time of each form, called in turn."""
+    """Returns the median CPU time of each form in seconds; the forms are called in turn."""
     times: list[list[float]] = [[] for _ in forms]
     end = time.perf_counter() + SECONDS
     while time.perf_counter() < end:

@@ -1,4 +1,4 @@
-"""Tables that scripts write into pages: each stands between `<!-- NAME -->` and `<!-- end -->`."""
+"""Writes tables into pages, between `<!-- NAME -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHOWN = ("commit", "jax", "optax", "processor", "cores", "devices")  # of the m
 
 
 def replace_table(page: Path, name: str, table: str) -> None:
-    """Replaces the table of a name in a page."""
+    """Replaces the table with a given name in a page."""
     text = page.read_text(encoding="utf-8")
     pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(text):
@@ -20,11 +20,11 @@ def replace_table(page: Path, name: str, table: str) -> None:
 
 
 def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Formats a Markdown table whose columns but the first are aligned to the right."""
+    """Formats a Markdown table; all columns except the first are right-aligned."""
     lines = ["| " + " | ".join(cells) + " |\n" for cells in (head, *rows)]
     return "".join([lines[0], "|---|" + "---:|" * (len(head) - 1) + "\n", *lines[1:]])
 
 
 def format_machine(machine: Mapping[str, str]) -> str:
-    """Formats the line below a table: where, and with which commit and libraries it was measured."""
+    """Formats the line below a table: the machine, commit and libraries of the measurement."""
     return "\n" + ", ".join(f"{key} {machine[key]}" for key in _SHOWN) + ".\n"

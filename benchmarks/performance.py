@@ -1,9 +1,8 @@
-"""Measures what `celo2 bench` measures on every tree, and writes the tables into docs/performance.md.
+"""Runs the measurements of `celo2 bench` on every tree and writes the tables into docs/performance.md.
 
     make bench
 
-Each table stands between `<!-- NAME -->` and `<!-- end -->` in the page and is replaced; `--only` takes
-some of them.
+Replaces each table between `<!-- NAME -->` and `<!-- end -->` in the page; `--only` selects some of them.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from celo2.jax.runtime import compiler_options
 
 PAGE = DOCS / "performance.md"
 OPTIMIZERS = ("adamw", "muon", "celo2-base", "celo2")
-EVERY_UNIT, SMALL_STATE = "8-units", "bfloat16-state"  # appended to an optimizer's name
+EVERY_UNIT, SMALL_STATE = "8-units", "bfloat16-state"  # suffixes of optimizer names
 
 
 class Table(NamedTuple):
     """Table of the page.
 
     Attributes:
-        tree: The parameter tree by name; None: the whole training step of a small GPT.
+        tree: Name of the parameter tree; None: the whole training step of a small GPT.
         optimizers: The rows.
         dtype: The dtype of parameters and gradients.
-        default_options: Whether XLA's own options are in force.
+        default_options: Whether XLA's default options are used.
     """
 
     tree: str | None
@@ -79,7 +78,7 @@ def main() -> None:
 
 
 def _register_variants() -> None:
-    """Registers the rule with a network whose units are all in use, and with a state in bfloat16."""
+    """Registers the rule with a network whose units are all used, and with bfloat16 state."""
     config = celo2.RuleConfig()
     generator = np.random.default_rng(0)
     weights = {

@@ -1,12 +1,12 @@
-"""Takes a search's result apart, and averages the results of several searches.
+"""Takes apart the result of a search, and averages the results of several searches.
 
     python benchmarks/search_parts.py --out runs/parts --average celo2 runs/search-*/weights/*-averaged*
     celo2 probe start:adam celo2 runs/parts/*.safetensors --set choosing --out runs/choosing
 
-A search moves the weights of the channels and the decays of the accumulators. `channels.safetensors` has the
-channels' weights that ship with the decays of the Adam-like start, `decays.safetensors` the start's channels
-with the decays that ship. `average.safetensors` is the mean of the weights given: that of the channels'
-weights, scaled to magnitudes that sum to 1, and that of log(1 - β) for each decay β.
+A search changes the weights of the channels and the decays of the accumulators. `channels.safetensors` has
+the shipped channel weights with the decays of the Adam-like start, `decays.safetensors` the start's channel
+weights with the shipped decays. `average.safetensors` is the mean of the given weights: of the channel
+weights, scaled so that their magnitudes sum to 1, and of log(1 - β) for each decay β.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def take_apart(weights: Weights) -> dict[str, Weights]:
-    """Makes two rules: one with the weights' channels, one with their decays, the rest from the start."""
+    """Makes two rules, one with the weights' channels and one with their decays; the start gives the rest."""
     variant = weights.config.variant
     found = read_mixture(weights)
     start = read_mixture(make_weights(to_vector(), variant, {}))
@@ -55,7 +55,7 @@ def take_apart(weights: Weights) -> dict[str, Weights]:
 
 
 def average(weights: Sequence[Weights]) -> Weights:
-    """Averages mixtures: their channels' weights, and the logarithms of 1 - β."""
+    """Averages mixtures: their channel weights and the logarithms of 1 - β."""
     mixtures = [read_mixture(one) for one in weights]
 
     def mean_decays(name: str) -> tuple[float, ...]:

@@ -1,10 +1,10 @@
-"""Final training loss with float32 and with bfloat16 state, on three tasks over three seeds.
+"""Compares final training losses with float32 and bfloat16 state, on three tasks with three seeds.
 
     python benchmarks/state_dtype.py
 
-Printed: final training loss (mean over the last 5 % of the steps and over the seeds) at the float32
-state's best learning rate, and the relative difference of the means with its standard error over the
-seeds (the same seed has the same start and the same batches under both).
+Prints the final training loss (mean over the last 5 % of the steps and over the seeds) at the float32 state's
+best learning rate, and the relative difference of the means with its standard error over the seeds (a seed
+has the same start and batches with both).
 """
 
 from __future__ import annotations

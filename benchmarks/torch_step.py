@@ -1,17 +1,17 @@
-"""What a step costs in PyTorch: AdamW, Muon, Celo2-base and Celo2 in one process, interleaved.
+"""Measures the cost of a step in PyTorch: AdamW, Muon, Celo2-base and Celo2, interleaved in one process.
 
     python benchmarks/torch_step.py --write
     python benchmarks/torch_step.py --programs plain blocks numba --size 15k 3m 12m
     python benchmarks/torch_step.py --programs plain blocks --size 8x64x64
 
-Prints a table: medians, and the median ratios to fused AdamW within a round, of time and of processor time
-(which other processes disturb less). Everything is timed on the parameters of a GPT-like transformer
-with gradients given. Where there is a GPU, it is timed there, on a GPT-2 of 124 M, and a second table
-has whole training steps in bfloat16 on 16 × 1,024 tokens. Muon updates the matrices of the blocks and
-fused AdamW the rest, as its authors advise. With `--programs` the programs of Celo2-base's rule
-(`celo2.torch.implementation.use`) take turns instead, and ratios are to the first of them; a size such as
-8x64x64 is eight matrices of 64 rows and 64 columns, and `plain-alone` is the plain program on one tensor
-after the other (`foreach=False`).
+Prints a table of medians, and median ratios to fused AdamW within a round, for wall time and CPU time (which
+other processes affect less). Everything is timed on the parameters of a GPT-like transformer with given
+gradients. With a GPU, it is timed there on a GPT-2 of 124 M, and a second table has whole training steps in
+bfloat16 on 16 × 1,024 tokens. Muon updates the matrices of the blocks and fused AdamW the rest, as its
+authors advise. `--programs` instead compares the programs of Celo2-base's rule
+(`celo2.torch.implementation.use`) in turn, with ratios to the first of them; a size such as 8x64x64 is eight
+matrices of 64 rows and 64 columns, and `plain-alone` is the plain program on one tensor after the other
+(`foreach=False`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SIZES = {
     "124m": (768, 12, 50257, 1024),
     "tiny": (64, 2, 512, 1024),
 }  # width, depth, vocabulary, positions
-TOKENS = (16, 1024)  # of a training step: sequences, their length
+TOKENS = (16, 1024)  # sequences per training step, and their length
 Step = Callable[[], object]
 
 
@@ -68,7 +68,7 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The loss of telling each token's successor; the head is tied."""
+        """Computes the next-token loss; the head is tied."""
         x = self.tokens(tokens) + self.positions.weight[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -77,7 +77,7 @@ class Transformer(nn.Module):
 
 
 class MuonAndAdamW:
-    """Two optimizers as one, since `torch.optim.Muon` takes matrices alone."""
+    """Combines two optimizers, since `torch.optim.Muon` only accepts matrices."""
 
     def __init__(self, model: nn.Module):
         matrices = [p for name, p in model.named_parameters() if "blocks" in name and p.ndim == 2]
@@ -102,7 +102,7 @@ PROGRAMS = [name + suffix for suffix in ("", "-alone") for name in get_args(Impl
 
 
 def make_model(size: str, device: torch.device) -> nn.Module:
-    """A transformer or equal matrices with gradients given, the same at every call."""
+    """Makes a transformer or equal matrices with given gradients, the same at every call."""
     torch.manual_seed(0)
     if size in SIZES:
         model = Transformer(*SIZES[size]).to(device)
@@ -115,7 +115,7 @@ def make_model(size: str, device: torch.device) -> nn.Module:
 
 
 def make_steps(size: str, device: torch.device, names: list[str], *, train: bool = False) -> dict[str, Step]:
-    """A step of each optimizer, each on a model of its own; with `train` loss, gradient and update."""
+    """Makes a step for each optimizer, on its own model; with `train`, of loss, gradient and update."""
     steps: dict[str, Step] = {}
     for name in names:
         model = make_model(size, device)
@@ -127,7 +127,7 @@ def make_steps(size: str, device: torch.device, names: list[str], *, train: bool
 
 
 def make_program_steps(size: str, device: torch.device, names: list[str]) -> dict[str, Step]:
-    """A step of Celo2-base by each of `PROGRAMS`, each on a model of its own."""
+    """Makes a step of Celo2-base for each of `PROGRAMS`, on its own model."""
 
     def make_step(name: str) -> Step:
         program: Any = name.removesuffix("-alone")
@@ -157,7 +157,7 @@ def make_training_step(model: nn.Module, optimizer: Any, vocabulary: int, device
 
 
 def time_step(step: Step, device: torch.device) -> tuple[float, float]:
-    """Seconds, and seconds of all processors."""
+    """Returns the wall time and the CPU time over all cores, in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter(), time.process_time()
@@ -168,11 +168,11 @@ def time_step(step: Step, device: torch.device) -> tuple[float, float]:
 
 
 def make_table(steps: dict[str, Step], count: int, device: torch.device, rounds: int) -> str:
-    """Times steps in turns; the first one is what ratios are to."""
+    """Times steps in turn; ratios are relative to the first one."""
     first = next(iter(steps))
     for step in steps.values():
         for _ in range(3 if device.type == "cuda" else 1):
-            time_step(step, device)  # makes the state
+            time_step(step, device)  # creates the state
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -201,7 +201,7 @@ def describe(count: int, device: torch.device, rounds: int) -> str:
 
 
 def print_first_steps(device: torch.device) -> None:
-    """Prints the seconds of Celo2Base's first step, which compiles or loads kernels, and of its second."""
+    """Prints the seconds of Celo2Base's first step, which compiles or loads kernels, and its second step."""
     layer = torch.nn.Linear(512, 512, device=device)
     layer(torch.ones(4, 512, device=device)).sum().backward()
     optimizer = Celo2Base(layer, lr=1e-3)

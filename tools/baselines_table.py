@@ -1,4 +1,4 @@
-"""Prints the table of docs/baselines.md from the table of optimizers.
+"""Prints the table for docs/baselines.md from the table of optimizers.
 
     python tools/baselines_table.py
 
@@ -17,7 +17,7 @@ HEADER = "| name | what it is | paper | code | tuned over | state |\n|---|---|--
 
 
 def make_table() -> str:
-    """The table in Markdown, a row for each optimizer."""
+    """Returns the Markdown table, with a row per optimizer."""
     return "\n".join((HEADER, *map(_make_row, OPTIMIZERS.values())))
 
 
@@ -35,7 +35,7 @@ def _make_row(spec: OptimizerSpec) -> str:
 
 
 def _count_state(spec: OptimizerSpec) -> float:
-    """Floats of state for each parameter."""
+    """Returns the number of floats of state per parameter."""
     params = {"layer": {"kernel": jax.ShapeDtypeStruct((SIZE, SIZE), jnp.float32)}}
     state = jax.eval_shape(spec.make(1e-3, 0.0).init, params)
     floats = [leaf.size for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]

@@ -2,10 +2,10 @@
 
     python tools/build_data.py [--source ../shared/data] [--out src/celo2/data]
 
-The source folder holds `images28.npz` and `images8.npz` (uint8, `<set>_{train,test}_{x,y}`). Each
-file written has two arrays, `image` (uint8) and `label` (uint8), examples in their published order;
-`celo2.tasks.vision.datasets` splits them. NumPy stamps every member of an archive with the same date, so
-that the same input gives the same bytes.
+The source folder holds `images28.npz` and `images8.npz` (uint8, `<set>_{train,test}_{x,y}`). Each output file
+has two arrays, `image` (uint8) and `label` (uint8), with examples in their published order;
+`celo2.tasks.vision.datasets` splits them. NumPy stamps every member of an archive with the same date, so the
+same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def write(path: Path, image: np.ndarray, label: np.ndarray) -> None:
-    """Writes one archive and says how large it came out."""
+    """Writes one archive and prints its size."""
     if image.dtype != np.uint8 or label.dtype != np.uint8 or len(image) != len(label):
         raise ValueError(f"{path.name}: expected uint8 images and as many uint8 labels.")
     np.savez_compressed(path, image=image, label=label)

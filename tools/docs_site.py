@@ -1,9 +1,9 @@
-"""Hooks of the documentation site: pages from files outside of docs/, and the links between all pages.
+"""Hooks for the documentation site: adds pages from files outside docs/, and rewrites links.
 
-MkDocs calls these functions (`hooks` in mkdocs.yml). A page's links are those of the repository, so that they
-work in a repository browser: here they are led to the page of the site that a file became. Parts of README.md
-stand where a page says `<!-- README.md: NAME -->`, NAME being that of a region between the comments
-`<!-- region NAME -->` and `<!-- endregion -->`. `Examples` is for the API's pages, which mkdocstrings makes.
+MkDocs calls these functions (`hooks` in mkdocs.yml). Pages link to files of the repository, so that the links
+work in a repository browser; the hooks rewrite them to the site's pages. `<!-- README.md: NAME -->` in a page
+is replaced with the part of README.md between `<!-- region NAME -->` and `<!-- endregion -->`. `Examples` is
+for the API pages, which mkdocstrings makes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
 
 class Examples(griffe.Extension):
-    """Renders the section `Example` of a docstring as code; Griffe knows only `Examples`."""
+    """Renders a docstring's `Example` section as code; Griffe only knows `Examples`."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Renames the section."""
@@ -54,14 +54,14 @@ class Examples(griffe.Extension):
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are made of files outside of docs/."""
+    """Adds the pages that are made from files outside docs/."""
     for page, file in FILES.items():
         files.append(File.generated(config, page, content=_make_page(file)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts the README's regions into a page, leads its links, and publishes its Markdown."""
+    """Inserts the README's regions into a page, rewrites its links, and publishes its Markdown."""
     del files
     place = page.file.src_uri
     markdown = lead_links(markdown, FILES.get(place, f"docs/{place}"), place)
@@ -74,12 +74,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def lead_links(markdown: str, file: str, page: str) -> str:
-    """Rewrites the relative links of a file of the repository for the page of the site that it became.
+    """Rewrites the relative links in a repository file for its page on the site.
 
     Args:
-        markdown: The text; links to what is no file of the repository stay as they are, as do fenced blocks.
+        markdown: The text; fenced blocks and links to anything but repository files are left unchanged.
         file: The file's path in the repository.
-        page: The page's path in the site, as MkDocs names sources.
+        page: The page's path on the site, as MkDocs names sources.
     """
 
     def lead(found: re.Match[str]) -> str:

@@ -1,12 +1,11 @@
-"""Damages weight files in many ways and counts what loading makes of them.
+"""Damages weight files in many ways and counts the outcomes of loading them.
 
     python tools/fuzz_weights.py --mutants 20000
 
-Each mutant is one of our safetensors files (Celo2, or a predecessor's), an upstream `theta.state`, or a file
+Each mutant is one of our safetensors files (of Celo2 or a predecessor), an upstream `theta.state`, or a file
 of the public PyTorch port, with one kind of damage. It may be refused, with a ValueError that names the file;
-or load as what was written (the damage was in a field that nothing depends on); or load as something else,
-which no file of ours may. Anything but a ValueError ends the script. The printed table is in
-docs/reliability.md.
+load unchanged (if nothing depends on the damaged field); or load as something else, which none of our files
+may do. Any error other than a ValueError ends the script. The printed table is in docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -72,24 +71,24 @@ def blank_a_block(data: bytearray, rng: Generator) -> bytearray:
 
 
 def change_a_number(data: bytearray, rng: Generator) -> bytearray:
-    """Another finite float32 in the last part of the file, where the arrays are."""
+    """Changes a float32 to another finite one in the last part of the file, where the arrays are."""
     place = len(data) - 4 * int(rng.integers(1, 300))
     data[place : place + 4] = rng.normal(size=1).astype("<f4").tobytes()
     return data
 
 
 def change_a_digit(data: bytearray, rng: Generator) -> bytearray:
-    """Another digit, in the header mostly: offsets, shapes, options, provenance, digest."""
+    """Changes a digit, mostly in the header: offsets, shapes, options, provenance, digest."""
     return _change(data, b"0123456789", rng)
 
 
 def change_a_letter(data: bytearray, rng: Generator) -> bytearray:
-    """Another letter: names of arrays, options and metadata."""
+    """Changes a letter in the names of arrays, options and metadata."""
     return _change(data, b"abcdefghijklmnopqrstuvwxyz", rng)
 
 
 def switch_an_option(data: bytearray, rng: Generator) -> bytearray:
-    """A `true` becomes `false` or the reverse, the length kept: valid JSON of another meaning."""
+    """Swaps `true` and `false` while keeping the length: valid JSON with another meaning."""
     for old, new in rng.permutation([(b": true", b":false"), (b": false", b":true  ")]).tolist():
         places = [match.start() for match in re.finditer(old, data)]
         if places:
@@ -126,7 +125,7 @@ def _change(data: bytearray, alphabet: bytes, rng: Generator) -> bytearray:
 
 
 def make_files(folder: Path) -> dict[str, Path]:
-    """Weight files with made-up numbers, by what they are."""
+    """Writes weight files with made-up numbers; returns their paths by kind."""
     rng = np.random.default_rng(0)
     rule, member = RuleConfig(), PRESETS["adafac_mlp"]
 
@@ -146,7 +145,7 @@ def make_files(folder: Path) -> dict[str, Path]:
 
 
 def load(path: Path) -> tuple[Any, ...]:
-    """All that a file says, comparable."""
+    """Loads everything in a file, in a form that can be compared."""
     weights = load_weights(path, AnyWeights)
     numbers = {name: (array.shape, array.tobytes()) for name, array in weights.arrays.items()}
     provenance = {name: text for name, text in weights.provenance.items() if name != "source_sha256"}
@@ -154,7 +153,7 @@ def load(path: Path) -> tuple[Any, ...]:
 
 
 def fuzz(path: Path, mutants: int, seed: int = 0) -> Mapping[str, collections.Counter[str]]:
-    """Outcomes by damage of that many mutants of a file; those that equal it are left out. It is restored.
+    """Counts the outcomes by damage of `mutants` mutants of a file, except equal ones; restores the file.
 
     Raises:
         AssertionError: A refusal does not name the file.
@@ -195,7 +194,7 @@ def main() -> None:
             counts = fuzz(path, options.mutants, options.seed)
             for damage, found in counts.items():
                 if not found:
-                    continue  # the file has nothing of the kind
+                    continue  # this damage does not apply to the file
                 cells = " | ".join(f"{found[outcome]:,}" for outcome in OUTCOMES)
                 print(f"| {kind} | {damage.replace('_', ' ')} | {cells} |")
             total = sum(counts.values(), collections.Counter())

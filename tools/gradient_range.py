@@ -1,9 +1,9 @@
-"""Measures which gradients weights met in meta-training, and writes the range into their files.
+"""Measures the gradients that weights encountered in meta-training, and writes the range into their files.
 
     python tools/gradient_range.py src/celo2/pretrained/celo2.safetensors
 
-The arrays stay as they are; the file's checksum, which the model card states, changes. `ship_weights.py`
-does the same for what it ships.
+The arrays stay unchanged, but the file's checksum, which the model card states, changes. `ship_weights.py`
+does the same for the weights that it ships.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def with_gradient_range(weights: Weights) -> Weights:
-    """The same weights, with the range of their meta-training's gradients in the provenance."""
+    """Returns the weights with the range of their meta-training's gradients in the provenance."""
     found = measure_gradients(weights)
     low, high = np.quantile(np.concatenate([samples.ravel() for samples in found.values()]), QUANTILES)
     stated = {**weights.provenance, FIELD: format_range(low, high)}

@@ -1,9 +1,9 @@
-"""Adds weight files to those whose digests the package knows, src/celo2/pretrained/known.json.
+"""Adds weight files to the package's list of known digests, src/celo2/pretrained/known.json.
 
     python tools/known_weights.py theta.state --variant celo2 --as "Celo2 as its authors released it"
 
-Once a file is in the list, `celo2 weights verify` says what it is, though the file carries no digest, and the
-variant of an upstream file need not be named any more when it is loaded.
+Once a file is in the list, `celo2 weights verify` identifies it even if it carries no digest, and upstream
+files can be loaded without naming their variant.
 """
 
 from __future__ import annotations

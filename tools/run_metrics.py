@@ -1,8 +1,8 @@
-"""Keeps a meta-training run compactly: its recipe as NAME.json, its metrics as NAME.csv.
+"""Stores a meta-training run compactly: its recipe as NAME.json, its metrics as NAME.csv.
 
     python tools/run_metrics.py runs/seed-1 recipes/seeds/celo2-shipped-1
 
-Each row of the table is the mean over as many outer iterations as lie between two rows.
+Each row of the table is the mean over the outer iterations since the previous row.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from celo2.meta.config import MetaConfig
 from celo2.meta.run.metrics import read_metrics
 
-ROW = 10  # iterations behind one row
+ROW = 10  # iterations per row
 
 _MEASURED = ("meta_loss", "grad_norm", "diverged", "resets", "skipped")
-_WHERE_RECORDED = ("signal_to_noise", "resumed", "reverse_share")  # not by every version or recipe
+_WHERE_RECORDED = ("signal_to_noise", "resumed", "reverse_share")  # not in every version or recipe
 
 
 def main() -> None:
@@ -34,9 +34,9 @@ def main() -> None:
 
 
 def store_run(run: Path, records: list[dict[str, Any]], name: Path) -> None:
-    """Writes the recipe of a run's folder, and these of its metrics."""
+    """Writes the recipe in a run's folder, and the given metrics."""
     name.parent.mkdir(parents=True, exist_ok=True)
-    recipe = MetaConfig.load(run / "config.json")  # refuses one that can no longer be repeated
+    recipe = MetaConfig.load(run / "config.json")  # refuses recipes that can no longer be repeated
     name.with_suffix(".json").write_text(recipe.to_json())
     with name.with_suffix(".csv").open("w", newline="") as file:
         table = csv.writer(file)

@@ -1,10 +1,10 @@
-"""Ships what a search found: weights into the package, their digest among the known, its record.
+"""Ships the result of a search: the weights, their digest among the known ones, and the search's record.
 
     python tools/ship_search.py runs/search-celo2 --commit 1a2b3c4
 
-The shipped weights are the average that `celo2 search` wrote last. `recipes/search/VARIANT.json` has the
-search's settings, VARIANT.csv a row for each generation: the tasks' log ratios of the distribution's mean, in
-per cent.
+The shipped weights are the last average that `celo2 search` wrote. `recipes/search/VARIANT.json` has the
+search's settings; VARIANT.csv has a row per generation with the tasks' log ratios of the distribution's mean,
+in per cent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def store_search(search: Path, name: Path) -> None:
-    """Writes the settings of a search and the course of its mean."""
+    """Writes the settings of a search and the history of its mean."""
     name.parent.mkdir(parents=True, exist_ok=True)
     settings = json.loads((search / "config.json").read_text())
     name.with_suffix(".json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,7 +1,8 @@
-"""Ships one checkpoint of a meta-training run: weights into the package, curve into the docs, facts printed.
+"""Ships a checkpoint of a meta-training run: writes its weights and curve, and prints the facts about it.
 
-The digest goes into src/celo2/pretrained/known.json. Into `recipes/` go what
-`celo2 meta-train --config recipes/VARIANT.json` repeats, and VARIANT.csv, its metrics (`run_metrics.py`).
+The weights go into the package, the curve into the docs, and the digest into
+src/celo2/pretrained/known.json. The recipe, which `celo2 meta-train --config recipes/VARIANT.json` repeats,
+and its metrics VARIANT.csv (`run_metrics.py`) go into `recipes/`.
 
     python tools/ship_weights.py runs/celo2 runs/celo2/weights/celo2-003600.safetensors --commit 1a2b3c4
 
@@ -32,7 +33,7 @@ from celo2.weights.checkpoint import save_weights
 from celo2.weights.digests import Known
 
 ROOT = Path(__file__).resolve().parents[1]
-SMOOTHING = 100  # iterations of the running mean that is drawn and printed
+SMOOTHING = 100  # iterations in the running mean that is drawn and printed
 
 
 def main() -> None:
@@ -58,14 +59,14 @@ def main() -> None:
 
 
 def _smooth(values: list[float | None]) -> np.ndarray:
-    """Running mean of what was measured; an iteration without a loss that counts has none."""
+    """Computes the running mean of the measured losses; iterations without a valid loss have none."""
     known = [value for value in values if value is not None]
     width = min(SMOOTHING, len(known))
     return np.convolve(known, np.ones(width) / width, mode="valid")
 
 
 def _total_seconds(records: list[dict]) -> float:
-    """Of all sessions of the run: the clock starts again when a run is resumed."""
+    """Sums the time of all sessions of the run: the clock restarts when a run is resumed."""
     seconds = [record["seconds"] for record in records]
     ends = [before for before, after in zip(seconds, [*seconds[1:], 0.0], strict=True) if after < before]
     return sum(ends)

@@ -1,8 +1,8 @@
-"""Prints the table of docs/tasks.md from the registry of tasks.
+"""Prints the table for docs/tasks.md from the registry of tasks.
 
     python tools/tasks_table.py
 
-The last column is what stands in where this machine has no copy of a published set.
+The last column names the stand-in used if this machine has no copy of a published data set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEADER = (
 
 
 def make_table() -> str:
-    """The table in Markdown, a row for each task that has sizes."""
+    """Returns the Markdown table, with a row per task that has sizes."""
     return "\n".join((HEADER, *(_make_row(name) for name, spec in TASKS.items() if spec.sized)))
 
 

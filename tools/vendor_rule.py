@@ -1,16 +1,16 @@
-"""Writes the rule with its numbers as source text that depends on nothing of this package.
+"""Writes the rule and its weights as source text that does not depend on this package.
 
-    python tools/vendor_rule.py               # brings the files of benchmarks/ that carry the rule up to date
-    python tools/vendor_rule.py --check FILE  # says which are not, and changes nothing
+    python tools/vendor_rule.py               # updates the files in benchmarks/ that contain the rule
+    python tools/vendor_rule.py --check FILE  # lists outdated files without changing them
 
-Benchmarks of others allow no optimizer library: their scripts must contain the whole rule. It is taken from
-`examples/celo2_minimal.py` (JAX) or `examples/celo2_minimal_torch.py` (PyTorch), with the weights as
-literals, and stands between two lines of a file, the first of which says what to write there:
+Third-party benchmarks allow no optimizer libraries: their scripts must contain the whole rule. It is taken
+from `examples/celo2_minimal.py` (JAX) or `examples/celo2_minimal_torch.py` (PyTorch), with the weights as
+literals, and written between two lines of a file:
 
     # <rule torch celo2 without init update>
     # </rule>
 
-that is the framework, the weights, and the names of the minimal file that are not wanted.
+The first names the framework, the weights, and the names in the minimal file to leave out.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ def vendor(
     """Returns the rule as source text, with the weights in a constant `RULE`.
 
     Args:
-        framework: Which minimal file is taken.
-        weights: Weights of Celo2 or Celo2-base, as in `celo2.load_checkpoint`. The functions take
-            Celo2-base's with `base=True`.
-        without: Names of functions and constants that are left out.
-        imports: Whether the text begins with the imports that it needs, and is a module by itself.
+        framework: The framework of the minimal file to use.
+        weights: Weights of Celo2 or Celo2-base, as in `celo2.load_checkpoint`. The functions accept those of
+            Celo2-base with `base=True`.
+        without: Names of functions and constants to leave out.
+        imports: Whether the text begins with the imports that it needs, and so is a complete module.
 
     Raises:
-        ValueError: A name is unknown or still needed, or the weights have options that the minimal files
-            do not have.
+        ValueError: A name is unknown or still needed, or the minimal files lack an option of the weights.
     """
     path = SOURCES[framework]
     source = (ROOT / path).read_text("utf-8")
@@ -76,7 +75,7 @@ def vendor(
 
 
 def fill(text: str) -> str:
-    """Returns a file's text with the rule as it is now between its markers.
+    """Returns a file's text with the current rule between its markers.
 
     Raises:
         ValueError: There is no pair of markers, or the first does not say what to write.
@@ -87,7 +86,7 @@ def fill(text: str) -> str:
 
 
 def marked_files(folder: Path = ROOT / "benchmarks") -> list[Path]:
-    """Returns the files below a folder that have markers."""
+    """Returns the files in a folder and its subfolders that have markers."""
     return [path for path in sorted(folder.rglob("*.py")) if MARKED.search(path.read_text("utf-8"))]
 
 
@@ -100,7 +99,7 @@ def _vendor_marked(what: str) -> str:
 
 
 def _split(source: str) -> Iterator[tuple[str, str]]:
-    """Yields every function, class and constant of a module by its name, with the comments above it."""
+    """Yields the name and source of a module's functions, classes and constants, with comments above them."""
     lines, end = source.splitlines(), 0
     for node in ast.parse(source).body:
         start, end = end, node.end_lineno or 0
@@ -128,7 +127,7 @@ def _check_complete(kept: dict[str, str], known: Collection[str]) -> None:
 
 
 def _needed_imports(source: str, body: str) -> str:
-    """Returns the import statements of a module that a part of it needs: Python's own, then the others."""
+    """Returns a module's import statements that a part of it needs: the standard library's, then others."""
     used, own, others = _names_in(body), [], []
     for node in ast.parse(source).body:
         if isinstance(node, ast.ImportFrom | ast.Import):
@@ -165,7 +164,7 @@ def _format_rule(framework: str, weights: Weights) -> str:
 
 
 def _format_array(framework: str, name: str, array: np.ndarray) -> list[str]:
-    """Returns the lines of a float32 array, whose text reads back exactly; all zeros take one."""
+    """Formats a float32 array as lines of text that read back exactly; an array of zeros takes one line."""
     if framework == "jax":
         zeros, dtype, make = f"np.zeros({array.shape}, np.float32)", "np.float32", "np.array"
     else:
@@ -192,7 +191,7 @@ def _format_numbers(row: np.ndarray) -> list[str]:
 
 
 def _wrap(items: Sequence[str], indent: int) -> list[str]:
-    """Joins items by commas into lines that are no longer than `WIDTH`."""
+    """Joins items with commas into lines of at most `WIDTH` characters."""
     lines, line = [], " " * indent
     for item in items:
         if len(line) + len(item) + 1 > WIDTH:

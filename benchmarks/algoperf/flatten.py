@@ -1,7 +1,7 @@
-"""Makes one plain file of a program and of all that it uses of the package.
+"""Flattens a program and everything that it uses from the package into one plain file.
 
-Only the functions, classes and constants are taken that are reached from the program, each after what it
-uses. A name that two modules define gets its module's in front. Comments are lost, docstrings stay.
+The file has only the functions, classes and constants that the program reaches, each after those that it
+uses. A name that two modules define is prefixed with its module's. Comments are lost, docstrings stay.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Resolve = Callable[[str, str | None], str | None]  # (name, attribute of it) →
 
 
 class Module(NamedTuple):
-    """What a module's names stand for: its own definitions, names of the package, other imports."""
+    """The meaning of a module's names: its own definitions, names from the package, other imports."""
 
     own: dict[str, ast.stmt]
     package: dict[str, Key]
@@ -47,7 +47,7 @@ class _Flattener:
         self.open: list[Key] = []
         self.qualified: set[Key] = (
             set()
-        )  # written as attributes of their modules, so that locals may hide them
+        )  # written as attributes of their modules, so that locals may shadow them
         self.imports = {"from typing import Any"}
 
     def run(self, program: str) -> str:
@@ -97,7 +97,7 @@ class _Flattener:
                 module.others[name.split(".")[0]] = f"{start}import {alias.name}{renamed}"
 
     def _find(self, module: Module, name: str, attribute: str | None) -> Key | None:
-        """Returns the package's definition that a name, or an attribute of a module, stands for."""
+        """Returns the package's definition that a name, or an attribute of a module, refers to."""
         if name not in module.package:
             return None
         origin, inner = module.package[name]
@@ -119,7 +119,7 @@ class _Flattener:
         return path.is_dir() or path.with_suffix(".py").exists()
 
     def _visit(self, module: Module, node: ast.stmt, home: str = "") -> None:
-        """Finds what a statement uses, and what that uses, before it."""
+        """Finds what a statement uses, directly and indirectly, before the statement itself."""
         if isinstance(node, ast.Import | ast.ImportFrom):
             return
         for name, attribute in _names_in(node):
@@ -133,7 +133,7 @@ class _Flattener:
 
     def _add(self, key: Key) -> None:
         if key in self.open:
-            return  # a cycle of functions: the order does not matter
+            return  # a cycle of functions, whose order does not matter
         self.open.append(key)
         module = self.read(key[0])
         self._visit(module, module.own[key[1]], key[0])
@@ -167,7 +167,7 @@ class _Flattener:
 
 
 def _local_names(nodes: list[ast.stmt]) -> set[str]:
-    """Returns the names of arguments, variables and functions, of whatever scope."""
+    """Returns the names of arguments, variables and functions in any scope."""
     found = set()
     for node in (inner for outer in nodes for inner in ast.walk(outer)):
         if isinstance(node, ast.arg):
@@ -180,15 +180,15 @@ def _local_names(nodes: list[ast.stmt]) -> set[str]:
 
 
 def _names_in(node: ast.stmt) -> Iterator[tuple[str, str | None]]:
-    """Yields the names of a statement that are not local to its functions, with their first attribute."""
+    """Yields a statement's names that are not local to its functions, with their first attribute."""
     used: list[tuple[str, str | None]] = []
-    copy = ast.parse(ast.unparse(node)).body[0]  # a class without annotations would be another
+    copy = ast.parse(ast.unparse(node)).body[0]  # a class without annotations would be a different one
     _Rename(lambda name, attribute: used.append((name, attribute))).visit(copy)
     yield from used
 
 
 class _Annotations(ast.NodeTransformer):
-    """Writes `Any` for annotations with names that are not there; they are not evaluated."""
+    """Writes `Any` for annotations that contain unknown names; annotations are not evaluated."""
 
     def __init__(self, known: set[str]) -> None:
         self.known = known
@@ -204,7 +204,7 @@ class _Annotations(ast.NodeTransformer):
 
 
 class _Rename(ast.NodeTransformer):
-    """Renames what is not local to a function. Annotations, which are not evaluated, are left out of it."""
+    """Renames names that are not local to a function, except in annotations, which are not evaluated."""
 
     def __init__(self, resolve: Resolve) -> None:
         self.resolve, self.local = resolve, [set()]

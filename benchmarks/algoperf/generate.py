@@ -1,12 +1,12 @@
-"""Writes submissions to AlgoPerf from the package: one plain file each, with its settings beside it.
+"""Writes AlgoPerf submissions from the package: one plain file each, with its settings beside it.
 
-    python benchmarks/algoperf/generate.py           # brings submissions/ up to date
-    python benchmarks/algoperf/generate.py --check   # says what is not, and changes nothing
+    python benchmarks/algoperf/generate.py           # updates submissions/
+    python benchmarks/algoperf/generate.py --check   # lists outdated files without changing them
     python benchmarks/algoperf/generate.py celo --weights celo.theta.state --out DIR
 
-The first two are about celo2 and celo2-base, whose weights ship with the package. The third writes a
-submission of one of the optimizers before them (`celo`, `celo_adam`, `velo`) with weights of others, which do
-not belong into this repository.
+The first two are for celo2 and celo2-base, whose weights ship with the package. The third writes a submission
+of one of their predecessors (`celo`, `celo_adam`, `velo`) with weights of other authors, which do not belong
+in this repository.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ TEMPLATES, SUBMISSIONS = HERE / "templates", HERE / "submissions"
 RULESETS = ("external", "self")
 VENDOR = SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "vendor_rule.py"), run_name="vendor_rule"))
 FLATTEN = SimpleNamespace(**runpy.run_path(str(HERE / "flatten.py"), run_name="flatten"))
-QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of our best learning rates: five trials
-# Of each trial. Weight decays are the two of our suites; the others are customary, not from our results.
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of our best learning rates, for five trials
+# Each trial has one of these. Weight decays are from our suites; the others are customary, not our results.
 REGULARIZED = {"weight_decay": 0.1, "label_smoothing": 0.1, "dropout_rate": 0.1}
 PLAIN = {"weight_decay": 0.0, "label_smoothing": 0.0, "dropout_rate": 0.0}
 SCHEDULE = {"warmup_factor": 0.05, "horizon": 0.75}
@@ -41,10 +41,10 @@ class Optimizer(NamedTuple):
     """An optimizer whose weights ship.
 
     Attributes:
-        weights: Their name, as in `celo2.load_checkpoint`.
+        weights: Name of the weights, as in `celo2.load_checkpoint`.
         title: The optimizer's name in texts.
         results: The folder of its judged runs under `results/`; the file has the name and a digest.
-        frameworks: The templates that there are.
+        frameworks: The frameworks with templates.
     """
 
     weights: str
@@ -67,7 +67,7 @@ FRAMEWORKS = {"jax": "JAX", "pytorch": "PyTorch"}
 
 
 def find_rates(optimizer: Optimizer) -> list[float]:
-    """Returns five learning rates: quantiles of the best ones for the validation loss of each judged task."""
+    """Returns five learning rates: quantiles of the judged tasks' best rates for the validation loss."""
     folder, name = (
         ROOT / "results" / optimizer.results,
         re.compile(f"{optimizer.weights}-[0-9a-f]{{12}}.json"),
@@ -81,20 +81,20 @@ def find_rates(optimizer: Optimizer) -> list[float]:
 
 
 def make_trials(optimizer: Optimizer) -> list[dict[str, float]]:
-    """Returns the five points of external tuning: the rates, with and without regularization in turn."""
+    """Returns the five points of external tuning: the rates, alternating with and without regularization."""
     kinds = (REGULARIZED, PLAIN, REGULARIZED, PLAIN, REGULARIZED)
     rates = find_rates(optimizer)
     return [{"learning_rate": rate, **kind, **SCHEDULE} for rate, kind in zip(rates, kinds, strict=True)]
 
 
 def make_defaults(optimizer: Optimizer) -> dict[str, float]:
-    """Returns the settings of self-tuning: the middle one of the rates, regularized."""
+    """Returns the settings of self-tuning: the middle rate, with regularization."""
     median = find_rates(optimizer)[len(QUANTILES) // 2]
     return {**DEFAULTS, **REGULARIZED, "learning_rate": median}
 
 
 def write_source(template: str, values: Mapping[str, str]) -> str:
-    """Returns the text of a template with what it includes, `@name@` replaced, and the rule filled in."""
+    """Returns a template's text with its includes, `@name@` replaced, and the rule filled in."""
     text = read_template(template)
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
@@ -102,7 +102,7 @@ def write_source(template: str, values: Mapping[str, str]) -> str:
 
 
 def read_template(name: str) -> str:
-    """Returns a template with those that it includes."""
+    """Returns a template with the templates that it includes."""
     lines = []
     for line in (TEMPLATES / f"{name}.py.in").read_text("utf-8").splitlines():
         included = line.startswith("# <include ")
@@ -111,12 +111,12 @@ def read_template(name: str) -> str:
 
 
 def format_dict(values: Mapping[str, Any]) -> str:
-    """Returns a dict as source, one entry a line."""
+    """Formats a dict as source, one entry per line."""
     return "\n".join(["{", *(f'    "{name}": {value!r},' for name, value in sorted(values.items())), "}"])
 
 
 def format_info(name: str, title: str, ruleset: str, framework: str, about: str) -> str:
-    """Returns `submission_info.yml`, in the fields that the repository of submissions asks for."""
+    """Returns `submission_info.yml`, with the fields that the repository of submissions requires."""
     folder = f"submissions/{ruleset}_tuning/{name}"
     fields = {
         "submission_name": title,
@@ -131,7 +131,7 @@ def format_info(name: str, title: str, ruleset: str, framework: str, about: str)
 
 
 def write_shipped() -> Iterator[tuple[Path, str]]:
-    """Yields every committed file, as its path under `submissions/` and its text."""
+    """Yields every committed file as its path under `submissions/` and its text."""
     for name, optimizer in OPTIMIZERS.items():
         for framework in optimizer.frameworks:
             values = {
@@ -155,7 +155,7 @@ def write_shipped() -> Iterator[tuple[Path, str]]:
 
 
 def update_shipped(*, check: bool) -> int:
-    """Writes the committed files that are not up to date, or only names them; returns their number."""
+    """Writes outdated committed files, or only names them; returns their number."""
     stale = 0
     for path, text in write_shipped():
         target = SUBMISSIONS / path
@@ -170,11 +170,11 @@ def update_shipped(*, check: bool) -> int:
 
 
 def write_predecessor(kind: str, weights: Path, out: Path, ruleset: str) -> None:
-    """Writes a folder with a submission of Celo, Celo-Adam or VeLO, and its weights beside it.
+    """Writes a folder with a submission of Celo, Celo-Adam or VeLO and its weights.
 
     Args:
         kind: A key of `PREDECESSORS`.
-        weights: A file of its weights, as in `celo2.zoo.load_weights`.
+        weights: The weight file, as in `celo2.zoo.load_weights`.
         out: The folder.
         ruleset: "external" or "self".
     """
@@ -193,7 +193,7 @@ def write_predecessor(kind: str, weights: Path, out: Path, ruleset: str) -> None
     (out / "submission_info.yml").write_text(format_info(out.name, title, ruleset, "jax", about), "utf-8")
     arrays: dict[str, Any] = dict(loaded.arrays)
     np.savez(out / "theta.npz", **arrays)
-    if ruleset == "external":  # nothing to tune but the length and what is customary
+    if ruleset == "external":  # only the length and the customary settings can be tuned
         settings = [(each, share) for each in (PLAIN, REGULARIZED) for share in (0.75, 1.0)]
         settings.append((PLAIN, 0.5))
         trials = [{**each, **SCHEDULE, "horizon": share} for each, share in settings]

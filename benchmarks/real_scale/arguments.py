@@ -1,4 +1,4 @@
-"""The command line that all scripts of this folder have."""
+"""The command line of all scripts in this folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from experiment import Experiment
 
 CHECKPOINT_MINUTES = 10.0
-TFLOPS = 100.0  # assumed, of one device; not measured
+TFLOPS = 100.0  # per device, assumed and not measured
 
 Setting = tuple[float, float]  # learning rate, weight decay
 
 
 class Arguments(NamedTuple):
-    """Parsed arguments; the help texts of `parse` say what they are."""
+    """Parsed arguments; see the help texts in `parse`."""
 
     data: Path | None
     out: Path
@@ -59,7 +59,7 @@ data: {data}
 
 
 def parse(experiment: Experiment, argv: Sequence[str]) -> Arguments:
-    """Parses the arguments of a script; ends the process for invalid ones, and for --help."""
+    """Parses the arguments of a script; exits the process for invalid ones and for --help."""
     script = _script(experiment)
     parser = argparse.ArgumentParser(
         prog=script,
@@ -116,7 +116,7 @@ def parse(experiment: Experiment, argv: Sequence[str]) -> Arguments:
 
 
 def command_of(experiment: Experiment, argv: Sequence[str], *, stage: str) -> str:
-    """Returns the command line of these arguments with another stage."""
+    """Returns the command line with these arguments and another stage."""
     others = re.sub(r" --sta\w*[ =](all|tune|final)(?= |$)", "", f" {shlex.join(argv)}")
     return f"python {_script(experiment)}{others} --stage {stage}"
 

@@ -1,12 +1,12 @@
-"""What the scripts of this folder share: the declaration of an experiment, its stages, the command line.
+"""Shared by the scripts in this folder: the declaration of an experiment, its stages, the command line.
 
-A script declares an `Experiment` and calls `run`. Training, storing, resuming and choosing are those of
-`celo2 evaluate` (`celo2.evaluate.suite`): one suite for each optimizer, as each has its own grid.
+A script declares an `Experiment` and calls `run`. It trains, stores, resumes and chooses with the code of
+`celo2 evaluate` (`celo2.evaluate.suite`), as one suite per optimizer, since each has its own grid.
 
-    OUT/settings.json   size, precision and length; the folder takes no others
+    OUT/settings.json   size, precision and length; all runs in the folder must have the same
     OUT/tuning/         the runs of all grids with one seed, as celo2 evaluate stores them
     OUT/final/          the best setting of each optimizer with other seeds
-    OUT/table.md        our figures beside the texts'
+    OUT/table.md        our figures beside the papers'
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from celo2.tasks.base import Size
 from celo2.tasks.registry import make_task
 
 BFLOAT16 = "BF16_BF16_F32"  # JAX's name: operands are rounded to bfloat16, sums are float32
-STEPS: Mapping[Size, int] = {"small": 1_000, "tiny": 20}  # of runs that are smaller than published
-SEEDS: Mapping[Size, int] = {"full": 3, "small": 2, "tiny": 2}  # of the best setting
+STEPS: Mapping[Size, int] = {"small": 1_000, "tiny": 20}  # of runs smaller than the published ones
+SEEDS: Mapping[Size, int] = {"full": 3, "small": 2, "tiny": 2}  # for the best setting
 TUNING_SEED, FIRST_FINAL_SEED = 0, 1
 
 
@@ -58,14 +58,14 @@ class Experiment:
 
     Attributes:
         task: Name of the task in the package's registry.
-        title: What is trained, in a line.
+        title: What is trained, on one line.
         steps: Length of a run at full size.
-        grids: The optimizers with their grids.
-        figures: What the texts say, at full size.
-        measure: What the texts' figures are: the validation loss in nats, or the share of right answers.
-        need: The data set at full size, and where it goes.
-        differences: How a run of this package differs from the published one, a sentence each.
-        own: Optimizers that the package's registry lacks.
+        grids: The grid of each optimizer.
+        figures: The published figures, at full size.
+        measure: What the published figures measure: the validation loss in nats, or the accuracy.
+        need: The data set at full size, and where to put it.
+        differences: How a run of this package differs from the published one, one sentence per difference.
+        own: Optimizers that are not in the package's registry.
     """
 
     task: str
@@ -79,7 +79,7 @@ class Experiment:
     own: tuple[OptimizerSpec, ...] = ()
 
     def grid(self, optimizer: str) -> Grid:
-        """Returns the grid of an optimizer; `celo2:PATH` has that of `celo2`.
+        """Returns the grid of an optimizer; `celo2:PATH` has the grid of `celo2`.
 
         Raises:
             ValueError: The experiment has no grid for it.
@@ -94,7 +94,7 @@ class Experiment:
 
 
 def run(experiment: Experiment) -> None:
-    """Runs a script; what it compiles is kept in OUT, since the runs of an optimizer share their programs."""
+    """Runs a script and caches compiled programs in OUT, since the runs of an optimizer share them."""
     arguments = parse(experiment, sys.argv[1:])
     if not arguments.dry_run and jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(arguments.out / "compiled"))
@@ -142,7 +142,7 @@ class _Experiment:
                 raise ValueError(f"--set names {name!r}, which is not among {', '.join(self._optimizers)}.")
         self._machine = Machine(
             devices=arguments.devices,
-            max_memory=float("inf"),  # the engine below gives each device one run
+            max_memory=float("inf"),  # the engine below runs one at a time on each device
             rows_at_once=arguments.rows,
             checkpoint_seconds=60 * arguments.checkpoint_minutes,
         )
@@ -150,7 +150,7 @@ class _Experiment:
         self._tune_command = command_of(experiment, argv, stage="tune")
 
     def run(self) -> int:
-        """Plans, or trains what the folder lacks and writes the table."""
+        """Prints the plan, or trains missing runs and writes the table."""
         if self._arguments.dry_run:
             suites = [*self._tuning(), *(self._suite(name, (1e-3,), (0.0,)) for name in self._optimizers)]
             store = RunStore(self._arguments.out / "tuning")
@@ -202,7 +202,7 @@ class _Experiment:
         )
 
     def _train(self, stage: str, suites: Sequence[Suite]) -> list[Failure]:
-        """Trains what the folder of a stage lacks; a run that was stopped goes on from its checkpoint."""
+        """Trains the missing runs of a stage; interrupted runs continue from their checkpoints."""
         failures: list[Failure] = []
         for suite in suites:
             self._console.print(f"{stage}: {suite.optimizers[0]}, {suite.count_runs()} runs", highlight=False)
@@ -217,7 +217,7 @@ class _Experiment:
         return failures
 
     def _check_tuned(self) -> None:
-        """Raises a ValueError if tuning runs are missing: the best of the others may not be the best."""
+        """Raises a ValueError if tuning runs are missing: the best of the rest may not be the best of all."""
         stored = {result.spec for result in self._stored("tuning")}
         lines = []
         for name, specs in self._declared().items():
@@ -232,7 +232,7 @@ class _Experiment:
             )
 
     def _best(self) -> dict[str, tuple[float, float]]:
-        """Returns learning rate and weight decay of each optimizer: given, or with the lowest loss."""
+        """Returns each optimizer's learning rate and weight decay: as given, or with the lowest loss."""
         tuned = self._load("tuning")
         best = dict(self._arguments.set)
         for name in self._optimizers:
@@ -259,7 +259,7 @@ class _Experiment:
         ]
 
     def _load(self, stage: str) -> TaskRuns | None:
-        """Returns a stage's runs of the chosen optimizers, arranged; None without any."""
+        """Returns a stage's runs of the chosen optimizers, arranged; None if there are none."""
         stored = self._stored(stage)
         return arrange(stored).tasks[0] if stored else None
 
@@ -279,10 +279,10 @@ class _Experiment:
         print(text)
 
     def _keep_settings(self) -> None:
-        """Writes the settings that all runs of a folder share.
+        """Writes the settings that all runs in a folder share.
 
         Raises:
-            ValueError: The folder has runs with others.
+            ValueError: The folder has runs with other settings.
         """
         settings: dict[str, Any] = {
             "task": self._task,
@@ -303,9 +303,9 @@ class _Experiment:
 def one_run_a_device(
     tasks: Sequence[Sequence[Group]], machine: Machine, on_progress: Callable[[GroupProgress], None]
 ) -> Iterator[list[RunResult] | Failure]:
-    """Trains as many runs at a time as there are devices, an engine for `run_suite`.
+    """Trains as many runs at a time as there are devices; an engine for `run_suite`.
 
-    Each run has a device to itself, and what is finished is stored while the others go on.
+    Each run has its own device; finished runs are stored while the others continue.
     """
     width = machine.devices or len(jax.local_devices())
     for group in (group for groups in tasks for group in groups):
@@ -314,7 +314,7 @@ def one_run_a_device(
 
 
 def split_group(group: Group, width: int) -> list[Group]:
-    """Returns the same runs as groups of at most `width`: all of one seed, or all of one learning rate."""
+    """Splits runs into groups of at most `width`, each with a single seed or a single learning rate."""
     if len(group.seeds) == 1:
         rates = group.learning_rates
         return [group._replace(learning_rates=rates[at : at + width]) for at in range(0, len(rates), width)]

@@ -10,7 +10,7 @@ from grids import SHARED_GRIDS, Grid, log_uniform
 from table import Figure
 from token_shards import need_tokens
 
-TRAIN_TOKENS = 2_470_640_640  # 20 for each of 123.5 M parameters
+TRAIN_TOKENS = 2_470_640_640  # 20 per parameter, of 123.5 M
 FIGURE_7 = "arXiv 2602.19142, figure 7, second-hand"
 ELO = (
     "arXiv 2607.06772, second-hand: best validation loss of another GPT-2 124M run on 2.5 billion tokens of "

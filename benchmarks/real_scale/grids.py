@@ -1,4 +1,4 @@
-"""The settings that optimizers are tuned over: what a grid is, and those that all experiments share."""
+"""Grids of settings that optimizers are tuned over, and the grids shared by all experiments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from celo2.tasks.base import Size
 
-RATES: Mapping[Size, int] = {"small": 3, "tiny": 2}  # learning rates of grids below the full size
+RATES: Mapping[Size, int] = {"small": 3, "tiny": 2}  # number of learning rates below full size
 
 
 class Grid(NamedTuple):
@@ -18,7 +18,7 @@ class Grid(NamedTuple):
     Attributes:
         rates: Peak learning rates.
         decays: Weight decays, each tried with every rate.
-        source: Where the grid is from; its numbers are in `describe`.
+        source: The origin of the grid; its numbers are in `describe`.
     """
 
     rates: tuple[float, ...]
@@ -26,7 +26,7 @@ class Grid(NamedTuple):
     source: str
 
     def shrunk(self, size: Size) -> Grid:
-        """Returns the grid of a size: fewer rates, and the first decay only, below the full one."""
+        """Returns the grid for a size: below full size, with fewer rates and only the first decay."""
         if size == "full":
             return self
         chosen = np.linspace(0, len(self.rates) - 1, RATES[size]).round().astype(int)
@@ -38,14 +38,14 @@ class Grid(NamedTuple):
 
         Returns:
             "lowest" or "highest" for the learning rate; "decay" for the highest weight decay (0 is a bound);
-            "" for none, and where there is one value only.
+            "" if at no edge or if there is only one value.
         """
         if len(self.rates) > 1 and rate in (low := min(self.rates), max(self.rates)):
             return "lowest" if rate == low else "highest"
         return "decay" if len(self.decays) > 1 and decay == max(self.decays) else ""
 
     def describe(self) -> str:
-        """Returns the grid in words: its learning rates, its weight decays, its source."""
+        """Describes the grid in words: its learning rates, weight decays and source."""
         low, high, count = min(self.rates), max(self.rates), len(self.rates)
         rates = f"{count} rates from {low:g} to {high:g}" if count > 1 else f"one rate, {low:g}"
         decays = ", ".join(f"{decay:g}" for decay in self.decays)
@@ -53,7 +53,7 @@ class Grid(NamedTuple):
 
 
 def log_uniform(low: float, high: float, count: int = 7) -> tuple[float, ...]:
-    """Returns so many learning rates, log-uniform from `low` to `high`, to three digits."""
+    """Returns `count` learning rates, log-uniform from `low` to `high`, rounded to three digits."""
     return tuple(float(f"{rate:.3g}") for rate in np.geomspace(low, high, count))
 
 

@@ -13,7 +13,7 @@ from token_shards import need_tokens
 
 from celo2.baselines import OptimizerSpec
 
-TRAIN_TOKENS = 598_310_400  # 20 for each of 29.9 M parameters
+TRAIN_TOKENS = 598_310_400  # 20 per parameter, of 29.9 M
 
 ADAMW = OptimizerSpec(
     "adamw-lm-30m",

@@ -1,6 +1,6 @@
-"""The dry run: whether the data is there, what memory a run needs, how many runs there are, and how long.
+"""The dry run: checks for the data, and states the number of runs, their memory and their time.
 
-Every figure but the numbers of parameters, runs and steps is an estimate, and is called one.
+Every figure except the numbers of parameters, runs and steps is an estimate and is called one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from arguments import Arguments
     from experiment import Experiment
 
-GRADIENT_TREES = AHEAD + 1 + 2  # those of queued steps, the sum of micro-batches and the part that is added
+GRADIENT_TREES = AHEAD + 1 + 2  # of queued steps, the sum over micro-batches and the part being added
 GIB = 2**30
 
 
@@ -35,10 +35,10 @@ class Need(NamedTuple):
     """The data set of a full-size run.
 
     Attributes:
-        folder: Name of its folder, in the folder that --data names.
-        what: What the folder holds, and where it comes from.
-        num_bytes: Size of what a run reads of it.
-        on_device: How much of that is on the device.
+        folder: Name of its folder, inside the --data folder.
+        what: Content and origin of the folder.
+        num_bytes: Number of bytes that a run reads.
+        on_device: Number of these bytes that are on the device.
         check_content: Raises an OSError or ValueError that says what is wrong with a folder.
     """
 
@@ -49,14 +49,14 @@ class Need(NamedTuple):
     check_content: Callable[[Path], None]
 
     def describe(self) -> str:
-        """Returns a line for the help and for messages."""
+        """Describes the data set on one line, for the help and for messages."""
         return f"DIR/{self.folder} of --data DIR holds {self.what} ({self.num_bytes / 1e9:.1f} GB are read)."
 
     def check(self) -> Path:
         """Returns the folder.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: The folder does not exist.
             OSError, ValueError: Its content is incomplete or damaged.
         """
         folder = find_folder(self.folder)
@@ -81,9 +81,9 @@ def describe_plan(
     Args:
         experiment: What the script declares.
         arguments: The command line.
-        task: The task, on a stand-in where the data is not there.
-        suites: All that is to be trained: grids first, then the best settings.
-        finished: Runs of the tuning folder, whose step times are measured.
+        task: The task, on stand-in data if the data set is missing.
+        suites: The suites to train: grids first, then the best settings.
+        finished: Runs in the tuning folder, which have measured step times.
     """
     if arguments.rows:
         task = split_batches(task, arguments.rows)
@@ -115,7 +115,7 @@ def _describe_data(need: Need, arguments: Arguments) -> str:
 
 
 def _describe_runs(suites: Sequence[Suite], seconds: float, devices: Sequence[Any]) -> list[str]:
-    """Returns a line for each optimizer with its runs and hours, and one for all."""
+    """Returns a line with the runs and hours of each optimizer, and one with the totals."""
     runs: dict[str, list[int]] = {}
     for suite in suites:
         counts = runs.setdefault(suite.optimizers[0], [])
@@ -163,7 +163,7 @@ def _describe_memory(
 
 
 def count_activations(task: Task, params: Any, rows: int) -> int:
-    """Counts the bytes that the backward pass of so many examples needs: what `jax.vjp` keeps."""
+    """Counts the bytes that `jax.vjp` stores for the backward pass of `rows` examples."""
 
     def kept(params: Any, batch: Any) -> Any:
         return jax.vjp(lambda params: task.loss(params, batch), params)[1]
@@ -172,7 +172,7 @@ def count_activations(task: Task, params: Any, rows: int) -> int:
 
 
 def count_operations(task: Task, params: Any, rows: int) -> float:
-    """Counts floating-point operations of a batch's loss and gradient, as XLA does before it optimizes."""
+    """Counts the floating-point operations of a batch's loss and gradient, as XLA does before optimizing."""
     step = jax.jit(jax.value_and_grad(task.loss)).lower(params, _batch_shapes(task, rows))
     analysis: Any = step.cost_analysis()
     return float(analysis["flops"]) * task.batch_size / rows
@@ -191,7 +191,7 @@ def _state_bytes(suite: Suite, params: Any) -> int:
 
 
 def seconds_of_step(run: RunResult) -> float:
-    """Returns the seconds of a step of runs that had a device each: their share, times their number."""
+    """Returns the seconds of a step of runs with a device each: each run's share times their number."""
     share = re.match(r"share of (\d+) runs", run.timing)
     return run.seconds_per_step * (int(share[1]) if share else 1)
 
@@ -199,7 +199,7 @@ def seconds_of_step(run: RunResult) -> float:
 def _step_seconds(
     arguments: Arguments, task: Task, params: Any, rows: int, finished: Sequence[RunResult]
 ) -> tuple[float, str]:
-    """Returns the seconds of a step, and in words where they are from."""
+    """Returns the seconds of a step, and their origin in words."""
     if arguments.step_seconds:
         return arguments.step_seconds, "as given with --step-seconds"
     known = [seconds for run in finished if math.isfinite(seconds := seconds_of_step(run))]

@@ -1,4 +1,4 @@
-"""The table of an experiment: our figures, and beside them those of the texts."""
+"""The table of an experiment: our figures beside the published ones."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Figure(NamedTuple):
-    """A figure of a text, of the full size.
+    """A published figure, at full size.
 
     Attributes:
-        optimizer: The optimizer that it belongs to, by the package's name.
-        value: The figure as the text has it.
-        source: The text, and what else is to be known about the figure.
+        optimizer: The package's name of the optimizer that the figure belongs to.
+        value: The figure as stated there.
+        source: The paper, and notes about the figure.
     """
 
     optimizer: str
@@ -36,20 +36,20 @@ class Figure(NamedTuple):
 
 
 class Ours(NamedTuple):
-    """What was found for an optimizer.
+    """Our results for an optimizer.
 
     Attributes:
         optimizer: Its name.
         setting: Learning rate and weight decay of the final runs; None if no setting is finished.
-        edge: Whether the setting lies at the edge of the grid that it was tuned over: "", or which in words.
-        unfinished: Whether settings of that grid are not tuned: "", or how many are in words.
-        tuned: Loss of that setting in tuning; None if it was not among those tuned, or is not finished.
-        loss: Validation loss of the final runs, whatever it is; None without any.
-        accuracy: Their share of right answers.
-        seeds: Their number.
-        diverged: How many of them diverged.
-        step_seconds: Seconds of a step, each run on a device of its own, median; None without runs.
-        grid: The grid and where it is from, in words.
+        edge: The edge of the tuned grid at which the setting lies, in words; "" for none.
+        unfinished: How many settings of that grid are tuned, in words; "" if all are.
+        tuned: Loss of that setting in tuning; None if it was not among those tuned or is not finished.
+        loss: Validation loss of the final runs, finite or not; None without runs.
+        accuracy: Accuracy of the final runs.
+        seeds: Number of final runs.
+        diverged: Number of final runs that diverged.
+        step_seconds: Median seconds of a step, with one run per device; None without runs.
+        grid: The grid and its origin, in words.
     """
 
     optimizer: str
@@ -74,15 +74,15 @@ class Ours(NamedTuple):
         grid: Grid,
         finished: Sequence[bool] = (),
     ) -> Ours:
-        """Takes an optimizer's figures from the two stages' runs: those of this setting, and of no other.
+        """Takes an optimizer's figures from the runs of both stages, with only this setting.
 
         Args:
             optimizer: Its name.
-            tuning: The runs of the grids; None without any.
-            final: The runs of the best settings; None without any.
+            tuning: The runs of the grids; None if there are none.
+            final: The runs of the best settings; None if there are none.
             setting: Learning rate and weight decay; None if no setting is finished.
-            grid: What it is tuned over, whether or not all of that is finished.
-            finished: For each setting of the grid, whether its run is; none if the setting was given.
+            grid: The grid that it is tuned over, whether or not all of it is finished.
+            finished: Whether the run of each setting in the grid is finished; empty if the setting was given.
         """
         tuned = tuning.cells.get(optimizer) if tuning else None
         runs, before = (_runs_of(stage, optimizer, setting) for stage in (final, tuning))
@@ -105,7 +105,7 @@ class Ours(NamedTuple):
 
 
 def format_table(experiment: Experiment, size: Size, runs: TaskRuns, ours: list[Ours]) -> str:
-    """Returns a page in Markdown: what was run, the table, the sources, and how it differs from the texts."""
+    """Returns a Markdown page: the runs, the table, the sources, and differences from the published runs."""
     facts = runs.facts
     lines = [
         f"# {experiment.title}",
@@ -180,7 +180,7 @@ def _runs_of(
 
 
 def _over(runs: Sequence[RunResult], of: Callable[[RunResult], float]) -> MeanStd | None:
-    with np.errstate(invalid="ignore"):  # deviations of losses that are not finite
+    with np.errstate(invalid="ignore"):  # deviations of non-finite losses
         return MeanStd.over(np.array([of(run) for run in runs]))
 
 

@@ -1,4 +1,4 @@
-"""The data of the language models: shards of GPT-2 tokens."""
+"""The language models' data: shards of GPT-2 tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOKEN_BYTES = 2
 
 
 def need_tokens(folder: str, train_tokens: int) -> Need:
-    """Returns the need of so many training tokens, and of those held out, from a folder of shards."""
+    """Returns the need for `train_tokens` training tokens and the validation tokens in a folder of shards."""
     wanted = train_tokens + VALID_TOKENS
 
     def check(place: Path) -> None:

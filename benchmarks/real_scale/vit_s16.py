@@ -20,7 +20,7 @@ ABOUT_66 = "arXiv 2602.19142, second-hand and rounded: all three end level"
 
 
 def check(folder: Path) -> None:
-    """Raises an error for arrays that are missing, damaged, or not all of ImageNet."""
+    """Raises an error if arrays are missing, damaged, or not the whole of ImageNet."""
     dataset = load_imagenet()
     for split, wanted in COUNTS.items():
         if (found := len(getattr(dataset, split)["label"])) < wanted:
@@ -52,7 +52,7 @@ EXPERIMENT = Experiment(
         "train_image.npy, train_label.npy, valid_image.npy and valid_label.npy: uint8 (N, 224, 224, 3) and "
         f"labels from 0 to 999, {COUNTS['train']:,} and {COUNTS['valid']:,} images, resized and cropped",
         num_bytes=IMAGE_BYTES * sum(COUNTS.values()),
-        on_device=4 * 2 * COUNTS["train"],  # numbers of images, and labels; the images stay on the host
+        on_device=4 * 2 * COUNTS["train"],  # image indices and labels; the images stay on the host
         check_content=check,
     ),
     differences=(

@@ -1,4 +1,4 @@
-"""The `celo2` command line: dispatches to a command, whose module is imported only when it is chosen."""
+"""The `celo2` command line: dispatches to a command and imports only its module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from celo2.config import nearest_name
 
 
 class Command(NamedTuple):
-    """Module of a command, the extra that it needs (empty for none), and its line in the help."""
+    """A command's module, the extra that it needs (empty for none), and its line in the help."""
 
     module: str
     extra: str
@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `celo2 COMMAND …`.
 
     Args:
-        argv: The words after `celo2`; by default those of the process.
+        argv: The words after `celo2`; by default the process's own.
 
     Returns:
-        The exit status: 0; 1 for a run that stopped itself; 2 for an invalid call; 130, 143 or 129 when
-        Ctrl-C, SIGTERM or SIGHUP ended it.
+        The exit status: 0; 1 for a run that stopped itself; 2 for an invalid call; 130, 143 or 129 if
+        ended by Ctrl-C, SIGTERM or SIGHUP.
     """
     if argv is not None:
         return _run(list(argv))

@@ -1,1 +1,1 @@
-"""General helpers: files, locks, signals, streams, checks, registries, optional and lazy imports."""
+"""General helpers: files, locks, signals, streams, checks, registries, and optional or lazy imports."""

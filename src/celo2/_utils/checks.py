@@ -1,4 +1,4 @@
-"""Checks of command arguments before any work is done: numeric ranges and writable paths."""
+"""Checks command arguments before any work is done: numeric ranges and writable paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_DEVICES = 1024  # host devices that a processor may be split into
 
 
 def check_rates(what: str, rates: Sequence[float]) -> None:
-    """Raises a ValueError unless `rates` has one or more distinct learning rates, positive in float32."""
+    """Raises a ValueError unless `rates` has one or more learning rates, distinct and positive in float32."""
     if not rates or len(set(rates)) != len(rates) or not all(FLOAT32_TINY <= x <= FLOAT32_MAX for x in rates):
         shown = [f"{rate:g}" if isinstance(rate, float) else rate for rate in rates]
         raise ValueError(
@@ -24,7 +24,7 @@ def check_rates(what: str, rates: Sequence[float]) -> None:
 
 
 def check_seeds(first: int, count: int = 1) -> None:
-    """Raises a ValueError unless the `count` seeds from `first` are in [0, 2³²): others would repeat them."""
+    """Raises a ValueError unless the `count` seeds from `first` are in [0, 2³²); others would repeat them."""
     if not (count >= 1 and first >= 0 and first + count <= NUM_SEEDS):
         last = f" to {first + count - 1}" if count > 1 else ""
         raise ValueError(f"seeds must be whole numbers in [0, 2³²), got {first}{last}.")
@@ -49,7 +49,7 @@ def check_memory(gib: float) -> None:
 
 
 def check_out_folder(folder: Path) -> None:
-    """Checks that a folder exists or can be made, and is writable.
+    """Checks that a folder exists or can be created, and is writable.
 
     Raises:
         NotADirectoryError: The folder, or one of its parents, is a file.

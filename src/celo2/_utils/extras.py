@@ -1,4 +1,4 @@
-"""Optional dependencies, with one error message for all that are missing."""
+"""Checks for optional dependencies, with one error message for all that are missing."""
 
 from __future__ import annotations
 

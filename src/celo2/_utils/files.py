@@ -1,4 +1,4 @@
-"""Reading of size-limited files, atomic writing, and tolerant reading of JSON and JSON lines."""
+"""Reads size-limited files, writes atomically, and reads JSON and JSON lines tolerantly."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # the temporary files of `open_atomic`: .NAME.PROCESS.partial
-OLD = 3600.0  # seconds after which a partial file is abandoned, whatever host its process ran on
+PARTIAL = re.compile(r"\..+\.(\d+)\.partial")  # temporary files of `open_atomic`: .NAME.PROCESS.partial
+OLD = 3600.0  # seconds after which a partial file counts as abandoned, whatever host its process ran on
 
 
 def read_limited(path: Path, max_bytes: int) -> bytes:
     """Reads the bytes of a regular file.
 
     Raises:
-        ValueError: It is a device or a pipe, or has more than `max_bytes` bytes.
+        ValueError: The file is a device or a pipe, or has more than `max_bytes` bytes.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a regular file.")
@@ -31,14 +31,14 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes a file as a whole; see `open_atomic`."""
+    """Writes a file atomically; see `open_atomic`."""
     with open_atomic(path) as file:
         file.write(data)
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file, syncs and renames it, so that readers see the old file or the new one.
+    """Opens a temporary file, which is synced and renamed, so that readers see the old file or the new one.
 
     Raises:
         OSError: The file cannot be written; the error carries the path.
@@ -57,11 +57,11 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Removes the partial files of killed processes, in a folder and its subfolders."""
+    """Removes partial files of killed processes from a folder and its subfolders."""
     for parent, _, names in os.walk(folder):  # tolerates folders that disappear meanwhile
         for match in filter(None, map(PARTIAL.fullmatch, names)):
             path = Path(parent, match[0])
-            with suppress(FileNotFoundError):  # its process has finished and renamed it
+            with suppress(FileNotFoundError):  # its process has renamed it meanwhile
                 if not _is_alive(int(match[1])) or time.time() - path.stat().st_mtime > OLD:
                     path.unlink()
 
@@ -109,7 +109,7 @@ class Lines(NamedTuple):
 
     Attributes:
         records: The valid objects, in order.
-        odd: The numbers of the invalid lines, from 1, except a last one truncated by a killed process.
+        odd: The numbers of the invalid lines, from 1, excluding a last line truncated by a killed process.
     """
 
     records: list[dict[str, Any]]

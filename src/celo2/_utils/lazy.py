@@ -1,4 +1,4 @@
-"""Public names of a package that are imported on first use, so that importing it stays cheap."""
+"""Imports a package's public names on first use, so that importing the package stays cheap."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def import_name(package: str, home: Mapping[str, str], name: str) -> Any:
-    """Imports a public name from the module that has it; for a package's `__getattr__`.
+    """Imports a public name from the module that defines it; for a package's `__getattr__`.
 
     Args:
-        package: The package, its `__name__`.
+        package: The package's `__name__`.
         home: The module of each public name.
-        name: The name that is asked for.
+        name: The requested name.
 
     Raises:
         AttributeError: The package has no such name.

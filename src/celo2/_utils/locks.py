@@ -1,11 +1,11 @@
-"""Locks a folder for a single writer; a second one is refused with a message that names the first.
+"""Locks a folder for a single writer; refuses a second one with a message that names the first.
 
-A folder belongs to the command that began it: another kind of command is refused too, since `celo2 report`
+A folder belongs to the command that began it: other kinds of commands are refused too, since `celo2 report`
 could not tell their results apart.
 
 The lock is the operating system's (flock, through the library filelock), which is released when its process
-ends, in whatever way and on whatever host: stale locks need not be detected, which process numbers and start
-times could not do across hosts. A file beside it names the holder, for people only; nothing depends on it.
+ends, in whatever way and on whatever host. There are therefore no stale locks to detect, which process
+numbers and start times could not do across hosts. A file beside the lock names the holder, for people only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _OWNERS = {  # file → the commands that write it into their folders
 
 
 class FolderInUseError(OSError):
-    """Raised when another process writes into a folder."""
+    """Raised if another process writes into a folder."""
 
 
 @contextmanager
@@ -39,11 +39,11 @@ def lock_folder(folder: Path, command: str) -> Iterator[None]:
 
     Args:
         folder: The folder.
-        command: The command that holds the lock, for the message to a refused one: "celo2 evaluate".
+        command: The command that holds the lock, such as "celo2 evaluate", for messages to refused ones.
 
     Raises:
         ValueError: The folder has results of another kind of command.
-        FolderInUseError: Another process holds it.
+        FolderInUseError: Another process holds the lock.
         OSError: The folder cannot be written, or its file system has no locks.
     """
     check_owner(folder, command)

@@ -1,4 +1,4 @@
-"""Checks the numbers among an optimizer's options, as far as they are known when it is made."""
+"""Checks an optimizer's numeric options, as far as they are known when it is created."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def is_traceable(value: Any) -> bool:
 
 
 def check_scale(name: str, value: Any, is_unknown: Callable[[Any], bool] = is_traceable) -> None:
-    """Raises an error unless a learning rate, a weight decay or a factor of one is finite and not negative.
+    """Raises an error unless a learning rate, weight decay or factor of one is finite and not negative.
 
     Args:
         name: The option's name.
-        value: A number; or what `is_unknown` accepts, which passes unchecked.
-        is_unknown: Tells which values are not known yet, or would cost a transfer.
+        value: A number, or a value that `is_unknown` accepts, which is not checked.
+        is_unknown: Returns whether a value is not known yet or would cost a transfer.
 
     Raises:
-        TypeError: The value is of another type.
-        ValueError: A number is out of the range.
+        TypeError: The value has another type.
+        ValueError: A number is out of range.
 
     Example:
         >>> check_scale("weight_decay", -1)
@@ -36,7 +36,7 @@ def check_scale(name: str, value: Any, is_unknown: Callable[[Any], bool] = is_tr
 
 
 def check_betas(name: str, betas: Any, is_unknown: Callable[[Any], bool] = is_traceable) -> None:
-    """Raises an error unless there are two decays, each in [0, 1) if it is a number.
+    """Raises an error unless there are two decays, which must be in [0, 1) if they are numbers.
 
     Args:
         name: The option's name.
@@ -44,8 +44,8 @@ def check_betas(name: str, betas: Any, is_unknown: Callable[[Any], bool] = is_tr
         is_unknown: As in `check_scale`.
 
     Raises:
-        TypeError: The decays are no collection, or one is of another type.
-        ValueError: There are not two, or one is out of the range.
+        TypeError: The decays are not a collection, or one has another type.
+        ValueError: There are not exactly two, or one is out of range.
     """
     expected = "two decays in [0, 1)"
     if isinstance(betas, str) or not hasattr(betas, "__iter__"):
@@ -58,7 +58,7 @@ def check_betas(name: str, betas: Any, is_unknown: Callable[[Any], bool] = is_tr
 
 
 def _is_number(name: str, value: Any, expected: str, is_unknown: Callable[[Any], bool]) -> bool:
-    """Returns whether a value is a plain number; raises a TypeError unless it is one or unknown."""
+    """Returns whether a value is a plain number; raises a TypeError if it is neither that nor unknown."""
     if isinstance(value, Real):
         return True
     if is_unknown(value):

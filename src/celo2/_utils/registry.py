@@ -1,4 +1,4 @@
-"""Registries by name: built-in entries, registered ones, other packages', and `package.module:attribute`."""
+"""Registries of entries by name: built-in, registered, from other packages, or `package.module:attribute`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Entry = TypeVar("Entry")
 REFERENCE = re.compile(
     r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
 )  # package.module:attribute
-NAME = re.compile(r"[\w.+-]+")  # of something that is registered
+NAME = re.compile(r"[\w.+-]+")  # of a registered entry
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """Entries by name, in the order: built-in, registered, from the entry points of installed packages.
+    """Entries by name, in this order: built-in, registered, from entry points of installed packages.
 
-    Entry points are imported when they are used, so that a broken package costs only itself.
+    Entry points are imported on use, so that a broken package affects only its own entries.
 
     Args:
-        kind: What an entry is, in the singular, for messages.
+        kind: The kind of entries, in the singular, for messages.
         group: The group of entry points, such as `"celo2.tasks"`.
         built_in: The entries of this package.
-        convert: `(name, thing) → entry`, for what others register; raises a ValueError for the wrong kind.
+        convert: `(name, thing) → entry`, for registered things; raises a ValueError for the wrong kind.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
         Args:
             name: Letters, digits, and `_ . + -`.
-            thing: An entry, or what can be converted to one.
+            thing: An entry, or something that can be converted to one.
 
         Raises:
             ValueError: The name is taken or has other characters, or the thing is of the wrong kind.
@@ -62,7 +62,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self._entries[name] = self._convert(name, thing)
 
     def find(self, name: str) -> Entry:
-        """Returns the entry of a name, or of `package.module:attribute`.
+        """Returns the entry with a name, or the one that `package.module:attribute` refers to.
 
         Raises:
             ValueError: There is none (the message suggests the nearest), or it cannot be imported.
@@ -77,7 +77,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         )
 
     def __getitem__(self, name: str) -> Entry:
-        """Returns the entry of a name, importing it if another package has it.
+        """Returns the entry with a name, importing it if it is from another package.
 
         Raises:
             KeyError: There is none.
@@ -105,11 +105,11 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         return sum(1 for _ in self)
 
     def __contains__(self, name: object) -> bool:
-        """Returns whether there is an entry of this name, without importing it."""
+        """Returns whether there is an entry with this name, without importing it."""
         return name in self._entries or name in self._entry_points()
 
     def describe(self, line: Callable[[Entry], str]) -> dict[str, str]:
-        """Returns a line about each entry by name; one that cannot be imported says why.
+        """Returns a line about each entry by name, or the reason why it cannot be imported.
 
         Args:
             line: Describes an entry.
@@ -130,7 +130,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
 
 def load_object(reference: str) -> Any:
-    """Imports `package.module:attribute`; modules in the current folder are found, after installed ones.
+    """Imports `package.module:attribute`, from installed modules or else the current folder.
 
     Raises:
         ValueError: The module or the attribute does not exist, or importing the module fails.

@@ -1,10 +1,10 @@
 """Handles signals that end a command: Ctrl-C, SIGTERM (kill, clusters) and SIGHUP (a closed terminal).
 
 All three raise a KeyboardInterrupt that carries the signal, so that code for Ctrl-C handles the others too.
-A signal that the process was told to ignore, for example by nohup, stays ignored.
+A signal that the process was told to ignore, for example by nohup, is still ignored.
 
-Python discards an exception that is raised in a finalizer or a callback of the garbage collector, and JAX has
-such a callback. A signal that arrives there is therefore delivered once more.
+Python discards exceptions raised in finalizers and in callbacks of the garbage collector, and JAX has such a
+callback. A signal that arrives there is therefore delivered once more.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STATUSES = tuple(128 + number for number in SIGNALS)  # the shells' convention
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised when a signal ends the work.
+    """Raised if a signal ends the work.
 
     Attributes:
         number: The number of the signal.
@@ -49,7 +49,7 @@ def exit_status(stop: KeyboardInterrupt) -> int:
 
 @contextmanager
 def raising_on_stops() -> Iterator[None]:
-    """Makes the signals raise `Stopped` in a `with` block, instead of their default actions."""
+    """Makes the signals raise `Stopped` in a `with` block, instead of having their default effect."""
 
     def stop(number: int, _: Any) -> None:
         raise Stopped(number)
@@ -60,10 +60,10 @@ def raising_on_stops() -> Iterator[None]:
 
 @contextmanager
 def collecting_stops(notice: str) -> Iterator[list[int]]:
-    """Collects the first signal's number instead of raising at once; the second one raises.
+    """Collects the first signal's number instead of raising; the second signal raises.
 
     Args:
-        notice: The text to print at the first signal.
+        notice: The text to print on the first signal.
     """
     received: list[int] = []
 
@@ -79,7 +79,7 @@ def collecting_stops(notice: str) -> Iterator[list[int]]:
 
 @contextmanager
 def interruptible_pool() -> Iterator[ThreadPoolExecutor]:
-    """Yields a thread pool that an interrupt does not wait for, since compilations cannot be ended."""
+    """Yields a thread pool that interrupts do not wait for, since compilations cannot be cancelled."""
     pool = ThreadPoolExecutor()
     try:
         yield pool
@@ -103,7 +103,7 @@ def leave_if_stopped(status: int) -> None:
 
 @contextmanager
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Installs a handler in the main thread, which alone may handle signals; elsewhere does nothing."""
+    """Installs a handler in the main thread, the only one that may handle signals; otherwise does nothing."""
     previous: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -121,7 +121,7 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
 def _redelivering() -> Iterator[None]:
     """Delivers a signal again if Python discards the exception that its handler raised.
 
-    The hook cannot raise it again, since exceptions of the hook are discarded, too: a timer delivers the
+    The hook cannot raise it again, since exceptions in the hook are discarded too; a timer delivers the
     signal after the hook has returned.
     """
     previous = sys.unraisablehook

@@ -1,4 +1,4 @@
-"""Output of commands: tolerates closed pipes, and redirects the logs of libraries to a file."""
+"""Handles the output of commands: tolerates closed pipes and redirects library logs to a file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-WRITERS = ("asyncio", "etils", "orbax", "tensorstore")  # packages that take part in writing checkpoints
+WRITERS = ("asyncio", "etils", "orbax", "tensorstore")  # packages involved in writing checkpoints
 LIBRARIES = ("absl", "jax", "orbax", "etils", "tensorstore")  # loggers to redirect
 
 
@@ -23,7 +23,7 @@ class _Pipe(io.FileIO):
     """Pipe that discards all output once its reader has closed it."""
 
     def write(self, data: Any) -> int | None:
-        """Writes the data, or pretends to when the reader has gone."""
+        """Writes the data, or pretends to if the reader has gone."""
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -34,9 +34,9 @@ class _Pipe(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Lets the process continue when the reader of its output closes the pipe: `celo2 … | head`.
+    """Lets the process continue if the reader of its output closes the pipe, as in `celo2 … | head`.
 
-    Later output is lost, but hours of work are not.
+    Later output is lost, but not hours of work.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -54,12 +54,12 @@ def outlive_readers() -> None:
 
 @contextmanager
 def library_log(path: Path) -> Iterator[None]:
-    """Redirects library logs to a file: on a full disk they log pages that the error says in one line.
+    """Redirects library logs to a file: on a full disk they fill pages, where the error takes one line.
 
-    After an error the redirection stays: library threads keep failing and logging until the process ends.
+    The redirection stays after an error: library threads keep failing and logging until the process ends.
 
     Args:
-        path: The file, which is created by the first message and appended to.
+        path: The file, created by the first message and appended to.
     """
     handler = _QuietHandler(path, delay=True, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s"))
@@ -77,10 +77,10 @@ def library_log(path: Path) -> Iterator[None]:
 
 
 def _log_failed_callbacks() -> Callable[[], None]:
-    """Logs exceptions of library callbacks outside the main thread; returns a function that ends this.
+    """Logs exceptions in library callbacks outside the main thread; returns a function that ends this.
 
-    Orbax and TensorStore call into event loops that are closed when a checkpoint could not be written.
-    All other exceptions go to the previous handlers.
+    Orbax and TensorStore call into event loops that are closed if a checkpoint could not be written. All
+    other exceptions go to the previous handlers.
     """
     places = ((threading, "excepthook"), (sys, "excepthook"), (sys, "unraisablehook"))
     before = {(module, name): getattr(module, name) for module, name in places}
@@ -111,7 +111,7 @@ def _is_of_libraries(trace: TracebackType | None) -> bool:
 class _QuietHandler(logging.FileHandler):
     """File handler that ignores write errors, since the disk may be full.
 
-    The file is open only while a message is written, so that it need not be closed after an error.
+    The file is open only while a message is written, so it need not be closed after an error.
     """
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line."""
+"""Issues warnings that point to the user's line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
     Args:
         message: The text.
-        category: The kind of warning.
+        category: The warning class.
     """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_within_frameworks(frame.f_back.f_globals.get("__name__", "")):

@@ -1,4 +1,4 @@
-"""Parsing of the command line: lists, optional values, learning rates by optimizer, and `--config`."""
+"""Parses command lines: lists, optional values, learning rates by optimizer, and `--config`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Part = TypeVar("Part")
 
 
 def peek(argv: Sequence[str]) -> argparse.Namespace:
-    """Finds the words that say where a parser's defaults come from: `config`, `out`, `resume`."""
+    """Finds the options that determine a parser's defaults: `config`, `out`, `resume`."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--config", type=Path)
     early.add_argument("--out", type=Path)
@@ -39,15 +39,15 @@ def peek(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def take_part(command: Any, part: type[Part]) -> Part:
-    """Makes a dataclass from the fields that a command, or a part of it, inherits from it."""
+    """Builds the dataclass `part` from the fields that a command, or a part of one, inherits from it."""
     names = (field.name for field in dataclasses.fields(part))  # type: ignore[arg-type]
     return part(**{name: getattr(command, name) for name in names})
 
 
 def peek_devices(argv: Sequence[str]) -> int:
-    """Returns the value of `--devices` before the command line is parsed; 0 without one that is a number.
+    """Returns the value of `--devices` before the command line is parsed; 0 if it is absent or not a number.
 
-    Parsing it may import modules of the user, and with them start JAX, whose devices are fixed from then on.
+    Parsing may import the user's modules, which may start JAX, and the devices are fixed from then on.
     """
     words = [part for word in argv for part in word.split("=", 1)]
     found = [after for word, after in itertools.pairwise(words) if word == "--devices"]
@@ -55,12 +55,12 @@ def peek_devices(argv: Sequence[str]) -> int:
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    """Returns whether the help is asked for, which lists what other packages have registered."""
+    """Returns whether help is requested, which lists what other packages have registered."""
     return not {"-h", "--help"}.isdisjoint(argv)
 
 
 def make_registry(*, commas: bool = True) -> ConstructorRegistry:
-    """Makes the parsers of lists (`A B`), learning rates (`[NAME=]RATE,RATE`) and optional values (`none`).
+    """Makes parsers for lists (`A B`), learning rates (`[NAME=]RATE,RATE`) and optional values (`none`).
 
     Args:
         commas: Whether lists of text may also be written `A,B`; False if the items contain commas.
@@ -131,7 +131,7 @@ def _list(item: Any, make: Callable[[Sequence[Any]], Any], *, commas: bool) -> S
 
 
 def _parse_rates(text: str) -> tuple[str, tuple[float, ...]]:
-    """Parses `"adamw=1e-3,3e-3"` to a pair; without a name it applies to all optimizers."""
+    """Parses `"adamw=1e-3,3e-3"` into a pair; without a name, the rates apply to all optimizers."""
     name, _, numbers = text.rpartition("=")
     try:
         return name or ALL, tuple(float(number) for number in numbers.split(","))

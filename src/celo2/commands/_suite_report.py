@@ -1,4 +1,4 @@
-"""Running, loading and reporting of suites: what `celo2 compare`, `evaluate` and `report` share."""
+"""Runs, loads and reports suites, for `celo2 compare`, `evaluate` and `report`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_suite(place: Path) -> bool:
 
 
 def load_suites(places: Sequence[Path]) -> list[RunResult]:
-    """Loads the runs of folders and packed files; damaged ones are reported on standard error.
+    """Loads runs from folders and packed files; damaged ones are reported on standard error.
 
     Raises:
         ValueError: There are no finished runs.
@@ -60,20 +60,20 @@ def run_and_report(
     baseline: str = BASELINE,
     command: str = "celo2 evaluate",
 ) -> int:
-    """Trains what the folder lacks of a suite, with progress, and reports what there is.
+    """Trains the runs of a suite that are missing in the folder, shows progress, and reports the results.
 
     Args:
         suite: The suite to run.
-        out: The folder of the runs and of the report.
+        out: The folder for the runs and the report.
         console: The console to print to.
         machine: The resources of each group.
         engine: The engine that trains groups.
         baseline: The optimizer that scores are relative to.
-        command: What another process is told that has the folder.
+        command: The command's name, shown to other processes that want to use the folder.
 
     Returns:
-        The exit status: 0; 1 if a run could not be trained or the report not be written; 2 for settings that
-        the folder or the machine does not allow; 130, 143 or 129 when a signal ended it.
+        The exit status: 0; 1 if a run could not be trained or the report could not be written; 2 for settings
+        that the folder or the machine does not allow; 130, 143 or 129 if a signal ended it.
     """
     console.print(describe_suite(suite), highlight=False, markup=False)
     try:
@@ -107,7 +107,7 @@ def run_and_report(
 
 
 def _report_partly(suite: Suite, out: Path, console: Console, baseline: str) -> None:
-    """Reports what an interrupted suite has finished, if anything."""
+    """Reports the finished runs of an interrupted suite, if there are any."""
     try:
         found = load_results(out).results
         if found:
@@ -117,7 +117,7 @@ def _report_partly(suite: Suite, out: Path, console: Console, baseline: str) -> 
 
 
 def stored_ranking(places: Sequence[Path]) -> RankBy:
-    """Returns the loss that the suites of folders were asked to rank by; "validation" where they differ."""
+    """Returns the loss that the folders' suites were asked to rank by; "validation" if they differ."""
     found = set()
     for file in (place / SUITE_FILE for place in places):
         record = read_object(file) if file.exists() else {}
@@ -126,7 +126,7 @@ def stored_ranking(places: Sequence[Path]) -> RankBy:
 
 
 def describe_suite(suite: Suite) -> str:
-    """Returns what a suite takes, as a line: tasks, optimizers, settings, seeds, runs and steps."""
+    """Describes the size of a suite on one line: tasks, optimizers, settings, seeds, runs and steps."""
     tasks = suite.tasks[0] if len(suite.tasks) == 1 else f"suite {suite.name}: {len(suite.tasks)} tasks"
     groups = suite.groups(suite.tasks[0])
     counts = {len(group.learning_rates) for group in groups}
@@ -149,7 +149,7 @@ def report_suite(
     baseline: str = BASELINE,
     rank_by: RankBy = "validation",
 ) -> None:
-    """Prints the tables, the caveats and the verdict, and writes the report's files.
+    """Prints the tables, the caveats and the verdict, and writes the report files.
 
     Args:
         results: The runs of a suite.
@@ -178,7 +178,7 @@ def report_suite(
 def _tables(
     standings: Standings, rows: Sequence[OptimizerRow], tasks: Sequence[TaskRow]
 ) -> list[tuple[str, Table]]:
-    """Returns the tables for the terminal with their titles."""
+    """Returns the tables for the terminal, with their titles."""
     ranking = f"lowest final {describe_ranking(standings)}"
     if len(standings.tasks) == 1:
         task = standings.tasks[0]
@@ -200,14 +200,14 @@ def write_tables(
     baseline: str = BASELINE,
     rank_by: RankBy = "validation",
 ) -> None:
-    """Replaces the part of a Markdown page between `<!-- results NAME -->` and `<!-- end -->` by the tables.
+    """Writes the tables between `<!-- results NAME -->` and `<!-- end -->` in a Markdown page.
 
     Args:
         results: The runs.
-        page: The page. Without a mark of this name, the part behind `<!-- results -->` is replaced.
-        name: Name of the results, for pages that have several.
+        page: The page. Without a mark of this name, the part after `<!-- results -->` is replaced.
+        name: Name of the results, for pages with several.
         baseline: Optimizer that scores are relative to.
-        rank_by: Loss that chooses and ranks.
+        rank_by: Loss that optimizers are tuned and ranked by.
 
     Raises:
         ValueError: The page lacks one of the marks.

@@ -59,20 +59,20 @@ class BenchCommand:
     """Arguments of `celo2 bench`."""
 
     tree: str = "gpt2-15m"
-    """Parameter tree by name."""
+    """Name of the parameter tree."""
     optimizers: tuple[str, ...] = ("adamw", "muon", "celo2-base", "celo2")
-    """Optimizers by name; adamw always takes part."""
+    """Names of the optimizers; adamw is always included."""
     seconds: float = 20.0
-    """Time for the rounds, compilation not counted; five rounds are run in any case."""
+    """Time for the rounds, excluding compilation; at least five rounds are run."""
     whole_step: bool = False
-    """Time the training step of a small GPT, loss and gradient included, instead of the optimizer alone."""
+    """Time the training step of a small GPT, including loss and gradient, instead of the optimizer alone."""
     default_options: bool = False
-    """Compile with XLA's own options instead of `celo2.compiler_options`."""
+    """Compile with XLA's default options instead of `celo2.compiler_options`."""
     json: Path | None = None
-    """Also write the figures, with machine and commit, to this file."""
+    """Also write the figures, the machine and the commit to this file."""
 
     def __post_init__(self) -> None:
-        """Checks names and ranges."""
+        """Checks the tree's name and the time."""
         if self.tree not in TREES:
             raise ValueError(f"unknown tree {self.tree!r}; there are {', '.join(TREES)}.")
         if not 0 < self.seconds < math.inf:

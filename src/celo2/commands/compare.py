@@ -20,7 +20,7 @@ from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.tasks.registry import describe_tasks
 from celo2.zoo.specs import PRESETS
 
-PLAIN_WIDTH = 160  # columns, where the output is no terminal
+PLAIN_WIDTH = 160  # columns if the output is not a terminal
 
 _DESCRIPTION = """\
 Trains one task with several optimizers, each tuned over as many learning rates as the others, and
@@ -52,10 +52,10 @@ sizes, and need weights:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompareOptions(CompareConfig):
-    """Arguments of `celo2 compare`: the settings of a comparison, and the folder of its files.
+    """Arguments of `celo2 compare`: the settings of a comparison and its output folder.
 
     Attributes:
-        out: Folder of the runs and of the report; None: runs/compare-TASK-TIME.
+        out: Folder for the runs and the report; None: runs/compare-TASK-TIME.
     """
 
     out: Path | None = None
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
     Returns:
         The exit status: 0; 1 if an optimizer failed or the report could not be written; 2 for an invalid
-        call; 130, 143 or 129 when a signal ended it.
+        call; 130, 143 or 129 if a signal ended it.
 
     Raises:
         SystemExit: The parser exits, for `--help` or wrong usage.

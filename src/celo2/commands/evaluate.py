@@ -1,4 +1,4 @@
-"""`celo2 evaluate`: trains a suite of tasks into a folder of runs, every optimizer tuned alike."""
+"""`celo2 evaluate`: trains a suite of tasks with equally tuned optimizers, into a folder of runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from celo2.evaluate.suite.spec import ALL, Suite, load_suite
 from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.tasks.registry import describe_tasks
 
-PLAIN_WIDTH = 160  # columns, where the output is no terminal
+PLAIN_WIDTH = 160  # columns if the output is not a terminal
 
 _DESCRIPTION = """\
 Trains the tasks of a suite with every optimizer, each tuned over as many learning rates and weight decays
@@ -59,25 +59,25 @@ for your own):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
-    """Arguments of `celo2 evaluate`; those not given are taken from the suite."""
+    """Arguments of `celo2 evaluate`; the suite provides those that are not given."""
 
     out: Path
-    """Folder of the runs and of the report."""
+    """Folder for the runs and the report."""
     suite: str = "tiny"
-    """tiny (minutes on two cores), small (hours to a day on a CPU, an estimate), full (accelerators), or a
+    """tiny (minutes on two cores), small (hours to a day on a CPU, an estimate), full (accelerators), or the
     path of a TOML or JSON file."""
     tasks: tuple[str, ...] = ()
-    """Other tasks than the suite's."""
+    """Tasks to use instead of the suite's."""
     optimizers: tuple[str, ...] = ()
-    """Other optimizers than the suite's."""
+    """Optimizers to use instead of the suite's."""
     num_learning_rates: int = 0
-    """Values in each optimizer's default grid; 0: the suite's."""
+    """Number of values in each optimizer's default grid; 0: the suite's."""
     learning_rates: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    """Learning rates of all optimizers, or by name, in place of their default grids."""
+    """Learning rates of all optimizers, or by name, instead of their default grids."""
     weight_decays: list[float] = dataclasses.field(default_factory=list)
     """Decoupled weight decays, multiplied by the learning rate; each is tried with every learning rate."""
     seeds: int = 0
-    """Runs of each setting."""
+    """Number of runs per setting."""
     steps: int = 0
     """Length of every run."""
     schedule: str = ""
@@ -85,15 +85,15 @@ class EvaluateCommand:
     baseline: str = "adamw"
     """Optimizer that the report's scores are relative to."""
     refine: Literal["suite", "yes", "no"] = "suite"
-    """Give each optimizer two more rates, between its best and the neighbours, or beyond the edge; "suite":
-    as the suite says."""
+    """Try two more rates for each optimizer, between its best and the neighbours, or beyond the edge;
+    "suite": as in the suite."""
     rank_by: Literal["suite", "validation", "training"] = "suite"
-    """Loss that chooses each optimizer's setting and ranks them; a task without validation data is ranked by
-    the training loss or the return."""
+    """Loss that optimizers are tuned and ranked by; tasks without validation data are ranked by the training
+    loss or the return."""
     devices: int = 0
-    """How many of the local devices to use; 0: all."""
+    """Number of local devices to use; 0: all."""
     max_memory: float = 4.0
-    """GiB that the runs trained together may take."""
+    """Maximum memory in GiB for runs that are trained together."""
     ray: str | None = None
     """Address of a Ray cluster that shares the work ("auto", or HOST:PORT); needs celo2[ray]."""
 
@@ -102,8 +102,8 @@ def main(argv: Sequence[str]) -> int:
     """Runs `celo2 evaluate` with these arguments.
 
     Returns:
-        The exit status: 0; 1 if a run could not be trained or the report not be written; 2 for an invalid
-        call; 130, 143 or 129 when a signal ended it.
+        The exit status: 0; 1 if a run could not be trained or the report could not be written; 2 for an
+        invalid call; 130, 143 or 129 if a signal ended it.
     """
     use_cpu_devices(peek_devices(argv) or num_cores())
     command = tyro.cli(
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check_spelling(command: EvaluateCommand) -> None:
-    """Raises a ValueError for a number of learning rates in place of rates, an earlier spelling."""
+    """Raises a ValueError for a number of learning rates instead of rates, an earlier syntax."""
     rates = command.learning_rates.get(ALL, ())
     if len(rates) == 1 and rates[0] >= 1 and rates[0].is_integer():
         raise ValueError(
@@ -148,7 +148,7 @@ def _check_spelling(command: EvaluateCommand) -> None:
 
 
 def _suite(command: EvaluateCommand) -> Suite:
-    """Returns the suite with the changes of the command line."""
+    """Returns the suite with the changes from the command line."""
     asked = {
         "tasks": command.tasks,
         "optimizers": command.optimizers,

@@ -55,7 +55,7 @@ examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ProbeFlags(ProbeConfig):
-    """The settings of the probes, by flags that say so."""
+    """Settings of the probes, as flags that begin with `--probe`."""
 
     task_set: Annotated[str, tyro.conf.arg(name="probe-set")] = ProbeConfig.task_set
     tasks: Annotated[tuple[str, ...], tyro.conf.arg(name="probe-tasks")] = ProbeConfig.tasks
@@ -64,7 +64,7 @@ class _ProbeFlags(ProbeConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _TrainFlags(TrainOptions):
-    """How a recipe is run and observed."""
+    """Options of running and observing a recipe."""
 
     probe: Annotated[_ProbeFlags, tyro.conf.arg(name="")] = dataclasses.field(default_factory=_ProbeFlags)
 
@@ -74,14 +74,14 @@ class Machine:
     """Devices and processes of a run.
 
     Attributes:
-        devices: Host devices that share the pairs on a CPU; 0: as many as there are cores, or fewer where
-            that many cannot share every family's pairs equally.
-        distributed: Several processes as one run. "auto": this is one of those that a cluster has started
+        devices: Number of host devices that share the pairs on a CPU; 0: one per core, or fewer if that many
+            cannot share every family's pairs equally.
+        distributed: Whether several processes form one run. "auto": this process was started by a cluster
             (Slurm, Open MPI, Kubernetes, Cloud TPU).
-        coordinator: HOST:PORT where the others reach process 0, if no cluster says so; any port that is free
-            there.
-        num_processes: Processes in all, each started with the same command but for its PROCESS_ID.
-        process_id: Which of them this is, from 0; number 0 prints and writes.
+        coordinator: HOST:PORT where the others reach process 0, unless a cluster provides it; any port that
+            is free there.
+        num_processes: Total number of processes, started with the same command except for PROCESS_ID.
+        process_id: Index of this process, from 0; process 0 prints and writes.
     """
 
     devices: int = 0
@@ -92,7 +92,7 @@ class Machine:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that give these options again, except for the process."""
+        """The command-line words for these options, except the process's own."""
         words = ["--devices", str(self.devices)] if self.devices else []
         words += ["--distributed", self.distributed] if self.distributed != "off" else []
         words += ["--coordinator", self.coordinator] if self.coordinator else []
@@ -102,10 +102,10 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetaTrainCommand:
-    """Arguments of `celo2 meta-train`: a recipe, how it is run, and on what.
+    """Arguments of `celo2 meta-train`: a recipe, the options of the run, and the machine.
 
     Attributes:
-        config: Recipe to repeat, the config.json of a run; options given beside it replace those in the file.
+        config: Recipe to repeat, the config.json of a run; other options on the command line override it.
     """
 
     config: Path | None = None
@@ -154,14 +154,14 @@ def _train(command: MetaTrainCommand) -> int:
 
 
 def _join_others(machine: Machine, recipe: MetaConfig) -> int:
-    """Joins the other processes, if any; returns the most that may share the pairs."""
+    """Joins the other processes, if any; returns the maximum number that may share the pairs."""
     words = (machine.coordinator, machine.num_processes, machine.process_id)
     if words != (None, None, None):
         join(*words)
         return machine.num_processes or 1
     if machine.distributed == "auto":
         join()
-        return recipe.num_pairs  # JAX reports their number only once devices cannot be chosen any more
+        return recipe.num_pairs  # JAX reports their number only when devices can no longer be chosen
     return 1
 
 
@@ -201,10 +201,10 @@ def _parse(argv: Sequence[str]) -> MetaTrainCommand:
 
 
 def _refuse_recipe_only(argv: Sequence[str]) -> None:
-    """Refuses flags of options that only a recipe file sets.
+    """Refuses flags for options that can only be set in a recipe file.
 
     Raises:
-        ValueError: There is one; the message says what to do.
+        ValueError: There is such a flag; the message says what to do.
     """
     for word in argv:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
@@ -227,6 +227,6 @@ def _choose_devices(recipe: MetaConfig, num_processes: int) -> int:
 
 
 def _default_devices(counts: Iterable[int], num_processes: int) -> int:
-    """Returns the most devices of a process, up to one per core, that share every family's pairs equally."""
+    """Returns the maximum number of devices, up to one per core, that share every family's pairs equally."""
     common = max(math.gcd(*counts) // num_processes, 1)
     return next(count for count in range(min(num_cores(), common), 0, -1) if common % count == 0)

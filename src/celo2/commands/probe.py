@@ -51,8 +51,8 @@ from celo2.weights.checkpoint import SHIPPED, Weights, compute_checksum, load_ch
 from celo2.weights.sources import OURS, UPSTREAM
 
 TITLES = {"train": "training loss", "valid": "validation loss"}
-PLAIN_WIDTH = 200  # columns, where the output is no terminal
-START = "start:"  # before the name of a start; it may be left out
+PLAIN_WIDTH = 200  # columns if the output is not a terminal
+START = "start:"  # optional prefix of a start's name
 
 _DESCRIPTION = f"""\
 Trains the tasks of a declared set with each candidate and compares them in pairs: the same seeds, starts
@@ -80,7 +80,7 @@ examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ProbeFlags(ProbeConfig):
-    """The settings of a probe, by their flags."""
+    """Settings of a probe, as flags."""
 
     task_set: Annotated[str, tyro.conf.arg(name="set")] = ProbeConfig.task_set
 
@@ -90,13 +90,13 @@ class ProbeCommand:
     """Arguments of `celo2 probe`.
 
     Attributes:
-        candidates: Weights, runs or names; the first is what the others are compared with.
+        candidates: Weights, runs or names; the others are compared with the first.
         variant: Variant of the starts.
-        out: Folder that keeps every finished task of every candidate, so that nothing is trained twice.
+        out: Folder that stores every finished task of every candidate, so that nothing is trained twice.
         json: Also write everything to this file.
         markdown: Also write the tables to this file.
-        plot: Also draw the tables to this file, a PNG; needs celo2[eval].
-        devices: Host devices that share the runs on a CPU; 0: one for each core.
+        plot: Also plot the tables to this PNG file; needs celo2[eval].
+        devices: Number of host devices that share the runs on a CPU; 0: one per core.
     """
 
     candidates: tyro.conf.Positional[tuple[str, ...]]
@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show(command: ProbeCommand, config: ProbeConfig, found: Mapping[str, Mapping[str, TaskRecord]]) -> None:
-    """Prints and writes the tables of the tasks that every candidate has finished."""
+    """Prints and writes the tables of the tasks that all candidates have finished."""
     common = [task for task in next(iter(found.values()), {}) if all(task in done for done in found.values())]
     if not common:
         return
@@ -182,7 +182,7 @@ def _show(command: ProbeCommand, config: ProbeConfig, found: Mapping[str, Mappin
 
 
 def _draw(path: Path, found: Mapping[str, Mapping[str, TaskRecord]]) -> None:
-    """Draws every candidate except the first, which is the line at zero."""
+    """Plots every candidate except the first, which is the line at zero."""
     from celo2.meta.probe.figure import draw_comparisons
     from celo2.report.plots import save_png
 
@@ -201,7 +201,7 @@ def _as_dict(comparison: Comparison) -> dict[str, Any]:
 def _make_table(
     rows: Mapping[str, Comparison], found: Mapping[str, Mapping[str, TaskRecord]], measure_name: str
 ) -> Table:
-    """Builds the table with a row per task and a column per candidate, the mean last."""
+    """Builds the table, with a row per task, a column per candidate, and the mean last."""
     title = f"{TITLES[measure_name]}, log ratio to {next(iter(rows))}"
     table = Table(title=cell(title), box=box.SIMPLE_HEAD)
     table.add_column("task", overflow="fold")
@@ -220,7 +220,7 @@ def _make_table(
 
 
 def _percent(value: float) -> str:
-    """Formats a share, or a dash where too few seeds or tasks say nothing."""
+    """Formats a share as a percentage, or as a dash if there are too few seeds or tasks."""
     return "–" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
@@ -238,7 +238,7 @@ def _make_markdown(rows: Mapping[str, Comparison], title: str) -> str:
 
 
 def _label(names: Sequence[str]) -> list[str]:
-    """Returns names for tables: the last part of a path, or all of it if another name has the same."""
+    """Returns names for tables: the last part of a path, or all of it if the last part is not unique."""
     short = [_short(name) for name in names]
     return [
         label if short.count(label) == 1 else shorten(name) for label, name in zip(short, names, strict=True)
@@ -246,7 +246,7 @@ def _label(names: Sequence[str]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """Returns the last part of a weight file's path, shortened for tables; other names whole."""
+    """Returns the last part of a weight file's path, or another name whole, shortened for tables."""
     path = Path(name)
     is_file = "/" in name and path.suffix in (OURS, UPSTREAM)
     return shorten(path.name.removesuffix(OURS) if is_file else name)
@@ -256,8 +256,8 @@ class RecordStore:
     """Folder with the records of finished tasks, one file per candidate.
 
     Args:
-        folder: The folder, made if it does not exist; None: nothing is kept.
-        config: The settings of the probe; a folder keeps the records of one.
+        folder: The folder, created if it does not exist; None: nothing is stored.
+        config: The settings of the probe; a folder stores records of one setting only.
 
     Raises:
         ValueError: The folder has records of other settings.
@@ -276,7 +276,7 @@ class RecordStore:
         write_atomic(path, (json.dumps(settings, indent=2) + "\n").encode())
 
     def load(self, name: str, weights: Weights | None) -> dict[str, TaskRecord]:
-        """Loads the records of a candidate by task; records of other weights under its name are ignored."""
+        """Loads a candidate's records by task; records of other weights with the same name are ignored."""
         path = self._path(name, weights)
         return read_object(path) if path and path.exists() else {}
 
@@ -291,15 +291,15 @@ class RecordStore:
             return None
         if weights:
             checksum = compute_checksum(weights.arrays, weights.config)
-        else:  # a hand-designed optimizer has none
+        else:  # a hand-designed optimizer has no weights
             checksum = find_optimizer(name).weights
-        stem = _short(name).removeprefix(START)  # a start's records have one name, however it is written
+        stem = _short(name).removeprefix(START)  # one name for a start's records, with or without the prefix
         stem = re.sub(r"[^A-Za-z0-9_.-]", "_", stem)[:60]
         return self._folder / f"{stem}-{checksum[:12] or 'optimizer'}.json"
 
 
 def _is_optimizer(name: str) -> bool:
-    """Returns whether a candidate is an optimizer other than Celo2, not weights or a start."""
+    """Returns whether a candidate is an optimizer other than Celo2, rather than weights or a start."""
     kind = name.partition(":")[0]
     if name in BUILT_IN or kind in (*SHIPPED, START.rstrip(":")):
         return False
@@ -307,11 +307,11 @@ def _is_optimizer(name: str) -> bool:
 
 
 def load_candidates(names: Sequence[str], variant: Variant = "celo2") -> dict[str, Weights | None]:
-    """Loads weights by name, each file of a run separately; hand-designed optimizers have None.
+    """Loads weights by name, each file of a run separately; hand-designed optimizers map to None.
 
     Args:
         names: The candidates of the command.
-        variant: The variant of the starts that meta-training makes itself.
+        variant: The variant of the built-in starts.
 
     Raises:
         OSError, ValueError, ImportError: See `load_checkpoint`.
@@ -344,7 +344,7 @@ def _load(names: Sequence[str], variant: Variant) -> Iterator[tuple[str, Weights
 
 
 def _refuse_own_rate(name: str) -> None:
-    """Raises a ValueError for an optimizer, by its full name, that has no learning rate to be tuned."""
+    """Raises a ValueError for an optimizer, by its full name, that has no learning rate to tune."""
     if sets_own_rate(name):
         raise ValueError(
             f"{name} sets its own step sizes, and a probe tunes a learning rate; compare it by celo2 compare "
@@ -358,13 +358,13 @@ def measure(
     load: Callable[[str, Weights | None], dict[str, TaskRecord]] = lambda *_: {},
     save: Callable[[str, Weights | None, Mapping[str, TaskRecord]], Any] = lambda *_: None,
 ) -> Iterator[tuple[str, str, TaskRecord]]:
-    """Yields each candidate's record of each task once it is finished; each variant is compiled once.
+    """Yields each candidate's record of each task as soon as it is finished; compiles each variant once.
 
     Args:
         candidates: The result of `load_candidates`.
         config: The settings of the probe.
-        load: Returns the stored records of a candidate, by task.
-        save: Stores all records of a candidate, whenever one is finished.
+        load: Returns a candidate's stored records by task.
+        save: Stores all records of a candidate; called whenever one is finished.
     """
     probes: dict[RuleConfig, Probe] = {}
     wanted = [entry.name for entry in config.load().tasks]
@@ -404,7 +404,7 @@ def _make_fixed(weights: Weights) -> Callable[..., Any]:
     transform = LEARNED[weights.config.variant]
 
     def make(schedule: Any, weight_decay: float, theta: Mapping[str, np.ndarray]) -> Any:
-        del theta  # the options are part of the program, as constants
+        del theta  # the weights are constants of the program
         return transform(schedule, weights=weights, weight_decay=weight_decay)
 
     return make

@@ -1,4 +1,4 @@
-"""`celo2 report`: reports a folder of results as a table, a figure and a page."""
+"""`celo2 report`: reports a folder of results in tables, figures and a page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from celo2.meta.report.html import make_table, write_report
 from celo2.meta.run.metrics import METRICS_FILE
 
 _EXPECTED = "the --out folder of celo2 compare, evaluate or meta-train, or a packed NAME.npz"
-PLAIN_WIDTH = 120  # columns, where the output is no terminal
+PLAIN_WIDTH = 120  # columns if the output is not a terminal
 
 _DESCRIPTION = """\
 What runs have to say, finished or not.
@@ -57,18 +57,18 @@ class ReportCommand:
     folders: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(at least one)")
     ]
-    """Folders of celo2 evaluate, or its runs packed into a file; or runs of celo2 meta-train."""
+    """Output folders of celo2 evaluate, or files of its packed runs; or runs of celo2 meta-train."""
     out: Path | None = None
-    """Folder for the report; the first run's by default."""
+    """Folder for the report; by default the first run's."""
     baseline: str = ""
-    """Of a suite: the optimizer that scores are relative to; by default adamw, or the first other one."""
+    """For suites: the optimizer that scores are relative to; by default adamw, or else the first."""
     rank_by: Literal["stored", "validation", "training"] = "stored"
-    """Of a suite: the loss that chooses each optimizer's setting and ranks them; "stored": as it was run."""
+    """For suites: the loss that optimizers are tuned and ranked by; "stored": as when the suite was run."""
     markdown: Path | None = None
-    """Of a suite: a Markdown page, to replace what is between `<!-- results NAME -->`, the first folder's or
-    file's name, or `<!-- results -->`, and `<!-- end -->`."""
+    """For suites: a Markdown page in which the tables replace the part from `<!-- results NAME -->` (the name
+    of the first folder or file) or `<!-- results -->` to `<!-- end -->`."""
     pack: Path | None = None
-    """Of a suite: a file, NAME.npz, for all its runs; celo2 report reads it like the folder."""
+    """For suites: a file NAME.npz for all the runs, which celo2 report reads like the folder."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -125,7 +125,7 @@ def _report_meta_training(command: ReportCommand, console: Console) -> None:
 
 
 def _load(folders: Sequence[Path]) -> list[RunHistory]:
-    """Loads the runs in these folders, under the shortest unique names."""
+    """Loads the runs in these folders, with the shortest unique names."""
     if not folders:
         raise ValueError(f"name at least one folder: {_EXPECTED}.")
     for folder in folders:

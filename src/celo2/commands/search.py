@@ -36,7 +36,7 @@ examples:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _SearchFlags(SearchConfig):
-    """The settings of a search, by their flags."""
+    """Settings of a search, as flags."""
 
     task_set: Annotated[str, tyro.conf.arg(name="set")] = SearchConfig.task_set
     start: Annotated[tuple[float, ...], tyro.conf.arg(metavar="NUMBER …")] = SearchConfig.start
@@ -44,13 +44,13 @@ class _SearchFlags(SearchConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchCommand:
-    """Arguments of `celo2 search`: the settings of a search, and how long it goes on.
+    """Arguments of `celo2 search`: the settings of a search and its length.
 
     Attributes:
         out: Folder of the search: settings, record, weights.
-        config: Search to repeat, the config.json of one; options given beside it replace those in the file.
-        generations: Generations in all; a resumed search continues up to it.
-        save_every: Generations between weight files.
+        config: Search to repeat, its config.json; other options on the command line override it.
+        generations: Total number of generations; a resumed search continues up to it.
+        save_every: Number of generations between weight files.
     """
 
     out: Path

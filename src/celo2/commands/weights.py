@@ -1,4 +1,4 @@
-"""`celo2 weights`: lists, inspects, verifies, converts, fetches, publishes weight files; needs no extras."""
+"""`celo2 weights`: lists, inspects, verifies, converts, fetches or publishes weights; needs no extras."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _add_set(command: argparse.ArgumentParser) -> None:
 
 
 def _parse_option(text: str) -> tuple[str, Any]:
-    """Parses `"name=value"` to a pair; the value is JSON if it parses as such, otherwise text."""
+    """Parses `"name=value"` into a pair; the value is parsed as JSON if possible, and is otherwise text."""
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"expected OPTION=VALUE, got {text!r}")
@@ -201,7 +201,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _print_use(weights: ZooWeights) -> None:
-    """Prints the inputs that an optimizer of the zoo needs, and the presets that fit the weights."""
+    """Prints the inputs that a zoo optimizer needs, and the presets that fit the weights."""
     needs = {"loss": "the loss at each step", "num_steps": "the length of the run"}
     needed = [needs[name] for name in sorted(weights.config.needs)]
     print(f"   needs                     {' and '.join(needed) or 'gradients and parameters only'}")
@@ -275,13 +275,13 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 
 def _read(source: str, options: Sequence[tuple[str, Any]]) -> tuple[AnyWeights[Any], Integrity]:
-    """Reads weights of Celo2 or of an optimizer in `celo2.zoo`, whichever the source holds."""
+    """Reads the weights in a source, of Celo2 or of an optimizer in `celo2.zoo`."""
     file = find_file(source, AnyWeights.max_bytes)
     return decode_weights(file, AnyWeights, **dict(options)), read_integrity(file)
 
 
 def _check_variant(path: Path, weights: AnyWeights[Any], source: str) -> None:
-    """Raises a ValueError that says what to name if a file of the rule could not state its variant."""
+    """Raises a ValueError that says what to set if the variant of a file to be written is unknown."""
     if path.suffix == OURS and isinstance(weights, Weights) and VARIANT_OPTION not in weights.stated:
         raise ValueError(
             f"{source} does not say which variant of Celo2 its arrays are, and is not a file that this "
@@ -310,7 +310,7 @@ def _variant(weights: AnyWeights[Any]) -> str:
 
 
 def _set_flags(weights: AnyWeights[Any]) -> str:
-    """Formats the `--set` flags of the variant and of changed options that the arrays do not tell."""
+    """Formats the `--set` flags for the variant and for changed options that the arrays do not reveal."""
     config, defaults = weights.config, _defaults(weights)
     told = config.sizes_of(config.weight_shapes())
     named = [
@@ -331,5 +331,5 @@ def _text(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Escapes the control characters of text from a file, which could control the terminal."""
+    """Escapes control characters in text from a file, which could manipulate the terminal."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,7 +1,7 @@
-"""Probes: quality of weights on networks that meta-training does not train, compared in pairs.
+"""Probes: paired comparisons of weights on networks that meta-training does not train.
 
 `measure` trains the tasks of a declared set at rates around each one's best; `paired` compares two candidates
-seed by seed, with intervals; `log` keeps the probes of a meta-training run and its best weights.
+seed by seed, with intervals; `log` stores the probes of a meta-training run and its best weights.
 """
 
 from celo2.meta.probe.log import ProbeLog

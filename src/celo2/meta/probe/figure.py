@@ -1,4 +1,4 @@
-"""Figure of paired comparisons: the log ratio of every candidate on every task, with its interval."""
+"""Plots paired comparisons: each candidate's log ratio on each task, with its interval."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from celo2.report.plots import COLORS, STYLE
 
 
 def draw_comparisons(measures: Mapping[str, Mapping[str, Comparison]], reference: str) -> Figure:
-    """Draws a panel for each measure: tasks from top to bottom, their mean last, candidates side by side.
+    """Draws one panel per measure: tasks from top to bottom, their mean last, candidates side by side.
 
     Args:
-        measures: Title of the measure → candidate → its comparison; the same candidates and tasks in each.
+        measures: Title of the measure → candidate → its comparison; each has the same candidates and tasks.
         reference: Name of the reference, the line at zero.
     """
     candidates = list(next(iter(measures.values())))

@@ -1,8 +1,8 @@
-"""Log of a run's probes, and checkpoint selection by their scores.
+"""Logs a run's probes and selects the best checkpoint by their scores.
 
 OUT/probe.json          settings of the probes
-OUT/probes.jsonl        one line for each probe, the starting weights' first
-OUT/best.safetensors    a copy of the weights with the lowest score, whose provenance names it
+OUT/probes.jsonl        one line per probe, the starting weights' first
+OUT/best.safetensors    a copy of the weights with the lowest score, which their provenance states
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Measure(Protocol):
 
 
 class ProbeLog:
-    """Takes the probes of one run, records them and keeps the best weights.
+    """Takes the probes of one run, records them and copies the best weights.
 
-    A probe is due at step 0, the reference of all others, and at the multiples of `every`. It reads the
-    weights from the run's own file, so that the best can be copied at any time; the caller of `take` has
-    saved a checkpoint of that step before, so that a resumed run misses no probe and repeats none.
+    A probe is due at step 0, the reference for all others, and at multiples of `every`. It reads the weights
+    from the run's own file, so that the best can be copied at any time. The caller of `take` must have saved
+    a checkpoint of that step, so that a resumed run neither misses a probe nor repeats one.
 
     Args:
         folder: Folder of the run.
@@ -59,7 +59,7 @@ class ProbeLog:
         self._records: list[ProbeRecord] = []
 
     def start(self, step: int) -> None:
-        """Prepares a run that continues from `step`: later probes are dropped, since they are taken again.
+        """Prepares a run that continues from `step`; drops later probes, since they are taken again.
 
         Raises:
             ValueError: The run was probed with other settings, or a file of its probes is damaged.
@@ -78,7 +78,7 @@ class ProbeLog:
             self._records = kept
             self._write()
         elif self._records:
-            self._copy_best()  # a run may be killed before it
+            self._copy_best()  # the run may have been killed before it
 
     def is_due(self, step: int) -> bool:
         """Returns whether a probe is due at this step and has not been taken."""
@@ -86,18 +86,18 @@ class ProbeLog:
         return wanted and all(record["step"] != step for record in self._records)
 
     def steps_to_next(self, step: int) -> int:
-        """Returns the outer iterations until the next probe; a very large number without probes."""
+        """Returns the number of outer iterations until the next probe; very large without probes."""
         return self.every - step % self.every if self.every else sys.maxsize
 
     def take(self, step: int, weights: Path) -> ProbeRecord:
-        """Probes the weights of a step, and copies them if they are the best so far.
+        """Probes the weights of a step and copies them if they are the best so far.
 
         Args:
-            step: The outer iteration, one that is due; step 0 comes before all others.
-            weights: Path of their file.
+            step: The outer iteration, for which a probe is due; step 0 must come first.
+            weights: Path of the weight file.
 
         Returns:
-            `step`, `score`, `seconds`, the name of the `weights`' file, and the `tasks`' records by name.
+            `step`, `score`, `seconds`, `weights` (the name of the file), and `tasks` (the records by name).
         """
         begin = time.monotonic()
         tasks = self._measure(load_checkpoint(weights).arrays)
@@ -115,11 +115,11 @@ class ProbeLog:
 
     @property
     def best(self) -> ProbeRecord | None:
-        """The probe with the lowest score, the first of equals; None before one has a score."""
+        """The probe with the lowest score, the earliest if tied; None if none has a score."""
         return best_of(self._records)
 
     def _write(self) -> None:
-        """Writes the file as a whole, then the best weights; `start` repeats a copy that was cut off."""
+        """Writes the whole file, then the best weights; `start` repeats an interrupted copy."""
         text = "".join(json.dumps(record) + "\n" for record in self._records)
         write_atomic(self._folder / PROBES_FILE, text.encode())
         self._copy_best()
@@ -130,7 +130,7 @@ class ProbeLog:
             path.unlink(missing_ok=True)
             return
         weights = load_checkpoint(self._folder / "weights" / best["weights"])
-        settings = self._folder / SETTINGS_FILE  # of the probes; a run that continues without any has others
+        settings = self._folder / SETTINGS_FILE  # self._config differs if a run continues without probes
         text = settings.read_text() if settings.exists() else self._config.to_json()
         facts = {
             "probe_score": f"{best['score']:.6f}",
@@ -160,14 +160,14 @@ class ProbeLog:
 
 
 class Probes(NamedTuple):
-    """The probes of a run, in order, and the defects of their file, in sentences."""
+    """The probes of a run, in order, and the defects of their file, as sentences."""
 
     records: list[dict[str, Any]]
     faults: list[str]
 
 
 def load_probes(folder: Path) -> Probes:
-    """Reads the probes of a run's folder; it may have none."""
+    """Reads the probes in a run's folder, which may have none."""
     path = folder / PROBES_FILE
     lines = read_lines(path, _is_record)
     faults = [f"{path}: line {number} is not the record of a probe." for number in lines.odd]
@@ -191,13 +191,13 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def best_of(records: Sequence[ProbeRecord]) -> ProbeRecord | None:
-    """Returns the record with the lowest score, the first of equals; None if none has one."""
+    """Returns the record with the lowest score, the first if tied; None if none has a score."""
     scored = [record for record in records if record["score"] is not None]
     return min(scored, key=lambda record: record["score"]) if scored else None
 
 
 def as_point(record: ProbeRecord) -> dict[str, Any]:
-    """Converts a probe to a record for loggers, whose numbers have names such as probe/tiny-lm/loss."""
+    """Converts a probe to a record for loggers, with names such as probe/tiny-lm/loss."""
     tasks = {
         name: {key: task[key] for key in ("loss", "spread", "rate")} for name, task in record["tasks"].items()
     }
@@ -205,7 +205,7 @@ def as_point(record: ProbeRecord) -> dict[str, Any]:
 
 
 def describe_probe(record: ProbeRecord) -> str:
-    """Describes a probe on one line: its score in words, and its tasks."""
+    """Describes a probe on one line: its score in words and its tasks."""
     if record["score"] is None:
         verdict = "no score, a task diverged"
     else:

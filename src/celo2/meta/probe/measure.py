@@ -1,13 +1,12 @@
 """Trains the tasks of a set with one candidate, each at learning rates around its best.
 
 The meta-loss is measured on tiny networks at the recipe's own inner rates; in use, a rule trains other
-networks, at a tuned rate. A probe does that: it trains each task under the protocol of a comparison
-(cosine after a warm-up, float32) with the same seeds for every candidate, so that candidates can be compared
-in pairs.
+networks, at a tuned rate. So does a probe: it trains each task with the protocol of a comparison (cosine
+after a warm-up, float32) and the same seeds for every candidate, so that candidates can be compared in pairs.
 
-The rates lie on a ladder of factor √2 around the task's own rate. A coarse round tries four of them, a factor
-of four apart; each further round tries the neighbours of the best so far, at half the distance, and continues
-beyond an end if the best is there. The loss of a run is that of its end, the mean over its last fifth.
+The rates lie on a ladder with ratio √2 around the task's own rate. A coarse round tries four of them, a
+factor of four apart; each further round tries the neighbours of the best so far, at half the distance, and
+continues beyond an end if the best is there. The loss of a run is its mean over the last fifth.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from celo2.training.task_step import SharedTask
 LADDER = math.sqrt(2.0)  # ratio of neighbouring rates
 FIRST_RUNGS = (-6, -2, 2, 6)  # rungs of the first round, around the task's own rate
 STRIDES = (4, 2, 1)  # distances of the neighbours that further rounds try
-LAST_RUNG = 20  # a factor of 1,000 from the task's own rate, at which the search for a better one ends
+LAST_RUNG = 20  # the search ends at a factor of 1,000 from the task's own rate
 RATES_AT_ONCE = 2  # trained together by one compiled program
-LOSS_FLOOR = 1e-6  # lower bound of a loss before the logarithm of ratios
+LOSS_FLOOR = 1e-6  # lower bound of losses in log ratios
 
 TaskRecord = dict[str, Any]  # result of `Probe.measure` for a task
 Make = Callable[..., optax.GradientTransformation]  # (schedule, weight decay, theta) → optimizer
@@ -46,9 +45,9 @@ class ProbeConfig:
     """Settings of a probe: tasks and seeds.
 
     Attributes:
-        task_set: Declared set of tasks to train, a name or a TOML file.
-        tasks: Which of the set's tasks; none: all.
-        seeds: Runs of each task and rate; 0: as many as the set says.
+        task_set: Declared set of tasks to train, by name or as a TOML file.
+        tasks: Tasks of the set to train; none: all.
+        seeds: Number of runs per task and rate; 0: the set's own.
 
     Raises:
         ValueError: The set has no such task, or a number is out of its range.
@@ -60,7 +59,7 @@ class ProbeConfig:
     seeds: int = 0
 
     def __post_init__(self) -> None:
-        """Reads the set, so that mistakes are reported at once."""
+        """Reads the set, so that mistakes are reported immediately."""
         object.__setattr__(self, "tasks", tuple(self.tasks))
         if self.seeds < 0:
             raise ValueError(f"seeds must not be negative, got {self.seeds}; 0 is the set's own number.")
@@ -81,13 +80,13 @@ class ProbeConfig:
 
 
 class Probe:
-    """The tasks of a set, compiled when first measured and never again: theta is an argument of the programs.
+    """Trains the tasks of a set; each is compiled only once, with theta as an argument of the program.
 
     Args:
         config: Settings of the probe.
         make_optimizer: `(schedule, weight decay, theta) → Optax transform`.
         schedule: Name of the learning-rate schedule in `celo2.training.protocol.SCHEDULES`.
-        eval_params: Parameters that are validated, as in `OptimizerSpec`.
+        eval_params: Returns the parameters to validate, as in `OptimizerSpec`.
         middle_rate: Rate around which the search begins; 0: each task's own, for steps of root mean square 1.
 
     Attributes:
@@ -111,7 +110,7 @@ class Probe:
 
     @classmethod
     def of_variant(cls, config: ProbeConfig, variant: str) -> Probe:
-        """Makes a probe of the public optimizer of a variant, "celo2" or "celo2-base"."""
+        """Makes a probe of a variant's public optimizer, "celo2" or "celo2-base"."""
         transform = LEARNED[variant]
 
         def make(schedule: Any, weight_decay: float, theta: Any) -> optax.GradientTransformation:
@@ -121,7 +120,7 @@ class Probe:
 
     @classmethod
     def of_spec(cls, config: ProbeConfig, spec: OptimizerSpec) -> Probe:
-        """Makes a probe of a hand-designed optimizer, from the middle of its own range of rates."""
+        """Makes a probe of a hand-designed optimizer, starting at the middle of its range of rates."""
         low, high = spec.learning_rate_range
         return cls(
             config,
@@ -175,7 +174,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True)
 class _Ends:
-    """Final losses of the runs at one rate: `(seeds,)`, infinite for a run that diverged."""
+    """Final losses of the runs at one rate, `(seeds,)`; infinite for diverged runs."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -203,8 +202,8 @@ def next_rungs(known: Mapping[int, tuple[float, ...]]) -> list[int]:
     """Returns the rungs of the ladder to try next; none if the best of each measure has its neighbours.
 
     Args:
-        known: Losses at each rung tried, one for each measure (such as training and validation); infinite
-        if a run diverged.
+        known: Losses at each rung tried, one per measure (such as training and validation); infinite if a
+            run diverged.
 
     Example:
         >>> next_rungs({})
@@ -221,7 +220,7 @@ def next_rungs(known: Mapping[int, tuple[float, ...]]) -> list[int]:
             if math.isfinite(known[best][measure]):
                 wanted |= {best - stride, best + stride}
             else:
-                wanted.add(min(known) - stride)  # everything diverged; a lower rate may not
+                wanted.add(min(known) - stride)  # everything diverged; a lower rate may work
         missing = sorted(rung for rung in wanted if abs(rung) <= LAST_RUNG and rung not in known)
         if missing:
             return missing
@@ -232,11 +231,11 @@ def _make_record(ends: Mapping[float, _Ends], untrained: float) -> TaskRecord:
     """Makes a task's record.
 
     Returns:
-        `rates` that were tried, rising; `train_losses` and `valid_losses`, a list for each rate with one
-        loss for each seed, null where it diverged; `losses`, the mean training loss at each rate; `loss` at
-        the best rate and `spread`, its standard deviation over the seeds (null for one); `rate`, and
-        `at_edge`, whether the search ended there; `valid_loss` and `valid_rate`, the same for validation;
-        `untrained`, roughly the loss of an untrained network. `loss` is null if every rate diverged.
+        `rates`, those tried in ascending order; `train_losses` and `valid_losses`, a list per rate with one
+        loss per seed, null where it diverged; `losses`, the mean training loss at each rate; `loss` at the
+        best rate and `spread`, its standard deviation over the seeds (null for one); `rate`, and `at_edge`,
+        whether the search ended there; `valid_loss` and `valid_rate`, the same for validation; `untrained`,
+        roughly the loss of an untrained network. `loss` is null if every rate diverged.
     """
     rates = list(ends)
     means = np.asarray([end.means for end in ends.values()])
@@ -263,18 +262,18 @@ def _as_json(number: float) -> float | None:
 
 
 def log_ratios(record: TaskRecord, reference: TaskRecord, measure: str = "train") -> np.ndarray:
-    """Computes the logarithm of each seed's loss over the reference's, each at its own best rate, `(seeds,)`.
+    """Computes each seed's log ratio of losses to the reference, each at its own best rate, `(seeds,)`.
 
     Args:
         record: Record of a candidate.
-        reference: Record of the reference, on the same seeds.
+        reference: Record of the reference, for the same seeds.
         measure: "train" or "valid".
     """
     return np.log(_losses_at_best(record, measure)) - np.log(_losses_at_best(reference, measure))
 
 
 def _losses_at_best(record: TaskRecord, measure: str) -> np.ndarray:
-    """Returns a loss for each seed at the best rate; an untrained network's if every rate diverged."""
+    """Returns each seed's loss at the best rate, or an untrained network's loss if every rate diverged."""
     losses = record[f"{measure}_losses"]
     rate = record["rate" if measure == "train" else "valid_rate"]
     if rate is None:
@@ -283,7 +282,7 @@ def _losses_at_best(record: TaskRecord, measure: str) -> np.ndarray:
 
 
 def compute_score(tasks: Mapping[str, TaskRecord], reference: Mapping[str, TaskRecord]) -> float | None:
-    """Averages the log ratios of training losses to the reference's over tasks and seeds; lower is better.
+    """Averages the log ratios of training losses to the reference over tasks and seeds; lower is better.
 
     Args:
         tasks: Records by task.
@@ -303,7 +302,7 @@ def describe(tasks: Mapping[str, TaskRecord]) -> str:
 
 
 def describe_task(record: TaskRecord) -> str:
-    """Describes a task's loss and rate; a rate at the edge of those tried is pointed out."""
+    """Describes a task's loss and rate, and notes a rate at the edge of those tried."""
     if record["loss"] is None:
         return "diverged at every rate"
     spread = "" if record["spread"] is None else f" ±{record['spread']:.4f}"

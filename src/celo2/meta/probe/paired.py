@@ -1,9 +1,9 @@
-"""Paired comparison of candidates: the same seeds, starts and batches, each at its own best rate.
+"""Compares candidates in pairs: with the same seeds, starts and batches, each at its own best rate.
 
-For each task the log ratios of the seeds' losses give a mean, its standard error and a Student interval over
-the seeds. The mean over the tasks has an interval that counts seeds and tasks: the tasks' means scatter by
-both, so the standard error is their standard deviation over √tasks. Pairing removes the effect of a start and
-its batches on both candidates, which is most of the scatter.
+For each task, the log ratios of the seeds' losses give a mean, its standard error and a Student interval over
+the seeds. The interval of the mean over tasks accounts for seeds and tasks: the tasks' means vary with both,
+so the standard error is their standard deviation over √tasks. Pairing removes the effects that a start and
+its batches have on both candidates, which are most of the variation.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from scipy import stats
 from celo2.meta.probe.measure import TaskRecord, log_ratios
 
 CONFIDENCE = 0.95  # of the intervals
-POWER = 0.8  # probability of finding a difference that is called detectable
-LEAST_SEEDS = 8  # minimum number for a claim
+POWER = 0.8  # probability of finding a "detectable" difference
+LEAST_SEEDS = 8  # minimum for a claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Row:
 
     Attributes:
         name: Name of the task.
-        mean: Log ratio of the losses; below zero is better than the reference.
+        mean: Log ratio of the losses; negative is better than the reference.
         error: Standard error of the mean; NaN from one value.
         low: Lower end of the 95 % interval.
         high: Upper end of the 95 % interval.
-        seen: The minimum difference that this number of values finds with probability 0.8.
+        seen: Minimum difference that this number of values detects with probability 0.8.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Row:
     seen: float
 
     def format(self) -> str:
-        """Formats the mean with its interval, in per cent of the loss: `-3.1 % [-4.0, -2.2]`."""
+        """Formats the mean and its interval in per cent of the loss: `-3.1 % [-4.0, -2.2]`."""
         if math.isnan(self.error):
             return f"{100 * self.mean:+.1f} %"
         return f"{100 * self.mean:+.1f} % [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
@@ -54,10 +54,10 @@ class Comparison:
     """Comparison of a candidate with a reference.
 
     Attributes:
-        rows: One for each task.
-        mean: Mean over the tasks; its interval counts seeds and tasks.
-        seeds_error: Standard error of the mean over these very tasks, from the seeds alone.
-        num_seeds: Number of runs of each task.
+        rows: One row per task.
+        mean: Mean over the tasks; its interval accounts for seeds and tasks.
+        seeds_error: Standard error of the mean over these particular tasks, from the seeds alone.
+        num_seeds: Number of runs per task.
     """
 
     rows: tuple[Row, ...]
@@ -67,14 +67,14 @@ class Comparison:
 
     @property
     def wins(self) -> int:
-        """The number of tasks with a mean below zero."""
+        """The number of tasks with a negative mean."""
         return sum(row.mean < 0 for row in self.rows)
 
 
 def compare(
     tasks: Mapping[str, TaskRecord], reference: Mapping[str, TaskRecord], measure: str = "train"
 ) -> Comparison:
-    """Compares the records of a candidate with a reference's, task by task and over all.
+    """Compares a candidate's records with a reference's, task by task and overall.
 
     Args:
         tasks: Records of the candidate, by task.
@@ -82,7 +82,7 @@ def compare(
         measure: "train" or "valid".
 
     Raises:
-        ValueError: The reference lacks a task, or has another number of seeds.
+        ValueError: The reference lacks a task or has another number of seeds.
     """
     rows, count = [], 0
     for name, record in tasks.items():
@@ -101,11 +101,11 @@ def compare(
 
 
 def detectable(error: float, count: int) -> float:
-    """Computes the minimum true difference that a two-sided test at 5 % finds with probability 0.8.
+    """Computes the minimum true difference that a two-sided test at 5 % detects with probability 0.8.
 
     Args:
         error: Standard error of the mean.
-        count: Number of values that the mean is taken over, ≥ 2.
+        count: Number of values in the mean, ≥ 2.
     """
     degrees = count - 1
     return float(error * (stats.t.ppf(0.5 + CONFIDENCE / 2, degrees) + stats.t.ppf(POWER, degrees)))

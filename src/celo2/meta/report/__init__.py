@@ -1,1 +1,1 @@
-"""Report of meta-training runs: their history read from files, figures, an HTML page."""
+"""Reports meta-training runs: reads their history from files, draws figures and renders an HTML page."""

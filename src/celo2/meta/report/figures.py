@@ -1,4 +1,4 @@
-"""Figure of meta-training runs: losses, gradients, faults, probes, and their agreement."""
+"""Plots meta-training runs: losses, gradients, faults, probes, and their agreement."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from celo2.report.kit import figure_label
 from celo2.report.plots import COLORS, STYLE, scale_losses
 
 WINDOW = 0.02  # share of a run's iterations that a line is smoothed over
-WIDE_RANGE = 3.0  # ratio of highest to lowest above which an axis is logarithmic
-MOST_POINTS = 600  # of a line, so that the page of a long run stays small
+WIDE_RANGE = 3.0  # an axis is logarithmic if the ratio of highest to lowest is larger
+MOST_POINTS = 600  # per line, so that the page of a long run stays small
 LEGEND_COLUMNS = 2
-DASHES = ("-", "--", ":", "-.")  # of the runs, if colours are the tasks'
+DASHES = ("-", "--", ":", "-.")  # one per run, if colours denote tasks
 MARKS = ("o", "s", "^", "D", "v")
 
 
 def smoothing_window(run: RunHistory) -> int:
-    """Returns the number of iterations that the lines of a run are averaged over."""
+    """Returns the number of iterations that a run's lines are averaged over."""
     return max(1, round(WINDOW * len(run.records)))
 
 
 def draw_runs(runs: Sequence[RunHistory]) -> Figure:
-    """Draws seven panels. Colours denote runs or, if one run's tasks are shown, tasks."""
+    """Draws seven panels, in which colours denote runs or, if one run's tasks are shown, tasks."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(18, 9), layout="constrained")
         (loss, gradient, signal, diverged), (scores, agreement, faults, unused) = figure.subplots(2, 4)
@@ -60,7 +60,7 @@ def draw_runs(runs: Sequence[RunHistory]) -> Figure:
 
 
 def _draw_losses(axes: Axes, runs: Sequence[RunHistory]) -> None:
-    """Draws the losses of each task if there are few enough tasks and runs; else the mean over the tasks."""
+    """Draws the losses of each task if there are few enough tasks and runs, otherwise the mean over tasks."""
     tasks = list(dict.fromkeys(name for run in runs for name in run.task_losses))
     by_task = len(runs) <= len(DASHES) and len(tasks) * len(runs) <= 16
     for index, run in enumerate(runs):
@@ -117,7 +117,7 @@ def _draw_faults(axes: Axes, runs: Sequence[RunHistory]) -> None:
 
 
 def _draw_probes(axes: Axes, runs: Sequence[RunHistory]) -> None:
-    """Draws each probed task's loss over the start's, and the geometric mean; the best weights are ringed."""
+    """Draws each probed task's loss relative to the start, and the geometric mean; circles the best one."""
     for index, run in enumerate(runs):
         color = COLORS[index % len(COLORS)]
         label = run.name
@@ -146,7 +146,7 @@ def _draw_probes(axes: Axes, runs: Sequence[RunHistory]) -> None:
 
 
 def _draw_agreement(axes: Axes, runs: Sequence[RunHistory]) -> None:
-    """Draws each probe against the meta-loss of the preceding iterations, to show their agreement."""
+    """Draws each probe against the meta-loss of the iterations before it, to show their agreement."""
     for index, run in enumerate(runs):
         losses = run.meta_loss_at(run.probe_steps, smoothing_window(run))
         if np.isfinite(losses * run.probe_scores).any():
@@ -161,7 +161,7 @@ def _draw_agreement(axes: Axes, runs: Sequence[RunHistory]) -> None:
 def _draw_smoothed(
     axes: Axes, run: RunHistory, values: np.ndarray, color: str, dash: str, label: str
 ) -> None:
-    """Draws the raw numbers, faint, and their running mean over them."""
+    """Draws the raw numbers faintly, with their running mean on top."""
     shown = _thin(len(values))
     axes.plot(run.steps[shown], values[shown], lw=0.6, alpha=0.22, color=color)
     smoothed = smooth(values, smoothing_window(run))[shown]
@@ -169,7 +169,7 @@ def _draw_smoothed(
 
 
 def _thin(count: int) -> np.ndarray:
-    """Returns the indices of at most `MOST_POINTS` of `count` points, the last among them."""
+    """Returns the indices of at most `MOST_POINTS` of `count` points, including the last."""
     return np.unique(np.linspace(0, count - 1, min(count, MOST_POINTS)).round().astype(int))
 
 

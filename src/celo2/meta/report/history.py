@@ -1,4 +1,4 @@
-"""History of a run, read from its folder, also while it is being written."""
+"""Reads a run's history from its folder, even while it is being written."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class RunHistory:
         name: Label of the run, unique in a report.
         folder: Folder of the run.
         recipe: Options of the recipe; empty if they cannot be read.
-        records: Record of each iteration, the oldest first.
-        probes: Record of each probe, the oldest first.
-        faults: Defects of the files, in sentences; damaged lines are left out.
+        records: Record of each iteration, oldest first.
+        probes: Record of each probe, oldest first.
+        faults: Defects of the files, as sentences; damaged lines are left out.
     """
 
     name: str
@@ -43,12 +43,12 @@ class RunHistory:
         return np.asarray([record["step"] for record in self.records], float)
 
     def column(self, name: str) -> np.ndarray:
-        """Returns a metric of each iteration, `(N,)`; NaN if missing."""
+        """Returns a metric at each iteration, `(N,)`; NaN if missing."""
         return _as_numbers(record.get(name) for record in self.records)
 
     @cached_property
     def task_losses(self) -> dict[str, np.ndarray]:
-        """Returns the meta-loss of each task, `(N,)`, by name."""
+        """Returns the meta-losses `(N,)` of each task by name."""
         found = [record.get("loss_per_task", {}) for record in self.records]
         names = dict.fromkeys(name for losses in found for name in losses)
         return {name: _as_numbers(losses.get(name) for losses in found) for name in names}
@@ -69,7 +69,7 @@ class RunHistory:
         return _as_numbers(probe["score"] for probe in self.probes)
 
     def probe_ratios(self, task: str) -> np.ndarray:
-        """Returns a probed task's loss over that of the starting weights, `(P,)`; NaN if either diverged."""
+        """Returns a probed task's loss relative to the starting weights', `(P,)`; NaN if either diverged."""
         losses = _as_numbers(probe["tasks"].get(task, {}).get("loss") for probe in self.probes)
         return losses / losses[0] if len(losses) else losses
 
@@ -112,7 +112,7 @@ def load_history(folder: Path, name: str) -> RunHistory:
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Computes the mean of the `window` values up to each, ignoring NaN; NaN if all are."""
+    """Computes the mean of the `window` values up to each one, ignoring NaN; NaN if all are NaN."""
     finite = np.isfinite(values)
     totals = np.cumsum(np.concatenate([[0.0], np.where(finite, values, 0.0)]))
     counts = np.cumsum(np.concatenate([[0], finite]))

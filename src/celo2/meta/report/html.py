@@ -1,4 +1,4 @@
-"""HTML report of meta-training runs: a table, a figure, a page."""
+"""Writes the HTML report of meta-training runs: a table, a figure and a page."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def render_runs(runs: Sequence[RunHistory], figure: str) -> str:
 
 
 def make_table(runs: Sequence[RunHistory]) -> Table:
-    """Makes the summary for a terminal: a column for each run."""
+    """Makes the summary for a terminal, with a column per run."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column(COLUMNS[0])
     rows = make_rows(runs)
@@ -74,7 +74,7 @@ def make_table(runs: Sequence[RunHistory]) -> Table:
 
 
 def make_rows(runs: Sequence[RunHistory]) -> list[tuple[str, ...]]:
-    """Formats the table's cells, a tuple for each run in the order of `COLUMNS`."""
+    """Formats the table's cells: a tuple per run, in the order of `COLUMNS`."""
     return [_make_row(run) for run in runs]
 
 
@@ -99,7 +99,7 @@ def _make_row(run: RunHistory) -> tuple[str, ...]:
 
 
 def _verdict(run: RunHistory) -> str:
-    """Summarises the outcome of a run in a sentence."""
+    """Summarises a run's outcome in a sentence."""
     window, losses = smoothing_window(run), run.column("meta_loss")
     first, last = (_number(smooth(part, window)[-1], ".4f") for part in (losses[:window], losses))
     text = f"{run.name}: smoothed meta-loss {first} at first, {last} after {int(run.steps[-1])} iterations"
@@ -129,7 +129,7 @@ def _probe_rows(run: RunHistory) -> list[tuple[str, list[str], str, str, bool]]:
 
 
 def _recipes(recipes: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Tabulates every option with its value in each run; those that differ come first."""
+    """Tabulates every option's value in each run; options that differ come first."""
     known = list(recipes)
     names = sorted({name for recipe in known for name in recipe})
     rows = [(name, [_text(recipe.get(name, NONE)) for recipe in known]) for name in names]

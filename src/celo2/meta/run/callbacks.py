@@ -20,10 +20,10 @@ from celo2.meta.run.options import TrainOptions
 
 
 def check_processes(options: TrainOptions) -> None:
-    """Refuses probes of a run on several processes, where all would wait for the one that probes.
+    """Refuses probes of a run on several processes, which would all wait for the one that probes.
 
     Raises:
-        ValueError: Probes are asked for on several processes; the message says what to do.
+        ValueError: Probes are requested on several processes; the message says what to do.
     """
     if options.probe_every and jax.process_count() > 1:
         raise ValueError(
@@ -33,7 +33,7 @@ def check_processes(options: TrainOptions) -> None:
 
 
 def check_variant(config: MetaConfig, options: TrainOptions) -> None:
-    """Refuses probes of a predecessor, which has no learning rate to tune, and of rules of other sizes.
+    """Refuses to probe a predecessor, which has no learning rate to tune, or a rule of another size.
 
     Raises:
         ValueError: The variant cannot be probed; the message says what to do.
@@ -59,11 +59,11 @@ class Callbacks:
 
     Args:
         config: The recipe.
-        options: The options of the run, of which these are loggers and probes.
+        options: The options of the run, which include its loggers and probes.
         folder: Folder of the run.
-        first: Iterations already done.
+        first: Number of iterations already done.
         save: Writes a state and its weights, and returns the path of the weights. A state is saved before it
-        is probed, so that a resumed run neither misses a probe nor repeats one.
+            is probed, so that a resumed run neither misses a probe nor repeats one.
 
     Raises:
         ValueError: See `ProbeLog.start`.
@@ -94,22 +94,22 @@ class Callbacks:
         self._loggers.close()
 
     def begin(self, state: OuterState, make_start: Callable[[], OuterState]) -> None:
-        """Takes missing probes: of the starting weights, and of the state that was resumed.
+        """Takes missing probes: of the starting weights and of the resumed state.
 
         Args:
             state: The current state of the run.
-            make_start: Makes the state before the first iteration.
+            make_start: Creates the state before the first iteration.
         """
         if self._log.is_due(0):
             self._take(make_start() if self._first else state)
         self.probe(state)
 
     def steps_to_next(self, step: int) -> int:
-        """Returns the outer iterations until the next probe; a very large number without probes."""
+        """Returns the number of outer iterations until the next probe; very large without probes."""
         return self._log.steps_to_next(step)
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Passes the records of iterations to the loggers."""
+        """Passes iterations' records to the loggers."""
         self._loggers.write(records)
 
     def probe(self, state: OuterState) -> bool:
@@ -123,5 +123,5 @@ class Callbacks:
         record = self._log.take(int(state.count), self._save(state))
         best = "; the best so far" if self._log.best is record else ""
         print(f"{describe_probe(record)}{best}", flush=True)
-        if record["step"] >= self._first:  # loggers take no step before those they have
+        if record["step"] >= self._first:  # loggers accept no steps before those they already have
             self._loggers.write([as_point(record)])

@@ -1,7 +1,7 @@
-"""Checksums of checkpoints: hashes of a checkpoint's files, kept in a file beside them.
+"""Checksums of checkpoints: hashes of a checkpoint's files, stored in a file beside them.
 
-Without them a truncated file is noticed only if its format happens to notice, and on several processes only
-by the process that reads it.
+Without them a truncated file is detected only if its format happens to reveal it and, on several processes,
+only by the process that reads it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ CHECKSUMS = "checksums.json"  # in the folder of the checkpoint: {"relative/path
 
 
 class Ranking(NamedTuple):
-    """Checkpoints, ordered by how far they can be trusted.
+    """Checkpoints, ranked by trustworthiness.
 
     Attributes:
-        steps: Steps of usable checkpoints: verified ones, the newest first, then those without checksums.
-        doubts: For all other steps, and those without checksums, the reason for distrust.
+        steps: Steps of usable checkpoints: verified ones, newest first, then those without checksums.
+        doubts: The reason for distrust of all other steps and of those without checksums.
     """
 
     steps: list[int]
@@ -32,8 +32,8 @@ class Ranking(NamedTuple):
 def rank_checkpoints(folder: Path, steps: Iterable[int]) -> Ranking:
     """Ranks the checkpoints `folder/STEP` of these steps.
 
-    One without checksums is most likely whole (the run was killed between the two, or is of a version that
-    wrote none), but nothing says so: an older one that is verified leads to the same result.
+    A checkpoint without checksums is most likely complete (the run was killed before it wrote them, or is of
+    a version that wrote none), but that is not certain; an older verified one leads to the same result.
     """
     verified, unverified = [], []
     doubts: dict[int, str] = {}
@@ -55,7 +55,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str:
-    """Describes the damage of a checkpoint; empty if there is none, or if it has files but no checksums."""
+    """Describes a checkpoint's damage; returns "" if there is none, or if it has files but no checksums."""
     found = _compute_checksums(folder)
     if not found:
         return "it is empty"

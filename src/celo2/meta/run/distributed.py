@@ -1,10 +1,10 @@
 """Runs on several processes: joining, agreeing on values, placing arrays, and handling a lost process.
 
-Every process runs the same program, and JAX joins their devices to one mesh. Decisions that depend on a
+Every process runs the same program, and JAX joins their devices into one mesh. Decisions that depend on a
 clock, a signal or a file are made by `agree` or by the first process: if processes take different branches,
-their collectives deadlock. Only the first process prints and writes; a checkpoint is written by all of
-them, each its own part. A process that is lost ends the others: JAX notices a closed connection at once,
-and a machine that has gone silent by its missing heartbeat, after 100 s.
+their collectives deadlock. Only the first process prints and writes, except that each process writes its own
+part of a checkpoint. Losing one process ends the others: JAX detects a closed connection immediately, and a
+silent machine by its missing heartbeat after 100 s.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from celo2._utils.signals import exit_status
 
 Tree = TypeVar("Tree")
 
-# Substrings of the messages of JAX's collectives, barriers and heartbeats when another process is gone.
+# Substrings of the error messages of JAX's collectives, barriers and heartbeats if another process is gone.
 SIGNS_OF_LOSS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "CANCELLED")
-SHOWN_CHARACTERS = 200  # of such a message
+SHOWN_CHARACTERS = 200  # of such an error message
 
 
 class ProcessLostError(RuntimeError):
@@ -46,8 +46,8 @@ def join(
         num_processes: Number of processes.
         process_id: Index of this process, in [0, num_processes).
 
-    Without arguments they are read by JAX from the environment of a cluster: Slurm, Open MPI,
-    Kubernetes, Cloud TPU.
+    Without arguments, JAX reads them from the environment of a cluster: Slurm, Open MPI, Kubernetes,
+    Cloud TPU.
 
     Raises:
         ValueError: Some arguments are missing or out of range, or there is no such cluster.
@@ -89,9 +89,9 @@ def _check_given(coordinator: str | None, num_processes: int | None, process_id:
 
 
 def leave(status: int) -> None:
-    """Exits one of several processes immediately after an error; a single process continues.
+    """Exits immediately after an error if there are several processes; otherwise does nothing.
 
-    An orderly exit waits until the others exit too, and those may be waiting for this one.
+    A normal exit waits for the others to exit, which may themselves be waiting for this process.
     """
     if jax.distributed.is_initialized():
         sys.stdout.flush()
@@ -101,7 +101,7 @@ def leave(status: int) -> None:
 
 @contextmanager
 def leaving_on_error() -> Iterator[None]:
-    """Exits one of several processes, as `leave` does, on unforeseen errors such as a second Ctrl-C."""
+    """Exits as `leave` does on unforeseen errors such as a second Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -139,7 +139,7 @@ def agree(*values: int) -> tuple[int, ...]:
 
 
 def wait_for_all() -> None:
-    """Waits until every process has called it."""
+    """Waits until every process has called this."""
     agree(0)
 
 
@@ -149,7 +149,7 @@ def _make_maximum(mesh: Mesh) -> Callable[[Array], Array]:
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """Replicates arrays that are equal in every process over the whole mesh."""
+    """Replicates arrays over the whole mesh; they must be equal in every process."""
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf: Any) -> Array:
@@ -168,7 +168,7 @@ def is_loss(error: BaseException) -> bool:
 
 @contextmanager
 def losses_named(out: os.PathLike[str]) -> Iterator[None]:
-    """Replaces JAX's errors about a lost process by a message that says what to do.
+    """Replaces JAX's errors about a lost process with a message that says what to do.
 
     Raises:
         ProcessLostError: In place of JAX's error.

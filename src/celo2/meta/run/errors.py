@@ -1,4 +1,4 @@
-"""Errors of a meta-training run: non-finite meta-gradients and their limit, and failures of writing."""
+"""Errors of a meta-training run: non-finite meta-gradients, their limit, and failed writes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunWriteError(OSError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Re-raises errors of writing a file with its name and a remedy.
+    """Re-raises errors in writing a file with its path and a remedy.
 
     Raises:
         RunWriteError: In place of the original error.
@@ -39,7 +39,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _shorten(text: str, most: int = 240) -> str:
-    """Shortens a message to one line: TensorStore's can fill pages, repeating paths and causes."""
+    """Shortens a message to one line: TensorStore's can fill pages with repeated paths and causes."""
     text = " ".join(text.split()).rstrip(".")
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
@@ -49,8 +49,8 @@ class SkipLimit:
 
     Args:
         max_share: Maximum share of skipped ones in the window, in [0, 1].
-        window: Number of recent iterations considered; a young run is compared with a whole window too.
-        history: Records of the earlier iterations, the oldest first.
+        window: Number of recent iterations considered; the share of a shorter run is of a whole window too.
+        history: Records of the earlier iterations, oldest first.
     """
 
     def __init__(self, max_share: float, window: int, history: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -58,7 +58,7 @@ class SkipLimit:
         self._recent = deque((bool(record.get("skipped")) for record in history), maxlen=window)
 
     def check(self, records: Iterable[Mapping[str, Any]]) -> str:
-        """Adds records, with `step` and `skipped`; returns a message once the limit is exceeded."""
+        """Adds records with `step` and `skipped`; returns a message once the limit is exceeded."""
         found = [self._check_one(record) for record in records]
         return next(filter(None, found), "")
 

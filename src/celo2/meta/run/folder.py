@@ -1,6 +1,6 @@
 """The folder of a meta-training run: checkpoints, metrics, recipe, weights.
 
-Of several processes only the first writes, except that each writes its part of a checkpoint. All processes
+With several processes, only the first writes, except that each writes its part of a checkpoint. All processes
 must see the same folder.
 
 OUT/config.json, options.json    the recipe, and how it is run (`recipe.py`)
@@ -46,12 +46,12 @@ from celo2.meta.run.metrics import METRICS_FILE, load_metrics, read_metrics
 from celo2.meta.run.recipe import RECIPE_FILE, check_recipe, write_recipe
 from celo2.weights.checkpoint import save_weights
 
-KEPT = 3  # checkpoints; older ones are removed, their weights stay
+KEPT = 3  # checkpoints; older ones are removed, but their weights are kept
 START_FILE = "start.safetensors"
 
 
 def with_start_beside(config: MetaConfig, file: Path) -> MetaConfig:
-    """Points the recipe of a run's `config.json` to the run's own copy of its start, if there is one."""
+    """Points the recipe in a run's `config.json` to the run's own copy of its start, if there is one."""
     copy = file.parent / START_FILE
     kept = config.start not in BUILT_IN and copy.exists()
     return dataclasses.replace(config, start=str(copy)) if kept else config
@@ -61,7 +61,7 @@ class RunFiles:
     """The folder of one run; a context manager that waits for pending writes and releases the folder.
 
     Args:
-        folder: The folder, made by `start` if it does not exist.
+        folder: The folder; `start` creates it if it does not exist.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -72,7 +72,7 @@ class RunFiles:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """Creates Orbax's manager; all processes ask for it first at the same point, after `start`.
+        """Creates Orbax's manager, which all processes must first access at the same point, after `start`.
 
         It removes unfinished checkpoints of a killed run, which another run may be about to finish.
         """
@@ -90,13 +90,13 @@ class RunFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error other processes may not come to where they would wait for each other.
+        # After an error other processes may never reach the point where they wait for each other.
         if error is None or not jax.distributed.is_initialized():
             self.close()
         self._lock.close()
 
     def close(self) -> None:
-        """Waits for pending writes, and releases the folder for other writers."""
+        """Waits for pending writes and releases the folder to other writers."""
         if "_manager" in vars(self):
             self._manager.close()
         self._lock.close()
@@ -106,22 +106,22 @@ class RunFiles:
 
         Raises:
             FileExistsError, FileNotFoundError: See `start`.
-            OSError: The folder cannot be made or written.
+            OSError: The folder cannot be created or written.
         """
         if distributed.is_first():
             self._check_there(self.folder / RECIPE_FILE, resume=resume)
             check_out_folder(self.folder)
 
     def start(self, config: MetaConfig, *, resume: bool) -> None:
-        """Writes the recipe of a new run and its starting weights, or checks that a resumed one has the same.
+        """Writes the recipe and starting weights of a new run, or checks that a resumed run has the same.
 
-        The first process does it; the others wait. From then on the folder is locked against other runs.
+        The first process does this while the others wait. The folder is then locked against other runs.
 
         Raises:
             FolderInUseError: Another run writes into the folder.
-            FileExistsError: A new run in a folder that holds one.
-            FileNotFoundError: Nothing to resume.
-            ValueError: The resumed run has another recipe, or the weights to start from have other options.
+            FileExistsError: The run is new, but the folder holds one already.
+            FileNotFoundError: There is nothing to resume.
+            ValueError: The resumed run has another recipe, or the starting weights have other options.
         """
         if distributed.is_first():
             self._start_or_check(config, resume=resume)
@@ -132,7 +132,7 @@ class RunFiles:
         self._check_there(path, resume=resume)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.enter_context(lock_folder(self.folder, "celo2 meta-train"))
-        self._check_there(path, resume=resume)  # another run may have begun since
+        self._check_there(path, resume=resume)  # another run may have begun meanwhile
         if resume:
             check_recipe(self.folder, config)
             remove_partial_files(self.folder)
@@ -158,32 +158,31 @@ class RunFiles:
             )
 
     def with_own_start(self, config: MetaConfig) -> MetaConfig:
-        """Returns the recipe with the run's own copy of its starting weights, which nobody else changes."""
+        """Returns the recipe with the run's own copy of its starting weights, which nothing else changes."""
         return config if config.start in BUILT_IN else dataclasses.replace(config, start=str(self._start))
 
     def restore(
         self, config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None = None
     ) -> OuterState | None:
-        """Restores the newest intact state, placed as `outer.init` places it; None if there never was one.
+        """Restores the newest intact state, placed as by `outer.init`; returns None if there never was one.
 
-        Later checkpoints, which are damaged, are removed, and so are the metrics written after it, since
-        their iterations run again.
+        Later checkpoints, which are damaged, and later metrics are removed, since their iterations run again.
 
         Raises:
-            ValueError: There is or was a checkpoint, and none can be read; nothing has been removed.
+            ValueError: There are or were checkpoints, but none can be read; nothing has been removed.
         """
         like = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
             _as_saved(outer.init(config, mesh, optimizer)),
         )
-        steps, ranking = self._manager.all_steps(), Ranking([], {})  # all processes ask for them together
+        steps, ranking = self._manager.all_steps(), Ranking([], {})  # called by all processes together
         if distributed.is_first():
             ranking = rank_checkpoints(self.folder / "checkpoints", steps)
         doubts = dict(ranking.doubts)
         for step in _agreed(ranking.steps):
             try:
                 state = self._manager.restore(step, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
-            except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
+            except Exception as error:  # whatever Orbax and TensorStore raise for a damaged file
                 if jax.process_count() > 1:
                     raise  # the others may have read their part
                 doubts[step] = f"{type(error).__name__}: {error}"
@@ -195,7 +194,7 @@ class RunFiles:
         return None
 
     def _go_back_to(self, step: int, doubts: Mapping[int, str]) -> None:
-        """Removes everything later than the restored checkpoint, since its iterations run again."""
+        """Removes everything after the restored checkpoint, since its iterations run again."""
         if distributed.is_first():
             for other, doubt in sorted(doubts.items(), reverse=True):
                 if other > step:
@@ -208,7 +207,7 @@ class RunFiles:
         self._drop_metrics_after(step)
 
     def _check_that_none_was_lost(self, doubts: Mapping[int, str]) -> None:
-        """Raises a ValueError if a run would start over although it had made progress."""
+        """Raises a ValueError if a run that had made progress would start over."""
         if doubts:
             listed = "; ".join(f"{step}: {doubt:.200}" for step, doubt in sorted(doubts.items()))
             raise ValueError(
@@ -232,7 +231,7 @@ class RunFiles:
         if step not in self._manager.all_steps():
             with writing(self._step_folder(step)):
                 args = ocp.args.StandardSave(_as_saved(state))  # type: ignore[call-arg]
-                saved = self._manager.save(step, args=args)  # not if there are later ones
+                saved = self._manager.save(step, args=args)  # False if there are later checkpoints
                 self._manager.wait_until_finished()
                 if saved and distributed.is_first():
                     write_checksums(self._step_folder(step))
@@ -253,7 +252,7 @@ class RunFiles:
         return self.folder / "checkpoints" / str(step)
 
     def append_metrics(self, records: list[dict[str, Any]]) -> None:
-        """Appends one JSON line for each record.
+        """Appends one JSON line per record.
 
         Raises:
             RunWriteError: They cannot be written.
@@ -263,11 +262,11 @@ class RunFiles:
                 stream.writelines(json.dumps(record) + "\n" for record in records)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Reads the records so far, the oldest first."""
+        """Reads the records so far, oldest first."""
         return read_metrics(self.folder)
 
     def _drop_metrics_after(self, step: int) -> None:
-        """Removes the records after a step; the first process does it, the others wait."""
+        """Removes the records after a step, in the first process while the others wait."""
         if distributed.is_first():
             records, faults = load_metrics(self.folder)
             for fault in faults:
@@ -284,7 +283,7 @@ class RunFiles:
 
 
 def _agreed(steps: Sequence[int]) -> Sequence[int]:
-    """Returns the first process's list of checkpoints to try; several processes try only the best."""
+    """Returns the first process's list of checkpoints to try; only the best with several processes."""
     if jax.process_count() == 1:
         return steps
     (first,) = distributed.agree(steps[0] + 1 if steps else 0)
@@ -292,7 +291,7 @@ def _agreed(steps: Sequence[int]) -> Sequence[int]:
 
 
 def _as_saved(state: OuterState) -> dict[str, Any]:
-    """Converts a state to its form in the files: Orbax writes no empty trees, so these are left out."""
+    """Converts a state to its form in the files, without empty trees, which Orbax cannot write."""
     fields = state._asdict() | {"inner": tuple(map(_runs_as_saved, state.inner))}
     if state.buffer is None:
         del fields["buffer"]

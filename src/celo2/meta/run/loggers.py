@@ -1,7 +1,7 @@
 """Loggers of a run's metrics beside its JSON lines: TensorBoard, Weights & Biases.
 
-A logger takes records, flat or nested, each with its `step`. The JSON lines of the run are written
-first and are complete; a logger that fails is therefore reported once, and the run continues.
+A logger accepts records, flat or nested, each with its `step`. The run's JSON lines are written first and
+are complete, so the failure of a logger is only reported once and the run continues.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Logger(Protocol):
     """Interface of a logger."""
 
     def write(self, records: Records) -> None:
-        """Adds records; each has a `step`, and the steps of a run do not decrease."""
+        """Adds records; each has a `step`, and a run's steps do not decrease."""
         ...
 
     def close(self) -> None:
@@ -38,7 +38,7 @@ class TensorBoard:
 
     Args:
         folder: Folder of the run.
-        first: Iterations already done; TensorBoard discards later points of an earlier part of the run.
+        first: Number of iterations already done; TensorBoard discards later points from before a resumption.
         recipe: The run's recipe, shown as text.
     """
 
@@ -54,7 +54,7 @@ class TensorBoard:
             self._writer.add_text("recipe", f"```\n{json.dumps(dict(recipe), indent=2)}\n```", 0)
 
     def write(self, records: Records) -> None:
-        """Writes one scalar for each number."""
+        """Writes one scalar per number."""
         for record in records:
             for name, value in flatten(record):
                 self._writer.add_scalar(name, value, record["step"])
@@ -72,7 +72,7 @@ class WeightsAndBiases:
 
     Args:
         folder: Folder of the run; its name becomes the run's.
-        first: Iterations already done.
+        first: Number of iterations already done.
         recipe: The config shown with the run.
     """
 
@@ -92,7 +92,7 @@ class WeightsAndBiases:
         write_atomic(note, (json.dumps({"id": self._run.id}) + "\n").encode())
 
     def write(self, records: Records) -> None:
-        """Logs one row for each record, except steps that the server already has from before a resumption."""
+        """Logs one row per record, except steps that the server already has from before a resumption."""
         for record in records:
             if record["step"] >= self._run.step:
                 self._run.log(dict(flatten(record)), step=record["step"])
@@ -106,7 +106,7 @@ LOGGERS: Mapping[str, tuple[str, Callable[[Path, int, Mapping[str, Any]], Logger
     "tensorboard": ("tensorboardX", TensorBoard),
     "wandb": ("wandb", WeightsAndBiases),
 }
-"""The available loggers by name: the package that each needs, and its class."""
+"""The available loggers by name: the package that each needs and its class."""
 
 
 def check_loggers(names: Iterable[str]) -> None:
@@ -114,7 +114,7 @@ def check_loggers(names: Iterable[str]) -> None:
 
     Raises:
         ValueError: No logger has this name.
-        ImportError: A package is missing; the message names the extra that brings it.
+        ImportError: A package is missing; the message names the extra that installs it.
     """
     for name in names:
         if name not in LOGGERS:
@@ -128,7 +128,7 @@ def open_loggers(names: Iterable[str], folder: Path, *, first: int, recipe: Mapp
     """Opens loggers for a run that has done `first` iterations.
 
     Raises:
-        OSError: One cannot be opened, for example without a login.
+        OSError: A logger cannot be opened, for example without a login.
     """
     opened: dict[str, Logger] = {}
     for name in names:
@@ -144,7 +144,7 @@ def open_loggers(names: Iterable[str], folder: Path, *, first: int, recipe: Mapp
 
 
 class Loggers:
-    """Several loggers as one that never raises: the first error of each is printed, the run continues.
+    """Combines several loggers into one that never raises; the first error of each is printed.
 
     Args:
         loggers: The loggers by name.
@@ -155,7 +155,7 @@ class Loggers:
         self._failed: set[str] = set()
 
     def write(self, records: Records) -> None:
-        """Passes the records to every logger, also to one that failed before: a network may recover."""
+        """Passes the records to every logger, including those that failed before: a network may recover."""
         for name, logger in self._loggers.items():
             self._try(name, lambda logger=logger: logger.write(records))
 
@@ -178,7 +178,7 @@ class Loggers:
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Yields the numbers of a record, names joined by "/"; `step`, text, lists and null are left out.
+    """Yields the numbers in a record, with names joined by "/"; `step`, text, lists and null are left out.
 
     Example:
         >>> list(flatten({"step": 3, "loss": {"digits": 1.5, "mnist": None}, "skipped": 0}))

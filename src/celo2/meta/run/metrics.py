@@ -1,4 +1,4 @@
-"""Reading of `metrics.jsonl`, the log of a run's outer iterations."""
+"""Reads `metrics.jsonl`, the log of a run's outer iterations."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from celo2._utils.files import read_lines
 
 METRICS_FILE = "metrics.jsonl"
-SHOWN_LINES = 5  # malformed lines whose numbers a message lists
+SHOWN_LINES = 5  # maximum number of malformed lines that a message lists
 
 
 class Metrics(NamedTuple):
     """The contents of a run's metrics file.
 
     Attributes:
-        records: One record for each iteration, in order.
-        faults: Defects of the file, in sentences.
+        records: One record per iteration, in order.
+        faults: Defects of the file, as sentences.
     """
 
     records: list[dict[str, Any]]
@@ -29,9 +29,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def load_metrics(folder: Path) -> Metrics:
-    """Reads the metrics of a run's folder; a torn last line, left by a killed run, is ignored.
+    """Reads the metrics in a run's folder; ignores a truncated last line, left by a killed run.
 
-    Runs from before the introduction of families name image sets; their task is `mlp/SET`.
+    Runs from before families were introduced name image sets; their task is `mlp/SET`.
     """
     path = folder / METRICS_FILE
     lines = read_lines(path, _is_record)

@@ -1,6 +1,6 @@
 """Options of running a recipe, and their file.
 
-OUT/options.json    length, checkpoints, loggers, probes; defaults of a resumption, which may change them
+OUT/options.json    length, checkpoints, loggers, probes; defaults for a resumed run, which may change them
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ class TrainOptions:
 
     Attributes:
         out: Folder of the run: recipe, metrics, checkpoints, weights.
-        outer_steps: Outer iterations in all; a resumed run continues up to it.
+        outer_steps: Total number of outer iterations; a resumed run continues up to it.
         resume: Continue the run in OUT from its last checkpoint; the command line takes the recipe and the
             options from there.
         checkpoint_every: Outer iterations between checkpoints.
         max_skipped: Share of the last SKIP_WINDOW meta-gradients that may be skipped because they are not
             finite, in [0, 1]; one more ends the run with an error.
-        skip_window: Outer iterations over which skipped ones are counted.
-        sinks: Loggers that get the metrics beside OUT/metrics.jsonl; needs celo2[watch].
+        skip_window: Number of outer iterations over which skipped ones are counted.
+        sinks: Loggers that receive the metrics in addition to OUT/metrics.jsonl; needs celo2[watch].
         probe_every: Outer iterations between probes, which choose OUT/best.safetensors; 0: never.
         probe: The tasks and seeds of a probe.
-        machine_words: Command-line words that a resumption on this machine needs beside --resume and --out.
+        machine_words: Command-line words that resuming on this machine needs besides --resume and --out.
     """
 
     out: Path
@@ -62,11 +62,11 @@ class TrainOptions:
             raise ValueError(f"probe_every must not be negative, got {self.probe_every}; 0 is never.")
 
 
-_NOT_KEPT = ("out", "resume", "machine_words")  # given anew by every call
+_NOT_KEPT = ("out", "resume", "machine_words")  # set by every call
 
 
 def write_options(folder: Path, options: TrainOptions) -> None:
-    """Writes the options of a run into its folder, for a resumption.
+    """Writes the options of a run into its folder, for resuming it.
 
     Raises:
         RunWriteError: They cannot be written.
@@ -77,9 +77,9 @@ def write_options(folder: Path, options: TrainOptions) -> None:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """Reads the options of a run's last call, by the names of `TrainOptions`, those of `probe` in a dict.
+    """Reads the options of a run's last call, by their names in `TrainOptions`; `probe` is a dict.
 
-    Options of another version are left out; a run from before there was such a file has none.
+    Options of another version are left out; a run from before this file was introduced has none.
 
     Raises:
         ValueError: The file is damaged; the message says what to do.

@@ -1,4 +1,4 @@
-"""Progress display of a meta-training run."""
+"""Displays the progress of a meta-training run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
-SMOOTHING = 0.98  # of the meta-loss that is shown, as "smoothed meta-loss"
+SMOOTHING = 0.98  # of the displayed "smoothed meta-loss"
 PLAIN_EVERY = 30.0  # seconds between lines if the output is not a terminal
 
 
 class Progress:
-    """A progress bar with the smoothed meta-loss and the time left; plain lines without a terminal.
+    """Progress bar with the smoothed meta-loss and the time left; plain lines without a terminal.
 
     Args:
         title: Text before the bar.
-        first: Iterations already done.
+        first: Number of iterations already done.
         total: Total number of iterations.
         history: Records of the iterations already done, for counts over the whole run.
-        shown: Whether anything is shown at all.
+        shown: Whether anything is displayed.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Progress:
         return skipped + (f", {self._diverged} of {self._ended} runs diverged" if self._diverged else "")
 
     def update(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Adds iterations' records, at least one; see `OuterMetrics` for their names."""
+        """Adds one or more iterations' records; see `OuterMetrics` for their fields."""
         for record in records:
             self._count(record)
         last = records[-1]
@@ -104,7 +104,7 @@ class Progress:
             print("  ".join(filter(None, words)), flush=True)
 
     def _pace(self, step: int, now: float) -> tuple[str, str]:
-        """Formats the time of an iteration and the time left; empty until one ran without compilation."""
+        """Formats the time per iteration and the time left; "" until one has run without compilation."""
         if self._compiled is None:
             self._compiled = (now, step)
         since, before = self._compiled

@@ -1,6 +1,6 @@
-"""Recipe of a run, as kept in its folder.
+"""Stores the recipe of a run in its folder.
 
-OUT/config.json    the recipe, which decides the result; a resumed run must have the same
+OUT/config.json    the recipe, which determines the result; a resumed run must have the same one
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def write_recipe(folder: Path, config: MetaConfig) -> None:
 
 
 def read_recipe(folder: Path) -> MetaConfig:
-    """Reads the recipe that a run was started with; options added since take their defaults.
+    """Reads the recipe that a run was started with; options added since then have their defaults.
 
     Raises:
         OSError: There is no such file.
@@ -41,10 +41,10 @@ def read_recipe(folder: Path) -> MetaConfig:
 
 
 def check_recipe(folder: Path, config: MetaConfig) -> None:
-    """Checks that a resumed run's recipe equals the one that it was started with.
+    """Checks that a resumed run has the recipe that it was started with.
 
     Raises:
-        ValueError: They differ (the message lists where), or the file is damaged.
+        ValueError: The recipes differ (the message lists where), or the file is damaged.
     """
     saved = read_recipe(folder)
     before, now = (json.loads(recipe.to_json()) for recipe in (saved, config))

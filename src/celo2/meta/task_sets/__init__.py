@@ -1,23 +1,23 @@
-"""Declared sets of tasks: for searches, for the selection of weights, and for judging them.
+"""Declared sets of tasks: for searching, for selecting weights, and for judging them.
 
-A set is a TOML file, so that it stands fixed in the repository before the runs that use it:
+A set is a TOML file, so that it is fixed in the repository before the runs that use it:
 
     first_seed = 3000            # seeds of the runs: first_seed, first_seed + 1, …
     seeds = 8
 
     [[tasks]]
     name = "perceptron"          # name of the row in tables and files
-    task = "mlp"                 # of `celo2.tasks.registry.TASKS`, with @tiny or @small if it has sizes
-    kind = "perceptron"          # tasks of one kind share one vote; the name itself by default
+    task = "mlp"                 # in `celo2.tasks.registry.TASKS`, with @tiny or @small if it has sizes
+    kind = "perceptron"          # tasks of one kind share one vote; by default the name
     steps = 300
-    rate = 8e-3                  # start of the search for the best rate of rules with unit steps
-    weight_decay = 0.1           # decoupled; 0 by default
-    options = { widths = [32] }  # keywords of the function that makes the task
+    rate = 8e-3                  # where the search for the best rate begins, for rules with unit steps
+    weight_decay = 0.1           # decoupled; by default 0
+    options = { widths = [32] }  # keyword arguments of the function that makes the task
 
-Four sets come with the package. `searching` is small and broad, half of it transformers. `choosing` may
-select checkpoints and recipes. `judging` has other kinds of network, other data and other sizes; half of its
-runs are 1,500 steps long, and it is only ever run on weights about to be shipped and on the rows
-beside them. `scaling` has one task at three widths and one at three lengths.
+The package has four sets. `searching` is small and broad, and half of it are transformers. `choosing` may
+select checkpoints and recipes. `judging` has other kinds of networks, other data and other sizes; half of its
+runs are 1,500 steps long, and it is only ever run on weights about to be shipped and on the rows compared
+with them. `scaling` has one task at three widths and one at three lengths.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from celo2.tasks.registry import check_task_name, make_task
 
 __all__ = ["END_SHARE", "TASK_SETS", "TaskEntry", "TaskSet", "load_task_set"]
 
-END_SHARE = 0.2  # share of the steps, and of the validations, that the final loss is averaged over
+END_SHARE = 0.2  # share of the steps and of the validations that the final loss is averaged over
 
 TASK_SETS = ("searching", "choosing", "judging", "scaling")
 """Names of the sets in the package."""
@@ -53,10 +53,10 @@ class TaskEntry:
         task: Name in the registry.
         kind: Tasks of one kind share one vote in a mean.
         steps: Length of a run, ≥ 5.
-        rate: Peak learning rate of rules with unit steps at which the search for the best one begins.
+        rate: Peak learning rate at which the search for the best one begins, for rules with unit steps.
         weight_decay: Decoupled weight decay, multiplied by the learning rate.
-        options: Keywords of the function that makes the task.
-        unit: Divisor of the task's log ratio in a search: the worth of a per cent of the loss differs
+        options: Keyword arguments of the function that makes the task.
+        unit: Divisor of the task's log ratio in a search: the value of one per cent of the loss differs
             between a classifier's training loss, which falls to zero, and a language model's, which does not.
         at_once: Number of runs that a search trains side by side; 0: all. A few keep activations in cache.
 
@@ -92,22 +92,23 @@ class TaskEntry:
             )
 
     def make(self) -> Task:
-        """Builds the task; errors are those of `celo2.tasks.registry.make_task`."""
+        """Builds the task; raises the errors of `celo2.tasks.registry.make_task`."""
         return make_task(self.task, **self.options)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskSet:
-    """Tasks with the seeds that they are run with.
+    """Tasks and the seeds that they are run with.
 
     Attributes:
         name: Name of the set.
-        tasks: The tasks, each with a name of its own.
-        seeds: Number of runs of each task and rate.
-        first_seed: First seed of these runs; sets differ in it, so that none judges by another's choices.
+        tasks: The tasks, with unique names.
+        seeds: Number of runs per task and rate.
+        first_seed: First seed of these runs; it differs between sets, so that none judges another's choices
+            on the same seeds.
 
     Raises:
-        ValueError: There is no task or seed, or two tasks have one name.
+        ValueError: There is no task or seed, or two tasks have the same name.
     """
 
     name: str
@@ -132,10 +133,10 @@ class TaskSet:
         return range(self.first_seed, self.first_seed + self.seeds)
 
     def select(self, names: Sequence[str]) -> TaskSet:
-        """Returns the set restricted to the tasks of these names.
+        """Returns the set restricted to the tasks with these names.
 
         Raises:
-            ValueError: The set has no task of a name; the message suggests the nearest.
+            ValueError: The set has no task with a given name; the message suggests the nearest.
         """
         known = {entry.name: entry for entry in self.tasks}
         for name in names:
@@ -148,23 +149,23 @@ class TaskSet:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that differ between sets whose tasks, options or seeds differ."""
+        """Twelve hexadecimal digits that depend on the tasks, their options and the seeds."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def kind_weights(self) -> tuple[float, ...]:
-        """The weight of each task in a mean in which kinds count alike; they sum to 1."""
+        """The weight of each task in a mean that weights kinds equally; they sum to 1."""
         kinds = [entry.kind for entry in self.tasks]
         return tuple(1.0 / (len(set(kinds)) * kinds.count(kind)) for kind in kinds)
 
 
 def load_task_set(source: str | Path) -> TaskSet:
-    """Loads a set of the package by its name, or one of a TOML file.
+    """Loads one of the package's sets by name, or a set from a TOML file.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: The file is no task set; the message says where and why.
+        ValueError: The file is not a task set; the message says where and why.
 
     Example:
         >>> load_task_set("judging").seeds

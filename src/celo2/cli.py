@@ -23,22 +23,20 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "bench": Command("celo2.commands.bench", "eval", "what a step of each optimizer costs: time and memory"),
+    "bench": Command("celo2.commands.bench", "eval", "measure the time and memory of each optimizer's step"),
     "compare": Command(
         "celo2.commands.compare", "eval", "train one task with several optimizers, side by side"
     ),
     "evaluate": Command(
-        "celo2.commands.evaluate", "eval", "a suite of tasks, every optimizer tuned alike; stops and resumes"
+        "celo2.commands.evaluate", "eval", "run a suite of tasks, every optimizer tuned alike; resumable"
     ),
-    "meta-train": Command("celo2.commands.meta_train", "meta", "make a rule; stops and resumes"),
-    "probe": Command(
-        "celo2.commands.probe", "meta", "train held-out tasks with weights, to choose among them"
-    ),
+    "meta-train": Command("celo2.commands.meta_train", "meta", "meta-train a rule; resumable"),
+    "probe": Command("celo2.commands.probe", "meta", "compare weights in pairs on held-out tasks"),
     "report": Command(
-        "celo2.commands.report", "eval", "what runs of evaluate or meta-train say: page, plots, tables"
+        "celo2.commands.report", "eval", "report on runs of evaluate or meta-train: page, plots, tables"
     ),
     "search": Command(
-        "celo2.commands.search", "meta", "find a rule among a few numbers, by CMA-ES; stops and resumes"
+        "celo2.commands.search", "meta", "search for a rule of few numbers by CMA-ES; resumable"
     ),
     "weights": Command(
         "celo2.commands.weights", "", "list, inspect, convert, verify, fetch and publish weights"

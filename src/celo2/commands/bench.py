@@ -35,10 +35,10 @@ from celo2.jax.runtime import compiler_options
 from celo2.report.kit import cell
 
 _DESCRIPTION = """\
-Measures the step of several optimizers on one parameter tree, in turns in one process: time, its
-ratio to optax.adamw (the figure that carries over to other machines), compile time, bytes of state
-and of temporaries. Each step is the update and its application, donated, in float32, compiled with
-celo2.compiler_options(), which you should give to jax.jit on a CPU too.
+Measures a step of several optimizers on one parameter tree, taking turns in one process: its time, the
+ratio to optax.adamw's (the figure that carries over to other machines), the compile time, and the bytes of
+state and temporaries. A step computes the update and applies it, with donated buffers, in float32, compiled
+with celo2.compiler_options(), which you should pass to jax.jit on a CPU, too.
 
 examples:
   celo2 bench --tree gpt2-15m
@@ -49,7 +49,7 @@ examples:
 trees:
 {trees}
 
-optimizers (and weights by their paths or hub repositories, as celo2 compare --help says):
+optimizers (and weights by path or hub repository, see celo2 compare --help):
 {optimizers}
 """
 

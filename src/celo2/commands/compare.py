@@ -23,10 +23,10 @@ from celo2.zoo.specs import PRESETS
 PLAIN_WIDTH = 160  # columns if the output is not a terminal
 
 _DESCRIPTION = """\
-Trains one task with several optimizers, each tuned over as many learning rates as the others, and
-reports what came out: a table, figures, an interactive page, and a sentence. Each optimizer stands for
-itself at the learning rate with the lowest final validation loss (--rank-by training: training loss).
-Ctrl-C keeps what is finished; the same command with the folder as --out goes on.
+Trains one task with several optimizers, each tuned over the same number of learning rates, and reports the
+results as a table, figures, an interactive page and a summary. Each optimizer is represented by its runs at
+the learning rate with the lowest final validation loss (--rank-by training: training loss). Ctrl-C keeps
+finished runs; the same command with that folder as --out continues.
 
 examples:
   celo2 compare --quick
@@ -41,10 +41,9 @@ examples:
 tasks (those marked * also as NAME@tiny and NAME@small; your own as package.module:make_task):
 {tasks}
 
-optimizers (and weights: a file by its path, a hub repository as OWNER/NAME. The name of what they are for
-comes before them with a colon, as in celo2:PATH, celo2-base:PATH, celo2-plus:PATH,
-celo2-eigenbasis:PATH; you may leave it out where the file says it. Predecessors, which set their own step
-sizes, and need weights:
+optimizers (and weights: a file by its path, a hub repository as OWNER/NAME. Put the optimizer's name and a
+colon before them, as in celo2:PATH, celo2-base:PATH, celo2-plus:PATH, celo2-eigenbasis:PATH; it may be left
+out if the file names it. Predecessors, which set their own step sizes and need weights:
 {predecessors}):
 {optimizers}
 """

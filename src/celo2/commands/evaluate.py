@@ -24,10 +24,10 @@ from celo2.tasks.registry import describe_tasks
 PLAIN_WIDTH = 160  # columns if the output is not a terminal
 
 _DESCRIPTION = """\
-Trains the tasks of a suite with every optimizer, each tuned over as many learning rates and weight decays
-as the others, with several seeds. Each run is a folder of its own in OUT; the same command goes on where it
-was stopped (Ctrl-C, a crash, kill -9), and one with more seeds, tasks or optimizers adds what is missing.
-At the end, and whenever you ask (celo2 report OUT), there are tables, a page, plots and CSV files.
+Trains the tasks of a suite with every optimizer, each tuned over the same number of learning rates and
+weight decays, with several seeds. Each run has its own folder in OUT. The same command continues where it
+was stopped (Ctrl-C, a crash, kill -9), and with more seeds, tasks or optimizers it adds the missing runs. It
+ends with tables, a page, plots and CSV files, which celo2 report OUT writes at any time.
 
 examples:
   celo2 evaluate --suite tiny --out runs/tiny
@@ -51,8 +51,7 @@ A suite of your own is a TOML file:
 tasks (those marked * also as NAME@tiny and NAME@small; your own as package.module:make_task):
 {tasks}
 
-optimizers (and weights by their paths or hub repositories, as celo2 compare --help says; package.module:make
-for your own):
+optimizers (and weights by path or hub repository, see celo2 compare --help; your own as package.module:make):
 {optimizers}
 """
 

@@ -32,8 +32,8 @@ from celo2.meta.train import meta_train
 _DESCRIPTION = """\
 Meta-trains the Celo2 rule, or one of its predecessors, with persistent evolution strategies on small
 networks: image classifiers, or a mix of families. Ctrl-C saves a checkpoint and ends the run; --resume with
-the folder continues it, with its recipe and to the same result. With --probe-every, networks of other kinds
-are trained now and then, and OUT/best.safetensors is what trained them best.
+the folder continues it with its recipe, to the same result. With --probe-every, the weights are tested on
+other kinds of networks from time to time, and OUT/best.safetensors has those that trained them best.
 
 examples:
   celo2 meta-train --variant celo2 --outer-steps 3600 --out runs/celo2

@@ -56,10 +56,9 @@ START = "start:"  # optional prefix of a start's name
 
 _DESCRIPTION = f"""\
 Trains the tasks of a declared set with each candidate and compares them in pairs: the same seeds, starts
-and batches for all, each at its own best learning rate, which is searched for on a ladder of factor √2. The
-table shows the log ratio of the losses at the end of the runs to the first candidate's, with its 95 %
-interval over the seeds; the mean over the tasks has an interval that counts seeds and tasks. Below zero is
-better than the first.
+and batches for all, each at its own best learning rate, searched for on a grid of factor √2. The table shows
+the log ratio of the losses at the end of the runs to the first candidate's, with its 95 % interval over the
+seeds; the interval of the mean over tasks accounts for seeds and tasks. Below zero is better than the first.
 
 A candidate is a weight file, or a hub repository of weights; a run's folder, for all of its weights;
 celo2 or celo2-base, the shipped ones; {" or ".join(START + name for name in BUILT_IN)},

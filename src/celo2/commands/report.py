@@ -32,14 +32,14 @@ _EXPECTED = "the --out folder of celo2 compare, evaluate or meta-train, or a pac
 PLAIN_WIDTH = 120  # columns if the output is not a terminal
 
 _DESCRIPTION = """\
-What runs have to say, finished or not.
+Reports on runs, finished or not.
 
-Of celo2 compare and celo2 evaluate: scores, tables, curves, sensitivity to the learning rate, as a page with
-interactive figures, pictures and CSV files.
+For celo2 compare and celo2 evaluate: scores, tables, curves and the sensitivity to the learning rate, as a
+page with interactive figures, as pictures and as CSV files.
 
-Of celo2 meta-train: meta-loss of each task, meta-gradient, diverged losses,
-resets and skipped iterations, and the probes, also against the meta-loss. Several runs are drawn over each
-other, seeds of one recipe say.
+For celo2 meta-train: the meta-loss of each task, the meta-gradient, diverged losses, resets and skipped
+iterations, and the probes, also plotted against the meta-loss. Several runs, such as the seeds of one recipe,
+are drawn in the same figures.
 
 examples:
   celo2 report runs/tiny

@@ -103,12 +103,14 @@ def leave_if_stopped(status: int) -> None:
 
 @contextmanager
 def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Installs a handler in the main thread, the only one that may handle signals; otherwise does nothing."""
+    """Installs a handler in the main thread, which alone may handle signals; elsewhere does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     previous: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, handler)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            previous[number] = signal.signal(number, handler)
     try:
         with _redelivering():
             yield
@@ -121,7 +123,7 @@ def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
 def _redelivering() -> Iterator[None]:
     """Delivers a signal again if Python discards the exception that its handler raised.
 
-    The hook cannot raise it again, since exceptions in the hook are discarded too; a timer delivers the
+    The hook cannot raise it again, since exceptions of the hook are discarded, too: a timer delivers the
     signal after the hook has returned.
     """
     previous = sys.unraisablehook
@@ -131,7 +133,7 @@ def _redelivering() -> Iterator[None]:
         if not isinstance(discarded.exc_value, Stopped):
             previous(discarded)
             return
-        timer = threading.Timer(REDELIVERY_DELAY, _thread.interrupt_main, [discarded.exc_value.number])
+        timer = threading.Timer(REDELIVERY_DELAY, _deliver, [discarded.exc_value.number])
         timer.daemon = True
         timers.append(timer)
         timer.start()
@@ -139,7 +141,18 @@ def _redelivering() -> Iterator[None]:
     sys.unraisablehook = hook
     try:
         yield
+        while timers:  # the handler raises here, before the block is left
+            timers.pop().join()
     finally:
-        sys.unraisablehook = previous
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = previous
         for timer in timers:
             timer.cancel()
+
+
+def _deliver(number: int) -> None:
+    """Sends a signal to the main thread; where the system allows it, one that also ends a wait."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, number)  # type: ignore[arg-type]
+    else:
+        _thread.interrupt_main(number)

@@ -36,20 +36,29 @@ def test_a_signal_becomes_an_exception_that_knows_it(number: int, status: int) -
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize("handling", [raising_on_stops, lambda: collecting_stops("")])
-def test_a_signal_within_a_finalizer_is_not_lost(handling, capfd: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "handling", [raising_on_stops, lambda: collecting_stops("")], ids=["raise", "collect"]
+)
+@pytest.mark.parametrize(
+    "work",
+    [lambda: time.sleep(30), lambda: threading.Event().wait(30), lambda: None],
+    ids=["sleep", "wait", "no work"],
+)
+def test_a_signal_within_a_finalizer_is_not_lost(handling, work, capfd: pytest.CaptureFixture) -> None:
     class Finalized:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)  # the second one raises, where the first is collected
 
-    def finalize_and_wait() -> None:
-        Finalized()
-        time.sleep(30)
+    def finalize_and_work() -> None:
+        with handling():
+            Finalized()
+            work()
 
-    before = sys.unraisablehook
-    with pytest.raises(Stopped) as stop, handling():
-        finalize_and_wait()
+    before, begun = sys.unraisablehook, time.monotonic()
+    with pytest.raises(Stopped) as stop:
+        finalize_and_work()
+    assert time.monotonic() - begun < 15
     assert exit_status(stop.value) == 143
     assert sys.unraisablehook is before
     assert "Exception ignored" not in capfd.readouterr().err

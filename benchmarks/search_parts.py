@@ -45,7 +45,7 @@ def main() -> None:
 def take_apart(weights: Weights) -> dict[str, Weights]:
     """Makes two rules, one with the weights' channels and one with their decays; the start gives the rest."""
     variant = weights.config.variant
-    found = read_mixture(weights)
+    found = _read_unbent(weights)
     start = read_mixture(make_weights(to_vector(), variant, {}))
     channels, decays = start._replace(shares=found.shares), found._replace(shares=start.shares)
     return {
@@ -56,7 +56,9 @@ def take_apart(weights: Weights) -> dict[str, Weights]:
 
 def average(weights: Sequence[Weights]) -> Weights:
     """Averages mixtures: their channel weights and the logarithms of 1 - β."""
-    mixtures = [read_mixture(one) for one in weights]
+    if len({one.config.variant for one in weights}) > 1:
+        raise ValueError(f"expected one variant, got {[one.config.variant for one in weights]}.")
+    mixtures = [_read_unbent(one) for one in weights]
 
     def mean_decays(name: str) -> tuple[float, ...]:
         return tuple(
@@ -68,6 +70,13 @@ def average(weights: Sequence[Weights]) -> Weights:
     return weights_of_mixture(
         mean, weights[0].config.variant, {"made_by": f"the mean of {len(weights)} searches"}
     )
+
+
+def _read_unbent(weights: Weights) -> Mixture:
+    mixture = read_mixture(weights)
+    if mixture.bend is not None:
+        raise ValueError("bent mixtures have no such parts, and no average.")
+    return mixture
 
 
 if __name__ == "__main__":

@@ -41,12 +41,15 @@ def store_run(run: Path, records: list[dict[str, Any]], name: Path) -> None:
     with name.with_suffix(".csv").open("w", newline="") as file:
         table = csv.writer(file)
         losses = list(records[0]["loss_per_task"])
-        measures = [*_MEASURED, *(name for name in _WHERE_RECORDED if name in records[0])]
+        measures = [
+            *_MEASURED,
+            *(name for name in _WHERE_RECORDED if any(name in record for record in records)),
+        ]
         table.writerow(["step", "seconds", *losses, *measures])
         for at in range(0, len(records), ROW):
             part = records[at : at + ROW]
             means = [_mean([record["loss_per_task"][loss] for record in part]) for loss in losses]
-            means += [_mean([record[measured] for record in part]) for measured in measures]
+            means += [_mean([record.get(measured) for record in part]) for measured in measures]
             table.writerow([part[-1]["step"], part[-1]["seconds"], *means])
 
 

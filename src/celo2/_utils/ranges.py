@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from numbers import Real
 from typing import Any
 
@@ -48,12 +48,12 @@ def check_betas(name: str, betas: Any, is_unknown: Callable[[Any], bool] = is_tr
         ValueError: There are not exactly two, or one is out of range.
     """
     expected = "two decays in [0, 1)"
-    if isinstance(betas, str) or not hasattr(betas, "__iter__"):
+    if isinstance(betas, str) or not (isinstance(betas, Collection) or hasattr(betas, "dtype")):
         raise TypeError(
             f"{name} must be {expected}, got {betas!r} ({type(betas).__name__}); write (0.9, 0.95)."
         )
     known = [beta for beta in betas if _is_number(name, beta, expected, is_unknown)]
-    if len(tuple(betas)) != 2 or not all(0 <= beta < 1 for beta in known):
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in known):
         raise ValueError(f"{name} must be {expected}, got {betas!r}.")
 
 

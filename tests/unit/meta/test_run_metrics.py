@@ -6,6 +6,7 @@ import csv
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -30,3 +31,13 @@ def test_a_run_is_kept_as_its_recipe_and_means_of_ten(tmp_path: Path, monkeypatc
     ):
         np.testing.assert_allclose(float(rows[-1][column]), np.mean(values), rtol=1e-5)
     assert "reverse_share" not in rows[-1]  # of recipes with reverse mode only
+
+
+def test_a_measure_of_a_later_version_has_a_column(tmp_path: Path) -> None:
+    run, name = write_run(tmp_path / "run", steps=20), tmp_path / "name"
+    records = [make_record(step) for step in range(1, 21)]
+    for record in records[10:]:
+        record["resumed"] = 3
+    SimpleNamespace(**runpy.run_path(str(SCRIPT))).store_run(run, records, name)
+    rows = list(csv.DictReader(name.with_suffix(".csv").read_text().splitlines()))
+    assert [row["resumed"] for row in rows] == ["", "3"]

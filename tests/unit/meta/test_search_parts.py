@@ -39,6 +39,14 @@ def test_an_average_lies_between_its_weights() -> None:
     assert mean.initial_momentum_decays[1:] == (0.99, 0.999)
 
 
+def test_what_has_no_average_is_refused() -> None:
+    bent = make_weights(np.append(to_vector(), [-0.2, -0.25]), "celo2", {})
+    with pytest.raises(ValueError, match="bent"):
+        PARTS.take_apart(bent)
+    with pytest.raises(ValueError, match="one variant"):
+        PARTS.average([load_checkpoint("celo2"), load_checkpoint("celo2-base")])
+
+
 def test_the_script_writes_files_that_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["search_parts.py", "--out", str(tmp_path / "parts"), "--average", "celo2", "celo2"]
     monkeypatch.setattr("sys.argv", words)

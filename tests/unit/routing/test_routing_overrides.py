@@ -67,9 +67,8 @@ def test_a_flattened_network_is_pointed_out():
         (FLATTENED, {"undecided": "allow"}),
         (jax.ShapeDtypeStruct((4095,), "float32"), {}),
         ({"scale": FLATTENED}, {}),
-        ({"scale": FLATTENED, "masked": optax.MaskedNode()}, {}),
     ],
-    ids=["override", "allowed", "short", "named", "masked"],
+    ids=["override", "allowed", "short", "named"],
 )
 def test_other_vectors_are_just_vectors(params, options):
     with warnings.catch_warnings():

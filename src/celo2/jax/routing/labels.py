@@ -104,8 +104,9 @@ def param_labels(
             in place of a module applies to all of it. A mapping is read as a tree if each of its keys is
             the path of a leaf or a module.
         dimension_numbers: As in `celo2`; None among Optax's `MuonDimensionNumbers` means `"adamw"`.
-        undecided: Handling of undecided leaves. `"warn"`: one `RoutingWarning` lists them. `"raise"`: a
-            ValueError does. `"allow"`: silence; `label_table` still marks them.
+        undecided: Handling of undecided leaves, and of a single long vector, which may be a flattened
+            network. `"warn"`: one `RoutingWarning`. `"raise"`: a ValueError. `"allow"`: silence;
+            `label_table` still marks undecided leaves.
 
     Returns:
         A tree with exactly the structure of `params` and a `Label` for each leaf. Compute it once, and
@@ -114,8 +115,8 @@ def param_labels(
 
     Raises:
         TypeError: A leaf is not an array of floating-point numbers.
-        ValueError: A label is unknown, an override matches no path, or leaves are undecided under
-            `undecided="raise"`.
+        ValueError: A label is unknown, an override matches no path, or `undecided="raise"` and leaves
+            are undecided, or all is one long vector.
 
     Example:
         >>> import jax.numpy as jnp

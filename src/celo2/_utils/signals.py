@@ -155,4 +155,4 @@ def _deliver(number: int) -> None:
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident, number)  # type: ignore[arg-type]
     else:
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))

@@ -12,6 +12,7 @@ weights, scaled so that their magnitudes sum to 1, and of log(1 - β) for each d
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     parts = take_apart(load_checkpoint(options.variant))
     if options.average:
-        parts["average"] = average([load_checkpoint(path) for path in options.average])
+        found = [load_checkpoint(path) for path in options.average]
+        parts["average"] = average(found)
+        print("cosines between channel weights:", *(f"{cosine:.2f}" for cosine in cosines(found)))
     for name, weights in parts.items():
         path = options.out / f"{name}.safetensors"
         save_weights(path, weights)
@@ -70,6 +73,12 @@ def average(weights: Sequence[Weights]) -> Weights:
     return weights_of_mixture(
         mean, weights[0].config.variant, {"made_by": f"the mean of {len(weights)} searches"}
     )
+
+
+def cosines(weights: Sequence[Weights]) -> list[float]:
+    """Computes the cosine between the channel weights of each pair of mixtures."""
+    directions = [shares / np.linalg.norm(shares) for shares in (read_mixture(one).shares for one in weights)]
+    return [float(one @ other) for one, other in itertools.combinations(directions, 2)]
 
 
 def _read_unbent(weights: Weights) -> Mixture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -48,7 +48,7 @@ def check_betas(name: str, betas: Any, is_unknown: Callable[[Any], bool] = is_tr
         ValueError: There are not exactly two, or one is out of range.
     """
     expected = "two decays in [0, 1)"
-    if isinstance(betas, str) or not (isinstance(betas, Collection) or hasattr(betas, "dtype")):
+    if isinstance(betas, str) or not (hasattr(betas, "__len__") and hasattr(betas, "__iter__")):
         raise TypeError(
             f"{name} must be {expected}, got {betas!r} ({type(betas).__name__}); write (0.9, 0.95)."
         )

@@ -144,7 +144,7 @@ def _redelivering() -> Iterator[None]:
         while timers:  # the handler raises here, before the block is left
             timers.pop().join()
     finally:
-        if sys.unraisablehook is hook:
+        if sys.unraisablehook is hook:  # a hook installed since, such as `library_log`'s, stays
             sys.unraisablehook = previous
         for timer in timers:
             timer.cancel()

@@ -38,7 +38,7 @@ MATRIX = (-2, -1)
 
 
 class Parts(NamedTuple):
-    """What an optimizer does to a matrix beyond the rule's own step.
+    """Holds the options of an optimizer for a matrix beyond the rule's own step.
 
     Attributes:
         harness: The options.

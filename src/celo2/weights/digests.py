@@ -20,7 +20,7 @@ KNOWN_FILE = "known.json"  # in celo2/pretrained: {digest: fields of `Known`}
 
 
 class Known(NamedTuple):
-    """What the package knows about a released file.
+    """Describes a released file that the package knows by its digest.
 
     Attributes:
         what: The description.

@@ -58,10 +58,18 @@ def test_a_signal_within_a_finalizer_is_not_lost(handling, work, capfd: pytest.C
     before, begun = sys.unraisablehook, time.monotonic()
     with pytest.raises(Stopped) as stop:
         finalize_and_work()
-    assert time.monotonic() - begun < 15
+    assert time.monotonic() - begun < 15  # the work would take 30 s, and only then notice a mere flag
     assert exit_status(stop.value) == 143
     assert sys.unraisablehook is before
     assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_a_hook_that_was_installed_since_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error `library_log` keeps its own, since threads of libraries still fail then."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    with raising_on_stops():
+        sys.unraisablehook = later = print
+    assert sys.unraisablehook is later
 
 
 def test_other_discarded_exceptions_are_reported_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

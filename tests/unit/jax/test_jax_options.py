@@ -39,10 +39,11 @@ def test_numbers_out_of_range_are_refused(make: Any, options: Any, error: Any, m
         ({"adamw_betas": (0.9,)}, ValueError),
         ({"adamw_betas": (0.9, 1.0)}, ValueError),
         ({"adamw_betas": 0.9}, TypeError),
+        ({"adamw_betas": np.float32(0.9)}, TypeError),
         ({"adamw_betas": (0.9, "0.95")}, TypeError),
         ({"adamw_betas": (beta for beta in (0.9, 0.95))}, TypeError),
     ],
-    ids=["share", "one", "range", "number", "text", "generator"],
+    ids=["share", "one", "range", "number", "numpy", "text", "generator"],
 )
 def test_numbers_of_adamws_share_out_of_range_are_refused(options: Any, error: Any) -> None:
     with pytest.raises(error, match=f"{next(iter(options))} must be"):

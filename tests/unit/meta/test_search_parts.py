@@ -39,6 +39,12 @@ def test_an_average_lies_between_its_weights() -> None:
     assert mean.initial_momentum_decays[1:] == (0.99, 0.999)
 
 
+def test_cosines_are_those_of_each_pair() -> None:
+    vectors = [np.eye(22)[0], np.eye(22)[1], np.eye(22)[0] + np.eye(22)[1]]
+    found = PARTS.cosines([make_weights(vector, "celo2", {}) for vector in vectors])
+    np.testing.assert_allclose(found, [0.0, 0.5**0.5, 0.5**0.5], atol=1e-6)
+
+
 def test_what_has_no_average_is_refused() -> None:
     bent = make_weights(np.append(to_vector(), [-0.2, -0.25]), "celo2", {})
     with pytest.raises(ValueError, match="bent"):

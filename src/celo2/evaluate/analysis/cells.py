@@ -126,7 +126,7 @@ class Cell:
 
     @property
     def timing(self) -> str:
-        """How `seconds_per_step` was measured, in words; times are comparable only if this is equal."""
+        """Describes how `seconds_per_step` was measured; times are comparable only if this is equal."""
         return min(map(_timing, self.runs))
 
     @property

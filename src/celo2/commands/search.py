@@ -18,9 +18,10 @@ from celo2.meta.search.run import Generation, SearchConfig, search
 
 _DESCRIPTION = """\
 Searches for a rule among those whose direction is a weighted sum of input channels: 15 weights and 7
-decays, by CMA-ES; with --bends, two more numbers bend the sum where it is large. A candidate is judged by
-the loss at the end of short runs relative to the start's, each at its best learning rate, on the tasks of a
-set. If interrupted, the same command continues, to the same result.
+decays, by CMA-ES; with --bends, two more numbers bend the sum where it is large, and with --revives, three
+more push the weights of dead units. A candidate is judged by the loss at the end of short runs relative to
+the start's, each at its best learning rate, on the tasks of a set. If interrupted, the same command
+continues, to the same result.
 
 examples:
   celo2 search --out runs/search
@@ -29,6 +30,7 @@ examples:
   celo2 search --eigenbasis-every 10 --adamw-lr-scale 5 --out runs/search-eigenbasis
   celo2 search --config runs/search/config.json --seed 1 --out runs/again
   celo2 search --config recipes/search/celo2.json --generations 56 --out runs/shipped
+  celo2 search --revives --set searching-relu --out runs/search-relu
   celo2 probe start:adam runs/search/weights/celo2-000100.safetensors --set choosing
   celo2 probe celo2-eigenbasis celo2-eigenbasis:runs/search-eigenbasis/weights/celo2-000100.safetensors
 """

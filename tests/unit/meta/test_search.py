@@ -48,11 +48,18 @@ def _params(key):
     }
 
 
-@pytest.mark.parametrize("bend", [(), (-0.3, -0.3), (0.2, -0.4)], ids=["sum", "clips", "favours"])
+REVIVAL = (0.1, -0.05, -0.1)  # ρ = 0.4, κ = -0.2, τ = 0.67: some rows of random gradients are beyond it
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [(), (-0.3, -0.3), (0.2, -0.4), REVIVAL, (0.2, -0.4, *REVIVAL)],
+    ids=["sum", "clips", "favours", "revives", "favours-and-revives"],
+)
 @pytest.mark.parametrize("variant", ["celo2", "celo2-base"])
-def test_mixture_trains_as_the_public_optimizer_with_its_weights(variant, bend):
+def test_mixture_trains_as_the_public_optimizer_with_its_weights(variant, terms):
     vector = mixture.to_vector() + 0.1 * np.random.default_rng(0).normal(size=22)
-    vector = np.append(vector, bend)
+    vector = np.append(vector, terms)
     schedule = cosine_schedule(1e-2, 20)
     public = {"celo2": celo2, "celo2-base": celo2_base}[variant]
     weights = mixture.make_weights(vector, variant, {})
@@ -141,6 +148,34 @@ def test_a_bend_changes_the_direction_only_beyond_its_threshold():
     np.testing.assert_allclose(plain, far)
     assert clipped[1, 1] / clipped[0, 0] < plain[1, 1] / plain[0, 0]
     assert clipped[0, 1] / clipped[0, 0] == pytest.approx(plain[0, 1] / plain[0, 0])
+
+
+@pytest.mark.parametrize("bend", [(), (-0.2, -0.25)], ids=["plain", "bent"])
+def test_a_mixture_that_revives_is_read_as_it_was_made(bend):
+    vector = np.asarray([*mixture.to_vector(), *bend, 0.2, -0.1, 0.05])
+    found = mixture.read_mixture(mixture.make_weights(vector, "celo2", {}))
+    assert found.revival == pytest.approx((0.8, -0.4, np.exp(0.2)))
+    np.testing.assert_allclose(mixture.encode(found), vector, atol=1e-6)
+    assert "ρ +0.80, κ -0.40, τ 1.22" in mixture.describe(vector)
+
+
+def test_a_revival_pushes_only_the_weights_of_a_dead_unit():
+    schedule, params = cosine_schedule(1e-2, 20), {"hidden": {"kernel": jnp.zeros((8, 6))}}
+    grads = {"hidden": {"kernel": jax.random.normal(jax.random.key(0), (8, 6)).at[:, 2].set(0.0)}}
+
+    def step(*revival):
+        made = mixture.to_mixture(jnp.asarray([*mixture.to_vector(), *revival]))
+        optimizer = mixture.make_optimizer(made, "celo2-base", schedule)
+        (update,) = jax.tree.leaves(optimizer.update(grads, optimizer.init(params), params)[0])
+        return np.asarray(update)
+
+    plain, revived = step(), step(0.1, 0.0, 0.1)
+    np.testing.assert_array_equal(plain[:, 2], 0)
+    assert revived[:, 2].min() == pytest.approx(revived[:, 2].max())
+    assert revived[:, 2].min() > 0  # weights of the unit grow
+    alive = [0, 1, 3, 4, 5]
+    ratios = revived[:, alive] / plain[:, alive]
+    np.testing.assert_allclose(ratios, ratios[0, 0], rtol=1e-5)  # only the common normalisation
 
 
 def test_other_networks_are_refused_as_mixtures():
@@ -269,6 +304,19 @@ def test_bent_search_begins_at_the_adam_like_start(tmp_path, tiny_set):
     assert SearchConfig.from_json(config.to_json()) == config
 
 
+def test_a_search_over_terms_alone_keeps_the_weights_and_decays_of_its_start(tmp_path, tiny_set):
+    start = mixture.to_vector(revives=True) + 0.01
+    config = SearchConfig(
+        task_set=tiny_set, population=4, revives=True, only_terms=True, start=tuple(start.tolist())
+    )
+    lines = []
+    found = search(config, tmp_path, generations=2, on_generation=lines.append)
+    np.testing.assert_array_equal(found[:22], start[:22])
+    assert np.all(found[22:] != start[22:])
+    np.testing.assert_array_equal(lines[0].vector, start)
+    np.testing.assert_array_equal(search(config, tmp_path, generations=2), found)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -279,8 +327,10 @@ def test_bent_search_begins_at_the_adam_like_start(tmp_path, tiny_set):
         ({"adamw_lr_scale": float("inf")}, "finite and positive"),
         ({"eigenbasis_every": -1}, "0 or a number of steps"),
         ({"bends": True, "start": (0.0,) * 22}, "24 finite numbers"),
+        ({"bends": True, "revives": True, "start": (0.0,) * 24}, "27 finite numbers"),
+        ({"only_terms": True}, "nothing to search"),
     ],
-    ids=["order", "zero", "infinite", "share", "infinite-share", "basis", "start"],
+    ids=["order", "zero", "infinite", "share", "infinite-share", "basis", "start", "terms", "nothing"],
 )
 def test_search_config_refuses(options, message):
     with pytest.raises(ValueError, match=message):

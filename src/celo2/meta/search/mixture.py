@@ -1,4 +1,4 @@
-"""Rules whose direction is a weighted sum of the odd channels, optionally bent: 22 or 24 parameters.
+"""Rules whose direction is a weighted sum of the odd channels, with two optional terms: 22 to 27 parameters.
 
 The network of the rule (arXiv 2602.19142, section 3) has 30 input channels, fifteen of which change sign with
 the gradient. Two hidden units represent any weighted sum s of these exactly, `relu(s) - relu(-s) = s`, so the
@@ -8,11 +8,17 @@ learn a covariance, and the rule's steps cost a fraction of the network's.
 
 Two more numbers, γ and τ, bend s where it is large, by two more units of the second hidden layer:
 `s + γ (relu(s - τ) - relu(-s - τ))`, which clips for γ = -1 and favours large elements for γ > 0.
+
+Three more numbers revive dead units: `s - ρ relu(r - τ) - κ relu(c - τ)`, with r and c the normalised inverse
+roots of the fast row and column second moments. These are large for a row without gradients, such as the
+incoming weights of a ReLU unit that is always off, and small for all others. As steps are subtracted, such
+weights grow until the unit is on again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -57,7 +63,8 @@ _DECAYS = tuple(
     for index in range(len(getattr(_DEFAULTS, name)))
 )
 DECAY_UNIT = 4.0  # change of log(1 - β) per unit of its coordinate
-BEND_UNIT = 4.0  # change of γ, and of log τ, per unit of their coordinates
+TERM_UNIT = 4.0  # change of γ, ρ and κ, and of log τ, per unit of their coordinates
+STALE = (("rsqrt_row", 0), ("rsqrt_col", 0))  # channels that are large where gradients have vanished
 _NO_MIXTURE = (
     "these weights are no mixture: their direction is not a weighted sum of the odd channels. Mixtures are "
     "what `celo2 search` and `make_weights` make."
@@ -74,6 +81,7 @@ class Mixture(NamedTuple):
         initial_rms_decays: The decay of the second moment.
         initial_adafactor_decays: The three decays of the factored second moments.
         bend: γ and τ, with τ as a multiple of the sum of magnitudes of `shares`; None: not bent.
+        revival: ρ, κ and τ, with ρ and κ as multiples of that sum; None: no such term.
     """
 
     shares: Any
@@ -81,39 +89,58 @@ class Mixture(NamedTuple):
     initial_rms_decays: tuple[Any, ...]
     initial_adafactor_decays: tuple[Any, ...]
     bend: tuple[Any, Any] | None = None
+    revival: tuple[Any, Any, Any] | None = None
 
 
-def to_vector(bends: bool = False) -> np.ndarray:
+NUM_PLAIN = len(CHANNELS) + len(_DECAYS)  # numbers of a vector without optional terms, 22
+
+
+def to_vector(bends: bool = False, revives: bool = False) -> np.ndarray:
     """Returns the vector of the Adam-like start: its channel weights, and 0 for all other numbers.
 
     Args:
-        bends: Whether the rules are bent: `(24,)` instead of `(22,)`.
+        bends: Whether the rules are bent, which takes two more numbers than the 22.
+        revives: Whether they revive dead units, which takes three more.
     """
     shares = [ADAM_MIXTURE.get(channel, 0.0) for channel in CHANNELS]
-    return np.asarray([*shares, *np.zeros(len(_DECAYS) + 2 * bends)])
+    return np.asarray([*shares, *np.zeros(len(_DECAYS) + 2 * bends + 3 * revives)])
 
 
 def to_mixture(vector: Any) -> Mixture:
-    """Decodes a vector, `(22,)` or `(24,)`, which may be traced: channel weights, decays, the bend.
+    """Decodes a vector, which may be traced: channel weights, decays, then the optional terms.
 
-    A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, clipped to [1e-4, 1]. With 24
-    coordinates, the last two are γ / 4 and log(τ) / 4.
+    A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, clipped to [1e-4, 1]. Of 24 or 27
+    coordinates, the next two are γ / 4 and log(τ) / 4; of 25 or 27, the last three are ρ / 4, κ / 4 and
+    log(τ) / 4.
     """
     shares, coordinates = vector[: len(CHANNELS)], vector[len(CHANNELS) :]
     decays: dict[str, list[Any]] = {}
     for position, (name, index) in enumerate(_DECAYS):
         complement = (1.0 - getattr(_DEFAULTS, name)[index]) * jnp.exp(DECAY_UNIT * coordinates[position])
         decays.setdefault(name, []).append(1.0 - jnp.clip(complement, LONGEST, SHORTEST))
-    last = coordinates[len(_DECAYS) :]
-    bend = (BEND_UNIT * last[0], jnp.exp(BEND_UNIT * last[1])) if len(last) else None
-    return Mixture(shares, bend=bend, **{name: tuple(values) for name, values in decays.items()})
+    last = TERM_UNIT * coordinates[len(_DECAYS) :]
+    bend = (last[0], jnp.exp(last[1])) if len(last) in (2, 5) else None
+    revival = (last[-3], last[-2], jnp.exp(last[-1])) if len(last) >= 3 else None
+    terms = {"bend": bend, "revival": revival}
+    return Mixture(shares, **terms, **{name: tuple(values) for name, values in decays.items()})
+
+
+def encode(mixture: Mixture) -> np.ndarray:
+    """Returns the vector of a mixture; the inverse of `to_mixture`."""
+    decays = [
+        math.log((1.0 - getattr(mixture, name)[index]) / (1.0 - getattr(_DEFAULTS, name)[index])) / DECAY_UNIT
+        for name, index in _DECAYS
+    ]
+    bend = [mixture.bend[0], math.log(mixture.bend[1])] if mixture.bend else []
+    revival = [*mixture.revival[:2], math.log(mixture.revival[2])] if mixture.revival else []
+    return np.asarray([*mixture.shares, *decays, *(number / TERM_UNIT for number in (*bend, *revival))])
 
 
 def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]) -> Weights:
     """Makes finished weights from a vector, with channel weights scaled so that their magnitudes sum to 1.
 
     Args:
-        vector: The rule, `(22,)` or `(24,)`.
+        vector: The rule, as in `to_mixture`.
         variant: "celo2" or "celo2-base".
         provenance: Provenance for the weight file.
     """
@@ -134,15 +161,32 @@ def weights_of_mixture(mixture: Mixture, variant: str, provenance: Mapping[str, 
 def _mix(theta: Mapping[str, Any], config: RuleConfig, mixture: Mixture) -> dict[str, Array]:
     """Sets the first output of a network to a mixture's direction, exactly."""
     mixed = mixture_theta(dict(theta), config, dict(zip(CHANNELS, mixture.shares.tolist(), strict=True)))
-    if mixture.bend is None:
+    if mixture.bend is None and mixture.revival is None:
         return mixed
-    if config.ff_hidden_layers != 2 or config.ff_hidden_size < 4:
-        raise ValueError("a bent mixture needs two hidden layers of at least four units.")
-    gamma, tau = (float(number) for number in mixture.bend)
-    for unit, sign in ((0, 1.0), (1, -1.0)):  # unit 0 is relu(s), unit 1 is relu(-s)
-        mixed["w1"] = mixed["w1"].at[:, unit + 2].set(0.0).at[unit, unit + 2].set(1.0)
-        mixed["b1"] = mixed["b1"].at[unit + 2].set(-tau)
-        mixed["w2"] = mixed["w2"].at[unit + 2, 0].set(sign * gamma)
+    if config.ff_hidden_layers != 2 or config.ff_hidden_size < 6:
+        raise ValueError("a bend or a revival needs two hidden layers of at least six units.")
+    if mixture.bend is not None:
+        gamma, tau = (float(number) for number in mixture.bend)
+        for unit, sign in ((0, 1.0), (1, -1.0)):  # unit 0 is relu(s), unit 1 is relu(-s)
+            mixed["w1"] = mixed["w1"].at[:, unit + 2].set(0.0).at[unit, unit + 2].set(1.0)
+            mixed["b1"] = mixed["b1"].at[unit + 2].set(-tau)
+            mixed["w2"] = mixed["w2"].at[unit + 2, 0].set(sign * gamma)
+    return mixed if mixture.revival is None else _add_revival(mixed, config, mixture.revival)
+
+
+def _add_revival(
+    mixed: dict[str, Array], config: RuleConfig, revival: tuple[Any, Any, Any]
+) -> dict[str, Array]:
+    """Computes `relu(r - τ)` and `relu(c - τ)` in units 2 and 3 of the first layer, 4 and 5 of the second."""
+    *sizes, tau = (float(number) for number in revival)
+    names = {feature.name: name for name, feature in config.feature_groups(2)}
+    for unit, ((feature, index), size) in enumerate(zip(STALE, sizes, strict=True), start=2):
+        for name in names.values():
+            mixed[name] = mixed[name].at[:, unit].set(0.0)
+        mixed[names[feature]] = mixed[names[feature]].at[index, unit].set(1.0)
+        mixed["b0"] = mixed["b0"].at[unit].set(-tau)
+        mixed["w1"] = mixed["w1"].at[unit].set(0.0).at[:, unit + 2].set(0.0).at[unit, unit + 2].set(1.0)
+        mixed["w2"] = mixed["w2"].at[unit + 2, 0].set(-size)
     return mixed
 
 
@@ -157,9 +201,11 @@ def read_mixture(weights: Weights) -> Mixture:
         shares = [float(weights.arrays[names[feature]][index, 0]) for feature, index in CHANNELS]
         zeros = {name: jnp.zeros_like(array) for name, array in weights.arrays.items()}
         decays = {name: getattr(weights.config, name) for name, _ in _DECAYS}
-        tau = -float(weights.arrays["b1"][2])
-        bend = (float(weights.arrays["w2"][2, 0]), tau) if tau > 0 else None
-        found = Mixture(np.asarray(shares), bend=bend, **decays)
+        tau, stale_tau = -float(weights.arrays["b1"][2]), -float(weights.arrays["b0"][2])
+        outputs = [float(output) for output in weights.arrays["w2"][:6, 0]]
+        bend = (outputs[2], tau) if tau > 0 else None
+        revival = (-outputs[4], -outputs[5], stale_tau) if stale_tau > 0 else None
+        found = Mixture(np.asarray(shares), bend=bend, revival=revival, **decays)
         mixed = _mix(zeros, weights.config, found)
     except (KeyError, IndexError, ValueError) as error:  # other channels, or a single hidden unit
         raise ValueError(_NO_MIXTURE) from error
@@ -217,9 +263,17 @@ def _compute_step(
         if feature in names:
             channel = groups[names[feature]][index]
             direction += mixture.shares[position] * mlp.normalizer(mlp.mean_square(channel)) * channel
+    total = jnp.sum(jnp.abs(mixture.shares))
     if mixture.bend is not None:
-        gamma, tau = mixture.bend[0], mixture.bend[1] * jnp.sum(jnp.abs(mixture.shares))
+        gamma, tau = mixture.bend[0], mixture.bend[1] * total
         direction += gamma * (jax.nn.relu(direction - tau) - jax.nn.relu(-direction - tau))
+    if mixture.revival is not None and axes is not None:
+        *sizes, tau = mixture.revival
+        vectors = features.compute_vectors(memory.row, memory.col, _DEFAULTS)
+        for size, (feature, index) in zip(sizes, STALE, strict=True):
+            channel = vectors[names[feature]][index]
+            stale = mlp.normalizer(mlp.mean_square(channel)) * channel
+            direction -= size * total * jax.nn.relu(stale - tau)
     if orthogonalizes and grad.ndim >= 2:
         direction = orthogonalize.compute(direction, _DEFAULTS)
     return direction * mlp.normalizer(mlp.mean_square(direction)), memory
@@ -287,9 +341,11 @@ def describe(vector: np.ndarray) -> str:
     names = list(dict.fromkeys(name for name, _ in _DECAYS))
     decays = [" ".join(f"{1 - float(b):.2g}" for b in getattr(mixture, name)) for name in names]
     bend = "; γ {:+.2f}, τ {:.2f}".format(*map(float, mixture.bend)) if mixture.bend else ""
-    return f"{', '.join(parts)}; 1 - β: {' | '.join(decays)}{bend}"
+    terms = map(float, mixture.revival or ())
+    revival = "; ρ {:+.2f}, κ {:+.2f}, τ {:.2f}".format(*terms) if mixture.revival else ""
+    return f"{', '.join(parts)}; 1 - β: {' | '.join(decays)}{bend}{revival}"
 
 
-def is_vector(vector: np.ndarray, bends: bool = False) -> bool:
+def is_vector(vector: np.ndarray, bends: bool = False, revives: bool = False) -> bool:
     """Returns whether a vector has the length of `to_vector` and only finite numbers."""
-    return vector.shape == to_vector(bends).shape and bool(np.isfinite(vector).all())
+    return vector.shape == to_vector(bends, revives).shape and bool(np.isfinite(vector).all())

@@ -127,7 +127,7 @@ class Objective:
 
         Args:
             name: Name of the task.
-            vectors: Candidates, `(candidates, 22 or 24)`; a different number of them recompiles.
+            vectors: Candidates, one row each; a different number of them recompiles.
             seeds: Seeds of the runs, the same for all candidates.
 
         Returns:
@@ -162,7 +162,7 @@ class Objective:
         """Samples root mean squares of a rule's gradients on the tasks, each at the task's own rate.
 
         Args:
-            vector: The rule, `(22,)` or `(24,)`.
+            vector: The rule, as in `mixture.to_mixture`.
             seed: Seed of the runs, one for each task.
 
         Returns:

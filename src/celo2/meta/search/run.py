@@ -58,6 +58,9 @@ class SearchConfig:
         spread: Standard deviation of the first candidates; the weights of the start's channels are a half.
         seeds: Runs per task, rate and candidate.
         bends: Whether two more numbers bend the weighted sum where it is large.
+        revives: Whether three more numbers revive dead units by pushing rows and columns without gradients.
+        only_terms: Whether the search is over the numbers of `bends` and `revives` alone, and the weights and
+            decays stay as in `start`.
         adamw_lr_scale: Learning rate of AdamW's share divided by that of the rule; the "plus" preset has 5.
         eigenbasis_every: Steps between updates of the eigenbasis in which all rules, including the start,
             run; 10 with a share of 5 is the "eigenbasis" preset. 0: no basis.
@@ -81,6 +84,8 @@ class SearchConfig:
     spread: float = 0.08
     seeds: int = 1
     bends: bool = False
+    revives: bool = False
+    only_terms: bool = False
     adamw_lr_scale: float = ADAMW_LR_SCALE
     eigenbasis_every: int = 0
     gradient_scales: tuple[float, float] = (1.0, 1.0)
@@ -111,9 +116,25 @@ class SearchConfig:
             raise ValueError(f"adamw_lr_scale must be finite and positive, got {self.adamw_lr_scale}.")
         if self.eigenbasis_every < 0:
             raise ValueError(f"eigenbasis_every must be 0 or a number of steps, got {self.eigenbasis_every}.")
-        if self.start and not mixture.is_vector(np.asarray(self.start), self.bends):
-            wanted = len(mixture.to_vector(self.bends))
+        if self.only_terms and not (self.bends or self.revives):
+            raise ValueError("only_terms leaves nothing to search for without bends or revives.")
+        if self.start and not mixture.is_vector(np.asarray(self.start), self.bends, self.revives):
+            wanted = len(self.adam_vector)
             raise ValueError(f"start must be {wanted} finite numbers, got {len(self.start)}: {self.start}.")
+
+    @property
+    def adam_vector(self) -> np.ndarray:
+        """The vector of the Adam-like start, to which losses are compared."""
+        return mixture.to_vector(self.bends, self.revives)
+
+    def complete(self, found: np.ndarray) -> np.ndarray:
+        """Returns the vector of a point of the searched space, which lacks the numbers that are fixed."""
+        return np.concatenate([self.start_vector[: len(self.adam_vector) - len(found)], found])
+
+    @property
+    def start_vector(self) -> np.ndarray:
+        """The vector at which the search begins."""
+        return np.asarray(self.start) if self.start else self.adam_vector
 
     def to_json(self) -> str:
         """Returns the settings as a JSON object."""
@@ -176,7 +197,7 @@ def search(
         on_generation: Called with each new line of the record.
 
     Returns:
-        The mean of the distributions of the last third of the generations, `(22,)` or `(24,)`.
+        The mean of the distributions of the last third of the generations, a vector of `to_mixture`.
 
     Raises:
         ValueError: The folder's search has different settings, the task set's digest differs from
@@ -216,7 +237,7 @@ def _search(
     """Runs `search` in a folder that no other process writes to."""
     records = _open(config, out)
     strategy = CMA(
-        mean=np.asarray(config.start) if config.start else mixture.to_vector(config.bends),
+        mean=config.start_vector[mixture.NUM_PLAIN if config.only_terms else 0 :],
         sigma=config.spread,
         population_size=config.population,
         seed=config.seed,
@@ -237,9 +258,9 @@ def _search(
         means.append(strategy.mean.copy())  # a copy: the strategy changes it in place
         label = f"{number + 1:06d}"
         if (number + 1) % save_every == 0 and not _weights_path(config, out, label).exists():
-            _save(strategy.mean, config, out, label)
-    average = np.mean(means[-math.ceil(generations / 3) :], axis=0)
-    _save(strategy.mean, config, out, f"{generations:06d}")
+            _save(config.complete(strategy.mean), config, out, label)
+    average = config.complete(np.mean(means[-math.ceil(generations / 3) :], axis=0))
+    _save(config.complete(strategy.mean), config, out, f"{generations:06d}")
     met = np.quantile(objective.sample_gradient_rms(average, objective.task_set.first_seed), QUANTILES)
     _save(average, config, out, f"{generations:06d}-averaged", {FIELD: format_range(*met)})
     return average
@@ -299,7 +320,8 @@ def _measure(
     task_set = objective.task_set
     names = _tasks_of(config, tuple(entry.name for entry in task_set.tasks), number)
     chosen = task_set.select(names)
-    vectors = np.stack([mixture.to_vector(config.bends), strategy.mean, *candidates])
+    points = [config.complete(point) for point in (strategy.mean, *candidates)]
+    vectors = np.stack([config.adam_vector, *points])
     first = _first_seed(config, task_set, number)
     seeds = range(first, first + config.seeds)
     losses = np.stack([objective.measure(name, vectors, seeds) for name in names], axis=-1)
@@ -311,7 +333,7 @@ def _measure(
         names,
         tuple(values.tolist()),
         dict(zip(names, ratios[1].round(5).tolist(), strict=True)),
-        tuple(strategy.mean.tolist()),
+        tuple(points[0].tolist()),
         float(np.std([candidate - strategy.mean for candidate in candidates])),
         round(time.monotonic() - begin, 2),
     )

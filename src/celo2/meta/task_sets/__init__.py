@@ -40,7 +40,7 @@ __all__ = ["END_SHARE", "TASK_SETS", "TaskEntry", "TaskSet", "load_task_set"]
 
 END_SHARE = 0.2  # share of the steps and of the validations that the final loss is averaged over
 
-TASK_SETS = ("searching", "choosing", "judging", "scaling")
+TASK_SETS = ("searching", "searching-relu", "choosing", "judging", "scaling")
 """Names of the sets in the package."""
 
 

@@ -57,8 +57,10 @@ def simplify(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, A
 def collapse(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, Any], RuleConfig]:
     """Returns a network without linear hidden layers that computes the same steps.
 
-    A pair of units with opposite inputs, which the next layer reads with opposite weights, contributes
-    w relu(x) - w relu(-x) = w x. A first hidden layer that consists of such pairs is merged with the second.
+    A layer of ReLU units is linear if each of them is. A pair of units with opposite inputs, which the next
+    layer reads with opposite weights, contributes w relu(x) - w relu(-x) = w x. In the second and later
+    layers, whose inputs are not negative, so is a unit without negative weights: relu(x) = x. Such a layer is
+    merged with the next.
 
     Args:
         arrays: The network's arrays by name.
@@ -66,27 +68,35 @@ def collapse(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, A
 
     Returns:
         The arrays and the options: `ff_hidden_layers` is smaller, and `ff_hidden_size` is the number of
-        outputs if no hidden layer is left. The arguments themselves are returned if the layer is not linear
-        or an array is not NumPy's.
+        outputs if no hidden layer is left. The arguments themselves are returned if no layer is linear or an
+        array is not NumPy's.
 
     Example:
         >>> from celo2.weights import load_checkpoint
-        >>> weights = load_checkpoint("celo2")
+        >>> weights = load_checkpoint("celo2-base")
         >>> collapse(*simplify(weights.arrays, weights.config))[1].ff_hidden_layers
         0
     """
     known = all(isinstance(array, np.ndarray) for array in arrays.values())
-    if not known or config.mlp_activation != "relu" or config.ff_hidden_layers == 0:
+    if not known or config.mlp_activation != "relu":
         return dict(arrays), config
-    names = [*(name for name, _ in config.feature_groups(2)), "b0"]
-    first = np.concatenate([np.atleast_2d(arrays[name]) for name in names]).astype(np.float64)
-    second = _read_columns(arrays["w1"], config)
-    pairs = _find_pairs(first, second)
-    if pairs is None:
-        return dict(arrays), config
-    product = first[:, pairs] @ second[pairs]
-    product[-1] += arrays["b1"]
-    return collapse(*_shift(arrays, config, dict(zip(names, _split(product, arrays, names), strict=True))))
+    for layer in range(config.ff_hidden_layers):
+        names = _input_names(layer, config)
+        first = np.concatenate([np.atleast_2d(arrays[name]) for name in names]).astype(np.float64)
+        second = _read_columns(layer + 1, arrays, config)
+        units = _find_linear_units(first, second, inputs_are_positive=layer > 0)
+        if units is not None:
+            product = first[:, units] @ second[units]
+            product[-1] += arrays[f"b{layer + 1}"]
+            merged = dict(zip(names, _split(product, arrays, names), strict=True))
+            return collapse(*_remove_layer(layer, arrays, config, merged))
+    return dict(arrays), config
+
+
+def _input_names(layer: int, config: RuleConfig) -> list[str]:
+    """Returns the names of a hidden layer's weights and, last, of its bias."""
+    weights = [f"w{layer}"] if layer else [name for name, _ in config.feature_groups(2)]
+    return [*weights, f"b{layer}"]
 
 
 def _result_dtype(arrays: Mapping[str, np.ndarray]) -> np.dtype:
@@ -94,45 +104,51 @@ def _result_dtype(arrays: Mapping[str, np.ndarray]) -> np.dtype:
     return np.promote_types(np.result_type(*arrays.values()), np.float32)
 
 
-def _read_columns(weight: np.ndarray, config: RuleConfig) -> np.ndarray:
-    """Returns the second layer's weights, zero for the outputs that are never read."""
-    weight = weight.astype(np.float64)
-    if config.ff_hidden_layers == 1:
+def _read_columns(layer: int, arrays: Mapping[str, np.ndarray], config: RuleConfig) -> np.ndarray:
+    """Returns the weights of the second or a later layer, zero for the outputs that are never read."""
+    weight = arrays[f"w{layer}"].astype(np.float64)
+    if layer == config.ff_hidden_layers:
         weight[:, config.num_outputs_read :] = 0
     return weight
 
 
-def _find_pairs(first: np.ndarray, second: np.ndarray) -> list[int] | None:
-    """Returns one unit of each linear pair, or None if some unit is in no such pair."""
+def _find_linear_units(
+    first: np.ndarray, second: np.ndarray, *, inputs_are_positive: bool
+) -> list[int] | None:
+    """Returns the units of a linear layer, one of each pair; None if some unit is not linear."""
     ends = np.concatenate([first.T, second], axis=1)  # of each unit
-    left, pairs = list(range(len(ends))), []
+    left, units = list(range(len(ends))), []
     while left:
         unit = left.pop()
         mirrored = [other for other in left if not np.any(ends[other] + ends[unit])]
-        if not mirrored:
+        if mirrored:
+            left.remove(mirrored[0])
+        elif not inputs_are_positive or np.any(first[:, unit] < 0):
             return None
-        left.remove(mirrored[0])
-        pairs.append(unit)
-    return pairs
+        units.append(unit)
+    return units
 
 
 def _split(product: np.ndarray, arrays: Mapping[str, np.ndarray], names: list[str]) -> list[np.ndarray]:
-    """Splits the rows of the new first layer into its arrays; the last row is its bias."""
+    """Splits the rows of the merged layer into its arrays; the last row is its bias."""
     ends = np.cumsum([len(arrays[name]) for name in names[:-1]])
     *groups, bias = np.split(product, ends)
     return [array.astype(_result_dtype(arrays)) for array in (*groups, bias[0])]
 
 
-def _shift(
-    arrays: Mapping[str, np.ndarray], config: RuleConfig, first: dict[str, np.ndarray]
+def _remove_layer(
+    removed: int, arrays: Mapping[str, np.ndarray], config: RuleConfig, merged: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], RuleConfig]:
-    """Puts the new first layer before the second and later layers."""
+    """Puts the merged layer before those that follow the two that it replaces."""
     num_layers = config.ff_hidden_layers - 1
+    earlier = {name: arrays[name] for layer in range(removed) for name in _input_names(layer, config)}
     later = {
-        f"{kind}{layer}": arrays[f"{kind}{layer + 1}"] for layer in range(1, num_layers + 1) for kind in "wb"
+        f"{kind}{layer}": arrays[f"{kind}{layer + 1}"]
+        for layer in range(removed + 1, num_layers + 1)
+        for kind in "wb"
     }
     size = config.ff_hidden_size if num_layers else NUM_OUTPUTS
-    return first | later, config.replace(ff_hidden_layers=num_layers, ff_hidden_size=size)
+    return earlier | merged | later, config.replace(ff_hidden_layers=num_layers, ff_hidden_size=size)
 
 
 def _fold_constants(work: dict[str, np.ndarray], inputs: list[str], config: RuleConfig) -> None:

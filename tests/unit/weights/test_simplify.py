@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from celo2.config import RuleConfig
+from celo2.meta.search import mixture
 from celo2.weights import load_checkpoint
 from celo2.weights.simplify import collapse, simplify
 from oracle import rule
@@ -138,17 +139,41 @@ def test_linear_first_layers_are_one_layer_with_the_next(layers: int, exp_mult: 
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("change", ["input", "bias", "output", "activation"])
-def test_a_layer_that_is_not_linear_stays(change: str) -> None:
+@pytest.mark.parametrize("kappa", [0.0, 0.1], ids=["rows", "rows-and-columns"])
+@pytest.mark.parametrize("shape", [(6, 5), (7,)])
+def test_a_layer_without_negative_weights_is_merged_with_the_next(
+    kappa: float, shape: tuple[int, ...]
+) -> None:
+    vector = np.asarray([*mixture.to_vector(), 0.1, kappa, -0.1])
+    weights = mixture.make_weights(vector, "celo2", {})
+    smaller, options = collapse(*simplify(weights.arrays, weights.config))
+    assert (options.ff_hidden_layers, options.ff_hidden_size) == (1, 4 if kappa else 3)
+    assert {array: smaller[array].shape for array in smaller} == options.weight_shapes()
+    expected = oracle_steps(dict(weights.arrays), weights.config, shape)
+    np.testing.assert_allclose(oracle_steps(smaller, options, shape), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "layers"), [("input", 1), ("bias", 1), ("output", 2), ("first-output", 2), ("activation", 2)]
+)
+def test_a_layer_that_is_not_linear_stays(change: str, layers: int) -> None:
     weights = load_checkpoint("celo2")
     arrays, config = simplify(weights.arrays, weights.config)
     if change == "activation":
         config = config.replace(mlp_activation="tanh")
     else:
-        name, place = {"input": ("w0__0", (0, 0)), "bias": ("b0", (1,)), "output": ("w1", (1, 0))}[change]
+        name, place = {
+            "input": ("w0__0", (0, 0)),
+            "bias": ("b0", (1,)),
+            "output": ("w1", (1, 0)),
+            "first-output": ("w1", (0, 0)),
+        }[change]
         arrays[name] = arrays[name].copy()
         arrays[name][place] += np.float32(1e-6)
-    assert collapse(arrays, config)[1] == config
+    smaller, options = collapse(arrays, config)
+    assert options.ff_hidden_layers == layers
+    expected, found = oracle_steps(arrays, config, (6, 5)), oracle_steps(smaller, options, (6, 5))
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "bfloat16"])

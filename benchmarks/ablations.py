@@ -40,6 +40,7 @@ PAGE, RECORDS = ROOT / "docs" / "ablations.md", ROOT / "docs" / "assets" / "abla
 REFERENCE = "recipe"
 RECIPE = MetaConfig(
     variant="celo2-base",
+    start="adam",
     outer_learning_rate=1e-3,
     outer_warmup=20,
     rate_units="network",
@@ -177,7 +178,7 @@ def _write(out: Path, outer_steps: int, probe: ProbeConfig) -> None:
 
 def _table(cells: dict[str, dict[int, dict[str, TaskRecord]]], tasks: Sequence[str]) -> list[str]:
     lines = [
-        "| setting | change | seeds | " + " | ".join(tasks) + " | score | 95 % interval | the text's |",
+        "| setting | change | seeds | " + " | ".join(tasks) + " | score | 95 % interval | the paper's |",
         "|---|---|---:|" + "---:|" * (len(tasks) + 3),
     ]
     for name in [name for name in ABLATIONS if name in cells]:

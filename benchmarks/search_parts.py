@@ -48,7 +48,7 @@ def main() -> None:
 def take_apart(weights: Weights) -> dict[str, Weights]:
     """Makes two rules, one with the weights' channels and one with their decays; the start gives the rest."""
     variant = weights.config.variant
-    found = _read_unbent(weights)
+    found = _read_plain(weights)
     start = read_mixture(make_weights(to_vector(), variant, {}))
     channels, decays = start._replace(shares=found.shares), found._replace(shares=start.shares)
     return {
@@ -61,7 +61,7 @@ def average(weights: Sequence[Weights]) -> Weights:
     """Averages mixtures: their channel weights and the logarithms of 1 - β."""
     if len({one.config.variant for one in weights}) > 1:
         raise ValueError(f"expected one variant, got {[one.config.variant for one in weights]}.")
-    mixtures = [_read_unbent(one) for one in weights]
+    mixtures = [_read_plain(one) for one in weights]
 
     def mean_decays(name: str) -> tuple[float, ...]:
         return tuple(
@@ -81,10 +81,10 @@ def cosines(weights: Sequence[Weights]) -> list[float]:
     return [float(one @ other) for one, other in itertools.combinations(directions, 2)]
 
 
-def _read_unbent(weights: Weights) -> Mixture:
+def _read_plain(weights: Weights) -> Mixture:
     mixture = read_mixture(weights)
-    if mixture.bend is not None:
-        raise ValueError("bent mixtures have no such parts, and no average.")
+    if mixture.bend is not None or mixture.revival is not None:
+        raise ValueError("mixtures that are bent or revive units have no such parts, and no average.")
     return mixture
 
 

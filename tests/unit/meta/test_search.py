@@ -120,8 +120,8 @@ def test_the_shipped_weights_are_read_as_the_mixtures_that_they_are(name):
     found = mixture.read_mixture(weights)
     assert np.abs(found.shares).sum() == pytest.approx(1.0)
     assert found.initial_rms_decays == weights.config.initial_rms_decays
-    vector = np.concatenate([found.shares, np.zeros(7)])
-    again = mixture.make_weights(vector, name, {})
+    again = mixture.make_weights(mixture.encode(found), name, {})
+    assert again.config == weights.config
     for array, expected in zip(again.arrays.values(), weights.arrays.values(), strict=True):
         np.testing.assert_allclose(array, expected, atol=1e-6)
 

@@ -18,7 +18,7 @@ from celo2.meta.search.run import Generation, SearchConfig, search
 
 _DESCRIPTION = """\
 Searches for a rule among those whose direction is a weighted sum of input channels: 15 weights and 7
-decays, by CMA-ES; with --bends, two more numbers bend the sum where it is large, and with --revives, three
+decays, by CMA-ES; with --bends, two more numbers bend the sum where it is large, and with --revives, four
 more push the weights of dead units. A candidate is judged by the loss at the end of short runs relative to
 the start's, each at its best learning rate, on the tasks of a set. If interrupted, the same command
 continues, to the same result.

@@ -59,8 +59,8 @@ def collapse(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, A
 
     A layer of ReLU units is linear if each of them is. A pair of units with opposite inputs, which the next
     layer reads with opposite weights, contributes w relu(x) - w relu(-x) = w x. In the second and later
-    layers, whose inputs are not negative, so is a unit without negative weights: relu(x) = x. Such a layer is
-    merged with the next.
+    layers, whose inputs are not negative, so is a unit without a negative weight or bias: relu(x) = x. Such a
+    layer is merged with the next.
 
     Args:
         arrays: The network's arrays by name.
@@ -84,7 +84,7 @@ def collapse(arrays: Mapping[str, Any], config: RuleConfig) -> tuple[dict[str, A
         names = _input_names(layer, config)
         first = np.concatenate([np.atleast_2d(arrays[name]) for name in names]).astype(np.float64)
         second = _read_columns(layer + 1, arrays, config)
-        units = _find_linear_units(first, second, inputs_are_positive=layer > 0)
+        units = _find_linear_units(first, second, inputs_are_nonnegative=layer > 0)
         if units is not None:
             product = first[:, units] @ second[units]
             product[-1] += arrays[f"b{layer + 1}"]
@@ -113,7 +113,7 @@ def _read_columns(layer: int, arrays: Mapping[str, np.ndarray], config: RuleConf
 
 
 def _find_linear_units(
-    first: np.ndarray, second: np.ndarray, *, inputs_are_positive: bool
+    first: np.ndarray, second: np.ndarray, *, inputs_are_nonnegative: bool
 ) -> list[int] | None:
     """Returns the units of a linear layer, one of each pair; None if some unit is not linear."""
     ends = np.concatenate([first.T, second], axis=1)  # of each unit
@@ -123,7 +123,7 @@ def _find_linear_units(
         mirrored = [other for other in left if not np.any(ends[other] + ends[unit])]
         if mirrored:
             left.remove(mirrored[0])
-        elif not inputs_are_positive or np.any(first[:, unit] < 0):
+        elif not inputs_are_nonnegative or np.any(first[:, unit] < 0):
             return None
         units.append(unit)
     return units

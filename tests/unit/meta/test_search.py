@@ -48,7 +48,7 @@ def _params(key):
     }
 
 
-REVIVAL = (0.1, -0.05, -0.1)  # ρ = 0.4, κ = -0.2, τ = 0.67: some rows of random gradients are beyond it
+REVIVAL = (0.1, -0.05, -0.1, -1.1)  # ρ = 0.4 and -0.2, τ = 0.67, λ = 0.6: some rows of these gradients pass
 
 
 @pytest.mark.parametrize(
@@ -152,16 +152,31 @@ def test_a_bend_changes_the_direction_only_beyond_its_threshold():
 
 @pytest.mark.parametrize("bend", [(), (-0.2, -0.25)], ids=["plain", "bent"])
 def test_a_mixture_that_revives_is_read_as_it_was_made(bend):
-    vector = np.asarray([*mixture.to_vector(), *bend, 0.2, -0.1, 0.05])
+    vector = np.asarray([*mixture.to_vector(), *bend, 0.2, -0.1, 0.05, 0.1])
     found = mixture.read_mixture(mixture.make_weights(vector, "celo2", {}))
-    assert found.revival == pytest.approx((0.8, -0.4, np.exp(0.2)))
+    assert found.revival == pytest.approx((0.8, -0.4, np.exp(0.2), 50 * np.exp(0.4)))
     np.testing.assert_allclose(mixture.encode(found), vector, atol=1e-6)
-    assert "ρ +0.80, κ -0.40, τ 1.22" in mixture.describe(vector)
+    assert "revival ρ +0.80 -0.40, τ 1.22, λ 75" in mixture.describe(vector)
 
 
-def test_a_revival_pushes_only_the_weights_of_a_dead_unit():
-    schedule, params = cosine_schedule(1e-2, 20), {"hidden": {"kernel": jnp.zeros((8, 6))}}
-    grads = {"hidden": {"kernel": jax.random.normal(jax.random.key(0), (8, 6)).at[:, 2].set(0.0)}}
+def test_a_mixture_with_one_hidden_layer_is_read():
+    config = load_checkpoint("celo2-base").config.replace(ff_hidden_layers=1)
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in config.weight_shapes().items()}
+    zeros["w0__0"][0, :2] = zeros["w1"][:2, 0] = 1.0, -1.0
+    found = mixture.read_mixture(Weights(zeros, config))
+    assert (found.shares.sum(), found.bend, found.revival) == (1.0, None, None)
+
+
+@pytest.mark.parametrize("axis", [0, 1], ids=["row", "column"])
+@pytest.mark.parametrize("num_dead", [1, 5])
+def test_a_revival_pushes_only_the_weights_of_dead_units(axis, num_dead):
+    schedule, params = cosine_schedule(1e-2, 20), {"hidden": {"kernel": jnp.zeros((8, 7))}}
+    dead = np.zeros((8, 7), bool)
+    dead[tuple(slice(num_dead) if axis == one else slice(None) for one in (0, 1))] = True
+    drawn = jax.random.normal(jax.random.key(0), (8, 7))
+    grads = {
+        "hidden": {"kernel": jnp.where(dead, 0.0, drawn + jnp.sign(drawn))}
+    }  # no living row is nearly dead
 
     def step(*revival):
         made = mixture.to_mixture(jnp.asarray([*mixture.to_vector(), *revival]))
@@ -169,13 +184,12 @@ def test_a_revival_pushes_only_the_weights_of_a_dead_unit():
         (update,) = jax.tree.leaves(optimizer.update(grads, optimizer.init(params), params)[0])
         return np.asarray(update)
 
-    plain, revived = step(), step(0.1, 0.0, 0.1)
-    np.testing.assert_array_equal(plain[:, 2], 0)
-    assert revived[:, 2].min() == pytest.approx(revived[:, 2].max())
-    assert revived[:, 2].min() > 0  # weights of the unit grow
-    alive = [0, 1, 3, 4, 5]
-    ratios = revived[:, alive] / plain[:, alive]
-    np.testing.assert_allclose(ratios, ratios[0, 0], rtol=1e-5)  # only the common normalisation
+    plain, revived = step(), step(0.1, 0.1, 0.0, 0.0)
+    np.testing.assert_array_equal(plain[dead], 0)
+    assert revived[dead].min() > 0  # the weights of the unit grow
+    np.testing.assert_allclose(revived[dead], revived[dead][0], rtol=1e-5)
+    ratios = revived[~dead] / plain[~dead]
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)  # only the common normalisation differs
 
 
 def test_other_networks_are_refused_as_mixtures():
@@ -305,15 +319,15 @@ def test_bent_search_begins_at_the_adam_like_start(tmp_path, tiny_set):
 
 
 def test_a_search_over_terms_alone_keeps_the_weights_and_decays_of_its_start(tmp_path, tiny_set):
-    start = mixture.to_vector(revives=True) + 0.01
+    start = mixture.to_vector() + 0.01
     config = SearchConfig(
         task_set=tiny_set, population=4, revives=True, only_terms=True, start=tuple(start.tolist())
     )
     lines = []
     found = search(config, tmp_path, generations=2, on_generation=lines.append)
-    np.testing.assert_array_equal(found[:22], start[:22])
-    assert np.all(found[22:] != start[22:])
-    np.testing.assert_array_equal(lines[0].vector, start)
+    np.testing.assert_array_equal(found[:22], start)
+    assert np.all(found[22:] != 0)
+    np.testing.assert_array_equal(lines[0].vector, [*start, 0, 0, 0, 0])
     np.testing.assert_array_equal(search(config, tmp_path, generations=2), found)
 
 
@@ -326,11 +340,23 @@ def test_a_search_over_terms_alone_keeps_the_weights_and_decays_of_its_start(tmp
         ({"adamw_lr_scale": 0}, "finite and positive"),
         ({"adamw_lr_scale": float("inf")}, "finite and positive"),
         ({"eigenbasis_every": -1}, "0 or a number of steps"),
-        ({"bends": True, "start": (0.0,) * 22}, "24 finite numbers"),
-        ({"bends": True, "revives": True, "start": (0.0,) * 24}, "27 finite numbers"),
+        ({"bends": True, "start": (0.0,) * 23}, "24 finite numbers"),
+        ({"bends": True, "revives": True, "start": (0.0,) * 24}, "28 finite numbers"),
         ({"only_terms": True}, "nothing to search"),
+        ({"revives": True, "eigenbasis_every": 10}, "not the rows or columns of an eigenbasis"),
     ],
-    ids=["order", "zero", "infinite", "share", "infinite-share", "basis", "start", "terms", "nothing"],
+    ids=[
+        "order",
+        "zero",
+        "infinite",
+        "share",
+        "infinite-share",
+        "basis",
+        "start",
+        "terms",
+        "nothing",
+        "no-units",
+    ],
 )
 def test_search_config_refuses(options, message):
     with pytest.raises(ValueError, match=message):
@@ -374,8 +400,11 @@ def test_a_folder_from_before_kernels_were_matrices_is_not_continued_with_them(t
     config = SearchConfig(task_set=tiny_set, tasks_per_generation=1, population=4)
     search(config, tmp_path, generations=1)
     known = json.loads((tmp_path / "config.json").read_text())
-    del known["stored_kernels"], known["set_digest"]
+    for missing in ("stored_kernels", "set_digest", "revives", "only_terms"):
+        del known[missing]
     (tmp_path / "config.json").write_text(json.dumps(known))
+    with pytest.raises(ValueError, match=r"other settings \(revives, stored_kernels\)"):
+        search(dataclasses.replace(config, revives=True), tmp_path, generations=1)
     with pytest.raises(ValueError, match=r"other settings \(stored_kernels\)"):
         search(config, tmp_path, generations=1)
     search(dataclasses.replace(config, stored_kernels=True), tmp_path, generations=1)

@@ -45,7 +45,7 @@ def test_cosines_are_those_of_each_pair() -> None:
     np.testing.assert_allclose(found, [0.0, 0.5**0.5, 0.5**0.5], atol=1e-6)
 
 
-@pytest.mark.parametrize("terms", [[-0.2, -0.25], [0.2, 0.1, 0.0]], ids=["bent", "revives"])
+@pytest.mark.parametrize("terms", [[-0.2, -0.25], [0.2, 0.1, 0.0, 0.0]], ids=["bent", "revives"])
 def test_what_has_no_average_is_refused(terms: list[float]) -> None:
     with pytest.raises(ValueError, match="bent or revive"):
         PARTS.take_apart(make_weights(np.append(to_vector(), terms), "celo2", {}))

@@ -139,18 +139,29 @@ def test_linear_first_layers_are_one_layer_with_the_next(layers: int, exp_mult: 
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kappa", [0.0, 0.1], ids=["rows", "rows-and-columns"])
+@pytest.mark.parametrize("second", [0.0, 0.1], ids=["rows", "rows-and-columns"])
 @pytest.mark.parametrize("shape", [(6, 5), (7,)])
 def test_a_layer_without_negative_weights_is_merged_with_the_next(
-    kappa: float, shape: tuple[int, ...]
+    second: float, shape: tuple[int, ...]
 ) -> None:
-    vector = np.asarray([*mixture.to_vector(), 0.1, kappa, -0.1])
+    vector = np.asarray([*mixture.to_vector(), 0.1, second, -0.1, -1.1])
     weights = mixture.make_weights(vector, "celo2", {})
     smaller, options = collapse(*simplify(weights.arrays, weights.config))
-    assert (options.ff_hidden_layers, options.ff_hidden_size) == (1, 4 if kappa else 3)
+    assert (options.ff_hidden_layers, options.ff_hidden_size) == (1, 4 if second else 3)
     assert {array: smaller[array].shape for array in smaller} == options.weight_shapes()
     expected = oracle_steps(dict(weights.arrays), weights.config, shape)
     np.testing.assert_allclose(oracle_steps(smaller, options, shape), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_first_layer_without_negative_weights_stays() -> None:
+    config = RuleConfig(ff_hidden_layers=1)  # its inputs may be negative
+    arrays = {name: np.abs(array) for name, array in random_arrays(config, seed=0).items()}
+    assert collapse(arrays, config)[1] is config
+
+
+def test_a_second_layer_with_a_negative_bias_stays() -> None:
+    weights = mixture.make_weights(np.append(mixture.to_vector(), [-0.2, -0.25]), "celo2", {})  # bent
+    assert collapse(*simplify(weights.arrays, weights.config))[1].ff_hidden_layers == 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rules whose direction is a weighted sum of the odd channels, with two optional terms: 22 to 27 parameters.
+"""Rules whose direction is a weighted sum of the odd channels, with two optional terms: 22 to 28 numbers.
 
 The network of the rule (arXiv 2602.19142, section 3) has 30 input channels, fifteen of which change sign with
 the gradient. Two hidden units represent any weighted sum s of these exactly, `relu(s) - relu(-s) = s`, so the
@@ -9,10 +9,18 @@ learn a covariance, and the rule's steps cost a fraction of the network's.
 Two more numbers, γ and τ, bend s where it is large, by two more units of the second hidden layer:
 `s + γ (relu(s - τ) - relu(-s - τ))`, which clips for γ = -1 and favours large elements for γ > 0.
 
-Three more numbers revive dead units: `s - ρ relu(r - τ) - κ relu(c - τ)`, with r and c the normalised inverse
-roots of the fast row and column second moments. These are large for a row without gradients, such as the
-incoming weights of a ReLU unit that is always off, and small for all others. As steps are subtracted, such
-weights grow until the unit is on again.
+Four more numbers revive dead units:
+
+    s - ρ_row relu(r - λ p - τ) - ρ_col relu(c - λ q - τ),
+
+with p and q the normalised row and column second moments of the fastest decay, and r and c their normalised
+inverse roots. Each has root mean square 1. A row whose gradients have vanished, such as the incoming weights
+of a ReLU unit that is always off, has p near 0 and r above 1: about √(n/k) if k of n rows are dead. All other
+rows have a p that λ raises over the threshold, so they are left alone. As steps are subtracted, the weights
+of a dead unit rise until it is on again. Which of the two is the unit's depends on the shape: `row` has a
+value for each index of the smaller axis of a matrix, `col` for each of the larger. Weights that nothing
+reads, and those of inputs that are always zero, have no gradients either, and rise as well. Where gradients
+are below 1e-4, the epsilon under the root hides dead rows, and nothing happens.
 """
 
 from __future__ import annotations
@@ -63,8 +71,9 @@ _DECAYS = tuple(
     for index in range(len(getattr(_DEFAULTS, name)))
 )
 DECAY_UNIT = 4.0  # change of log(1 - β) per unit of its coordinate
-TERM_UNIT = 4.0  # change of γ, ρ and κ, and of log τ, per unit of their coordinates
-STALE = (("rsqrt_row", 0), ("rsqrt_col", 0))  # channels that are large where gradients have vanished
+TERM_UNIT = 4.0  # change of γ and ρ, and of log τ and log λ, per unit of their coordinates
+SUPPRESSION = 50.0  # λ at the coordinate 0
+VANISHED = (("rsqrt_row", "row"), ("rsqrt_col", "col"))  # r and p, c and q; the first channel of each
 _NO_MIXTURE = (
     "these weights are no mixture: their direction is not a weighted sum of the odd channels. Mixtures are "
     "what `celo2 search` and `make_weights` make."
@@ -81,7 +90,7 @@ class Mixture(NamedTuple):
         initial_rms_decays: The decay of the second moment.
         initial_adafactor_decays: The three decays of the factored second moments.
         bend: γ and τ, with τ as a multiple of the sum of magnitudes of `shares`; None: not bent.
-        revival: ρ, κ and τ, with ρ and κ as multiples of that sum; None: no such term.
+        revival: ρ_row, ρ_col, τ and λ, with the first two as multiples of that sum; None: no such term.
     """
 
     shares: Any
@@ -89,7 +98,7 @@ class Mixture(NamedTuple):
     initial_rms_decays: tuple[Any, ...]
     initial_adafactor_decays: tuple[Any, ...]
     bend: tuple[Any, Any] | None = None
-    revival: tuple[Any, Any, Any] | None = None
+    revival: tuple[Any, Any, Any, Any] | None = None
 
 
 NUM_PLAIN = len(CHANNELS) + len(_DECAYS)  # numbers of a vector without optional terms, 22
@@ -100,18 +109,18 @@ def to_vector(bends: bool = False, revives: bool = False) -> np.ndarray:
 
     Args:
         bends: Whether the rules are bent, which takes two more numbers than the 22.
-        revives: Whether they revive dead units, which takes three more.
+        revives: Whether they revive dead units, which takes four more.
     """
     shares = [ADAM_MIXTURE.get(channel, 0.0) for channel in CHANNELS]
-    return np.asarray([*shares, *np.zeros(len(_DECAYS) + 2 * bends + 3 * revives)])
+    return np.asarray([*shares, *np.zeros(len(_DECAYS) + 2 * bends + 4 * revives)])
 
 
 def to_mixture(vector: Any) -> Mixture:
     """Decodes a vector, which may be traced: channel weights, decays, then the optional terms.
 
-    A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, clipped to [1e-4, 1]. Of 24 or 27
-    coordinates, the next two are γ / 4 and log(τ) / 4; of 25 or 27, the last three are ρ / 4, κ / 4 and
-    log(τ) / 4.
+    A decay β has the coordinate z with `1 - β = (1 - β₀) exp(4 z)`, clipped to [1e-4, 1]. Of 24 or 28
+    coordinates, the next two are γ / 4 and log(τ) / 4; of 26 or 28, the last four are ρ_row / 4, ρ_col / 4,
+    log(τ) / 4 and log(λ / 50) / 4.
     """
     shares, coordinates = vector[: len(CHANNELS)], vector[len(CHANNELS) :]
     decays: dict[str, list[Any]] = {}
@@ -119,21 +128,34 @@ def to_mixture(vector: Any) -> Mixture:
         complement = (1.0 - getattr(_DEFAULTS, name)[index]) * jnp.exp(DECAY_UNIT * coordinates[position])
         decays.setdefault(name, []).append(1.0 - jnp.clip(complement, LONGEST, SHORTEST))
     last = TERM_UNIT * coordinates[len(_DECAYS) :]
-    bend = (last[0], jnp.exp(last[1])) if len(last) in (2, 5) else None
-    revival = (last[-3], last[-2], jnp.exp(last[-1])) if len(last) >= 3 else None
+    bend = (last[0], jnp.exp(last[1])) if len(last) in (2, 6) else None
+    revival = None
+    if len(last) >= 4:
+        revival = last[-4], last[-3], jnp.exp(last[-2]), SUPPRESSION * jnp.exp(last[-1])
     terms = {"bend": bend, "revival": revival}
     return Mixture(shares, **terms, **{name: tuple(values) for name, values in decays.items()})
 
 
 def encode(mixture: Mixture) -> np.ndarray:
-    """Returns the vector of a mixture; the inverse of `to_mixture`."""
+    """Returns a vector that `to_mixture` decodes to this mixture.
+
+    Example:
+        >>> from celo2 import load_checkpoint
+        >>> encode(read_mixture(load_checkpoint("celo2"))).shape  # a start for another search
+        (22,)
+    """
     decays = [
         math.log((1.0 - getattr(mixture, name)[index]) / (1.0 - getattr(_DEFAULTS, name)[index])) / DECAY_UNIT
         for name, index in _DECAYS
     ]
-    bend = [mixture.bend[0], math.log(mixture.bend[1])] if mixture.bend else []
-    revival = [*mixture.revival[:2], math.log(mixture.revival[2])] if mixture.revival else []
-    return np.asarray([*mixture.shares, *decays, *(number / TERM_UNIT for number in (*bend, *revival))])
+    terms: list[float] = []
+    if mixture.bend is not None:
+        gamma, tau = mixture.bend
+        terms += [gamma, math.log(tau)]
+    if mixture.revival is not None:
+        *sizes, tau, suppression = mixture.revival
+        terms += [*sizes, math.log(tau), math.log(suppression / SUPPRESSION)]
+    return np.asarray([*mixture.shares, *decays, *(number / TERM_UNIT for number in terms)])
 
 
 def make_weights(vector: np.ndarray, variant: str, provenance: Mapping[str, str]) -> Weights:
@@ -161,10 +183,9 @@ def weights_of_mixture(mixture: Mixture, variant: str, provenance: Mapping[str, 
 def _mix(theta: Mapping[str, Any], config: RuleConfig, mixture: Mixture) -> dict[str, Array]:
     """Sets the first output of a network to a mixture's direction, exactly."""
     mixed = mixture_theta(dict(theta), config, dict(zip(CHANNELS, mixture.shares.tolist(), strict=True)))
-    if mixture.bend is None and mixture.revival is None:
-        return mixed
-    if config.ff_hidden_layers != 2 or config.ff_hidden_size < 6:
-        raise ValueError("a bend or a revival needs two hidden layers of at least six units.")
+    units = 6 if mixture.revival is not None else 4 if mixture.bend is not None else 2
+    if units > 2 and (config.ff_hidden_layers != 2 or config.ff_hidden_size < units):
+        raise ValueError(f"these terms need two hidden layers of at least {units} units.")
     if mixture.bend is not None:
         gamma, tau = (float(number) for number in mixture.bend)
         for unit, sign in ((0, 1.0), (1, -1.0)):  # unit 0 is relu(s), unit 1 is relu(-s)
@@ -174,16 +195,15 @@ def _mix(theta: Mapping[str, Any], config: RuleConfig, mixture: Mixture) -> dict
     return mixed if mixture.revival is None else _add_revival(mixed, config, mixture.revival)
 
 
-def _add_revival(
-    mixed: dict[str, Array], config: RuleConfig, revival: tuple[Any, Any, Any]
-) -> dict[str, Array]:
-    """Computes `relu(r - τ)` and `relu(c - τ)` in units 2 and 3 of the first layer, 4 and 5 of the second."""
-    *sizes, tau = (float(number) for number in revival)
+def _add_revival(mixed: dict[str, Array], config: RuleConfig, revival: tuple[Any, ...]) -> dict[str, Array]:
+    """Computes the term's two ReLUs in units 2 and 3 of the first layer, and passes them through 4 and 5."""
+    *sizes, tau, suppression = (float(number) for number in revival)
     names = {feature.name: name for name, feature in config.feature_groups(2)}
-    for unit, ((feature, index), size) in enumerate(zip(STALE, sizes, strict=True), start=2):
+    for unit, (channels, size) in enumerate(zip(VANISHED, sizes, strict=True), start=2):
         for name in names.values():
             mixed[name] = mixed[name].at[:, unit].set(0.0)
-        mixed[names[feature]] = mixed[names[feature]].at[index, unit].set(1.0)
+        for channel, weight in zip(channels, (1.0, -suppression), strict=True):
+            mixed[names[channel]] = mixed[names[channel]].at[0, unit].set(weight)
         mixed["b0"] = mixed["b0"].at[unit].set(-tau)
         mixed["w1"] = mixed["w1"].at[unit].set(0.0).at[:, unit + 2].set(0.0).at[unit, unit + 2].set(1.0)
         mixed["w2"] = mixed["w2"].at[unit + 2, 0].set(-size)
@@ -201,11 +221,9 @@ def read_mixture(weights: Weights) -> Mixture:
         shares = [float(weights.arrays[names[feature]][index, 0]) for feature, index in CHANNELS]
         zeros = {name: jnp.zeros_like(array) for name, array in weights.arrays.items()}
         decays = {name: getattr(weights.config, name) for name, _ in _DECAYS}
-        tau, stale_tau = -float(weights.arrays["b1"][2]), -float(weights.arrays["b0"][2])
-        outputs = [float(output) for output in weights.arrays["w2"][:6, 0]]
-        bend = (outputs[2], tau) if tau > 0 else None
-        revival = (-outputs[4], -outputs[5], stale_tau) if stale_tau > 0 else None
-        found = Mixture(np.asarray(shares), bend=bend, revival=revival, **decays)
+        found = Mixture(np.asarray(shares), **decays)
+        if weights.config.ff_hidden_layers == 2:
+            found = found._replace(bend=_read_bend(weights), revival=_read_revival(weights, names))
         mixed = _mix(zeros, weights.config, found)
     except (KeyError, IndexError, ValueError) as error:  # other channels, or a single hidden unit
         raise ValueError(_NO_MIXTURE) from error
@@ -213,6 +231,17 @@ def read_mixture(weights: Weights) -> Mixture:
     if not same or weights.config.mlp_activation != "relu":
         raise ValueError(_NO_MIXTURE)
     return found
+
+
+def _read_bend(weights: Weights) -> tuple[float, float] | None:
+    tau = -float(weights.arrays["b1"][2])
+    return (float(weights.arrays["w2"][2, 0]), tau) if tau > 0 else None
+
+
+def _read_revival(weights: Weights, names: Mapping[str, str]) -> tuple[float, ...] | None:
+    tau, suppression = -float(weights.arrays["b0"][2]), -float(weights.arrays[names["row"]][0, 2])
+    sizes = (-float(output) for output in weights.arrays["w2"][4:6, 0])
+    return (*sizes, tau, suppression) if tau > 0 else None
 
 
 def _scale_by_mixture(
@@ -261,22 +290,24 @@ def _compute_step(
     direction = jnp.zeros_like(grad)
     for position, (feature, index) in enumerate(CHANNELS):
         if feature in names:
-            channel = groups[names[feature]][index]
-            direction += mixture.shares[position] * mlp.normalizer(mlp.mean_square(channel)) * channel
+            direction += mixture.shares[position] * _normalize(groups[names[feature]][index])
     total = jnp.sum(jnp.abs(mixture.shares))
     if mixture.bend is not None:
         gamma, tau = mixture.bend[0], mixture.bend[1] * total
         direction += gamma * (jax.nn.relu(direction - tau) - jax.nn.relu(-direction - tau))
     if mixture.revival is not None and axes is not None:
-        *sizes, tau = mixture.revival
+        *sizes, tau, suppression = mixture.revival
         vectors = features.compute_vectors(memory.row, memory.col, _DEFAULTS)
-        for size, (feature, index) in zip(sizes, STALE, strict=True):
-            channel = vectors[names[feature]][index]
-            stale = mlp.normalizer(mlp.mean_square(channel)) * channel
-            direction -= size * total * jax.nn.relu(stale - tau)
+        for size, channels in zip(sizes, VANISHED, strict=True):
+            inverse, moment = (_normalize(vectors[names[channel]][0]) for channel in channels)
+            direction -= size * total * jax.nn.relu(inverse - suppression * moment - tau)
     if orthogonalizes and grad.ndim >= 2:
         direction = orthogonalize.compute(direction, _DEFAULTS)
-    return direction * mlp.normalizer(mlp.mean_square(direction)), memory
+    return _normalize(direction), memory
+
+
+def _normalize(array: Array) -> Array:
+    return array * mlp.normalizer(mlp.mean_square(array))
 
 
 def make_optimizer(
@@ -340,9 +371,10 @@ def describe(vector: np.ndarray) -> str:
     parts = [f"{CHANNELS[i][0]}[{CHANNELS[i][1]}] {shares[i]:+.2f}" for i in largest if abs(shares[i]) > 0.01]
     names = list(dict.fromkeys(name for name, _ in _DECAYS))
     decays = [" ".join(f"{1 - float(b):.2g}" for b in getattr(mixture, name)) for name in names]
-    bend = "; γ {:+.2f}, τ {:.2f}".format(*map(float, mixture.bend)) if mixture.bend else ""
-    terms = map(float, mixture.revival or ())
-    revival = "; ρ {:+.2f}, κ {:+.2f}, τ {:.2f}".format(*terms) if mixture.revival else ""
+    bend = "; bend γ {:+.2f}, τ {:.2f}".format(*map(float, mixture.bend)) if mixture.bend else ""
+    revival = ""
+    if mixture.revival is not None:
+        revival = "; revival ρ {:+.2f} {:+.2f}, τ {:.2f}, λ {:.0f}".format(*map(float, mixture.revival))
     return f"{', '.join(parts)}; 1 - β: {' | '.join(decays)}{bend}{revival}"
 
 

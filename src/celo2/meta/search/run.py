@@ -58,9 +58,9 @@ class SearchConfig:
         spread: Standard deviation of the first candidates; the weights of the start's channels are a half.
         seeds: Runs per task, rate and candidate.
         bends: Whether two more numbers bend the weighted sum where it is large.
-        revives: Whether three more numbers revive dead units by pushing rows and columns without gradients.
-        only_terms: Whether the search is over the numbers of `bends` and `revives` alone, and the weights and
-            decays stay as in `start`.
+        revives: Whether four more numbers revive dead units by pushing rows and columns without gradients.
+        only_terms: Whether only the numbers of `bends` and `revives` are searched; the weights and decays
+            stay those of `start`.
         adamw_lr_scale: Learning rate of AdamW's share divided by that of the rule; the "plus" preset has 5.
         eigenbasis_every: Steps between updates of the eigenbasis in which all rules, including the start,
             run; 10 with a share of 5 is the "eigenbasis" preset. 0: no basis.
@@ -68,8 +68,8 @@ class SearchConfig:
             and seed, so that the rule does not depend on their scale.
         stored_kernels: Whether convolution kernels are used as stored instead of as the single matrix that
             the public optimizers find in each. The shipped weights were found that way.
-        start: Numbers to start from, such as the vector in the last line of an earlier record; none: the
-            Adam-like start.
+        start: Numbers to start from, such as the vector in the last line of an earlier record; the numbers
+            of `bends` and `revives` may be missing, for 0. None: the Adam-like start.
         seed: Seed of the candidates, the tasks' order and the runs.
         set_digest: `TaskSet.digest` that the task set must have; empty, as before a search: any.
 
@@ -96,7 +96,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
-        object.__setattr__(self, "start", tuple(map(float, self.start)))
+        missing = 2 * self.bends + 4 * self.revives if len(self.start) == mixture.NUM_PLAIN else 0
+        object.__setattr__(self, "start", (*map(float, self.start), *(0.0,) * missing))
         object.__setattr__(self, "gradient_scales", tuple(map(float, self.gradient_scales)))
         if self.variant not in get_args(SearchVariant):
             raise ValueError(
@@ -117,7 +118,12 @@ class SearchConfig:
         if self.eigenbasis_every < 0:
             raise ValueError(f"eigenbasis_every must be 0 or a number of steps, got {self.eigenbasis_every}.")
         if self.only_terms and not (self.bends or self.revives):
-            raise ValueError("only_terms leaves nothing to search for without bends or revives.")
+            raise ValueError("only_terms leaves nothing to search without bends or revives.")
+        if self.revives and self.eigenbasis_every:
+            raise ValueError(
+                "revives pushes the weights of units, which are not the rows or columns of an eigenbasis; "
+                "leave out revives or eigenbasis_every."
+            )
         if self.start and not mixture.is_vector(np.asarray(self.start), self.bends, self.revives):
             wanted = len(self.adam_vector)
             raise ValueError(f"start must be {wanted} finite numbers, got {len(self.start)}: {self.start}.")
@@ -127,8 +133,8 @@ class SearchConfig:
         """The vector of the Adam-like start, to which losses are compared."""
         return mixture.to_vector(self.bends, self.revives)
 
-    def complete(self, found: np.ndarray) -> np.ndarray:
-        """Returns the vector of a point of the searched space, which lacks the numbers that are fixed."""
+    def fill_in(self, found: np.ndarray) -> np.ndarray:
+        """Returns a whole vector: the numbers kept from the start, then those that are searched."""
         return np.concatenate([self.start_vector[: len(self.adam_vector) - len(found)], found])
 
     @property
@@ -258,9 +264,9 @@ def _search(
         means.append(strategy.mean.copy())  # a copy: the strategy changes it in place
         label = f"{number + 1:06d}"
         if (number + 1) % save_every == 0 and not _weights_path(config, out, label).exists():
-            _save(config.complete(strategy.mean), config, out, label)
-    average = config.complete(np.mean(means[-math.ceil(generations / 3) :], axis=0))
-    _save(config.complete(strategy.mean), config, out, f"{generations:06d}")
+            _save(config.fill_in(strategy.mean), config, out, label)
+    average = config.fill_in(np.mean(means[-math.ceil(generations / 3) :], axis=0))
+    _save(config.fill_in(strategy.mean), config, out, f"{generations:06d}")
     met = np.quantile(objective.sample_gradient_rms(average, objective.task_set.first_seed), QUANTILES)
     _save(average, config, out, f"{generations:06d}-averaged", {FIELD: format_range(*met)})
     return average
@@ -320,7 +326,7 @@ def _measure(
     task_set = objective.task_set
     names = _tasks_of(config, tuple(entry.name for entry in task_set.tasks), number)
     chosen = task_set.select(names)
-    points = [config.complete(point) for point in (strategy.mean, *candidates)]
+    points = [config.fill_in(point) for point in (strategy.mean, *candidates)]
     vectors = np.stack([config.adam_vector, *points])
     first = _first_seed(config, task_set, number)
     seeds = range(first, first + config.seeds)

@@ -14,10 +14,11 @@ A set is a TOML file, so that it is fixed in the repository before the runs that
     weight_decay = 0.1           # decoupled; by default 0
     options = { widths = [32] }  # keyword arguments of the function that makes the task
 
-The package has four sets. `searching` is small and broad, and half of it are transformers. `choosing` may
-select checkpoints and recipes. `judging` has other kinds of networks, other data and other sizes; half of its
-runs are 1,500 steps long, and it is only ever run on weights about to be shipped and on the rows compared
-with them. `scaling` has one task at three widths and one at three lengths.
+The package has five sets. `searching` is small and broad, and half of it are transformers; `searching-relu`
+has ReLU networks whose units die, for `celo2 search --revives`. `choosing` may select checkpoints and
+recipes. `judging` has other kinds of networks, other data and other sizes; half of its runs are 1,500 steps
+long, and it is only ever run on weights about to be shipped and on the rows compared with them. `scaling` has
+one task at three widths and one at three lengths.
 """
 
 from __future__ import annotations

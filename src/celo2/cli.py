@@ -33,7 +33,7 @@ COMMANDS = {
     "meta-train": Command("celo2.commands.meta_train", "meta", "meta-train a rule; resumable"),
     "probe": Command("celo2.commands.probe", "meta", "compare weights in pairs on held-out tasks"),
     "report": Command(
-        "celo2.commands.report", "eval", "report on runs of evaluate or meta-train: page, plots, tables"
+        "celo2.commands.report", "eval", "report on runs of compare, evaluate or meta-train: page, plots"
     ),
     "search": Command(
         "celo2.commands.search", "meta", "search for a rule of few numbers by CMA-ES; resumable"

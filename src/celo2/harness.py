@@ -165,6 +165,6 @@ def match_scales(match: str | None, adamw_lr_scale: float | None, default: float
         Moonlight, arXiv 2502.16982, section 2.2: AdamW's steps have a root mean square of about 0.2 to 0.4.
     """
     if match is not None and match not in MATCHES:
-        raise ValueError(f"match must be None or one of {', '.join(map(repr, MATCHES))}, got {match!r}.")
+        raise ValueError(f"match must be None or {' or '.join(map(repr, MATCHES))}, got {match!r}.")
     rms, share = (1.0, default) if match is None else MATCHES[match]
     return rms, share if adamw_lr_scale is None else adamw_lr_scale

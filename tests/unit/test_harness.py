@@ -163,7 +163,7 @@ def test_a_harness_sets_adamws_share_unless_the_argument_does() -> None:
 
 
 def test_unknown_match_is_refused() -> None:
-    with pytest.raises(ValueError, match="match must be None or one of 'adamw', got 'adam'"):
+    with pytest.raises(ValueError, match="match must be None or 'adamw', got 'adam'"):
         make_celo2(match="adam")
 
 

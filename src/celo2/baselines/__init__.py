@@ -216,9 +216,9 @@ def check_optimizer_name(name: str) -> None:
         )
     raise ValueError(
         f"unknown optimizer {name!r}{nearest_name(name, [*OPTIMIZERS, *PRESETS])} "
-        f"There are {', '.join(OPTIMIZERS)}, weight files by their paths and hub repositories as OWNER/NAME, "
-        f"also as celo2:PATH or celo2-base:PATH, each with :PATH {', '.join(PRESETS)}, and your own as "
-        "package.module:make."
+        f"There are {', '.join(OPTIMIZERS)}; weight files by path and hub repositories as OWNER/NAME, also "
+        f"after a name ({', '.join(f'{one}:PATH' for one in LEARNED)}); the predecessors, which need weights "
+        f"as in celo:PATH ({', '.join(PRESETS)}); and your own as package.module:make."
     )
 
 

@@ -54,7 +54,7 @@ class CompareOptions(CompareConfig):
     """Arguments of `celo2 compare`: the settings of a comparison and its output folder.
 
     Attributes:
-        out: Folder for the runs and the report; None: runs/compare-TASK-TIME.
+        out: Folder for the runs and the report; none: runs/compare-TASK-TIME.
     """
 
     out: Path | None = None

@@ -66,21 +66,23 @@ class EvaluateCommand:
     """tiny (minutes on two cores), small (hours to a day on a CPU, an estimate), full (accelerators), or the
     path of a TOML or JSON file."""
     tasks: tuple[str, ...] = ()
-    """Tasks to use instead of the suite's."""
+    """Tasks to use; none: the suite's."""
     optimizers: tuple[str, ...] = ()
-    """Optimizers to use instead of the suite's."""
+    """Optimizers to use; none: the suite's."""
     num_learning_rates: int = 0
     """Number of values in each optimizer's default grid; 0: the suite's."""
     learning_rates: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     """Learning rates of all optimizers, or by name, instead of their default grids."""
     weight_decays: list[float] = dataclasses.field(default_factory=list)
-    """Decoupled weight decays, multiplied by the learning rate; each is tried with every learning rate."""
+    """Decoupled weight decays, multiplied by the learning rate; each is tried with every learning rate;
+    none: the suite's."""
     seeds: int = 0
-    """Number of runs per setting."""
+    """Number of runs per setting; 0: the suite's."""
     steps: int = 0
-    """Length of every run."""
+    """Length of every run; 0: the suite's."""
     schedule: str = ""
-    """Learning-rate schedule: cosine, linear or constant, after a warm-up over 5 % of the steps."""
+    """Learning-rate schedule: cosine, linear or constant, after a warm-up over 5 % of the steps; empty: the
+    suite's."""
     baseline: str = "adamw"
     """Optimizer that the report's scores are relative to."""
     refine: Literal["suite", "yes", "no"] = "suite"

@@ -61,10 +61,10 @@ the log ratio of the losses at the end of the runs to the first candidate's, wit
 seeds; the interval of the mean over tasks accounts for seeds and tasks. Below zero is better than the first.
 
 A candidate is a weight file, or a hub repository of weights; a run's folder, for all of its weights;
-celo2 or celo2-base, the shipped ones; {" or ".join(START + name for name in BUILT_IN)},
-where meta-training can start ("{START}" may be left out); or any hand-designed optimizer that
-`celo2 compare --help` lists, tuned in the same way around the middle of its own range. Claims need at
-least {LEAST_SEEDS} seeds.
+celo2 or celo2-base, the shipped ones; celo2-plus or celo2-eigenbasis, celo2 in these harnesses, also with a
+file (celo2-eigenbasis:PATH); {" or ".join(START + name for name in BUILT_IN)}, where meta-training can
+start ("{START}" may be left out); or any hand-designed optimizer that `celo2 compare --help` lists, tuned
+in the same way around the middle of its own range. Claims need at least {LEAST_SEEDS} seeds.
 
 The sets of the package are {", ".join(TASK_SETS)}. `choosing` may select weights and recipes;
 `judging` is only for weights that are about to be shipped, and never to choose among them.

@@ -57,7 +57,7 @@ class ReportCommand:
     folders: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(at least one)")
     ]
-    """Output folders of celo2 evaluate, or files of its packed runs; or runs of celo2 meta-train."""
+    """Output folders of celo2 compare or evaluate, or their packed runs; or runs of celo2 meta-train."""
     out: Path | None = None
     """Folder for the report; by default the first run's."""
     baseline: str = ""

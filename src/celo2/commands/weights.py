@@ -1,4 +1,7 @@
-"""`celo2 weights`: lists, inspects, verifies, converts, fetches or publishes weights; needs no extras."""
+"""`celo2 weights`: lists, inspects, verifies, converts, fetches or publishes weights.
+
+Only the hub needs an extra.
+"""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ class CompareConfig:
         task: Name of the task (`celo2.tasks.registry.TASKS`), with `@tiny` or `@small` where it has sizes.
         optimizers: Names (`celo2.baselines.OPTIMIZERS`), `celo2:PATH` for other weights of the rule, or
             `celo:PATH` and so on for its predecessors (`celo2.zoo`); also paths and hub repositories of
-            weights, which are given such names, here and in `learning_rates`.
-        learning_rates: Peak learning rates by optimizer, or for `"all"` of them; optimizers without an entry
+            weights, which are given such names, here and among the learning rates.
+        learning_rates: Peak learning rates by optimizer, or for "all" of them; optimizers without an entry
             use their default grid.
         num_learning_rates: Values in each default grid; 0 means 7, or 4 with `quick`.
         seeds: Runs of each learning rate; 0 means 3, or 1 with `quick`.

@@ -117,9 +117,9 @@ class MetaConfig:
             pairs of all families, including those that use no images.
         estimator: Meta-gradient estimator: "pes", persistent evolution strategies; "truncated-es", which
             ignores a perturbation's effects after its K steps; "full-es", whole runs in each outer
-            iteration; "noise-reuse-es", one perturbation per run (`meta.estimators` compares them).
+            iteration; "noise-reuse-es", one perturbation per run (`celo2.meta.estimators`).
         loss_difference: How the estimate uses a pair's loss difference: its "value", or its "sign"
-            times `sign_scale`, so that no pair outweighs the others.
+            times `sign_scale` (1 unless a recipe sets it), so that no pair outweighs the others.
         sign_scale: Factor of the sign.
         reverse_steps: Inner steps at the start of each truncation through which the meta-loss is also
             differentiated in reverse mode; the meta-gradient is then the inverse-variance mean of that

@@ -71,8 +71,8 @@ class Celo2(RuleOptimizer):
         ns_coeffs: The coefficients of Newton–Schulz: three for all five iterations, or three for each
             iteration, such as `celo2.polar_express(4)`. None: the weights' own, by default Muon's.
         harness: How matrices are treated beyond the learned direction, and AdamW's share: "paper", as in the
-            Celo2 paper; "plus", the best one at the paper's cost; "eigenbasis", the best one; or your own
-            `Harness`.
+            Celo2 paper; "plus", the same with AdamW at 5 × instead of 20 × the learning rate; "eigenbasis",
+            in SOAP's eigenbasis, which did best; or your own `Harness`.
         match: None, or "adamw" to use the learning rate and weight decay that AdamW was tuned with. A matrix
             step then has root mean square 0.2, and AdamW's share uses the learning rate itself.
         foreach: True: PyTorch's own operations, small tensors of equal shape together; False: one

@@ -14,7 +14,8 @@ from celo2.meta.search.run import SearchConfig
 from celo2.meta.task_sets import load_task_set
 from helpers.search_sets import TINY_SET
 
-RECIPES = sorted((Path(__file__).parents[3] / "recipes" / "search").glob("*.json"))
+FOLDER = Path(__file__).parents[3] / "recipes"
+RECIPES = [path for path in sorted(FOLDER.rglob("*.json")) if "task_set" in json.loads(path.read_text())]
 
 
 @pytest.fixture
@@ -79,7 +80,8 @@ def test_shipped_recipes_are_taken_as_they_are(asked: list, path: Path, tmp_path
     assert command.main(["--config", str(path), "--generations", "56", "--out", str(tmp_path)]) == 0
     [(config, _, generations)] = asked
     assert json.loads(config.to_json()) == json.loads(path.read_text())
-    assert (config.variant, generations) == (path.stem, 56)
+    assert generations == 56
+    assert path.stem.startswith(config.variant)
     assert config.set_digest == load_task_set(config.task_set).digest
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from celo2.baselines import find_optimizer
 from celo2.meta.task_sets import END_SHARE, load_task_set
 from celo2.tasks.base import Task
+from celo2.training.optimizer_step import make_step
 from celo2.training.protocol import cosine_schedule, seed_keys
 
 BATCHES = 20
@@ -43,7 +43,7 @@ def main() -> None:
     schedule = cosine_schedule(options.rate, entry.steps)
     for name in options.optimizers:
         optimizer = find_optimizer(name).make(schedule, entry.weight_decay)
-        run = jax.jit(partial(train, task, optax.with_extra_args_support(optimizer), entry.steps))
+        run = jax.jit(partial(train, task, optimizer, entry.steps))
         print(name)
         for seed in task_set.seed_range[: options.seeds]:
             params, losses = run(jnp.asarray(seed, jnp.uint32), data)
@@ -56,12 +56,10 @@ def train(task: Task, optimizer: Any, steps: int, seed: jax.Array, data: Any) ->
     init_key, batch_key = seed_keys(seed)
     params = task.init(init_key)
 
+    update = make_step(task, optimizer)
+
     def step(carry: tuple[Any, Any], count: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
-        params, state = carry
-        batch = task.sample_batch(jax.random.fold_in(batch_key, count), data)
-        loss, grads = jax.value_and_grad(task.loss)(params, batch)
-        updates, state = optimizer.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), loss
+        return update(carry, task.sample_batch(jax.random.fold_in(batch_key, count), data))
 
     (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(steps))
     return params, losses

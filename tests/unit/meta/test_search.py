@@ -134,17 +134,19 @@ def test_a_bent_mixture_is_read_as_it_was_made():
     assert "γ -0.80, τ 0.37" in mixture.describe(vector)
 
 
+def _first_step(grad, *terms):
+    """The first update of one matrix by the Adam-like start in Celo2-base, with the numbers of its terms."""
+    made = mixture.to_mixture(jnp.asarray([*mixture.to_vector(), *terms]))
+    optimizer = mixture.make_optimizer(made, "celo2-base", cosine_schedule(1e-2, 20))
+    grads, params = {"hidden": {"kernel": grad}}, {"hidden": {"kernel": jnp.zeros_like(grad)}}
+    (update,) = jax.tree.leaves(optimizer.update(grads, optimizer.init(params), params)[0])
+    return np.asarray(update)
+
+
 def test_a_bend_changes_the_direction_only_beyond_its_threshold():
-    schedule, params = cosine_schedule(1e-2, 20), {"hidden": {"kernel": jnp.zeros((2, 3))}}
-    grads = {"hidden": {"kernel": jnp.asarray([[0.1, -0.1, 0.1], [0.1, 5.0, -5.0]])}}
+    grad = jnp.asarray([[0.1, -0.1, 0.1], [0.1, 5.0, -5.0]])
 
-    def step(*bend):
-        made = mixture.to_mixture(jnp.asarray(np.append(mixture.to_vector(), bend)))
-        optimizer = mixture.make_optimizer(made, "celo2-base", schedule)
-        (update,) = jax.tree.leaves(optimizer.update(grads, optimizer.init(params), params)[0])
-        return np.abs(update)
-
-    plain, clipped, far = step(), step(-0.25, -0.05), step(-0.25, 1.0)
+    plain, clipped, far = (np.abs(_first_step(grad, *bend)) for bend in ((), (-0.25, -0.05), (-0.25, 1.0)))
     np.testing.assert_allclose(plain, far)
     assert clipped[1, 1] / clipped[0, 0] < plain[1, 1] / plain[0, 0]
     assert clipped[0, 1] / clipped[0, 0] == pytest.approx(plain[0, 1] / plain[0, 0])
@@ -170,26 +172,27 @@ def test_a_mixture_with_one_hidden_layer_is_read():
 @pytest.mark.parametrize("axis", [0, 1], ids=["row", "column"])
 @pytest.mark.parametrize("num_dead", [1, 5])
 def test_a_revival_pushes_only_the_weights_of_dead_units(axis, num_dead):
-    schedule, params = cosine_schedule(1e-2, 20), {"hidden": {"kernel": jnp.zeros((8, 7))}}
     dead = np.zeros((8, 7), bool)
     dead[tuple(slice(num_dead) if axis == one else slice(None) for one in (0, 1))] = True
     drawn = jax.random.normal(jax.random.key(0), (8, 7))
-    grads = {
-        "hidden": {"kernel": jnp.where(dead, 0.0, drawn + jnp.sign(drawn))}
-    }  # no living row is nearly dead
+    living = drawn + jnp.sign(drawn)  # no living row is nearly dead
+    grad = jnp.where(dead, 0.0, living)
 
-    def step(*revival):
-        made = mixture.to_mixture(jnp.asarray([*mixture.to_vector(), *revival]))
-        optimizer = mixture.make_optimizer(made, "celo2-base", schedule)
-        (update,) = jax.tree.leaves(optimizer.update(grads, optimizer.init(params), params)[0])
-        return np.asarray(update)
-
-    plain, revived = step(), step(0.1, 0.1, 0.0, 0.0)
+    plain, revived = _first_step(grad), _first_step(grad, 0.1, 0.1, 0.0, 0.0)
     np.testing.assert_array_equal(plain[dead], 0)
     assert revived[dead].min() > 0  # the weights of the unit grow
     np.testing.assert_allclose(revived[dead], revived[dead][0], rtol=1e-5)
     ratios = revived[~dead] / plain[~dead]
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)  # only the common normalisation differs
+
+
+@pytest.mark.parametrize(("scale", "is_pushed"), [(1.0, False), (1e-2, False), (1e-3, True)])
+def test_living_rows_are_pushed_where_gradients_are_small(scale, is_pushed):
+    sizes = jnp.asarray([1, 1, 2, 2, 3, 3, 4, 4])[:, None]  # no dead row
+    grad = scale * sizes * jnp.sign(jax.random.normal(jax.random.key(0), (8, 7)))
+
+    ratios = _first_step(grad, 0.0, 0.1, 0.0, 0.0) / _first_step(grad)
+    assert (np.ptp(ratios) > 1e-3) == is_pushed
 
 
 def test_other_networks_are_refused_as_mixtures():

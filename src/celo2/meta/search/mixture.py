@@ -15,12 +15,16 @@ Four more numbers revive dead units:
 
 with p and q the normalised row and column second moments of the fastest decay, and r and c their normalised
 inverse roots. Each has root mean square 1. A row whose gradients have vanished, such as the incoming weights
-of a ReLU unit that is always off, has p near 0 and r above 1: about √(n/k) if k of n rows are dead. All other
-rows have a p that λ raises over the threshold, so they are left alone. As steps are subtracted, the weights
-of a dead unit rise until it is on again. Which of the two is the unit's depends on the shape: `row` has a
-value for each index of the smaller axis of a matrix, `col` for each of the larger. Weights that nothing
-reads, and those of inputs that are always zero, have no gradients either, and rise as well. Where gradients
-are below 1e-4, the epsilon under the root hides dead rows, and nothing happens.
+of a ReLU unit that is always off, has p near 0 and r above 1: about √(n/k) if k of n rows are dead. Other
+rows have a p whose multiple λ p exceeds r - τ, and are left alone, unless their gradients are a small
+fraction of the others'. As steps are subtracted, the weights of a dead unit rise until it is on again. Which
+of the two is the unit's depends on the shape: `row` has a value for each index of the smaller axis of a
+matrix, `col` for each of the larger. Weights that nothing reads, and those of inputs that are always zero,
+have no gradients either, and rise as well.
+
+The term depends on the scale of the gradients. Where their root mean square is below about 1e-3, the epsilon
+of the normalisation shrinks p, and living rows are pushed too; below about 1e-5, r is 1 everywhere, and
+nothing is pushed.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ PAGE, RECORDS = ROOT / "docs" / "ablations.md", ROOT / "docs" / "assets" / "abla
 REFERENCE = "recipe"
 RECIPE = MetaConfig(
     variant="celo2-base",
+    start="adam",
     outer_learning_rate=1e-3,
     outer_warmup=20,
     rate_units="network",

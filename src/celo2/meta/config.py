@@ -36,7 +36,7 @@ Variant = Literal[
 ]
 RateUnits = Literal["stored", "network"]
 Schedule = Literal["constant", "cosine"]
-Estimator = Literal["pes", "truncated-es", "full-es", "noise-reuse-es"]
+Estimator = Literal["pes", "truncated-es", "full-es", "noise-reuse-es", "full-reverse"]
 LossScale = Literal["linear", "log"]
 UnrollLaw = Literal["log-uniform", "uniform"]
 LossDifference = Literal["value", "sign"]
@@ -54,7 +54,7 @@ OuterOptimizer = Literal[
     "sgd",
     "custom",
 ]
-MetaLoss = Literal["training", "held-out", "final"]
+MetaLoss = Literal["training", "held-out", "final", "end"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "variant": get_args(Variant),
@@ -117,7 +117,8 @@ class MetaConfig:
             pairs of all families, including those that use no images.
         estimator: Meta-gradient estimator: "pes", persistent evolution strategies; "truncated-es", which
             ignores a perturbation's effects after its K steps; "full-es", whole runs in each outer
-            iteration; "noise-reuse-es", one perturbation per run (`celo2.meta.estimators`).
+            iteration; "noise-reuse-es", one perturbation per run (`celo2.meta.estimators`); "full-reverse",
+            whole runs differentiated in reverse mode (`celo2.meta.reverse`), for Celo2 and Celo2-base.
         loss_difference: How the estimate uses a pair's loss difference: its "value", or its "sign"
             times `sign_scale` (1 unless a recipe sets it), so that no pair outweighs the others.
         sign_scale: Factor of the sign.
@@ -126,8 +127,9 @@ class MetaConfig:
             gradient and the estimate (`meta.reverse`). From 2 to `truncation_length`; 0: no such gradient.
             Celo2 and Celo2-base only.
         meta_loss: The objective of a rule: the mean "training" loss of the steps; the mean loss of a
-            "held-out" batch at each step, from the part of the set not used for training; or the "final"
-            loss, the training loss of a run's last step.
+            "held-out" batch at each step, from the part of the set not used for training; the "final" loss,
+            the training loss of a run's last step; or that of the "end" of a run, the mean of the training
+            losses of its last fifth.
         loss_scale: "linear", or "log": the logarithm of each loss, so that one per cent counts the same on
             every task and at every size of the loss. The difference within a pair then equals that of the log
             ratios to any third rule (such as the start) on the same task, seed, rate and step, which cancels.
@@ -142,7 +144,7 @@ class MetaConfig:
         unroll_law: Lengths are "log-uniform" (published) or "uniform" between the two. With
             "noise-reuse-es" they are rounded up to multiples of K, so that runs end with a truncation.
         resume_probability: Probability, in [0, 1), that an ended inner run continues from a saved state and
-            so becomes longer (`celo2.meta.inner.resume`); 0: always a new task. Not for "full-es". The
+            so becomes longer (`celo2.meta.inner.resume`); 0: always a new task. Not for whole runs. The
             "cosine" schedule then uses the new length.
         inner_clip: Norm to which the gradients of each inner step are clipped; 0: not clipped.
         family_rates: `NAME:FACTOR`: factor on the inner rate in a family's runs, so that the drawn rates lie
@@ -232,6 +234,8 @@ class MetaConfig:
             )
         if self.reverse_steps:
             _check_reverse(self)
+        if self.estimator == "full-reverse":
+            _check_full_reverse(self)
         for name, parse in (
             ("rule_options", lambda: self.rule),
             ("mixture", lambda: parse_mixture(self.mixture, self.scale_range)),
@@ -248,6 +252,11 @@ class MetaConfig:
     def num_pairs(self) -> int:
         """The number of antithetic pairs in one outer iteration."""
         return len(self.datasets) * self.tasks_per_set
+
+    @property
+    def trains_whole_runs(self) -> bool:
+        """Whether each outer iteration trains from new starts to the ends of the runs."""
+        return self.estimator in ("full-es", "full-reverse")
 
     @property
     def pairs_by_family(self) -> dict[str, int]:
@@ -410,10 +419,10 @@ def _check_resumption(config: MetaConfig) -> None:
     """Checks the probability that ended runs continue."""
     if not 0 <= config.resume_probability < 1:
         raise ValueError(f"resume_probability must be in [0, 1), got {config.resume_probability}.")
-    if config.resume_probability and config.estimator == "full-es":
+    if config.resume_probability and config.trains_whole_runs:
         raise ValueError(
-            "full-es trains whole runs in each iteration, so none continues; choose another estimator, or no "
-            "resume_probability."
+            f"{config.estimator} trains whole runs in each iteration, so none continues; choose another "
+            "estimator, or no resume_probability."
         )
 
 
@@ -431,20 +440,35 @@ def _check_reverse(config: MetaConfig) -> None:
         raise ValueError(
             f"{what} is more than truncation_length={config.truncation_length}; choose at most as many."
         )
-    if config.estimator == "full-es":
-        raise ValueError(f'{what} needs truncations, which "full-es" lacks; choose another estimator.')
+    if config.trains_whole_runs:
+        raise ValueError(
+            f"{what} needs truncations, which {config.estimator!r} lacks; choose another estimator."
+        )
     if config.loss_difference == "sign":
         raise ValueError(
             f'{what} is a gradient of the loss, of which "sign" forgets the size; choose '
             'loss_difference="value".'
         )
-    if config.meta_loss == "final":
+    if config.meta_loss in ("final", "end"):
         raise ValueError(
-            f"{what} sees a run's last step in few truncations and a few steps back only; choose the "
+            f"{what} sees the end of a run in few truncations and a few steps back only; choose the "
             'meta-loss "training" or "held-out".'
         )
     if config.num_pairs < 2:
         raise ValueError(f"{what} needs two pairs or more, whose variance weighs the two; got 1.")
+
+
+def _check_full_reverse(config: MetaConfig) -> None:
+    """Checks that whole runs can be differentiated."""
+    if config.member is not None:
+        raise ValueError(
+            "full-reverse is for Celo2 and Celo2-base; not every predecessor's program has a derivative in "
+            f"JAX, and that of {config.variant!r} is not tested. Choose another estimator."
+        )
+    if config.loss_difference == "sign":
+        raise ValueError(
+            'full-reverse has no pairs of runs whose losses differ; choose loss_difference="value".'
+        )
 
 
 def _check_frozen(config: MetaConfig) -> None:

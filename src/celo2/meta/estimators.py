@@ -10,7 +10,8 @@
 The first is unbiased and has the largest variance. The second ignores the effect of a perturbation beyond its
 own K steps: it has small variance, and a bias towards short-sighted rules. The third is unbiased, and as slow
 as its longest run. The fourth is also unbiased: a run keeps its perturbation from first step to last, so
-nothing accumulates.
+nothing accumulates. The estimator `full-reverse` perturbs nothing; its gradients come from
+`celo2.meta.reverse`, and `average` makes an estimate of them.
 
 Source: arXiv 2112.13835, sections 2 and 3, which call them PES and ES; truncated evolution strategies
 continue from one state for both signs, as in learned_optimization's estimator of that name; noise-reuse
@@ -19,6 +20,7 @@ evolution strategies: arXiv 2304.12180, algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -119,6 +121,20 @@ def estimate(
     if config.estimator == "pes":
         return found
     return found._replace(accumulator=perturbation if reuses else accumulator)
+
+
+def average(gradients: Sequence[Theta], losses: Losses, accumulator: Theta) -> Estimate:
+    """Averages the gradients of all pairs, with their signal-to-noise ratio.
+
+    Args:
+        gradients: The gradients of each group's pairs, leading axis `pairs`.
+        losses: The losses of all pairs, the positive and negative ones equal.
+        accumulator: Returned unchanged.
+    """
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *gradients)
+    mean = {name: jnp.mean(each, axis=0) for name, each in joined.items()}
+    mean_loss = jnp.mean(jnp.sum(losses.weight * losses.positive, axis=0))
+    return Estimate(mean, accumulator, mean_loss, pes.signal_to_noise(mean, joined), joined)
 
 
 def next_start(inner: InnerState, config: MetaConfig) -> InnerState:

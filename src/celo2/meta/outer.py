@@ -1,7 +1,8 @@
 """Outer iterations of meta-training, and the outer optimizer.
 
-An iteration perturbs theta, unrolls every pair, estimates the meta-gradient and updates theta. Several
-iterations are compiled into one program. `make_outer_optimizer` builds the optimizer from the recipe.
+An iteration perturbs theta, unrolls every pair, estimates the meta-gradient and updates theta; or it
+differentiates whole runs at the unperturbed theta. Several iterations are compiled into one program.
+`make_outer_optimizer` builds the optimizer from the recipe.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from celo2.meta.inner.families import (
     unroll_groups,
 )
 from celo2.meta.inner.theta import init_theta
-from celo2.meta.inner.unroll import InnerState, Losses
+from celo2.meta.inner.unroll import NUM_SIGNS, InnerState, Losses
 from celo2.meta.pes import Theta
 from celo2.meta.run.distributed import replicate
 from celo2.tasks.families.base import TaskData
@@ -69,7 +70,8 @@ class OuterMetrics(NamedTuple):
         loss_per_task: Mean meta-loss of each of `families.task_names`; NaN if no loss counted.
         meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
-        signal_to_noise: Signal-to-noise ratio of the evolution strategies' estimate, see `pes.Estimate`.
+        signal_to_noise: Signal-to-noise ratio of the pairs' gradients, see `pes.Estimate`; those of evolution
+            strategies alone, if reverse mode is mixed in.
         diverged: Share of inner losses that were not finite.
         resets: Number of pairs that were reset, to a new task or to a saved state.
         ended_runs: Number of inner runs, of both signs, that took their last step.
@@ -165,11 +167,45 @@ def make_outer_steps(
     return jax.jit(outer_steps, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
 
+class _Measured(NamedTuple):
+    """The result of an iteration's inner training, before theta is updated."""
+
+    inner: tuple[InnerState, ...]
+    losses: Losses
+    estimate: pes.Estimate
+    buffer: resume.Buffer | None = None
+    restored: estimators.Restored | None = None
+    reverse_share: ArrayLike = 0.0
+
+
+_Measure = Callable[[OuterState, TaskData, Array, Array], _Measured]  # the keys: of the noise, of the pairs
+
+
 def _make_outer_step(
     config: MetaConfig, mesh: Mesh, optimizer: optax.GradientTransformation | None
 ) -> Callable[[OuterState, TaskData], tuple[OuterState, OuterMetrics]]:
     optimizer = make_outer_optimizer(config, optimizer)
-    frozen = config.frozen_names
+    is_exact = config.estimator == "full-reverse"
+    measure = _make_differentiation(config, mesh) if is_exact else _make_evolution(config, mesh)
+
+    def outer_step(state: OuterState, data: TaskData) -> tuple[OuterState, OuterMetrics]:
+        run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
+        noise_key, pairs_key = jax.random.split(run_key)
+        done = measure(state, data, noise_key, jax.random.split(pairs_key, config.num_pairs))
+        theta, opt_state, skipped = _update_theta(
+            optimizer, state, done.estimate.gradient, config.frozen_names
+        )
+        metrics = _compute_metrics(
+            done, skipped, task_sizes=task_sizes(config), num_signs=1 if is_exact else NUM_SIGNS
+        )
+        accumulator = done.estimate.accumulator
+        return OuterState(theta, opt_state, done.inner, accumulator, state.count + 1, done.buffer), metrics
+
+    return outer_step
+
+
+def _make_evolution(config: MetaConfig, mesh: Mesh) -> _Measure:
+    """Makes the estimate by evolution strategies, with or without a share of reverse mode."""
     split, whole = PartitionSpec(PAIRS), PartitionSpec()
     unroll_sharded = jax.shard_map(
         partial(unroll_groups, config=config),
@@ -186,10 +222,7 @@ def _make_outer_step(
         check_vma=False,
     )
 
-    def outer_step(state: OuterState, data: TaskData) -> tuple[OuterState, OuterMetrics]:
-        run_key = jax.random.fold_in(jax.random.key(config.seed), state.count + 1)
-        noise_key, pairs_key = jax.random.split(run_key)
-        pair_keys = jax.random.split(pairs_key, config.num_pairs)
+    def measure(state: OuterState, data: TaskData, noise_key: Array, pair_keys: Array) -> _Measured:
         buffer, restored, restarts = state.buffer, None, ()
         if buffer is not None:
             buffer = resume.save_ending(buffer, state.inner, state.accumulator, state.count, config)
@@ -207,19 +240,34 @@ def _make_outer_step(
             found = found._replace(gradient=gradient)
         if buffer is not None:
             buffer = resume.save_rising(buffer, state.inner, state.accumulator, losses, config)
-        theta, opt_state, skipped = _update_theta(optimizer, state, found.gradient, frozen)
-        metrics = _compute_metrics(
-            losses,
-            found,
-            skipped,
-            task_sizes=task_sizes(config),
-            restored=restored,
-            reverse_share=reverse_share,
-        )
         inner = tuple(estimators.next_start(runs, config) for runs in inner)
-        return OuterState(theta, opt_state, inner, found.accumulator, state.count + 1, buffer), metrics
+        return _Measured(inner, losses, found, buffer, restored, reverse_share)
 
-    return outer_step
+    return measure
+
+
+def _make_differentiation(config: MetaConfig, mesh: Mesh) -> _Measure:
+    """Makes the meta-gradient of whole runs in reverse mode."""
+    split, whole = PartitionSpec(PAIRS), PartitionSpec()
+    differentiate_sharded = jax.shard_map(
+        partial(reverse.differentiate_runs, config=config),
+        mesh=mesh,
+        in_specs=(whole, split, split, whole),
+        out_specs=(PartitionSpec(None, PAIRS), split),
+        check_vma=False,
+    )
+
+    def measure(state: OuterState, data: TaskData, noise_key: Array, pair_keys: Array) -> _Measured:
+        del noise_key
+        losses, gradients = differentiate_sharded(
+            state.theta, split_pairs(pair_keys, config), set_index(config), data
+        )
+        joined = join_losses(losses)
+        normalized = [reverse.normalize(each) for each in gradients]
+        found = estimators.average(normalized, joined, state.accumulator)
+        return _Measured(state.inner, joined, found, state.buffer)
+
+    return measure
 
 
 def _perturb(
@@ -236,14 +284,9 @@ def _perturb(
 
 
 def _compute_metrics(
-    losses: Losses,
-    found: pes.Estimate,
-    skipped: Array,
-    *,
-    task_sizes: Sequence[int],
-    restored: estimators.Restored | None = None,
-    reverse_share: ArrayLike = 0.0,
+    done: _Measured, skipped: Array, *, task_sizes: Sequence[int], num_signs: int
 ) -> OuterMetrics:
+    losses, found = done.losses, done.estimate
     loss_per_task, meta_loss = _mean_losses(losses, task_sizes)
     diverged = jnp.where(losses.is_running, losses.diverged, 0)
     return OuterMetrics(
@@ -251,13 +294,13 @@ def _compute_metrics(
         meta_loss=meta_loss,
         grad_norm=optax.tree.norm(found.gradient),
         signal_to_noise=found.signal_to_noise,
-        diverged=jnp.sum(diverged) / (2.0 * jnp.sum(losses.is_running)),
+        diverged=jnp.sum(diverged) / (float(num_signs) * jnp.sum(losses.is_running)),
         resets=jnp.sum(losses.is_done),
-        ended_runs=2 * jnp.sum(losses.is_last),
+        ended_runs=num_signs * jnp.sum(losses.is_last),
         diverged_runs=jnp.sum(jnp.where(losses.is_last, diverged, 0)),
         skipped=skipped,
-        resumed=_count_resumed(losses, restored),
-        reverse_share=jnp.asarray(reverse_share),
+        resumed=_count_resumed(losses, done.restored),
+        reverse_share=jnp.asarray(done.reverse_share),
     )
 
 

@@ -1,15 +1,18 @@
-"""Reverse-mode meta-gradients through a few inner steps, averaged with those of evolution strategies.
+"""Reverse-mode meta-gradients: through whole inner runs, or through a few steps and mixed in.
 
-With `reverse_steps` R above zero, each pair has a second gradient: that of its meta-loss over the first R
-steps of the truncation, computed at the unperturbed theta by backpropagation through inner training.
-An estimate by evolution strategies has the noise of one random direction per pair; this one covers all
-directions but is short-sighted. The two are averaged with weights inverse to their variances,
+`differentiate_runs`, for the estimator "full-reverse", backpropagates the meta-loss of each inner run from
+its last step to its first. This gradient has no noise from random directions, only that of the tasks, and is
+not short-sighted. Where inner training is chaotic (at high learning rates, in long runs), single gradients
+explode; `normalize` bounds what one run contributes.
+
+`compute_gradients`, for `reverse_steps` R above zero, adds to each pair of evolution strategies the gradient
+of its meta-loss over the first R steps of the truncation, at the unperturbed theta. `combine` averages the
+two with weights inverse to their variances,
 
     g = (g_es / v_es + g_rev / v_rev) / (1 / v_es + 1 / v_rev),
 
 separately for each number of theta, where v is the variance of a mean over the pairs, estimated from the
-pairs. Where backpropagation through chaotic training explodes, so does v_rev, and evolution strategies decide
-alone; hence nothing is clipped.
+pairs. Where backpropagation explodes, so does v_rev, and evolution strategies decide alone.
 
 Source: Metz et al., "Understanding and correcting pathologies in the training of learned optimizers"
 (arXiv 1810.10180), where both estimates are unbiased and see the same steps. Here g_rev is biased: it ignores
@@ -23,15 +26,86 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from celo2.jax import dispatch
 from celo2.meta.config import MetaConfig
 from celo2.meta.estimators import mask_unread
 from celo2.meta.inner.families import Group, make_groups
-from celo2.meta.inner.unroll import InnerState, Restart, make_step
+from celo2.meta.inner.unroll import InnerState, Losses, Restart, make_step, unroll_full
 from celo2.meta.pes import Theta
 from celo2.tasks.families.base import TaskData
+
+
+def differentiate_runs(
+    theta: Theta, pair_keys: Sequence[Array], sets: Sequence[Array], data: TaskData, *, config: MetaConfig
+) -> tuple[tuple[Losses, ...], tuple[Theta, ...]]:
+    """Trains whole runs and differentiates their meta-losses with respect to theta.
+
+    The runs are those of `unroll_full` with the same keys, one for each pair, at the unperturbed theta.
+
+    Args:
+        theta: The weights.
+        pair_keys: A key for each pair, as in `unroll_groups`.
+        sets: Data set of each pair.
+        data: The data that the families draw from.
+        config: The recipe.
+
+    Returns:
+        For each group, the losses, with the positive and negative ones equal; and the gradients of its pairs,
+        leading axis `pairs`: zero for frozen arrays and unused outputs, and not finite where backpropagation
+        overflows.
+    """
+    groups = make_groups(config)
+    parts = zip(groups, pair_keys, sets, strict=True)
+    done = [_differentiate_runs(theta, *part, data, config) for part in parts]
+    return tuple(losses for losses, _ in done), tuple(gradients for _, gradients in done)
+
+
+def _differentiate_runs(
+    theta: Theta, group: Group, keys: Array, index: Array, data: TaskData, config: MetaConfig
+) -> tuple[Losses, Theta]:
+    thetas, trained = _copy_for_pairs(theta, len(keys), config)
+    shared = data.of(group.source)
+
+    def total_loss(trained: Theta) -> tuple[Array, Losses]:
+        with dispatch.use("matmul"):
+            _, losses = unroll_full(
+                {**thetas, **trained},
+                None,
+                keys,
+                index,
+                shared,
+                config,
+                family=group.family,
+                rematerialize=True,
+            )
+        return jnp.sum(losses.weight * losses.positive), losses
+
+    gradients, losses = jax.grad(total_loss, has_aux=True)(trained)
+    return losses, _complete(gradients, thetas, config)
+
+
+def normalize(gradients: Theta) -> Theta:
+    """Divides the gradients of one family's runs by their norms, or by the median norm where that is larger.
+
+    Each family then has an equal say, and no run of a family outweighs another by much, even if its gradient
+    explodes. Gradients that are not finite, and those of runs without any, become zero.
+
+    Args:
+        gradients: Leading axis `pairs`.
+    """
+    squares = jax.vmap(optax.tree.norm)(gradients)
+    norms = jnp.where(jnp.isfinite(squares), squares, jnp.nan)
+    divisor = jnp.maximum(norms, jnp.nanmedian(norms))
+    factor = jnp.where(divisor > 0.0, 1.0 / divisor, 0.0)  # also zero for NaN
+
+    def scale(array: Array) -> Array:
+        each = factor.reshape(factor.shape + (1,) * (array.ndim - 1))
+        return jnp.where(each > 0.0, each * array, 0.0)
+
+    return {name: scale(array) for name, array in gradients.items()}
 
 
 def compute_gradients(
@@ -81,8 +155,7 @@ def _differentiate(
     config: MetaConfig,
 ) -> Theta:
     """Computes the gradients of one group's pairs, each with its own copy of theta, for one sign."""
-    thetas = {name: jnp.broadcast_to(array, (len(keys), 1, *array.shape)) for name, array in theta.items()}
-    trained = {name: array for name, array in thetas.items() if name not in config.frozen_names}
+    thetas, trained = _copy_for_pairs(theta, len(keys), config)
     state = _first_sign(state)
     restart = restart and restart._replace(runs=_first_sign(restart.runs))
     shared = data.of(group.source)
@@ -97,7 +170,18 @@ def _differentiate(
         per_step = config.truncation_length / config.reverse_steps
         return per_step * jnp.sum(losses.weight * losses.positive)
 
-    found = jax.tree.map(jnp.zeros_like, thetas) | jax.grad(total_loss)(trained)
+    return _complete(jax.grad(total_loss)(trained), thetas, config)
+
+
+def _copy_for_pairs(theta: Theta, num_pairs: int, config: MetaConfig) -> tuple[Theta, Theta]:
+    """Gives each pair a copy of theta with one sign; returns all arrays, and those that are trained."""
+    thetas = {name: jnp.broadcast_to(array, (num_pairs, 1, *array.shape)) for name, array in theta.items()}
+    return thetas, {name: array for name, array in thetas.items() if name not in config.frozen_names}
+
+
+def _complete(gradients: Theta, thetas: Theta, config: MetaConfig) -> Theta:
+    """Removes the axis of the signs; frozen arrays and unused outputs get zeros."""
+    found = jax.tree.map(jnp.zeros_like, thetas) | gradients
     return mask_unread({name: array[:, 0] for name, array in found.items()}, config)
 
 

@@ -103,6 +103,23 @@ def test_final_meta_loss_counts_the_last_step_of_each_run(data: FamilyData, esti
     np.testing.assert_array_equal(losses.weight, expected)
 
 
+@pytest.mark.parametrize("estimator", ["pes", "full-es"])
+def test_end_meta_loss_is_the_mean_of_the_last_fifth_of_each_run(data: FamilyData, estimator: str) -> None:
+    config = dataclasses.replace(CONFIG, estimator=estimator, meta_loss="end")
+    if estimator == "full-es":
+        state, losses = _run(config, data)
+        lengths = np.asarray(state.length)
+    else:
+        config = dataclasses.replace(config, truncation_length=20, min_unroll=20)
+        _, losses = _run(config, data, length=20)
+        lengths = np.full(config.num_pairs, 20)
+    counted = np.maximum(1, np.round(0.2 * lengths))
+    steps = np.arange(losses.weight.shape[0])[:, None]
+    expected = (steps >= lengths - counted) & (steps < lengths)
+    np.testing.assert_array_equal(np.asarray(losses.weight) > 0, expected)
+    np.testing.assert_allclose(np.sum(losses.weight, axis=0), 1.0, rtol=1e-6)
+
+
 def test_held_out_losses_are_of_images_that_nothing_is_trained_on(data: FamilyData) -> None:
     config = dataclasses.replace(CONFIG, meta_loss="held-out")
     both = stack_datasets(list(load_image_sets(CONFIG.datasets).values()), splits=config.splits)

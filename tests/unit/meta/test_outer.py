@@ -175,7 +175,8 @@ def test_diverged_runs_are_counted_at_their_last_step() -> None:
     ones = jnp.ones((3, 2))
     losses = Losses(ones, ones, is_last & False, diverged, is_running, is_last, ones)
     found = pes.Estimate({"w": jnp.ones(4)}, {}, jnp.zeros(()), jnp.ones(()), {})
-    metrics = outer._compute_metrics(losses, found, jnp.int32(0), task_sizes=(1, 1))
+    done = outer._Measured((), losses, found)
+    metrics = outer._compute_metrics(done, jnp.int32(0), task_sizes=(1, 1), num_signs=2)
     assert int(metrics.ended_runs) == 4
     assert int(metrics.diverged_runs) == 1
     assert float(metrics.diverged) == pytest.approx(3 / 10)

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from celo2.meta import outer, pes, reverse
-from celo2.meta.config import MetaConfig
+from celo2.meta.config import MetaConfig, MetaLoss
 from celo2.meta.inner import unroll
 from celo2.meta.inner.families import init_groups, load_datasets, set_index, stack_data, unroll_groups
 from celo2.meta.inner.theta import init_theta
@@ -118,6 +118,49 @@ def test_frozen_arrays_and_unread_outputs_have_no_gradient(found: Found) -> None
         assert not last or not array[..., 1:].any(), name
 
 
+WHOLE = dataclasses.replace(
+    CONFIG, reverse_steps=0, estimator="full-reverse", loss_scale="log", inner_schedule="cosine", min_unroll=8
+)
+
+
+@pytest.mark.parametrize("meta_loss", ["end", "held-out"])
+def test_gradients_of_whole_runs_are_the_differences_of_their_losses(
+    small_family: None, meta_loss: MetaLoss
+) -> None:
+    config = dataclasses.replace(WHOLE, meta_loss=meta_loss, frozen=("w0__0",))
+    with jax.enable_x64(True):
+        data = stack_data(load_datasets(config), config)
+        theta, (states, keys, sets) = _make_runs(config)
+        differentiate = jax.jit(partial(reverse.differentiate_runs, config=config))
+        (measured,), (gradients,) = differentiate(theta, keys, sets, data)
+        noise = pes.sample_perturbations(
+            jax.random.key(3), theta, STEP, NUM_PAIRS, frozen=config.frozen_names
+        )
+        both = (pes.antithetic(theta, noise),)
+        (after,), (losses,) = jax.jit(partial(unroll_groups, config=config))(both, states, keys, sets, data)
+        assert len(set(after.length.tolist())) > 1
+        along = sum(jnp.sum((gradients[n] * noise[n]).reshape(NUM_PAIRS, -1), axis=1) for n in theta)
+        differences = jnp.sum(losses.weight * (losses.positive - losses.negative), axis=0) / 2
+        along, differences, gradients, measured, losses = jax.device_get(
+            (along, differences, gradients, measured, losses)
+        )
+    assert np.abs(differences).min() > 1e-15 / TOLERANCE
+    np.testing.assert_allclose(along, differences, rtol=TOLERANCE)
+    np.testing.assert_allclose(measured.positive, (losses.positive + losses.negative) / 2, atol=1e-12)
+    assert not gradients["w0__0"].any()
+    assert not gradients["w2"][..., 1:].any()
+
+
+def test_runs_of_a_family_have_a_similar_say_and_broken_ones_none() -> None:
+    norms = np.array([1.0, 2.0, 4.0, 1e9, 0.0, np.nan])
+    direction = np.array([0.6, 0.8])
+    found = reverse.normalize({"v": jnp.asarray(norms[:, None] * direction, jnp.float32)})["v"]
+    expected = np.array([0.5, 1.0, 1.0, 1.0, 0.0, 0.0])  # the median of those that are numbers is 2
+    np.testing.assert_allclose(found, expected[:, None] * direction, rtol=1e-6)
+    for useless in (0.0, np.nan, np.inf):
+        assert not reverse.normalize({"v": jnp.full((3, 2), useless)})["v"].any()
+
+
 ES = np.array([[1.0, 2.0], [3.0, -2.0], [2.0, 6.0]])
 REVERSE = np.array([[0.5, 1.0], [0.1, 2.0], [0.9, 1.5]])
 
@@ -199,22 +242,35 @@ SUMS = 1e-5  # the sums over pairs are taken in another order
 @pytest.fixture(scope="module")
 def changes(small_family: None, standard_promotion: None) -> list[pes.Theta]:
     """The meta-gradients, with the opposite sign, of one iteration on one and on two devices."""
-    return [_change_theta(SHARDED, num_devices) for num_devices in (1, 2)]
+    return [_change_theta(SHARDED, num_devices)[0] for num_devices in (1, 2)]
 
 
-def _change_theta(config: MetaConfig, num_devices: int) -> pes.Theta:
+def _change_theta(config: MetaConfig, num_devices: int) -> tuple[pes.Theta, outer.OuterMetrics]:
     mesh = Mesh(np.array(jax.devices()[:num_devices]), (outer.PAIRS,), axis_types=(AxisType.Auto,))
     data = distributed.replicate(stack_data(load_datasets(config), config), mesh)
     state = outer.init(config, mesh)
     before = jax.device_get(state.theta)
     after, metrics = outer.make_outer_steps(config, mesh)(state, data, 1)
     assert int(metrics.skipped[0]) == 0
-    return {name: np.asarray(after.theta[name]) - array for name, array in before.items()}
+    change = {name: np.asarray(after.theta[name]) - array for name, array in before.items()}
+    return change, jax.tree.map(lambda values: values[0], metrics)
 
 
 def test_meta_gradient_does_not_depend_on_the_number_of_devices(changes: list[pes.Theta]) -> None:
     one, two = (np.concatenate([np.ravel(array) for array in change.values()]) for change in changes)
     assert np.linalg.norm(two - one) < SUMS * np.linalg.norm(one)
+
+
+def test_whole_runs_on_two_devices_give_the_same_gradient_and_metrics(small_family: None) -> None:
+    config = dataclasses.replace(SHARDED, reverse_steps=0, estimator="full-reverse", meta_loss="end")
+    (change, metrics), (other, others) = (_change_theta(config, num_devices) for num_devices in (1, 2))
+    one, two = (np.concatenate([np.ravel(array) for array in each.values()]) for each in (change, other))
+    assert 0.1 < np.linalg.norm(one) <= 1.0  # the pairs' gradients are normalised
+    assert np.linalg.norm(two - one) < SUMS * np.linalg.norm(one)
+    np.testing.assert_allclose(metrics.meta_loss, others.meta_loss, rtol=SUMS)
+    assert int(metrics.ended_runs) == config.num_pairs
+    assert int(metrics.diverged_runs) == 0
+    assert float(metrics.signal_to_noise) > 0.0
 
 
 def test_weights_without_an_effect_of_first_order_are_left_alone(changes: list[pes.Theta]) -> None:

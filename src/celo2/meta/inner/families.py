@@ -153,7 +153,7 @@ def unroll_groups(
         config: The recipe.
     """
     groups = make_groups(config)
-    if config.estimator == "full-es":
+    if config.trains_whole_runs:
         runs = [unroll_full] * len(groups)
     elif restarts:
         runs = [partial(unroll, restart=restart) for restart in restarts]

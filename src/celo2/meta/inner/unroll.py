@@ -24,6 +24,7 @@ from jax import Array
 from celo2.meta.config import MetaConfig, Schedule
 from celo2.meta.inner.optimizer import make_inner_optimizer
 from celo2.meta.pes import Theta
+from celo2.meta.task_sets import END_SHARE
 from celo2.tasks.base import Batch, Params
 from celo2.tasks.families import FAMILIES
 from celo2.tasks.families.augmentation import log_uniform, parse_mixture
@@ -179,20 +180,23 @@ def make_step(
 
 def unroll_full(
     thetas: Theta,
-    state: InnerState,
+    state: InnerState | None,
     pair_keys: Array,
     set_index: Array,
     data: SharedData,
     config: MetaConfig,
     *,
     family: str = PUBLISHED,
+    rematerialize: bool = False,
 ) -> tuple[InnerState, Losses]:
     """Runs each pair from a new start to the end of its length.
 
     All pairs take steps until the longest run has ended, in segments of K; losses after a run's
     own end have weight zero. The result does not depend on K.
 
-    The arguments and errors are those of `unroll`; the runs in `state` are discarded.
+    The arguments and errors are those of `unroll`, except that the runs in `state` are discarded, and the
+    axis of the signs may have length 1, as in `make_step`. With `rematerialize`, differentiating the losses
+    keeps one state per segment, and one per step of the current segment, and recomputes everything else.
 
     Returns:
         The final states of the runs, and losses of at least `max_unroll` steps; `is_done` is false.
@@ -201,6 +205,8 @@ def unroll_full(
     fresh, draw, advance = _make_advance(thetas, pair_keys, set_index, data, family, config)
     length = config.truncation_length
     num_pieces = -(-config.max_unroll // length)
+    remember = partial(jax.checkpoint, prevent_cse=False) if rematerialize else lambda function: function
+    advance = remember(advance)
 
     def run(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
         return jax.lax.scan(advance, state, draw(piece * length + jnp.arange(length)))
@@ -210,7 +216,7 @@ def unroll_full(
         is_running = jnp.any(state.step < state.length)
         return jax.lax.cond(is_running, run, lambda state, _: (state, nothing), state, piece)
 
-    state, losses = jax.lax.scan(run_unless_ended, fresh, jnp.arange(num_pieces))
+    state, losses = jax.lax.scan(remember(run_unless_ended), fresh, jnp.arange(num_pieces))
     return state, jax.tree.map(lambda x: x.reshape(num_pieces * length, *x.shape[2:]), losses)
 
 
@@ -397,19 +403,24 @@ class Losses(NamedTuple):
 def loss_weight(step: Array, length: Array, config: MetaConfig) -> Array:
     """Computes the factor of a loss in its pair's meta-loss.
 
-    The meta-loss is a mean over the truncation or, with "full-es", over the whole run. If only final
-    losses count, the truncation that contains one represents all truncations of its run: the factor is
-    their number, `mean_unroll / K`, so that the expected meta-loss is the final loss.
+    The meta-loss is a mean over the truncation or, if whole runs are trained, over the run. If only final
+    losses count, or those of the end of a run, the truncation that contains one represents all truncations of
+    its run: the factor is their number, `mean_unroll / K`, so that the expected meta-loss is the final loss,
+    or the mean of those at the end.
 
     Args:
         step: Steps that the run has taken, int32.
         length: Steps after which it ends, int32 of the same shape.
         config: The recipe.
     """
-    is_full = config.estimator == "full-es"
+    is_full = config.trains_whole_runs
+    factor = jnp.float32(1.0 if is_full else config.mean_unroll / config.truncation_length)
     if config.meta_loss == "final":
-        factor = 1.0 if is_full else config.mean_unroll / config.truncation_length
-        return jnp.where(step == length - 1, jnp.float32(factor), 0.0)
+        return jnp.where(step == length - 1, factor, 0.0)
+    if config.meta_loss == "end":
+        num_counted = jnp.maximum(1.0, jnp.round(END_SHARE * length.astype(jnp.float32)))
+        is_counted = (step >= length - num_counted.astype(jnp.int32)) & (step < length)
+        return jnp.where(is_counted, factor / num_counted, 0.0)
     if is_full:
         return jnp.where(step < length, 1.0 / length.astype(jnp.float32), 0.0)
     return jnp.full(step.shape, 1.0 / config.truncation_length, jnp.float32)

@@ -3,18 +3,19 @@
     python benchmarks/meta_gradient.py recipes/compared/celo2-in-random-network.safetensors
     python benchmarks/meta_gradient.py random --families mlp --runs 32
 
-For each family of tasks, the logarithm of the loss at the end of a run is differentiated with respect to all
-weights, once per run (`celo2.meta.reverse`; tasks, initial parameters and batches differ between runs). The
-gradients are clipped to twice their median norm. The table has
+For each family of tasks, the mean logarithm of the losses in the last fifth of a run is differentiated with
+respect to all weights, once per run (`celo2.meta.reverse`; tasks, initial parameters, batches and learning
+rates differ between runs, the rates by up to a factor of 1.5 from about the family's best). The gradients are
+clipped to twice their median norm. The table has
 
+    runs         the number of runs whose gradient is finite, of all
     one run      the median norm of a run's gradient
-    mean         the norm of the mean over all runs, of which noise is subtracted: √(|ḡ|² - Σ var/n)
-    ratio        |mean|² over the variance of one run's gradient, the signal-to-noise ratio of a single run
+    mean         the norm of the mean gradient ḡ, without the expected share of noise: s = √(|ḡ|² - Σ var/n)
+    ratio        s² over the variance of one run's gradient, the signal-to-noise ratio of a single run
 
-and the change of the loss when the weights move against the mean gradient, on new runs: the mean log ratio to
-the unmoved weights on the same runs, with its 95 % interval. Distances are in the units of the weights; the
-linear prediction is the distance times the norm of the mean. Each run's rate lies within a factor of 1.5 of
-the family's best, so that all rates near it count.
+and, for moves against the mean gradient by some distances in the space of the weights, the change of the loss
+on new runs: the mean log ratio to the unmoved weights on the same runs, with its 95 % interval, and the
+linear prediction, distance × s² / |ḡ|.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=64, help=f"of each family, a multiple of {AT_ONCE}")
     parser.add_argument("--steps", type=int, default=300, help="length of a run")
     options = parser.parse_args()
+    if options.runs < AT_ONCE or options.runs % AT_ONCE:
+        parser.error(f"--runs must be a multiple of {AT_ONCE}, got {options.runs}.")
     facts = describe_environment()
     print(", ".join(f"{key} {facts[key]}" for key in ("commit", "jax", "processor", "cores")))
     moves = "".join(f" {distance:g} (linear) |" for distance in DISTANCES)
-    print(f"| family | one run | mean | ratio |{moves}")
-    print("|---|---:|---:|---:|" + "---:|" * len(DISTANCES))
+    print(f"| family | runs | one run | mean | ratio |{moves}")
+    print("|---|---:|---:|---:|---:|" + "---:|" * len(DISTANCES))
     for family in options.families:
         config = make_recipe(options.weights, family, options.steps)
         print(f"| {family} | {' | '.join(measure(config, options.runs // AT_ONCE))} |", flush=True)
@@ -89,7 +92,6 @@ def make_recipe(weights: str, family: str, steps: int) -> MetaConfig:
         rate_units="network",
         level="none",
         families=(family,),
-        truncation_length=min(50, steps),
         datasets=("fashion-mnist", "mnist"),
         tasks_per_set=AT_ONCE // 2,
         min_unroll=steps,
@@ -103,6 +105,7 @@ def measure(config: MetaConfig, calls: int) -> Iterator[str]:
     data = stack_data(load_datasets(config), config)
     gradients = _differentiate(config, theta, data, calls)
     norms = np.linalg.norm(gradients, axis=1)
+    yield f"{len(gradients)} of {calls * AT_ONCE}"
     yield f"{np.median(norms):.3f}"
     gradients *= np.minimum(1.0, CLIP * np.median(norms) / norms)[:, None]
     mean, variance = gradients.mean(axis=0), gradients.var(axis=0, ddof=1).sum()
@@ -114,8 +117,8 @@ def measure(config: MetaConfig, calls: int) -> Iterator[str]:
     for distance in DISTANCES:
         ratios = measure_loss(_move(theta, -distance * mean / np.linalg.norm(mean))) - before
         error = stats.t.ppf(0.975, len(ratios) - 1) * stats.sem(ratios)
-        middle, linear = 100 * ratios.mean(), -100 * distance * np.sqrt(signal)
-        yield f"{middle:+.2f} ± {100 * error:.2f} % ({linear:.1f})"
+        middle, linear = 100 * ratios.mean(), -100 * distance * signal / np.linalg.norm(mean)
+        yield f"{middle:+.2f} ± {100 * error:.2f} % ({linear:.2f})"
 
 
 def _differentiate(config: MetaConfig, theta: Theta, data: TaskData, calls: int) -> np.ndarray:

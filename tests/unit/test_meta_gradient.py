@@ -33,7 +33,9 @@ def test_a_small_move_changes_the_loss_by_what_the_gradient_predicts() -> None:
         name: array + 0.05 * jax.random.normal(jax.random.key(1), array.shape)
         for name, array in theta.items()
     }
-    mean = BENCHMARK._differentiate(config, theta, data, 2)[BENCHMARK.AT_ONCE :].mean(axis=0)
+    gradients = BENCHMARK._differentiate(config, theta, data, 2)
+    assert len(gradients) == 2 * BENCHMARK.AT_ONCE
+    mean = gradients[BENCHMARK.AT_ONCE :].mean(axis=0)
     loss = BENCHMARK._make_loss(config, data, 1)
     step = SIZE * mean / np.linalg.norm(mean)
     one, two = (loss(BENCHMARK._move(theta, sign * step)).mean() for sign in (1.0, -1.0))

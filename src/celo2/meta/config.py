@@ -137,9 +137,10 @@ class MetaConfig:
             as "muon" or "normuon" (`celo2.meta.inner.expert`); "": none. Celo2 and Celo2-base only.
         expert_weight: Weight of the direction loss, which lies in [0, 2] and is added to each step's
             meta-loss after `loss_scale` and clipping; positive with an expert, 0 without one.
-        sigma: Standard deviation of the perturbations of theta.
+        sigma: Standard deviation of the perturbations of theta; no effect with "full-reverse".
         truncation_length: Inner steps K of one outer iteration, or of one segment of a whole run.
-        min_unroll: Minimum length of an inner run, at least `truncation_length`.
+        min_unroll: Minimum length of an inner run; at least `truncation_length`, unless whole runs are
+            trained.
         max_unroll: Maximum length of an inner run.
         unroll_law: Lengths are "log-uniform" (published) or "uniform" between the two. With
             "noise-reuse-es" they are rounded up to multiples of K, so that runs end with a truncation.
@@ -226,11 +227,13 @@ class MetaConfig:
         _check_variant(self)
         _check_expert(self)
         _check_resumption(self)
-        if not self.truncation_length <= self.min_unroll <= self.max_unroll:
+        least = 1 if self.trains_whole_runs else self.truncation_length
+        if not least <= self.min_unroll <= self.max_unroll:
             raise ValueError(
-                "an inner run is reset at most once in a truncation: expected "
-                f"truncation_length ≤ min_unroll ≤ max_unroll, got {self.truncation_length}, "
-                f"{self.min_unroll}, {self.max_unroll}."
+                "min_unroll must be at most max_unroll and, unless whole runs are trained, at least "
+                "truncation_length, since a run is reset at most once in a truncation; got "
+                f"truncation_length {self.truncation_length}, min_unroll {self.min_unroll} and max_unroll "
+                f"{self.max_unroll}."
             )
         if self.reverse_steps:
             _check_reverse(self)
@@ -250,7 +253,7 @@ class MetaConfig:
 
     @property
     def num_pairs(self) -> int:
-        """The number of antithetic pairs in one outer iteration."""
+        """The number of antithetic pairs in one outer iteration; with "full-reverse" a pair is one run."""
         return len(self.datasets) * self.tasks_per_set
 
     @property
@@ -467,7 +470,8 @@ def _check_full_reverse(config: MetaConfig) -> None:
         )
     if config.loss_difference == "sign":
         raise ValueError(
-            'full-reverse has no pairs of runs whose losses differ; choose loss_difference="value".'
+            "full-reverse does not compare two runs, so there is no difference whose sign could count; "
+            'choose loss_difference="value".'
         )
 
 

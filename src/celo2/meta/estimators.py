@@ -20,7 +20,6 @@ evolution strategies: arXiv 2304.12180, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -123,18 +122,20 @@ def estimate(
     return found._replace(accumulator=perturbation if reuses else accumulator)
 
 
-def average(gradients: Sequence[Theta], losses: Losses, accumulator: Theta) -> Estimate:
-    """Averages the gradients of all pairs, with their signal-to-noise ratio.
+def average(gradients: Theta, losses: Losses, accumulator: Theta) -> Estimate:
+    """Averages the normalised gradients of "full-reverse", with their signal-to-noise ratio.
+
+    If no pair has a gradient, as when all runs diverge, the mean is NaN, so that the iteration is skipped.
 
     Args:
-        gradients: The gradients of each group's pairs, leading axis `pairs`.
-        losses: The losses of all pairs, the positive and negative ones equal.
+        gradients: The gradients of all pairs, leading axis `pairs`.
+        losses: Their losses, the positive and negative ones equal.
         accumulator: Returned unchanged.
     """
-    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *gradients)
-    mean = {name: jnp.mean(each, axis=0) for name, each in joined.items()}
+    has_any = jnp.any(jnp.stack([jnp.any(each != 0.0) for each in gradients.values()]))
+    mean = {name: jnp.where(has_any, jnp.mean(each, axis=0), jnp.nan) for name, each in gradients.items()}
     mean_loss = jnp.mean(jnp.sum(losses.weight * losses.positive, axis=0))
-    return Estimate(mean, accumulator, mean_loss, pes.signal_to_noise(mean, joined), joined)
+    return Estimate(mean, accumulator, mean_loss, pes.signal_to_noise(mean, gradients), gradients)
 
 
 def next_start(inner: InnerState, config: MetaConfig) -> InnerState:

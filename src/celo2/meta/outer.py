@@ -70,15 +70,15 @@ class OuterMetrics(NamedTuple):
         loss_per_task: Mean meta-loss of each of `families.task_names`; NaN if no loss counted.
         meta_loss: Mean meta-loss; NaN if no loss counted.
         grad_norm: Norm of the meta-gradient.
-        signal_to_noise: Signal-to-noise ratio of the pairs' gradients, see `pes.Estimate`; those of evolution
-            strategies alone, if reverse mode is mixed in.
+        signal_to_noise: Signal-to-noise ratio of the pairs' gradients, see `pes.Estimate`: of evolution
+            strategies alone, if reverse mode is mixed in; normalised ones, with "full-reverse".
         diverged: Share of inner losses that were not finite.
         resets: Number of pairs that were reset, to a new task or to a saved state.
-        ended_runs: Number of inner runs, of both signs, that took their last step.
+        ended_runs: Number of inner runs that took their last step: two of a pair, one with "full-reverse".
         diverged_runs: Number of these whose loss at that step was not finite.
         skipped: 1 if the meta-gradient or its update was not finite, so theta was left unchanged.
         resumed: Number of pairs that were reset to a saved state.
-        reverse_share: Mean weight of the reverse-mode gradient in the meta-gradient, see `reverse.combine`.
+        reverse_share: Mean weight of the reverse-mode gradient, if one is mixed in, see `reverse.combine`.
     """
 
     loss_per_task: Array
@@ -263,7 +263,7 @@ def _make_differentiation(config: MetaConfig, mesh: Mesh) -> _Measure:
             state.theta, split_pairs(pair_keys, config), set_index(config), data
         )
         joined = join_losses(losses)
-        normalized = [reverse.normalize(each) for each in gradients]
+        normalized = reverse.join_gradients([reverse.normalize(each) for each in gradients])
         found = estimators.average(normalized, joined, state.accumulator)
         return _Measured(state.inner, joined, found, state.buffer)
 

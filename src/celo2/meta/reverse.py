@@ -3,7 +3,8 @@
 `differentiate_runs`, for the estimator "full-reverse", backpropagates the meta-loss of each inner run from
 its last step to its first. This gradient has no noise from random directions, only that of the tasks, and is
 not short-sighted. Where inner training is chaotic (at high learning rates, in long runs), single gradients
-explode; `normalize` bounds what one run contributes.
+explode; `normalize` bounds what one run contributes. A run that diverges contributes nothing: its loss is
+clipped, and a constant has no derivative.
 
 `compute_gradients`, for `reverse_steps` R above zero, adds to each pair of evolution strategies the gradient
 of its meta-loss over the first R steps of the truncation, at the unperturbed theta. `combine` averages the
@@ -90,15 +91,16 @@ def _differentiate_runs(
 def normalize(gradients: Theta) -> Theta:
     """Divides the gradients of one family's runs by their norms, or by the median norm where that is larger.
 
-    Each family then has an equal say, and no run of a family outweighs another by much, even if its gradient
-    explodes. Gradients that are not finite, and those of runs without any, become zero.
+    A run then contributes a vector of norm at most 1, even if its gradient explodes, and a family counts by
+    its number of runs, whatever the size of its gradients. Gradients whose squared norm is not finite in
+    float32 become zero, and zero stays zero.
 
     Args:
         gradients: Leading axis `pairs`.
     """
-    squares = jax.vmap(optax.tree.norm)(gradients)
-    norms = jnp.where(jnp.isfinite(squares), squares, jnp.nan)
-    divisor = jnp.maximum(norms, jnp.nanmedian(norms))
+    norms = jax.vmap(optax.tree.norm)(gradients)
+    norms = jnp.where(jnp.isfinite(norms), norms, jnp.nan)
+    divisor = jnp.maximum(norms, jnp.nanquantile(norms, 0.5, method="lower"))  # if half of them explode, too
     factor = jnp.where(divisor > 0.0, 1.0 / divisor, 0.0)  # also zero for NaN
 
     def scale(array: Array) -> Array:

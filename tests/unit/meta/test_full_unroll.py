@@ -108,16 +108,32 @@ def test_end_meta_loss_is_the_mean_of_the_last_fifth_of_each_run(data: FamilyDat
     config = dataclasses.replace(CONFIG, estimator=estimator, meta_loss="end")
     if estimator == "full-es":
         state, losses = _run(config, data)
-        lengths = np.asarray(state.length)
-    else:
-        config = dataclasses.replace(config, truncation_length=20, min_unroll=20)
-        _, losses = _run(config, data, length=20)
-        lengths = np.full(config.num_pairs, 20)
+        lengths, total = np.asarray(state.length), 1.0
+    else:  # one truncation of 20 steps with whole runs of 20, as if there were two of them on average
+        config = dataclasses.replace(config, truncation_length=20, min_unroll=20, max_unroll=60)
+        config = dataclasses.replace(config, unroll_law="uniform")
+        weight = truncation.loss_weight(jnp.arange(20), jnp.int32(20), config)
+        losses = Losses(weight, weight, weight, weight, weight, weight, weight[:, None])
+        lengths, total = np.array([20]), 2.0
     counted = np.maximum(1, np.round(0.2 * lengths))
     steps = np.arange(losses.weight.shape[0])[:, None]
     expected = (steps >= lengths - counted) & (steps < lengths)
     np.testing.assert_array_equal(np.asarray(losses.weight) > 0, expected)
-    np.testing.assert_allclose(np.sum(losses.weight, axis=0), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(np.sum(losses.weight, axis=0), total, rtol=1e-6)
+
+
+def test_parameters_stay_after_the_end_of_a_run(data: FamilyData) -> None:
+    """So that what happens there, at a cosine's rising rate, has no part in a derivative.
+
+    With longer segments, all runs take more steps after their end.
+    """
+    ends = [
+        _run(dataclasses.replace(CONFIG, truncation_length=length), data)[0]
+        for length in (CONFIG.truncation_length, CONFIG.max_unroll)
+    ]
+    assert int(ends[0].step[0]) < int(ends[1].step[0])
+    for few, many in zip(*(jax.tree.leaves(state.params) for state in ends), strict=True):
+        np.testing.assert_allclose(few, many, rtol=1e-5, atol=1e-7)
 
 
 def test_held_out_losses_are_of_images_that_nothing_is_trained_on(data: FamilyData) -> None:

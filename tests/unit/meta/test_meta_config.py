@@ -75,6 +75,7 @@ def test_published_setting_has_32_pairs() -> None:
         ({"tasks_per_set": 0}, "tasks_per_set must be at least 1"),
         ({"truncation_length": 200}, "truncation_length"),
         ({"min_unroll": 3000}, "3000"),
+        ({"estimator": "full-es", "min_unroll": 3000}, "min_unroll must be at most max_unroll"),
         ({"scale_range": (2.0, 1.0)}, "scale_range"),
         ({"datasets": ()}, "at least one image set"),
         ({"rate_spread": 0.5}, "rate_spread is a factor of at least 1"),

@@ -141,7 +141,7 @@ def unroll_groups(
     *,
     config: MetaConfig,
 ) -> tuple[tuple[InnerState, ...], tuple[Losses, ...]]:
-    """Applies `unroll`, or `unroll_full` for the "full-es" estimator, to each group.
+    """Applies `unroll`, or `unroll_full` if whole runs are trained, to each group.
 
     Args:
         thetas: The weights of each group's runs, see `unroll`; the arguments below are also per group.

@@ -191,8 +191,8 @@ def unroll_full(
 ) -> tuple[InnerState, Losses]:
     """Runs each pair from a new start to the end of its length.
 
-    All pairs take steps until the longest run has ended, in segments of K; losses after a run's
-    own end have weight zero. The result does not depend on K.
+    All pairs take steps until the longest run has ended, in segments of K; after a run's own end its
+    parameters stay, and its losses have weight zero. The result does not depend on K.
 
     The arguments and errors are those of `unroll`, except that the runs in `state` are discarded, and the
     axis of the signs may have length 1, as in `make_step`. With `rematerialize`, differentiating the losses
@@ -206,10 +206,16 @@ def unroll_full(
     length = config.truncation_length
     num_pieces = -(-config.max_unroll // length)
     remember = partial(jax.checkpoint, prevent_cse=False) if rematerialize else lambda function: function
-    advance = remember(advance)
+
+    @remember
+    def advance_or_hold(state: InnerState, draws: Draws) -> tuple[InnerState, Losses]:
+        after, losses = advance(state, draws)
+        # Beyond its end a cosine rises again; a run that overflowed there would have a derivative of NaN.
+        held = select_pairs(state.step < state.length, after, state)
+        return held._replace(step=after.step), losses
 
     def run(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
-        return jax.lax.scan(advance, state, draw(piece * length + jnp.arange(length)))
+        return jax.lax.scan(advance_or_hold, state, draw(piece * length + jnp.arange(length)))
 
     def run_unless_ended(state: InnerState, piece: Array) -> tuple[InnerState, Losses]:
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, state, piece)[1])

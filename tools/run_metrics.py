@@ -17,7 +17,7 @@ import numpy as np
 from celo2.meta.config import MetaConfig
 from celo2.meta.run.metrics import read_metrics
 
-ROW = 10  # iterations per row
+ROW = 10  # iterations per row, by default
 
 _MEASURED = ("meta_loss", "grad_norm", "diverged", "resets", "skipped")
 _WHERE_RECORDED = ("signal_to_noise", "resumed", "reverse_share")  # not in every version or recipe
@@ -29,11 +29,12 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("name", type=Path, help="path of the two files, without their endings")
+    parser.add_argument("--row", type=int, default=ROW, help="iterations per row of the table")
     options = parser.parse_args()
-    store_run(options.run, read_metrics(options.run), options.name)
+    store_run(options.run, read_metrics(options.run), options.name, options.row)
 
 
-def store_run(run: Path, records: list[dict[str, Any]], name: Path) -> None:
+def store_run(run: Path, records: list[dict[str, Any]], name: Path, row: int = ROW) -> None:
     """Writes the recipe in a run's folder, and the given metrics."""
     name.parent.mkdir(parents=True, exist_ok=True)
     recipe = MetaConfig.load(run / "config.json")  # refuses recipes that can no longer be repeated
@@ -46,8 +47,8 @@ def store_run(run: Path, records: list[dict[str, Any]], name: Path) -> None:
             *(name for name in _WHERE_RECORDED if any(name in record for record in records)),
         ]
         table.writerow(["step", "seconds", *losses, *measures])
-        for at in range(0, len(records), ROW):
-            part = records[at : at + ROW]
+        for at in range(0, len(records), row):
+            part = records[at : at + row]
             means = [_mean([record["loss_per_task"][loss] for record in part]) for loss in losses]
             means += [_mean([record.get(measured) for record in part]) for measured in measures]
             table.writerow([part[-1]["step"], part[-1]["seconds"], *means])

@@ -49,11 +49,11 @@ def sample_gradient_rms(
 ) -> dict[str, np.ndarray]:
     """Samples the root mean squares of gradients in the inner runs of a recipe, at fixed weights.
 
-    The runs are those of meta-training: its tasks, its learning rates, both signs of a perturbation drawn
-    for each truncation (even if the recipe estimates from whole runs), and a new task when a run ends
-    (even if the recipe lets some continue). At the end of a truncation each unfinished run yields one
-    gradient. The first runs begin midway with an untrained network, so the first `max_unroll` steps are
-    not counted.
+    The runs are those of meta-training: its tasks, its learning rates, both signs of a perturbation drawn for
+    each truncation (even if the recipe trains whole runs, or perturbs nothing), and a new task when a run
+    ends (even if the recipe lets some continue). At the end of a truncation each unfinished run yields one
+    gradient. The first runs begin midway with an untrained network, so the first `max_unroll` steps are not
+    counted.
 
     Args:
         theta: The rule's weights.

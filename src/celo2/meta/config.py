@@ -128,8 +128,7 @@ class MetaConfig:
             Celo2 and Celo2-base only.
         meta_loss: The objective of a rule: the mean "training" loss of the steps; the mean loss of a
             "held-out" batch at each step, from the part of the set not used for training; the "final" loss,
-            the training loss of a run's last step; or that of the "end" of a run, the mean of the training
-            losses of its last fifth.
+            the training loss of a run's last step; or the "end", the mean training loss of its last fifth.
         loss_scale: "linear", or "log": the logarithm of each loss, so that one per cent counts the same on
             every task and at every size of the loss. The difference within a pair then equals that of the log
             ratios to any third rule (such as the start) on the same task, seed, rate and step, which cancels.

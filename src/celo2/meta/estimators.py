@@ -7,11 +7,11 @@
 | `full-es` | whole runs | this iteration's perturbation | a new initialisation |
 | `noise-reuse-es` | K steps | the run's one perturbation | their own states |
 
-The first is unbiased and has the largest variance. The second ignores the effect of a perturbation beyond its
-own K steps: it has small variance, and a bias towards short-sighted rules. The third is unbiased, and as slow
-as its longest run. The fourth is also unbiased: a run keeps its perturbation from first step to last, so
-nothing accumulates. The estimator `full-reverse` perturbs nothing; its gradients come from
-`celo2.meta.reverse`, and `average` makes an estimate of them.
+The first is unbiased, with a variance that grows with the run. The second ignores the effect of a
+perturbation beyond its own K steps: it has small variance, and a bias towards short-sighted rules. The third
+is unbiased, and as slow as its longest run. The fourth is also unbiased: a run keeps its perturbation from
+first step to last, so nothing accumulates. The estimator `full-reverse` perturbs nothing; its gradients come
+from `celo2.meta.reverse`, and `average` averages them.
 
 Source: arXiv 2112.13835, sections 2 and 3, which call them PES and ES; truncated evolution strategies
 continue from one state for both signs, as in learned_optimization's estimator of that name; noise-reuse

@@ -1,7 +1,7 @@
 """Outer iterations of meta-training, and the outer optimizer.
 
-An iteration perturbs theta, unrolls every pair, estimates the meta-gradient and updates theta; or it
-differentiates whole runs at the unperturbed theta. Several iterations are compiled into one program.
+An iteration perturbs theta, unrolls every pair, estimates the meta-gradient and updates theta; or, instead of
+perturbing it, it differentiates whole runs. Several iterations are compiled into one program.
 `make_outer_optimizer` builds the optimizer from the recipe.
 """
 

@@ -1,10 +1,10 @@
 """Reverse-mode meta-gradients: through whole inner runs, or through a few steps and mixed in.
 
 `differentiate_runs`, for the estimator "full-reverse", backpropagates the meta-loss of each inner run from
-its last step to its first. This gradient has no noise from random directions, only that of the tasks, and is
-not short-sighted. Where inner training is chaotic (at high learning rates, in long runs), single gradients
-explode; `normalize` bounds what one run contributes. A run that diverges contributes nothing: its loss is
-clipped, and a constant has no derivative.
+its last step to its first. This gradient has no noise from random directions, only that of tasks and
+batches, and is not short-sighted. Where inner training is chaotic (at high learning rates, in long runs),
+single gradients explode; `normalize` bounds what one run contributes, so the mean is no unbiased estimate.
+Losses at the ceiling have no derivative, and a run whose gradient is not finite is left out.
 
 `compute_gradients`, for `reverse_steps` R above zero, adds to each pair of evolution strategies the gradient
 of its meta-loss over the first R steps of the truncation, at the unperturbed theta. `combine` averages the

@@ -24,14 +24,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from pages import replace_table
-from scipy import stats
 
 from celo2._utils.files import write_atomic
 from celo2.commands.probe import measure
 from celo2.evaluate.environment import describe_environment
 from celo2.jax.runtime import num_cores, use_cpu_devices
 from celo2.meta.config import MetaConfig
-from celo2.meta.probe import ProbeConfig, TaskRecord, compute_score
+from celo2.meta.probe import ProbeConfig, Row, TaskRecord, compute_score
 from celo2.meta.train import TrainOptions, meta_train
 from celo2.weights.checkpoint import load_checkpoint
 
@@ -212,8 +211,8 @@ def _score(scores: Sequence[float | None]) -> list[str]:
         return ["diverged" if scores else "–", "–"]
     if len(known) < 2:
         return [f"{known[0]:+.3f}", "–"]
-    low, high = stats.t.interval(0.95, len(known) - 1, loc=np.mean(known), scale=stats.sem(known))
-    return [f"{np.mean(known):+.3f}", f"{low:+.3f} to {high:+.3f}"]
+    row = Row.of("score", known)
+    return [f"{row.mean:+.3f}", f"{row.low:+.3f} to {row.high:+.3f}"]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+from jax.flatten_util import ravel_pytree
 
 from celo2.config import RuleConfig
 from celo2.evaluate.environment import describe_environment
@@ -40,6 +40,7 @@ from celo2.meta.config import MetaConfig
 from celo2.meta.inner.families import init_groups, load_datasets, set_index, stack_data, unroll_groups
 from celo2.meta.inner.theta import BUILT_IN, init_theta
 from celo2.meta.pes import Theta
+from celo2.meta.probe import Row
 from celo2.tasks.families.base import TaskData
 from celo2.weights.checkpoint import load_checkpoint
 
@@ -104,7 +105,7 @@ def measure(config: MetaConfig, calls: int) -> Iterator[str]:
     """Yields the cells of one family's row."""
     theta = init_theta(jax.random.key(config.seed), config)
     data = stack_data(load_datasets(config), config)
-    gradients = _differentiate(config, theta, data, calls)
+    gradients = differentiate(config, theta, data, calls)
     norms = np.linalg.norm(gradients, axis=1)
     yield f"{len(gradients)} of {calls * AT_ONCE}"
     yield f"{np.median(norms):.3f}"
@@ -113,29 +114,28 @@ def measure(config: MetaConfig, calls: int) -> Iterator[str]:
     signal = max(0.0, float(mean @ mean - variance / len(gradients)))
     yield f"{np.sqrt(signal):.3f}" if signal else "not resolved"
     yield f"{signal / variance:.3f}" if signal else ""
-    measure_loss = _make_loss(config, data, calls)
+    measure_loss = make_loss(config, data, calls)
     before = measure_loss(theta)
     for distance in DISTANCES:
-        ratios = measure_loss(_move(theta, -distance * mean / np.linalg.norm(mean))) - before
-        error = stats.t.ppf(0.975, len(ratios) - 1) * stats.sem(ratios)
+        moved = move(theta, -distance * mean / np.linalg.norm(mean))
+        row = Row.of(f"{distance:g}", measure_loss(moved) - before)
         linear = -100 * distance * signal / np.linalg.norm(mean)
         predicted = f" ({linear:.2f})" if signal else ""
-        yield f"{100 * ratios.mean():+.2f} ± {100 * error:.2f} %{predicted}"
+        yield f"{100 * row.mean:+.2f} ± {100 * (row.high - row.mean):.2f} %{predicted}"
 
 
-def _differentiate(config: MetaConfig, theta: Theta, data: TaskData, calls: int) -> np.ndarray:
+def differentiate(config: MetaConfig, theta: Theta, data: TaskData, calls: int) -> np.ndarray:
     """Returns the finite gradients of the runs, `(runs, weights)` float64."""
-    differentiate = jax.jit(partial(reverse.differentiate_runs, config=config))
+    compute = jax.jit(partial(reverse.differentiate_runs, config=config))
     found = []
     for call in range(calls):
-        _, (gradients,) = differentiate(theta, (_keys(config, call),), set_index(config), data)
-        rows = [np.asarray(gradients[name], np.float64).reshape(AT_ONCE, -1) for name in sorted(theta)]
-        found.append(np.concatenate(rows, axis=1))
-    together = np.concatenate(found)
+        _, (gradients,) = compute(theta, (_keys(config, call),), set_index(config), data)
+        found.append(jax.vmap(lambda each: ravel_pytree(each)[0])(gradients))
+    together = np.concatenate(found, dtype=np.float64)
     return together[np.isfinite(together).all(axis=1)]
 
 
-def _make_loss(config: MetaConfig, data: TaskData, calls: int) -> Callable[[Theta], np.ndarray]:
+def make_loss(config: MetaConfig, data: TaskData, calls: int) -> Callable[[Theta], np.ndarray]:
     """Makes a function from weights to the log losses of runs on which nothing was differentiated."""
     unroll = jax.jit(partial(unroll_groups, config=config))
 
@@ -155,14 +155,10 @@ def _keys(config: MetaConfig, call: int) -> Any:
     return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), call), AT_ONCE)
 
 
-def _move(theta: Theta, change: np.ndarray) -> Theta:
-    """Adds one row of `_differentiate` to the weights."""
-    moved, position = {}, 0
-    for name in sorted(theta):
-        part = change[position : position + theta[name].size]
-        moved[name] = theta[name] + jnp.asarray(part, jnp.float32).reshape(theta[name].shape)
-        position += theta[name].size
-    return moved
+def move(theta: Theta, change: np.ndarray) -> Theta:
+    """Adds a change, like a row of `differentiate`, to the weights."""
+    flat, unravel = ravel_pytree(theta)
+    return unravel(flat + jnp.asarray(change, flat.dtype))
 
 
 if __name__ == "__main__":

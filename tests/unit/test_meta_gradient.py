@@ -21,24 +21,24 @@ BENCHMARK = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
 def test_a_small_move_changes_the_loss_by_what_the_gradient_predicts() -> None:
-    """On the runs of the second call, which are those that `_make_loss` measures for one call."""
+    """On the runs of the second call, which are those that `make_loss` measures for one call."""
     config = dataclasses.replace(
         BENCHMARK.make_recipe("adam", "mlp", 20),
         variant="celo2-base",
         rule_options=("ff_hidden_size=2", "initial_momentum_decays=[0.9]", "initial_adafactor_decays=[0.9]"),
     )
     theta, data = init_theta(jax.random.key(0), config), stack_data(load_datasets(config), config)
-    # The starts of the features' columns have second derivatives only, so a random point is better.
+    # At the start itself, weights of units without an output have no first derivative.
     theta = {
         name: array + 0.05 * jax.random.normal(jax.random.key(1), array.shape)
         for name, array in theta.items()
     }
-    gradients = BENCHMARK._differentiate(config, theta, data, 2)
+    gradients = BENCHMARK.differentiate(config, theta, data, 2)
     assert len(gradients) == 2 * BENCHMARK.AT_ONCE
     mean = gradients[BENCHMARK.AT_ONCE :].mean(axis=0)
-    loss = BENCHMARK._make_loss(config, data, 1)
+    loss = BENCHMARK.make_loss(config, data, 1)
     step = SIZE * mean / np.linalg.norm(mean)
-    one, two = (loss(BENCHMARK._move(theta, sign * step)).mean() for sign in (1.0, -1.0))
+    one, two = (loss(BENCHMARK.move(theta, sign * step)).mean() for sign in (1.0, -1.0))
     assert (one - two) / 2 == pytest.approx(SIZE * np.linalg.norm(mean), rel=0.2)
 
 

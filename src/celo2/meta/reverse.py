@@ -103,11 +103,10 @@ def normalize(gradients: Theta) -> Theta:
     divisor = jnp.maximum(norms, jnp.nanquantile(norms, 0.5, method="lower"))  # if half of them explode, too
     factor = jnp.where(divisor > 0.0, 1.0 / divisor, 0.0)  # also zero for NaN
 
-    def scale(array: Array) -> Array:
-        each = factor.reshape(factor.shape + (1,) * (array.ndim - 1))
-        return jnp.where(each > 0.0, each * array, 0.0)
+    def scale(gradient: Theta, factor: Array) -> Theta:
+        return {name: jnp.where(factor > 0.0, factor * array, 0.0) for name, array in gradient.items()}
 
-    return {name: scale(array) for name, array in gradients.items()}
+    return jax.vmap(scale)(gradients, factor)
 
 
 def compute_gradients(

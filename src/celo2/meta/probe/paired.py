@@ -42,6 +42,17 @@ class Row:
     high: float
     seen: float
 
+    @classmethod
+    def of(cls, name: str, values: Sequence[float] | np.ndarray) -> Row:
+        """Summarizes the log ratios of a task's seeds, or those of several tasks."""
+        values = np.asarray(values, np.float64)
+        mean, count = float(values.mean()), len(values)
+        if count < 2:
+            return cls(name, mean, math.nan, math.nan, math.nan, math.nan)
+        error = float(values.std(ddof=1) / math.sqrt(count))
+        half = error * float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1))
+        return cls(name, mean, error, mean - half, mean + half, detectable(error, count))
+
     def format(self) -> str:
         """Formats the mean and its interval in per cent of the loss: `-3.1 % [-4.0, -2.2]`."""
         if math.isnan(self.error):
@@ -90,11 +101,11 @@ def compare(
             raise ValueError(f"the reference has not been trained on {name!r}; probe the same tasks.")
         ratios = log_ratios(record, reference[name], measure)
         count = len(ratios)
-        rows.append(_row(name, ratios))
+        rows.append(Row.of(name, ratios))
     errors = [row.error for row in rows]
     return Comparison(
         tuple(rows),
-        _row("mean", np.asarray([row.mean for row in rows])),
+        Row.of("mean", np.asarray([row.mean for row in rows])),
         math.sqrt(sum(error**2 for error in errors)) / len(errors),
         count,
     )
@@ -109,13 +120,3 @@ def detectable(error: float, count: int) -> float:
     """
     degrees = count - 1
     return float(error * (stats.t.ppf(0.5 + CONFIDENCE / 2, degrees) + stats.t.ppf(POWER, degrees)))
-
-
-def _row(name: str, values: Sequence[float] | np.ndarray) -> Row:
-    values = np.asarray(values, np.float64)
-    mean, count = float(values.mean()), len(values)
-    if count < 2:
-        return Row(name, mean, math.nan, math.nan, math.nan, math.nan)
-    error = float(values.std(ddof=1) / math.sqrt(count))
-    half = error * float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1))
-    return Row(name, mean, error, mean - half, mean + half, detectable(error, count))
